@@ -23,6 +23,7 @@ def include_path() -> str:
 
 
 def protobuf(target: Path) -> None:
+    target.mkdir(parents=True)
     protos = sorted(str(p.relative_to(ROOT / "protos")) for p in (ROOT / "protos").rglob("*.proto"))
     well_known = str(files("grpc_tools").joinpath("_proto"))
     out = [f"--{kind}_out={option}{target}" for kind, option in (("python", ""), ("grpc_python", ""), ("mypy", "quiet:"), ("mypy_grpc", "quiet:"))]

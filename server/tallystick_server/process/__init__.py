@@ -1,0 +1,1 @@
+"""Above the services: configuration, wiring, commands."""

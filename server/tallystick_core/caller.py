@@ -1,0 +1,41 @@
+"""Who calls, and what roles let them call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tallystick_core.refusal import Reason, Refused
+
+
+class Role(StrEnum):
+    """What a caller may be."""
+
+    TEAM = "team"
+    """Creates payments and sees its own."""
+    SERVICE = "service"
+    """One of the platform's services."""
+    OPERATOR = "operator"
+    """On call, or finance: sees everything, sets policies, corrects."""
+    AUDITOR = "auditor"
+    """Reads the book."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller."""
+
+    name: str
+    roles: frozenset[Role]
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether other callers' payments are visible too."""
+        return Role.OPERATOR in self.roles
+
+
+def authorize(caller: Caller, allowed: frozenset[Role]) -> None:
+    """Raises METHOD_FORBIDDEN unless the caller has one of the roles."""
+    if caller.roles.isdisjoint(allowed):
+        wanted = " or ".join(sorted(allowed))
+        raise Refused(Reason.METHOD_FORBIDDEN, f"This method is for callers with the role {wanted}.")

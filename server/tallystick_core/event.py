@@ -1,0 +1,20 @@
+"""What an event is about: the names of types and aggregates."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class EventType(StrEnum):
+    """What an event tells; the same names as `tallystick.event.v1.EventType`."""
+
+    PAYMENT_CREATED = "PAYMENT_CREATED"
+    PAYMENT_CLOSED = "PAYMENT_CLOSED"
+    PAYMENT_ORDER_CHANGED = "PAYMENT_ORDER_CHANGED"
+    WALLET_CHANGED = "WALLET_CHANGED"
+    WALLET_POLICY_CHANGED = "WALLET_POLICY_CHANGED"
+    TRANSACTION_POSTED = "TRANSACTION_POSTED"
+
+
+def event_id(aggregate_id: str, version: int) -> str:
+    return f"{aggregate_id}/{version}"

@@ -1,0 +1,113 @@
+"""Ids and texts that callers send: what they may be made of, and that no card number hides in them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from tallystick_core.refusal import Reason, Refused
+
+_ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
+_TOKEN = re.compile(r"\A[!-~]{1,255}\Z", re.ASCII)
+_COUNTRY = re.compile(r"\A[A-Z]{2}\Z", re.ASCII)
+_MANY_DIGITS = re.compile(r"[0-9](?:[^0-9A-Za-z]{0,3}[0-9]){12,}", re.ASCII)
+_DIGITS = re.compile(r"[0-9]+", re.ASCII)
+
+# Who issues cards: first and last prefix, and the lengths their numbers have.
+_ISSUERS = (
+    ("4", "4", (13, 16, 19)),
+    ("51", "55", (16,)),
+    ("2221", "2720", (16,)),
+    ("34", "34", (15,)),
+    ("37", "37", (15,)),
+    ("6011", "6011", (16, 19)),
+    ("644", "659", (16, 19)),
+    ("62", "62", (16, 17, 18, 19)),
+    ("3528", "3589", (16, 19)),
+    ("300", "305", (14,)),
+    ("36", "36", (14,)),
+    ("38", "39", (14,)),
+    ("5018", "5018", (13, 16, 19)),
+    ("5020", "5020", (13, 16, 19)),
+    ("5038", "5038", (13, 16, 19)),
+    ("6304", "6304", (13, 16, 19)),
+    ("6759", "6763", (13, 16, 19)),
+)
+
+
+def parse_id(text: str, field: str) -> str:
+    """An id of the contract's form. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if _ID.match(text) is None:
+        if not text:
+            raise Refused(Reason.FIELD_REQUIRED, f"{field} is required.", field=field)
+        raise Refused(Reason.FIELD_INVALID, f"{field} must be 1 to 64 of A-Z a-z 0-9 _ -, beginning with a letter or digit.", field=field)
+    if len(text) > 12:
+        refuse_card_number(text, field)
+    return text
+
+
+def parse_text(text: str, field: str, most: int) -> str:
+    """Free text without NUL, of at most `most` characters. Raises FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if len(text) > most:
+        raise Refused(Reason.FIELD_INVALID, f"{field} must have at most {most} characters.", field=field)
+    if "\0" in text:
+        raise Refused(Reason.FIELD_INVALID, f"{field} must not contain the character U+0000.", field=field)
+    refuse_card_number(text, field)
+    return text
+
+
+def parse_token(text: str, field: str) -> str:
+    """A provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if not text:
+        raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: the provider's token.", field=field)
+    if _TOKEN.match(text) is None:
+        raise Refused(Reason.FIELD_INVALID, f"{field} must be 1 to 255 visible ASCII characters.", field=field)
+    refuse_card_number(text, field)
+    return text
+
+
+def parse_country(text: str, field: str) -> str:
+    """An ISO 3166-1 alpha-2 code, or empty. Raises FIELD_INVALID."""
+    if text and _COUNTRY.match(text) is None:
+        raise Refused(Reason.FIELD_INVALID, f"{field} must be two capital letters (ISO 3166-1), or empty.", field=field)
+    return text
+
+
+def refuse_card_number(text: str, field: str) -> None:
+    """Raises CARD_NUMBER_REFUSED if `text` holds a card number, also spaced, dashed, full-width or split by a few signs."""
+    if len(text) < 13:
+        return
+    for cluster in _MANY_DIGITS.findall(text if text.isascii() else _plain_digits(text)):
+        if _holds_card_number(_DIGITS.findall(cluster)):
+            raise Refused(Reason.CARD_NUMBER_REFUSED, f"{field} holds what looks like a card number; send the provider's token.", field=field)
+
+
+def _plain_digits(text: str) -> str:
+    """Every decimal digit of any script as an ASCII one; invisible characters dropped."""
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
+
+
+def _holds_card_number(groups: list[str]) -> bool:
+    """Whether consecutive groups of digits make up a card number; groups are not cut, or every tenth order number would be one."""
+    for first in range(len(groups)):
+        number = ""
+        for group in groups[first:]:
+            number += group
+            if len(number) > 19:
+                break
+            if len(number) >= 13 and _is_card_number(number):
+                return True
+    return False
+
+
+def _is_card_number(number: str) -> bool:
+    issued = any(low <= number[: len(low)] <= high and len(number) in lengths for low, high, lengths in _ISSUERS)
+    return issued and _luhn(number)
+
+
+def _luhn(number: str) -> bool:
+    total = 0
+    for place, digit in enumerate(reversed(number)):
+        value = int(digit) * (1 + place % 2)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0

@@ -1,0 +1,184 @@
+"""Double entry: postings, the accounts of each fact, and the hash chain."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import sha256
+
+from tallystick_core.canonical import canonical, fingerprint
+from tallystick_core.refusal import Reason, Refused
+
+BOOK = "main"
+"""The one book there is now. Its writers take turns, so more books, not more writers, are the way to more postings."""
+GENESIS = bytes(32)
+"""The hash before the first transaction."""
+MOST_ENTRIES = 20
+
+_ACCOUNT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,3}\Z", re.ASCII)
+_TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Kind(StrEnum):
+    """What kind of fact a transaction books; the same names as `tallystick.ledger.v1.TransactionKind`."""
+
+    PAY_IN = "PAY_IN"
+    PROVIDER_FEE = "PROVIDER_FEE"
+    UNAPPLIED = "UNAPPLIED"
+    REFUND = "REFUND"
+    CHARGEBACK = "CHARGEBACK"
+    SETTLEMENT = "SETTLEMENT"
+    BANK_LINE = "BANK_LINE"
+    PAYOUT = "PAYOUT"
+    PAYOUT_RETURN = "PAYOUT_RETURN"
+    ADJUSTMENT = "ADJUSTMENT"
+    REVERSAL = "REVERSAL"
+    EXCHANGE = "EXCHANGE"
+    WRITE_OFF = "WRITE_OFF"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One entry to post: minor units, a credit above zero, a debit below."""
+
+    account: str
+    currency: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One transaction to post. `effective_time` None: when it is posted."""
+
+    kind: Kind
+    cause_id: str
+    caller: str
+    lines: tuple[Line, ...]
+    description: str = ""
+    effective_time: datetime | None = None
+    reverses: int | None = None
+    """The sequence of the transaction it reverses."""
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values."""
+        lines = (value for line in self.lines for value in (line.account, line.currency, line.amount))
+        return fingerprint(self.kind, self.cause_id, self.description, _micros(self.effective_time), self.reverses or 0, *lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a book."""
+
+    sequence: int
+    hash: bytes
+    post_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Chained:
+    """A posting with its place in the book, and every account's balance after each of its lines."""
+
+    posting: Posting
+    sequence: int
+    previous_hash: bytes
+    hash: bytes
+    effective_time: datetime
+    post_time: datetime
+    balances_after: tuple[int, ...]
+
+
+def pay_in(order_id: str, caller: str, provider: str, buyer: str, seller: str, currency: str, amount: int, fee: int) -> Posting:
+    """An order was paid: the provider owes us what the buyer gave, and the seller and the platform own it."""
+    lines = [
+        Line(f"psp/{provider}/clearing", currency, -amount),
+        Line(f"buyers/{buyer}", currency, amount),
+        Line(f"buyers/{buyer}", currency, -amount),
+        Line(f"sellers/{seller}", currency, amount - fee),
+    ]
+    if fee:
+        lines.append(Line("platform/fees", currency, fee))
+    return Posting(Kind.PAY_IN, order_id, caller, tuple(lines))
+
+
+def reversal(of: Posting, sequence: int, reason: str, caller: str) -> Posting:
+    """The mirror image of a posted transaction."""
+    lines = tuple(replace(line, amount=-line.amount) for line in of.lines)
+    return Posting(Kind.REVERSAL, transaction_id(sequence), caller, lines, description=reason, reverses=sequence)
+
+
+def refuse_reversal(of: Posting) -> None:
+    """Raises STATE_FORBIDS for what is corrected through the wallet, or is a reversal itself."""
+    if any(line.account.startswith("sellers/") for line in of.lines):
+        raise Refused(
+            Reason.STATE_FORBIDS,
+            "The transaction touches a seller's account; it is corrected through the wallet.",
+            metadata={"state": "TOUCHES_SELLER", "verb": "REVERSE"},
+        )
+    if of.kind is Kind.REVERSAL:
+        raise Refused(Reason.STATE_FORBIDS, "A reversal is not reversed.", metadata={"state": "REVERSAL", "verb": "REVERSE"})
+
+
+def check_balanced(lines: Sequence[Line]) -> None:
+    """Raises ENTRIES_UNBALANCED unless the lines sum to zero in each currency."""
+    sums: Counter[str] = Counter()
+    for line in lines:
+        sums[line.currency] += line.amount
+    for currency, total in sums.items():
+        if total:
+            raise Refused(Reason.ENTRIES_UNBALANCED, f"The entries in {currency} must sum to zero.", field="entries")
+
+
+def parse_account(text: str, field: str) -> str:
+    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    if not text:
+        raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: a path such as sellers/s-1.", field=field)
+    if _ACCOUNT.match(text) is None:
+        raise Refused(Reason.FIELD_INVALID, f"{field} must be one to four ids joined by /, such as sellers/s-1.", field=field)
+    return text
+
+
+def transaction_id(sequence: int, book: str = BOOK) -> str:
+    return f"{book}-{sequence}"
+
+
+def parse_transaction_id(text: str, field: str = "transaction_id") -> int:
+    """The sequence of a transaction of the book. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    found = _TRANSACTION_ID.match(text)
+    if found is None or found[1] != BOOK:
+        reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
+        raise Refused(reason, f"{field} must be an id that the ledger gave, such as main-1.", field=field)
+    return int(found[2])
+
+
+def chain(head: Head, posting: Posting, post_time: datetime, balances: dict[tuple[str, str], int]) -> Chained:
+    """Puts a posting behind the head, and moves `balances` (account and currency to balance) on by it."""
+    after = []
+    for line in posting.lines:
+        key = (line.account, line.currency)
+        balances[key] += line.amount
+        after.append(balances[key])
+    sequence = head.sequence + 1
+    effective = posting.effective_time or post_time
+    digest = chain_hash(head.hash, posting, sequence, effective, post_time)
+    return Chained(posting, sequence, head.hash, digest, effective, post_time, tuple(after))
+
+
+def chain_hash(previous: bytes, posting: Posting, sequence: int, effective_time: datetime, post_time: datetime) -> bytes:
+    """SHA-256(previous hash ‖ canonical bytes of the transaction)."""
+    lines = (value for line in posting.lines for value in (line.account, line.currency, line.amount))
+    times = (_micros(effective_time), _micros(post_time))
+    head = (BOOK, sequence, posting.kind, posting.cause_id, posting.caller, posting.description, posting.reverses or 0)
+    return sha256(previous + canonical(*head, *times, *lines)).digest()
+
+
+def _micros(time: datetime | None) -> int | str:
+    """Microseconds since 1970 UTC, exactly; "" for no time."""
+    if time is None:
+        return ""
+    delta = time - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

@@ -1,0 +1,176 @@
+"""Pay-in: what a payment is made of, and the table of its orders' states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from tallystick_core.canonical import fingerprint
+from tallystick_core.money import share
+from tallystick_core.provider import Declined, NotSent, Outcome, Pending, Succeeded, Unknown
+from tallystick_core.refusal import Reason, Refused
+
+MOST_ORDERS = 200
+
+
+class Status(StrEnum):
+    """`payment_order_status`: how far the demand for one order has come."""
+
+    NOT_STARTED = "NOT_STARTED"
+    EXECUTING = "EXECUTING"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+    PENDING = "PENDING"
+
+
+class Happening(StrEnum):
+    """What can happen to an order: the risk check's verdicts, and the provider's five answers."""
+
+    RISK_PASSED = "RISK_PASSED"
+    RISK_REFUSED = "RISK_REFUSED"
+    SUCCEEDED = "SUCCEEDED"
+    DECLINED = "DECLINED"
+    PENDING = "PENDING"
+    NOT_SENT = "NOT_SENT"
+    UNKNOWN = "UNKNOWN"
+
+
+MOVES: dict[tuple[Status, Happening], Status] = {
+    # moved on by accept, in the transaction that stores the order
+    (Status.NOT_STARTED, Happening.RISK_PASSED): Status.EXECUTING,
+    (Status.NOT_STARTED, Happening.RISK_REFUSED): Status.FAILED,
+    # moved on by the provider's answer; without a definite one the sweep sends the same key again
+    (Status.EXECUTING, Happening.SUCCEEDED): Status.SUCCESS,
+    (Status.EXECUTING, Happening.DECLINED): Status.FAILED,
+    (Status.EXECUTING, Happening.PENDING): Status.PENDING,
+    (Status.EXECUTING, Happening.NOT_SENT): Status.EXECUTING,
+    (Status.EXECUTING, Happening.UNKNOWN): Status.EXECUTING,
+    # moved on by the provider, in its own time
+    (Status.PENDING, Happening.SUCCEEDED): Status.SUCCESS,
+    (Status.PENDING, Happening.DECLINED): Status.FAILED,
+    (Status.PENDING, Happening.PENDING): Status.PENDING,
+    (Status.PENDING, Happening.NOT_SENT): Status.PENDING,
+    (Status.PENDING, Happening.UNKNOWN): Status.PENDING,
+}
+
+FINAL = frozenset({Status.SUCCESS, Status.FAILED})
+
+_HAPPENING: dict[type, Happening] = {
+    Succeeded: Happening.SUCCEEDED,
+    Declined: Happening.DECLINED,
+    Pending: Happening.PENDING,
+    NotSent: Happening.NOT_SENT,
+    Unknown: Happening.UNKNOWN,
+}
+
+
+def move(status: Status, happening: Happening) -> Status:
+    """The status after. Raises STATE_FORBIDS for what cannot happen to an order in that status."""
+    try:
+        return MOVES[status, happening]
+    except KeyError:
+        raise Refused(
+            Reason.STATE_FORBIDS, f"An order that is {status} takes no {happening}.", metadata={"state": status, "verb": happening}
+        ) from None
+
+
+def happening(outcome: Outcome) -> Happening:
+    return _HAPPENING[type(outcome)]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One seller's share of a payment, as the caller asked for it. Amounts in minor units; `platform_fee` None: as configured."""
+
+    payment_order_id: str
+    buyer_account: str
+    seller_account: str
+    amount: int
+    currency: str
+    platform_fee: int | None
+
+    def values(self) -> tuple[str | int, ...]:
+        """What makes two orders the same."""
+        fee = "" if self.platform_fee is None else self.platform_fee
+        return (self.payment_order_id, self.buyer_account, self.seller_account, self.amount, self.currency, fee)
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentEvent:
+    """What the caller sent, parsed. `orders` are sorted by id, so that the order in which they came makes no difference."""
+
+    checkout_id: str
+    caller: str
+    buyer_info: str
+    seller_info: str
+    buyer_country: str
+    payment_token: str
+    payment_method_type: str
+    charging: str
+    on_partial: str
+    orders: tuple[Order, ...]
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values, however they were written."""
+        head = (self.checkout_id, self.caller, self.buyer_info, self.seller_info, self.buyer_country)
+        how = (self.payment_token, self.payment_method_type, self.charging, self.on_partial)
+        return fingerprint(*head, *how, *(value for order in self.orders for value in order.values()))
+
+
+def first_difference(sent: PaymentEvent, stored: PaymentEvent) -> str:
+    """The contract's name of the first field in which two events differ, in the order of the request."""
+    names = ("buyer_info", "seller_info", "buyer_country", "payment_token", "payment_method_type", "charging", "on_partial")
+    for name in names:
+        if getattr(sent, name) != getattr(stored, name):
+            return "credit_card_info" if name == "payment_token" else name
+    if len(sent.orders) != len(stored.orders):
+        return "payment_orders"
+    order_fields = ("payment_order_id", "buyer_account", "seller_account", "amount", "currency", "platform_fee")
+    for place, (ours, theirs) in enumerate(zip(sent.orders, stored.orders, strict=True)):
+        for name, here, there in zip(order_fields, ours.values(), theirs.values(), strict=True):
+            if here != there:
+                return f"payment_orders[{place}].{name}"
+    return "checkout_id"
+
+
+@dataclass(frozen=True, slots=True)
+class FeeRates:
+    """What the platform keeps of a sale, in parts per million, where the order does not say."""
+
+    default: int
+    by_seller: dict[str, int]
+
+    def fee(self, order: Order) -> int:
+        """The order's own fee, or the configured rate of its amount; the seller always gets at least one minor unit."""
+        if order.platform_fee is not None:
+            return order.platform_fee
+        return min(share(order.amount, self.by_seller.get(order.seller_account, self.default)), order.amount - 1)
+
+
+def charge_id(event: PaymentEvent, order: Order) -> str:
+    """The demand that covers an order: its own, or the checkout's."""
+    return f"c-{event.checkout_id}" if event.charging == "TOGETHER" else f"o-{order.payment_order_id}"
+
+
+def provider_key(environment: str, charge: str, attempt: int) -> str:
+    """The idempotency key a provider gets: "{environment}-{charge_id}-{attempt}"."""
+    return f"{environment}-{charge}-{attempt}"
+
+
+def judge(outcome: Outcome, amount: int, currency: str) -> Outcome:
+    """What an answer means for the orders of a charge of this amount: money that fits no order never makes one a SUCCESS."""
+    if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):
+        return Declined("PROVIDER_MISMATCH", reference=outcome.reference)
+    return outcome
+
+
+def refuse_siblings(event: PaymentEvent, verdicts: dict[str, str]) -> dict[str, str]:
+    """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those that did not."""
+    if event.on_partial != "ALL_OR_NOTHING" or not verdicts:
+        return verdicts
+    return {order.payment_order_id: verdicts.get(order.payment_order_id, "SIBLING_FAILED") for order in event.orders}
+
+
+def normalised(event: PaymentEvent) -> PaymentEvent:
+    """The event with its orders sorted by id."""
+    return replace(event, orders=tuple(sorted(event.orders, key=lambda order: order.payment_order_id)))

@@ -1,0 +1,82 @@
+"""The closed list of refusals, and the exception that carries one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a call or an item is refused. The same names as `tallystick.error.v1.Reason`, which describes each."""
+
+    FIELD_REQUIRED = "FIELD_REQUIRED"
+    FIELD_INVALID = "FIELD_INVALID"
+    AMOUNT_INVALID = "AMOUNT_INVALID"
+    AMOUNT_PRECISION = "AMOUNT_PRECISION"
+    AMOUNT_OUT_OF_RANGE = "AMOUNT_OUT_OF_RANGE"
+    CURRENCY_UNKNOWN = "CURRENCY_UNKNOWN"
+    TOO_MANY_ITEMS = "TOO_MANY_ITEMS"
+    DUPLICATE_ITEM = "DUPLICATE_ITEM"
+    SAME_ACCOUNT = "SAME_ACCOUNT"
+    CARD_NUMBER_REFUSED = "CARD_NUMBER_REFUSED"
+    ENTRIES_UNBALANCED = "ENTRIES_UNBALANCED"
+    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
+    MESSAGE_MALFORMED = "MESSAGE_MALFORMED"
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
+    CREDENTIALS_INVALID = "CREDENTIALS_INVALID"
+    METHOD_FORBIDDEN = "METHOD_FORBIDDEN"
+    SECOND_PERSON_REQUIRED = "SECOND_PERSON_REQUIRED"
+    NOT_FOUND = "NOT_FOUND"
+    KEY_REUSED = "KEY_REUSED"
+    ID_TAKEN = "ID_TAKEN"
+    KEY_IN_USE = "KEY_IN_USE"
+    CONFLICT = "CONFLICT"
+    STATE_FORBIDS = "STATE_FORBIDS"
+    HOLD_ENDED = "HOLD_ENDED"
+    ALREADY_REVERSED = "ALREADY_REVERSED"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    HOLD_EXCEEDED = "HOLD_EXCEEDED"
+    BALANCE_OUT_OF_RANGE = "BALANCE_OUT_OF_RANGE"
+    DESTINATION_UNUSABLE = "DESTINATION_UNUSABLE"
+    RATE_LIMITED = "RATE_LIMITED"
+    OVERLOADED = "OVERLOADED"
+    SHUTTING_DOWN = "SHUTTING_DOWN"
+    DEPENDENCY_UNAVAILABLE = "DEPENDENCY_UNAVAILABLE"
+    PROVIDER_UNAVAILABLE = "PROVIDER_UNAVAILABLE"
+    STREAM_EXPIRED = "STREAM_EXPIRED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    METHOD_NOT_BUILT = "METHOD_NOT_BUILT"
+    METHOD_UNKNOWN = "METHOD_UNKNOWN"
+    INTERNAL = "INTERNAL"
+
+
+class Refused(Exception):
+    """A call or an item is refused: the reason for machines, a sentence for people, and the field that has to be mended, if it is one.
+
+    `retry_after` is in seconds, and set where the same request may come back.
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, *, field: str = "", metadata: Mapping[str, str] | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+
+    def below(self, path: str) -> Refused:
+        """The same refusal with its field named from further up, such as "postings[3]"."""
+        field = f"{path}.{self.field}" if self.field else path
+        return Refused(self.reason, self.message, field=field, metadata=self.metadata, retry_after=self.retry_after)
+
+
+def key_reused(field: str) -> Refused:
+    """The same key came again with another value in `field`."""
+    return Refused(Reason.KEY_REUSED, f"This id was used before with another value in {field}.", field=field, metadata={"field": field})
+
+
+def not_found(what: str) -> Refused:
+    return Refused(Reason.NOT_FOUND, f"There is no such {what}.")

@@ -1,0 +1,72 @@
+"""The risk check: a port, and the built-in rules. A rule refuses an order with the name of its FailureReason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tallystick_core.payment import Order, PaymentEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RiskRules:
+    """What the built-in rules refuse. Empty or None: the rule is off."""
+
+    amount_limits: Mapping[str, int] = field(default_factory=dict)
+    """Currency to the largest amount of one order, in minor units."""
+    velocity_limit: int | None = None
+    """The most orders one buyer may have within the window."""
+    velocity_window: float = 3600.0
+    """Seconds."""
+    blocked_accounts: frozenset[str] = frozenset()
+    blocked_countries: frozenset[str] = frozenset()
+
+
+class RiskCheck(Protocol):
+    """A check that needs only our own data, run while a payment is accepted."""
+
+    velocity_window: float | None
+    """Seconds over which a buyer's orders are counted; None: they need not be."""
+
+    def check(self, event: PaymentEvent, recent: Mapping[str, int]) -> dict[str, str]:
+        """The refused orders: payment_order_id to FailureReason. `recent`: each buyer's number of orders within the window."""
+        ...
+
+
+class BuiltInRisk:
+    """The rules, in the order in which they are asked; the first that refuses names the reason."""
+
+    def __init__(self, rules: RiskRules) -> None:
+        self._rules = rules
+        self.velocity_window = rules.velocity_window if rules.velocity_limit is not None else None
+        self._order: tuple[tuple[str, Callable[[PaymentEvent, Order, int], bool]], ...] = (
+            ("RISK_BLOCKED_ACCOUNT", self._blocked_account),
+            ("RISK_BLOCKED_COUNTRY", self._blocked_country),
+            ("RISK_AMOUNT_LIMIT", self._above_limit),
+            ("RISK_VELOCITY", self._too_many),
+        )
+
+    def check(self, event: PaymentEvent, recent: Mapping[str, int]) -> dict[str, str]:
+        refused: dict[str, str] = {}
+        made: Counter[str] = Counter(recent)
+        for order in event.orders:
+            made[order.buyer_account] += 1
+            reason = next((name for name, rule in self._order if rule(event, order, made[order.buyer_account])), None)
+            if reason is not None:
+                refused[order.payment_order_id] = reason
+        return refused
+
+    def _blocked_account(self, _event: PaymentEvent, order: Order, _made: int) -> bool:
+        return not self._rules.blocked_accounts.isdisjoint((order.buyer_account, order.seller_account))
+
+    def _blocked_country(self, event: PaymentEvent, _order: Order, _made: int) -> bool:
+        return event.buyer_country in self._rules.blocked_countries
+
+    def _above_limit(self, _event: PaymentEvent, order: Order, _made: int) -> bool:
+        limit = self._rules.amount_limits.get(order.currency)
+        return limit is not None and order.amount > limit
+
+    def _too_many(self, _event: PaymentEvent, _order: Order, made: int) -> bool:
+        return self._rules.velocity_limit is not None and made > self._rules.velocity_limit

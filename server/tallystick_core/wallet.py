@@ -1,0 +1,191 @@
+"""Sellers' wallets: total functions over the four parts of a balance, and the table of a hold's states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+from tallystick_core.canonical import fingerprint
+from tallystick_core.money import MAX_BALANCE
+from tallystick_core.refusal import Reason, Refused, key_reused
+
+
+class EntryKind(StrEnum):
+    """What changed a wallet."""
+
+    CREDIT = "CREDIT"
+    RELEASE = "RELEASE"
+    DEBIT = "DEBIT"
+    HOLD_PLACED = "HOLD_PLACED"
+    HOLD_CAPTURED = "HOLD_CAPTURED"
+    HOLD_RELEASED = "HOLD_RELEASED"
+    HOLD_EXPIRED = "HOLD_EXPIRED"
+
+
+class HoldState(StrEnum):
+    """How far a hold has come. Only OPEN moves on: by capture, by release, or at its expire_time."""
+
+    OPEN = "OPEN"
+    CAPTURED = "CAPTURED"
+    RELEASED = "RELEASED"
+    EXPIRED = "EXPIRED"
+
+
+HOLD_MOVES: dict[tuple[HoldState, EntryKind], HoldState] = {
+    (HoldState.OPEN, EntryKind.HOLD_CAPTURED): HoldState.CAPTURED,
+    (HoldState.OPEN, EntryKind.HOLD_RELEASED): HoldState.RELEASED,
+    (HoldState.OPEN, EntryKind.HOLD_EXPIRED): HoldState.EXPIRED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """The parts of a wallet in minor units, each at least 0; `owed` is 0 unless `available` is 0."""
+
+    pending: int = 0
+    available: int = 0
+    held: int = 0
+    owed: int = 0
+
+    @property
+    def balance(self) -> int:
+        return self.pending + self.available + self.held - self.owed
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """One seller's wallet in one currency. `version` is the number of its last entry."""
+
+    seller_account: str
+    currency: str
+    balances: Balances = Balances()
+    version: int = 0
+    frozen: bool = False
+    release_delay: int = 0
+    """Seconds a sale stays pending; 0: it is available at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Money set aside in a wallet."""
+
+    hold_id: str
+    seller_account: str
+    currency: str
+    amount: int
+    purpose: str
+    caller: str
+    captured_amount: int = 0
+    state: HoldState = HoldState.OPEN
+    expire_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id."""
+
+    kind: EntryKind
+    cause: str
+    caller: str = ""
+    seller_account: str = ""
+    currency: str = ""
+    amount: int = 0
+    pending: bool = False
+    as_fact: bool = False
+    purpose: str = ""
+    expire_time: datetime | None = None
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values."""
+        expire = self.expire_time.isoformat() if self.expire_time else ""
+        who = (self.kind, self.cause, self.seller_account, self.currency, self.amount)
+        return fingerprint(*who, int(self.pending), int(self.as_fact), self.purpose, expire)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an instruction does: the wallet after it, and the hold after it if it touches one. `amount` is what moved."""
+
+    wallet: Wallet
+    amount: int
+    hold: Hold | None = None
+
+
+def made_available(balances: Balances, amount: int) -> Balances:
+    """Money becomes available; what is owed is repaid first."""
+    repaid = min(balances.owed, amount)
+    return replace(balances, available=balances.available + amount - repaid, owed=balances.owed - repaid)
+
+
+def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction) -> Change:
+    """Decides one instruction that was not made before. All refusals come first, then success is certain.
+
+    Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND, HOLD_ENDED, HOLD_EXCEEDED.
+    """
+    match instruction.kind:
+        case EntryKind.CREDIT:
+            return _credit(wallet, instruction)
+        case EntryKind.DEBIT:
+            return _debit(wallet, instruction)
+        case EntryKind.HOLD_PLACED:
+            return _place_hold(wallet, hold, instruction)
+        case EntryKind.HOLD_CAPTURED | EntryKind.HOLD_RELEASED | EntryKind.HOLD_EXPIRED:
+            return _end_hold(wallet, hold, instruction)
+        case EntryKind.RELEASE:
+            raise Refused(Reason.METHOD_NOT_BUILT, "Releases are not built yet.")
+
+
+def _after(wallet: Wallet, balances: Balances) -> Wallet:
+    if not -MAX_BALANCE <= balances.balance <= MAX_BALANCE:
+        raise Refused(Reason.BALANCE_OUT_OF_RANGE, "The wallet's balance would outgrow what can be booked.")
+    return replace(wallet, balances=balances, version=wallet.version + 1)
+
+
+def _credit(wallet: Wallet, credit: Instruction) -> Change:
+    before = wallet.balances
+    if credit.pending and wallet.release_delay > 0:
+        after = replace(before, pending=before.pending + credit.amount)
+    else:
+        after = made_available(before, credit.amount)
+    return Change(_after(wallet, after), credit.amount)
+
+
+def _refuse_request(wallet: Wallet, amount: int, verb: str) -> None:
+    if wallet.frozen:
+        raise Refused(Reason.STATE_FORBIDS, "The wallet is frozen.", metadata={"state": "FROZEN", "verb": verb})
+    if wallet.balances.available < amount:
+        raise Refused(Reason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for.")
+
+
+def _debit(wallet: Wallet, debit: Instruction) -> Change:
+    before = wallet.balances
+    if not debit.as_fact:
+        _refuse_request(wallet, debit.amount, "DEBIT")
+    taken = min(before.available, debit.amount)
+    after = replace(before, available=before.available - taken, owed=before.owed + debit.amount - taken)
+    return Change(_after(wallet, after), debit.amount)
+
+
+def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction) -> Change:
+    if hold is not None:
+        raise key_reused("hold_id")
+    _refuse_request(wallet, placed.amount, "HOLD")
+    before = wallet.balances
+    after = replace(before, available=before.available - placed.amount, held=before.held + placed.amount)
+    new = Hold(placed.cause, wallet.seller_account, wallet.currency, placed.amount, placed.purpose, placed.caller, expire_time=placed.expire_time)
+    return Change(_after(wallet, after), placed.amount, new)
+
+
+def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction) -> Change:
+    if hold is None:
+        raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
+    state = HOLD_MOVES.get((hold.state, ending.kind))
+    if state is None:
+        raise Refused(Reason.HOLD_ENDED, f"The hold is {hold.state}.", metadata={"state": hold.state, "verb": ending.kind})
+    captured = ending.amount if ending.kind is EntryKind.HOLD_CAPTURED else 0
+    if captured > hold.amount:
+        raise Refused(Reason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")
+    after = made_available(replace(wallet.balances, held=wallet.balances.held - hold.amount), hold.amount - captured)
+    moved = captured if ending.kind is EntryKind.HOLD_CAPTURED else hold.amount
+    return Change(_after(wallet, after), moved, replace(hold, state=state, captured_amount=captured))

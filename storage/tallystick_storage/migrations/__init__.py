@@ -1,0 +1,24 @@
+"""One Alembic history for each service's schema. Every schema has the same `clock()` and `mark`, made by `run` with the first migration."""
+
+from alembic import op
+from sqlalchemy import text
+
+EVERY_SCHEMA = """
+-- The only clock. The simulation replaces it.
+create function clock() returns timestamptz language sql volatile as 'select clock_timestamp()';
+
+-- One row for each writing transaction, so that a lost COMMIT can be told from one that never was.
+create table mark (id uuid primary key, create_time timestamptz not null) with (autovacuum_vacuum_scale_factor = 0.01);
+create index mark_by_time on mark using brin (create_time);
+grant select, insert, delete on mark to {service};
+"""
+
+
+def run(schema: str, *scripts: str) -> None:
+    """Runs SQL in the schema as its owner; {service} and {reader} stand for the service's role and its read-only role."""
+    connection = op.get_bind()
+    roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
+    connection.execute(text(f"set local search_path = {schema}, pg_temp"))
+    driver = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
+    for script in (EVERY_SCHEMA, *scripts):
+        driver.execute(script.replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))

@@ -1,0 +1,40 @@
+"""The numbered stream of events."""
+
+from tallystick_storage.migrations import run
+
+revision = "event_0001"
+down_revision = None
+branch_labels = ("event",)
+depends_on = None
+
+TABLES = """
+create table head (one boolean primary key check (one), cursor bigint not null);
+insert into head values (true, 0);
+
+create table event (
+    cursor bigint primary key,
+    aggregate_id text collate "C" not null,
+    aggregate_version bigint not null,
+    type text not null,
+    create_time timestamptz not null,
+    body bytea not null,  -- the event as a tallystick.event.v1.Event without its cursor
+    unique (aggregate_id, aggregate_version)
+);
+"""
+
+RULES = """
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
+end $$;
+create trigger append_only before update or delete or truncate on event for each statement execute function refuse_change();
+"""
+
+GRANTS = """
+grant select, insert on event to {service};
+grant select, update (cursor) on head to {service};
+"""
+
+
+def upgrade() -> None:
+    run("event", TABLES, RULES, GRANTS)

@@ -1,0 +1,160 @@
+"""The book: head, accounts, transactions, entries."""
+
+from tallystick_storage.migrations import run
+
+revision = "ledger_0001"
+down_revision = None
+branch_labels = ("ledger",)
+depends_on = None
+
+TABLES = """
+create table head (
+    book text primary key,
+    sequence bigint not null,
+    hash bytea not null check (length(hash) = 32),
+    post_time timestamptz not null
+);
+insert into head values ('main', 0, decode(repeat('00', 32), 'hex'), clock());
+
+create table account (
+    account_id bigint generated always as identity primary key,
+    account text collate "C" not null,
+    currency text collate "C" not null,
+    balance numeric(38, 0) not null check (balance <> 'NaN'),
+    entry_count bigint not null check (entry_count >= 0),
+    create_time timestamptz not null,
+    unique (account, currency),
+    unique (account_id, currency)
+) with (fillfactor = 70);
+
+create table tx (
+    book text not null,
+    sequence bigint not null check (sequence > 0),
+    kind text not null,
+    cause_id text collate "C" not null,
+    caller text not null,
+    fingerprint bytea not null check (length(fingerprint) = 32),
+    n int not null check (n >= 2),  -- the number of its entries
+    description text not null,
+    reverses bigint unique,
+    effective_time timestamptz not null,
+    post_time timestamptz not null,
+    previous_hash bytea not null check (length(previous_hash) = 32),
+    hash bytea not null check (length(hash) = 32),
+    primary key (book, sequence),
+    unique (kind, cause_id),
+    foreign key (book, reverses) references tx (book, sequence)
+);
+create index tx_by_time on tx (post_time);
+
+create table entry (
+    book text not null,
+    sequence bigint not null,
+    place smallint not null,
+    account_id bigint not null,
+    currency text not null,
+    amount bigint not null check (amount <> 0 and abs(amount) <= 999999999999999999),  -- a credit above zero, a debit below
+    balance_after numeric(38, 0) not null check (balance_after <> 'NaN'),
+    primary key (book, sequence, place)
+);
+create index entry_by_account on entry (account_id, sequence, place);
+"""
+
+RULES = """
+-- Writers take turns at the head; accounts are locked in the order of their ids. The role itself may update nothing.
+create function lock_head(book_name text) returns table (sequence bigint, hash bytea, post_time timestamptz, now timestamptz)
+language sql volatile security definer set search_path = ledger, pg_temp as $$
+    select h.sequence, h.hash, h.post_time, greatest(h.post_time, clock()) from head h where h.book = book_name for update
+$$;
+
+create function lock_accounts(ids bigint[]) returns table (account_id bigint, balance numeric)
+language sql volatile security definer set search_path = ledger, pg_temp as $$
+    select a.account_id, a.balance from account a where a.account_id = any (ids) order by a.account_id for update
+$$;
+
+-- L1, L3: every transaction is whole as soon as its statement ends, and nothing is ever added to an old one.
+create function entries_are_whole() returns trigger language plpgsql security definer set search_path = ledger, pg_temp as $$
+begin
+    if exists (
+        select from (select distinct book, sequence from added) s
+        left join tx t on t.book = s.book and t.sequence = s.sequence
+        left join lateral (
+            select count(*) as entries, count(a.account_id) as fitting from entry e
+            left join account a on a.account_id = e.account_id and a.currency = e.currency
+            where e.book = s.book and e.sequence = s.sequence) e on true
+        where t.n is null or e.entries <> t.n or e.fitting <> t.n
+    ) then
+        raise exception 'entries without their transaction, or not as many as it has, or in another currency than their account' using errcode = 'P0001';
+    end if;
+    if exists (
+        select from entry e join (select distinct book, sequence from added) s on s.book = e.book and s.sequence = e.sequence
+        group by e.book, e.sequence, e.currency having sum(e.amount) <> 0
+    ) then
+        raise exception 'the entries of a transaction do not sum to zero' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger entries_are_whole after insert on entry referencing new table as added
+    for each statement execute function entries_are_whole();
+
+-- L6, L7: transactions follow the head without a gap, and head and balances move with them.
+create function book_moves_on() returns trigger language plpgsql security definer set search_path = ledger, pg_temp as $$
+declare
+    moved int;
+begin
+    if exists (select from added t where not exists (select from entry e where e.book = t.book and e.sequence = t.sequence)) then
+        raise exception 'a transaction without entries' using errcode = 'P0001';
+    end if;
+    if exists (
+        select from (select t.*, lag(t.hash) over w as hash_before, lag(t.sequence) over w as sequence_before, lag(t.post_time) over w as time_before
+                     from added t window w as (partition by t.book order by t.sequence)) t
+        left join head h on h.book = t.book
+        where h.book is null
+           or t.sequence <> coalesce(t.sequence_before, h.sequence) + 1
+           or t.previous_hash <> coalesce(t.hash_before, h.hash)
+           or t.post_time < coalesce(t.time_before, h.post_time)
+    ) then
+        raise exception 'a transaction does not follow the one before it' using errcode = 'P0001';
+    end if;
+    update head h set sequence = l.sequence, hash = l.hash, post_time = l.post_time
+    from (select distinct on (book) book, sequence, hash, post_time from added order by book, sequence desc) l where h.book = l.book;
+    with s as (
+        select e.account_id, sum(e.amount) as amount, count(*) as entries
+        from added t join entry e on e.book = t.book and e.sequence = t.sequence group by e.account_id),
+    l as materialized (select a.account_id from account a where a.account_id in (select account_id from s) order by a.account_id for update)
+    update account a set balance = a.balance + s.amount, entry_count = a.entry_count + s.entries
+    from s join l on l.account_id = s.account_id where a.account_id = s.account_id;
+    return null;
+end $$;
+create trigger book_moves_on after insert on tx referencing new table as added
+    for each statement execute function book_moves_on();
+
+create function account_is_new() returns trigger language plpgsql as $$
+begin
+    raise exception 'an account is opened empty' using errcode = 'P0001';
+end $$;
+create trigger account_is_new before insert on account for each row when (new.balance <> 0 or new.entry_count <> 0) execute function account_is_new();
+
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
+end $$;
+create trigger append_only before update or delete or truncate on tx for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on entry for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on account for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on head for each statement execute function refuse_change();
+
+-- How far the relay has handed transactions to EventService: the book is its own outbox.
+create table relayed (book text primary key references head, sequence bigint not null check (sequence >= 0));
+insert into relayed values ('main', 0);
+"""
+
+GRANTS = """
+grant select on head to {service};
+grant select, insert on account, tx, entry to {service};
+grant select, update (sequence) on relayed to {service};
+"""
+
+
+def upgrade() -> None:
+    run("ledger", TABLES, RULES, GRANTS)

@@ -1,0 +1,247 @@
+"""Checkouts, orders, attempts, due work, history, outbox."""
+
+from tallystick_storage.migrations import run
+
+revision = "payment_0001"
+down_revision = None
+branch_labels = ("payment",)
+depends_on = None
+
+TABLES = """
+create table checkout (
+    checkout_id text collate "C" primary key,
+    caller text collate "C" not null,
+    fingerprint bytea not null check (length(fingerprint) = 32),
+    buyer_info text not null,
+    seller_info text not null,
+    buyer_country text not null,
+    payment_token text not null,  -- the provider's; never leaves but to the provider
+    payment_method_type text not null check (payment_method_type in ('CARD', 'APPLE_PAY', 'GOOGLE_PAY', 'BANK_TRANSFER', 'CASH')),
+    charging text not null check (charging in ('PER_ORDER', 'TOGETHER')),
+    on_partial text not null check (on_partial in ('KEEP', 'ALL_OR_NOTHING')),
+    provider text not null,
+    traceparent text not null,
+    order_count int not null check (order_count between 1 and 200),
+    open_orders int not null check (open_orders >= 0),  -- not final, or SUCCESS and not settled
+    unpaid_orders int not null check (unpaid_orders >= open_orders and unpaid_orders <= order_count),  -- not (SUCCESS and settled)
+    is_payment_done boolean not null generated always as (unpaid_orders = 0) stored,
+    payment_state text not null generated always as (
+        case when open_orders > 0 then 'OPEN' when unpaid_orders = 0 then 'PAID'
+             when unpaid_orders = order_count then 'FAILED' else 'PARTIALLY_PAID' end) stored,
+    version int not null check (version = case when open_orders = 0 then 2 else 1 end),  -- 1 created, 2 closed
+    create_time timestamptz not null,
+    done_time timestamptz check ((done_time is null) = (open_orders > 0))
+);
+create index checkout_by_caller on checkout (caller, create_time desc, checkout_id desc);
+
+create table payment_order (
+    payment_order_id text collate "C" primary key,
+    checkout_id text collate "C" not null,
+    charge_id text collate "C" not null,
+    buyer_account text collate "C" not null,
+    seller_account text collate "C" not null check (seller_account <> buyer_account),
+    amount bigint not null check (amount between 1 and 999999999999999999),
+    currency text not null,
+    asked_fee bigint,  -- the fee as the caller gave it; null: as configured
+    platform_fee bigint not null check (platform_fee >= 0),
+    seller_amount bigint not null check (seller_amount > 0 and seller_amount + platform_fee = amount),  -- P9
+    status text not null check (status in ('NOT_STARTED', 'EXECUTING', 'SUCCESS', 'FAILED', 'PENDING')),
+    wallet_updated boolean not null,
+    ledger_updated boolean not null,
+    pending_reason text not null check ((pending_reason = '') or status in ('PENDING', 'NOT_STARTED')),
+    next_action_url text not null,
+    failure_reason text not null check ((failure_reason = '') = (status <> 'FAILED')),
+    decline_code text not null,
+    provider text not null,
+    provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
+    attempt_count int not null check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
+    version int not null,
+    create_time timestamptz not null,
+    update_time timestamptz not null,
+    check (status = 'SUCCESS' or not (wallet_updated or ledger_updated))
+) with (fillfactor = 70);
+create index payment_order_by_checkout on payment_order (checkout_id);
+create index payment_order_by_charge on payment_order (charge_id);
+create index payment_order_by_buyer on payment_order (buyer_account, create_time);
+create index payment_order_by_seller on payment_order (seller_account, create_time);
+
+-- One numbered demand on a provider under one key, committed before it is sent.
+create table attempt (
+    charge_id text collate "C" not null,
+    number int not null check (number > 0),
+    checkout_id text collate "C" not null,
+    provider text not null,
+    provider_key text not null unique,
+    amount bigint not null check (amount > 0),  -- the sum of the charge's orders
+    currency text not null,
+    outcome text not null check (outcome in ('', 'SUCCEEDED', 'DECLINED', 'PENDING', 'NOT_SENT', 'UNKNOWN')),
+    provider_reference text not null,
+    charged_amount bigint,  -- what the provider says it charged
+    charged_currency text,
+    start_time timestamptz not null,
+    end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED'))),
+    primary key (charge_id, number)
+);
+-- At most one attempt of a charge is open or has succeeded: no second demand before the first has surely charged nothing.
+create unique index attempt_alive on attempt (charge_id) where outcome <> 'DECLINED';
+
+-- What has to be done: a charge that is executing, or charged and not settled. A row leaves when its orders are final and settled.
+create table due (
+    charge_id text collate "C" primary key,
+    next_attempt_time timestamptz,  -- null: waits for the provider
+    lease_until timestamptz not null,
+    lease_token bigint not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
+-- The order after each move; what an event tells is read from here.
+create table order_history (
+    payment_order_id text collate "C" not null,
+    version int not null check (version > 0),
+    from_status text,
+    to_status text not null,
+    cause text not null,
+    wallet_updated boolean not null,
+    ledger_updated boolean not null,
+    pending_reason text not null,
+    next_action_url text not null,
+    failure_reason text not null,
+    decline_code text not null,
+    provider_reference text not null,
+    attempt_count int not null,
+    create_time timestamptz not null,
+    primary key (payment_order_id, version)
+);
+
+-- One row for each change, deleted once EventService has it.
+create table outbox (
+    aggregate_id text collate "C" not null,
+    version int not null,
+    primary key (aggregate_id, version)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+"""
+
+RULES = """
+-- P3: the same table as core's MOVES, and settling; one version for each.
+create function refuse_move() returns trigger language plpgsql as $$
+begin
+    raise exception 'order % cannot go from % to %', old.payment_order_id, old.status, new.status using errcode = 'P0001';
+end $$;
+
+create trigger moves_along_the_table before update on payment_order for each row
+when (new.version <> old.version + 1 or new.update_time < old.update_time or not (
+    (old.status, new.status) in (
+        ('NOT_STARTED', 'EXECUTING'), ('NOT_STARTED', 'FAILED'),
+        ('EXECUTING', 'SUCCESS'), ('EXECUTING', 'FAILED'), ('EXECUTING', 'PENDING'),
+        ('PENDING', 'SUCCESS'), ('PENDING', 'FAILED'))
+    or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and not old.wallet_updated and not old.ledger_updated
+        and new.wallet_updated and new.ledger_updated and new.provider_reference = old.provider_reference)))
+execute function refuse_move();
+
+-- P4, E1: each version of an order has its history row and its event, and the last one says what the order is.
+create function order_has_history() returns trigger language plpgsql security definer set search_path = payment, pg_temp as $$
+begin
+    if exists (
+        select from changed o
+        where not exists (
+            select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
+                and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated)
+        or not exists (select from outbox x where x.aggregate_id = 'paymentOrders/' || o.payment_order_id and x.version = o.version)
+        or (tg_op = 'INSERT' and not exists (select from checkout c where c.checkout_id = o.checkout_id))
+    ) then
+        raise exception 'an order changed without its history row, its event or its checkout' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_order_has_history after insert on payment_order referencing new table as changed
+    for each statement execute function order_has_history();
+create trigger updated_order_has_history after update on payment_order referencing new table as changed
+    for each statement execute function order_has_history();
+
+create function history_has_order() returns trigger language plpgsql security definer set search_path = payment, pg_temp as $$
+begin
+    if exists (
+        select from added h
+        where not exists (select from payment_order o where o.payment_order_id = h.payment_order_id and o.version >= h.version)
+        or (h.version > 1 and not exists (
+            select from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1 and p.to_status = h.from_status))
+        or ((h.version = 1) <> (h.from_status is null))
+        or not exists (select from outbox x where x.aggregate_id = 'paymentOrders/' || h.payment_order_id and x.version = h.version)
+    ) then
+        raise exception 'a history row does not follow its order' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger history_has_order after insert on order_history referencing new table as added
+    for each statement execute function history_has_order();
+
+create function event_has_change() returns trigger language plpgsql security definer set search_path = payment, pg_temp as $$
+begin
+    if exists (
+        select from added x where not exists (
+            select from order_history h where x.aggregate_id like 'paymentOrders/%'
+                and h.payment_order_id = substr(x.aggregate_id, 15) and h.version = x.version)
+        and not exists (
+            select from checkout c where x.aggregate_id like 'payments/%' and c.checkout_id = substr(x.aggregate_id, 10) and x.version <= c.version)
+    ) then
+        raise exception 'an event tells of no change' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger event_has_change after insert on outbox referencing new table as added
+    for each statement execute function event_has_change();
+
+create function checkout_has_event() returns trigger language plpgsql security definer set search_path = payment, pg_temp as $$
+begin
+    if exists (
+        select from changed c where (tg_op = 'INSERT' or c.version = 2)
+        and not exists (select from outbox x where x.aggregate_id = 'payments/' || c.checkout_id and x.version = c.version)
+    ) then
+        raise exception 'a checkout changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_checkout_has_event after insert on checkout referencing new table as changed
+    for each statement execute function checkout_has_event();
+create trigger updated_checkout_has_event after update on checkout referencing new table as changed
+    for each statement execute function checkout_has_event();
+
+-- P1: an attempt demands the sum of its charge's orders, in their one currency.
+create function attempt_covers_orders() returns trigger language plpgsql security definer set search_path = payment, pg_temp as $$
+begin
+    if exists (
+        select from added a
+        left join lateral (
+            select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, min(o.checkout_id) as checkout_id
+            from payment_order o where o.charge_id = a.charge_id and o.status <> 'FAILED') o on true
+        where (o.amount, o.low, o.high, o.checkout_id) is distinct from (a.amount, a.currency, a.currency, a.checkout_id)
+    ) then
+        raise exception 'an attempt does not demand the sum of its orders' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger attempt_covers_orders after insert on attempt referencing new table as added
+    for each statement execute function attempt_covers_orders();
+
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
+end $$;
+create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on attempt for each statement execute function refuse_change();
+"""
+
+GRANTS = """
+grant select, insert on checkout, payment_order, attempt, due, order_history, outbox to {service};
+grant update (open_orders, unpaid_orders, version, done_time) on checkout to {service};
+grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
+              attempt_count, version, update_time) on payment_order to {service};
+grant update (outcome, provider_reference, charged_amount, charged_currency, end_time) on attempt to {service};
+grant update (next_attempt_time, lease_until, lease_token) on due to {service};
+grant delete on due, outbox to {service};
+"""
+
+
+def upgrade() -> None:
+    run("payment", TABLES, RULES, GRANTS)

@@ -1,0 +1,32 @@
+"""The sandbox provider's own log: what it charged, which is the truth that tests judge by."""
+
+from tallystick_storage.migrations import run
+
+revision = "sandbox_0001"
+down_revision = None
+branch_labels = ("sandbox",)
+depends_on = None
+
+TABLES = """
+create table charge (
+    key text collate "C" primary key,  -- the idempotency key
+    fingerprint bytea not null,
+    charge_id text collate "C" not null,
+    reference text not null,
+    state text not null check (state in ('SUCCEEDED', 'DECLINED', 'PENDING', 'ERROR')),
+    amount bigint not null,  -- minor units, what was charged
+    currency text not null,
+    code text not null,
+    create_time timestamptz not null
+);
+create index charge_by_charge_id on charge (charge_id);
+"""
+
+GRANTS = """
+grant select, insert on charge to {service};
+grant update (state, code) on charge to {service};
+"""
+
+
+def upgrade() -> None:
+    run("sandbox", TABLES, GRANTS)

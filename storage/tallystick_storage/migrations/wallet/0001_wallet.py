@@ -1,0 +1,202 @@
+"""Wallets, their entries, holds, policies, outbox."""
+
+from tallystick_storage.migrations import run
+
+revision = "wallet_0001"
+down_revision = None
+branch_labels = ("wallet",)
+depends_on = None
+
+TABLES = """
+create table wallet (
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    pending numeric(38, 0) not null check (pending >= 0 and pending <> 'NaN'),
+    available numeric(38, 0) not null check (available >= 0 and available <> 'NaN'),
+    held numeric(38, 0) not null check (held >= 0 and held <> 'NaN'),
+    owed numeric(38, 0) not null check (owed >= 0 and owed <> 'NaN' and (owed = 0 or available = 0)),
+    balance numeric(38, 0) not null check (balance = pending + available + held - owed),
+    version bigint not null check (version >= 0),  -- the number of its last entry
+    frozen boolean not null,
+    release_delay int not null check (release_delay between 0 and 31536000),  -- seconds
+    policy_version int not null check (policy_version >= 0),
+    update_time timestamptz not null,
+    primary key (seller_account, currency)
+) with (fillfactor = 70);
+
+create table wallet_entry (
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    number bigint not null check (number > 0),
+    kind text not null check (kind in ('CREDIT', 'RELEASE', 'DEBIT', 'HOLD_PLACED', 'HOLD_CAPTURED', 'HOLD_RELEASED', 'HOLD_EXPIRED')),
+    cause text collate "C" not null,
+    caller text not null,
+    fingerprint bytea not null check (length(fingerprint) = 32),
+    amount bigint not null check (amount > 0 and amount <= 999999999999999999),
+    pending_after numeric(38, 0) not null,
+    available_after numeric(38, 0) not null,
+    held_after numeric(38, 0) not null,
+    owed_after numeric(38, 0) not null,
+    traceparent text not null,
+    create_time timestamptz not null,
+    primary key (seller_account, currency, number),
+    unique (kind, cause)  -- each change is made once, for ever
+);
+
+create table hold (
+    hold_id text collate "C" primary key,
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    amount bigint not null check (amount > 0),
+    captured_amount bigint not null check (captured_amount between 0 and amount and (captured_amount > 0) = (state = 'CAPTURED')),
+    purpose text not null check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE')),
+    state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED')),
+    caller text not null,
+    expire_time timestamptz check (expire_time is null or purpose <> 'PAYOUT'),
+    create_time timestamptz not null,
+    end_time timestamptz check ((end_time is null) = (state = 'OPEN')),
+    foreign key (seller_account, currency) references wallet
+);
+create index hold_by_wallet on hold (seller_account, currency, create_time desc, hold_id desc);
+create index hold_open_by_wallet on hold (seller_account, currency) where state = 'OPEN';
+create index hold_by_expiry on hold (expire_time) where state = 'OPEN';
+
+create table wallet_policy (
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    version int not null check (version > 0),
+    frozen boolean not null,
+    release_delay int not null,
+    caller text not null,
+    traceparent text not null,
+    create_time timestamptz not null,
+    primary key (seller_account, currency, version)
+);
+
+create table outbox (
+    aggregate_id text collate "C" not null,
+    version bigint not null,
+    primary key (aggregate_id, version)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+"""
+
+RULES = """
+create function refuse_move() returns trigger language plpgsql as $$
+begin
+    raise exception '% cannot change so', tg_table_name using errcode = 'P0001';
+end $$;
+-- W3: a hold ends once.
+create trigger ends_once before update on hold for each row
+    when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_move();
+
+-- P4, E1: a wallet's version counts its entries; each entry has its event, the last one says what the wallet holds.
+create function wallet_follows_entries() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+begin
+    if exists (
+        select from after_change w join before_change b on b.seller_account = w.seller_account and b.currency = w.currency
+        where w.version < b.version
+           or (w.version = b.version and (w.pending, w.available, w.held, w.owed) is distinct from (b.pending, b.available, b.held, b.owed))
+           or (w.version > b.version and (
+                (select count(*) from wallet_entry e join outbox x
+                    on x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number
+                 where e.seller_account = w.seller_account and e.currency = w.currency and e.number > b.version and e.number <= w.version)
+                <> w.version - b.version
+                or not exists (select from wallet_entry e where e.seller_account = w.seller_account and e.currency = w.currency and e.number = w.version
+                    and (e.pending_after, e.available_after, e.held_after, e.owed_after) = (w.pending, w.available, w.held, w.owed))))
+           or w.policy_version not in (b.policy_version, b.policy_version + 1)
+           or (w.policy_version = b.policy_version and (w.frozen, w.release_delay) is distinct from (b.frozen, b.release_delay))
+           or (w.policy_version > b.policy_version and not exists (
+                select from wallet_policy p join outbox x
+                    on x.aggregate_id = 'walletPolicies/' || p.seller_account || '/' || p.currency and x.version = p.version
+                where p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
+                    and p.frozen = w.frozen and p.release_delay = w.release_delay))
+    ) then
+        raise exception 'a wallet changed without its entries or their events' using errcode = 'P0001';
+    end if;
+    -- W3: what is held is the sum of the open holds.
+    if exists (
+        select from after_change w join before_change b on b.seller_account = w.seller_account and b.currency = w.currency
+        where w.held <> b.held and w.held <> coalesce((
+            select sum(h.amount) from hold h where h.seller_account = w.seller_account and h.currency = w.currency and h.state = 'OPEN'), 0)
+    ) then
+        raise exception 'a wallet holds another sum than its open holds' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger wallet_follows_entries after update on wallet referencing new table as after_change old table as before_change
+    for each statement execute function wallet_follows_entries();
+
+create function wallet_is_new() returns trigger language plpgsql as $$
+begin
+    raise exception 'a wallet is opened empty' using errcode = 'P0001';
+end $$;
+create trigger wallet_is_new before insert on wallet for each row
+    when (new.version <> 0 or new.policy_version <> 0 or new.pending <> 0 or new.available <> 0 or new.held <> 0 or new.owed <> 0)
+    execute function wallet_is_new();
+
+create function entry_has_wallet() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+begin
+    if exists (
+        select from added e where not exists (
+            select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number)
+        or not exists (select from outbox x where x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number)
+    ) then
+        raise exception 'an entry does not follow its wallet' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger entry_has_wallet after insert on wallet_entry referencing new table as added
+    for each statement execute function entry_has_wallet();
+
+create function hold_is_held() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+begin
+    if exists (
+        select from (select distinct seller_account, currency from changed) s
+        join wallet w on w.seller_account = s.seller_account and w.currency = s.currency
+        where w.held <> coalesce((
+            select sum(h.amount) from hold h where h.seller_account = s.seller_account and h.currency = s.currency and h.state = 'OPEN'), 0)
+    ) then
+        raise exception 'the open holds are another sum than their wallet holds' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_hold_is_held after insert on hold referencing new table as changed for each statement execute function hold_is_held();
+create trigger updated_hold_is_held after update on hold referencing new table as changed for each statement execute function hold_is_held();
+
+create function event_has_change() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+begin
+    if exists (
+        select from added x where not exists (
+            select from wallet_entry e where x.aggregate_id like 'wallets/%' and e.seller_account = split_part(x.aggregate_id, '/', 2)
+                and e.currency = split_part(x.aggregate_id, '/', 3) and e.number = x.version)
+        and not exists (
+            select from wallet_policy p where x.aggregate_id like 'walletPolicies/%' and p.seller_account = split_part(x.aggregate_id, '/', 2)
+                and p.currency = split_part(x.aggregate_id, '/', 3) and p.version = x.version)
+    ) then
+        raise exception 'an event tells of no change' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger event_has_change after insert on outbox referencing new table as added
+    for each statement execute function event_has_change();
+
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
+end $$;
+create trigger append_only before update or delete or truncate on wallet_entry for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on wallet_policy for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on wallet for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on hold for each statement execute function refuse_change();
+"""
+
+GRANTS = """
+grant select, insert on wallet, wallet_entry, hold, wallet_policy, outbox to {service};
+grant update (pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time) on wallet to {service};
+grant update (captured_amount, state, end_time) on hold to {service};
+grant delete on outbox to {service};
+"""
+
+
+def upgrade() -> None:
+    run("wallet", TABLES, RULES, GRANTS)

@@ -1,0 +1,424 @@
+"""Checkouts, orders, attempts and due work. Lock order: checkouts, orders, attempts, due, each by id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import rows
+from tallystick_storage.outbox import Key, as_json
+
+PaymentRow = Row[Any]
+OrderRow = Row[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewCheckout:
+    """A checkout to store; `fingerprint` in hex, `open_orders` are those that risk let pass."""
+
+    checkout_id: str
+    caller: str
+    fingerprint: str
+    buyer_info: str
+    seller_info: str
+    buyer_country: str
+    payment_token: str
+    payment_method_type: str
+    charging: str
+    on_partial: str
+    provider: str
+    traceparent: str
+    order_count: int
+    open_orders: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewOrder:
+    """An order to store, as risk has judged it: EXECUTING, or FAILED with its reason. Amounts in minor units."""
+
+    payment_order_id: str
+    checkout_id: str
+    charge_id: str
+    buyer_account: str
+    seller_account: str
+    amount: int
+    currency: str
+    asked_fee: int | None
+    platform_fee: int
+    status: str
+    failure_reason: str
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """A demand that will be sent once the transaction is committed."""
+
+    charge_id: str
+    checkout_id: str
+    provider: str
+    provider_key: str
+    amount: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the provider said to an attempt; a fact, stored whoever holds the lease."""
+
+    charge_id: str
+    number: int
+    outcome: str
+    provider_reference: str
+    charged_amount: int | None
+    charged_currency: str | None
+    delay: float | None
+    """Seconds until the charge is due again; None: it waits for the provider, or is at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderMove:
+    """A move of an order from `version` on. It happens only under the charge's lease and from that version."""
+
+    payment_order_id: str
+    charge_id: str
+    lease_token: int
+    version: int
+    status: str
+    cause: str
+    settled: bool = False
+    pending_reason: str = ""
+    next_action_url: str = ""
+    failure_reason: str = ""
+    decline_code: str = ""
+    provider_reference: str = ""
+
+
+_TAKEN = text("""
+    select 'checkout' as what, checkout_id as id, checkout_id, caller, fingerprint
+    from checkout where checkout_id = any (cast(:checkouts as text[]))
+    union all
+    select 'order', o.payment_order_id, o.checkout_id, c.caller, null
+    from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    where o.payment_order_id = any (cast(:orders as text[]))
+""")
+
+
+def taken(connection: Connection, checkout_ids: list[str], order_ids: list[str]) -> Sequence[Row[Any]]:
+    """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, caller, fingerprint."""
+    return connection.execute(_TAKEN, {"checkouts": checkout_ids, "orders": order_ids}).all()
+
+
+_RECENT = text("""
+    select b.buyer, (select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > clock() - cast(:window as interval))
+    from unnest(cast(:buyers as text[])) as b (buyer)
+""")
+
+
+def recent_orders(connection: Connection, buyers: list[str], window: float) -> dict[str, int]:
+    """Each buyer's number of orders within the last `window` seconds."""
+    found = connection.execute(_RECENT, {"buyers": buyers, "window": f"{window} seconds"})
+    return {buyer: count for buyer, count in found}
+
+
+# Only what the first insert returns is stored with it: a checkout that another process stored meanwhile brings nothing along.
+_INSERT = text("""
+    with t as materialized (select clock() as now),
+    c as (
+        insert into checkout (checkout_id, caller, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
+            on_partial, provider, traceparent, order_count, open_orders, unpaid_orders, version, create_time, done_time)
+        select checkout_id, caller, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
+            on_partial, provider, traceparent, order_count, open_orders, order_count,
+            case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
+        from jsonb_to_recordset(cast(:checkouts as jsonb)) as r (checkout_id text, caller text, fingerprint text, buyer_info text, seller_info text,
+            buyer_country text, payment_token text, payment_method_type text, charging text, on_partial text, provider text, traceparent text,
+            order_count int, open_orders int), t
+        order by checkout_id
+        on conflict do nothing returning checkout_id, version),
+    r as materialized (
+        select r.*, case when r.status = 'EXECUTING' then 1 else 0 end as attempts
+        from jsonb_to_recordset(cast(:orders as jsonb)) as r (payment_order_id text, checkout_id text, charge_id text, buyer_account text,
+            seller_account text, amount bigint, currency text, asked_fee bigint, platform_fee bigint, status text, failure_reason text, provider text)
+        join c on c.checkout_id = r.checkout_id),
+    o as (
+        insert into payment_order (payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount, currency, asked_fee, platform_fee,
+            seller_amount, status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider,
+            provider_reference, attempt_count, version, create_time, update_time)
+        select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount, currency, asked_fee, platform_fee,
+            amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '', attempts, 2, now, now
+        from r, t order by payment_order_id),
+    h as (
+        insert into order_history
+        select payment_order_id, 1, null, 'NOT_STARTED', 'ACCEPTED', false, false, '', '', '', '', '', 0, now from r, t
+        union all
+        select payment_order_id, 2, 'NOT_STARTED', status, case when status = 'FAILED' then 'RISK_REFUSED' else 'RISK_PASSED' end,
+            false, false, '', '', failure_reason, '', '', attempts, now from r, t),
+    a as (
+        insert into attempt (charge_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, start_time)
+        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', now
+        from jsonb_to_recordset(cast(:attempts as jsonb)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
+            currency text) join c on c.checkout_id = r.checkout_id, t
+        returning charge_id),
+    d as (
+        insert into due (charge_id, next_attempt_time, lease_until, lease_token)
+        select charge_id, now, now + cast(:lease as interval), 1 from a, t),
+    x as (
+        insert into outbox (aggregate_id, version)
+        select 'payments/' || checkout_id, v from c, generate_series(1, c.version) as v
+        union all
+        select 'paymentOrders/' || payment_order_id, v from r, generate_series(1, 2) as v)
+    select checkout_id from c
+""")
+
+
+def insert(
+    connection: Connection, checkouts: Sequence[NewCheckout], orders: Sequence[NewOrder], attempts: Sequence[NewAttempt], lease: float
+) -> set[str]:
+    """Stores checkouts with all that belongs to them, their charges leased for `lease` seconds under token 1. Returns the ids that were new."""
+    parameters = {"checkouts": rows(checkouts), "orders": rows(orders), "attempts": rows(attempts), "lease": f"{lease} seconds"}
+    return set(connection.execute(_INSERT, parameters).scalars())
+
+
+_STORED = text("""
+    select c.checkout_id, c.caller, c.buyer_info, c.seller_info, c.buyer_country, c.payment_token, c.payment_method_type, c.charging, c.on_partial,
+        o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.asked_fee
+    from checkout c join payment_order o on o.checkout_id = c.checkout_id
+    where c.checkout_id = :checkout_id order by o.payment_order_id
+""")
+
+
+def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]:
+    """What the caller sent, a row for each order."""
+    return connection.execute(_STORED, {"checkout_id": checkout_id}).all()
+
+
+_ANSWERS = text("""
+    with r as materialized (
+        select * from jsonb_to_recordset(cast(:answers as jsonb)) as r (charge_id text, number int, outcome text, provider_reference text,
+            charged_amount bigint, charged_currency text)),
+    l as materialized (
+        select a.charge_id, a.number from attempt a join r on r.charge_id = a.charge_id and r.number = a.number
+        where a.end_time is null order by a.charge_id, a.number for update of a)
+    update attempt a set outcome = r.outcome, provider_reference = r.provider_reference, charged_amount = r.charged_amount,
+        charged_currency = r.charged_currency, end_time = case when r.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
+    from r join l on l.charge_id = r.charge_id and l.number = r.number
+    where a.charge_id = r.charge_id and a.number = r.number
+""")
+
+_AGAIN = text("""
+    update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock()
+    from jsonb_to_recordset(cast(:again as jsonb)) as r (charge_id text, lease_token bigint, delay text)
+    where d.charge_id = r.charge_id and d.lease_token = r.lease_token
+""")
+
+
+def record_answers(connection: Connection, answers: Sequence[Answer]) -> None:
+    """Writes down what providers said; an attempt that has ended keeps its outcome."""
+    connection.execute(_ANSWERS, {"answers": rows(answers)})
+
+
+def make_due(connection: Connection, again: Sequence[tuple[str, int, float | None]]) -> None:
+    """Gives leases back: (charge_id, lease_token, seconds until it is due again, None: not before the provider speaks)."""
+    items = [{"charge_id": charge, "lease_token": token, "delay": None if delay is None else str(delay)} for charge, token, delay in again]
+    connection.execute(_AGAIN, {"again": rows(items)})
+
+
+_MOVE = text("""
+    with r as materialized (
+        select r.* from jsonb_to_recordset(cast(:moves as jsonb)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
+            status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
+            provider_reference text)
+        join due d on d.charge_id = r.charge_id and d.lease_token = r.lease_token),
+    k as materialized (
+        select c.checkout_id from checkout c
+        where c.checkout_id in (select o.checkout_id from payment_order o join r on r.payment_order_id = o.payment_order_id
+                                where r.settled or r.status = 'FAILED')
+        order by c.checkout_id for update),
+    l as materialized (
+        select o.payment_order_id, o.status as from_status from payment_order o join r on r.payment_order_id = o.payment_order_id
+        where o.version = r.version and (select count(*) from k) >= 0
+        order by o.payment_order_id for update of o),
+    m as (
+        update payment_order o set status = r.status, wallet_updated = r.settled, ledger_updated = r.settled, pending_reason = r.pending_reason,
+            next_action_url = r.next_action_url, failure_reason = r.failure_reason, decline_code = r.decline_code,
+            provider_reference = case when r.provider_reference = '' then o.provider_reference else r.provider_reference end,
+            version = o.version + 1, update_time = clock()
+        from r join l on l.payment_order_id = r.payment_order_id
+        where o.payment_order_id = r.payment_order_id and o.version = r.version
+        returning o.*, l.from_status, r.cause, r.settled),
+    h as (
+        insert into order_history
+        select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason,
+            decline_code, provider_reference, attempt_count, update_time from m),
+    e as (
+        update checkout c set open_orders = c.open_orders - n.ended, unpaid_orders = c.unpaid_orders - n.paid,
+            version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case when c.open_orders = n.ended then n.at end
+        from (select checkout_id, count(*) as ended, count(*) filter (where settled) as paid, max(update_time) as at
+              from m where settled or status = 'FAILED' group by checkout_id) n
+        where c.checkout_id = n.checkout_id
+        returning c.checkout_id, c.version),
+    u as (
+        delete from due d using (select charge_id, lease_token from r where settled or status = 'FAILED'
+                                 group by charge_id, lease_token order by charge_id) g
+        where d.charge_id = g.charge_id and d.lease_token = g.lease_token),
+    x as (
+        insert into outbox (aggregate_id, version)
+        select 'paymentOrders/' || payment_order_id, version from m
+        union all
+        select 'payments/' || checkout_id, 2 from e where version = 2)
+    select payment_order_id, version from m
+""")
+
+
+def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> dict[str, int]:
+    """Moves orders, and closes their checkouts and due work where they come to rest. Returns the new version of each order that moved;
+    one that is missing had lost its lease or had moved already."""
+    return {order: version for order, version in connection.execute(_MOVE, {"moves": rows(moves)})}
+
+
+_CLAIM = text("""
+    with c as materialized (
+        select charge_id from due where next_attempt_time <= clock() and lease_until <= clock()
+        order by charge_id limit :most for update skip locked),
+    d as (
+        update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1
+        from c where d.charge_id = c.charge_id returning d.charge_id, d.lease_token)
+    select charge_id, lease_token from d order by charge_id
+""")
+
+
+def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]:
+    """Leases up to `most` charges that are due and that nobody holds, for `lease` seconds: charge_id to lease token."""
+    return {charge: token for charge, token in connection.execute(_CLAIM, {"most": most, "lease": f"{lease} seconds"})}
+
+
+_CHARGES = text("""
+    select o.charge_id, o.checkout_id, o.payment_order_id, o.version, o.status, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee,
+        c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider, a.provider_key
+    from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    join lateral (select number, provider, provider_key from attempt a where a.charge_id = o.charge_id order by number desc limit 1) a on true
+    where o.charge_id = any (cast(:charges as text[])) and o.status <> 'FAILED'
+    order by o.charge_id, o.payment_order_id
+""")
+
+
+def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """The orders of charges, with what it takes to go on with them."""
+    return connection.execute(_CHARGES, {"charges": charge_ids}).all()
+
+
+_PAYMENT_COLUMNS = """c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
+    c.version, c.create_time, c.done_time"""
+_ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
+    o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
+    o.attempt_count, d.next_attempt_time, o.version, o.create_time, o.update_time"""
+
+_PAYMENTS = text(f"select {_PAYMENT_COLUMNS} from checkout c where c.checkout_id = any (cast(:ids as text[]))")
+_ORDERS = text(f"""
+    select {_ORDER_COLUMNS} from payment_order o left join due d on d.charge_id = o.charge_id
+    where o.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
+""")
+
+
+def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, tuple[PaymentRow, list[OrderRow]]]:
+    """Payments with their orders, those that exist, by checkout id. The orders are read after the checkouts, so they are never behind them."""
+    found: dict[str, tuple[PaymentRow, list[OrderRow]]] = {}
+    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids}):
+        found[row.checkout_id] = (row, [])
+    for row in connection.execute(_ORDERS, {"ids": checkout_ids}):
+        found[row.checkout_id][1].append(row)
+    return found
+
+
+_ORDER = text(f"""
+    select {_ORDER_COLUMNS}, c.caller from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    left join due d on d.charge_id = o.charge_id where o.payment_order_id = :id
+""")
+_HISTORY = text("select version, from_status, to_status, cause, create_time from order_history where payment_order_id = :id order by version")
+_ATTEMPTS = text("""
+    select charge_id, number, provider, provider_key, outcome, provider_reference, start_time, end_time
+    from attempt where charge_id = :charge_id order by number
+""")
+
+
+def order(connection: Connection, payment_order_id: str) -> tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]] | None:
+    """An order with its caller, its history and the attempts of its charge."""
+    row = connection.execute(_ORDER, {"id": payment_order_id}).one_or_none()
+    if row is None:
+        return None
+    history = connection.execute(_HISTORY, {"id": payment_order_id}).all()
+    return row, history, connection.execute(_ATTEMPTS, {"charge_id": row.charge_id}).all()
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentFilter:
+    """Which payments to list; None does not filter. `before` is the last row of the page before."""
+
+    caller: str | None
+    buyer_account: str | None
+    seller_account: str | None
+    payment_state: str | None
+    create_time_from: datetime | None
+    create_time_until: datetime | None
+    before: tuple[datetime, str] | None
+
+
+_FILTERS = {
+    "caller": "c.caller = :caller",
+    "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account)",
+    "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account)",
+    "payment_state": "c.payment_state = :payment_state",
+    "create_time_from": "c.create_time >= :create_time_from",
+    "create_time_until": "c.create_time < :create_time_until",
+}
+
+
+def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> Sequence[Row[Any]]:
+    """Payments with the sum of their orders' versions, newest first."""
+    values = {name: getattr(wanted, name) for name in _FILTERS}
+    conditions = [condition for name, condition in _FILTERS.items() if values[name] is not None]
+    if wanted.before is not None:
+        conditions.append("(c.create_time, c.checkout_id) < (:before_time, :before_id)")
+        values["before_time"], values["before_id"] = wanted.before
+    where = f"where {' and '.join(conditions)}" if conditions else ""
+    statement = text(f"""
+        select {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
+            select * from checkout c {where} order by c.create_time desc, c.checkout_id desc limit :most) c
+        join lateral (select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id) o on true
+        order by c.create_time desc, c.checkout_id desc
+    """)
+    return connection.execute(statement, {**{n: v for n, v in values.items() if v is not None}, "most": most}).all()
+
+
+_ORDER_EVENTS = text("""
+    select o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee,
+        h.to_status as status, h.wallet_updated, h.ledger_updated, h.pending_reason, h.next_action_url, h.failure_reason, h.decline_code,
+        o.provider, h.provider_reference, h.attempt_count, null as next_attempt_time, h.version, o.create_time, h.create_time as update_time,
+        c.caller, c.traceparent
+    from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version int)
+    join order_history h on h.payment_order_id = k.id and h.version = k.version
+    join payment_order o on o.payment_order_id = k.id join checkout c on c.checkout_id = o.checkout_id
+    order by o.payment_order_id, h.version
+""")
+_PAYMENT_EVENTS = text("""
+    select c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
+        case when k.version = 1 then 'OPEN' else c.payment_state end as payment_state, k.version = 2 and c.is_payment_done as is_payment_done,
+        c.caller, k.version, c.create_time, case when k.version = 2 then c.done_time end as done_time,
+        case when k.version = 1 then 2 * c.order_count else o.versions end as versions,
+        case when k.version = 1 then c.create_time else c.done_time end as update_time, c.traceparent
+    from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version int) join checkout c on c.checkout_id = k.id
+    join lateral (select sum(version) as versions from payment_order o where o.checkout_id = c.checkout_id) o on true
+    order by c.checkout_id, k.version
+""")
+def order_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
+    """Orders as they stood after each of the changes (payment_order_id, version)."""
+    return connection.execute(_ORDER_EVENTS, {"keys": as_json(keys)}).all()
+
+
+def payment_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
+    """Payments as they stood after each of the changes (checkout_id, version)."""
+    return connection.execute(_PAYMENT_EVENTS, {"keys": as_json(keys)}).all()

@@ -1,0 +1,48 @@
+"""What the sandbox provider charged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import rows
+
+
+@dataclass(frozen=True, slots=True)
+class NewCharge:
+    """A charge as it was decided when its key first came; `fingerprint` in hex."""
+
+    key: str
+    fingerprint: str
+    charge_id: str
+    reference: str
+    state: str
+    amount: int
+    currency: str
+    code: str
+
+
+_INSERT = text("""
+    insert into charge
+    select key, decode(fingerprint, 'hex'), charge_id, reference, state, amount, currency, code, clock()
+    from jsonb_to_recordset(cast(:charges as jsonb)) as r (key text, fingerprint text, charge_id text, reference text, state text, amount bigint,
+        currency text, code text) order by key
+    on conflict do nothing returning key
+""")
+_FIND = text("""
+    select key, fingerprint, charge_id, reference, state, amount, currency, code, create_time < clock() - cast(:window as interval) as forgotten
+    from charge where key = any (cast(:keys as text[]))
+""")
+
+
+def insert(connection: Connection, charges: Sequence[NewCharge]) -> set[str]:
+    """Stores charges under keys that are new, and returns those keys."""
+    return set(connection.execute(_INSERT, {"charges": rows(charges)}).scalars())
+
+
+def find(connection: Connection, keys: list[str], window: float) -> dict[str, Row[Any]]:
+    """Charges by key; `forgotten` ones are older than the window in seconds for which keys are honoured."""
+    return {row.key: row for row in connection.execute(_FIND, {"keys": keys, "window": f"{window} seconds"})}

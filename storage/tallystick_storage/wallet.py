@@ -1,0 +1,256 @@
+"""Wallets, entries, holds. Lock order: wallets by seller and currency, then holds by id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_core.wallet import Balances, Change, EntryKind, Hold, HoldState, Instruction, Wallet
+from tallystick_storage.database import rows
+from tallystick_storage.outbox import Key, as_json
+
+WalletKey = tuple[str, str]
+"""Seller and currency."""
+
+_OPEN = text("""
+    insert into wallet (seller_account, currency, pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time)
+    select seller_account, currency, 0, 0, 0, 0, 0, 0, false, :release_delay, 0, clock()
+    from jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text) order by seller_account, currency
+    on conflict do nothing
+""")
+_LOCK = text("""
+    select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version, w.frozen, w.release_delay
+    from wallet w join jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text)
+        on w.seller_account = r.seller_account and w.currency = r.currency
+    order by w.seller_account, w.currency for update of w
+""")
+
+
+def open_wallets(connection: Connection, keys: Sequence[WalletKey], release_delay: int) -> None:
+    """Opens wallets that are missing, with the configured release delay in seconds."""
+    connection.execute(_OPEN, {"wallets": _wallets(keys), "release_delay": release_delay})
+
+
+def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
+    """Locks wallets in order; those that exist."""
+    found = {}
+    for row in connection.execute(_LOCK, {"wallets": _wallets(keys)}):
+        balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
+        wallet = Wallet(row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay)
+        found[row.seller_account, row.currency] = wallet
+    return found
+
+
+def _wallets(keys: Sequence[WalletKey]) -> str:
+    return rows([{"seller_account": seller, "currency": currency} for seller, currency in keys])
+
+
+_MADE = text("""
+    select e.kind, e.cause, e.fingerprint from jsonb_to_recordset(cast(:causes as jsonb)) as r (kind text, cause text)
+    join wallet_entry e on e.kind = r.kind and e.cause = r.cause
+""")
+
+
+def made(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+    """Which changes (kind, cause) were made before: their fingerprints."""
+    items = rows([{"kind": kind, "cause": cause} for kind, cause in causes])
+    return {(row.kind, row.cause): bytes(row.fingerprint) for row in connection.execute(_MADE, {"causes": items})}
+
+
+_HOLD_COLUMNS = "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time, end_time"
+_HOLDS = text(f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) order by hold_id")
+_LIST_HOLDS = text(f"""
+    select {_HOLD_COLUMNS} from hold where seller_account = :seller_account and (:currency = '' or currency = :currency)
+        and (create_time, hold_id) < (coalesce(:before_time, 'infinity'), :before_id)
+    order by create_time desc, hold_id desc limit :most
+""")
+
+
+def holds(connection: Connection, hold_ids: list[str]) -> dict[str, Row[Any]]:
+    """Holds as they stand, those that exist. Their wallet's lock guards them."""
+    return {row.hold_id: row for row in connection.execute(_HOLDS, {"ids": hold_ids})}
+
+
+def as_hold(row: Row[Any]) -> Hold:
+    """A row as the rules know it."""
+    return Hold(
+        row.hold_id,
+        row.seller_account,
+        row.currency,
+        row.amount,
+        row.purpose,
+        row.caller,
+        row.captured_amount,
+        HoldState(row.state),
+        row.expire_time,
+    )
+
+
+def list_holds(connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, most: int) -> Sequence[Row[Any]]:
+    """A seller's holds, newest first, before a given (create_time, hold_id)."""
+    time, hold_id = before or (None, "")
+    parameters = {"seller_account": seller, "currency": currency, "before_time": time, "before_id": hold_id, "most": most}
+    return connection.execute(_LIST_HOLDS, parameters).all()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A change to write down, with the trace context of the call it came with."""
+
+    instruction: Instruction
+    change: Change
+    traceparent: str
+
+
+_WRITE = text("""
+    with t as materialized (select clock() as now),
+    e as (
+        insert into wallet_entry (seller_account, currency, number, kind, cause, caller, fingerprint, amount, pending_after, available_after, held_after,
+            owed_after, traceparent, create_time)
+        select seller_account, currency, number, kind, cause, caller, decode(fingerprint, 'hex'), amount, pending, available, held, owed, traceparent, now
+        from jsonb_to_recordset(cast(:entries as jsonb)) as r (seller_account text, currency text, number bigint, kind text, cause text, caller text,
+            fingerprint text, amount bigint, pending numeric, available numeric, held numeric, owed numeric, traceparent text), t
+        returning seller_account, currency, number),
+    x as (
+        insert into outbox (aggregate_id, version) select 'wallets/' || seller_account || '/' || currency, number from e),
+    p as (
+        insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time)
+        select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time, now
+        from jsonb_to_recordset(cast(:placed as jsonb)) as r (hold_id text, seller_account text, currency text, amount bigint, purpose text, caller text,
+            expire_time timestamptz), t),
+    h as (
+        update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
+        from jsonb_to_recordset(cast(:ended as jsonb)) as r (hold_id text, state text, captured_amount bigint), t
+        where hold.hold_id = r.hold_id and hold.state = 'OPEN')
+    update wallet w set pending = r.pending, available = r.available, held = r.held, owed = r.owed,
+        balance = r.pending + r.available + r.held - r.owed, version = r.version, update_time = greatest(w.update_time, t.now)
+    from jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text, pending numeric, available numeric, held numeric,
+        owed numeric, version bigint), t
+    where w.seller_account = r.seller_account and w.currency = r.currency
+""")
+
+
+def write(connection: Connection, changes: Sequence[Made]) -> None:
+    """Writes changes of locked wallets, in order: entries, their events, holds, and each wallet once."""
+    last: dict[WalletKey, Wallet] = {}
+    entries, placed, ended = [], [], []
+    for item in changes:
+        wallet, hold = item.change.wallet, item.change.hold
+        last[wallet.seller_account, wallet.currency] = wallet
+        entries.append(_entry(item))
+        if hold is not None and item.instruction.kind is EntryKind.HOLD_PLACED:
+            placed.append(hold)
+        elif hold is not None:
+            ended.append({"hold_id": hold.hold_id, "state": hold.state, "captured_amount": hold.captured_amount})
+    wallets = [{**_parts(wallet), "version": wallet.version} for wallet in last.values()]
+    connection.execute(_WRITE, {"entries": rows(entries), "placed": rows(placed), "ended": rows(ended), "wallets": rows(wallets)})
+
+
+def _parts(wallet: Wallet) -> dict[str, Any]:
+    b = wallet.balances
+    parts = {"pending": str(b.pending), "available": str(b.available), "held": str(b.held), "owed": str(b.owed)}
+    return {"seller_account": wallet.seller_account, "currency": wallet.currency, **parts}
+
+
+def _entry(item: Made) -> dict[str, Any]:
+    return {
+        **_parts(item.change.wallet),
+        "number": item.change.wallet.version,
+        "kind": item.instruction.kind,
+        "cause": item.instruction.cause,
+        "caller": item.instruction.caller,
+        "fingerprint": item.instruction.fingerprint().hex(),
+        "amount": item.change.amount,
+        "traceparent": item.traceparent,
+    }
+
+
+_WALLET_COLUMNS = "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, version, update_time"
+_WALLETS = text(f"""
+    select {_WALLET_COLUMNS} from wallet join jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text)
+        using (seller_account, currency)
+""")
+_LIST_WALLETS = text(f"""
+    select {_WALLET_COLUMNS} from wallet
+    where (:seller_account = '' or seller_account = :seller_account) and (:currency = '' or currency = :currency)
+        and (seller_account, currency) > (:after_seller, :after_currency)
+    order by seller_account, currency limit :most
+""")
+_LIST_ENTRIES = text("""
+    select * from wallet_entry where seller_account = :seller_account and currency = :currency and number < :before
+    order by number desc limit :most
+""")
+
+
+def wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Row[Any]]:
+    """Wallets as they stand, those that exist."""
+    return {(row.seller_account, row.currency): row for row in connection.execute(_WALLETS, {"wallets": _wallets(keys)})}
+
+
+def list_wallets(connection: Connection, seller: str, currency: str, after: WalletKey, most: int) -> Sequence[Row[Any]]:
+    """Wallets by seller and currency, after a given one."""
+    parameters = {"seller_account": seller, "currency": currency, "after_seller": after[0], "after_currency": after[1], "most": most}
+    return connection.execute(_LIST_WALLETS, parameters).all()
+
+
+def list_entries(connection: Connection, key: WalletKey, before: int, most: int) -> Sequence[Row[Any]]:
+    """A wallet's entries, newest first, below a number."""
+    parameters = {"seller_account": key[0], "currency": key[1], "before": before, "most": most}
+    return connection.execute(_LIST_ENTRIES, parameters).all()
+
+
+_SET_POLICY = text("""
+    with l as materialized (
+        select seller_account, currency from wallet where seller_account = :seller_account and currency = :currency
+            and (frozen, release_delay) is distinct from (:frozen, cast(:release_delay as int)) for update),
+    w as (
+        update wallet w set frozen = :frozen, release_delay = :release_delay, policy_version = w.policy_version + 1,
+            update_time = greatest(w.update_time, clock())
+        from l where w.seller_account = l.seller_account and w.currency = l.currency returning w.*),
+    p as (
+        insert into wallet_policy
+        select seller_account, currency, policy_version, frozen, release_delay, :caller, :traceparent, update_time from w)
+    insert into outbox (aggregate_id, version) select 'walletPolicies/' || seller_account || '/' || currency, policy_version from w
+""")
+
+
+def set_policy(connection: Connection, key: WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> None:
+    """Sets a wallet's policy; the same policy again changes nothing."""
+    values = {"seller_account": key[0], "currency": key[1], "frozen": frozen, "release_delay": release_delay}
+    connection.execute(_SET_POLICY, {**values, "caller": caller, "traceparent": traceparent})
+
+
+_EXPIRED = text("""
+    select hold_id, seller_account, currency from hold where state = 'OPEN' and expire_time <= clock() order by expire_time, hold_id limit :most
+""")
+
+
+def expired_holds(connection: Connection, most: int) -> Sequence[Row[Any]]:
+    """Open holds whose time is up."""
+    return connection.execute(_EXPIRED, {"most": most}).all()
+
+
+_ENTRY_EVENTS = text("""
+    select e.* from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version bigint)
+    join wallet_entry e on e.seller_account = split_part(k.id, '/', 2) and e.currency = split_part(k.id, '/', 3) and e.number = k.version
+    order by e.seller_account, e.currency, e.number
+""")
+_POLICY_EVENTS = text("""
+    select w.seller_account, w.currency, w.balance, w.pending, w.available, w.held, w.owed, p.frozen, p.release_delay, w.version,
+        p.create_time as update_time, p.version as policy_version, p.caller, p.traceparent
+    from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version bigint)
+    join wallet_policy p on p.seller_account = split_part(k.id, '/', 2) and p.currency = split_part(k.id, '/', 3) and p.version = k.version
+    join wallet w on w.seller_account = p.seller_account and w.currency = p.currency
+    order by p.seller_account, p.currency, p.version
+""")
+def entry_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
+    """The entries behind changes (aggregate_id, number)."""
+    return connection.execute(_ENTRY_EVENTS, {"keys": as_json(keys)}).all()
+
+
+def policy_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
+    """The policies behind changes (aggregate_id, version), with their wallets."""
+    return connection.execute(_POLICY_EVENTS, {"keys": as_json(keys)}).all()
