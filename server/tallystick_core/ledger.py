@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
 
+from tallystick_core.booking import Line
 from tallystick_core.canonical import canonical, fingerprint
 from tallystick_core.refusal import Reason, Refused
 
@@ -40,15 +41,6 @@ class Kind(StrEnum):
     REVERSAL = "REVERSAL"
     EXCHANGE = "EXCHANGE"
     WRITE_OFF = "WRITE_OFF"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One entry to post: minor units, a credit above zero, a debit below."""
-
-    account: str
-    currency: str
-    amount: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +82,6 @@ class Chained:
     effective_time: datetime
     post_time: datetime
     balances_after: tuple[int, ...]
-
-
-def pay_in(order_id: str, caller: str, provider: str, buyer: str, seller: str, currency: str, amount: int, fee: int) -> Posting:
-    """An order was paid: the provider owes us what the buyer gave, and the seller and the platform own it."""
-    lines = [
-        Line(f"psp/{provider}/clearing", currency, -amount),
-        Line(f"buyers/{buyer}", currency, amount),
-        Line(f"buyers/{buyer}", currency, -amount),
-        Line(f"sellers/{seller}", currency, amount - fee),
-    ]
-    if fee:
-        lines.append(Line("platform/fees", currency, fee))
-    return Posting(Kind.PAY_IN, order_id, caller, tuple(lines))
 
 
 def reversal(of: Posting, sequence: int, reason: str, caller: str) -> Posting:

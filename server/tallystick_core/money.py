@@ -25,10 +25,10 @@ def parse_currency(text: str, field: str = "currency") -> str:
     raise Refused(Reason.CURRENCY_UNKNOWN, f"{field} must be an ISO 4217 code in capitals, BTC or USDC.", field=field)
 
 
-def parse_amount(text: str, currency: str, field: str = "amount") -> int:
+def parse_amount(text: str, currency: str, field: str = "amount", least: int = 1) -> int:
     """Decimal text in major units, as minor units: "12.3" in EUR is 1230. `currency` is a parsed one.
 
-    Raises AMOUNT_INVALID, AMOUNT_PRECISION, AMOUNT_OUT_OF_RANGE (not above zero, or above 10^18 - 1 minor units).
+    Raises AMOUNT_INVALID, AMOUNT_PRECISION, AMOUNT_OUT_OF_RANGE (below `least`, or above 10^18 - 1 minor units).
     """
     if len(text) > 40:  # before anything is converted: a hostile number may have a million digits
         raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"{field} is too long.", field=field)
@@ -43,9 +43,9 @@ def parse_amount(text: str, currency: str, field: str = "amount") -> int:
     if len(fraction) > exponent:
         raise Refused(Reason.AMOUNT_PRECISION, f"{field} must have at most {exponent} decimals in {currency}.", field=field)
     minor = int(whole + fraction.ljust(exponent, "0"))
-    if sign or not 0 < minor <= MAX_AMOUNT:
-        highest = format_amount(MAX_AMOUNT, currency)
-        raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"{field} must be above 0 and at most {highest} {currency}.", field=field)
+    if sign or not least <= minor <= MAX_AMOUNT:
+        limits = f"at least {format_amount(least, currency)} and at most {format_amount(MAX_AMOUNT, currency)} {currency}"
+        raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"{field} must be {limits}.", field=field)
     return minor
 
 

@@ -208,6 +208,7 @@ def _engine(url: str, connections: int) -> Engine:
         pool_size=connections,
         max_overflow=0,
         pool_timeout=10,
+        hide_parameters=True,  # no value of a caller ends up in a log
         connect_args={
             "connect_timeout": 5,
             "keepalives_idle": 10,

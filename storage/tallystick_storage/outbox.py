@@ -14,7 +14,7 @@ Key = tuple[str, int]
 # Some aggregates, and of each all rows from its lowest version on, so that none is published before an earlier one of its own.
 _UNPUBLISHED = text("""
     select x.aggregate_id, x.version from outbox x
-    where x.aggregate_id in (select aggregate_id from (select aggregate_id from outbox limit :most) some)
+    where x.aggregate_id in (select aggregate_id from (select aggregate_id from outbox limit :most) as few)
     order by x.aggregate_id, x.version limit :most
 """)
 _PUBLISHED = text("""

@@ -76,8 +76,6 @@ class Answer:
     provider_reference: str
     charged_amount: int | None
     charged_currency: str | None
-    delay: float | None
-    """Seconds until the charge is due again; None: it waits for the provider, or is at its end."""
 
 
 @dataclass(frozen=True, slots=True)

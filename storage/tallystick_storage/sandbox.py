@@ -16,6 +16,7 @@ class NewCharge:
     """A charge as it was decided when its key first came; `fingerprint` in hex."""
 
     key: str
+    generation: int
     fingerprint: str
     charge_id: str
     reference: str
@@ -27,14 +28,15 @@ class NewCharge:
 
 _INSERT = text("""
     insert into charge
-    select key, decode(fingerprint, 'hex'), charge_id, reference, state, amount, currency, code, clock()
-    from jsonb_to_recordset(cast(:charges as jsonb)) as r (key text, fingerprint text, charge_id text, reference text, state text, amount bigint,
+    select key, generation, decode(fingerprint, 'hex'), charge_id, reference, state, amount, currency, code, clock()
+    from jsonb_to_recordset(cast(:charges as jsonb)) as r (key text, generation int, fingerprint text, charge_id text, reference text, state text, amount bigint,
         currency text, code text) order by key
     on conflict do nothing returning key
 """)
 _FIND = text("""
-    select key, fingerprint, charge_id, reference, state, amount, currency, code, create_time < clock() - cast(:window as interval) as forgotten
-    from charge where key = any (cast(:keys as text[]))
+    select distinct on (key) key, generation, fingerprint, charge_id, reference, state, amount, currency, code,
+        create_time < clock() - cast(:window as interval) as forgotten
+    from charge where key = any (cast(:keys as text[])) order by key, generation desc
 """)
 
 
@@ -44,5 +46,5 @@ def insert(connection: Connection, charges: Sequence[NewCharge]) -> set[str]:
 
 
 def find(connection: Connection, keys: list[str], window: float) -> dict[str, Row[Any]]:
-    """Charges by key; `forgotten` ones are older than the window in seconds for which keys are honoured."""
+    """The last charge under each key; `forgotten` ones are older than the window in seconds for which keys are honoured."""
     return {row.key: row for row in connection.execute(_FIND, {"keys": keys, "window": f"{window} seconds"})}

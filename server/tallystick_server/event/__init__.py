@@ -1,0 +1,1 @@
+"""EventService: numbers what happened, and serves it in that order."""

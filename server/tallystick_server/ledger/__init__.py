@@ -1,0 +1,1 @@
+"""LedgerService: the append-only, hash-chained book."""

@@ -1,0 +1,1 @@
+"""PaymentService: takes payments in, from the call to `is_payment_done`. `flow.py` tells the whole way."""

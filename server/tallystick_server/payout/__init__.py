@@ -1,0 +1,1 @@
+"""PayoutService: declared, not built yet."""

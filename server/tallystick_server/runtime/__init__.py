@@ -1,0 +1,1 @@
+"""Below the services: incoming and outgoing calls, stages, telemetry, the relay."""

@@ -1,0 +1,1 @@
+"""WalletService: what each seller may be paid."""

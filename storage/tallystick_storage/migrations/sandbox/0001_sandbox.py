@@ -9,7 +9,8 @@ depends_on = None
 
 TABLES = """
 create table charge (
-    key text collate "C" primary key,  -- the idempotency key
+    key text collate "C" not null,  -- the idempotency key
+    generation int not null,  -- above 1: the key came again after it had been forgotten, and was charged again
     fingerprint bytea not null,
     charge_id text collate "C" not null,
     reference text not null,
@@ -17,14 +18,14 @@ create table charge (
     amount bigint not null,  -- minor units, what was charged
     currency text not null,
     code text not null,
-    create_time timestamptz not null
+    create_time timestamptz not null,
+    primary key (key, generation)
 );
 create index charge_by_charge_id on charge (charge_id);
 """
 
 GRANTS = """
 grant select, insert on charge to {service};
-grant update (state, code) on charge to {service};
 """
 
 

@@ -1,0 +1,99 @@
+"""What the sandbox does with a demand. Pure: the token says it, or a seeded plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import sha256
+
+from tallystick_core.provider import Demand
+
+
+class Fault(StrEnum):
+    """How the sandbox misbehaves. "Once": the first time a key comes; the key sent again gets the truth."""
+
+    NONE = "none"
+    DECLINE = "decline"
+    PENDING = "pending"
+    DELAY = "delay"
+    LOST_BEFORE = "lost_before"
+    """The answer is lost before anything is done, once."""
+    LOST_AFTER = "lost_after"
+    """The charge is made and the answer lost, once."""
+    ERROR_BEFORE = "error_before"
+    """A 5xx before anything is done, once."""
+    ERROR_AFTER = "error_after"
+    """The charge is made and a 5xx answered, once."""
+    ERROR_STORED = "error_stored"
+    """Nothing is charged, and the 5xx is replayed for ever."""
+    OTHER_AMOUNT = "other_amount"
+    """One minor unit more than was asked is charged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Faults by chance, the same for the same seed: each fault's share of demands, between 0 and 1."""
+
+    seed: int = 0
+    shares: Mapping[Fault, float] = field(default_factory=dict)
+
+    def fault(self, key: str) -> Fault:
+        """The fault of a key."""
+        point = int.from_bytes(sha256(f"{self.seed}/{key}".encode()).digest()[:8], "big") / 2**64
+        for fault, part in sorted(self.shares.items()):
+            point -= part
+            if point < 0:
+                return fault
+        return Fault.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What happens to one sending of a demand."""
+
+    fault: Fault
+    delay: float = 0.0
+    """Seconds before anything is done."""
+    code: str = ""
+
+
+def behaviour(demand: Demand, plan: Plan) -> Behaviour:
+    """What the token asks for: "tok_{fault}" or "tok_{fault}:{argument}"; other tokens follow the plan.
+
+    Arguments: the decline code of `decline`, the milliseconds of `delay`, the reason of `pending` (action or review).
+    """
+    name, _, argument = demand.payment_token.removeprefix("tok_").partition(":")
+    asked = demand.payment_token.startswith("tok_") and name in Fault._value2member_map_
+    fault = Fault(name) if asked else plan.fault(demand.key)
+    if fault is Fault.DELAY:
+        return Behaviour(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
+    return Behaviour(fault, code=argument if asked else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer as it would travel over HTTP."""
+
+    status: int
+    reference: str = ""
+    amount: int = 0
+    currency: str = ""
+    code: str = ""
+
+
+def state(chosen: Behaviour) -> str:
+    """The state a charge is stored in."""
+    known = {Fault.DECLINE: "DECLINED", Fault.PENDING: "PENDING", Fault.ERROR_STORED: "ERROR"}
+    return known.get(chosen.fault, "SUCCEEDED")
+
+
+def reply(stored_state: str, reference: str, amount: int, currency: str, code: str) -> Reply:
+    """The answer to a stored charge, the first time and every time after."""
+    status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored_state]
+    return Reply(status, reference, amount, currency, code)
+
+
+KEY_IN_USE = Reply(409, code="idempotency_key_in_use")
+KEY_MISMATCH = Reply(400, code="idempotency_key_reused")
+SERVER_ERROR = Reply(500, code="server_error")

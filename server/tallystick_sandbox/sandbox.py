@@ -1,0 +1,108 @@
+"""The sandbox provider: honours idempotency keys like a real one, and keeps its own durable log of what it charged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+from sqlalchemy import Connection
+
+from tallystick_core.canonical import fingerprint
+from tallystick_core.provider import Demand
+from tallystick_sandbox import rules
+from tallystick_sandbox.rules import Fault, Plan, Reply
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage import sandbox as store
+from tallystick_storage.database import Database
+
+
+class AnswerLost(Exception):
+    """The connection broke before the answer came."""
+
+
+class Sandbox:
+    """The provider itself. `latency` in seconds for every answer; `window`: how long keys are honoured, in seconds."""
+
+    def __init__(self, database: Database, *, plan: Plan | None = None, latency: float = 0.0, window: float = 86_400.0) -> None:
+        self._database = database
+        self._plan = plan or Plan()
+        self._latency = latency
+        self._window = window
+        self._in_hand: set[str] = set()
+        self._seen: set[str] = set()  # keys that had a fault which happens once and stores nothing
+        self._log: Stage[store.NewCharge, Reply] = Stage("sandbox.log", self._store)
+
+    def start(self) -> None:
+        self._log.start()
+
+    async def stop(self) -> None:
+        await self._log.stop()
+
+    async def charge(self, demand: Demand) -> Reply:
+        """Charges, or replays what the key got before. Raises AnswerLost."""
+        if demand.key in self._in_hand:
+            return rules.KEY_IN_USE
+        self._in_hand.add(demand.key)
+        try:
+            return await self._charge(demand)
+        finally:
+            self._in_hand.discard(demand.key)
+
+    async def _charge(self, demand: Demand) -> Reply:
+        chosen = rules.behaviour(demand, self._plan)
+        if self._latency + chosen.delay:
+            await asyncio.sleep(self._latency + chosen.delay)
+        if chosen.fault in (Fault.LOST_BEFORE, Fault.ERROR_BEFORE) and demand.key not in self._seen:
+            self._seen.add(demand.key)
+            if chosen.fault is Fault.LOST_BEFORE:
+                raise AnswerLost
+            return rules.SERVER_ERROR
+        answer = await self._log.submit(_new_charge(demand, chosen))
+        if chosen.fault in (Fault.LOST_AFTER, Fault.ERROR_AFTER) and demand.key not in self._seen:
+            self._seen.add(demand.key)
+            if chosen.fault is Fault.LOST_AFTER:
+                raise AnswerLost
+            return rules.SERVER_ERROR
+        return answer
+
+    async def _store(self, charges: Sequence[store.NewCharge]) -> Sequence[Reply]:
+        by_key = {charge.key: charge for charge in charges}
+
+        def insert(connection: Connection) -> dict[str, Reply]:
+            fresh = store.insert(connection, list(by_key.values()))
+            replies = {key: _reply(by_key[key]) for key in fresh}
+            known = store.find(connection, sorted(by_key.keys() - fresh), self._window) if len(fresh) < len(by_key) else {}
+            for key, row in known.items():
+                if row.forgotten:
+                    again = replace(by_key[key], generation=row.generation + 1)
+                    store.insert(connection, [again])
+                    replies[key] = _reply(again)
+                elif bytes(row.fingerprint).hex() != by_key[key].fingerprint:
+                    replies[key] = rules.KEY_MISMATCH
+                else:
+                    replies[key] = rules.reply(row.state, row.reference, row.amount, row.currency, row.code)
+            return replies
+
+        replies = await self._database.transact(insert)
+        return [replies[charge.key] for charge in charges]
+
+
+def _new_charge(demand: Demand, chosen: rules.Behaviour) -> store.NewCharge:
+    print_ = fingerprint(demand.charge_id, demand.amount, demand.currency, demand.payment_token, demand.method)
+    return store.NewCharge(
+        demand.key,
+        1,
+        print_.hex(),
+        demand.charge_id,
+        f"sb_{sha256(demand.key.encode()).hexdigest()[:24]}",
+        rules.state(chosen),
+        demand.amount + (1 if chosen.fault is Fault.OTHER_AMOUNT else 0),
+        demand.currency,
+        chosen.code,
+    )
+
+
+def _reply(charge: store.NewCharge) -> Reply:
+    return rules.reply(charge.state, charge.reference, charge.amount, charge.currency, charge.code)

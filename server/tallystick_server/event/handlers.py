@@ -1,0 +1,107 @@
+"""The RPCs of EventService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy import Connection
+
+from tallystick.event.v1 import event_pb2
+from tallystick.event.v1 import event_service_pb2 as pb
+from tallystick_core.caller import Role
+from tallystick_core.event import event_id
+from tallystick_core.identifier import parse_text
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.fields import EnumNames, check_batch, parse_time
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage import event as store
+from tallystick_storage.database import Database
+
+ACCESS: Access = {
+    "BatchPublish": frozenset({Role.SERVICE}),
+    "StreamEvents": frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR}),
+}
+_TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
+_STREAMED_AT_ONCE = 500
+_LOOK_AGAIN = 0.25
+
+
+class EventHandlers:
+    """Handlers only decode, await and encode."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._publish: Stage[Sequence[store.NewEvent], int] = Stage("event.publish", self._number, most=4)
+
+    def start(self) -> None:
+        self._publish.start()
+
+    async def stop(self) -> None:
+        await self._publish.stop()
+
+    async def BatchPublish(self, request: pb.BatchPublishRequest, _call: Call) -> pb.BatchPublishResponse:
+        check_batch(request.events, "events")
+        events = []
+        for place, message in enumerate(request.events):
+            try:
+                events.append(_new_event(message))
+            except Refused as refused:
+                raise refused.below(f"events[{place}]") from None
+        return pb.BatchPublishResponse(published=await self._publish.submit(events))
+
+    async def StreamEvents(self, request: pb.StreamEventsRequest, _call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
+        if request.after_cursor < 0:
+            raise Refused(Reason.FIELD_INVALID, "after_cursor must not be negative.", field="after_cursor")
+        cursor, aggregate = request.after_cursor, parse_text(request.aggregate_id, "aggregate_id", 255)
+        types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
+        while True:
+
+            def read(connection: Connection, cursor: int = cursor) -> Sequence[object]:
+                return store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
+
+            rows = await self._database.read(read)
+            for row in rows:
+                event = event_pb2.Event.FromString(bytes(row.body))  # type: ignore[attr-defined]
+                cursor = event.cursor = row.cursor  # type: ignore[attr-defined]
+                yield pb.StreamEventsResponse(event=event)
+            if len(rows) < _STREAMED_AT_ONCE:
+                if not request.follow:
+                    return
+                await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _number(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
+        """Publishes groups together; an event that stands in two of them counts for the first."""
+        seen: set[tuple[str, int]] = set()
+        unique: list[store.NewEvent] = []
+        counts = []
+        for group in groups:
+            fresh = [event for event in group if (event.aggregate_id, event.aggregate_version) not in seen]
+            seen.update((event.aggregate_id, event.aggregate_version) for event in fresh)
+            unique += fresh
+            counts.append(len(fresh))
+
+        def publish(connection: Connection) -> int:
+            return store.publish(connection, unique)
+
+        published = await self._database.transact(publish)
+        return counts if published == len(unique) else [published] * len(groups)
+
+
+def _new_event(message: event_pb2.Event) -> store.NewEvent:
+    """An event to number. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    for field in ("event_id", "aggregate_id"):
+        if not parse_text(getattr(message, field), field, 255):
+            raise Refused(Reason.FIELD_REQUIRED, f"{field} is required.", field=field)
+    if message.aggregate_version < 1:
+        raise Refused(Reason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
+    if message.event_id != event_id(message.aggregate_id, message.aggregate_version):
+        raise Refused(Reason.FIELD_INVALID, "event_id must be {aggregate_id}/{aggregate_version}.", field="event_id")
+    if message.cursor:
+        raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
+    time = parse_time(message, "create_time")
+    if time is None:
+        raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
+    type_ = _TYPES.parse(message.type, "type")
+    return store.NewEvent(message.aggregate_id, message.aggregate_version, type_, time, message.SerializeToString().hex())

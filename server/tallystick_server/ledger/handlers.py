@@ -1,0 +1,222 @@
+"""The RPCs of LedgerService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from sqlalchemy import Connection
+
+from tallystick.ledger.v1 import ledger_pb2
+from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tallystick.money.v1 import money_pb2
+from tallystick_core.booking import Line
+from tallystick_core.caller import Role
+from tallystick_core.identifier import parse_id, parse_text
+from tallystick_core.ledger import Head, Kind, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
+from tallystick_core.money import format_amount, parse_currency
+from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_server.ledger import messages
+from tallystick_server.ledger.post import Post, Posted
+from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.errors import to_status
+from tallystick_server.runtime.fields import PageToken, check_batch, page_size, parse_time, to_timestamp
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage import ledger as store
+from tallystick_storage.database import Database, DataRefused
+
+_READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
+ACCESS: Access = {
+    "BatchPost": frozenset({Role.SERVICE}),
+    "ReverseTransaction": frozenset({Role.OPERATOR}),
+    "GetTransaction": _READ,
+    "ListTransactions": _READ,
+    "GetAccount": _READ,
+    "ListAccounts": _READ,
+    "GetTrialBalance": frozenset({Role.OPERATOR, Role.AUDITOR}),
+    "StreamEntries": frozenset({Role.AUDITOR, Role.SERVICE}),
+}
+
+_STREAMED_AT_ONCE = 200
+_LOOK_AGAIN = 0.25
+_PAGE_BYTES = 1024 * 1024
+
+
+class LedgerHandlers:
+    """Handlers only decode, await and encode."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage("ledger.post", Post(database).run, most=4)
+
+    def start(self) -> None:
+        self._post.start()
+
+    async def stop(self) -> None:
+        await self._post.stop()
+
+    async def BatchPost(self, request: pb.BatchPostRequest, _call: Call) -> pb.BatchPostResponse:
+        check_batch(request.postings, "postings")
+        results: list[Posted | Exception | None] = []
+        postings = []
+        for place, message in enumerate(request.postings):
+            try:
+                postings.append(messages.parse_posting(message))
+                results.append(None)
+            except Refused as refused:
+                results.append(refused.below(f"postings[{place}]"))
+        made = iter(await self._post.submit(postings) if postings else ())
+        return pb.BatchPostResponse(results=[_result(next(made) if result is None else result) for result in results])
+
+    async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
+        sequence = parse_transaction_id(request.transaction_id)
+        reason = parse_text(request.reason, "reason", 255)
+        if not reason:
+            raise Refused(Reason.FIELD_REQUIRED, "reason is required.", field="reason")
+        original = await self._posting(sequence)
+        refuse_reversal(original)
+        (made,) = await self._post.submit([reversal(original, sequence, reason, call.caller.name)])
+        if isinstance(made, Refused) and made.reason is Reason.KEY_REUSED:
+            raise Refused(Reason.ALREADY_REVERSED, "The transaction was reversed before, for another reason.")
+        if isinstance(made, Exception):
+            raise made
+        if made.replayed:
+            call.replayed()
+        return pb.ReverseTransactionResponse(transaction=made.transaction)
+
+    async def GetTransaction(self, request: pb.GetTransactionRequest, _call: Call) -> pb.GetTransactionResponse:
+        sequence = parse_transaction_id(request.transaction_id)
+        return pb.GetTransactionResponse(transaction=messages.transaction(*await self._transaction(sequence)))
+
+    async def ListTransactions(self, request: pb.ListTransactionsRequest, _call: Call) -> pb.ListTransactionsResponse:
+        size = page_size(request.page_size)
+        wanted = _filter(request)
+        token = PageToken("ListTransactions", *("" if value is None else str(value) for value in _values(wanted)))
+        place = token.parse(request.page_token, int)
+        before = int(place[0]) if place else None
+
+        def list_(connection: Connection) -> list[store.TransactionRow]:
+            sequences = store.list_sequences(connection, _before(wanted, before), size + 1)
+            return store.transactions(connection, sequences)
+
+        found = sorted(await self._database.read(list_), key=lambda pair: -pair[0].sequence)
+        shown, used = [], 0
+        for row, entries in found[:size]:
+            message = messages.transaction(row, entries)
+            used += message.ByteSize()
+            if shown and used > _PAGE_BYTES:
+                break
+            shown.append(message)
+        following = token.make(shown[-1].sequence) if len(found) > len(shown) else ""
+        return pb.ListTransactionsResponse(transactions=shown, next_page_token=following)
+
+    async def GetAccount(self, request: pb.GetAccountRequest, _call: Call) -> pb.GetAccountResponse:
+        account = parse_account(request.account, "account")
+        currency = parse_currency(request.currency)
+        as_of = parse_time(request, "as_of_time")
+
+        def read(connection: Connection) -> tuple[Head, object]:
+            head = store.point(connection, as_of)
+            return head, store.account_at(connection, account, currency, head.sequence)
+
+        head, row = await self._database.read(read)
+        if row is None or not row.entry_count:  # type: ignore[attr-defined]
+            raise not_found("account")
+        return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))  # type: ignore[arg-type]
+
+    async def ListAccounts(self, request: pb.ListAccountsRequest, _call: Call) -> pb.ListAccountsResponse:
+        size = page_size(request.page_size)
+        prefix = parse_text(request.prefix, "prefix", 255)
+        currency = parse_currency(request.currency) if request.currency else ""
+        token = PageToken("ListAccounts", prefix, currency)
+        after = _after(token.parse(request.page_token, str, str))
+        rows = await self._database.read(lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1))
+        following = token.make(rows[size - 1].account, rows[size - 1].currency) if len(rows) > size else ""
+        return pb.ListAccountsResponse(accounts=[messages.account(row) for row in rows[:size]], next_page_token=following)
+
+    async def GetTrialBalance(self, request: pb.GetTrialBalanceRequest, _call: Call) -> pb.GetTrialBalanceResponse:
+        size = page_size(request.page_size)
+        as_of = parse_time(request, "as_of_time")
+        token = PageToken("GetTrialBalance")
+        place = token.parse(request.page_token, int, str, str)
+
+        def read(connection: Connection) -> tuple[Head, list[object], dict[str, int]]:
+            head = store.point_of(connection, int(place[0])) if place else store.point(connection, as_of)
+            lines = store.trial_lines(connection, head.sequence, _after(place[1:] if place else None), size + 1)
+            return head, list(lines), store.trial_sums(connection, head.sequence)
+
+        head, lines, sums = await self._database.read(read)
+        last = messages.account(lines[size - 1]) if len(lines) > size else None  # type: ignore[arg-type]
+        return pb.GetTrialBalanceResponse(
+            lines=[messages.account(line) for line in lines[:size]],  # type: ignore[arg-type]
+            sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sums.items()],
+            sequence=head.sequence,
+            chain_head=head.hash,
+            as_of_time=to_timestamp(head.post_time),
+            next_page_token=token.make(head.sequence, last.account, last.currency) if last else "",
+        )
+
+    async def StreamEntries(self, request: pb.StreamEntriesRequest, _call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
+        if request.after_sequence < 0:
+            raise Refused(Reason.FIELD_INVALID, "after_sequence must not be negative.", field="after_sequence")
+        after, prefix = request.after_sequence, parse_text(request.account_prefix, "account_prefix", 255)
+        while True:
+
+            def read(connection: Connection, after: int = after) -> tuple[int, list[store.TransactionRow]]:
+                end = store.point(connection).sequence
+                sequences = store.sequences_after(connection, after, prefix, _STREAMED_AT_ONCE)
+                return end, store.transactions(connection, sequences)
+
+            end, found = await self._database.read(read)
+            for row, entries in found:
+                yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
+            after = found[-1][0].sequence if found else max(after, end)
+            if len(found) < _STREAMED_AT_ONCE:
+                if not request.follow:
+                    return
+                await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _transaction(self, sequence: int) -> store.TransactionRow:
+        found = await self._database.read(lambda connection: store.transactions(connection, [sequence]))
+        if not found:
+            raise not_found("transaction")
+        return found[0]
+
+    async def _posting(self, sequence: int) -> Posting:
+        """A stored transaction as it was posted."""
+        row, entries = await self._transaction(sequence)
+        lines = tuple(Line(entry.account, entry.currency, entry.amount) for entry in entries)
+        return Posting(Kind(row.kind), row.cause_id, row.caller, lines, row.description)
+
+
+def _result(made: Posted | Exception) -> pb.PostResult:
+    if isinstance(made, Refused):
+        return pb.PostResult(error=to_status(made))
+    if isinstance(made, DataRefused):
+        return pb.PostResult(error=to_status(Refused(Reason.INTERNAL, "The database refused the posting.")))
+    if isinstance(made, Exception):
+        raise made
+    return pb.PostResult(transaction=made.transaction, replayed=made.replayed)
+
+
+def _filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
+    return store.TransactionFilter(
+        parse_account(request.account, "account") if request.account else None,
+        parse_currency(request.currency) if request.currency else None,
+        messages.KINDS.parse(request.kind, "kind", "") or None,
+        parse_text(request.cause_id, "cause_id", 64) or None,
+        parse_time(request, "post_time_from"),
+        parse_time(request, "post_time_until"),
+    )
+
+
+def _values(wanted: store.TransactionFilter) -> tuple[object, ...]:
+    return (wanted.account, wanted.currency, wanted.kind, wanted.cause_id, wanted.post_time_from, wanted.post_time_until)
+
+
+def _before(wanted: store.TransactionFilter, before: int | None) -> store.TransactionFilter:
+    return store.TransactionFilter(*_values(wanted), before)  # type: ignore[arg-type]
+
+
+def _after(place: Sequence[str | int] | None) -> tuple[str, str]:
+    return (str(place[0]), str(place[1])) if place else ("", "")

@@ -1,0 +1,109 @@
+"""Messages of LedgerService from values and back. Parsing is validation: a posting that comes out of here can be booked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick.ledger.v1 import ledger_pb2
+from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tallystick_core.booking import Line
+from tallystick_core.identifier import parse_id, parse_text
+from tallystick_core.ledger import MOST_ENTRIES, Chained, Kind, Posting, check_balanced, parse_account, transaction_id
+from tallystick_core.money import format_amount, parse_amount, parse_currency
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
+
+KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
+_DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
+_LONGEST_DESCRIPTION = 255
+
+
+def parse_posting(message: pb.Posting) -> Posting:
+    """A posting. Raises Refused with the path of the first field that is wrong."""
+    kind = Kind(KINDS.parse(message.kind, "kind"))
+    if kind is Kind.REVERSAL:
+        raise Refused(Reason.FIELD_INVALID, "kind must not be REVERSAL; use ReverseTransaction.", field="kind")
+    cause = parse_id(message.cause_id, "cause_id")
+    caller = parse_id(message.caller, "caller")
+    if not message.entries:
+        raise Refused(Reason.FIELD_REQUIRED, "entries must have at least two.", field="entries")
+    if len(message.entries) == 1:
+        raise Refused(Reason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries")
+    if len(message.entries) > MOST_ENTRIES:
+        raise Refused(Reason.TOO_MANY_ITEMS, f"entries must have at most {MOST_ENTRIES}.", field="entries")
+    lines = tuple(_line(entry, place) for place, entry in enumerate(message.entries))
+    check_balanced(lines)
+    description = parse_text(message.description, "description", _LONGEST_DESCRIPTION)
+    return Posting(kind, cause, caller, lines, description, parse_time(message, "effective_time"))
+
+
+def _line(entry: ledger_pb2.Entry, place: int) -> Line:
+    try:
+        account = parse_account(entry.account, "account")
+        currency = parse_currency(entry.currency)
+        amount = parse_amount(entry.amount, currency)
+        credit = _DIRECTIONS.parse(entry.direction, "direction") == "CREDIT"
+    except Refused as refused:
+        raise refused.below(f"entries[{place}]") from None
+    return Line(account, currency, amount if credit else -amount)
+
+
+def chained(item: Chained) -> ledger_pb2.Transaction:
+    """A transaction that was just posted."""
+    posting = item.posting
+    return ledger_pb2.Transaction(
+        transaction_id=transaction_id(item.sequence),
+        sequence=item.sequence,
+        kind=KINDS.number(posting.kind),  # type: ignore[arg-type]
+        cause_id=posting.cause_id,
+        entries=[
+            _entry(line.account, line.currency, line.amount, balance) for line, balance in zip(posting.lines, item.balances_after, strict=True)
+        ],
+        description=posting.description,
+        reverses_transaction_id=transaction_id(posting.reverses) if posting.reverses else "",
+        effective_time=to_timestamp(item.effective_time),
+        post_time=to_timestamp(item.post_time),
+        previous_hash=item.previous_hash,
+        hash=item.hash,
+    )
+
+
+def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transaction:
+    """A stored transaction."""
+    return ledger_pb2.Transaction(
+        transaction_id=transaction_id(row.sequence),
+        sequence=row.sequence,
+        kind=KINDS.number(row.kind),  # type: ignore[arg-type]
+        cause_id=row.cause_id,
+        entries=[_entry(entry.account, entry.currency, entry.amount, int(entry.balance_after)) for entry in entries],
+        description=row.description,
+        reverses_transaction_id=transaction_id(row.reverses) if row.reverses else "",
+        reversed_by_transaction_id=transaction_id(row.reversed_by) if row.reversed_by else "",
+        effective_time=to_timestamp(row.effective_time),
+        post_time=to_timestamp(row.post_time),
+        previous_hash=bytes(row.previous_hash),
+        hash=bytes(row.hash),
+    )
+
+
+def _entry(account: str, currency: str, amount: int, balance: int) -> ledger_pb2.Entry:
+    return ledger_pb2.Entry(
+        account=account,
+        direction=ledger_pb2.DIRECTION_CREDIT if amount > 0 else ledger_pb2.DIRECTION_DEBIT,
+        amount=format_amount(abs(amount), currency),
+        currency=currency,
+        balance_after=format_amount(balance, currency),
+    )
+
+
+def account(row: Row[Any]) -> ledger_pb2.Account:
+    return ledger_pb2.Account(
+        account=row.account,
+        currency=row.currency,
+        balance=format_amount(int(row.balance), row.currency),
+        entry_count=row.entry_count,
+        create_time=to_timestamp(row.create_time),
+    )

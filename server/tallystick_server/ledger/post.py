@@ -1,0 +1,125 @@
+"""Post: transactions are chained behind the head of the book, in one transaction for each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from tallystick.ledger.v1 import ledger_pb2
+from tallystick_core.ledger import Chained, Head, Posting, chain
+from tallystick_core.money import MAX_BALANCE
+from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_server.ledger import messages
+from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_storage import ledger as store
+from tallystick_storage.database import Database
+
+_MOST_KNOWN = 200_000
+
+AccountKey = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A transaction that is in the book. `replayed`: it was before."""
+
+    transaction: ledger_pb2.Transaction
+    replayed: bool
+
+
+class Post:
+    """The post stage's work. It remembers the ids of accounts, which never change once committed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ids: dict[AccountKey, int] = {}
+
+    async def run(self, groups: Sequence[Sequence[Posting]]) -> Sequence[Sequence[Posted | Exception] | Exception]:
+        """One list of results for each list of postings."""
+        flat = [posting for group in groups for posting in group]
+        results = iter(
+            await once_per_key(
+                flat,
+                lambda posting: ((posting.kind, posting.cause_id), posting.fingerprint()),
+                lambda unique: by_halves(self._post, unique),
+                lambda posted: replace(posted, replayed=True),
+            )
+        )
+        return [[next(results) for _ in group] for group in groups]
+
+    async def _post(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
+        await self._know({(line.account, line.currency) for posting in postings for line in posting.lines})
+        ids = self._ids
+        known: dict[tuple[str, str], tuple[int, bytes]] = {}
+        stored: dict[int, store.TransactionRow] = {}
+        outcome: dict[tuple[str, str], Chained | Refused] = {}
+
+        def post(connection: Connection) -> None:
+            head, now = store.lock_head(connection)
+            known.clear()
+            known.update(store.posted(connection, [(posting.kind, posting.cause_id) for posting in postings]))
+            fresh = [posting for posting in postings if (posting.kind, posting.cause_id) not in known]
+            wanted = sorted({ids[line.account, line.currency] for posting in fresh for line in posting.lines})
+            balances = store.lock_accounts(connection, wanted)
+            outcome.clear()
+            outcome.update(_chain_all(head, now, fresh, ids, balances))
+            chained = [item for item in outcome.values() if isinstance(item, Chained)]
+            if chained:
+                store.append(connection, chained, ids)
+            stored.clear()
+            if known:
+                found = store.transactions(connection, [sequence for sequence, _ in known.values()])
+                stored.update({row.sequence: (row, entries) for row, entries in found})
+
+        await self._database.transact(post)
+        return [_result(posting, known, stored, outcome) for posting in postings]
+
+    async def _know(self, accounts: set[AccountKey]) -> None:
+        """Learns the ids of accounts; those that are missing are opened in a transaction of their own."""
+        missing = sorted(accounts - self._ids.keys())
+        if not missing:
+            return
+        if len(self._ids) > _MOST_KNOWN:
+            self._ids = {key: self._ids[key] for key in accounts & self._ids.keys()}
+
+        def open_accounts(connection: Connection) -> dict[AccountKey, int]:
+            store.open_accounts(connection, missing)
+            return store.account_ids(connection, missing)
+
+        self._ids.update(await self._database.transact(open_accounts))
+
+
+def _chain_all(
+    head: Head, now: datetime, postings: Sequence[Posting], ids: dict[AccountKey, int], locked: dict[int, int]
+) -> dict[tuple[str, str], Chained | Refused]:
+    """Chains postings one behind the other; one that would outgrow a balance is refused and leaves no gap."""
+    balances = {(line.account, line.currency): locked[ids[line.account, line.currency]] for posting in postings for line in posting.lines}
+    outcome: dict[tuple[str, str], Chained | Refused] = {}
+    for posting in postings:
+        key = (posting.kind, posting.cause_id)
+        if any(abs(balances[line.account, line.currency]) + abs(line.amount) > MAX_BALANCE for line in posting.lines):
+            outcome[key] = Refused(Reason.BALANCE_OUT_OF_RANGE, "A balance would outgrow what can be booked.")
+            continue
+        item = chain(head, posting, now, balances)
+        outcome[key] = item
+        head = Head(item.sequence, item.hash, item.post_time)
+    return outcome
+
+
+def _result(
+    posting: Posting,
+    known: dict[tuple[str, str], tuple[int, bytes]],
+    stored: dict[int, store.TransactionRow],
+    outcome: dict[tuple[str, str], Chained | Refused],
+) -> Posted | Exception:
+    key = (posting.kind, posting.cause_id)
+    if key in known:
+        sequence, fingerprint = known[key]
+        if fingerprint != posting.fingerprint():
+            return key_reused("cause_id")
+        return Posted(messages.transaction(*stored[sequence]), replayed=True)
+    made = outcome[key]
+    return made if isinstance(made, Refused) else Posted(messages.chained(made), replayed=False)

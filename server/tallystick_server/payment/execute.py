@@ -1,0 +1,58 @@
+"""Execute: one provider call for each charge, concurrently and bounded; then its outcome is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from opentelemetry import trace
+
+from tallystick_core.provider import NotSent, Outcome, PaymentProvider, Unknown
+from tallystick_server.payment.charge import Charge
+from tallystick_server.runtime.telemetry import client_span
+from tallystick_storage.database import in_transaction
+
+log = logging.getLogger(__name__)
+
+
+class Execute:
+    """Asks providers. The attempt is on disk before it is sent, under the key that is sent."""
+
+    def __init__(self, providers: Mapping[str, PaymentProvider], *, most: int, timeout: float, margin: float) -> None:
+        self._providers = providers
+        self._room = {name: asyncio.Semaphore(most) for name in providers}
+        self._timeout = timeout
+        self._margin = margin
+
+    async def charge(self, charge: Charge) -> Outcome | None:
+        """The provider's answer; None if the lease would not outlast the call, which is then left to the sweep."""
+        if in_transaction():
+            raise RuntimeError("a provider is not called inside a transaction")
+        async with self._room[charge.provider]:
+            loop = asyncio.get_running_loop()
+            if loop.time() + self._timeout + self._margin > charge.lease_deadline:
+                return None
+            with client_span(f"{charge.provider} charge", charge.context) as span:
+                outcome = await self._ask(charge)
+                span.set_attribute("tallystick.outcome", type(outcome).__name__)
+                return outcome
+
+    async def _ask(self, charge: Charge) -> Outcome:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._providers[charge.provider].charge(charge.demand())
+        except TimeoutError:
+            return Unknown("the provider did not answer in time")
+        except Exception:
+            log.exception("the adapter of %s failed on charge %s (trace %s)", charge.provider, charge.charge_id, _trace(charge))
+            return Unknown("the provider's adapter failed")
+
+
+def _trace(charge: Charge) -> str:
+    return trace.format_trace_id(charge.context.trace_id)
+
+
+def is_definite(outcome: Outcome) -> bool:
+    """Whether the outcome settles what became of the demand."""
+    return not isinstance(outcome, Unknown | NotSent)

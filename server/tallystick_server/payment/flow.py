@@ -1,0 +1,144 @@
+"""The way of a payment: accept → execute → record → settle. First try, retry and recovery all go this one way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from tallystick_core.payment import FeeRates, PaymentEvent
+from tallystick_core.provider import PaymentProvider
+from tallystick_core.refusal import Refused
+from tallystick_core.risk import RiskCheck
+from tallystick_server.payment.accept import Accept, Accepted, Arrival
+from tallystick_server.payment.changes import Changes
+from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.execute import Execute
+from tallystick_server.payment.record import Answered, Record
+from tallystick_server.payment.settle import Settle
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.periodic import Periodic
+from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.telemetry import current_context, traceparent
+from tallystick_storage import payment as store
+from tallystick_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+_MOST_CLAIMED = 200
+_LEASE_MARGIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    """Seconds, and limits. `lease` outlasts a provider call and the recording of its answer."""
+
+    environment: str
+    provider: str
+    lease: float
+    provider_timeout: float
+    provider_calls: int
+    retry_delay: float
+    sweep_interval: float
+
+
+class Flow:
+    """The stages of pay-in, joined. What a process does not finish, a sweep of any process takes up."""
+
+    def __init__(
+        self,
+        database: Database,
+        risk: RiskCheck,
+        fees: FeeRates,
+        providers: Mapping[str, PaymentProvider],
+        peers: Peers,
+        wallet_address: str,
+        ledger_address: str,
+        settings: FlowSettings,
+    ) -> None:
+        self.changes = Changes()
+        self._database = database
+        self._settings = settings
+        accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take)
+        self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run)
+        self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, margin=_LEASE_MARGIN)
+        self._record: Stage[Answered, Charge] = Stage("payment.record", Record(database, settings.retry_delay).run)
+        self._settle: Stage[Charge, bool] = Stage("payment.settle", Settle(database, peers, wallet_address, ledger_address).run, most=250, lanes=2)
+        self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        for stage in (self._accept, self._record, self._settle):
+            stage.start()
+        self._sweep.start()
+
+    async def stop(self, patience: float) -> None:
+        """Lets what is in hand come to rest for so many seconds, then leaves the rest to the sweep of another process."""
+        await self._sweep.stop()
+        deadline = asyncio.get_running_loop().time() + patience
+        while not self.idle and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        for task in self._tasks:
+            task.cancel()
+        for stage in (self._accept, self._record, self._settle):
+            await stage.stop()
+
+    @property
+    def idle(self) -> bool:
+        """Whether this process has nothing in hand."""
+        return not self._tasks and self._accept.idle and self._record.idle and self._settle.idle
+
+    async def accept(self, event: PaymentEvent) -> Accepted:
+        """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
+        return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context()))
+
+    def take(self, charge: Charge) -> None:
+        """Takes a charge that this process holds the lease of on its way."""
+        succeeded = all(order.status == "SUCCESS" for order in charge.orders)
+        self._go(self._settled(charge) if succeeded else self._charged(charge))
+
+    async def sweep(self) -> None:
+        """Takes up what is due and what a dead process left behind."""
+        lease = self._settings.lease
+
+        def claim(connection: Connection) -> dict[str, int]:
+            return store.claim_due(connection, _MOST_CLAIMED, lease)
+
+        deadline = asyncio.get_running_loop().time() + lease
+        tokens = await self._database.transact(claim)
+        if not tokens:
+            return
+        rows = await self._database.read(lambda connection: store.charges(connection, list(tokens)))
+        for charge in stored_charges(rows, tokens, deadline):
+            self.take(charge)
+
+    async def _charged(self, charge: Charge) -> None:
+        outcome = await self._execute.charge(charge)
+        if outcome is None:
+            return
+        after = await self._record.submit(Answered(charge, outcome), charge.context)
+        self.changes.happened((charge.checkout_id,))
+        if all(order.status == "SUCCESS" for order in after.orders):
+            await self._settled(after)
+
+    async def _settled(self, charge: Charge) -> None:
+        await self._settle.submit(charge, charge.context)
+        self.changes.happened((charge.checkout_id,))
+
+    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """A charge that fails on its way keeps its lease until it ends; then the sweep takes it up."""
+        try:
+            await work
+        except Refused as refused:
+            log.warning("a charge waits for the sweep: %s", refused)
+        except Exception:
+            log.exception("a charge failed on its way; it waits for the sweep")

@@ -1,0 +1,149 @@
+"""The RPCs of PaymentService."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from tallystick.payment.v1 import payment_pb2
+from tallystick.payment.v1 import payment_service_pb2 as pb
+from tallystick_core.caller import Role
+from tallystick_core.identifier import parse_id
+from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_server.payment import decode, encode
+from tallystick_server.payment.changes import wait
+from tallystick_server.payment.flow import Flow
+from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage import payment as store
+from tallystick_storage.database import Database
+
+ACCESS: Access = {
+    "CreatePayment": frozenset({Role.TEAM}),
+    "GetPayment": frozenset({Role.TEAM, Role.OPERATOR}),
+    "ListPayments": frozenset({Role.TEAM, Role.OPERATOR}),
+    "GetPaymentOrder": frozenset({Role.TEAM, Role.OPERATOR}),
+    "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
+}
+
+_RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
+_LONGEST_WAIT = 30.0
+_LOOK_AGAIN = 0.5  # another process may have moved the payment
+
+_RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
+
+
+class PaymentHandlers:
+    """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
+
+    def __init__(self, database: Database, flow: Flow) -> None:
+        self._database = database
+        self._flow = flow
+        self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, lanes=2)
+
+    def start(self) -> None:
+        self._reads.start()
+
+    async def stop(self) -> None:
+        await self._reads.stop()
+
+    async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
+        wait_for = decode.WAITS.parse(request.wait_for, "wait_for", "RESULT")
+        event = decode.payment_event(request, call.caller.name)
+        with self._flow.changes.of(event.checkout_id) as changed:
+            accepted = await self._flow.accept(event)
+            if accepted.replayed:
+                call.replayed()
+            payment = None
+            if wait_for == "RESULT":
+                until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
+                payment = await self._at_rest(event.checkout_id, changed, until, look_first=not accepted.moving)
+        return pb.CreatePaymentResponse(payment=payment or await self._payment(event.checkout_id))
+
+    async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
+        return pb.GetPaymentResponse(payment=await self._visible(request.checkout_id, call))
+
+    async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
+        size = page_size(request.page_size)
+        wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.name)
+        filters = (wanted.caller, wanted.buyer_account, wanted.seller_account, wanted.payment_state, wanted.create_time_from, wanted.create_time_until)
+        token = PageToken("ListPayments", *("" if value is None else str(value) for value in filters))
+        place = token.parse(request.page_token, str, str)
+        if place:
+            wanted = replace(wanted, before=(_time(str(place[0])), str(place[1])))
+        rows = await self._database.read(lambda connection: store.list_payments(connection, wanted, size + 1))
+        shown = rows[:size]
+        following = token.make(shown[-1].create_time.isoformat(), shown[-1].checkout_id) if len(rows) > size else ""
+        return pb.ListPaymentsResponse(payments=[encode.payment_head(row) for row in shown], next_page_token=following)
+
+    async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
+        order_id = parse_id(request.payment_order_id, "payment_order_id")
+        found = await self._database.read(lambda connection: store.order(connection, order_id))
+        if found is None or not (call.caller.sees_all or found[0].caller == call.caller.name):
+            raise not_found("payment order")
+        order, history, attempts = found
+        return pb.GetPaymentOrderResponse(
+            payment_order=encode.payment_order(order), history=encode.transitions(history), attempts=encode.attempts(attempts)
+        )
+
+    async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:
+        if request.after_version < 0:
+            raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
+        seen = request.after_version
+        with self._flow.changes.of(request.checkout_id) as changed:
+            while True:
+                payment = await self._visible(request.checkout_id, call)
+                if payment.version > seen:
+                    seen = payment.version
+                    yield pb.WatchPaymentResponse(payment=payment)
+                if payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN:
+                    return
+                await wait(changed, _LOOK_AGAIN)
+
+    async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
+        """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        payment = await self._payment(parse_id(checkout_id, "checkout_id"))
+        if payment is None or not (call.caller.sees_all or payment.caller == call.caller.name):
+            raise not_found("payment")
+        return payment
+
+    async def _at_rest(self, checkout_id: str, changed: asyncio.Event, until: float, *, look_first: bool) -> payment_pb2.Payment | None:
+        """The payment once every order is final and settled, or pending; None when the time is up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if look_first:
+                payment = await self._payment(checkout_id)
+                if payment is not None and all(_rests(order) for order in payment.payment_orders):
+                    return payment
+            look_first = True
+            left = until - loop.time()
+            if left <= 0:
+                return None
+            await wait(changed, min(left, _LOOK_AGAIN))
+
+    async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
+        return await self._reads.submit(checkout_id)
+
+    async def _read(self, checkout_ids: Sequence[str]) -> Sequence[payment_pb2.Payment | None]:
+        def payments(connection: Connection) -> dict[str, tuple[store.PaymentRow, list[store.OrderRow]]]:
+            return store.payments(connection, sorted(set(checkout_ids)))
+
+        found = await self._database.read(payments)
+        messages = {checkout_id: encode.payment(row, orders) for checkout_id, (row, orders) in found.items()}
+        return [messages.get(checkout_id) for checkout_id in checkout_ids]
+
+
+def _rests(order: payment_pb2.PaymentOrder) -> bool:
+    return order.payment_order_status in _RESTING or (order.wallet_updated and order.ledger_updated)
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(Reason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave.", field="page_token") from None

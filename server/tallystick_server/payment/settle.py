@@ -1,0 +1,106 @@
+"""Settle: credit the wallet, post to the ledger, then set both flags, for a batch of charges. Each step may be repeated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_core.booking import pay_in
+from tallystick_core.money import format_amount
+from tallystick_core.payment import Status
+from tallystick_server.payment.charge import Charge, ChargedOrder
+from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.fields import MOST_ITEMS
+from tallystick_server.runtime.peers import Peers
+from tallystick_storage import payment as store
+from tallystick_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+
+class Settle:
+    """The settle stage's work. The flags are set only where wallet and ledger have both answered."""
+
+    def __init__(self, database: Database, peers: Peers, wallet_address: str, ledger_address: str) -> None:
+        self._database = database
+        self._peers = peers
+        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)  # type: ignore[arg-type]
+        self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)  # type: ignore[arg-type]
+
+    async def run(self, charges: Sequence[Charge]) -> Sequence[bool | Exception]:
+        """Whether each charge is settled; what is not is left to the sweep."""
+        orders = [(charge, order) for charge in charges for order in charge.orders]
+        unsettled = await self._each(orders, self._credit)
+        unsettled |= await self._each([pair for pair in orders if pair[0].charge_id not in unsettled], self._post)
+        settled = [charge for charge in charges if charge.charge_id not in unsettled]
+        moves = [_settled(charge, order) for charge in settled for order in charge.orders]
+
+        def settle(connection: Connection) -> dict[str, int]:
+            return store.move_orders(connection, moves)
+
+        moved = await self._database.transact(settle) if moves else {}
+        return [all(order.payment_order_id in moved for order in charge.orders) for charge in charges]
+
+    async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> set[str]:
+        """Calls for all orders in batches; returns the charges of those that were refused."""
+        refused = set()
+        for part in _parts(orders):
+            for (charge, order), result in zip(part, await call(part), strict=True):
+                if result.WhichOneof("result") == "error":
+                    log.error("order %s is not settled: %s", order.payment_order_id, from_status(result.error).message)
+                    refused.add(charge.charge_id)
+        return refused
+
+    async def _credit(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
+        credits_ = [
+            wallet_service_pb2.Credit(
+                cause=f"PAY_IN/{order.payment_order_id}",
+                caller=charge.caller,
+                seller_account=order.seller_account,
+                amount=format_amount(order.amount - order.platform_fee, charge.currency),
+                currency=charge.currency,
+                pending=True,
+            )
+            for charge, order in orders
+        ]
+        response = await self._peers.call(self._wallet.BatchCredit, wallet_service_pb2.BatchCreditRequest(credits=credits_))
+        return list(response.results)
+
+    async def _post(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
+        postings = [_posting(charge, order) for charge, order in orders]
+        response = await self._peers.call(self._ledger.BatchPost, ledger_service_pb2.BatchPostRequest(postings=postings))
+        return list(response.results)
+
+
+def _posting(charge: Charge, order: ChargedOrder) -> ledger_service_pb2.Posting:
+    lines = pay_in(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee)
+    return ledger_service_pb2.Posting(
+        kind=ledger_pb2.TRANSACTION_KIND_PAY_IN,
+        cause_id=order.payment_order_id,
+        caller=charge.caller,
+        entries=[
+            ledger_pb2.Entry(
+                account=line.account,
+                direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
+                amount=format_amount(abs(line.amount), line.currency),
+                currency=line.currency,
+            )
+            for line in lines
+        ],
+    )
+
+
+def _settled(charge: Charge, order: ChargedOrder) -> store.OrderMove:
+    return store.OrderMove(
+        order.payment_order_id, charge.charge_id, charge.lease_token, order.version, Status.SUCCESS, cause="SETTLED", settled=True
+    )
+
+
+def _parts(orders: Sequence[tuple[Charge, ChargedOrder]]) -> Iterator[Sequence[tuple[Charge, ChargedOrder]]]:
+    for first in range(0, len(orders), MOST_ITEMS):
+        yield orders[first : first + MOST_ITEMS]

@@ -1,0 +1,101 @@
+"""The command `tallystick`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from tallystick_sandbox.sandbox import Sandbox
+from tallystick_sandbox.server import application
+from tallystick_server.process import configuration, serve
+from tallystick_server.process.configuration import SERVED, Settings
+from tallystick_server.process.databases import databases
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.migrate import migrate, refuse_behind
+from tallystick_server.process.verify import verify
+from tallystick_storage.database import Database
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; what goes wrong is one sentence on standard error, and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    options = _parser().parse_args(arguments)
+    try:
+        settings = configuration.load(path=options.config)
+        sys.exit(options.run(options, settings))
+    except Failure as failure:
+        print(f"tallystick: {failure}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tallystick", description="Payment platform for marketplaces.")
+    parser.add_argument("--config", help="a TOML file; settings in the environment stand over it")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("serve", help="serve all services, or one by name, until SIGTERM")
+    one.add_argument("service", choices=("all", *SERVED))
+    one.set_defaults(run=_serve)
+    one = commands.add_parser("migrate", help="bring schemas and roles up to date")
+    one.set_defaults(run=_migrate)
+    one = commands.add_parser("verify", help="check every invariant over the whole database; exit 1 names the first row that is wrong")
+    one.add_argument("--json", action="store_true", help="the report as one JSON object")
+    one.set_defaults(run=_verify)
+    one = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
+    one.add_argument("--port", type=int, default=7090)
+    one.set_defaults(run=_sandbox)
+    return parser
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    names = SERVED if options.service == "all" else (options.service,)
+    with databases(settings, _say) as known:
+        schemas = [name for name in names if name != "payout"]
+        if "payment" in names and not settings.sandbox_url:
+            schemas.append("sandbox")
+        urls = {name: known.service(name) for name in schemas}
+        for name, url in urls.items():
+            refuse_behind(url, name)
+        serve.run(serve.serve(names, settings, urls, _say))
+    return 0
+
+
+def _migrate(_options: argparse.Namespace, settings: Settings) -> int:
+    with databases(settings, _say) as known:
+        if not known.admin:
+            raise Failure("TALLYSTICK_DATABASE_URL must be the administrator's URL, which makes schemas and roles.")
+        migrate(known.admin, known.passwords)
+    _say("The database is up to date")
+    return 0
+
+
+def _verify(options: argparse.Namespace, settings: Settings) -> int:
+    with databases(settings, _say) as known:
+        report = verify(known)
+    print(json.dumps(report.as_dict()) if options.json else report.as_text())
+    return 0 if report.passed else 1
+
+
+def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
+    with databases(settings, _say) as known:
+        url = known.service("sandbox")
+        refuse_behind(url, "sandbox")
+        database = Database(url, connections=4)
+        app = application(Sandbox(database, latency=settings.sandbox_latency))
+        web.run_app(app, host="127.0.0.1", port=options.port, print=_say, access_log=None)
+        database.close()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

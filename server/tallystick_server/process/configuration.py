@@ -1,0 +1,282 @@
+"""Configuration: a TOML file, and the environment over it. Everything is checked at the start; each error names its setting."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tallystick_core.caller import Caller, Role
+from tallystick_core.identifier import parse_id
+from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.refusal import Refused
+from tallystick_server.process.failure import Failure
+
+SERVED = ("payment", "ledger", "wallet", "payout", "event")
+"""The services that can be served alone."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting, parsed. In the environment a setting is TALLYSTICK_ and its name in capitals; in the file, its name."""
+
+    data: Path = Path(".data")
+    """Where the embedded PostgreSQL and generated passwords live."""
+    database_url: str = ""
+    """The administrator's; empty: the embedded PostgreSQL."""
+    environment: str = "dev"
+    """Part of every key that a provider gets, so that two installations never share one."""
+    listen: str = "127.0.0.1:7070"
+    """Where `serve` listens."""
+    reuse_port: bool = False
+    """Lets several processes of one service share the address."""
+    address: Mapping[str, str] = field(default_factory=dict)
+    """Service to the address where the others reach it, when it runs in a process of its own."""
+    service_database_url: Mapping[str, str] = field(default_factory=dict)
+    """Service to its own database URL, where it is not the administrator's with the generated role."""
+    authentication: str = "none"
+    """none (development, loopback only) or tokens."""
+    callers: Mapping[str, Caller] = field(default_factory=dict)
+    """Bearer token to caller."""
+    service_token: str = ""
+    """What this process sends to other services."""
+    most_calls: int = 4000
+    connections: Mapping[str, int] = field(default_factory=dict)
+    """Service to its database connections."""
+    provider: str = "sandbox"
+    sandbox_url: str = ""
+    """Empty: the sandbox runs in the process."""
+    sandbox_latency: float = 0.0
+    provider_timeout: float = 30.0
+    provider_calls: int = 2000
+    """The most calls to one provider at a time."""
+    lease: float = 60.0
+    retry_delay: float = 5.0
+    sweep_interval: float = 1.0
+    fee_rate: int = 0
+    """Parts per million; written as a decimal such as "0.025"."""
+    seller_fee_rates: Mapping[str, int] = field(default_factory=dict)
+    release_delay: int = 0
+    risk_amount_limits: Mapping[str, int] = field(default_factory=dict)
+    risk_velocity_limit: int = 0
+    """Orders of one buyer within the window; 0: no limit."""
+    risk_velocity_window: float = 3600.0
+    risk_blocked_accounts: frozenset[str] = frozenset()
+    risk_blocked_countries: frozenset[str] = frozenset()
+    otlp_endpoint: str = ""
+    trace_ratio: float = 0.01
+    """The part of traces that is recorded when an endpoint is given."""
+    drain: float = 20.0
+    """Seconds that calls and charges in hand get to end when the process is stopped."""
+
+
+class _Bad(Exception):
+    """A value that cannot be; says what would be right."""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Bad("must be text")
+    return value
+
+
+def _one_of(*known: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in known:
+            raise _Bad(f"must be one of {', '.join(known)}")
+        return str(value)
+
+    return parse
+
+
+def _matching(pattern: str, what: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if not re.fullmatch(pattern, _text(value), re.ASCII):
+            raise _Bad(f"must be {what}")
+        return str(value)
+
+    return parse
+
+
+def _number(least: float, most: float, kind: type = float) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        try:
+            number = kind(value) if not isinstance(value, bool) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None or not least <= number <= most or (kind is int and isinstance(value, float)):
+            raise _Bad(f"must be a {'whole ' if kind is int else ''}number from {least:g} to {most:g}")
+        return number
+
+    return parse
+
+
+def _rate(value: Any) -> int:
+    if not re.fullmatch(r"0(\.[0-9]{1,6})?", str(value), re.ASCII):
+        raise _Bad('must be a decimal from 0 to 0.999999 such as "0.025"')
+    return int((str(value).partition(".")[2] + "000000")[:6])
+
+
+def _table(parse: Callable[[Any], Any], keys: Callable[[str], str] = str) -> Callable[[Any], dict[str, Any]]:
+    """A table; in the environment "key=value,key=value"."""
+
+    def parse_table(value: Any) -> dict[str, Any]:
+        if isinstance(value, str):
+            value = dict(pair.split("=", 1) for pair in value.split(",") if "=" in pair) if "=" in value else {"": value} if value else {}
+        if not isinstance(value, dict):
+            raise _Bad("must be a table")
+        return {keys(key): parse(item) for key, item in value.items()}
+
+    return parse_table
+
+
+def _switch(value: Any) -> bool:
+    known = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in known:
+        raise _Bad("must be true or false")
+    return known[str(value).lower()]
+
+
+def _set(value: Any) -> frozenset[str]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise _Bad("must be a list of texts")
+    return frozenset(item.strip() for item in items if item.strip())
+
+
+def _service(name: str) -> str:
+    if name not in (*SERVED, "sandbox"):
+        raise _Bad(f"has the key '{name}', which is none of {', '.join(SERVED)}")
+    return name
+
+
+def _limits(value: Any) -> dict[str, int]:
+    texts = _table(str)(value)
+    try:
+        return {parse_currency(currency): parse_amount(amount, currency) for currency, amount in texts.items()}
+    except Refused as refused:
+        raise _Bad(f"must give an amount for each currency: {refused.message}") from None
+
+
+def _callers(value: Any) -> dict[str, Caller]:
+    """A list of tables with name, roles and tokens; in the environment "name:role+role:token" for each, with commas between."""
+    if isinstance(value, str):
+        parts = [entry.split(":", 2) for entry in value.split(",") if entry]
+        if any(len(part) != 3 for part in parts):
+            raise _Bad("must look like name:role+role:token,…")
+        value = [{"name": name, "roles": roles.split("+"), "tokens": [token]} for name, roles, token in parts]
+    callers: dict[str, Caller] = {}
+    for entry in value if isinstance(value, list) else [None]:
+        if not isinstance(entry, dict) or set(entry) != {"name", "roles", "tokens"}:
+            raise _Bad("must be a list of tables with name, roles and tokens")
+        try:
+            caller = Caller(parse_id(entry["name"], "name"), frozenset(Role(role) for role in entry["roles"]))
+        except (Refused, ValueError, TypeError):
+            raise _Bad(f"has a caller whose name is no id or whose roles are not among {', '.join(Role)}") from None
+        for token in entry["tokens"]:
+            if not isinstance(token, str) or len(token) < 16 or token in callers:
+                raise _Bad(f"gives {caller.name} a token that is shorter than 16 characters or stands twice")
+            callers[token] = caller
+    return callers
+
+
+_ADDRESS = _matching(r"[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}|unix:.+", "host:port or unix:path")
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "data": lambda value: Path(_text(value)),
+    "database_url": _text,
+    "environment": _matching(r"[a-z0-9]{1,16}", "1 to 16 of a-z 0-9"),
+    "listen": _ADDRESS,
+    "reuse_port": _switch,
+    "address": _table(_ADDRESS, _service),
+    "service_database_url": _table(_text, _service),
+    "authentication": _one_of("none", "tokens"),
+    "callers": _callers,
+    "service_token": _text,
+    "most_calls": _number(1, 100_000, int),
+    "connections": _table(_number(1, 100, int), _service),
+    "provider": _one_of("sandbox"),
+    "sandbox_url": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
+    "sandbox_latency": _number(0, 60),
+    "provider_timeout": _number(0.1, 600),
+    "provider_calls": _number(1, 100_000, int),
+    "lease": _number(1, 3600),
+    "retry_delay": _number(0.01, 86_400),
+    "sweep_interval": _number(0.01, 3600),
+    "fee_rate": _rate,
+    "seller_fee_rates": _table(_rate),
+    "release_delay": _number(0, 31_536_000, int),
+    "risk_amount_limits": _limits,
+    "risk_velocity_limit": _number(0, 1_000_000, int),
+    "risk_velocity_window": _number(1, 31_536_000),
+    "risk_blocked_accounts": _set,
+    "risk_blocked_countries": _set,
+    "otlp_endpoint": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
+    "trace_ratio": _number(0, 1),
+    "drain": _number(0, 600),
+}
+
+
+def load(environment: Mapping[str, str] | None = None, path: str | None = None) -> Settings:
+    """The settings. Raises Failure that names what is wrong."""
+    environment = os.environ if environment is None else environment
+    path = path or environment.get("TALLYSTICK_CONFIG")
+    raw = _read(path) if path else {}
+    known = {f.name for f in fields(Settings)}
+    for name in sorted(raw.keys() - known):
+        raise Failure(f"{path}: there is no setting '{name}'.")
+    values = {name: _parse(name, value, f"{path}: {name}") for name, value in raw.items()}
+    for name in known:
+        variable = f"TALLYSTICK_{name.upper()}"
+        if variable in environment:
+            values[name] = _parse(name, environment[variable], variable)
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise Failure(f"The configuration {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise Failure(f"The configuration {path} is no TOML: {error}.") from None
+
+
+def _parse(name: str, value: Any, where: str) -> Any:
+    try:
+        return _PARSERS[name](value)
+    except _Bad as bad:
+        raise Failure(f"{where} {bad}.") from None
+
+
+def _check(settings: Settings) -> None:
+    """What no setting can tell alone."""
+    if settings.authentication == "none" and not is_loopback(settings.listen):
+        raise Failure("TALLYSTICK_LISTEN must be a loopback address while TALLYSTICK_AUTHENTICATION is none.")
+    if settings.authentication == "tokens":
+        if not settings.callers:
+            raise Failure("TALLYSTICK_CALLERS must name at least one caller while TALLYSTICK_AUTHENTICATION is tokens.")
+        own = settings.callers.get(settings.service_token)
+        if own is None or Role.SERVICE not in own.roles:
+            raise Failure("TALLYSTICK_SERVICE_TOKEN must be a token of a caller with the role service.")
+    if settings.provider_timeout + 2 >= settings.lease:
+        raise Failure("TALLYSTICK_LEASE must be more than 2 seconds longer than TALLYSTICK_PROVIDER_TIMEOUT.")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

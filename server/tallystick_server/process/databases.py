@@ -1,0 +1,60 @@
+"""Which PostgreSQL a command uses: the one that is given, or the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.embedded import EmbeddedPostgres
+from tallystick_server.process.migrate import SERVICES, Passwords, driver_url, migrate, roles, service_url
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """The administrator's URL, empty if only the services' are known, and each schema's for its service and its reader."""
+
+    admin: str
+    passwords: Passwords
+    given: dict[str, str]
+
+    def service(self, name: str) -> str:
+        """The service's own login, for SQLAlchemy. Raises Failure if none is known."""
+        if name in self.given:
+            return driver_url(self.given[name]).render_as_string(hide_password=False)
+        return self._generated(roles(self._name, name).service)
+
+    def reader(self, name: str) -> str:
+        """The service's read-only login."""
+        return self._generated(roles(self._name, name).reader)
+
+    def all(self) -> dict[str, str]:
+        return {name: self.service(name) for name in SERVICES}
+
+    @property
+    def _name(self) -> str:
+        return make_url(self.admin).database or "postgres"
+
+    def _generated(self, role: str) -> str:
+        return driver_url(service_url(self.admin, role, self.passwords.of(role))).render_as_string(hide_password=False)
+
+
+@contextmanager
+def databases(settings: Settings, say: Callable[[str], None], *, fsync: bool = True, folder: Path | None = None) -> Iterator[Databases]:
+    """The databases of the settings. The embedded PostgreSQL is started, migrated, and stopped at the end. Raises Failure."""
+    passwords = Passwords((folder or settings.data) / "passwords.json")
+    if settings.database_url or settings.service_database_url:
+        yield Databases(settings.database_url, passwords, dict(settings.service_database_url))
+        return
+    embedded = EmbeddedPostgres((folder or settings.data) / "postgres", fsync=fsync)
+    try:
+        admin = embedded.start(say)
+        say("Bringing the schemas up to date")
+        migrate(admin, passwords)
+        yield Databases(admin, passwords, {})
+    finally:
+        embedded.stop()

@@ -1,0 +1,144 @@
+"""Runs services in this process: all of them, or some by name, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tallystick_server.process.configuration import SERVED, Settings
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.wiring import Service, Wiring
+from tallystick_server.runtime import telemetry
+from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
+from tallystick_server.runtime.door import BATCH_BYTES, Door
+from tallystick_server.runtime.peers import Peers
+
+log = logging.getLogger(__name__)
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
+
+
+@dataclass
+class Running:
+    """Services that are being served; `address` is the one they are reached at."""
+
+    address: str
+    _services: Sequence[Service]
+    _servers: Sequence[grpc.aio.Server]
+    _doors: Sequence[Door]
+    _health: health.aio.HealthServicer
+    _peers: Peers
+    _folder: str | None
+
+    async def stop(self, patience: float) -> None:
+        """Drains: health goes NOT_SERVING, no call is taken any more, those in hand end, what is under way comes to rest."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(_HEALTH_NOTICE)
+        deadline = asyncio.get_running_loop().time() + patience
+        self._doors[0].close()
+        await self._servers[0].stop(patience)
+        for service in self._services:
+            await service.stop(max(deadline - asyncio.get_running_loop().time(), 0.1))
+        for door, server in zip(self._doors[1:], self._servers[1:], strict=True):
+            door.close()
+            await server.stop(1)
+        await self._peers.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str]) -> Running:
+    """Starts services. Together they reach each other over a unix socket with a door of its own, alone at the configured addresses."""
+    authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else Development()
+    peers = Peers(settings.service_token)
+    folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
+    inside = f"unix:{Path(folder) / 'inside'}" if folder else ""
+    addresses = {name: inside if name in names and folder else settings.address.get(name, "") for name in SERVED}
+    _check_addresses(names, addresses)
+    services = Wiring(settings, urls, addresses, peers).build(names)
+    doors, servers = [], []
+    monitor = health.aio.HealthServicer()
+    for listen in (settings.listen, *([inside] if inside else [])):
+        door = Door(authenticator, most_calls=settings.most_calls)
+        servers.append(_server(services, door, monitor, reuse_port=settings.reuse_port))
+        doors.append(door)
+        _listen(servers[-1], listen)
+    for service in services:
+        service.start()
+    for server in reversed(servers):
+        await server.start()
+    for service in ("", *(s.descriptor.full_name for s in services if s.descriptor)):
+        await monitor.set(service, _SERVING)
+    return Running(settings.listen, services, servers, doors, monitor, peers, folder)
+
+
+def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
+    needs = {"payment": ("wallet", "ledger", "event"), "ledger": ("event",), "wallet": ("event",)}
+    for name in names:
+        for other in needs.get(name, ()):
+            if not addresses[other]:
+                raise Failure(f'TALLYSTICK_ADDRESS must say where {name} reaches {other}, such as "{other}=127.0.0.1:7071".')
+
+
+def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", BATCH_BYTES), ("grpc.so_reuseport", int(reuse_port))])
+    for service in services:
+        if service.descriptor is not None:
+            door.bind(server, service.descriptor, service.servicer, service.access)
+    health_pb2_grpc.add_HealthServicer_to_server(monitor, server)  # type: ignore[no-untyped-call]
+    names = [s.descriptor.full_name for s in services if s.descriptor]
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    door.bind_unknown(server)
+    return server
+
+
+def _listen(server: grpc.aio.Server, address: str) -> None:
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise Failure(f"Nothing can listen on {address}: another program does, or the address is not this machine's. Set TALLYSTICK_LISTEN to another.")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine as the process's work, on the fastest loop there is."""
+    sys.setswitchinterval(0.0002)  # transactions' threads wait less for the interpreter beside a busy loop
+    try:
+        import uvloop  # noqa: PLC0415 - there is none for Windows
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = asyncio.new_event_loop  # type: ignore[assignment]
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains."""
+    flush = telemetry.configure("tallystick-" + ("all" if len(names) > 1 else names[0]), settings.otlp_endpoint, settings.trace_ratio)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    running = await start(names, settings, urls)
+    say(f"Serving {', '.join(names)} on {running.address}")
+    await stopped.wait()
+    say("Draining")
+    await running.stop(settings.drain)
+    await asyncio.to_thread(flush)
+    say("Stopped")

@@ -1,0 +1,191 @@
+"""Puts services together from settings: which handlers, stages and relays a process runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from tallystick.event.v1 import event_service_pb2
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.payment import FeeRates
+from tallystick_core.provider import PaymentProvider
+from tallystick_core.risk import BuiltInRisk, RiskRules
+from tallystick_sandbox.sandbox import Sandbox
+from tallystick_server.event import handlers as event
+from tallystick_server.ledger import handlers as ledger
+from tallystick_server.ledger.events import LedgerEvents
+from tallystick_server.payment import handlers as payment
+from tallystick_server.payment.events import PaymentEvents
+from tallystick_server.payment.flow import Flow, FlowSettings
+from tallystick_server.payout import handlers as payout
+from tallystick_server.process.configuration import SERVED, Settings
+from tallystick_server.providers import sandbox as sandbox_provider
+from tallystick_server.runtime.door import Access
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.periodic import Periodic
+from tallystick_server.runtime.relay import MOST_EVENTS, Relay
+from tallystick_server.runtime.telemetry import TracedDatabase
+from tallystick_server.wallet import handlers as wallet
+from tallystick_server.wallet.events import WalletEvents
+from tallystick_storage.database import Database, forget_marks
+
+_CONNECTIONS = {"ledger": 2}
+_DEFAULT_CONNECTIONS = 4
+_FORGET_EVERY = 600.0
+_EXPIRE_EVERY = 1.0
+
+
+class _Startable(Protocol):
+    def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+@dataclass
+class Service:
+    """A service in this process: what it answers, and what runs behind it. `settle` lets what is in hand come to rest."""
+
+    name: str
+    descriptor: ServiceDescriptor | None
+    servicer: object
+    access: Access
+    running: Sequence[_Startable] = ()
+    settle: Callable[[float], Awaitable[None]] | None = None
+    databases: Sequence[Database] = ()
+    closing: Sequence[Callable[[], Awaitable[None]]] = field(default_factory=tuple)
+
+    def start(self) -> None:
+        for part in self.running:
+            part.start()
+
+    async def stop(self, patience: float) -> None:
+        if self.settle is not None:
+            await self.settle(patience)
+        for part in reversed(self.running):
+            await part.stop()
+        for close in self.closing:
+            await close()
+        for database in self.databases:
+            await asyncio.to_thread(database.close)
+
+
+class Wiring:
+    """Builds services. `urls`: each schema's database; `addresses`: where each service is reached."""
+
+    def __init__(self, settings: Settings, urls: Mapping[str, str], addresses: Mapping[str, str], peers: Peers) -> None:
+        self._settings = settings
+        self._urls = urls
+        self._addresses = addresses
+        self._peers = peers
+
+    def build(self, names: Sequence[str] = SERVED) -> list[Service]:
+        makers = {"payment": self._payment, "ledger": self._ledger, "wallet": self._wallet, "payout": self._payout, "event": self._event}
+        return [makers[name]() for name in names]
+
+    def _database(self, name: str) -> Database:
+        connections = self._settings.connections.get(name, _CONNECTIONS.get(name, _DEFAULT_CONNECTIONS))
+        return TracedDatabase(self._urls[name], connections=connections)
+
+    def _housekeeping(self, name: str, database: Database) -> Periodic:
+        return Periodic(f"{name}.housekeeping", _FORGET_EVERY, lambda: database.transact(forget_marks))
+
+    def _payment(self) -> Service:
+        database = self._database("payment")
+        settings = self._settings
+        providers, parts, databases, closing = self._providers()
+        flow = Flow(
+            database,
+            BuiltInRisk(self._risk_rules()),
+            FeeRates(settings.fee_rate, dict(settings.seller_fee_rates)),
+            providers,
+            self._peers,
+            self._addresses["wallet"],
+            self._addresses["ledger"],
+            FlowSettings(
+                settings.environment,
+                settings.provider,
+                settings.lease,
+                settings.provider_timeout,
+                settings.provider_calls,
+                settings.retry_delay,
+                settings.sweep_interval,
+            ),
+        )
+        handlers = payment.PaymentHandlers(database, flow)
+        relay = Relay("payment", PaymentEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
+        flow_part = _Started(flow.start)
+        return Service(
+            "payment",
+            payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+            handlers,
+            payment.ACCESS,
+            [*parts, flow_part, handlers, relay, self._housekeeping("payment", database)],
+            flow.stop,
+            [database, *databases],
+            closing,
+        )
+
+    def _providers(self) -> tuple[dict[str, PaymentProvider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
+        if self._settings.sandbox_url:
+            remote = sandbox_provider.OverHttp(self._settings.sandbox_url)
+            return {remote.name: remote}, [], [], [remote.close]
+        database = self._database("sandbox")
+        sandbox = Sandbox(database, latency=self._settings.sandbox_latency)
+        local = sandbox_provider.InProcess(sandbox)
+        return {local.name: local}, [sandbox], [database], []
+
+    def _risk_rules(self) -> RiskRules:
+        settings = self._settings
+        return RiskRules(
+            settings.risk_amount_limits,
+            settings.risk_velocity_limit or None,
+            settings.risk_velocity_window,
+            settings.risk_blocked_accounts,
+            settings.risk_blocked_countries,
+        )
+
+    def _ledger(self) -> Service:
+        database = self._database("ledger")
+        handlers = ledger.LedgerHandlers(database)
+        relay = Relay("ledger", LedgerEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
+        descriptor = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
+        running = [handlers, relay, self._housekeeping("ledger", database)]
+        return Service("ledger", descriptor, handlers, ledger.ACCESS, running, databases=[database])
+
+    def _wallet(self) -> Service:
+        database = self._database("wallet")
+        handlers = wallet.WalletHandlers(database, self._settings.release_delay)
+        relay = Relay("wallet", WalletEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
+        expiry = Periodic("wallet.expiry", _EXPIRE_EVERY, handlers.expire_holds)
+        descriptor = wallet_service_pb2.DESCRIPTOR.services_by_name["WalletService"]
+        running = [handlers, relay, expiry, self._housekeeping("wallet", database)]
+        return Service("wallet", descriptor, handlers, wallet.ACCESS, running, databases=[database])
+
+    def _payout(self) -> Service:
+        descriptor = payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"]
+        return Service("payout", descriptor, payout.PayoutHandlers(), payout.ACCESS)
+
+    def _event(self) -> Service:
+        database = self._database("event")
+        handlers = event.EventHandlers(database)
+        descriptor = event_service_pb2.DESCRIPTOR.services_by_name["EventService"]
+        return Service("event", descriptor, handlers, event.ACCESS, [handlers, self._housekeeping("event", database)], databases=[database])
+
+
+@dataclass
+class _Started:
+    """A part that is stopped by its service's `settle`."""
+
+    begin: Callable[[], None]
+
+    def start(self) -> None:
+        self.begin()
+
+    async def stop(self) -> None:
+        return None

@@ -1,0 +1,45 @@
+"""Who calls: a port, and the two built-in answers to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Protocol
+
+from tallystick_core.caller import Caller, Role
+from tallystick_core.refusal import Reason, Refused
+
+
+class Authenticator(Protocol):
+    """Tells who a call comes from. Client certificates come in `peer_identities`, everything else in the metadata."""
+
+    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, list[bytes]]) -> Caller:
+        """The caller. Raises CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
+        ...
+
+
+class Development:
+    """Everyone is `dev` and may do everything. For loopback addresses only, which the configuration checks."""
+
+    def __init__(self) -> None:
+        self._dev = Caller("dev", frozenset(Role))
+
+    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, list[bytes]]) -> Caller:
+        return self._dev
+
+
+class BearerTokens:
+    """One set of tokens for each caller, from the configuration. Tokens are kept and compared as hashes."""
+
+    def __init__(self, callers: Mapping[str, Caller]) -> None:
+        self._callers = {sha256(token.encode()).digest(): caller for token, caller in callers.items()}
+
+    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, list[bytes]]) -> Caller:
+        header = metadata.get("authorization", "")
+        scheme, _, token = header.partition(" ")
+        if not header:
+            raise Refused(Reason.CREDENTIALS_MISSING, "Send a bearer token in the metadata authorization.")
+        caller = self._callers.get(sha256(token.encode()).digest()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise Refused(Reason.CREDENTIALS_INVALID, "The credentials are not known.")
+        return caller

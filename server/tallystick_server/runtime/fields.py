@@ -1,0 +1,103 @@
+"""Fields that every service has: enums, times, pages. Each parser returns a core value or refuses the field by name."""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick_core.canonical import fingerprint
+from tallystick_core.refusal import Reason, Refused
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
+MOST_ITEMS = 1000
+
+
+def to_timestamp(time: datetime) -> Timestamp:
+    delta = time - _EPOCH
+    return Timestamp(seconds=delta.days * 86_400 + delta.seconds, nanos=delta.microseconds * 1000)
+
+
+
+def parse_time(message: Message, field: str) -> datetime | None:
+    """A time to the microsecond, or None if unset. Raises FIELD_INVALID."""
+    if not message.HasField(field):
+        return None
+    stamp: Timestamp = getattr(message, field)
+    if not (_YEAR_1 <= stamp.seconds < _YEAR_10000 and 0 <= stamp.nanos < 1_000_000_000):
+        raise Refused(Reason.FIELD_INVALID, f"{field} must be a time between the years 1 and 9999.", field=field)
+    return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
+
+
+class EnumNames:
+    """One enum's values and names, without the prefix that they have on the wire."""
+
+    def __init__(self, descriptor: EnumDescriptor) -> None:
+        prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in descriptor.name).lstrip("_") + "_"
+        self._name = {value.number: value.name.removeprefix(prefix) for value in descriptor.values}
+        self._number = {name: number for number, name in self._name.items()}
+        self._known = ", ".join(name for name, number in self._number.items() if number)
+
+    def parse(self, number: int, field: str, default: str | None = None) -> str:
+        """The name of a value. Unset: the default, or FIELD_REQUIRED; unknown: FIELD_INVALID."""
+        if number == 0:
+            if default is None:
+                raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: one of {self._known}.", field=field)
+            return default
+        name = self._name.get(number)
+        if name is None:
+            raise Refused(Reason.FIELD_INVALID, f"{field} must be one of {self._known}.", field=field)
+        return name
+
+    def number(self, name: str) -> int:
+        """The value of a name; "" or None is the unset value."""
+        return self._number[name] if name else 0
+
+
+def check_batch(items: Sequence[object], field: str) -> None:
+    """1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    if not items:
+        raise Refused(Reason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field)
+    if len(items) > MOST_ITEMS:
+        raise Refused(Reason.TOO_MANY_ITEMS, f"{field} must have at most {MOST_ITEMS} items.", field=field)
+
+
+def page_size(asked: int) -> int:
+    """0 means 50, above 200 means 200. Raises FIELD_INVALID below 0."""
+    if asked < 0:
+        raise Refused(Reason.FIELD_INVALID, "page_size must not be negative.", field="page_size")
+    return min(asked, 200) if asked else 50
+
+
+class PageToken:
+    """Tokens of one listing: where the page before ended, good for the same filters only."""
+
+    def __init__(self, *filters: str | int) -> None:
+        self._filters = fingerprint(*filters).hex()[:16]
+
+    def make(self, *place: str | int) -> str:
+        return urlsafe_b64encode(json.dumps([self._filters, *place]).encode()).decode()
+
+    def parse(self, token: str, *kinds: type) -> list[str | int] | None:
+        """The place, as values of the given types, or None for the first page. Raises PAGE_TOKEN_INVALID."""
+        if not token:
+            return None
+        try:
+            filters, *place = json.loads(urlsafe_b64decode(token.encode("ascii")))
+        except (ValueError, TypeError):
+            raise _bad_token() from None
+        if filters != self._filters or [type(value) for value in place] != list(kinds):
+            raise _bad_token()
+        if any("\0" in value if isinstance(value, str) else abs(value) >= 1 << 63 for value in place):
+            raise _bad_token()
+        return list(place)
+
+
+def _bad_token() -> Refused:
+    return Refused(Reason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave for the same filters.", field="page_token")

@@ -1,0 +1,67 @@
+"""Calls from one service to another: under our own identity, traced, with a deadline, and retried by tenacity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.telemetry import client_span, traceparent
+from tallystick_storage.database import in_transaction
+
+T = TypeVar("T")
+
+_ATTEMPTS = 4
+_TIMEOUT = 15.0
+_AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+
+class Peers:
+    """The other services, as one service sees them. Every call between them is idempotent, so each may be repeated."""
+
+    def __init__(self, token: str = "") -> None:
+        self._token = token
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def stub(self, make: Callable[[grpc.aio.Channel], T], address: str) -> T:
+        """A stub over the channel to an address; services at one address share it."""
+        if address not in self._channels:
+            options = [("grpc.max_receive_message_length", 16 * 1024 * 1024), ("grpc.max_send_message_length", 4 * 1024 * 1024)]
+            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
+        return make(self._channels[address])
+
+    async def call(self, method: Callable[..., Any], request: Any) -> Any:
+        """Calls a stub's method. Raises DEPENDENCY_UNAVAILABLE when several tries have failed, INTERNAL when it is refused for good."""
+        if in_transaction():
+            raise RuntimeError("a service is not called inside a transaction")
+        name = type(request).DESCRIPTOR.full_name.removesuffix("Request")
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.05, max=1), retry=retry_if_exception(_may_repeat), reraise=True
+        )
+        with client_span(name):
+            try:
+                async for turn in retrying:
+                    with turn:
+                        return await method(request, timeout=_TIMEOUT, metadata=self._metadata())
+            except grpc.aio.AioRpcError as error:
+                if _may_repeat(error):
+                    raise Refused(Reason.DEPENDENCY_UNAVAILABLE, f"{name} does not answer.", retry_after=1.0) from error
+                raise RuntimeError(f"{name} was refused: {error.code().name} {error.details()}") from error
+        raise RuntimeError("unreachable: the last attempt returns or raises")
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        found = [("traceparent", traceparent())]
+        if self._token:
+            found.append(("authorization", f"Bearer {self._token}"))
+        return tuple(pair for pair in found if pair[1])
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+
+def _may_repeat(error: BaseException) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _AGAIN

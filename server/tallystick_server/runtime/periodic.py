@@ -1,0 +1,39 @@
+"""Background work that comes round by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from tallystick_core.refusal import Refused
+
+log = logging.getLogger(__name__)
+
+
+class Periodic:
+    """Runs one function every so many seconds. A failure is logged, and the next round comes all the same."""
+
+    def __init__(self, name: str, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+        self._name = name
+        self._seconds = seconds
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                await self._work()
+            except Refused as error:
+                log.warning("%s waits: %s", self._name, error)
+            except Exception:
+                log.exception("%s failed; it goes on", self._name)

@@ -1,0 +1,63 @@
+"""Hands each service's changes to EventService, at least once and in order for each aggregate."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+from tallystick_core.refusal import Refused
+from tallystick_server.runtime.peers import Peers
+
+log = logging.getLogger(__name__)
+
+MOST_EVENTS = 1000
+_IDLE = 0.1
+_AFTER_FAILURE = 1.0
+
+Source = Callable[[], Awaitable[tuple[list[event_pb2.Event], Callable[[], Awaitable[None]]]]]
+"""Reads the next events, and what forgets them once EventService has them."""
+
+
+class Relay:
+    """One service's relay. It publishes what its source gives, forgets it after the answer, and rests while there is nothing."""
+
+    def __init__(self, name: str, source: Source, peers: Peers, address: str) -> None:
+        self._name = name
+        self._source = source
+        self._peers = peers
+        self._stub: event_service_pb2_grpc.EventServiceAsyncStub = peers.stub(event_service_pb2_grpc.EventServiceStub, address)  # type: ignore[assignment, arg-type]
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"{self._name}-relay")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                rest = await self.turn()
+            except Refused as error:
+                log.warning("the relay of %s waits: %s", self._name, error)
+                rest = _AFTER_FAILURE
+            except Exception:
+                log.exception("the relay of %s failed; it goes on", self._name)
+                rest = _AFTER_FAILURE
+            await asyncio.sleep(rest)
+
+    async def turn(self) -> float:
+        """Publishes once; returns how long to rest."""
+        started = asyncio.get_running_loop().time()
+        events, forget = await self._source()
+        if not events:
+            return _IDLE
+        for first in range(0, len(events), MOST_EVENTS):
+            request = event_service_pb2.BatchPublishRequest(events=events[first : first + MOST_EVENTS])
+            await self._peers.call(self._stub.BatchPublish, request)
+        await forget()
+        return asyncio.get_running_loop().time() - started

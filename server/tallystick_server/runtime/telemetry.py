@@ -1,0 +1,114 @@
+"""Traces: one for a payment, from the SDK through every call, stage, provider and transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from sqlalchemy import Connection
+
+from tallystick_storage.database import Database
+
+T = TypeVar("T")
+SpanContext = trace.SpanContext
+
+_tracer = trace.get_tracer("tallystick")
+_propagator = TraceContextTextMapPropagator()
+
+
+def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], None]:
+    """Starts tracing for the process: spans go to an OTLP endpoint if there is one. Returns what flushes and ends it.
+
+    `ratio`: the part of new traces that is recorded; a trace that came recorded stays so.
+    """
+    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio if endpoint else 0.0)), resource=Resource.create({"service.name": service}))
+    if endpoint:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
+    trace.set_tracer_provider(provider)
+    return provider.shutdown
+
+
+def current_context() -> SpanContext:
+    return trace.get_current_span().get_span_context()
+
+
+def trace_id() -> str:
+    """The current trace's id in hex."""
+    return trace.format_trace_id(current_context().trace_id)
+
+
+def traceparent() -> str:
+    """The current W3C trace context, or ""."""
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def context_of(parent: str) -> SpanContext:
+    """The span context behind a stored traceparent."""
+    context = _propagator.extract({"traceparent": parent})
+    return trace.get_current_span(context).get_span_context()
+
+
+@contextmanager
+def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
+    """The span of an incoming call, below the caller's."""
+    parent = _propagator.extract({"traceparent": metadata.get("traceparent", "")})
+    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, {"rpc.system": "grpc", "rpc.method": method}, record_exception=False) as span:
+        yield span
+
+
+@contextmanager
+def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
+    """The span of an outgoing call, below the current span or the given one."""
+    context = None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent))
+    with _tracer.start_as_current_span(name, context, SpanKind.CLIENT) as span:
+        yield span
+
+
+@contextmanager
+def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
+    """The span of a batch, if any of its members is recorded: below the first one's, linked to the others."""
+    recorded = list(dict.fromkeys(member for member in members if member.trace_flags.sampled))
+    parent = recorded[0] if recorded else trace.INVALID_SPAN_CONTEXT
+    context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
+    if not recorded:
+        with trace.use_span(trace.NonRecordingSpan(parent)):
+            yield
+        return
+    links = [Link(member) for member in recorded[1:]]
+    with _tracer.start_as_current_span(name, context, links=links, attributes={"batch.size": len(members)}):
+        yield
+
+
+def failed(span: Span, code: str, reason: str) -> None:
+    """Marks a span as ended by a refusal."""
+    span.set_attribute("rpc.grpc.status_code", code)
+    span.set_attribute("tallystick.reason", reason)
+    span.set_status(Status(StatusCode.ERROR, reason))
+
+
+class TracedDatabase(Database):
+    """A database whose transactions and reads are spans, named after their work."""
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        if not trace.get_current_span().is_recording():
+            return await super().transact(work)
+        with client_span(f"transaction {work.__qualname__}"):
+            return await super().transact(work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        if not trace.get_current_span().is_recording():
+            return await super().read(work)
+        with client_span(f"read {work.__qualname__}"):
+            return await super().read(work)

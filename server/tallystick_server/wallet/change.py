@@ -1,0 +1,142 @@
+"""Change: credits, debits and holds, decided one by one under their wallets' locks, written by one statement for each batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.wallet import EntryKind, Hold, Instruction, Wallet, apply
+from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_storage import wallet as store
+from tallystick_storage.database import Database
+
+_ENDINGS = frozenset({EntryKind.HOLD_CAPTURED, EntryKind.HOLD_RELEASED, EntryKind.HOLD_EXPIRED})
+_HOLDING = _ENDINGS | {EntryKind.HOLD_PLACED}
+_MOST_KNOWN = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An instruction, with the trace context of the call it came with."""
+
+    instruction: Instruction
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The wallet and the hold, as they stand after the batch. `replayed`: the change was made before."""
+
+    wallet: Row[Any] | None
+    hold: Row[Any] | None
+    replayed: bool
+
+
+class Change:
+    """The change stage's work."""
+
+    def __init__(self, database: Database, release_delay: int) -> None:
+        self._database = database
+        self._release_delay = release_delay
+        self._opened: set[store.WalletKey] = set()  # wallets that are known to exist
+
+    async def run(self, groups: Sequence[Sequence[Asked]]) -> Sequence[Sequence[Changed | Exception] | Exception]:
+        """One list of results for each list of instructions."""
+        flat = [asked for group in groups for asked in group]
+        results = iter(
+            await once_per_key(
+                flat,
+                lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint()),
+                lambda unique: by_halves(self._change, unique),
+                lambda changed: replace(changed, replayed=True),
+            )
+        )
+        return [[next(results) for _ in group] for group in groups]
+
+    async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
+        await self._open({_key(a.instruction) for a in asked if a.instruction.kind is EntryKind.CREDIT})
+        hold_ids = sorted({a.instruction.cause for a in asked if a.instruction.kind in _HOLDING})
+        owners = await self._owners([a.instruction.cause for a in asked if a.instruction.kind in _ENDINGS])
+        keys = sorted({owners.get(a.instruction.cause) or _key(a.instruction) for a in asked} - {("", "")})
+
+        def change(connection: Connection) -> list[Changed | Exception]:
+            wallets = store.lock_wallets(connection, keys)
+            made = store.made(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
+            holds = store.holds(connection, hold_ids) if hold_ids else {}
+            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, made, owners)
+            outcome = [batch.decide(one) for one in asked]
+            if batch.changes:
+                store.write(connection, batch.changes)
+            after = store.wallets(connection, keys)
+            holds_after = store.holds(connection, hold_ids) if hold_ids else {}
+            return [
+                replayed
+                if isinstance(replayed, Exception)
+                else Changed(after.get(owners.get(a.instruction.cause) or _key(a.instruction)), holds_after.get(a.instruction.cause), replayed)
+                for a, replayed in zip(asked, outcome, strict=True)
+            ]
+
+        return await self._database.transact(change)
+
+    async def _open(self, keys: set[store.WalletKey]) -> None:
+        """Opens wallets that are missing, in a transaction of its own."""
+        missing = sorted(keys - self._opened)
+        if not missing:
+            return
+
+        def open_wallets(connection: Connection) -> None:
+            store.open_wallets(connection, missing, self._release_delay)
+
+        await self._database.transact(open_wallets)
+        if len(self._opened) > _MOST_KNOWN:
+            self._opened.clear()
+        self._opened.update(missing)
+
+    async def _owners(self, hold_ids: Sequence[str]) -> dict[str, store.WalletKey]:
+        """The wallets of holds that are to end; a hold never changes its wallet."""
+        if not hold_ids:
+            return {}
+        found = await self._database.read(lambda connection: store.holds(connection, sorted(set(hold_ids))))
+        return {hold_id: (row.seller_account, row.currency) for hold_id, row in found.items()}
+
+
+def _key(instruction: Instruction) -> store.WalletKey:
+    return (instruction.seller_account, instruction.currency)
+
+
+class _Batch:
+    """One batch under its locks: each instruction sees what those before it did."""
+
+    def __init__(
+        self, wallets: dict[store.WalletKey, Wallet], holds: dict[str, Hold], made: dict[tuple[str, str], bytes], owners: dict[str, store.WalletKey]
+    ) -> None:
+        self._wallets = wallets
+        self._holds = holds
+        self._made = made
+        self._owners = owners
+        self.changes: list[store.Made] = []
+
+    def decide(self, asked: Asked) -> bool | Refused:
+        """Whether the change had been made before, or why it is refused; otherwise it is among the changes."""
+        instruction = asked.instruction
+        before = self._made.get((instruction.kind, instruction.cause))
+        if before is not None:
+            return True if before == instruction.fingerprint() else key_reused("hold_id" if instruction.kind in _HOLDING else "cause")
+        key = self._owners.get(instruction.cause) or _key(instruction)
+        wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
+        try:
+            change = apply(wallet, self._holds.get(instruction.cause), instruction)
+        except Refused as refused:
+            return refused
+        if key not in self._wallets:
+            return Refused(Reason.NOT_FOUND, "There is no such wallet.", field="seller_account")
+        self._wallets[key] = change.wallet
+        if change.hold is not None:
+            self._holds[change.hold.hold_id] = change.hold
+        self.changes.append(store.Made(instruction, change, asked.traceparent))
+        return False
+

@@ -1,0 +1,207 @@
+"""The RPCs of WalletService."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from tallystick.wallet.v1 import wallet_service_pb2 as pb
+from tallystick_core.caller import Role
+from tallystick_core.identifier import parse_id
+from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.wallet import EntryKind, Instruction
+from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.errors import to_status
+from tallystick_server.runtime.fields import PageToken, check_batch, page_size
+from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.telemetry import traceparent
+from tallystick_server.wallet import messages
+from tallystick_server.wallet.change import Asked, Change, Changed
+from tallystick_storage import wallet as store
+from tallystick_storage.database import Database, DataRefused
+
+_READ = frozenset({Role.OPERATOR, Role.SERVICE})
+_SERVICE = frozenset({Role.SERVICE})
+ACCESS: Access = {
+    "GetWallet": _READ,
+    "ListWallets": _READ,
+    "ListWalletEntries": _READ,
+    "BatchCredit": _SERVICE,
+    "BatchDebit": _SERVICE,
+    "BatchPlaceHold": _SERVICE,
+    "BatchCaptureHold": _SERVICE,
+    "BatchReleaseHold": _SERVICE,
+    "GetHold": _READ,
+    "ListHolds": _READ,
+    "SetWalletPolicy": frozenset({Role.OPERATOR}),
+}
+_MOST_EXPIRED = 500
+_LAST = 2**62
+
+M = TypeVar("M")
+
+
+class WalletHandlers:
+    """Handlers only decode, await and encode."""
+
+    def __init__(self, database: Database, release_delay: int) -> None:
+        self._database = database
+        self._release_delay = release_delay
+        self._change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage("wallet.change", Change(database, release_delay).run, most=4, lanes=2)
+
+    def start(self) -> None:
+        self._change.start()
+
+    async def stop(self) -> None:
+        await self._change.stop()
+
+    async def GetWallet(self, request: pb.GetWalletRequest, _call: Call) -> pb.GetWalletResponse:
+        return pb.GetWalletResponse(wallet=await self._wallet(_key(request)))
+
+    async def ListWallets(self, request: pb.ListWalletsRequest, _call: Call) -> pb.ListWalletsResponse:
+        size = page_size(request.page_size)
+        seller = parse_id(request.seller_account, "seller_account") if request.seller_account else ""
+        currency = parse_currency(request.currency) if request.currency else ""
+        token = PageToken("ListWallets", seller, currency)
+        place = token.parse(request.page_token, str, str)
+        after = (str(place[0]), str(place[1])) if place else ("", "")
+        rows = await self._database.read(lambda connection: store.list_wallets(connection, seller, currency, after, size + 1))
+        following = token.make(rows[size - 1].seller_account, rows[size - 1].currency) if len(rows) > size else ""
+        return pb.ListWalletsResponse(wallets=[messages.wallet(row) for row in rows[:size]], next_page_token=following)
+
+    async def ListWalletEntries(self, request: pb.ListWalletEntriesRequest, _call: Call) -> pb.ListWalletEntriesResponse:
+        size = page_size(request.page_size)
+        key = _key(request)
+        token = PageToken("ListWalletEntries", *key)
+        place = token.parse(request.page_token, int)
+        rows = await self._database.read(lambda connection: store.list_entries(connection, key, int(place[0]) if place else _LAST, size + 1))
+        following = token.make(rows[size - 1].number) if len(rows) > size else ""
+        return pb.ListWalletEntriesResponse(entries=[messages.entry(row) for row in rows[:size]], next_page_token=following)
+
+    async def BatchCredit(self, request: pb.BatchCreditRequest, _call: Call) -> pb.BatchCreditResponse:
+        results = await self._batch(request.credits, "credits", messages.parse_credit)
+        return pb.BatchCreditResponse(results=[_wallet_result(result) for result in results])
+
+    async def BatchDebit(self, request: pb.BatchDebitRequest, _call: Call) -> pb.BatchDebitResponse:
+        results = await self._batch(request.debits, "debits", messages.parse_debit)
+        return pb.BatchDebitResponse(results=[_wallet_result(result) for result in results])
+
+    async def BatchPlaceHold(self, request: pb.BatchPlaceHoldRequest, _call: Call) -> pb.BatchPlaceHoldResponse:
+        results = await self._batch(request.holds, "holds", messages.parse_hold)
+        return pb.BatchPlaceHoldResponse(results=[_hold_result(result) for result in results])
+
+    async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
+        ids = sorted({capture.hold_id for capture in request.captures})
+        known = await self._database.read(lambda connection: store.holds(connection, [i for i in ids if "\0" not in i]))
+
+        def parse(capture: pb.HoldCapture) -> Instruction:
+            hold_id = parse_id(capture.hold_id, "hold_id")
+            if hold_id not in known:
+                raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
+            amount = parse_amount(capture.amount, known[hold_id].currency)  # in the hold's currency
+            return Instruction(EntryKind.HOLD_CAPTURED, hold_id, call.caller.name, amount=amount)
+
+        results = await self._batch(request.captures, "captures", parse)
+        return pb.BatchCaptureHoldResponse(results=[_hold_result(result) for result in results])
+
+    async def BatchReleaseHold(self, request: pb.BatchReleaseHoldRequest, call: Call) -> pb.BatchReleaseHoldResponse:
+        def parse(hold_id: str) -> Instruction:
+            return Instruction(EntryKind.HOLD_RELEASED, parse_id(hold_id, "hold_id"), call.caller.name)
+
+        results = await self._batch(request.hold_ids, "hold_ids", parse)
+        return pb.BatchReleaseHoldResponse(results=[_hold_result(result) for result in results])
+
+    async def GetHold(self, request: pb.GetHoldRequest, _call: Call) -> pb.GetHoldResponse:
+        hold_id = parse_id(request.hold_id, "hold_id")
+        found = await self._database.read(lambda connection: store.holds(connection, [hold_id]))
+        if hold_id not in found:
+            raise not_found("hold")
+        return pb.GetHoldResponse(hold=messages.hold(found[hold_id]))
+
+    async def ListHolds(self, request: pb.ListHoldsRequest, _call: Call) -> pb.ListHoldsResponse:
+        size = page_size(request.page_size)
+        seller = parse_id(request.seller_account, "seller_account")
+        currency = parse_currency(request.currency) if request.currency else ""
+        token = PageToken("ListHolds", seller, currency)
+        place = token.parse(request.page_token, str, str)
+        before = (_time(str(place[0])), str(place[1])) if place else None
+        rows = await self._database.read(lambda connection: store.list_holds(connection, seller, currency, before, size + 1))
+        following = token.make(rows[size - 1].create_time.isoformat(), rows[size - 1].hold_id) if len(rows) > size else ""
+        return pb.ListHoldsResponse(holds=[messages.hold(row) for row in rows[:size]], next_page_token=following)
+
+    async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
+        key = _key(request)
+        delay = messages.parse_release_delay(request)
+        frozen, trace = request.frozen, traceparent()
+
+        def open_wallet(connection: Connection) -> None:
+            store.open_wallets(connection, [key], self._release_delay)
+
+        def set_policy(connection: Connection) -> None:
+            store.set_policy(connection, key, frozen=frozen, release_delay=delay, caller=call.caller.name, traceparent=trace)
+
+        await self._database.transact(open_wallet)
+        await self._database.transact(set_policy)
+        return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
+
+    async def expire_holds(self) -> None:
+        """Ends open holds whose time is up, by the same way as every other change."""
+        rows = await self._database.read(lambda connection: store.expired_holds(connection, _MOST_EXPIRED))
+        if rows:
+            await self._change.submit([Asked(Instruction(EntryKind.HOLD_EXPIRED, row.hold_id, "wallet"), "") for row in rows])
+
+    async def _wallet(self, key: store.WalletKey) -> Any:
+        found = await self._database.read(lambda connection: store.wallets(connection, [key]))
+        if key not in found:
+            raise not_found("wallet")
+        return messages.wallet(found[key])
+
+    async def _batch(self, items: Sequence[M], field: str, parse: Callable[[M], Instruction]) -> list[Changed | Exception]:
+        """One result for each item, in order; those that cannot be parsed are refused on their own."""
+        check_batch(items, field)
+        trace = traceparent()
+        results: list[Changed | Exception | None] = []
+        asked = []
+        for place, item in enumerate(items):
+            try:
+                asked.append(Asked(parse(item), trace))
+                results.append(None)
+            except Refused as refused:
+                results.append(refused.below(f"{field}[{place}]"))
+        made = iter(await self._change.submit(asked) if asked else ())
+        return [next(made) if result is None else result for result in results]
+
+
+def _key(request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.SetWalletPolicyRequest) -> store.WalletKey:
+    return parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
+
+
+def _refusal(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, DataRefused):
+        return Refused(Reason.INTERNAL, "The database refused the change.")
+    raise error
+
+
+def _wallet_result(result: Changed | Exception) -> pb.WalletResult:
+    if isinstance(result, Exception):
+        return pb.WalletResult(error=to_status(_refusal(result)))
+    return pb.WalletResult(wallet=messages.wallet(result.wallet), replayed=result.replayed)  # type: ignore[arg-type]
+
+
+def _hold_result(result: Changed | Exception) -> pb.HoldResult:
+    if isinstance(result, Exception):
+        return pb.HoldResult(error=to_status(_refusal(result)))
+    return pb.HoldResult(hold=messages.hold(result.hold), replayed=result.replayed)  # type: ignore[arg-type]
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise Refused(Reason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave.", field="page_token") from None

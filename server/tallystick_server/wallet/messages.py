@@ -1,0 +1,126 @@
+"""Messages of WalletService from values and back. Parsing is validation."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import Row
+
+from tallystick.wallet.v1 import wallet_pb2
+from tallystick.wallet.v1 import wallet_service_pb2 as pb
+from tallystick_core.identifier import parse_id, refuse_card_number
+from tallystick_core.ledger import Kind
+from tallystick_core.money import format_amount, parse_amount, parse_currency
+from tallystick_core.refusal import Reason, Refused
+from tallystick_core.wallet import EntryKind, Instruction
+from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
+
+_ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
+_HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
+_PURPOSES = EnumNames(wallet_pb2.HoldPurpose.DESCRIPTOR)
+_CAUSE = re.compile(r"\A([A-Z_]+)/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
+_LONGEST_DELAY = 365 * 86_400
+
+
+def _cause(text: str) -> str:
+    found = _CAUSE.match(text)
+    if found is None or found[1] not in Kind.__members__:
+        reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
+        raise Refused(reason, "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.", field="cause")
+    refuse_card_number(text, "cause")
+    return text
+
+
+def parse_credit(message: pb.Credit) -> Instruction:
+    """A credit. Raises Refused with the first field that is wrong."""
+    return _movement(EntryKind.CREDIT, message, pending=message.pending)
+
+
+def parse_debit(message: pb.Debit) -> Instruction:
+    """A debit. Raises Refused with the first field that is wrong."""
+    return _movement(EntryKind.DEBIT, message, as_fact=message.as_fact)
+
+
+def _movement(kind: EntryKind, message: pb.Credit | pb.Debit, **how: bool) -> Instruction:
+    cause = _cause(message.cause)
+    caller = parse_id(message.caller, "caller")
+    seller = parse_id(message.seller_account, "seller_account")
+    currency = parse_currency(message.currency)
+    return Instruction(kind, cause, caller, seller, currency, parse_amount(message.amount, currency), **how)
+
+
+def parse_hold(message: pb.NewHold) -> Instruction:
+    """A hold to place. Raises Refused with the first field that is wrong."""
+    hold_id = parse_id(message.hold_id, "hold_id")
+    caller = parse_id(message.caller, "caller")
+    seller = parse_id(message.seller_account, "seller_account")
+    currency = parse_currency(message.currency)
+    amount = parse_amount(message.amount, currency)
+    purpose = _PURPOSES.parse(message.purpose, "purpose")
+    expire_time = parse_time(message, "expire_time")
+    if expire_time is not None and purpose == "PAYOUT":
+        raise Refused(Reason.FIELD_INVALID, "expire_time must be unset: a payout's hold never expires.", field="expire_time")
+    return Instruction(EntryKind.HOLD_PLACED, hold_id, caller, seller, currency, amount, purpose=purpose, expire_time=expire_time)
+
+
+def parse_release_delay(message: pb.SetWalletPolicyRequest) -> int:
+    """Whole seconds up to 365 days. Raises FIELD_INVALID."""
+    delay = message.release_delay
+    if delay.nanos or not 0 <= delay.seconds <= _LONGEST_DELAY:
+        raise Refused(Reason.FIELD_INVALID, "release_delay must be whole seconds from 0 to 365 days.", field="release_delay")
+    return delay.seconds
+
+
+def wallet(row: Row[Any]) -> wallet_pb2.Wallet:
+    def text(amount: Any) -> str:
+        return format_amount(int(amount), row.currency)
+
+    return wallet_pb2.Wallet(
+        seller_account=row.seller_account,
+        currency=row.currency,
+        balance=text(row.balance),
+        pending=text(row.pending),
+        available=text(row.available),
+        held=text(row.held),
+        owed=text(row.owed),
+        frozen=row.frozen,
+        release_delay=Duration(seconds=row.release_delay),
+        version=row.version,
+        update_time=to_timestamp(row.update_time),
+    )
+
+
+def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
+    def text(amount: Any) -> str:
+        return format_amount(int(amount), row.currency)
+
+    return wallet_pb2.WalletEntry(
+        seller_account=row.seller_account,
+        number=row.number,
+        kind=_ENTRY_KINDS.number(row.kind),  # type: ignore[arg-type]
+        cause=row.cause,
+        amount=text(row.amount),
+        currency=row.currency,
+        pending_after=text(row.pending_after),
+        available_after=text(row.available_after),
+        held_after=text(row.held_after),
+        owed_after=text(row.owed_after),
+        create_time=to_timestamp(row.create_time),
+    )
+
+
+def hold(row: Row[Any]) -> wallet_pb2.Hold:
+    return wallet_pb2.Hold(
+        hold_id=row.hold_id,
+        seller_account=row.seller_account,
+        amount=format_amount(row.amount, row.currency),
+        captured_amount=format_amount(row.captured_amount, row.currency),
+        currency=row.currency,
+        purpose=_PURPOSES.number(row.purpose),  # type: ignore[arg-type]
+        state=_HOLD_STATES.number(row.state),  # type: ignore[arg-type]
+        expire_time=to_timestamp(row.expire_time) if row.expire_time else None,
+        create_time=to_timestamp(row.create_time),
+        end_time=to_timestamp(row.end_time) if row.end_time else None,
+    )
