@@ -75,7 +75,7 @@ def parse_country(text: str, field: str) -> str:
 
 def refuse_card_number(text: str, field: str) -> None:
     """Raises CARD_NUMBER_REFUSED if `text` holds a card number, also spaced, dashed, full-width or split by a few signs."""
-    if len(text) < 13:
+    if len(text) < 13 or (text.isascii() and text.isalpha()):
         return
     for cluster in _MANY_DIGITS.findall(text if text.isascii() else _plain_digits(text)):
         if _holds_card_number(_DIGITS.findall(cluster)):
@@ -101,6 +101,8 @@ def _holds_card_number(groups: list[str]) -> bool:
 
 
 def _is_card_number(number: str) -> bool:
+    if number[0] not in "23456":  # no issuer's first digit
+        return False
     issued = any(low <= number[: len(low)] <= high and len(number) in lengths for low, high, lengths in _ISSUERS)
     return issued and _luhn(number)
 

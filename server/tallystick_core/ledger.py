@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from hashlib import sha256
 
 from tallystick_core.booking import Line
@@ -43,7 +44,7 @@ class Kind(StrEnum):
     WRITE_OFF = "WRITE_OFF"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Posting:
     """One transaction to post. `effective_time` None: when it is posted."""
 
@@ -56,6 +57,7 @@ class Posting:
     reverses: int | None = None
     """The sequence of the transaction it reverses."""
 
+    @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
         lines = (value for line in self.lines for value in (line.account, line.currency, line.amount))

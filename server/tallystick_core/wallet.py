@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 
 from tallystick_core.canonical import fingerprint
 from tallystick_core.money import MAX_BALANCE
@@ -81,7 +82,7 @@ class Hold:
     expire_time: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Instruction:
     """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id."""
 
@@ -96,6 +97,7 @@ class Instruction:
     purpose: str = ""
     expire_time: datetime | None = None
 
+    @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
         expire = self.expire_time.isoformat() if self.expire_time else ""

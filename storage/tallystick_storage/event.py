@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -28,8 +28,8 @@ _LOCK = text("select cursor from head for update")
 _PUBLISH = text("""
     with r as materialized (
         select r.*, row_number() over (order by r.place) as n
-        from jsonb_to_recordset(cast(:events as jsonb)) as r (aggregate_id text, aggregate_version bigint, type text, create_time timestamptz,
-            body text, place int)
+        from rows from (jsonb_to_recordset(cast(:events as jsonb)) as (aggregate_id text, aggregate_version bigint, type text,
+            create_time timestamptz, body text)) with ordinality as r (aggregate_id, aggregate_version, type, create_time, body, place)
         where not exists (select from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version)),
     e as (
         insert into event (cursor, aggregate_id, aggregate_version, type, create_time, body)
@@ -43,8 +43,7 @@ _PUBLISH = text("""
 def publish(connection: Connection, events: Sequence[NewEvent]) -> int:
     """Numbers those events that are new, in order, without a gap; returns how many. No key may stand twice among them."""
     connection.execute(_LOCK)
-    items = [{**asdict(event), "place": place} for place, event in enumerate(events)]
-    return int(connection.execute(_PUBLISH, {"events": rows(items)}).scalar_one())
+    return int(connection.execute(_PUBLISH, {"events": rows(events)}).scalar_one())
 
 
 _AFTER = text("""

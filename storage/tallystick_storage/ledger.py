@@ -90,7 +90,7 @@ def append(connection: Connection, chained: Sequence[Chained], ids: dict[tuple[s
             "kind": item.posting.kind,
             "cause_id": item.posting.cause_id,
             "caller": item.posting.caller,
-            "fingerprint": item.posting.fingerprint().hex(),
+            "fingerprint": item.posting.fingerprint.hex(),
             "n": len(item.posting.lines),
             "description": item.posting.description,
             "reverses": item.posting.reverses,

@@ -199,12 +199,11 @@ _ANSWERS = text("""
         select * from jsonb_to_recordset(cast(:answers as jsonb)) as r (charge_id text, number int, outcome text, provider_reference text,
             charged_amount bigint, charged_currency text)),
     l as materialized (
-        select a.charge_id, a.number from attempt a join r on r.charge_id = a.charge_id and r.number = a.number
+        select r.* from attempt a join r on r.charge_id = a.charge_id and r.number = a.number
         where a.end_time is null order by a.charge_id, a.number for update of a)
-    update attempt a set outcome = r.outcome, provider_reference = r.provider_reference, charged_amount = r.charged_amount,
-        charged_currency = r.charged_currency, end_time = case when r.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
-    from r join l on l.charge_id = r.charge_id and l.number = r.number
-    where a.charge_id = r.charge_id and a.number = r.number
+    update attempt a set outcome = l.outcome, provider_reference = l.provider_reference, charged_amount = l.charged_amount,
+        charged_currency = l.charged_currency, end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
+    from l where a.charge_id = l.charge_id and a.number = l.number
 """)
 
 _AGAIN = text("""
@@ -237,17 +236,16 @@ _MOVE = text("""
                                 where r.settled or r.status = 'FAILED')
         order by c.checkout_id for update),
     l as materialized (
-        select o.payment_order_id, o.status as from_status from payment_order o join r on r.payment_order_id = o.payment_order_id
+        select r.*, o.status as from_status from payment_order o join r on r.payment_order_id = o.payment_order_id
         where o.version = r.version and (select count(*) from k) >= 0
         order by o.payment_order_id for update of o),
     m as (
-        update payment_order o set status = r.status, wallet_updated = r.settled, ledger_updated = r.settled, pending_reason = r.pending_reason,
-            next_action_url = r.next_action_url, failure_reason = r.failure_reason, decline_code = r.decline_code,
-            provider_reference = case when r.provider_reference = '' then o.provider_reference else r.provider_reference end,
+        update payment_order o set status = l.status, wallet_updated = l.settled, ledger_updated = l.settled, pending_reason = l.pending_reason,
+            next_action_url = l.next_action_url, failure_reason = l.failure_reason, decline_code = l.decline_code,
+            provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
             version = o.version + 1, update_time = clock()
-        from r join l on l.payment_order_id = r.payment_order_id
-        where o.payment_order_id = r.payment_order_id and o.version = r.version
-        returning o.*, l.from_status, r.cause, r.settled),
+        from l where o.payment_order_id = l.payment_order_id and o.version = l.version
+        returning o.*, l.from_status, l.cause, l.settled),
     h as (
         insert into order_history
         select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason,
@@ -297,9 +295,10 @@ def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]
 _CHARGES = text("""
     select o.charge_id, o.checkout_id, o.payment_order_id, o.version, o.status, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee,
         c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider, a.provider_key
-    from payment_order o join checkout c on c.checkout_id = o.checkout_id
-    join lateral (select number, provider, provider_key from attempt a where a.charge_id = o.charge_id order by number desc limit 1) a on true
-    where o.charge_id = any (cast(:charges as text[])) and o.status <> 'FAILED'
+    from unnest(cast(:charges as text[])) as g (charge_id)
+    join lateral (select * from attempt a where a.charge_id = g.charge_id order by number desc limit 1) a on true
+    join checkout c on c.checkout_id = a.checkout_id
+    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and o.status <> 'FAILED'
     order by o.charge_id, o.payment_order_id
 """)
 
@@ -310,25 +309,25 @@ def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]
 
 
 _PAYMENT_COLUMNS = """c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
-    c.version, c.create_time, c.done_time"""
+    c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
     o.attempt_count, d.next_attempt_time, o.version, o.create_time, o.update_time"""
 
-_PAYMENTS = text(f"select {_PAYMENT_COLUMNS} from checkout c where c.checkout_id = any (cast(:ids as text[]))")
-_ORDERS = text(f"""
-    select {_ORDER_COLUMNS} from payment_order o left join due d on d.charge_id = o.charge_id
-    where o.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
+# One statement, so that a payment and its orders are seen at one moment.
+_PAYMENTS = text(f"""
+    select {_ORDER_COLUMNS}, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
+        c.version as checkout_version, c.create_time as checkout_create_time, c.done_time
+    from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.charge_id = o.charge_id
+    where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
 """)
 
 
-def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, tuple[PaymentRow, list[OrderRow]]]:
-    """Payments with their orders, those that exist, by checkout id. The orders are read after the checkouts, so they are never behind them."""
-    found: dict[str, tuple[PaymentRow, list[OrderRow]]] = {}
+def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
+    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too."""
+    found: dict[str, list[OrderRow]] = {}
     for row in connection.execute(_PAYMENTS, {"ids": checkout_ids}):
-        found[row.checkout_id] = (row, [])
-    for row in connection.execute(_ORDERS, {"ids": checkout_ids}):
-        found[row.checkout_id][1].append(row)
+        found.setdefault(row.checkout_id, []).append(row)
     return found
 
 
@@ -405,7 +404,7 @@ _ORDER_EVENTS = text("""
 _PAYMENT_EVENTS = text("""
     select c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
         case when k.version = 1 then 'OPEN' else c.payment_state end as payment_state, k.version = 2 and c.is_payment_done as is_payment_done,
-        c.caller, k.version, c.create_time, case when k.version = 2 then c.done_time end as done_time,
+        c.caller, k.version as checkout_version, c.create_time as checkout_create_time, case when k.version = 2 then c.done_time end as done_time,
         case when k.version = 1 then 2 * c.order_count else o.versions end as versions,
         case when k.version = 1 then c.create_time else c.done_time end as update_time, c.traceparent
     from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version int) join checkout c on c.checkout_id = k.id

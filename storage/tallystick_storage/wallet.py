@@ -162,7 +162,7 @@ def _entry(item: Made) -> dict[str, Any]:
         "kind": item.instruction.kind,
         "cause": item.instruction.cause,
         "caller": item.instruction.caller,
-        "fingerprint": item.instruction.fingerprint().hex(),
+        "fingerprint": item.instruction.fingerprint.hex(),
         "amount": item.change.amount,
         "traceparent": item.traceparent,
     }

@@ -26,6 +26,7 @@ ACCESS: Access = {
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 _STREAMED_AT_ONCE = 500
 _LOOK_AGAIN = 0.25
+_LONGEST_AGGREGATE = 255
 
 
 class EventHandlers:
@@ -90,13 +91,13 @@ class EventHandlers:
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
-    """An event to number. Raises FIELD_REQUIRED, FIELD_INVALID."""
-    for field in ("event_id", "aggregate_id"):
-        if not parse_text(getattr(message, field), field, 255):
-            raise Refused(Reason.FIELD_REQUIRED, f"{field} is required.", field=field)
-    if message.aggregate_version < 1:
+    """An event to number; services are believed about what it tells. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    aggregate, version = message.aggregate_id, message.aggregate_version
+    if not 0 < len(aggregate) <= _LONGEST_AGGREGATE or "\0" in aggregate:
+        raise Refused(Reason.FIELD_INVALID, f"aggregate_id must have 1 to {_LONGEST_AGGREGATE} characters.", field="aggregate_id")
+    if version < 1:
         raise Refused(Reason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
-    if message.event_id != event_id(message.aggregate_id, message.aggregate_version):
+    if message.event_id != event_id(aggregate, version):
         raise Refused(Reason.FIELD_INVALID, "event_id must be {aggregate_id}/{aggregate_version}.", field="event_id")
     if message.cursor:
         raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
@@ -104,4 +105,4 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
     if time is None:
         raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
     type_ = _TYPES.parse(message.type, "type")
-    return store.NewEvent(message.aggregate_id, message.aggregate_version, type_, time, message.SerializeToString().hex())
+    return store.NewEvent(aggregate, version, type_, time, message.SerializeToString().hex())

@@ -43,7 +43,7 @@ class Post:
         results = iter(
             await once_per_key(
                 flat,
-                lambda posting: ((posting.kind, posting.cause_id), posting.fingerprint()),
+                lambda posting: ((posting.kind, posting.cause_id), posting.fingerprint),
                 lambda unique: by_halves(self._post, unique),
                 lambda posted: replace(posted, replayed=True),
             )
@@ -118,7 +118,7 @@ def _result(
     key = (posting.kind, posting.cause_id)
     if key in known:
         sequence, fingerprint = known[key]
-        if fingerprint != posting.fingerprint():
+        if fingerprint != posting.fingerprint:
             return key_reused("cause_id")
         return Posted(messages.transaction(*stored[sequence]), replayed=True)
     made = outcome[key]

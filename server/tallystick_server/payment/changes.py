@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Changes:
-    """Who waits for which checkout."""
+    """Who waits for which checkout: for every change, or only for one that brings a charge to rest."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[str, dict[asyncio.Event, bool]] = {}
 
     @contextmanager
-    def of(self, checkout_id: str) -> Iterator[asyncio.Event]:
+    def of(self, checkout_id: str, *, only_rest: bool = False) -> Iterator[asyncio.Event]:
         """An event that is set with each change of the checkout until the block ends."""
         changed = asyncio.Event()
-        self._waiting.setdefault(checkout_id, set()).add(changed)
+        self._waiting.setdefault(checkout_id, {})[changed] = only_rest
         try:
             yield changed
         finally:
-            self._waiting[checkout_id].discard(changed)
+            del self._waiting[checkout_id][changed]
             if not self._waiting[checkout_id]:
                 del self._waiting[checkout_id]
 
-    def happened(self, checkout_ids: Iterable[str]) -> None:
-        """Wakes those who wait for the checkouts."""
-        for checkout_id in checkout_ids:
-            for changed in self._waiting.get(checkout_id, ()):
+    def happened(self, checkout_id: str, *, rest: bool) -> None:
+        """Wakes those who wait for the checkout; `rest`: one of its charges has come to rest."""
+        for changed, only_rest in self._waiting.get(checkout_id, {}).items():
+            if rest or not only_rest:
                 changed.set()
 
 

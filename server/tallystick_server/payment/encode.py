@@ -18,11 +18,11 @@ _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
 _OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
 
 
-def payment(row: Row[Any], orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
-    """A payment with its orders."""
+def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
+    """A payment with its orders, whose rows have its columns too."""
     versions = sum(order.version for order in orders)
     updated = max(order.update_time for order in orders)
-    message = _payment(row, versions, updated)
+    message = _payment(orders[0], versions, updated)
     message.payment_orders.extend(payment_order(order) for order in orders)
     return message
 
@@ -42,8 +42,8 @@ def _payment(row: Row[Any], versions: int, updated: Any) -> payment_pb2.Payment:
         payment_state=STATES.number(row.payment_state),  # type: ignore[arg-type]
         is_payment_done=row.is_payment_done,
         caller=row.caller,
-        version=row.version + int(versions),
-        create_time=to_timestamp(row.create_time),
+        version=row.checkout_version + int(versions),
+        create_time=to_timestamp(row.checkout_create_time),
         update_time=to_timestamp(updated),
         done_time=to_timestamp(row.done_time) if row.done_time else None,
     )

@@ -57,10 +57,10 @@ def _order_event(row: store.OrderRow) -> event_pb2.Event:
 def _payment_event(row: store.PaymentRow) -> event_pb2.Event:
     aggregate = _PAYMENTS + row.checkout_id
     return event_pb2.Event(
-        event_id=event_id(aggregate, row.version),
-        type=event_pb2.EVENT_TYPE_PAYMENT_CREATED if row.version == 1 else event_pb2.EVENT_TYPE_PAYMENT_CLOSED,
+        event_id=event_id(aggregate, row.checkout_version),
+        type=event_pb2.EVENT_TYPE_PAYMENT_CREATED if row.checkout_version == 1 else event_pb2.EVENT_TYPE_PAYMENT_CLOSED,
         aggregate_id=aggregate,
-        aggregate_version=row.version,
+        aggregate_version=row.checkout_version,
         create_time=to_timestamp(row.update_time),
         caller=row.caller,
         traceparent=row.traceparent,

@@ -121,13 +121,14 @@ class Flow:
         if outcome is None:
             return
         after = await self._record.submit(Answered(charge, outcome), charge.context)
-        self.changes.happened((charge.checkout_id,))
-        if all(order.status == "SUCCESS" for order in after.orders):
+        succeeded = all(order.status == "SUCCESS" for order in after.orders)
+        self.changes.happened(charge.checkout_id, rest=not succeeded)
+        if succeeded:
             await self._settled(after)
 
     async def _settled(self, charge: Charge) -> None:
         await self._settle.submit(charge, charge.context)
-        self.changes.happened((charge.checkout_id,))
+        self.changes.happened(charge.checkout_id, rest=True)
 
     def _go(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(work))

@@ -34,6 +34,7 @@ ACCESS: Access = {
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
 _LONGEST_WAIT = 30.0
 _LOOK_AGAIN = 0.5  # another process may have moved the payment
+_LOOK_AGAIN_AT_REST = 2.0
 
 _RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
 
@@ -55,7 +56,7 @@ class PaymentHandlers:
     async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
         wait_for = decode.WAITS.parse(request.wait_for, "wait_for", "RESULT")
         event = decode.payment_event(request, call.caller.name)
-        with self._flow.changes.of(event.checkout_id) as changed:
+        with self._flow.changes.of(event.checkout_id, only_rest=True) as changed:
             accepted = await self._flow.accept(event)
             if accepted.replayed:
                 call.replayed()
@@ -78,7 +79,7 @@ class PaymentHandlers:
             wanted = replace(wanted, before=(_time(str(place[0])), str(place[1])))
         rows = await self._database.read(lambda connection: store.list_payments(connection, wanted, size + 1))
         shown = rows[:size]
-        following = token.make(shown[-1].create_time.isoformat(), shown[-1].checkout_id) if len(rows) > size else ""
+        following = token.make(shown[-1].checkout_create_time.isoformat(), shown[-1].checkout_id) if len(rows) > size else ""
         return pb.ListPaymentsResponse(payments=[encode.payment_head(row) for row in shown], next_page_token=following)
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
@@ -124,17 +125,17 @@ class PaymentHandlers:
             left = until - loop.time()
             if left <= 0:
                 return None
-            await wait(changed, min(left, _LOOK_AGAIN))
+            await wait(changed, min(left, _LOOK_AGAIN_AT_REST))
 
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)
 
     async def _read(self, checkout_ids: Sequence[str]) -> Sequence[payment_pb2.Payment | None]:
-        def payments(connection: Connection) -> dict[str, tuple[store.PaymentRow, list[store.OrderRow]]]:
+        def payments(connection: Connection) -> dict[str, list[store.OrderRow]]:
             return store.payments(connection, sorted(set(checkout_ids)))
 
         found = await self._database.read(payments)
-        messages = {checkout_id: encode.payment(row, orders) for checkout_id, (row, orders) in found.items()}
+        messages = {checkout_id: encode.payment(orders) for checkout_id, orders in found.items()}
         return [messages.get(checkout_id) for checkout_id in checkout_ids]
 
 

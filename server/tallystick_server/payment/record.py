@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -73,22 +74,28 @@ def _answer(item: Answered) -> store.Answer:
 
 def _moves(item: Answered) -> list[store.OrderMove]:
     outcome = _judged(item)
+    told = _told(outcome)
     moves = []
     for order in item.charge.orders:
         status = move(Status(order.status), happening(outcome))
         if status == order.status:
             continue
-        one = store.OrderMove(order.payment_order_id, item.charge.charge_id, item.charge.lease_token, order.version, status, "PROVIDER_ANSWER")
-        if isinstance(outcome, Succeeded):
-            one = replace(one, provider_reference=outcome.reference)
-        elif isinstance(outcome, Declined):
-            one = replace(one, failure_reason=outcome.reason, decline_code=outcome.code, provider_reference=outcome.reference)
-        elif isinstance(outcome, Pending):
-            one = replace(
-                one, pending_reason=outcome.reason, next_action_url=outcome.next_action_url, provider_reference=outcome.reference
-            )
-        moves.append(one)
+        charge = item.charge
+        moves.append(store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, "PROVIDER_ANSWER", **told))
     return moves
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    """What an outcome says of each order of its charge."""
+    match outcome:
+        case Succeeded():
+            return {"provider_reference": outcome.reference}
+        case Declined():
+            return {"failure_reason": outcome.reason, "decline_code": outcome.code, "provider_reference": outcome.reference}
+        case Pending():
+            return {"pending_reason": outcome.reason, "next_action_url": outcome.next_action_url, "provider_reference": outcome.reference}
+        case _:
+            return {}
 
 
 def _after(charge: Charge, moved: dict[str, int], status: dict[str, str]) -> Charge:

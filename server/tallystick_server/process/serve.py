@@ -117,7 +117,7 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Runs a coroutine as the process's work, on the fastest loop there is."""
-    sys.setswitchinterval(0.0002)  # transactions' threads wait less for the interpreter beside a busy loop
+    sys.setswitchinterval(0.001)  # transactions' threads wait less for the interpreter beside a busy loop
     try:
         import uvloop  # noqa: PLC0415 - there is none for Windows
 

@@ -13,7 +13,7 @@ from tallystick_server.runtime.peers import Peers
 log = logging.getLogger(__name__)
 
 MOST_EVENTS = 1000
-_IDLE = 0.1
+_IDLE = 0.2
 _AFTER_FAILURE = 1.0
 
 Source = Callable[[], Awaitable[tuple[list[event_pb2.Event], Callable[[], Awaitable[None]]]]]
@@ -60,4 +60,4 @@ class Relay:
             request = event_service_pb2.BatchPublishRequest(events=events[first : first + MOST_EVENTS])
             await self._peers.call(self._stub.BatchPublish, request)
         await forget()
-        return asyncio.get_running_loop().time() - started
+        return max(asyncio.get_running_loop().time() - started, _IDLE)

@@ -13,8 +13,8 @@ from tallystick_storage.database import DataRefused
 T = TypeVar("T")
 R = TypeVar("R")
 
-_REST = 0.5
-_LONGEST_REST = 0.05
+_REST = 1.0
+_LONGEST_REST = 0.1
 
 
 class Stage(Generic[T, R]):

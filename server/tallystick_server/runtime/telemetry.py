@@ -70,8 +70,12 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
 
 @contextmanager
 def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
-    """The span of an outgoing call, below the current span or the given one."""
-    context = None if parent is None else trace.set_span_in_context(trace.NonRecordingSpan(parent))
+    """The span of an outgoing call, below the current span or the given one; only the parent itself where that is not recorded."""
+    above = trace.get_current_span() if parent is None else trace.NonRecordingSpan(parent)
+    if not above.get_span_context().trace_flags.sampled:
+        yield above
+        return
+    context = trace.set_span_in_context(above)
     with _tracer.start_as_current_span(name, context, SpanKind.CLIENT) as span:
         yield span
 
@@ -80,12 +84,10 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
 def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
     """The span of a batch, if any of its members is recorded: below the first one's, linked to the others."""
     recorded = list(dict.fromkeys(member for member in members if member.trace_flags.sampled))
-    parent = recorded[0] if recorded else trace.INVALID_SPAN_CONTEXT
-    context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
     if not recorded:
-        with trace.use_span(trace.NonRecordingSpan(parent)):
-            yield
+        yield
         return
+    context = trace.set_span_in_context(trace.NonRecordingSpan(recorded[0]))
     links = [Link(member) for member in recorded[1:]]
     with _tracer.start_as_current_span(name, context, links=links, attributes={"batch.size": len(members)}):
         yield

@@ -50,7 +50,7 @@ class Change:
         results = iter(
             await once_per_key(
                 flat,
-                lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint()),
+                lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint),
                 lambda unique: by_halves(self._change, unique),
                 lambda changed: replace(changed, replayed=True),
             )
@@ -125,7 +125,7 @@ class _Batch:
         instruction = asked.instruction
         before = self._made.get((instruction.kind, instruction.cause))
         if before is not None:
-            return True if before == instruction.fingerprint() else key_reused("hold_id" if instruction.kind in _HOLDING else "cause")
+            return True if before == instruction.fingerprint else key_reused("hold_id" if instruction.kind in _HOLDING else "cause")
         key = self._owners.get(instruction.cause) or _key(instruction)
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
         try:

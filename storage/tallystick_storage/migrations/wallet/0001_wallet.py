@@ -89,8 +89,11 @@ end $$;
 create trigger ends_once before update on hold for each row
     when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_move();
 
+-- Each trigger below looks its rows up by key, and is told so: on tables that grow fast the planner's statistics are old, and it would read them whole.
+
 -- P4, E1: a wallet's version counts its entries; each entry has its event, the last one says what the wallet holds.
-create function wallet_follows_entries() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+create function wallet_follows_entries() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     if exists (
         select from after_change w join before_change b on b.seller_account = w.seller_account and b.currency = w.currency
@@ -134,12 +137,13 @@ create trigger wallet_is_new before insert on wallet for each row
     when (new.version <> 0 or new.policy_version <> 0 or new.pending <> 0 or new.available <> 0 or new.held <> 0 or new.owed <> 0)
     execute function wallet_is_new();
 
-create function entry_has_wallet() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+create function entry_has_wallet() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
-    if exists (
-        select from added e where not exists (
-            select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number)
-        or not exists (select from outbox x where x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number)
+    if (select count(*) from added) <> (
+        select count(*) from added e
+        join wallet w on w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number
+        join outbox x on x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number
     ) then
         raise exception 'an entry does not follow its wallet' using errcode = 'P0001';
     end if;
@@ -148,7 +152,8 @@ end $$;
 create trigger entry_has_wallet after insert on wallet_entry referencing new table as added
     for each statement execute function entry_has_wallet();
 
-create function hold_is_held() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+create function hold_is_held() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     if exists (
         select from (select distinct seller_account, currency from changed) s
@@ -163,15 +168,19 @@ end $$;
 create trigger inserted_hold_is_held after insert on hold referencing new table as changed for each statement execute function hold_is_held();
 create trigger updated_hold_is_held after update on hold referencing new table as changed for each statement execute function hold_is_held();
 
-create function event_has_change() returns trigger language plpgsql security definer set search_path = wallet, pg_temp as $$
+create function event_has_change() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
-    if exists (
-        select from added x where not exists (
-            select from wallet_entry e where x.aggregate_id like 'wallets/%' and e.seller_account = split_part(x.aggregate_id, '/', 2)
-                and e.currency = split_part(x.aggregate_id, '/', 3) and e.number = x.version)
-        and not exists (
-            select from wallet_policy p where x.aggregate_id like 'walletPolicies/%' and p.seller_account = split_part(x.aggregate_id, '/', 2)
-                and p.currency = split_part(x.aggregate_id, '/', 3) and p.version = x.version)
+    if (select count(*) from added) <> (
+        select count(*) from added x
+        join wallet_entry e on e.seller_account = split_part(x.aggregate_id, '/', 2) and e.currency = split_part(x.aggregate_id, '/', 3)
+            and e.number = x.version
+        where x.aggregate_id like 'wallets/%'
+    ) + (
+        select count(*) from added x
+        join wallet_policy p on p.seller_account = split_part(x.aggregate_id, '/', 2) and p.currency = split_part(x.aggregate_id, '/', 3)
+            and p.version = x.version
+        where x.aggregate_id like 'walletPolicies/%'
     ) then
         raise exception 'an event tells of no change' using errcode = 'P0001';
     end if;

@@ -1,0 +1,126 @@
+"""Complete pay-ins a second: two orders for two sellers of 1,000, from the call until wallet and ledger are updated, every commit durable.
+
+The ceiling is an empty gRPC echo of the same message: what one call costs on this machine at this moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from benchmarks.measure import Load, load, peak_mb, server
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import databases
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.serve import run
+
+_ADDRESS, _ECHO = "127.0.0.1:7271", "127.0.0.1:7272"
+_SELLERS = 1000
+_IN_FLIGHT = 512
+_FOLDER = Path(".data/bench")
+
+
+def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures, as `--json` prints them."""
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    in_flight = in_flight or _IN_FLIGHT
+    settings = Settings()
+    with databases(settings, say, folder=_FOLDER) as known:
+        urls = ",".join(f"{name}={url}" for name, url in known.all().items())
+        environment = {
+            "TALLYSTICK_SERVICE_DATABASE_URL": urls,
+            "TALLYSTICK_LISTEN": _ADDRESS,
+            "TALLYSTICK_SANDBOX_LATENCY": "0.02",
+            "TALLYSTICK_AUTHENTICATION": "tokens",
+            "TALLYSTICK_CALLERS": "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform",
+            "TALLYSTICK_SERVICE_TOKEN": "platform-platform-platform",
+            "TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=10000",
+            "TALLYSTICK_RISK_VELOCITY_LIMIT": "1000000",
+        }
+        with server(["-m", "benchmarks.echo", _ECHO], {}, _ECHO), server([*__import__("os").environ.get("BENCH_SERVER","-m tallystick_server.process.cli").split(), "serve", "all"], environment, _ADDRESS) as pid:
+            parts: dict[str, Load] = {}
+            run(_measure(parts, in_flight, seconds, say))
+            memory = peak_mb(pid)
+    spread, hot, echo = parts["spread"], parts["hot"], parts["echo"]
+    return {
+        "bench": "pay-in",
+        "rate": round(spread.rate, 1),
+        "ceiling": {"name": "gRPC echo of the same message", "rate": round(echo.rate, 1)},
+        "ratio": round(spread.rate / echo.rate, 4),
+        "hot_rate": round(hot.rate, 1),
+        "hot_ratio": round(hot.rate / spread.rate, 4),
+        "p50_ms": round(spread.quantile(0.5), 1),
+        "p99_ms": round(spread.quantile(0.99), 1),
+        "p50_ms_start": round(spread.slices[0], 1),
+        "p50_ms_end": round(spread.slices[1], 1),
+        "in_flight": in_flight,
+        "seconds": seconds,
+        "peak_mb": memory,
+    }
+
+
+async def _measure(parts: dict[str, Load], in_flight: int, seconds: float, say: Callable[[str], None]) -> None:
+    """Echo and pay-in by turns, so that a machine that changes its pace meanwhile changes it for both."""
+    async with grpc.aio.insecure_channel(_ECHO) as channel:
+        echo = channel.unary_unary("/bench.Echo/Echo")
+        raw = _request(0, "echo", _SELLERS).SerializeToString()
+
+        async def ask(_number: int) -> None:
+            await echo(raw)
+
+        parts["echo"] = await load(ask, in_flight, min(seconds, 5), 1)
+        say(f"echo        {parts['echo'].rate:8.1f}/s")
+        for name, sellers in (("spread", _SELLERS), ("hot", 1)):
+            parts[name] = await _pay(name, sellers, in_flight, seconds)
+            say(f"{name:<11} {parts[name].rate:8.1f}/s   p50 {parts[name].quantile(0.5):.0f} ms")
+        again = await load(ask, in_flight, min(seconds, 5), 1)
+        say(f"echo        {again.rate:8.1f}/s")
+        first = parts["echo"]
+        parts["echo"] = Load(first.calls + again.calls, first.seconds + again.seconds, first.latencies + again.latencies, first.slices)
+
+
+async def _pay(name: str, sellers: int, in_flight: int, seconds: float) -> Load:
+    run_id = f"{name}-{secrets.token_hex(4)}"
+    metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
+    async with grpc.aio.insecure_channel(_ADDRESS) as channel:
+        stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)  # type: ignore[arg-type]
+
+        async def pay(number: int) -> None:
+            answer = await stub.CreatePayment(_request(number, run_id, sellers), timeout=30, metadata=metadata)
+            if answer.payment.payment_state != payment_pb2.PAYMENT_STATE_PAID:
+                raise Failure(f"a payment ended in state {answer.payment.payment_state}, which makes the figures worthless")
+
+        measured = await load(pay, in_flight, seconds)
+        await asyncio.sleep(1)
+        return measured
+
+
+def _request(number: int, run_id: str, sellers: int) -> payment_service_pb2.CreatePaymentRequest:
+    first = random.randrange(sellers)  # noqa: S311 - no secret
+    second = (first + 1) % sellers
+    return payment_service_pb2.CreatePaymentRequest(
+        checkout_id=f"{run_id}-{number}",
+        buyer_info="Ada Lovelace, 12 St James's Square, London",
+        seller_info="two sellers",
+        buyer_country="GB",
+        credit_card_info="tok_visa",
+        payment_orders=[
+            payment_pb2.NewPaymentOrder(
+                payment_order_id=f"{run_id}-{number}-{place}",
+                buyer_account=f"buyer-{number % 50_000}",
+                seller_account=f"seller-{seller}",
+                amount=f"{10 + number % 90}.{place}0",
+                currency="EUR",
+                platform_fee="0.50",
+            )
+            for place, seller in enumerate((first, second))
+        ],
+    )
