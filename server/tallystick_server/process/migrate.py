@@ -24,14 +24,16 @@ SERVICES = ("payment", "ledger", "wallet", "event", "sandbox")
 """The schemas, each with a service's role, an owner that cannot log in, and a read-only role."""
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
-# A generic plan made on empty tables is a bad one for ever; the rest ends what hangs.
+# A generic plan made on empty tables is a bad one for ever. What a service does is looked up by key, and queues hold more dead rows than live
+# ones, which a sequential scan would read all. The rest ends what hangs.
 _SETTINGS = {
     "plan_cache_mode": "force_custom_plan",
+    "enable_seqscan": "off",
     "idle_in_transaction_session_timeout": "1s",
     "lock_timeout": "3s",
     "statement_timeout": "10s",
 }
-_READER_SETTINGS = {"default_transaction_read_only": "on", "statement_timeout": "10min"}
+_READER_SETTINGS = {"enable_seqscan": "on", "default_transaction_read_only": "on", "statement_timeout": "10min"}
 _LOCK = 0x7A11
 
 

@@ -1,0 +1,178 @@
+"""The client for asyncio: the same methods as Client, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+import grpc
+from opentelemetry.trace import SpanKind
+
+from tallystick._client import _STREAM_SECONDS
+from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
+from tallystick._settings import ClientSettings, short_name, tracer
+from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+from tallystick.ledger.v1 import ledger_service_pb2_grpc
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick.wallet.v1 import wallet_service_pb2_grpc
+
+
+class AsyncClient:
+    """Calls the platform at `target`, as Client does. Use it in one event loop."""
+
+    payment: payment_service_pb2_grpc.PaymentServiceAsyncStub
+    ledger: ledger_service_pb2_grpc.LedgerServiceAsyncStub
+    wallet: wallet_service_pb2_grpc.WalletServiceAsyncStub
+    payout: payout_service_pb2_grpc.PayoutServiceAsyncStub
+    event: event_service_pb2_grpc.EventServiceAsyncStub
+
+    def __init__(
+        self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
+    ) -> None:
+        self._settings = settings or ClientSettings()
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+        def stub(make: Any, address: str) -> Any:
+            return make(cast("grpc.aio.Channel", _Channel(self._channel(address or target), self._settings)))
+
+        self.payment = stub(payment_service_pb2_grpc.PaymentServiceStub, target)
+        self.ledger = stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
+        self.wallet = stub(wallet_service_pb2_grpc.WalletServiceStub, wallet)
+        self.payout = stub(payout_service_pb2_grpc.PayoutServiceStub, payout)
+        self.event = stub(event_service_pb2_grpc.EventServiceStub, event)
+
+    def _channel(self, target: str) -> grpc.aio.Channel:
+        if target not in self._channels:
+            credentials = self._settings.credentials
+            plain = grpc.aio.insecure_channel(target) if credentials is None else grpc.aio.secure_channel(target, credentials)
+            self._channels[target] = plain
+        return self._channels[target]
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def create_payment(
+        self, checkout_id: str, payment_orders: Sequence[payment_pb2.NewPaymentOrder], *, credit_card_info: str, **values: Any
+    ) -> payment_pb2.Payment:
+        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token; `values` are CreatePaymentRequest's other fields.
+
+        A repeat with the same values answers with the payment as it stands, and never charges again.
+        """
+        request = payment_service_pb2.CreatePaymentRequest(
+            checkout_id=checkout_id, payment_orders=payment_orders, credit_card_info=credit_card_info, **values
+        )
+        return (await self.payment.CreatePayment(request)).payment
+
+    async def get_payment(self, checkout_id: str) -> payment_pb2.Payment:
+        """The payment as it stands."""
+        return (await self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id))).payment
+
+    async def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncIterator[payment_pb2.Payment]:
+        """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
+        seen = after_version
+        while True:
+            try:
+                request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=seen)
+                async for response in self.payment.WatchPayment(request):
+                    seen = response.payment.version
+                    yield response.payment
+                return
+            except TallystickError as error:
+                await self._rest_or_raise(error)
+
+    async def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
+        """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
+        try:
+            async with asyncio.timeout(timeout):
+                payment = None
+                async for payment in self.watch_payment(checkout_id):
+                    pass
+                return payment or await self.get_payment(checkout_id)
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error
+
+    async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncIterator[event_pb2.Event]:
+        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
+        cursor = after_cursor
+        while True:
+            try:
+                request = event_service_pb2.StreamEventsRequest(after_cursor=cursor, follow=follow, **filters)
+                async for response in self.event.StreamEvents(request):
+                    cursor = response.event.cursor
+                    yield response.event
+                return
+            except TallystickError as error:
+                await self._rest_or_raise(error)
+
+    async def pages(self, method: Callable[[Any], Awaitable[Any]], request: Any, field: str) -> AsyncIterator[Any]:
+        """The items of all pages of a list call, as Client.pages."""
+        request = type(request).FromString(request.SerializeToString())
+        while True:
+            response = await method(request)
+            for item in getattr(response, field):
+                yield item
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    async def _rest_or_raise(self, error: TallystickError) -> None:
+        if not error.may_retry:
+            raise error
+        await asyncio.sleep(self._settings.wait(error, 1))
+
+
+class _Channel:
+    """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and typed errors."""
+
+    def __init__(self, channel: grpc.aio.Channel, settings: ClientSettings) -> None:
+        self._channel = channel
+        self._settings = settings
+
+    def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
+        send = self._channel.unary_unary(method, *arguments, **options)
+        name = short_name(method)
+
+        async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
+            end = asyncio.get_running_loop().time() + (timeout or self._settings.deadline(name))
+            with tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
+                return await self._sent(send, request, end, metadata)
+
+        return call
+
+    async def _sent(self, send: Any, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> Any:
+        """Sends once or more, within the deadline."""
+        loop = asyncio.get_running_loop()
+        attempt = 1
+        while True:
+            try:
+                return await send(request, timeout=max(end - loop.time(), 0.001), metadata=(*metadata, *self._settings.metadata()))
+            except grpc.aio.AioRpcError as raised:
+                error = from_rpc(raised)
+            wait = self._settings.wait(error, attempt)
+            if not error.may_retry or attempt >= self._settings.attempts or loop.time() + wait >= end:
+                raise error
+            await asyncio.sleep(wait)
+            attempt += 1
+
+    def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        opened = self._channel.unary_stream(method, *arguments, **options)
+
+        async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncIterator[Any]:
+            try:
+                async for response in opened(request, timeout=timeout or _STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata())):
+                    yield response
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error) from None
+
+        return call

@@ -1,0 +1,219 @@
+"""The client for synchronous code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from opentelemetry.trace import SpanKind
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
+from tallystick._settings import ClientSettings, short_name, tracer
+from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+from tallystick.ledger.v1 import ledger_service_pb2_grpc
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick.wallet.v1 import wallet_service_pb2_grpc
+
+Item = TypeVar("Item")
+
+
+class Client:
+    """Calls the platform at `target`, "host:port" or "unix:path". A service that runs elsewhere gets its own address: `ledger="host:port"`.
+
+    Every call has a deadline, is sent again where the platform says so, with the same ids and within that deadline, and raises a TallystickError.
+    """
+
+    def __init__(
+        self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
+    ) -> None:
+        self._settings = settings or ClientSettings()
+        self._channels: dict[str, _Channel] = {}
+        self.payment = payment_service_pb2_grpc.PaymentServiceStub(self._channel(target))
+        self.ledger = ledger_service_pb2_grpc.LedgerServiceStub(self._channel(ledger or target))
+        self.wallet = wallet_service_pb2_grpc.WalletServiceStub(self._channel(wallet or target))
+        self.payout = payout_service_pb2_grpc.PayoutServiceStub(self._channel(payout or target))
+        self.event = event_service_pb2_grpc.EventServiceStub(self._channel(event or target))
+
+    def _channel(self, target: str) -> _Channel:
+        if target not in self._channels:
+            credentials = self._settings.credentials
+            plain = grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
+            self._channels[target] = _Channel(plain, self._settings)
+        return self._channels[target]
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every connection."""
+        for channel in self._channels.values():
+            channel.close()
+
+    def create_payment(
+        self, checkout_id: str, payment_orders: Sequence[payment_pb2.NewPaymentOrder], *, credit_card_info: str, **values: Any
+    ) -> payment_pb2.Payment:
+        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token; `values` are CreatePaymentRequest's other fields.
+
+        A repeat with the same values answers with the payment as it stands, and never charges again.
+        """
+        request = payment_service_pb2.CreatePaymentRequest(
+            checkout_id=checkout_id, payment_orders=payment_orders, credit_card_info=credit_card_info, **values
+        )
+        return self.payment.CreatePayment(request).payment
+
+    def get_payment(self, checkout_id: str) -> payment_pb2.Payment:
+        """The payment as it stands."""
+        return self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)).payment
+
+    def watch_payment(self, checkout_id: str, after_version: int = 0) -> Iterator[payment_pb2.Payment]:
+        """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
+        seen = after_version
+        while True:
+            try:
+                for response in self.payment.WatchPayment(
+                    payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=seen), timeout=_STREAM_SECONDS
+                ):
+                    seen = response.payment.version
+                    yield response.payment
+                return
+            except TallystickError as error:
+                self._rest_or_raise(error)
+
+    def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
+        """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
+        end = time.monotonic() + timeout
+        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
+        while True:
+            try:
+                for response in self.payment.WatchPayment(request, timeout=max(end - time.monotonic(), 0.001)):
+                    request.after_version = response.payment.version
+                    payment = response.payment
+                return payment if request.after_version else self.get_payment(checkout_id)
+            except TallystickError as error:
+                if time.monotonic() >= end:
+                    raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error
+                self._rest_or_raise(error)
+
+    def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Iterator[event_pb2.Event]:
+        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
+        cursor = after_cursor
+        while True:
+            try:
+                request = event_service_pb2.StreamEventsRequest(after_cursor=cursor, follow=follow, **filters)
+                for response in self.event.StreamEvents(request, timeout=_STREAM_SECONDS):
+                    cursor = response.event.cursor
+                    yield response.event
+                return
+            except TallystickError as error:
+                self._rest_or_raise(error)
+
+    def pages(self, method: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
+        """The items of all pages of a list call: `client.pages(client.ledger.ListAccounts, ListAccountsRequest(), "accounts")`."""
+        request = type(request).FromString(request.SerializeToString())
+        while True:
+            response = method(request)
+            yield from getattr(response, field)
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
+
+    def _rest_or_raise(self, error: TallystickError) -> None:
+        if not error.may_retry:
+            raise error
+        time.sleep(self._settings.wait(error, 1))
+
+
+_STREAM_SECONDS = 310.0  # longer than the platform keeps a stream
+
+
+class _Channel(grpc.Channel):
+    """A channel whose calls have deadlines, retries, credentials, traces and typed errors; generated stubs are made over it."""
+
+    def __init__(self, channel: grpc.Channel, settings: ClientSettings) -> None:
+        self._channel = channel
+        self._settings = settings
+
+    def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings)
+
+    def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings)
+
+    def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._channel.stream_unary(method, *arguments, **options)
+
+    def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._channel.stream_stream(method, *arguments, **options)
+
+    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False) -> None:
+        self._channel.subscribe(callback, try_to_connect)  # type: ignore[arg-type]
+
+    def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
+        self._channel.unsubscribe(callback)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> _Channel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _UnaryCall:
+    """One method; a call of it is sent once or more, within one deadline."""
+
+    def __init__(self, method: str, call: Any, settings: ClientSettings) -> None:
+        self._name = short_name(method)
+        self._call = call
+        self._settings = settings
+
+    def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
+        return self.with_call(request, timeout, metadata)[0]
+
+    def with_call(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> tuple[Any, Any]:
+        """The response and the call, whose trailing metadata tell of replays and the trace."""
+        end = time.monotonic() + (timeout or self._settings.deadline(self._name))
+
+        def next_wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome is not None else None
+            wait = self._settings.wait(error, state.attempt_number) if isinstance(error, TallystickError) else 0.0
+            if wait >= end - time.monotonic():
+                raise error or DeadlineExceededError("no time is left")  # the budget is spent
+            return wait
+
+        may_retry = retry_if_exception(lambda error: isinstance(error, TallystickError) and error.may_retry)
+        retrying = Retrying(stop=stop_after_attempt(self._settings.attempts), wait=next_wait, retry=may_retry, reraise=True)
+        with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
+            return retrying(self._send, request, end, metadata)
+
+    def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
+        left = max(end - time.monotonic(), 0.001)
+        try:
+            return self._call.with_call(request, timeout=left, metadata=(*metadata, *self._settings.metadata()))  # type: ignore[no-any-return]
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None
+
+
+class _StreamCall:
+    """One streaming method; a stream that breaks is opened again by who knows where it stood."""
+
+    def __init__(self, method: str, call: Any, settings: ClientSettings) -> None:
+        self._name = short_name(method)
+        self._call = call
+        self._settings = settings
+
+    def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Iterator[Any]:
+        try:
+            yield from self._call(request, timeout=timeout or _STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata()))
+        except grpc.RpcError as error:
+            raise from_rpc(error) from None

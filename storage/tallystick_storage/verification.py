@@ -1,0 +1,74 @@
+"""What `tallystick verify` reads: whole tables as sorted streams, each over a read-only role of its own service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Row, create_engine, text
+
+_ROWS_AT_ONCE = 5000
+
+QUERIES = {
+    "ledger.heads": "select book, sequence, hash, post_time from head order by book",
+    "ledger.transactions": """
+        select t.sequence, t.kind, t.cause_id, t.caller, t.n, t.description, t.reverses, t.effective_time, t.post_time, t.previous_hash, t.hash,
+            e.place, e.account_id, a.account, a.currency as account_currency, e.currency, e.amount, e.balance_after
+        from tx t left join entry e on e.book = t.book and e.sequence = t.sequence left join account a on a.account_id = e.account_id
+        order by t.book, t.sequence, e.place""",
+    "ledger.strays": """
+        select e.sequence, e.place from entry e where not exists (select from tx t where t.book = e.book and t.sequence = e.sequence) order by 1, 2""",
+    "ledger.accounts": "select account_id, account, currency, balance, entry_count from account order by account, currency",
+    "ledger.repeated": "select kind, cause_id, count(*) as times from tx group by kind, cause_id having count(*) > 1 order by kind, cause_id",
+    "ledger.pay_ins": """
+        select t.cause_id, t.sequence, e.place, a.account, e.currency, e.amount
+        from tx t join entry e on e.book = t.book and e.sequence = t.sequence join account a on a.account_id = e.account_id
+        where t.kind = 'PAY_IN' order by t.cause_id, t.sequence, e.place""",
+    "ledger.sellers": """
+        select substr(account, 9) as seller_account, currency, balance from account
+        where account like 'sellers/%' and entry_count > 0 order by seller_account, currency""",
+    "wallet.wallets": "select * from wallet order by seller_account, currency",
+    "wallet.entries": "select * from wallet_entry order by seller_account, currency, number",
+    "wallet.holds": """
+        select seller_account, currency, sum(amount) as held from hold where state = 'OPEN' group by seller_account, currency
+        order by seller_account, currency""",
+    "wallet.pay_ins": """
+        select substr(cause, 8) as payment_order_id, seller_account, currency, amount from wallet_entry
+        where kind = 'CREDIT' and cause like 'PAY_IN/%' order by payment_order_id""",
+    "wallet.outbox": "select aggregate_id, version from outbox",
+    "payment.checkouts": "select * from checkout order by checkout_id",
+    "payment.orders": "select * from payment_order order by payment_order_id",
+    "payment.orders_by_checkout": """
+        select checkout_id, charge_id, payment_order_id, status, wallet_updated and ledger_updated as settled, amount, currency, provider_reference,
+            failure_reason, version from payment_order order by checkout_id, payment_order_id""",
+    "payment.history": "select payment_order_id, version, from_status, to_status, wallet_updated, ledger_updated from order_history order by 1, 2",
+    "payment.attempts": """
+        select a.*, o.amount as orders_amount, o.low, o.high, o.succeeded, o.mismatched, o.orders
+        from attempt a left join lateral (
+            select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, count(*) filter (where o.status = 'SUCCESS') as succeeded,
+                count(*) filter (where o.failure_reason = 'PROVIDER_MISMATCH') as mismatched, count(*) as orders
+            from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
+                and o.failure_reason not in ('RISK_AMOUNT_LIMIT', 'RISK_VELOCITY', 'RISK_BLOCKED_ACCOUNT', 'RISK_BLOCKED_COUNTRY', 'SIBLING_FAILED')
+            ) o on true
+        order by a.charge_id, a.number""",
+    "payment.outbox": "select aggregate_id, version from outbox",
+    "event.head": "select cursor from head",
+    "event.events": "select cursor, aggregate_id, aggregate_version from event order by cursor",
+    "event.by_aggregate": """
+        select aggregate_id, aggregate_version from event where starts_with(aggregate_id, :prefix) order by aggregate_id, aggregate_version""",
+}
+
+
+def stream(url: str, name: str, **parameters: Any) -> Iterator[Row[Any]]:
+    """All rows of a query, in its order, without holding them: they are as they were when the first was asked for."""
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            yield from _rows(connection, name, parameters)
+    finally:
+        engine.dispose()
+
+
+def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:
+    options = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
+    yield from connection.execution_options(**options).execute(text(QUERIES[name]), parameters)
