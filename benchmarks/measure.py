@@ -68,7 +68,8 @@ def _median(done: list[tuple[float, float]]) -> float:
 @contextmanager
 def server(arguments: list[str], environment: dict[str, str], address: str) -> Iterator[int]:
     """A server process of its own, up when the block begins and drained when it ends; yields its pid."""
-    process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **environment}, stderr=Path(".data/bench.log").open("ab"))
+    with Path(".data/bench.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **environment}, stderr=log)
     try:
         _wait_for(address, process)
         yield process.pid

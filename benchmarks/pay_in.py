@@ -45,7 +45,14 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
             "TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=10000",
             "TALLYSTICK_RISK_VELOCITY_LIMIT": "1000000",
         }
-        with server(["-m", "benchmarks.echo", _ECHO], {}, _ECHO), server([*__import__("os").environ.get("BENCH_SERVER","-m tallystick_server.process.cli").split(), "serve", "all"], environment, _ADDRESS) as pid:
+        with (
+            server(["-m", "benchmarks.echo", _ECHO], {}, _ECHO),
+            server(
+                [*__import__("os").environ.get("BENCH_SERVER", "-m tallystick_server.process.cli").split(), "serve", "all"],
+                environment,
+                _ADDRESS,
+            ) as pid,
+        ):
             parts: dict[str, Load] = {}
             run(_measure(parts, in_flight, seconds, say))
             memory = peak_mb(pid)

@@ -112,7 +112,8 @@ def taken(connection: Connection, checkout_ids: list[str], order_ids: list[str])
 
 
 _RECENT = text("""
-    select b.buyer, (select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > clock() - cast(:window as interval))
+    select b.buyer, (
+        select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > clock() - cast(:window as interval)) as orders
     from unnest(cast(:buyers as text[])) as b (buyer)
 """)
 
@@ -120,7 +121,7 @@ _RECENT = text("""
 def recent_orders(connection: Connection, buyers: list[str], window: float) -> dict[str, int]:
     """Each buyer's number of orders within the last `window` seconds."""
     found = connection.execute(_RECENT, {"buyers": buyers, "window": f"{window} seconds"})
-    return {buyer: count for buyer, count in found}
+    return {row.buyer: row.orders for row in found}
 
 
 # Only what the first insert returns is stored with it: a checkout that another process stored meanwhile brings nothing along.
@@ -273,7 +274,7 @@ _MOVE = text("""
 def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> dict[str, int]:
     """Moves orders, and closes their checkouts and due work where they come to rest. Returns the new version of each order that moved;
     one that is missing had lost its lease or had moved already."""
-    return {order: version for order, version in connection.execute(_MOVE, {"moves": rows(moves)})}
+    return {row.payment_order_id: row.version for row in connection.execute(_MOVE, {"moves": rows(moves)})}
 
 
 _CLAIM = text("""
@@ -289,7 +290,7 @@ _CLAIM = text("""
 
 def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]:
     """Leases up to `most` charges that are due and that nobody holds, for `lease` seconds: charge_id to lease token."""
-    return {charge: token for charge, token in connection.execute(_CLAIM, {"most": most, "lease": f"{lease} seconds"})}
+    return {row.charge_id: row.lease_token for row in connection.execute(_CLAIM, {"most": most, "lease": f"{lease} seconds"})}
 
 
 _CHARGES = text("""
@@ -411,6 +412,8 @@ _PAYMENT_EVENTS = text("""
     join lateral (select sum(version) as versions from payment_order o where o.checkout_id = c.checkout_id) o on true
     order by c.checkout_id, k.version
 """)
+
+
 def order_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
     """Orders as they stood after each of the changes (payment_order_id, version)."""
     return connection.execute(_ORDER_EVENTS, {"keys": as_json(keys)}).all()

@@ -246,6 +246,8 @@ _POLICY_EVENTS = text("""
     join wallet w on w.seller_account = p.seller_account and w.currency = p.currency
     order by p.seller_account, p.currency, p.version
 """)
+
+
 def entry_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
     """The entries behind changes (aggregate_id, number)."""
     return connection.execute(_ENTRY_EVENTS, {"keys": as_json(keys)}).all()

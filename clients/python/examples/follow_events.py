@@ -16,9 +16,7 @@ async def main(address: str) -> None:
         async for event in client.events():
             last = event.cursor
         order = new_order(f"{checkout}-1", "buyer-1", "seller-1", "5.00", "GBP")
-        await client.create_payment(
-            checkout, [order], credit_card_info="tok_delay:200", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
-        )
+        await client.create_payment(checkout, [order], credit_card_info="tok_delay:200", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
         async for payment in client.watch_payment(checkout):
             print(f"version {payment.version}: {payment_pb2.PaymentState.Name(payment.payment_state)}")
         async with asyncio.timeout(30):

@@ -96,8 +96,8 @@ class AsyncClient:
         try:
             async with asyncio.timeout(timeout):
                 payment = None
-                async for payment in self.watch_payment(checkout_id):
-                    pass
+                async for latest in self.watch_payment(checkout_id):
+                    payment = latest
                 return payment or await self.get_payment(checkout_id)
         except TimeoutError as error:
             raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error

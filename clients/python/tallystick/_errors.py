@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -118,7 +119,8 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
 
 def from_rpc(error: grpc.RpcError) -> TallystickError:
     """The exception for what a stub raised."""
-    trailing = dict(error.trailing_metadata() or ())
+    pairs: Any = error.trailing_metadata() or ()
+    trailing: dict[str, Any] = dict(pairs)
     raw = trailing.get(_DETAILS)
     status = status_pb2.Status.FromString(raw) if isinstance(raw, bytes) else status_pb2.Status(message=error.details() or "")
     return from_status(status, _CLASSES.get(error.code(), TallystickError), str(trailing.get(_TRACE_ID, "")))

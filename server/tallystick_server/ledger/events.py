@@ -46,4 +46,3 @@ def _event(row: store.TransactionRow) -> event_pb2.Event:
         caller=row[0].caller,
         transaction=transaction,
     )
-

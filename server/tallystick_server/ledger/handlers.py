@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Connection
 
@@ -12,7 +13,7 @@ from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
 from tallystick_core.booking import Line
 from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id, parse_text
+from tallystick_core.identifier import parse_text
 from tallystick_core.ledger import Head, Kind, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
 from tallystick_core.money import format_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
@@ -96,11 +97,12 @@ class LedgerHandlers:
         before = int(place[0]) if place else None
 
         def list_(connection: Connection) -> list[store.TransactionRow]:
-            sequences = store.list_sequences(connection, _before(wanted, before), size + 1)
+            sequences = store.list_sequences(connection, replace(wanted, before=before), size + 1)
             return store.transactions(connection, sequences)
 
         found = sorted(await self._database.read(list_), key=lambda pair: -pair[0].sequence)
-        shown, used = [], 0
+        shown: list[ledger_pb2.Transaction] = []
+        used = 0
         for row, entries in found[:size]:
             message = messages.transaction(row, entries)
             used += message.ByteSize()
@@ -212,10 +214,6 @@ def _filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
 
 def _values(wanted: store.TransactionFilter) -> tuple[object, ...]:
     return (wanted.account, wanted.currency, wanted.kind, wanted.cause_id, wanted.post_time_from, wanted.post_time_until)
-
-
-def _before(wanted: store.TransactionFilter, before: int | None) -> store.TransactionFilter:
-    return store.TransactionFilter(*_values(wanted), before)  # type: ignore[arg-type]
 
 
 def _after(place: Sequence[str | int] | None) -> tuple[str, str]:

@@ -59,9 +59,7 @@ def chained(item: Chained) -> ledger_pb2.Transaction:
         sequence=item.sequence,
         kind=KINDS.number(posting.kind),  # type: ignore[arg-type]
         cause_id=posting.cause_id,
-        entries=[
-            _entry(line.account, line.currency, line.amount, balance) for line, balance in zip(posting.lines, item.balances_after, strict=True)
-        ],
+        entries=[_entry(line.account, line.currency, line.amount, balance) for line, balance in zip(posting.lines, item.balances_after, strict=True)],
         description=posting.description,
         reverses_transaction_id=transaction_id(posting.reverses) if posting.reverses else "",
         effective_time=to_timestamp(item.effective_time),

@@ -40,15 +40,17 @@ class Post:
     async def run(self, groups: Sequence[Sequence[Posting]]) -> Sequence[Sequence[Posted | Exception] | Exception]:
         """One list of results for each list of postings."""
         flat = [posting for group in groups for posting in group]
-        results = iter(
-            await once_per_key(
-                flat,
-                lambda posting: ((posting.kind, posting.cause_id), posting.fingerprint),
-                lambda unique: by_halves(self._post, unique),
-                lambda posted: replace(posted, replayed=True),
-            )
+        flat_results = await once_per_key(
+            flat,
+            lambda posting: ((posting.kind, posting.cause_id), posting.fingerprint),
+            self._by_halves,
+            _repeated,
         )
+        results = iter(flat_results)
         return [[next(results) for _ in group] for group in groups]
+
+    async def _by_halves(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
+        return await by_halves(self._post, postings)
 
     async def _post(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
         await self._know({(line.account, line.currency) for posting in postings for line in posting.lines})
@@ -123,3 +125,7 @@ def _result(
         return Posted(messages.transaction(*stored[sequence]), replayed=True)
     made = outcome[key]
     return made if isinstance(made, Refused) else Posted(messages.chained(made), replayed=False)
+
+
+def _repeated(posted: Posted | Exception) -> Posted | Exception:
+    return posted if isinstance(posted, Exception) else replace(posted, replayed=True)

@@ -52,7 +52,14 @@ class Accept:
     """The accept stage's work. Each charge it has stored is handed on, leased to this process."""
 
     def __init__(
-        self, database: Database, risk: RiskCheck, fees: FeeRates, provider: str, environment: str, lease: float, hand_on: Callable[[Charge], None]
+        self,
+        database: Database,
+        risk: RiskCheck,
+        fees: FeeRates,
+        provider: str,
+        environment: str,
+        lease: float,
+        hand_on: Callable[[Charge], None],
     ) -> None:
         self._database = database
         self._risk = risk
@@ -68,7 +75,7 @@ class Accept:
             arrivals,
             lambda arrival: (arrival.event.checkout_id, arrival.fingerprint),
             lambda unique: by_halves(self._accept, unique),
-            lambda accepted: replace(accepted, replayed=True),
+            lambda accepted: accepted if isinstance(accepted, Exception) else replace(accepted, replayed=True),
         )
 
     async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:

@@ -76,9 +76,7 @@ def new_charges(
             orders[0].currency,
             event.payment_token,
             event.payment_method_type,
-            tuple(
-                ChargedOrder(o.payment_order_id, 2, "EXECUTING", o.buyer_account, o.seller_account, o.amount, fees.fee(o)) for o in orders
-            ),
+            tuple(ChargedOrder(o.payment_order_id, 2, "EXECUTING", o.buyer_account, o.seller_account, o.amount, fees.fee(o)) for o in orders),
             FIRST_TOKEN,
             deadline,
             context,

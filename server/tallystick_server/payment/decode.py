@@ -102,4 +102,3 @@ def payment_filter(request: payment_service_pb2.ListPaymentsRequest, caller: str
         parse_time(request, "create_time_until"),
         None,
     )
-

@@ -80,7 +80,7 @@ class Flow:
         """Lets what is in hand come to rest for so many seconds, then leaves the rest to the sweep of another process."""
         await self._sweep.stop()
         deadline = asyncio.get_running_loop().time() + patience
-        while not self.idle and asyncio.get_running_loop().time() < deadline:
+        while not self.idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - idle is the sum of many parts
             await asyncio.sleep(0.02)
         for task in self._tasks:
             task.cancel()

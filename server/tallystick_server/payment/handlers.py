@@ -72,7 +72,14 @@ class PaymentHandlers:
     async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
         size = page_size(request.page_size)
         wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.name)
-        filters = (wanted.caller, wanted.buyer_account, wanted.seller_account, wanted.payment_state, wanted.create_time_from, wanted.create_time_until)
+        filters = (
+            wanted.caller,
+            wanted.buyer_account,
+            wanted.seller_account,
+            wanted.payment_state,
+            wanted.create_time_from,
+            wanted.create_time_until,
+        )
         token = PageToken("ListPayments", *("" if value is None else str(value) for value in filters))
         place = token.parse(request.page_token, str, str)
         if place:

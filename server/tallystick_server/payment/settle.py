@@ -29,8 +29,8 @@ class Settle:
     def __init__(self, database: Database, peers: Peers, wallet_address: str, ledger_address: str) -> None:
         self._database = database
         self._peers = peers
-        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)  # type: ignore[arg-type]
-        self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)  # type: ignore[arg-type]
+        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
 
     async def run(self, charges: Sequence[Charge]) -> Sequence[bool | Exception]:
         """Whether each charge is settled; what is not is left to the sweep."""
@@ -96,9 +96,7 @@ def _posting(charge: Charge, order: ChargedOrder) -> ledger_service_pb2.Posting:
 
 
 def _settled(charge: Charge, order: ChargedOrder) -> store.OrderMove:
-    return store.OrderMove(
-        order.payment_order_id, charge.charge_id, charge.lease_token, order.version, Status.SUCCESS, cause="SETTLED", settled=True
-    )
+    return store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, Status.SUCCESS, cause="SETTLED", settled=True)
 
 
 def _parts(orders: Sequence[tuple[Charge, ChargedOrder]]) -> Iterator[Sequence[tuple[Charge, ChargedOrder]]]:

@@ -104,9 +104,9 @@ def migrate(admin_url: str, passwords: Passwords) -> None:
     engine = create_engine(url)
     try:
         with engine.connect() as connection:
-            version = connection.dialect.server_version_info or (0,)
-            if version[0] < 15:
-                raise Failure(f"PostgreSQL 15 to 18 is needed; this one is {version[0]}.")
+            version = int(connection.execute(text("show server_version_num")).scalar_one()) // 10_000
+            if version < 15:
+                raise Failure(f"PostgreSQL 15 to 18 is needed; this one is {version}.")
             connection.execute(text("select pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
             database = connection.execute(text("select current_database()")).scalar_one()

@@ -81,8 +81,8 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
         service.start()
     for server in reversed(servers):
         await server.start()
-    for service in ("", *(s.descriptor.full_name for s in services if s.descriptor)):
-        await monitor.set(service, _SERVING)
+    for name in ("", *(s.descriptor.full_name for s in services if s.descriptor)):
+        await monitor.set(name, _SERVING)
     return Running(settings.listen, services, servers, doors, monitor, peers, folder)
 
 
@@ -99,7 +99,7 @@ def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthS
     for service in services:
         if service.descriptor is not None:
             door.bind(server, service.descriptor, service.servicer, service.access)
-    health_pb2_grpc.add_HealthServicer_to_server(monitor, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
     names = [s.descriptor.full_name for s in services if s.descriptor]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     door.bind_unknown(server)
@@ -112,7 +112,9 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
     except RuntimeError:
         bound = 0
     if not bound:
-        raise Failure(f"Nothing can listen on {address}: another program does, or the address is not this machine's. Set TALLYSTICK_LISTEN to another.")
+        raise Failure(
+            f"Nothing can listen on {address}: another program does, or the address is not this machine's. Set TALLYSTICK_LISTEN to another."
+        )
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

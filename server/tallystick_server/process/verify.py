@@ -101,13 +101,17 @@ def check_book(read: Read) -> Check:
     for currency, total in totals.items():
         if total:
             check.fail(f"ledger.entry in {currency}", f"all entries sum to {total}, not to zero")
+    _check_accounts(check, read, balances, counts)
+    return check
+
+
+def _check_accounts(check: Check, read: Read, balances: Counter[int], counts: Counter[int]) -> None:
     for account in read("ledger.accounts"):
         name = f"ledger.account {account.account} {account.currency}"
         if int(account.balance) != balances[account.account_id]:
             check.fail(name, f"balance is {account.balance}, but its entries sum to {balances[account.account_id]}")
         if account.entry_count != counts[account.account_id]:
             check.fail(name, f"entry_count is {account.entry_count}, but it has {counts[account.account_id]} entries")
-    return check
 
 
 def _check_transaction(check: Check, name: str, rows: list[Any], balances: Counter[int], counts: Counter[int], totals: Counter[str]) -> None:
@@ -351,7 +355,9 @@ def _listed(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterator[tuple[Any, 
     return ((key, list(rows)) for key, rows in groups)
 
 
-def _merged(left: Iterable[Any], left_key: Callable[[Any], Any], right: Iterable[Any], right_key: Callable[[Any], Any]) -> Iterator[tuple[Any, Any, Any]]:
+def _merged(
+    left: Iterable[Any], left_key: Callable[[Any], Any], right: Iterable[Any], right_key: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any, Any]]:
     """Full outer merge of two streams that are sorted by their keys: key, left item or None, right item or None."""
     lefts = ((left_key(item), 0, item) for item in left)
     rights = ((right_key(item), 1, item) for item in right)

@@ -155,7 +155,7 @@ class Wiring:
         handlers = ledger.LedgerHandlers(database)
         relay = Relay("ledger", LedgerEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
         descriptor = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
-        running = [handlers, relay, self._housekeeping("ledger", database)]
+        running: list[_Startable] = [handlers, relay, self._housekeeping("ledger", database)]
         return Service("ledger", descriptor, handlers, ledger.ACCESS, running, databases=[database])
 
     def _wallet(self) -> Service:
@@ -164,7 +164,7 @@ class Wiring:
         relay = Relay("wallet", WalletEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
         expiry = Periodic("wallet.expiry", _EXPIRE_EVERY, handlers.expire_holds)
         descriptor = wallet_service_pb2.DESCRIPTOR.services_by_name["WalletService"]
-        running = [handlers, relay, expiry, self._housekeeping("wallet", database)]
+        running: list[_Startable] = [handlers, relay, expiry, self._housekeeping("wallet", database)]
         return Service("wallet", descriptor, handlers, wallet.ACCESS, running, databases=[database])
 
     def _payout(self) -> Service:

@@ -66,9 +66,6 @@ class OverHttp:
             await self._session.close()
 
 
-    async def close(self) -> None: ...
-
-
 def outcome(reply: Reply) -> Outcome:
     """What an answer means. What is no definite answer is Unknown, never a decline."""
     match reply.status:

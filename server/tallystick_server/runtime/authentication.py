@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from tallystick_core.refusal import Reason, Refused
 class Authenticator(Protocol):
     """Tells who a call comes from. Client certificates come in `peer_identities`, everything else in the metadata."""
 
-    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, list[bytes]]) -> Caller:
+    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]) -> Caller:
         """The caller. Raises CREDENTIALS_MISSING or CREDENTIALS_INVALID."""
         ...
 
@@ -24,7 +24,7 @@ class Development:
     def __init__(self) -> None:
         self._dev = Caller("dev", frozenset(Role))
 
-    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, list[bytes]]) -> Caller:
+    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]) -> Caller:
         return self._dev
 
 
@@ -34,7 +34,7 @@ class BearerTokens:
     def __init__(self, callers: Mapping[str, Caller]) -> None:
         self._callers = {sha256(token.encode()).digest(): caller for token, caller in callers.items()}
 
-    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, list[bytes]]) -> Caller:
+    def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]) -> Caller:
         header = metadata.get("authorization", "")
         scheme, _, token = header.partition(" ")
         if not header:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -75,7 +73,7 @@ def to_status(refused: Refused) -> status_pb2.Status:
         one = AnyMessage()
         one.Pack(detail)
         packed.append(one)
-    code = cast("tuple[int, str]", CODE[refused.reason].value)[0]
+    code = CODE[refused.reason].value[0]
     return status_pb2.Status(code=code, message=refused.message, details=packed)
 
 

@@ -24,7 +24,6 @@ def to_timestamp(time: datetime) -> Timestamp:
     return Timestamp(seconds=delta.days * 86_400 + delta.seconds, nanos=delta.microseconds * 1000)
 
 
-
 def parse_time(message: Message, field: str) -> datetime | None:
     """A time to the microsecond, or None if unset. Raises FIELD_INVALID."""
     if not message.HasField(field):

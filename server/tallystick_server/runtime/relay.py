@@ -27,7 +27,7 @@ class Relay:
         self._name = name
         self._source = source
         self._peers = peers
-        self._stub: event_service_pb2_grpc.EventServiceAsyncStub = peers.stub(event_service_pb2_grpc.EventServiceStub, address)  # type: ignore[assignment, arg-type]
+        self._stub: event_service_pb2_grpc.EventServiceAsyncStub = peers.stub(event_service_pb2_grpc.EventServiceStub, address)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

@@ -102,9 +102,9 @@ async def by_halves(run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exceptio
 async def once_per_key(
     items: Sequence[T],
     key: Callable[[T], tuple[Hashable, bytes]],
-    run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+    run: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
     repeated: Callable[[R], R],
-) -> Sequence[R | Exception]:
+) -> Sequence[R]:
     """Runs a batch in which keys may stand several times, so that `run` sees each key once at a time.
 
     `key` gives the key and the fingerprint. Items equal to the first of their key share its result, as `repeated` marks it; others run
@@ -114,7 +114,8 @@ async def once_per_key(
     left = list(range(len(items)))
     while left:
         first: dict[Hashable, tuple[int, bytes]] = {}
-        same, other = [], []
+        same: list[tuple[int, int]] = []
+        other: list[tuple[int, int]] = []
         for index in left:
             name, print_ = key(items[index])
             leader, leaders_print = first.setdefault(name, (index, print_))
@@ -124,6 +125,6 @@ async def once_per_key(
         for index, result in zip(leaders, await run([items[index] for index in leaders]), strict=True):
             results[index] = result
         for index, leader in same:
-            results[index] = results[leader] if isinstance(results[leader], Exception) else repeated(results[leader])
+            results[index] = repeated(results[leader])
         left = [index for index, _ in other]
     return results

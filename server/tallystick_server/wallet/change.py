@@ -47,15 +47,17 @@ class Change:
     async def run(self, groups: Sequence[Sequence[Asked]]) -> Sequence[Sequence[Changed | Exception] | Exception]:
         """One list of results for each list of instructions."""
         flat = [asked for group in groups for asked in group]
-        results = iter(
-            await once_per_key(
-                flat,
-                lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint),
-                lambda unique: by_halves(self._change, unique),
-                lambda changed: replace(changed, replayed=True),
-            )
+        flat_results = await once_per_key(
+            flat,
+            lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint),
+            self._by_halves,
+            _repeated,
         )
+        results = iter(flat_results)
         return [[next(results) for _ in group] for group in groups]
+
+    async def _by_halves(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
+        return await by_halves(self._change, asked)
 
     async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
         await self._open({_key(a.instruction) for a in asked if a.instruction.kind is EntryKind.CREDIT})
@@ -112,7 +114,11 @@ class _Batch:
     """One batch under its locks: each instruction sees what those before it did."""
 
     def __init__(
-        self, wallets: dict[store.WalletKey, Wallet], holds: dict[str, Hold], made: dict[tuple[str, str], bytes], owners: dict[str, store.WalletKey]
+        self,
+        wallets: dict[store.WalletKey, Wallet],
+        holds: dict[str, Hold],
+        made: dict[tuple[str, str], bytes],
+        owners: dict[str, store.WalletKey],
     ) -> None:
         self._wallets = wallets
         self._holds = holds
@@ -140,3 +146,6 @@ class _Batch:
         self.changes.append(store.Made(instruction, change, asked.traceparent))
         return False
 
+
+def _repeated(changed: Changed | Exception) -> Changed | Exception:
+    return changed if isinstance(changed, Exception) else replace(changed, replayed=True)

@@ -51,7 +51,9 @@ class WalletHandlers:
     def __init__(self, database: Database, release_delay: int) -> None:
         self._database = database
         self._release_delay = release_delay
-        self._change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage("wallet.change", Change(database, release_delay).run, most=4, lanes=2)
+        self._change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
+            "wallet.change", Change(database, release_delay).run, most=4, lanes=2
+        )
 
     def start(self) -> None:
         self._change.start()

@@ -43,12 +43,12 @@ def parse_debit(message: pb.Debit) -> Instruction:
     return _movement(EntryKind.DEBIT, message, as_fact=message.as_fact)
 
 
-def _movement(kind: EntryKind, message: pb.Credit | pb.Debit, **how: bool) -> Instruction:
+def _movement(kind: EntryKind, message: pb.Credit | pb.Debit, *, pending: bool = False, as_fact: bool = False) -> Instruction:
     cause = _cause(message.cause)
     caller = parse_id(message.caller, "caller")
     seller = parse_id(message.seller_account, "seller_account")
     currency = parse_currency(message.currency)
-    return Instruction(kind, cause, caller, seller, currency, parse_amount(message.amount, currency), **how)
+    return Instruction(kind, cause, caller, seller, currency, parse_amount(message.amount, currency), pending, as_fact)
 
 
 def parse_hold(message: pb.NewHold) -> Instruction:

@@ -1,5 +1,7 @@
 """One Alembic history for each service's schema. Every schema has the same `clock()` and `mark`, made by `run` with the first migration."""
 
+from typing import Any
+
 from alembic import op
 from sqlalchemy import text
 
@@ -19,6 +21,6 @@ def run(schema: str, *scripts: str) -> None:
     connection = op.get_bind()
     roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
     connection.execute(text(f"set local search_path = {schema}, pg_temp"))
-    driver = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
+    driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
     for script in (EVERY_SCHEMA, *scripts):
         driver.execute(script.replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))
