@@ -1,0 +1,137 @@
+"""Fixtures: a PostgreSQL for the run, a database of its own for whoever wants one, and running servers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from tallystick import Client, ClientSettings
+from tallystick_server.process import serve
+from tallystick_server.process.configuration import SERVED, Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.embedded import EmbeddedPostgres
+from tallystick_server.process.migrate import SERVICES, Passwords, migrate, roles
+from tallystick_server.process.serve import Running
+
+ROOT = Path(__file__).resolve().parent.parent
+_ports = itertools.count(17_300 + os.getpid() % 500 * 20)
+
+
+def unique(prefix: str = "t") -> str:
+    """An id that no other test uses."""
+    return f"{prefix}-{secrets.token_hex(6)}"
+
+
+def free_address() -> str:
+    return f"127.0.0.1:{next(_ports)}"
+
+
+@pytest.fixture(scope="session")
+def admin_url() -> Iterator[str]:
+    """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without fsync."""
+    given = os.environ.get("TALLYSTICK_DATABASE_URL")
+    if given:
+        yield given
+        return
+    embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / "postgres", fsync=False)
+    try:
+        yield embedded.start()
+    finally:
+        embedded.stop()
+
+
+@contextmanager
+def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> Iterator[Databases]:
+    """A database of one's own, with its roles, dropped at the end."""
+    name = f"tally_{secrets.token_hex(4)}"
+    with psycopg.connect(admin_url, autocommit=True) as connection:
+        connection.execute(f"create database {name}")
+    url = make_url(admin_url).set(database=name).render_as_string(hide_password=False)
+    passwords = Passwords(folder / "passwords.json")
+    try:
+        if migrated:
+            migrate(url, passwords)
+        yield Databases(url, passwords, {})
+    finally:
+        with psycopg.connect(admin_url, autocommit=True) as connection:
+            connection.execute(f"drop database {name} with (force)")
+            for service in SERVICES:
+                for role in (roles(name, service).service, roles(name, service).reader, roles(name, service).owner):
+                    connection.execute(f'drop role if exists "{role}"')
+
+
+@pytest.fixture(scope="session")
+def database(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """The database that tests share; each uses ids of its own."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("shared")) as known:
+        yield known
+
+
+@pytest.fixture
+def own_database(admin_url: str, tmp_path: Path) -> Iterator[Databases]:
+    """A database that the test may break."""
+    with fresh_database(admin_url, tmp_path) as known:
+        yield known
+
+
+@dataclass
+class Platform:
+    """A running server, in a thread of its own."""
+
+    address: str
+    databases: Databases
+    run: Callable[..., object]
+    """Runs a coroutine function in the server's loop and returns its result."""
+    running: Running
+
+    def client(self, token: str = "") -> Client:
+        return Client(self.address, settings=ClientSettings(token=token))
+
+
+@contextmanager
+def serving(databases: Databases, settings: Settings | None = None, names: tuple[str, ...] = SERVED) -> Iterator[Platform]:
+    """Serves in a thread until the block ends, then drains."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
+    thread.start()
+
+    def run(work: Callable[..., object], *arguments: object) -> object:
+        async def call() -> object:
+            return await work(*arguments)  # type: ignore[misc]
+
+        return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
+
+    wanted = replace(settings or Settings(), listen=free_address())
+    running: Running = run(serve.start, names, wanted, databases.all())  # type: ignore[assignment]
+    try:
+        yield Platform(wanted.listen, databases, run, running)
+    finally:
+        run(running.stop, 5.0)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+@pytest.fixture(scope="session")
+def platform(database: Databases) -> Iterator[Platform]:
+    """All services, in development mode, with a quick resend of unknown outcomes."""
+    with serving(database, Settings(retry_delay=0.2, sweep_interval=0.1)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(platform: Platform) -> Iterator[Client]:
+    """The SDK's client of the shared platform."""
+    with platform.client() as made:
+        yield made

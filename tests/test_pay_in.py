@@ -1,0 +1,384 @@
+"""Pay-in, through the SDK on a real socket, from the call to the book."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+
+from tallystick import AlreadyExistsError, Client, NotFoundError, TallystickError, new_order
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.caller import Caller, Role
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
+
+from .conftest import Platform, serving, unique
+
+
+def pay(client: Client, *amounts: str, token: str = "tok_visa", checkout: str = "", **values: Any) -> payment_pb2.Payment:
+    """A payment of one order for each amount, each for a seller of its own."""
+    checkout = checkout or unique("c")
+    orders = [new_order(f"{checkout}-{n}", "buyer-1", f"seller-{checkout}-{n}", amount, "EUR") for n, amount in enumerate(amounts)]
+    return client.create_payment(checkout, orders, credit_card_info=token, **values)
+
+
+def statuses(payment: payment_pb2.Payment) -> list[str]:
+    return [payment_pb2.PaymentOrderStatus.Name(o.payment_order_status).removeprefix("PAYMENT_ORDER_STATUS_") for o in payment.payment_orders]
+
+
+def charges(databases: Databases, checkout: str) -> list[tuple[str, str, int]]:
+    """What the provider's own log says it did for a checkout: key, state, amount."""
+    with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
+        return connection.execute("select key, state, amount from charge where key like %s order by key", (f"%{checkout}%",)).fetchall()
+
+
+def test_a_checkout_with_two_sellers_is_paid(client: Client, platform: Platform) -> None:
+    """Both orders succeed with both flags, wallets and ledger hold what money.md says, and the provider charged each order once."""
+    payment = pay(client, "24.90", "9.50")
+    assert payment.is_payment_done
+    assert payment.payment_state == payment_pb2.PAYMENT_STATE_PAID
+    for order in payment.payment_orders:
+        assert order.wallet_updated
+        assert order.ledger_updated
+        assert order.provider_reference
+        wallet = client.wallet.GetWallet(wallet_service_pb2.GetWalletRequest(seller_account=order.seller_account, currency="EUR")).wallet
+        assert (wallet.available, wallet.balance, wallet.pending) == (order.amount, order.amount, "0.00")
+        request = ledger_service_pb2.ListTransactionsRequest(cause_id=order.payment_order_id)
+        (transaction,) = client.ledger.ListTransactions(request).transactions
+        assert transaction.kind == ledger_pb2.TRANSACTION_KIND_PAY_IN
+        lines = [(e.account, ledger_pb2.Direction.Name(e.direction)[10:], e.amount) for e in transaction.entries]
+        assert lines == [
+            ("psp/sandbox/clearing", "DEBIT", order.amount),
+            ("buyers/buyer-1", "CREDIT", order.amount),
+            ("buyers/buyer-1", "DEBIT", order.amount),
+            (f"sellers/{order.seller_account}", "CREDIT", order.amount),
+        ]
+    assert [(state, amount) for _, state, amount in charges(platform.databases, payment.checkout_id)] == [("SUCCEEDED", 2490), ("SUCCEEDED", 950)]
+
+
+def test_history_and_attempts_tell_the_whole_way(client: Client) -> None:
+    """P4: NOT_STARTED, EXECUTING, SUCCESS, settled; one attempt under the key that money.md gives."""
+    order = pay(client, "1.00").payment_orders[0]
+    found = client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id))
+    assert [(h.version, h.cause) for h in found.history] == [(1, "ACCEPTED"), (2, "RISK_PASSED"), (3, "PROVIDER_ANSWER"), (4, "SETTLED")]
+    (attempt,) = found.attempts
+    assert attempt.provider_key == f"dev-o-{order.payment_order_id}-1"
+    assert attempt.outcome == payment_pb2.OUTCOME_SUCCEEDED
+    assert attempt.end_time.ToNanoseconds() >= attempt.start_time.ToNanoseconds()
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        ("tok_decline", "PROVIDER_DECLINED"),
+        ("tok_decline:insufficient_funds", "INSUFFICIENT_FUNDS"),
+        ("tok_decline:expired_card", "PAYMENT_METHOD_INVALID"),
+        ("tok_other_amount", "PROVIDER_MISMATCH"),
+    ],
+)
+def test_a_failed_order_is_data_with_its_reason(client: Client, token: str, reason: str) -> None:
+    """A decline is no error; nothing is credited for it."""
+    payment = pay(client, "5.00", token=token)
+    assert payment.payment_state == payment_pb2.PAYMENT_STATE_FAILED
+    (order,) = payment.payment_orders
+    assert payment_pb2.FailureReason.Name(order.failure_reason) == f"FAILURE_REASON_{reason}"
+    with pytest.raises(NotFoundError):
+        client.wallet.GetWallet(wallet_service_pb2.GetWalletRequest(seller_account=order.seller_account, currency="EUR"))
+
+
+@pytest.mark.parametrize(("token", "reason"), [("tok_pending", "PROVIDER_REVIEW"), ("tok_pending:action", "BUYER_ACTION")])
+def test_a_pending_order_waits_in_a_state_of_its_own(client: Client, token: str, reason: str) -> None:
+    """Pending is an honest answer, given at once, with what it waits for."""
+    started = time.monotonic()
+    payment = pay(client, "5.00", token=token)
+    assert time.monotonic() - started < 5
+    assert statuses(payment) == ["PENDING"]
+    order = payment.payment_orders[0]
+    assert payment_pb2.PendingReason.Name(order.pending_reason) == f"PENDING_REASON_{reason}"
+    assert bool(order.next_action_url) == (reason == "BUYER_ACTION")
+    assert payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
+
+
+@pytest.mark.parametrize("fault", ["lost_before", "lost_after", "error_before", "error_after"])
+def test_an_unknown_outcome_is_resolved_by_the_same_key(client: Client, platform: Platform, fault: str) -> None:
+    """A lost answer never means a second charge, nor a failure: the same key is sent again until the truth comes."""
+    payment = pay(client, "5.00", token=f"tok_{fault}")
+    assert payment.is_payment_done
+    ((key, state, amount),) = charges(platform.databases, payment.checkout_id)
+    assert (key, state, amount) == (f"dev-o-{payment.checkout_id}-0-1", "SUCCEEDED", 500)
+
+
+def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
+    """A provider that replays a 5xx for ever leaves the order EXECUTING, with its next attempt's time, never FAILED."""
+    payment = pay(client, "5.00", token="tok_error_stored", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=payment.payment_orders[0].payment_order_id)
+        found = client.payment.GetPaymentOrder(request)
+        if found.attempts[0].outcome == payment_pb2.OUTCOME_UNKNOWN:
+            break
+    assert found.payment_order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
+    assert found.payment_order.HasField("next_attempt_time")
+    assert found.payment_order.attempt_count == 1
+
+
+def test_orders_charged_together_are_one_charge(client: Client, platform: Platform) -> None:
+    """TOGETHER: one demand for the sum under the checkout's key, one reference on every order, settled one by one."""
+    payment = pay(client, "3.00", "4.00", "5.00", charging=payment_pb2.CHARGING_TOGETHER)
+    assert payment.is_payment_done
+    assert {o.charge_id for o in payment.payment_orders} == {f"c-{payment.checkout_id}"}
+    assert len({o.provider_reference for o in payment.payment_orders}) == 1
+    assert charges(platform.databases, payment.checkout_id) == [(f"dev-c-{payment.checkout_id}-1", "SUCCEEDED", 1200)]
+
+
+def test_the_fee_goes_to_the_platform(client: Client) -> None:
+    """The seller gets the amount less the fee, and the platform the fee."""
+    checkout = unique("c")
+    payment = client.create_payment(
+        checkout, [new_order(f"{checkout}-1", "b", f"s-{checkout}", "10.00", "EUR", platform_fee="1.25")], credit_card_info="tok_visa"
+    )
+    assert payment.payment_orders[0].platform_fee == "1.25"
+    request = ledger_service_pb2.GetAccountRequest(account=f"sellers/s-{checkout}", currency="EUR")
+    assert client.ledger.GetAccount(request).account.balance == "8.75"
+
+
+def test_a_repeat_answers_with_the_payment_as_it_stands(client: Client, platform: Platform) -> None:
+    """K1: orders in another sequence and amounts written otherwise are the same payment; it is charged once, and marked as replayed."""
+    checkout = unique("c")
+    first = [new_order(f"{checkout}-{n}", "b", f"s-{checkout}", amount, "EUR") for n, amount in ((1, "10"), (2, "2.50"))]
+    again = [new_order(f"{checkout}-{n}", "b", f"s-{checkout}", amount, "EUR") for n, amount in ((2, "2.5"), (1, "10.00"))]
+    paid = client.create_payment(checkout, first, credit_card_info="tok_visa")
+    request = payment_service_pb2.CreatePaymentRequest(checkout_id=checkout, payment_orders=again, credit_card_info="tok_visa")
+    response, call = client.payment.CreatePayment.with_call(request)  # type: ignore[attr-defined]
+    assert response.payment == paid
+    assert dict(call.trailing_metadata())["tallystick-replayed"] == "true"
+    assert len(charges(platform.databases, checkout)) == 2
+
+
+def test_the_same_key_with_another_body_is_refused(client: Client, platform: Platform) -> None:
+    """K1: other values are refused with the first field that differs, and nothing changes."""
+    checkout = unique("c")
+    paid = pay(client, "1.00", checkout=checkout)
+    with pytest.raises(AlreadyExistsError) as refused:
+        pay(client, "2.00", checkout=checkout)
+    assert refused.value.reason == "KEY_REUSED"
+    assert refused.value.metadata == {"field": "payment_orders[0].amount"}
+    other = unique("c")
+    with pytest.raises(AlreadyExistsError) as refused:
+        client.create_payment(other, [new_order(f"{checkout}-0", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa")
+    assert refused.value.metadata == {"field": "payment_orders[0].payment_order_id"}
+    with pytest.raises(NotFoundError):
+        client.get_payment(other)
+    assert client.get_payment(checkout) == paid
+    assert len(charges(platform.databases, checkout)) == 1
+
+
+def test_a_hundred_simultaneous_clicks_are_one_charge(platform: Platform) -> None:
+    """K2: the same call a hundred times at once is one payment, one charge, and a hundred equal answers."""
+    checkout = unique("c")
+    with platform.client() as client, ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda _: pay(client, "7.00", checkout=checkout), range(100)))
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0].is_payment_done
+    assert len(charges(platform.databases, checkout)) == 1
+
+
+def test_a_hundred_bodies_for_one_key_are_one_payment(platform: Platform) -> None:
+    """K1, K2: of a hundred bodies for one key one wins and ninety-nine are refused."""
+    checkout = unique("c")
+
+    def click(number: int) -> str:
+        try:
+            return pay(client, f"{number + 1}.00", checkout=checkout).payment_orders[0].amount
+        except AlreadyExistsError as error:
+            return error.reason
+
+    with platform.client() as client, ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(click, range(100)))
+    assert answers.count("KEY_REUSED") == 99
+    assert len(charges(platform.databases, checkout)) == 1
+
+
+def test_waiting_for_acceptance_answers_at_once(client: Client) -> None:
+    """ACCEPTANCE: the answer comes before the provider's; the payment goes on."""
+    payment = pay(client, "1.00", token="tok_delay:400", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+    assert statuses(payment) == ["EXECUTING"]
+    assert client.wait_for_payment(payment.checkout_id, 10).is_payment_done
+
+
+def test_a_call_whose_time_is_up_answers_with_the_payment_in_flight(client: Client) -> None:
+    """RESULT: never DEADLINE_EXCEEDED; a payment still in flight is a legitimate answer."""
+    checkout = unique("c")
+    request = payment_service_pb2.CreatePaymentRequest(
+        checkout_id=checkout, payment_orders=[new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_delay:1500"
+    )
+    payment = client.payment.CreatePayment(request, timeout=1.0).payment
+    assert statuses(payment) == ["EXECUTING"]
+    assert client.wait_for_payment(checkout, 10).is_payment_done
+
+
+def test_a_cancelled_call_changes_nothing(client: Client, platform: Platform) -> None:
+    """A caller that hangs up has the payment all the same: it is accepted, charged once and settled."""
+    checkout = unique("c")
+    request = payment_service_pb2.CreatePaymentRequest(
+        checkout_id=checkout, payment_orders=[new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_delay:300"
+    )
+    with grpc.insecure_channel(platform.address) as channel:
+        call: Any = payment_service_pb2_grpc.PaymentServiceStub(channel).CreatePayment.future(request, timeout=10)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:  # until it is accepted, and the provider is being asked
+            try:
+                client.get_payment(checkout)
+                break
+            except NotFoundError:
+                continue
+        assert call.cancel()
+    assert client.wait_for_payment(checkout, 10).is_payment_done
+    assert len(charges(platform.databases, checkout)) == 1
+
+
+def test_watching_streams_from_the_present_to_the_end(client: Client) -> None:
+    """The first message is the present, versions grow, the last is final, and the stream ends."""
+    payment = pay(client, "1.00", token="tok_delay:300", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+    seen = list(client.watch_payment(payment.checkout_id))
+    assert seen[0].version == payment.version
+    assert [p.version for p in seen] == sorted({p.version for p in seen})
+    assert seen[-1].payment_state == payment_pb2.PAYMENT_STATE_PAID
+    assert list(client.watch_payment(payment.checkout_id, seen[-1].version)) == []
+
+
+def test_lists_page_through_everything_newest_first(client: Client) -> None:
+    """Pages hold each payment once, newest first; a token is good for its filters only."""
+    seller = unique("s")
+    checkouts = [unique("c") for _ in range(5)]
+    for checkout in checkouts:
+        client.create_payment(checkout, [new_order(f"{checkout}-1", "b", seller, "1.00", "EUR")], credit_card_info="tok_visa")
+    request = payment_service_pb2.ListPaymentsRequest(seller_account=seller, page_size=2)
+    assert [p.checkout_id for p in client.pages(client.payment.ListPayments, request, "payments")] == checkouts[::-1]
+    token = client.payment.ListPayments(request).next_page_token
+    with pytest.raises(TallystickError) as refused:
+        client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest(seller_account=unique("s"), page_token=token))
+    assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+def test_risk_rules_and_rates_are_configurable(own_database: Databases) -> None:
+    """A refused order is FAILED with its reason and never reaches the provider; the others go on; rates give the fee."""
+    settings = Settings(
+        risk_amount_limits={"EUR": 10_000}, risk_velocity_limit=3, risk_blocked_accounts=frozenset({"mallory"}),
+        risk_blocked_countries=frozenset({"XY"}), fee_rate=25_000, seller_fee_rates={"s-dear": 100_000}, release_delay=3600,
+    )  # fmt: skip
+    with serving(own_database, settings) as platform, platform.client() as client:
+        mixed = client.create_payment(
+            "c-1",
+            [new_order("o-1", "ann", "s-1", "100.01", "EUR"), new_order("o-2", "ann", "s-dear", "100.00", "EUR"), new_order("o-3", "ann", "mallory", "1.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+        reasons = [payment_pb2.FailureReason.Name(o.failure_reason).removeprefix("FAILURE_REASON_") for o in mixed.payment_orders]
+        assert reasons == ["RISK_AMOUNT_LIMIT", "UNSPECIFIED", "RISK_BLOCKED_ACCOUNT"]
+        assert mixed.payment_state == payment_pb2.PAYMENT_STATE_PARTIALLY_PAID
+        assert mixed.payment_orders[1].platform_fee == "10.00"
+        late = client.create_payment("c-2", [new_order("o-4", "ann", "s-1", "1.00", "EUR")], credit_card_info="tok_visa")
+        assert late.payment_orders[0].failure_reason == payment_pb2.FAILURE_REASON_RISK_VELOCITY
+        far = client.create_payment("c-3", [new_order("o-5", "bob", "s-1", "1.00", "EUR")], credit_card_info="tok_visa", buyer_country="XY")
+        assert far.payment_orders[0].failure_reason == payment_pb2.FAILURE_REASON_RISK_BLOCKED_COUNTRY
+        assert far.payment_state == payment_pb2.PAYMENT_STATE_FAILED
+        both = client.create_payment(
+            "c-4", [new_order("o-6", "cid", "s-1", "200.00", "EUR"), new_order("o-7", "cid", "s-2", "1.00", "EUR")], credit_card_info="tok_visa",
+            charging=payment_pb2.CHARGING_TOGETHER, on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING,
+        )  # fmt: skip
+        assert both.payment_orders[1].failure_reason == payment_pb2.FAILURE_REASON_SIBLING_FAILED
+        wallet = client.wallet.GetWallet(wallet_service_pb2.GetWalletRequest(seller_account="s-dear", currency="EUR")).wallet
+        assert (wallet.pending, wallet.available) == ("90.00", "0.00")
+        assert len(charges(own_database, "")) == 1
+        assert verify(own_database).passed
+
+
+def test_another_callers_payments_are_not_there(own_database: Databases) -> None:
+    """S3: another caller's payment is NOT_FOUND, its ids are ID_TAKEN, its lists are empty; an operator sees all."""
+    team = frozenset({Role.TEAM})
+    tokens = {
+        "token-of-shop-aaaa": Caller("shop-a", team),
+        "token-of-shop-bbbb": Caller("shop-b", team),
+        "token-of-operator-": Caller("ops", frozenset({Role.OPERATOR})),
+        "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
+    }
+    settings = Settings(authentication="tokens", callers=tokens, service_token="token-of-platform-")
+    with serving(own_database, settings) as platform:
+        with platform.client("token-of-shop-aaaa") as ours, platform.client("token-of-shop-bbbb") as theirs, platform.client("token-of-operator-") as ops:
+            paid = pay(ours, "1.00")
+            order = paid.payment_orders[0].payment_order_id
+            for call in (
+                lambda: theirs.get_payment(paid.checkout_id),
+                lambda: theirs.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order)),
+                lambda: list(theirs.watch_payment(paid.checkout_id)),
+            ):
+                with pytest.raises(NotFoundError):
+                    call()
+            for checkout, first in ((paid.checkout_id, unique("o")), (unique("c"), order)):
+                with pytest.raises(AlreadyExistsError) as refused:
+                    theirs.create_payment(checkout, [new_order(first, "b", "s", "1.00", "EUR")], credit_card_info="tok_visa")
+                assert refused.value.reason == "ID_TAKEN"
+                assert refused.value.metadata == {}
+            assert list(theirs.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments) == []
+            assert ops.get_payment(paid.checkout_id) == paid
+
+
+def test_a_dead_process_leaves_nothing_undone(own_database: Databases, tmp_path: Path) -> None:
+    """What a process leaves when it goes away in mid-flight, the sweep of another one finishes, without a second charge."""
+    settings = Settings(lease=4, provider_timeout=1, sweep_interval=0.1, drain=0)
+    with serving(own_database, settings) as platform, platform.client() as client:
+        for number in range(20):
+            pay(client, "1.00", token="tok_delay:900", checkout=f"c-{number}", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+        platform.run(_drop_everything, platform)
+    with serving(own_database, settings) as platform, platform.client() as client:
+        for number in range(20):
+            assert client.wait_for_payment(f"c-{number}", 30).is_payment_done
+        assert len(charges(own_database, "c-")) == 20
+        report = verify(own_database)
+        assert report.passed, report.as_text()
+
+
+async def _drop_everything(platform: Platform) -> None:
+    """Ends the flow's work as a crash would: no charge in hand comes to rest."""
+    flow = platform.running._services[0].settle.__self__  # type: ignore[union-attr]
+    for task in flow._tasks:
+        task.cancel()
+
+
+def test_ten_thousand_payments_from_three_hundred_callers(own_database: Databases) -> None:
+    """10,000 calls by 300 concurrent callers, every fifth a repeat: one charge for each order, every payment done, verify passes."""
+    numbers = [n if n % 5 else max(n - 5, 1) for n in range(10_000)]
+    lock, taken = threading.Lock(), iter(numbers)
+    failures: list[str] = []
+
+    def caller() -> None:
+        while True:
+            with lock:
+                number = next(taken, None)
+            if number is None:
+                return
+            try:
+                if not pay(client, f"{1 + number % 9}.00", checkout=f"c-{number}").is_payment_done:
+                    failures.append(f"c-{number} is not done")
+            except TallystickError as error:
+                failures.append(f"c-{number}: {error}")
+
+    with serving(own_database) as platform, platform.client() as client:
+        threads = [threading.Thread(target=caller) for _ in range(300)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[:5]
+    assert len(charges(own_database, "c-")) == len(set(numbers))
+    report = verify(own_database)
+    assert report.passed, report.as_text()
