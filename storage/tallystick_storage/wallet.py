@@ -64,7 +64,7 @@ _HOLD_COLUMNS = "hold_id, seller_account, currency, amount, captured_amount, pur
 _HOLDS = text(f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) order by hold_id")
 _LIST_HOLDS = text(f"""
     select {_HOLD_COLUMNS} from hold where seller_account = :seller_account and (:currency = '' or currency = :currency)
-        and (create_time, hold_id) < (coalesce(:before_time, 'infinity'), :before_id)
+        and (create_time, hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
     order by create_time desc, hold_id desc limit :most
 """)
 

@@ -1,0 +1,159 @@
+"""Bad input over a real socket: refused by name, nothing stored, the server unharmed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from tallystick import Client, InvalidArgumentError, NotFoundError, new_order
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+
+from .conftest import Platform, unique
+
+CARD = "4242424242424242"  # published for tests by providers
+
+BAD_AMOUNTS = [
+    *((text, "EUR", "AMOUNT_INVALID") for text in ("", " 12", "12\n", "+5", "1e3", "NaN", "Infinity", "0x10", "1_000", "１２", "٣", "1,00", "1.", ".5", "00012")),
+    *((text, "EUR", "AMOUNT_OUT_OF_RANGE") for text in ("-1", "0", "-0", "1" + "0" * 30, "9" * 5000)),
+    ("1.5", "JPY", "AMOUNT_PRECISION"), ("1.005", "USD", "AMOUNT_PRECISION"), ("1.2345", "KWD", "AMOUNT_PRECISION"),
+]  # fmt: skip
+
+
+def order(**changes: Any) -> payment_pb2.NewPaymentOrder:
+    values = {"payment_order_id": unique("o"), "buyer_account": "b", "seller_account": "s", "amount": "1.00", "currency": "EUR", **changes}
+    return payment_pb2.NewPaymentOrder(**values)
+
+
+def refused(client: Client, **changes: Any) -> InvalidArgumentError:
+    """The refusal of a payment that is right but for the changes; it must have stored nothing."""
+    checkout = unique("c")
+    values = {"checkout_id": checkout, "credit_card_info": "tok_visa", "payment_orders": [order()], **changes}
+    with pytest.raises(InvalidArgumentError) as error:
+        client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(**values))
+    with pytest.raises(NotFoundError):
+        client.get_payment(checkout)
+    return error.value
+
+
+@pytest.mark.parametrize(("amount", "currency", "reason"), BAD_AMOUNTS)
+def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) -> None:
+    """Each is refused with its reason and the amount's path."""
+    error = refused(client, payment_orders=[order(), order(amount=amount, currency=currency)])
+    assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[1].amount")
+
+
+@pytest.mark.parametrize(("currency", "reason"), [("usd", "CURRENCY_UNKNOWN"), ("US", "CURRENCY_UNKNOWN"), ("XXX", "CURRENCY_UNKNOWN"), ("", "FIELD_REQUIRED")])
+def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
+    """Each is refused with its reason and the currency's path."""
+    error = refused(client, payment_orders=[order(currency=currency)])
+    assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[0].currency")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "field"),
+    [
+        ({"checkout_id": ""}, "FIELD_REQUIRED", "checkout_id"),
+        ({"checkout_id": "a" * 65}, "FIELD_INVALID", "checkout_id"),
+        ({"checkout_id": "ключ"}, "FIELD_INVALID", "checkout_id"),
+        ({"checkout_id": CARD}, "CARD_NUMBER_REFUSED", "checkout_id"),
+        ({"payment_orders": []}, "FIELD_REQUIRED", "payment_orders"),
+        ({"payment_orders": [order() for _ in range(201)]}, "TOO_MANY_ITEMS", "payment_orders"),
+        ({"payment_orders": [order(payment_order_id="same"), order(payment_order_id="same")]}, "DUPLICATE_ITEM", "payment_orders[1].payment_order_id"),
+        ({"payment_orders": [order(seller_account="b")]}, "SAME_ACCOUNT", "payment_orders[0].seller_account"),
+        ({"payment_orders": [order(platform_fee="1.00")]}, "AMOUNT_OUT_OF_RANGE", "payment_orders[0].platform_fee"),
+        ({"payment_orders": [order(platform_fee="-1")]}, "AMOUNT_OUT_OF_RANGE", "payment_orders[0].platform_fee"),
+        ({"payment_orders": [order(buyer_account="'; drop table payment_order; --")]}, "FIELD_INVALID", "payment_orders[0].buyer_account"),
+        ({"payment_orders": [order(seller_account="=cmd()")]}, "FIELD_INVALID", "payment_orders[0].seller_account"),
+        ({"payment_method_type": 99}, "FIELD_INVALID", "payment_method_type"),
+        ({"charging": 99}, "FIELD_INVALID", "charging"),
+        ({"wait_for": 99}, "FIELD_INVALID", "wait_for"),
+        ({"charging": 2, "payment_orders": [order(), order(currency="USD")]}, "FIELD_INVALID", "charging"),
+        ({"on_partial": 2}, "FIELD_INVALID", "on_partial"),
+        ({"charging": 2, "payment_orders": [order(amount="9" * 16 + ".99"), order()]}, "AMOUNT_OUT_OF_RANGE", "payment_orders"),
+        ({"credit_card_info": ""}, "FIELD_REQUIRED", "credit_card_info"),
+        ({"credit_card_info": CARD}, "CARD_NUMBER_REFUSED", "credit_card_info"),
+        ({"buyer_info": f"pay with {CARD[:4]} {CARD[4:8]} {CARD[8:12]} {CARD[12:]}"}, "CARD_NUMBER_REFUSED", "buyer_info"),
+        ({"buyer_info": "a\0b"}, "FIELD_INVALID", "buyer_info"),
+        ({"buyer_info": "x" * 1025}, "FIELD_INVALID", "buyer_info"),
+        ({"buyer_country": "gb"}, "FIELD_INVALID", "buyer_country"),
+    ],
+)  # fmt: skip
+def test_bad_fields(client: Client, changes: dict[str, Any], reason: str, field: str) -> None:
+    """Each is refused with its reason and its path."""
+    checkout = changes.get("checkout_id")
+    if checkout is not None:
+        with pytest.raises(InvalidArgumentError) as raised:
+            client.payment.CreatePayment(
+                payment_service_pb2.CreatePaymentRequest(credit_card_info="tok_visa", payment_orders=[order()], **changes)
+            )
+        error = raised.value
+    else:
+        error = refused(client, **changes)
+    assert (error.reason, error.field_violations[0].field) == (reason, field)
+    assert CARD not in str(error)
+
+
+def test_no_payment_method(client: Client) -> None:
+    """A payment without a way to pay is refused."""
+    with pytest.raises(InvalidArgumentError) as error:
+        client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(checkout_id=unique("c"), payment_orders=[order()]))
+    assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_REQUIRED", "payment_method")
+
+
+@pytest.mark.parametrize("text", ["مرحبا \u202e evil", "🙂" * 200, "=1+1", "{{7*7}}", "%s%n", "a\r\nSet-Cookie: x"])
+def test_odd_texts_are_kept_as_they_are(client: Client, text: str) -> None:
+    """Free text is data: right-to-left marks, emoji and injections come back unchanged."""
+    payment = client.create_payment(unique("c"), [order()], credit_card_info="tok_visa", buyer_info=text)
+    assert client.get_payment(payment.checkout_id).buyer_info == text
+
+
+def _status(error: grpc.RpcError) -> tuple[str, str]:
+    raw = dict(error.trailing_metadata())["grpc-status-details-bin"]
+    info = error_details_pb2.ErrorInfo()
+    status_pb2.Status.FromString(raw).details[0].Unpack(info)
+    return error.code().name, info.reason
+
+
+def raw_call(platform: Platform, method: str, body: bytes, **options: Any) -> Any:
+    with grpc.insecure_channel(platform.address) as channel:
+        return channel.unary_unary(f"/tallystick.payment.v1.PaymentService/{method}")(body, **{"timeout": 10, **options})
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "expected"),
+    [
+        ("CreatePayment", b"\xff\xff\xff\xff", ("INVALID_ARGUMENT", "MESSAGE_MALFORMED")),
+        ("CreatePayment", b"\x0a\x02\xff\xfe", ("INVALID_ARGUMENT", "MESSAGE_MALFORMED")),
+        ("CreatePayment", b"\x0a\x80\x80\x04" + b"a" * 65536, ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")),
+        ("NoSuchMethod", b"", ("UNIMPLEMENTED", "METHOD_UNKNOWN")),
+    ],
+)
+def test_bad_messages(platform: Platform, method: str, body: bytes, expected: tuple[str, str]) -> None:
+    """X1: malformed bytes, invalid UTF-8, too large and unknown: each by the closed list, never UNKNOWN."""
+    with pytest.raises(grpc.RpcError) as error:
+        raw_call(platform, method, body)
+    assert _status(error.value) == expected
+
+
+def test_a_million_characters(platform: Platform) -> None:
+    """A huge text is refused before it is parsed."""
+    request = payment_service_pb2.CreatePaymentRequest(checkout_id="c", buyer_info="x" * 1_000_000)
+    with pytest.raises(grpc.RpcError) as error:
+        raw_call(platform, "CreatePayment", request.SerializeToString())
+    assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
+
+
+def test_no_card_number_is_anywhere(client: Client, platform: Platform) -> None:
+    """S1: after all of these, no table of any service holds a card number."""
+    refused(client, buyer_info=CARD)
+    for service in ("payment", "wallet", "ledger", "event", "sandbox"):
+        with psycopg.connect(platform.databases.reader(service).replace("+psycopg", "")) as connection:
+            tables = connection.execute("select table_name from information_schema.tables where table_schema = %s", (service,)).fetchall()
+            assert tables
+            for (table,) in tables:
+                found = connection.execute(f"select count(*) from {service}.{table} t where t::text like %s", (f"%{CARD}%",)).fetchone()  # type: ignore[arg-type]
+                assert found == (0,), f"{service}.{table}"

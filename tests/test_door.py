@@ -1,0 +1,151 @@
+"""The door: credentials, roles, limits, deadlines, and what failures look like from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import ServiceDescriptor
+
+from tallystick import Client, ClientSettings, DeadlineExceededError, InternalError, PermissionDeniedError, TallystickError, UnauthenticatedError, UnimplementedError
+from tallystick.error.v1 import reason_pb2
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick_core.caller import Caller, Role
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.event import handlers as event
+from tallystick_server.ledger import handlers as ledger
+from tallystick_server.payment import handlers as payment
+from tallystick_server.payout import handlers as payout
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.runtime.authentication import Development
+from tallystick_server.runtime.door import Door
+from tallystick_server.runtime.errors import CODE, from_status, to_status
+from tallystick_server.wallet import handlers as wallet
+
+from .conftest import serving
+
+TOKENS = {
+    "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
+    "token-of-auditor--": Caller("auditor", frozenset({Role.AUDITOR})),
+    "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
+}
+ROOMS = {"PaymentService": payment, "LedgerService": ledger, "WalletService": wallet, "EventService": event, "PayoutService": payout}
+
+
+def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
+    """X1: the closed list in code, in the contract and in the status table is the same."""
+    wire = {name.removeprefix("REASON_") for name in reason_pb2.Reason.keys()} - {"UNSPECIFIED"}
+    assert wire == set(Reason) == set(CODE)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_refusals_survive_the_wire(reason: Reason) -> None:
+    """A refusal inside a batch comes out of its status as it went in."""
+    back = from_status(to_status(Refused(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5)))
+    assert (back.reason, back.message, back.metadata) == (reason, "why", {"x": "y"})
+
+
+@pytest.mark.parametrize("descriptor", [
+    payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
+], ids=lambda d: d.name)  # fmt: skip
+def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescriptor) -> None:
+    """S2: leave one rule out, or leave it empty, and the server does not start."""
+    access = dict(ROOMS[descriptor.name].ACCESS)
+    first = descriptor.methods[0].name
+    for broken in ({k: v for k, v in access.items() if k != first}, {**access, first: frozenset()}):
+
+        async def bind(rules: Any = broken) -> None:
+            Door(Development(), most_calls=1).bind(grpc.aio.server(), descriptor, object(), rules)
+
+        with pytest.raises(TypeError, match="no access rule"):
+            asyncio.run(bind())
+
+
+def test_credentials_and_roles(own_database: Databases) -> None:
+    """No token, a wrong one, a right one for the wrong method: each is its own refusal."""
+    settings = Settings(authentication="tokens", callers=TOKENS, service_token="token-of-platform-")
+    request = payment_service_pb2.ListPaymentsRequest()
+    with serving(own_database, settings) as platform:
+        for token, kind, reason in (
+            ("", UnauthenticatedError, "CREDENTIALS_MISSING"),
+            ("token-of-nobody----", UnauthenticatedError, "CREDENTIALS_INVALID"),
+            ("token-of-auditor--", PermissionDeniedError, "METHOD_FORBIDDEN"),
+        ):
+            with platform.client(token) as client, pytest.raises(kind) as error:
+                client.payment.ListPayments(request)
+            assert error.value.reason == reason
+            assert "token-of" not in str(error.value)
+        with platform.client("token-of-shop-aaaa") as client:
+            client.payment.ListPayments(request)
+            with pytest.raises(PermissionDeniedError):
+                client.ledger.BatchPost(ledger_service_pb2.BatchPostRequest())
+        with platform.client("token-of-auditor--") as client:
+            client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest())
+
+
+@pytest.mark.parametrize("method", [m.name for m in payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"].methods])
+def test_payouts_are_declared_and_not_built(client: Client, method: str) -> None:
+    """Every method of PayoutService says so by name."""
+    request = getattr(payout_service_pb2, f"{method}Request")()
+    with pytest.raises(UnimplementedError) as error:
+        answer = getattr(client.payout, method)(request)
+        list(answer)
+    assert error.value.reason == "METHOD_NOT_BUILT"
+
+
+def test_too_many_calls_are_shed(own_database: Databases) -> None:
+    """Above the limit a call is refused with OVERLOADED and when to come back; the SDK's retries carry it through."""
+    with serving(own_database, Settings(most_calls=2)) as platform:
+        door = platform.running._doors[0]
+        door._calls = 2
+        impatient = Client(platform.address, settings=ClientSettings(attempts=1))
+        with impatient, pytest.raises(TallystickError) as error:
+            impatient.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+        assert error.value.reason == "OVERLOADED"
+        assert error.value.retry_after == 0.5
+        door._calls = 0
+
+
+def test_a_fault_of_ours_tells_nothing_but_the_trace(own_database: Databases) -> None:
+    """INTERNAL: no exception text, no SQL, no path; the trace id is in the error."""
+    with serving(own_database) as platform, platform.client() as client:
+        handlers = platform.running._services[0].servicer
+
+        async def broken(_work: object) -> None:
+            raise ValueError("select secret from /etc/passwd")
+
+        handlers._database.read = broken  # type: ignore[attr-defined]
+        with pytest.raises(InternalError) as error:
+            client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+    assert error.value.reason == "INTERNAL"
+    assert "secret" not in str(error.value)
+    assert list(error.value.metadata) == ["trace_id"]
+    assert error.value.trace_id == error.value.metadata["trace_id"]
+
+
+def test_a_call_past_its_deadline_ends_by_name(own_database: Databases) -> None:
+    """A handler that does not end is DEADLINE_EXCEEDED, with the hint that the same id is safe."""
+    with serving(own_database) as platform, platform.client() as client:
+
+        async def hangs(_work: object) -> None:
+            await asyncio.sleep(60)
+
+        platform.running._services[0].servicer._database.read = hangs  # type: ignore[attr-defined]
+        with pytest.raises(DeadlineExceededError):
+            client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest(), timeout=0.3)
+
+
+def test_draining_refuses_new_calls(own_database: Databases) -> None:
+    """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to come back."""
+    with serving(own_database) as other:
+        other.running._doors[0].close()
+        client = Client(other.address, settings=ClientSettings(attempts=1))
+        with client, pytest.raises(TallystickError) as error:
+            client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+        assert error.value.reason == "SHUTTING_DOWN"
+        assert error.value.may_retry

@@ -1,0 +1,99 @@
+"""EventService: every change once, in order, without a gap."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick import Client, TallystickError, new_order
+from tallystick.event.v1 import event_pb2, event_service_pb2
+from tallystick.payment.v1 import payment_pb2
+
+from .conftest import Platform, unique
+
+
+def events_of(client: Client, aggregate: str, count: int) -> list[event_pb2.Event]:
+    """An aggregate's events, once there are so many."""
+    deadline = time.monotonic() + 15
+    while True:
+        found = list(client.events(aggregate_id=aggregate))
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
+
+
+def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> None:
+    """E1: an order's events tell its whole history; the payment's, the wallets' and the ledger's are there too."""
+    checkout, seller = unique("c"), unique("s")
+    order = f"{checkout}-1"
+    client.create_payment(checkout, [new_order(order, "b", seller, "4.00", "EUR")], credit_card_info="tok_visa")
+    found = events_of(client, f"paymentOrders/{order}", 4)
+    names = [payment_pb2.PaymentOrderStatus.Name(e.payment_order.payment_order_status)[21:] for e in found]
+    assert names == ["NOT_STARTED", "EXECUTING", "SUCCESS", "SUCCESS"]
+    assert [e.aggregate_version for e in found] == [1, 2, 3, 4]
+    assert [e.event_id for e in found] == [f"paymentOrders/{order}/{n}" for n in (1, 2, 3, 4)]
+    assert [e.payment_order.wallet_updated for e in found] == [False, False, False, True]
+    assert found[3].payment_order == client.get_payment(checkout).payment_orders[0]
+    created, closed = events_of(client, f"payments/{checkout}", 2)
+    assert (created.type, closed.type) == (event_pb2.EVENT_TYPE_PAYMENT_CREATED, event_pb2.EVENT_TYPE_PAYMENT_CLOSED)
+    assert closed.payment.is_payment_done
+    assert closed.payment.version == client.get_payment(checkout).version
+    (wallet,) = events_of(client, f"wallets/{seller}/EUR", 1)
+    assert wallet.wallet_entry.available_after == "4.00"
+    deadline = time.monotonic() + 15
+    posted: list[event_pb2.Event] = []
+    while not posted and time.monotonic() < deadline:
+        posted = [e for e in client.events(types=[event_pb2.EVENT_TYPE_TRANSACTION_POSTED]) if e.transaction.cause_id == order]
+    assert len(posted) == 1
+
+
+def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
+    """E2: eight publishers and a follower at once: it sees every event once, in order for each aggregate, without a gap."""
+    start = max((e.cursor for e in client.events()), default=0)
+    stamp = Timestamp(seconds=1_700_000_000)
+    prefix = unique("x")
+
+    def publish(writer: int) -> None:
+        for version in range(1, 31):
+            aggregate = f"payments/{prefix}-{writer}"
+            event = event_pb2.Event(
+                event_id=f"{aggregate}/{version}", aggregate_id=aggregate, aggregate_version=version, type=event_pb2.EVENT_TYPE_PAYMENT_CREATED, create_time=stamp
+            )  # fmt: skip
+            request = event_service_pb2.BatchPublishRequest(events=[event])
+            client.event.BatchPublish(request)
+            client.event.BatchPublish(request)  # a repeat is dropped
+
+    seen: dict[str, list[int]] = defaultdict(list)
+    cursors: list[int] = []
+
+    def follow() -> None:
+        for event in client.events(start, follow=True):
+            cursors.append(event.cursor)
+            if event.aggregate_id.startswith(f"payments/{prefix}"):
+                seen[event.aggregate_id].append(event.aggregate_version)
+            if sum(map(len, seen.values())) == 240:
+                return
+
+    threads = [threading.Thread(target=publish, args=(n,)) for n in range(8)] + [threading.Thread(target=follow)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert seen == {f"payments/{prefix}-{n}": list(range(1, 31)) for n in range(8)}
+    assert cursors == list(range(start + 1, start + 1 + len(cursors)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"event_id": "x"}, "event_id"), ({"aggregate_id": ""}, "aggregate_id"), ({"aggregate_version": 0}, "aggregate_version"), ({"cursor": 3}, "cursor"), ({"type": 99}, "type")],
+)  # fmt: skip
+def test_bad_events_are_refused_whole(platform: Platform, client: Client, changes: dict[str, object], field: str) -> None:
+    """A bad event is refused with its path, and nothing of its batch is published."""
+    good = {"event_id": "payments/x/1", "aggregate_id": "payments/x", "aggregate_version": 1, "type": 1, "create_time": Timestamp(seconds=1)}
+    with pytest.raises(TallystickError) as error:
+        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event_pb2.Event(**{**good, **changes})]))  # type: ignore[arg-type]
+    assert error.value.field_violations[0].field == f"events[0].{field}"
+    assert not list(client.events(aggregate_id="payments/x"))

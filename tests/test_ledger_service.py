@@ -1,0 +1,143 @@
+"""LedgerService through the SDK."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick import Client, FailedPreconditionError, NotFoundError, TallystickError
+from tallystick._errors import from_status
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2 as pb
+
+from .conftest import unique
+
+ADJUSTMENT = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
+
+
+def entries(*lines: tuple[str, str], currency: str = "EUR") -> list[ledger_pb2.Entry]:
+    """Entries from (account, amount), with "-" for a debit."""
+    return [
+        ledger_pb2.Entry(account=a, amount=m.lstrip("-"), currency=currency, direction=ledger_pb2.DIRECTION_DEBIT if m[0] == "-" else ledger_pb2.DIRECTION_CREDIT)
+        for a, m in lines
+    ]  # fmt: skip
+
+
+def posting(cause: str, *lines: tuple[str, str], **values: object) -> pb.Posting:
+    return pb.Posting(kind=ADJUSTMENT, cause_id=cause, caller="test", entries=entries(*lines), **values)  # type: ignore[arg-type]
+
+
+def post(client: Client, *postings: pb.Posting) -> list[pb.PostResult]:
+    return list(client.ledger.BatchPost(pb.BatchPostRequest(postings=postings)).results)
+
+
+def reason(result: pb.PostResult) -> str:
+    return from_status(result.error).reason
+
+
+def test_balances_now_and_then(client: Client) -> None:
+    """Balances after each posting are in the answer; a balance as of a time is what it was."""
+    a, b = unique("a"), unique("b")
+    (first,) = post(client, posting(unique("j"), (f"x/{a}", "-10.00"), (f"x/{b}", "10.00")))
+    (second,) = post(client, posting(unique("j"), (f"x/{a}", "-2.50"), (f"x/{b}", "2.50")))
+    assert [e.balance_after for e in second.transaction.entries] == ["-12.50", "12.50"]
+    now = client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR"))
+    assert (now.account.balance, now.account.entry_count) == ("12.50", 2)
+    then = client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=first.transaction.post_time))
+    assert (then.account.balance, then.sequence) == ("10.00", first.transaction.sequence)
+    with pytest.raises(NotFoundError):
+        client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=Timestamp(seconds=1)))
+
+
+def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
+    """Bad items are refused with their path; the others of the batch are posted, and repeats answer with the first."""
+    cause, a = unique("j"), unique("a")
+    good = posting(cause, (f"x/{a}", "-1.00"), ("x/z", "1.00"))
+    results = post(
+        client, good,
+        posting(unique("j"), ("x/y", "-1.00"), ("x/z", "2.00")),
+        posting(unique("j"), ("x/y", "1.00")),
+        posting(unique("j"), ("x//y", "-1.00"), ("x/z", "1.00")),
+        good,
+        posting(cause, (f"x/{a}", "-3.00"), ("x/z", "3.00")),
+        pb.Posting(kind=ledger_pb2.TRANSACTION_KIND_REVERSAL, cause_id="r", caller="t", entries=good.entries),
+    )  # fmt: skip
+    assert results[0].transaction.transaction_id
+    assert [reason(r) for r in results[1:4]] == ["ENTRIES_UNBALANCED", "ENTRIES_UNBALANCED", "FIELD_INVALID"]
+    assert from_status(results[3].error).field_violations[0].field == "postings[3].entries[0].account"
+    assert results[4].replayed
+    assert results[4].transaction == results[0].transaction
+    assert [reason(r) for r in results[5:]] == ["KEY_REUSED", "FIELD_INVALID"]
+
+
+def test_a_reversal_mirrors_once(client: Client) -> None:
+    """L5: a reversal names what it reverses, happens once, and never touches a seller."""
+    a = unique("a")
+    (done,) = post(client, posting(unique("j"), (f"x/{a}", "-7.00"), ("x/z", "7.00")))
+    request = pb.ReverseTransactionRequest(transaction_id=done.transaction.transaction_id, reason="typo")
+    back = client.ledger.ReverseTransaction(request).transaction
+    assert back.reverses_transaction_id == done.transaction.transaction_id
+    assert client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{a}", currency="EUR")).account.balance == "0.00"
+    assert client.ledger.ReverseTransaction(request).transaction == back
+    found = client.ledger.GetTransaction(pb.GetTransactionRequest(transaction_id=done.transaction.transaction_id)).transaction
+    assert found.reversed_by_transaction_id == back.transaction_id
+    (seller,) = post(client, posting(unique("j"), (f"sellers/{a}", "-1.00"), ("x/z", "1.00")), )
+    for transaction, why, expected in (
+        (done.transaction.transaction_id, "other", "ALREADY_REVERSED"),
+        (seller.transaction.transaction_id, "x", "STATE_FORBIDS"),
+        (back.transaction_id, "x", "STATE_FORBIDS"),
+    ):
+        with pytest.raises(FailedPreconditionError) as error:
+            client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=transaction, reason=why))
+        assert error.value.reason == expected
+    post(client, posting(unique("j"), (f"sellers/{a}", "1.00"), ("x/z", "-1.00")))
+
+
+def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
+    """L2: the sums are zero, and pages hold every account once, all at one point of the book."""
+    for currency in ("EUR", "JPY"):
+        post(client, pb.Posting(kind=ADJUSTMENT, cause_id=unique("j"), caller="t", entries=entries((unique("a"), "-5"), (unique("b"), "5"), currency=currency)))
+    first = client.ledger.GetTrialBalance(pb.GetTrialBalanceRequest(page_size=3))
+    post(client, posting(unique("j"), (unique("a"), "-5.00"), (unique("b"), "5.00")))
+    lines = list(client.pages(client.ledger.GetTrialBalance, pb.GetTrialBalanceRequest(page_size=3), "lines"))
+    assert {s.currency for s in first.sums} >= {"EUR", "JPY"}
+    assert not any(s.amount.strip("0.") for s in first.sums)
+    assert len({(line.account, line.currency) for line in lines}) == len(lines)
+    second = client.ledger.GetTrialBalance(pb.GetTrialBalanceRequest(page_size=3, page_token=first.next_page_token))
+    assert (second.sequence, second.chain_head) == (first.sequence, first.chain_head)
+
+
+def test_entries_stream_in_the_order_of_the_book(client: Client) -> None:
+    """The stream has every transaction after a sequence, chained one behind the other; a prefix filters."""
+    a = unique("a")
+    posted = [post(client, posting(unique("j"), (f"{a}/{n}", "-1.00"), ("x/z", "1.00")))[0].transaction for n in range(3)]
+    request = pb.StreamEntriesRequest(after_sequence=posted[0].sequence - 1, account_prefix=f"{a}/")
+    assert [r.transaction.transaction_id for r in client.ledger.StreamEntries(request)] == [t.transaction_id for t in posted]
+    chain = [r.transaction for r in client.ledger.StreamEntries(pb.StreamEntriesRequest())]
+    assert [t.sequence for t in chain] == list(range(1, len(chain) + 1))
+    assert all(after.previous_hash == before.hash for before, after in zip(chain, chain[1:], strict=False))
+
+
+def test_lists_filter(client: Client) -> None:
+    """Transactions are listed by account, kind, cause and time; accounts by prefix."""
+    a, cause = unique("a"), unique("j")
+    (done,) = post(client, posting(cause, (f"{a}/1", "-1.00"), (f"{a}/2", "1.00")))
+    for request in (
+        pb.ListTransactionsRequest(account=f"{a}/1"), pb.ListTransactionsRequest(cause_id=cause),
+        pb.ListTransactionsRequest(kind=ADJUSTMENT, account=f"{a}/2", currency="EUR", post_time_from=done.transaction.post_time),
+    ):  # fmt: skip
+        assert [t.cause_id for t in client.ledger.ListTransactions(request).transactions] == [cause]
+    past = Timestamp()
+    past.FromDatetime(datetime(2020, 1, 1, tzinfo=UTC))
+    assert not client.ledger.ListTransactions(pb.ListTransactionsRequest(post_time_until=past)).transactions
+    accounts = client.pages(client.ledger.ListAccounts, pb.ListAccountsRequest(prefix=f"{a}/", page_size=1), "accounts")
+    assert [x.account for x in accounts] == [f"{a}/1", f"{a}/2"]
+
+
+@pytest.mark.parametrize("token", ["x", "AAAA", "WyJhIl0=", "ä", "W10="])
+def test_bad_page_tokens(client: Client, token: str) -> None:
+    """A token that no call gave is refused by name."""
+    with pytest.raises(TallystickError) as error:
+        client.ledger.ListTransactions(pb.ListTransactionsRequest(page_token=token))
+    assert error.value.reason == "PAGE_TOKEN_INVALID"

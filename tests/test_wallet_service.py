@@ -1,0 +1,160 @@
+"""WalletService through the SDK."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tallystick import Client, NotFoundError, TallystickError
+from tallystick._errors import from_status
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2 as pb
+
+from .conftest import unique
+
+
+def credit(client: Client, seller: str, amount: str, cause: str = "", **values: object) -> pb.WalletResult:
+    item = pb.Credit(cause=cause or f"PAY_IN/{unique()}", caller="t", seller_account=seller, amount=amount, currency="EUR", **values)  # type: ignore[arg-type]
+    return client.wallet.BatchCredit(pb.BatchCreditRequest(credits=[item])).results[0]
+
+
+def hold(client: Client, seller: str, hold_id: str, amount: str, **values: object) -> pb.HoldResult:
+    given = {"purpose": wallet_pb2.HOLD_PURPOSE_RESERVE, **values}
+    item = pb.NewHold(hold_id=hold_id, caller="t", seller_account=seller, amount=amount, currency="EUR", **given)  # type: ignore[arg-type]
+    return client.wallet.BatchPlaceHold(pb.BatchPlaceHoldRequest(holds=[item])).results[0]
+
+
+def parts(client: Client, seller: str) -> tuple[str, ...]:
+    wallet = client.wallet.GetWallet(pb.GetWalletRequest(seller_account=seller, currency="EUR")).wallet
+    return wallet.pending, wallet.available, wallet.held, wallet.owed
+
+
+def reason(result: pb.WalletResult | pb.HoldResult) -> str:
+    return from_status(result.error).reason
+
+
+def test_credits_are_made_once(client: Client) -> None:
+    """The same cause with the same values credits once; with others it is refused."""
+    seller, cause = unique("s"), f"PAY_IN/{unique()}"
+    assert not credit(client, seller, "5.00", cause).replayed
+    again = credit(client, seller, "5.0", cause)
+    assert again.replayed
+    assert again.wallet.available == "5.00"
+    assert reason(credit(client, seller, "6.00", cause)) == "KEY_REUSED"
+    assert reason(credit(client, unique("s"), "5.00", cause)) == "KEY_REUSED"
+    assert parts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
+
+
+def test_holds_are_captured_in_part_released_and_end_once(client: Client) -> None:
+    """Capture in part gives the rest back; an ended hold is HOLD_ENDED, more than it holds HOLD_EXCEEDED."""
+    seller, first, second = unique("s"), unique("h"), unique("h")
+    credit(client, seller, "10.00")
+    assert hold(client, seller, first, "6.00").hold.state == wallet_pb2.HOLD_STATE_OPEN
+    assert hold(client, seller, first, "6.00").replayed
+    assert reason(hold(client, seller, first, "5.00")) == "KEY_REUSED"
+    assert reason(hold(client, seller, unique("h"), "5.00")) == "INSUFFICIENT_FUNDS"
+    assert hold(client, seller, second, "4.00").hold.amount == "4.00"
+
+    def capture(hold_id: str, amount: str) -> pb.HoldResult:
+        return client.wallet.BatchCaptureHold(pb.BatchCaptureHoldRequest(captures=[pb.HoldCapture(hold_id=hold_id, amount=amount)])).results[0]
+
+    def release(hold_id: str) -> pb.HoldResult:
+        return client.wallet.BatchReleaseHold(pb.BatchReleaseHoldRequest(hold_ids=[hold_id])).results[0]
+
+    assert reason(capture(first, "6.01")) == "HOLD_EXCEEDED"
+    assert capture(first, "2.50").hold.captured_amount == "2.50"
+    assert capture(first, "2.50").replayed
+    assert reason(release(first)) == "HOLD_ENDED"
+    assert release(second).hold.state == wallet_pb2.HOLD_STATE_RELEASED
+    assert reason(capture(second, "1.00")) == "HOLD_ENDED"
+    assert reason(release(unique("h"))) == "NOT_FOUND"
+    assert parts(client, seller) == ("0.00", "7.50", "0.00", "0.00")
+    held = client.pages(client.wallet.ListHolds, pb.ListHoldsRequest(seller_account=seller, page_size=1), "holds")
+    assert {h.hold_id for h in held} == {first, second}
+    assert client.wallet.GetHold(pb.GetHoldRequest(hold_id=first)).hold.state == wallet_pb2.HOLD_STATE_CAPTURED
+
+
+def test_a_hold_expires_by_itself(client: Client) -> None:
+    """A hold whose time is up gives its money back; a payout's hold never has a time."""
+    seller, hold_id = unique("s"), unique("h")
+    credit(client, seller, "3.00")
+    soon = Timestamp()
+    soon.FromDatetime(datetime.now(UTC) + timedelta(milliseconds=100))
+    assert reason(hold(client, seller, unique("h"), "1.00", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT, expire_time=soon)) == "FIELD_INVALID"
+    hold(client, seller, hold_id, "3.00", expire_time=soon)
+    deadline = time.monotonic() + 10
+    while client.wallet.GetHold(pb.GetHoldRequest(hold_id=hold_id)).hold.state == wallet_pb2.HOLD_STATE_OPEN:
+        assert time.monotonic() < deadline
+    assert parts(client, seller) == ("0.00", "3.00", "0.00", "0.00")
+    kinds = [e.kind for e in client.wallet.ListWalletEntries(pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")).entries]
+    assert kinds[0] == wallet_pb2.WALLET_ENTRY_KIND_HOLD_EXPIRED
+
+
+def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:
+    """A request is refused without funds; a fact posts, and what is not there becomes owed."""
+    seller = unique("s")
+    credit(client, seller, "1.00")
+
+    def debit(amount: str, *, as_fact: bool) -> pb.WalletResult:
+        item = pb.Debit(cause=f"CHARGEBACK/{unique()}", caller="t", seller_account=seller, amount=amount, currency="EUR", as_fact=as_fact)
+        return client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[item])).results[0]
+
+    assert reason(debit("1.01", as_fact=False)) == "INSUFFICIENT_FUNDS"
+    assert debit("1.50", as_fact=True).wallet.owed == "0.50"
+    credit(client, seller, "2.00")
+    assert parts(client, seller) == ("0.00", "1.50", "0.00", "0.00")
+
+
+def test_fifty_holds_of_the_whole_balance_one_wins(client: Client) -> None:
+    """W2 under concurrency: of fifty holds of everything exactly one is placed."""
+    seller = unique("s")
+    credit(client, seller, "10.00")
+    with ThreadPoolExecutor(50) as pool:
+        results = list(pool.map(lambda _: hold(client, seller, unique("h"), "10.00"), range(50)))
+    assert sum(result.WhichOneof("result") == "hold" for result in results) == 1
+    assert parts(client, seller) == ("0.00", "0.00", "10.00", "0.00")
+
+
+def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
+    """With a release delay a sale stays pending, other credits do not; a frozen wallet refuses holds and still takes credits."""
+    seller = unique("s")
+    request = pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", frozen=True, release_delay=Duration(seconds=60))
+    assert client.wallet.SetWalletPolicy(request).wallet.frozen
+    assert client.wallet.SetWalletPolicy(request).wallet.release_delay.seconds == 60
+    credit(client, seller, "2.00", pending=True)
+    credit(client, seller, "1.00")
+    assert parts(client, seller) == ("2.00", "1.00", "0.00", "0.00")
+    assert reason(hold(client, seller, unique("h"), "1.00")) == "STATE_FORBIDS"
+    with pytest.raises(TallystickError) as error:
+        client.wallet.SetWalletPolicy(pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", release_delay=Duration(seconds=-1)))
+    assert error.value.reason == "FIELD_INVALID"
+
+
+def test_entries_and_wallets_are_listed(client: Client) -> None:
+    """Every entry once, newest first, with what the wallet held after it; a wallet nobody has is NOT_FOUND."""
+    seller = unique("s")
+    for amount in ("1.00", "2.00", "3.00"):
+        credit(client, seller, amount)
+    request = pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR", page_size=2)
+    found = list(client.pages(client.wallet.ListWalletEntries, request, "entries"))
+    assert [(e.number, e.amount, e.available_after) for e in found] == [(3, "3.00", "6.00"), (2, "2.00", "3.00"), (1, "1.00", "1.00")]
+    assert [w.seller_account for w in client.wallet.ListWallets(pb.ListWalletsRequest(seller_account=seller)).wallets] == [seller]
+    with pytest.raises(NotFoundError):
+        client.wallet.GetWallet(pb.GetWalletRequest(seller_account=unique("s"), currency="EUR"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"cause": "x"}, "cause"), ({"cause": "NOPE/1"}, "cause"), ({"cause": ""}, "cause"), ({"amount": "0"}, "amount"), ({"seller_account": "a b"}, "seller_account"), ({"caller": ""}, "caller")],
+)  # fmt: skip
+def test_bad_items_are_refused_on_their_own(client: Client, changes: dict[str, str], field: str) -> None:
+    """A bad item has the path of its field; the good one beside it is made."""
+    seller = unique("s")
+    good = {"cause": f"PAY_IN/{unique()}", "caller": "t", "seller_account": seller, "amount": "1.00", "currency": "EUR"}
+    results = client.wallet.BatchCredit(pb.BatchCreditRequest(credits=[pb.Credit(**{**good, **changes}), pb.Credit(**good)])).results
+    assert from_status(results[0].error).field_violations[0].field == f"credits[0].{field}"
+    assert results[1].wallet.available == "1.00"
