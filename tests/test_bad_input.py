@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from tallystick import Client, InvalidArgumentError, NotFoundError, new_order
+from tallystick import Client, InvalidArgumentError, NotFoundError
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 
 from .conftest import Platform, unique
@@ -46,7 +46,9 @@ def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) ->
     assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[1].amount")
 
 
-@pytest.mark.parametrize(("currency", "reason"), [("usd", "CURRENCY_UNKNOWN"), ("US", "CURRENCY_UNKNOWN"), ("XXX", "CURRENCY_UNKNOWN"), ("", "FIELD_REQUIRED")])
+@pytest.mark.parametrize(
+    ("currency", "reason"), [("usd", "CURRENCY_UNKNOWN"), ("US", "CURRENCY_UNKNOWN"), ("XXX", "CURRENCY_UNKNOWN"), ("", "FIELD_REQUIRED")]
+)
 def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
     """Each is refused with its reason and the currency's path."""
     error = refused(client, payment_orders=[order(currency=currency)])
@@ -87,9 +89,7 @@ def test_bad_fields(client: Client, changes: dict[str, Any], reason: str, field:
     checkout = changes.get("checkout_id")
     if checkout is not None:
         with pytest.raises(InvalidArgumentError) as raised:
-            client.payment.CreatePayment(
-                payment_service_pb2.CreatePaymentRequest(credit_card_info="tok_visa", payment_orders=[order()], **changes)
-            )
+            client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(credit_card_info="tok_visa", payment_orders=[order()], **changes))
         error = raised.value
     else:
         error = refused(client, **changes)

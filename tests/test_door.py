@@ -9,7 +9,16 @@ import grpc
 import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 
-from tallystick import Client, ClientSettings, DeadlineExceededError, InternalError, PermissionDeniedError, TallystickError, UnauthenticatedError, UnimplementedError
+from tallystick import (
+    Client,
+    ClientSettings,
+    DeadlineExceededError,
+    InternalError,
+    PermissionDeniedError,
+    TallystickError,
+    UnauthenticatedError,
+    UnimplementedError,
+)
 from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2

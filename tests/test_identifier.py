@@ -10,7 +10,15 @@ from tallystick_core.identifier import parse_country, parse_id, parse_text, pars
 from tallystick_core.refusal import Reason, Refused
 
 # Numbers that providers publish for tests, of each issuer; none is anybody's card.
-TEST_CARDS = ["4242424242424242", "5555555555554444", "2223003122003222", "378282246310005", "6011111111111117", "3056930009020004", "3566002020360505"]
+TEST_CARDS = [
+    "4242424242424242",
+    "5555555555554444",
+    "2223003122003222",
+    "378282246310005",
+    "6011111111111117",
+    "3056930009020004",
+    "3566002020360505",
+]
 
 
 def _with(separator: str, number: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, FailedPreconditionError, NotFoundError, TallystickError
 from tallystick._errors import from_status
-from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2 as pb
+from tallystick.ledger.v1 import ledger_pb2
+from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
 from .conftest import unique
 
@@ -82,7 +84,10 @@ def test_a_reversal_mirrors_once(client: Client) -> None:
     assert client.ledger.ReverseTransaction(request).transaction == back
     found = client.ledger.GetTransaction(pb.GetTransactionRequest(transaction_id=done.transaction.transaction_id)).transaction
     assert found.reversed_by_transaction_id == back.transaction_id
-    (seller,) = post(client, posting(unique("j"), (f"sellers/{a}", "-1.00"), ("x/z", "1.00")), )
+    (seller,) = post(
+        client,
+        posting(unique("j"), (f"sellers/{a}", "-1.00"), ("x/z", "1.00")),
+    )
     for transaction, why, expected in (
         (done.transaction.transaction_id, "other", "ALREADY_REVERSED"),
         (seller.transaction.transaction_id, "x", "STATE_FORBIDS"),
@@ -97,7 +102,12 @@ def test_a_reversal_mirrors_once(client: Client) -> None:
 def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
     """L2: the sums are zero, and pages hold every account once, all at one point of the book."""
     for currency in ("EUR", "JPY"):
-        post(client, pb.Posting(kind=ADJUSTMENT, cause_id=unique("j"), caller="t", entries=entries((unique("a"), "-5"), (unique("b"), "5"), currency=currency)))
+        post(
+            client,
+            pb.Posting(
+                kind=ADJUSTMENT, cause_id=unique("j"), caller="t", entries=entries((unique("a"), "-5"), (unique("b"), "5"), currency=currency)
+            ),
+        )
     first = client.ledger.GetTrialBalance(pb.GetTrialBalanceRequest(page_size=3))
     post(client, posting(unique("j"), (unique("a"), "-5.00"), (unique("b"), "5.00")))
     lines = list(client.pages(client.ledger.GetTrialBalance, pb.GetTrialBalanceRequest(page_size=3), "lines"))
@@ -116,7 +126,7 @@ def test_entries_stream_in_the_order_of_the_book(client: Client) -> None:
     assert [r.transaction.transaction_id for r in client.ledger.StreamEntries(request)] == [t.transaction_id for t in posted]
     chain = [r.transaction for r in client.ledger.StreamEntries(pb.StreamEntriesRequest())]
     assert [t.sequence for t in chain] == list(range(1, len(chain) + 1))
-    assert all(after.previous_hash == before.hash for before, after in zip(chain, chain[1:], strict=False))
+    assert all(after.previous_hash == before.hash for before, after in itertools.pairwise(chain))
 
 
 def test_lists_filter(client: Client) -> None:

@@ -51,7 +51,14 @@ def test_bad_amounts_are_refused_by_name(text: str, currency: str, reason: Reaso
 
 @pytest.mark.parametrize(
     ("text", "currency", "minor"),
-    [("10", "EUR", 1000), ("10.0", "EUR", 1000), ("10.00", "EUR", 1000), ("1000000000000000", "JPY", 10**15), ("0.00000001", "BTC", 1), ("1.234", "KWD", 1234)],
+    [
+        ("10", "EUR", 1000),
+        ("10.0", "EUR", 1000),
+        ("10.00", "EUR", 1000),
+        ("1000000000000000", "JPY", 10**15),
+        ("0.00000001", "BTC", 1),
+        ("1.234", "KWD", 1234),
+    ],
 )
 def test_equal_amounts_written_otherwise_are_equal(text: str, currency: str, minor: int) -> None:
     """Very large and very small amounts are exact, and trailing zeros make no difference."""

@@ -279,7 +279,11 @@ def test_risk_rules_and_rates_are_configurable(own_database: Databases) -> None:
     with serving(own_database, settings) as platform, platform.client() as client:
         mixed = client.create_payment(
             "c-1",
-            [new_order("o-1", "ann", "s-1", "100.01", "EUR"), new_order("o-2", "ann", "s-dear", "100.00", "EUR"), new_order("o-3", "ann", "mallory", "1.00", "EUR")],
+            [
+                new_order("o-1", "ann", "s-1", "100.01", "EUR"),
+                new_order("o-2", "ann", "s-dear", "100.00", "EUR"),
+                new_order("o-3", "ann", "mallory", "1.00", "EUR"),
+            ],
             credit_card_info="tok_visa",
         )
         reasons = [payment_pb2.FailureReason.Name(o.failure_reason).removeprefix("FAILURE_REASON_") for o in mixed.payment_orders]
@@ -312,24 +316,28 @@ def test_another_callers_payments_are_not_there(own_database: Databases) -> None
         "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
     }
     settings = Settings(authentication="tokens", callers=tokens, service_token="token-of-platform-")
-    with serving(own_database, settings) as platform:
-        with platform.client("token-of-shop-aaaa") as ours, platform.client("token-of-shop-bbbb") as theirs, platform.client("token-of-operator-") as ops:
-            paid = pay(ours, "1.00")
-            order = paid.payment_orders[0].payment_order_id
-            for call in (
-                lambda: theirs.get_payment(paid.checkout_id),
-                lambda: theirs.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order)),
-                lambda: list(theirs.watch_payment(paid.checkout_id)),
-            ):
-                with pytest.raises(NotFoundError):
-                    call()
-            for checkout, first in ((paid.checkout_id, unique("o")), (unique("c"), order)):
-                with pytest.raises(AlreadyExistsError) as refused:
-                    theirs.create_payment(checkout, [new_order(first, "b", "s", "1.00", "EUR")], credit_card_info="tok_visa")
-                assert refused.value.reason == "ID_TAKEN"
-                assert refused.value.metadata == {}
-            assert list(theirs.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments) == []
-            assert ops.get_payment(paid.checkout_id) == paid
+    with (
+        serving(own_database, settings) as platform,
+        platform.client("token-of-shop-aaaa") as ours,
+        platform.client("token-of-shop-bbbb") as theirs,
+        platform.client("token-of-operator-") as ops,
+    ):
+        paid = pay(ours, "1.00")
+        order = paid.payment_orders[0].payment_order_id
+        for call in (
+            lambda: theirs.get_payment(paid.checkout_id),
+            lambda: theirs.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order)),
+            lambda: list(theirs.watch_payment(paid.checkout_id)),
+        ):
+            with pytest.raises(NotFoundError):
+                call()
+        for checkout, first in ((paid.checkout_id, unique("o")), (unique("c"), order)):
+            with pytest.raises(AlreadyExistsError) as refused:
+                theirs.create_payment(checkout, [new_order(first, "b", "s", "1.00", "EUR")], credit_card_info="tok_visa")
+            assert refused.value.reason == "ID_TAKEN"
+            assert refused.value.metadata == {}
+        assert list(theirs.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments) == []
+        assert ops.get_payment(paid.checkout_id) == paid
 
 
 def test_a_dead_process_leaves_nothing_undone(own_database: Databases, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ def _instruction(what: str, amount: int, how: object, number: int) -> Instructio
     return Instruction(kinds[what], f"h{how}", "c", amount=amount)
 
 
-@pytest.mark.parametrize(("state", "kind"), list(itertools.product(HoldState, [k for k in EntryKind if k.name.startswith("HOLD_") and k.name != "HOLD_PLACED"])))
+@pytest.mark.parametrize(
+    ("state", "kind"), list(itertools.product(HoldState, [k for k in EntryKind if k.name.startswith("HOLD_") and k.name != "HOLD_PLACED"]))
+)
 def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
     """W3: only an open hold ends; every other pair is HOLD_ENDED."""
     wallet = Wallet("s", "EUR", Balances(held=10))

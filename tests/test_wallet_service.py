@@ -12,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, NotFoundError, TallystickError
 from tallystick._errors import from_status
-from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2 as pb
+from tallystick.wallet.v1 import wallet_pb2
+from tallystick.wallet.v1 import wallet_service_pb2 as pb
 
 from .conftest import unique
 

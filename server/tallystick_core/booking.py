@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What kind of fact a transaction books; the same names as `tallystick.ledger.v1.TransactionKind`."""
+
+    PAY_IN = "PAY_IN"
+    PROVIDER_FEE = "PROVIDER_FEE"
+    UNAPPLIED = "UNAPPLIED"
+    REFUND = "REFUND"
+    CHARGEBACK = "CHARGEBACK"
+    SETTLEMENT = "SETTLEMENT"
+    BANK_LINE = "BANK_LINE"
+    PAYOUT = "PAYOUT"
+    PAYOUT_RETURN = "PAYOUT_RETURN"
+    ADJUSTMENT = "ADJUSTMENT"
+    REVERSAL = "REVERSAL"
+    EXCHANGE = "EXCHANGE"
+    WRITE_OFF = "WRITE_OFF"
 
 
 @dataclass(frozen=True, slots=True)

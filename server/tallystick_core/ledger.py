@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
 
-from tallystick_core.booking import Line
+from tallystick_core.booking import Kind, Line
 from tallystick_core.canonical import canonical, fingerprint
 from tallystick_core.refusal import Reason, Refused
 
@@ -24,24 +23,6 @@ MOST_ENTRIES = 20
 _ACCOUNT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,3}\Z", re.ASCII)
 _TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Kind(StrEnum):
-    """What kind of fact a transaction books; the same names as `tallystick.ledger.v1.TransactionKind`."""
-
-    PAY_IN = "PAY_IN"
-    PROVIDER_FEE = "PROVIDER_FEE"
-    UNAPPLIED = "UNAPPLIED"
-    REFUND = "REFUND"
-    CHARGEBACK = "CHARGEBACK"
-    SETTLEMENT = "SETTLEMENT"
-    BANK_LINE = "BANK_LINE"
-    PAYOUT = "PAYOUT"
-    PAYOUT_RETURN = "PAYOUT_RETURN"
-    ADJUSTMENT = "ADJUSTMENT"
-    REVERSAL = "REVERSAL"
-    EXCHANGE = "EXCHANGE"
-    WRITE_OFF = "WRITE_OFF"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from sqlalchemy import Connection
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
-from tallystick_core.booking import Line
+from tallystick_core.booking import Kind, Line
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_text
-from tallystick_core.ledger import Head, Kind, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
+from tallystick_core.ledger import Head, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
 from tallystick_core.money import format_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.ledger import messages

@@ -9,9 +9,9 @@ from sqlalchemy import Row
 
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
-from tallystick_core.booking import Line
+from tallystick_core.booking import Kind, Line
 from tallystick_core.identifier import parse_id, parse_text
-from tallystick_core.ledger import MOST_ENTRIES, Chained, Kind, Posting, check_balanced, parse_account, transaction_id
+from tallystick_core.ledger import MOST_ENTRIES, Chained, Posting, check_balanced, parse_account, transaction_id
 from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any
 
-from tallystick_core.booking import Line, pay_in
-from tallystick_core.ledger import GENESIS, Kind, Posting, chain_hash, transaction_id
+from tallystick_core.booking import Kind, Line, pay_in
+from tallystick_core.ledger import GENESIS, Posting, chain_hash, transaction_id
 from tallystick_core.payment import FINAL, MOVES, Status
 from tallystick_core.wallet import EntryKind
 from tallystick_server.process.databases import Databases

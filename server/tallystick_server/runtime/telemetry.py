@@ -83,7 +83,7 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
 @contextmanager
 def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
     """The span of a batch, if any of its members is recorded: below the first one's, linked to the others."""
-    recorded = list(dict.fromkeys(member for member in members if member.trace_flags.sampled))
+    recorded = list({member.span_id: member for member in members if member.trace_flags.sampled}.values())
     if not recorded:
         yield
         return

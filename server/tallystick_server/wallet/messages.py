@@ -10,8 +10,8 @@ from sqlalchemy import Row
 
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
+from tallystick_core.booking import Kind
 from tallystick_core.identifier import parse_id, refuse_card_number
-from tallystick_core.ledger import Kind
 from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.wallet import EntryKind, Instruction

@@ -1,0 +1,188 @@
+"""Each invariant marked C, T or P: broken by direct SQL under the service's own role, and refused by the database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tallystick import new_order
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.payment import MOVES
+from tallystick_server.process.databases import Databases
+
+from .conftest import fresh_database, serving
+
+ZEROS = "decode(repeat('00', 32), 'hex')"
+
+
+@pytest.fixture(scope="module")
+def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """A database with a paid, a pending and a failed payment, a hold that is open and one that ended; nobody serves it any more."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as known:
+        with serving(known) as platform, platform.client() as client:
+            client.create_payment("paid", [new_order("o-paid", "b", "s", "10.00", "EUR", platform_fee="1.00")], credit_card_info="tok_visa")
+            client.create_payment("pending", [new_order("o-pending", "b", "s", "10.00", "EUR")], credit_card_info="tok_pending")
+            client.create_payment("failed", [new_order("o-failed", "b", "s", "10.00", "EUR")], credit_card_info="tok_decline")
+            purpose = wallet_pb2.HOLD_PURPOSE_RESERVE
+            holds = [
+                wallet_service_pb2.NewHold(hold_id=h, caller="t", seller_account="s", amount="1.00", currency="EUR", purpose=purpose)
+                for h in ("h-1", "h-2")
+            ]
+            client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
+            client.wallet.BatchReleaseHold(wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=["h-2"]))
+        yield known
+
+
+def attempt(known: Databases, service: str, sql: str, role: str = "") -> str:
+    """Runs SQL as the service's role, or as its owner; returns the SQLSTATE it was refused with, or ""."""
+    url = known.admin if role == "owner" else known.service(service).replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        if role == "owner":
+            connection.execute(f"set search_path = {service}")
+        try:
+            connection.execute(sql)  # type: ignore[call-overload]
+            connection.commit()
+        except psycopg.Error as error:
+            return error.sqlstate or "?"
+    return ""
+
+
+def entry(sequence: int, place: int, account: int, amount: int, currency: str = "EUR") -> str:
+    return f"('main', {sequence}, {place}, {account}, '{currency}', {amount}, 0)"
+
+
+def tx(sequence: int, cause: str, n: int = 2, previous: str = "(select hash from head)", kind: str = "ADJUSTMENT") -> str:
+    return (
+        f"insert into tx select 'main', {sequence}, '{kind}', '{cause}', 't', {ZEROS}, {n}, '', null, clock(), "
+        f"(select greatest(post_time, clock()) from head), {previous}, {ZEROS}"
+    )
+
+
+def posted(sequence: str, rows: list[str], **values: Any) -> str:
+    """A transaction and its entries in one statement, as the service writes them."""
+    return f"with t as ({tx(sequence, 'x', **values)}) insert into entry values {', '.join(rows)}"  # type: ignore[arg-type]
+
+
+# The book ends at 1 here, and accounts 1 to 5 are in EUR.
+BALANCED = [entry(2, 1, 1, -5), entry(2, 2, 2, 5)]
+CASES = [
+    # ledger
+    ("L1 entries that do not sum to zero", "ledger", posted("2", [entry(2, 1, 1, -5), entry(2, 2, 2, 6)]), "P0001"),
+    ("L1 a single entry", "ledger", posted("2", [entry(2, 1, 1, -5)], n=1), "23514"),
+    ("L1 fewer entries than said", "ledger", posted("2", BALANCED, n=3), "P0001"),
+    ("L1 a transaction without entries", "ledger", tx(2, "x"), "P0001"),
+    ("L1 entries without a transaction", "ledger", f"insert into entry values {entry(9, 1, 1, -5)}, {entry(9, 2, 2, 5)}", "P0001"),
+    ("L1 balanced entries added to an old transaction", "ledger", f"insert into entry values {entry(1, 8, 1, -5)}, {entry(1, 9, 2, 5)}", "P0001"),
+    ("L3 an entry in another currency than its account", "ledger", posted("2", [entry(2, 1, 1, -5, "USD"), entry(2, 2, 2, 5, "USD")]), "P0001"),
+    ("L4 an update of an entry", "ledger", "update entry set amount = 1", "42501"),
+    ("L4 a delete of a transaction", "ledger", "delete from tx", "42501"),
+    ("L4 a truncate", "ledger", "truncate entry", "42501"),
+    ("L4 an update of a balance", "ledger", "update account set balance = 1", "42501"),
+    ("L4 an update of the head", "ledger", "update head set sequence = 7", "42501"),
+    ("L5 a reversal of nothing", "ledger", posted("2", BALANCED).replace("'', null, clock()", "'', 77, clock()"), "23503"),
+    ("L6 a gap", "ledger", posted("3", [entry(3, 1, 1, -5), entry(3, 2, 2, 5)]), "P0001"),
+    ("L6 a wrong previous hash", "ledger", posted("2", BALANCED, previous=ZEROS), "P0001"),
+    ("L7 an account opened with a balance", "ledger", "insert into account (account, currency, balance, entry_count, create_time) values ('x/1', 'EUR', 5, 1, clock())", "P0001"),
+    ("L8 the same fact twice", "ledger", posted("2", BALANCED).replace("'ADJUSTMENT', 'x'", "'PAY_IN', 'o-paid'"), "23505"),
+    # wallet
+    ("W2 more available than the entries say", "wallet", "update wallet set available = available + 5, balance = balance + 5", "P0001"),
+    ("W2 a part below zero", "wallet", "update wallet set pending = -1", "23514"),
+    ("W2 owed beside available", "wallet", "update wallet set owed = 1, balance = balance - 1", "23514"),
+    ("W2 a balance that is not its parts", "wallet", "update wallet set balance = balance + 1", "23514"),
+    ("W2 not a number", "wallet", "update wallet set available = 'NaN'", "23514"),
+    ("W3 a hold that ends twice", "wallet", "update hold set state = 'EXPIRED', end_time = clock() where hold_id = 'h-2'", "P0001"),
+    ("W3 a hold that ends without its wallet", "wallet", "update hold set state = 'RELEASED', end_time = clock() where hold_id = 'h-1'", "P0001"),
+    ("W3 a hold placed without its wallet", "wallet",
+     "insert into hold values ('h-3', 's', 'EUR', 1, 0, 'RESERVE', 'OPEN', 't', null, clock(), null)", "P0001"),
+    ("W3 a payout's hold that expires", "wallet",
+     "insert into hold values ('h-3', 's', 'EUR', 1, 0, 'PAYOUT', 'OPEN', 't', clock(), clock(), null)", "23514"),
+    ("P4 an entry without its wallet", "wallet",
+     f"insert into wallet_entry values ('s', 'EUR', 99, 'CREDIT', 'PAY_IN/x', 't', {ZEROS}, 5, 0, 0, 0, 0, '', clock())", "P0001"),
+    ("P7 a second credit for an order", "wallet",
+     f"insert into wallet_entry values ('s', 'EUR', 99, 'CREDIT', 'PAY_IN/o-paid', 't', {ZEROS}, 5, 0, 0, 0, 0, '', clock())", "23505"),
+    ("P4 a wallet's version without an entry", "wallet", "update wallet set version = version + 1", "P0001"),
+    ("E1 an event of no change", "wallet", "insert into outbox values ('wallets/s/EUR', 999)", "P0001"),
+    ("L4 an update of a wallet's entries", "wallet", "update wallet_entry set amount = 1", "42501"),
+    # payment
+    ("P1 a second attempt beside one that lives", "payment",
+     "insert into attempt select charge_id, number + 1, checkout_id, provider, provider_key, amount, currency, '', '', null, null, clock(), null from attempt "
+     "where charge_id = 'o-o-pending'", "23505"),
+    ("P1 a second attempt beside one that succeeded", "payment",
+     "insert into attempt select charge_id, number + 1, checkout_id, provider, provider_key, amount, currency, '', '', null, null, clock(), null from attempt "
+     "where charge_id = 'o-o-paid'", "23505"),
+    ("P1 an attempt for another sum", "payment",
+     "insert into attempt values ('o-o-pending', 2, 'pending', 'sandbox', 'k', 7, 'EUR', 'DECLINED', '', null, null, clock(), clock())", "P0001"),
+    ("P2 SUCCESS without a charge", "payment", "update payment_order set status = 'SUCCESS', provider_reference = '', version = version + 1 where payment_order_id = 'o-pending'", "23514"),
+    ("P3 SUCCESS that fails", "payment", "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', version = version + 1 where payment_order_id = 'o-paid'", "P0001"),
+    ("P3 FAILED that succeeds", "payment", "update payment_order set status = 'SUCCESS', failure_reason = '', version = version + 1 where payment_order_id = 'o-failed'", "P0001"),
+    ("P3 a deleted order", "payment", "delete from payment_order", "42501"),
+    ("P4 a version that is skipped", "payment", "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', version = version + 2 where payment_order_id = 'o-pending'", "P0001"),
+    ("P4 a move without history", "payment",
+     "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', pending_reason = '', version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
+    ("P4 history without a move", "payment",
+     "insert into order_history values ('o-pending', 4, 'PENDING', 'FAILED', 'x', false, false, '', '', 'EXPIRED', '', '', 1, clock())", "P0001"),
+    ("L4 an update of history", "payment", "update order_history set cause = 'x'", "42501"),
+    ("P6 fewer unpaid orders than there are", "payment", "update checkout set unpaid_orders = -1", "23514"),
+    ("P6 is_payment_done by hand", "payment", "update checkout set is_payment_done = true", "428C9"),
+    ("P6 a closed checkout without its event", "payment",
+     "update checkout set open_orders = 0, version = 2, done_time = clock() where checkout_id = 'pending'", "P0001"),
+    ("P7 a flag on an order that is not SUCCESS", "payment", "update payment_order set wallet_updated = true, version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
+    ("P9 a share that is not amount less fee", "payment", "update payment_order set platform_fee = 5", "42501"),
+    ("E1 an event of no change", "payment", "insert into outbox values ('paymentOrders/o-paid', 999)", "P0001"),
+    # event
+    ("E2 an event that is changed", "event", "update event set body = ''", "42501"),
+    ("E2 an event that is told twice", "event",
+     "insert into event select 10000, aggregate_id, aggregate_version, type, create_time, body from event where cursor = 1", "23505"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("service", "sql", "sqlstate"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_the_database_refuses(filled: Databases, service: str, sql: str, sqlstate: str) -> None:
+    """The row that would break the invariant is refused, by the constraint, trigger or privilege it is meant for."""
+    assert attempt(filled, service, sql) == sqlstate
+
+
+@pytest.mark.parametrize(
+    ("service", "table"),
+    [("ledger", "tx"), ("ledger", "entry"), ("wallet", "wallet_entry"), ("payment", "order_history"), ("event", "event")],
+)
+@pytest.mark.parametrize("sql", ["update {} set {} = {}", "delete from {}", "truncate {} cascade"])
+def test_triggers_refuse_where_privileges_do_not(filled: Databases, service: str, table: str, sql: str) -> None:
+    """L4: with the privilege off (as administrator) the trigger still refuses."""
+    column = {"tx": "kind", "entry": "amount", "wallet_entry": "amount", "order_history": "cause", "event": "type"}[table]
+    assert attempt(filled, service, sql.format(f"{service}.{table}", column, column), role="owner") == "P0001"
+
+
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "event", "sandbox"])
+def test_a_role_reaches_its_own_schema_only(filled: Databases, service: str) -> None:
+    """A service's role sees no other service's tables, makes no tables, and cannot become its owner."""
+    tables = {"payment": "checkout", "ledger": "tx", "wallet": "wallet", "event": "event", "sandbox": "charge"}
+    for other, table in tables.items():
+        expected = "" if other == service else "42501"
+        assert attempt(filled, service, f"select from {other}.{table}") == expected
+    assert attempt(filled, service, "create table x (a int)") in {"42501", "3F000"}
+    assert attempt(filled, service, "create temporary table x (a int)") == "42501"
+    assert attempt(filled, service, f"alter table {tables[service]} disable trigger all") == "42501"
+    assert attempt(filled, service, f'set role "{filled._name}_{service}_owner"') == "42501"
+
+
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "event", "sandbox"])
+def test_the_reader_only_reads(filled: Databases, service: str) -> None:
+    """verify's role can read its service's tables and change nothing."""
+    with psycopg.connect(filled.reader(service).replace("+psycopg", "")) as connection:
+        connection.execute("select from mark")
+        with pytest.raises((psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InsufficientPrivilege)):
+            connection.execute("delete from mark")
+
+
+def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> None:
+    """P3: the trigger's condition lists exactly the moves that core's table has."""
+    with psycopg.connect(filled.admin) as connection:
+        row = connection.execute("select pg_get_triggerdef(oid) from pg_trigger where tgname = 'moves_along_the_table'").fetchone()
+    assert row is not None
+    found = set(re.findall(r"old\.status = '(\w+)'::text\) AND \(new\.status = '(\w+)'::text", row[0]))
+    assert found == {(str(before), str(after)) for (before, _), after in MOVES.items() if before != after} | {("SUCCESS", "SUCCESS")}

@@ -1,0 +1,138 @@
+"""Transactions: exactly once, whatever happens to the connection; the guard against network calls inside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.payment.execute import Execute
+from tallystick_server.process.databases import Databases
+from tallystick_server.runtime.peers import Peers
+from tallystick_storage import database as module
+from tallystick_storage.database import Database, DataRefused, in_transaction
+
+from .conftest import unique
+
+
+@pytest.fixture
+def event(database: Databases) -> Iterator[Database]:
+    made = Database(database.service("event"), connections=2)
+    yield made
+    made.close()
+
+
+def insert(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
+    """Work that stores one row; run twice it would be refused."""
+
+    def work(connection: Connection) -> str:
+        connection.execute(text("insert into event values (:c, :a, 1, 'X', clock(), '')"), {"c": cursor, "a": aggregate})
+        return aggregate
+
+    return work
+
+
+def count(database: Databases, aggregate: str) -> int:
+    with psycopg.connect(database.reader("event").replace("+psycopg", "")) as connection:
+        return connection.execute("select count(*) from event where aggregate_id = %s", (aggregate,)).fetchone()[0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, monkeypatch: pytest.MonkeyPatch, committed: bool) -> None:
+    """The connection breaks at COMMIT, after or before it took effect: the work is on disk exactly once, and its result comes back."""
+    real, calls = module._commit, []
+
+    def commit(connection: Connection) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            return real(connection)
+        if committed:
+            real(connection)
+        connection.invalidate()
+        raise OperationalError("COMMIT", {}, psycopg.OperationalError("server closed the connection unexpectedly"), connection_invalidated=True)
+
+    monkeypatch.setattr(module, "_commit", commit)
+    event = Database(own_database.service("event"), connections=1)
+    aggregate = unique("a")
+    assert asyncio.run(event.transact(insert(aggregate, 1))) == aggregate
+    assert count(own_database, aggregate) == 1
+    assert len(calls) == 2
+    event.close()
+
+
+def test_a_killed_backend_is_survived(own_database: Databases) -> None:
+    """A backend killed in the middle of a transaction costs a retry, not the work."""
+    event = Database(own_database.service("event"), connections=1)
+    aggregate, tries = unique("a"), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        insert(aggregate, 1)(connection)
+        if len(tries) == 1:
+            pid = connection.execute(text("select pg_backend_pid()")).scalar_one()
+            with psycopg.connect(own_database.admin, autocommit=True) as admin:
+                admin.execute("select pg_terminate_backend(%s)", (pid,))
+
+    asyncio.run(event.transact(work))
+    assert (len(tries), count(own_database, aggregate)) == (2, 1)
+    event.close()
+
+
+def test_a_conflict_is_tried_again_a_bounded_number_of_times(event: Database) -> None:
+    """A serialization failure is repeated; one that never ends is CONFLICT, with when to come back."""
+    tries: list[int] = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("do $$ begin raise exception 'x' using errcode = '40001'; end $$"))
+
+    with pytest.raises(Refused) as refused:
+        asyncio.run(event.transact(work))
+    assert refused.value.reason is Reason.CONFLICT
+    assert refused.value.retry_after
+    assert len(tries) == 6
+
+
+def test_refused_data_is_not_tried_again_and_stores_nothing(event: Database, database: Databases) -> None:
+    """A constraint's refusal comes at once, with its SQLSTATE and constraint; nothing of the transaction stays."""
+    aggregate, tries = unique("a"), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        insert(aggregate, 10**9)(connection)
+        insert(aggregate, 10**9 + 1)(connection)
+
+    with pytest.raises(DataRefused) as refused:
+        asyncio.run(event.transact(work))
+    assert refused.value.sqlstate == "23505"
+    assert "aggregate" in refused.value.constraint
+    assert (len(tries), count(database, aggregate)) == (1, 0)
+
+
+def test_a_database_that_is_away_is_a_dependency(database: Databases) -> None:
+    """No connection: DEPENDENCY_UNAVAILABLE with when to come back, never an exception of the driver."""
+    away = Database("postgresql+psycopg://x:y@127.0.0.1:1/none", connections=1)
+    with pytest.raises(Refused) as refused:
+        asyncio.run(away.transact(lambda _: None))
+    assert refused.value.reason is Reason.DEPENDENCY_UNAVAILABLE
+    away.close()
+
+
+def test_no_network_call_is_made_inside_a_transaction(event: Database) -> None:
+    """Providers and stubs refuse to run in a transaction's thread; outside one the guard is off."""
+    inside: list[object] = []
+
+    def work(_: Connection) -> None:
+        inside.append(in_transaction())
+        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1, margin=1).charge(None)):  # type: ignore[arg-type]
+            with pytest.raises(RuntimeError, match="inside a transaction"):
+                asyncio.run(call)
+
+    asyncio.run(event.transact(work))
+    assert inside == [True]
+    assert not in_transaction()

@@ -1,0 +1,139 @@
+"""The SDK against a server that misbehaves, and its examples against the platform."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import grpc
+import pytest
+
+from tallystick import AsyncClient, Client, ClientSettings, DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError, new_order
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.errors import CODE, to_status
+
+from .conftest import ROOT, Platform, free_address, unique
+
+
+class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
+    """Answers GetPayment by a script: refusals, then the payment."""
+
+    def __init__(self) -> None:
+        self.script: list[Refused] = []
+        self.calls: list[dict[str, str]] = []
+
+    def GetPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.calls.append(dict(context.invocation_metadata()))
+        if self.script:
+            refused = self.script.pop(0)
+            context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
+            context.abort(CODE[refused.reason], refused.message)
+        return payment_service_pb2.GetPaymentResponse(payment=payment_pb2.Payment(checkout_id=request.checkout_id))
+
+
+@pytest.fixture
+def scripted() -> Iterator[tuple[Scripted, str]]:
+    server, servicer, address = grpc.server(ThreadPoolExecutor(4)), Scripted(), free_address()
+    payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(address)
+    server.start()
+    yield servicer, address
+    server.stop(None)
+
+
+def both(address: str, **settings: Any) -> list[Any]:
+    """GetPayment by the sync and by the asyncio client, as callables."""
+    wanted = ClientSettings(jitter=lambda: 0.0, **settings)
+
+    def sync() -> Any:
+        with Client(address, settings=wanted) as client:
+            return client.get_payment("c")
+
+    def async_() -> Any:
+        async def call() -> Any:
+            async with AsyncClient(address, settings=wanted) as client:
+                return await client.get_payment("c")
+
+        return asyncio.run(call())
+
+    return [sync, async_]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_refusals_with_retry_info_are_sent_again(scripted: tuple[Scripted, str], kind: int) -> None:
+    """The platform says when to come back, and the SDK does, with the same request and its token."""
+    servicer, address = scripted
+    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=0.01), Refused(Reason.KEY_IN_USE, "x", retry_after=0.01)]
+    assert both(address, token="secret-token")[kind]().checkout_id == "c"
+    assert len(servicer.calls) == 3
+    assert {call["authorization"] for call in servicer.calls} == {"Bearer secret-token"}
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_refusals_for_good_are_not(scripted: tuple[Scripted, str], kind: int) -> None:
+    """A refusal that a retry cannot help is raised at once, as its own class with all it says."""
+    servicer, address = scripted
+    servicer.script = [Refused(Reason.FIELD_INVALID, "mend it", field="a.b")]
+    with pytest.raises(InvalidArgumentError) as error:
+        both(address)[kind]()
+    assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == ("FIELD_INVALID", "a.b", "abc")
+    assert len(servicer.calls) == 1
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_retries_are_bounded(scripted: tuple[Scripted, str], kind: int) -> None:
+    """After so many sendings the last refusal is raised; one that lies beyond the deadline is not waited for."""
+    servicer, address = scripted
+    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
+    with pytest.raises(UnavailableError):
+        both(address, attempts=3)[kind]()
+    assert len(servicer.calls) == 3
+    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=60)]
+    with pytest.raises(UnavailableError) as error:
+        both(address, deadlines={"GetPayment": 1.0})[kind]()
+    assert error.value.retry_after == 60
+    assert len(servicer.calls) == 4
+
+
+def test_nobody_there_is_unavailable() -> None:
+    """A platform that cannot be reached is UnavailableError, within the deadline."""
+    for call in both(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
+        with pytest.raises((UnavailableError, DeadlineExceededError)):
+            call()
+
+
+@pytest.mark.parametrize("amount", [1.5, 1, None])
+def test_money_is_text_or_decimal(amount: object) -> None:
+    """Floating point, and whatever else is no text or Decimal, is refused before it is sent."""
+    with pytest.raises(TypeError, match="str or a Decimal"):
+        new_order("o", "b", "s", amount, "EUR")  # type: ignore[arg-type]
+    assert new_order("o", "b", "s", Decimal("1E+3"), "EUR").amount == "1000"
+    with pytest.raises(ValueError, match="finite"):
+        new_order("o", "b", "s", Decimal("NaN"), "EUR")
+
+
+def test_waiting_for_a_payment_ends_with_its_time(platform: Platform) -> None:
+    """wait_for_payment: the final payment, or DeadlineExceededError; one that is not there is NOT_FOUND."""
+    checkout = unique("c")
+    with platform.client() as client:
+        client.create_payment(checkout, [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_pending")
+        with pytest.raises(DeadlineExceededError):
+            client.wait_for_payment(checkout, 0.5)
+        with pytest.raises(NotFoundError):
+            client.wait_for_payment(unique("c"), 5)
+
+
+@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "clients/python/examples").glob("*.py")))
+def test_the_examples_run(platform: Platform, example: str) -> None:
+    """Each example runs against the platform as it stands, and prints something."""
+    path = ROOT / "clients/python/examples" / example
+    done = subprocess.run([sys.executable, str(path), platform.address], capture_output=True, text=True, check=False, timeout=60, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

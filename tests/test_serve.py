@@ -1,0 +1,296 @@
+"""`tallystick serve` and its like as processes: alone and together, starting, draining, and refusing to start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import psycopg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tallystick import Client, new_order
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick_server.process.configuration import load
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.verify import verify
+
+from .conftest import ROOT, free_address, fresh_database
+
+CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
+
+
+@contextmanager
+def process(arguments: list[str], environment: dict[str, str], address: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that serves, up when the block begins."""
+    started = subprocess.Popen([*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 30
+        while not serving(address):
+            assert started.poll() is None, started.stderr.read() if started.stderr else ""
+            assert time.monotonic() < deadline
+        yield started
+    finally:
+        started.terminate()
+        started.communicate(timeout=60)
+
+
+def serving(address: str, service: str = "") -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=1)  # type: ignore[no-untyped-call]
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def of(known: Databases) -> dict[str, str]:
+    return {"TALLYSTICK_DATABASE_URL": known.admin, "TALLYSTICK_DATA": str(known.passwords._path.parent)}
+
+
+def test_services_run_as_processes_of_their_own(own_database: Databases, tmp_path: Path) -> None:
+    """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a fifth, carry the same checkout."""
+    address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
+    urls = {name: own_database.service(name).replace("+psycopg", "") for name in address}
+    peers = ",".join(f"{name}={at}" for name, at in address.items())
+    with ExitStack() as stack:
+        port = address["sandbox"].rpartition(":")[2]
+        sandbox = subprocess.Popen(
+            [*CLI, "sandbox", "--port", port],
+            env={**os.environ, "TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={urls['sandbox']}"},
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(sandbox.wait, 30)
+        stack.callback(sandbox.terminate)
+        for name in ("event", "ledger", "wallet", "payment"):
+            environment = {
+                "TALLYSTICK_SERVICE_DATABASE_URL": f"{name}={urls[name]}",
+                "TALLYSTICK_LISTEN": address[name],
+                "TALLYSTICK_ADDRESS": peers,
+                "TALLYSTICK_SANDBOX_URL": f"http://{address['sandbox']}",
+                "TALLYSTICK_RETRY_DELAY": "0.2",
+                "TALLYSTICK_DATA": str(tmp_path),
+            }
+            stack.enter_context(process(["serve", name], environment, address[name]))
+        client = stack.enter_context(Client(address["payment"], ledger=address["ledger"], wallet=address["wallet"], event=address["event"]))
+        orders = [new_order(f"o-{n}", "b", f"s-{n}", "10.00", "EUR") for n in range(2)]
+        assert client.create_payment("c-1", orders, credit_card_info="tok_visa").is_payment_done
+        lost = client.create_payment("c-2", [new_order("o-9", "b", "s-1", "1.00", "EUR")], credit_card_info="tok_lost_after")
+        assert lost.is_payment_done
+        deadline = time.monotonic() + 10
+        while not any(e.aggregate_id == "payments/c-2" and e.aggregate_version == 2 for e in client.events()):
+            assert time.monotonic() < deadline
+    report = verify(own_database)
+    assert report.passed, report.as_text()
+
+
+def test_sigterm_drains(own_database: Databases) -> None:
+    """SIGTERM: health goes NOT_SERVING, the call in flight gets its answer, the payment is settled, the process exits 0."""
+    address = free_address()
+    environment = {**of(own_database), "TALLYSTICK_LISTEN": address}
+    with process(["serve", "all"], environment, address) as server, Client(address) as client:
+        answers = []
+        order = new_order("o-1", "b", "s", "1.00", "EUR")
+        caller = threading.Thread(target=lambda: answers.append(client.create_payment("c-1", [order], credit_card_info="tok_delay:1500")))
+        caller.start()
+        deadline = time.monotonic() + 10
+        while not list(client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments):
+            assert time.monotonic() < deadline
+        server.send_signal(signal.SIGTERM)
+        caller.join(20)
+        assert answers
+        assert answers[0].is_payment_done
+        assert server.wait(30) == 0
+        assert not serving(address)
+    assert verify(own_database).passed
+
+
+def test_reflection_lists_every_service(platform_address: str) -> None:
+    """grpcurl's way: the server tells its services and their files."""
+    with grpc.insecure_channel(platform_address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
+        answers = list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
+    names = {service.name for service in answers[0].list_services_response.service}
+    assert names >= {f"tallystick.{name.lower()}.v1.{name}Service" for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")}
+    for name in names:
+        assert serving(platform_address, name) or not name.startswith("tallystick.")
+
+
+@pytest.fixture
+def platform_address(platform: object) -> str:
+    return platform.address  # type: ignore[attr-defined, no-any-return]
+
+
+def refusal(arguments: list[str], environment: dict[str, str]) -> str:
+    """What a command says that must not run; one line."""
+    done = subprocess.run([*CLI, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_database_that_is_behind_is_refused(admin_url: str, tmp_path: Path) -> None:
+    """serve says which service is behind, and what to run."""
+    with fresh_database(admin_url, tmp_path) as known:
+        with psycopg.connect(known.admin) as connection:
+            connection.execute("update ledger.alembic_version set version_num = 'ledger_0000'")
+        said = refusal(["serve", "all"], {**of(known), "TALLYSTICK_LISTEN": free_address()})
+    assert "ledger service's database is at version ledger_0000" in said
+    assert "tallystick migrate" in said
+
+
+def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -> None:
+    """serve on a database that was never migrated says so."""
+    with fresh_database(admin_url, tmp_path, migrated=False) as known:
+        assert "tallystick migrate" in refusal(["serve", "all"], of(known))
+
+
+def test_a_port_in_use_is_one_sentence(own_database: Databases) -> None:
+    """The address is named, and what to set."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        said = refusal(["serve", "all"], {**of(own_database), "TALLYSTICK_LISTEN": address})
+    assert address in said
+    assert "TALLYSTICK_LISTEN" in said
+
+
+def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> None:
+    """Two migrations of one database take turns; both succeed."""
+    with fresh_database(admin_url, tmp_path, migrated=False) as known:
+        runs = [subprocess.Popen([*CLI, "migrate"], env={**os.environ, **of(known)}, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        said = [run.communicate(timeout=60)[1] for run in runs]
+        assert [run.returncode for run in runs] == [0, 0], said
+        assert verify(known).passed
+
+
+BAD_SETTINGS = [
+    ({"TALLYSTICK_LISTEN": "0.0.0.0:7070"}, "TALLYSTICK_LISTEN must be a loopback address"),
+    ({"TALLYSTICK_LISTEN": "nowhere"}, "TALLYSTICK_LISTEN must be host:port"),
+    ({"TALLYSTICK_AUTHENTICATION": "hope"}, "TALLYSTICK_AUTHENTICATION must be one of none, tokens"),
+    ({"TALLYSTICK_AUTHENTICATION": "tokens"}, "TALLYSTICK_CALLERS must name at least one caller"),
+    ({"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"}, "TALLYSTICK_SERVICE_TOKEN must be a token"),
+    ({"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"}, "TALLYSTICK_CALLERS has a caller"),
+    ({"TALLYSTICK_CALLERS": "a:team:short"}, "shorter than 16"),
+    ({"TALLYSTICK_LEASE": "ten"}, "TALLYSTICK_LEASE must be a number"),
+    ({"TALLYSTICK_LEASE": "10"}, "TALLYSTICK_LEASE must be more than 2 seconds longer"),
+    ({"TALLYSTICK_FEE_RATE": "1.5"}, "TALLYSTICK_FEE_RATE must be a decimal"),
+    ({"TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=1.005"}, "TALLYSTICK_RISK_AMOUNT_LIMITS must give an amount"),
+    ({"TALLYSTICK_MOST_CALLS": "0"}, "TALLYSTICK_MOST_CALLS must be a whole number"),
+    ({"TALLYSTICK_CONNECTIONS": "nobody=3"}, "TALLYSTICK_CONNECTIONS has the key 'nobody'"),
+    ({"TALLYSTICK_ENVIRONMENT": "Prod!"}, "TALLYSTICK_ENVIRONMENT must be"),
+    ({"TALLYSTICK_OTLP_ENDPOINT": "localhost"}, "TALLYSTICK_OTLP_ENDPOINT must be a URL"),
+]
+
+
+@pytest.mark.parametrize(("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS])
+def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> None:
+    """Configuration is checked at the start, and each error names its setting and what would be right."""
+    with pytest.raises(Failure, match=".") as failure:
+        load(environment)
+    assert said in str(failure.value)
+
+
+def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
+    """A TOML file has the same settings by name; the environment stands over it; an unknown name is refused."""
+    path = tmp_path / "tallystick.toml"
+    path.write_text(
+        'lease = 90\nrelease_delay = 60\nfee_rate = "0.025"\nrisk_blocked_accounts = ["x"]\n[risk_amount_limits]\nEUR = "100.00"\n'
+        '[[callers]]\nname = "shop"\nroles = ["team"]\ntokens = ["0123456789abcdef"]\n'
+    )
+    settings = load({"TALLYSTICK_RELEASE_DELAY": "5"}, str(path))
+    assert (settings.lease, settings.release_delay, settings.fee_rate) == (90, 5, 25_000)
+    assert settings.risk_amount_limits == {"EUR": 10_000}
+    assert settings.callers["0123456789abcdef"].name == "shop"
+    path.write_text("leese = 1")
+    with pytest.raises(Failure, match="there is no setting 'leese'"):
+        load({}, str(path))
+    path.write_text("lease = ")
+    with pytest.raises(Failure, match="is no TOML"):
+        load({}, str(path))
+    with pytest.raises(Failure, match="cannot be read"):
+        load({}, str(tmp_path / "none.toml"))
+
+
+def test_a_service_alone_must_know_its_peers(own_database: Databases) -> None:
+    """`serve payment` without the addresses of the others says which is missing."""
+    said = refusal(["serve", "payment"], {**of(own_database), "TALLYSTICK_LISTEN": free_address()})
+    assert "TALLYSTICK_ADDRESS must say where payment reaches wallet" in said
+
+
+def demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"}
+    return subprocess.run(
+        [sys.executable, "-m", "tallystick_server.process.demo", "--once"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        env={**given, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": free_address(), **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder of the demo's own, which other users may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir=ROOT / ".data"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
+    """A first run, and a second on the data of the first: both exit 0; as root nothing outside its folder changes permissions."""
+    before = {p: p.stat().st_mode for p in (short_folder, *short_folder.parents)}
+    first, second = demo(short_folder), demo(short_folder)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    for run in (first, second):
+        assert "PAID, is_payment_done = true" in run.stdout
+        assert "trial balance of the whole book: 0.00 EUR" in run.stdout
+        assert "verify: every check passed" in run.stdout
+    assert "23.65 →      47.30" in second.stdout
+    assert {p: p.stat().st_mode for p in before} == before
+
+
+def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None:
+    """A killed run's server is taken over; two at once, a port in use and broken data each end in one clear sentence."""
+    assert demo(short_folder).returncode == 0
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"},
+        "TALLYSTICK_DATA": str(short_folder),
+        "TALLYSTICK_LISTEN": free_address(),
+    }
+    stays = subprocess.Popen(
+        [sys.executable, "-m", "tallystick_server.process.demo"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert stays.stdout is not None
+    for line in stays.stdout:
+        if "until Ctrl-C" in line:
+            break
+    two = demo(short_folder)
+    assert two.returncode == 1
+    assert "Another run uses" in two.stderr
+    stays.send_signal(signal.SIGKILL)
+    stays.communicate()
+    assert demo(short_folder).returncode == 0, "a killed run's PostgreSQL is stopped, and the next run goes on"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = demo(short_folder, TALLYSTICK_LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
+    assert busy.returncode == 1
+    assert "Nothing can listen on" in busy.stderr
+    (short_folder / "postgres" / "data" / "PG_VERSION").unlink()
+    broken = demo(short_folder)
+    assert broken.returncode == 1
+    assert "remove" in broken.stderr
+    assert "Traceback" not in broken.stderr + busy.stderr + two.stderr

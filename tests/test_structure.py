@@ -1,0 +1,153 @@
+"""The form of the project: directions of imports, the contract's rules, generated code, words that must not stand anywhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from tallystick.event.v1 import event_pb2, event_service_pb2
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.booking import Kind
+from tallystick_core.event import EventType
+from tallystick_core.payment import Happening, Status
+from tallystick_core.wallet import EntryKind, HoldState
+from tallystick_server.event import handlers as event
+from tallystick_server.ledger import handlers as ledger
+from tallystick_server.payment import handlers as payment
+from tallystick_server.payout import handlers as payout
+from tallystick_server.wallet import handlers as wallet
+
+from .conftest import ROOT
+
+SERVICES = [
+    (payment_service_pb2, "PaymentService", payment), (ledger_service_pb2, "LedgerService", ledger), (wallet_service_pb2, "WalletService", wallet),
+    (payout_service_pb2, "PayoutService", payout), (event_service_pb2, "EventService", event),
+]  # fmt: skip
+TOOLS = Path(sys.executable).parent
+
+
+def sources(*roots: str) -> list[Path]:
+    found = [p for root in roots for p in (ROOT / root).rglob("*.py") if "_pb2" not in p.name]
+    assert found
+    return found
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_imports_keep_their_directions() -> None:
+    """Floors, walls and the SDK's independence, as importlinter.ini has them."""
+    run(str(TOOLS / "lint-imports"), "--config", "importlinter.ini", "--no-cache")
+
+
+def test_rules_import_the_standard_library_only() -> None:
+    """tallystick_core has no dependency at all, and none of the library's I/O, clocks or randomness."""
+    allowed = sys.stdlib_module_names - {"asyncio", "random", "secrets", "time", "socket", "os", "subprocess", "uuid", "threading"} | {
+        "tallystick_core"
+    }
+    for path in sources("server/tallystick_core"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert {name.partition(".")[0] for name in names} <= allowed, path
+
+
+def test_generated_code_is_fresh() -> None:
+    """The committed stubs and currencies are what the protos and iso4217 give."""
+    run(sys.executable, "scripts/generate.py", "--check")
+
+
+def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
+    """buf: STANDARD, COMMENTS, UNARY_RPC; and nothing that was released changes."""
+    image = str(tmp_path / "x.binpb")
+    run(sys.executable, "scripts/generate.py", "--descriptors", image)
+    run(str(TOOLS / "buf"), "lint", image, "--path", "tallystick", "--config", "buf.yaml")
+    released = ROOT / "protos" / "released.binpb"
+    run(str(TOOLS / "buf"), "breaking", image, "--against", str(released), "--config", "buf.yaml", "--exclude-path", "tallystick/payout")
+
+
+@pytest.mark.parametrize(("module", "name", "room"), SERVICES, ids=[name for _, name, _ in SERVICES])
+def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: object, name: str, room: object) -> None:
+    """Reads are NO_SIDE_EFFECTS, all others IDEMPOTENT; the access in the comment is the access that is enforced."""
+    text = (ROOT / "protos" / module.DESCRIPTOR.name).read_text()  # type: ignore[attr-defined]
+    for method in module.DESCRIPTOR.services_by_name[name].methods:  # type: ignore[attr-defined]
+        level = method.GetOptions().idempotency_level
+        reads = method.name.startswith(("Get", "List", "Watch", "Stream", "Preview"))
+        assert level == (MethodOptions.NO_SIDE_EFFECTS if reads else MethodOptions.IDEMPOTENT), method.full_name
+        comment = re.search(rf"((?:\s*//.*\n)+)\s*rpc {method.name}\(", text)
+        assert comment is not None, method.full_name
+        told = set(re.findall(r"team|service|operator|auditor", comment[1].partition("Access:")[2]))
+        allowed = set(map(str, room.ACCESS[method.name]))  # type: ignore[attr-defined]
+        assert told == allowed or name == "PayoutService", method.full_name
+
+
+@pytest.mark.parametrize(
+    ("enum", "wire"),
+    [
+        (Status, payment_pb2.PaymentOrderStatus), (Kind, ledger_pb2.TransactionKind), (EntryKind, wallet_pb2.WalletEntryKind),
+        (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType),
+    ],
+)  # fmt: skip
+def test_the_rules_and_the_contract_have_the_same_names(enum: type, wire: object) -> None:
+    """An enum of the rules and its counterpart on the wire list the same values."""
+    prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wire.DESCRIPTOR.name).upper() + "_"  # type: ignore[attr-defined]
+    names = {name.removeprefix(prefix) for name in wire.keys()} - {"UNSPECIFIED"}  # type: ignore[attr-defined]
+    assert names == set(enum.__members__)
+
+
+def test_outcomes_are_the_five() -> None:
+    """The provider's answers in the rules are the contract's outcomes."""
+    wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
+    assert wire == set(Happening) - {Happening.RISK_PASSED, Happening.RISK_REFUSED}
+
+
+FORBIDDEN = [
+    (r"\bnow\(\)|gen_random_uuid\(\)|current_timestamp", ("storage",), "the database's time is clock(), ids are made outside"),
+    (r"clock_timestamp\(\)", ("server",), "the database's time is clock()"),
+    (r"\bfloat\(|Decimal\(", ("server/tallystick_core", "storage"), "money is whole minor units"),
+    (r"time\.sleep\(|datetime\.now\(|time\.time\(", ("server/tallystick_server/payment", "server/tallystick_server/ledger", "server/tallystick_server/wallet",
+                                                      "server/tallystick_server/event", "server/tallystick_core", "storage"), "time is a port"),
+    (r"^\s*assert ", ("server", "storage", "clients/python/tallystick"), "checks are errors, not assertions"),
+    (r"\bimport stripe\b|from stripe", ("server/tallystick_server/payment", "server/tallystick_core", "storage"), "providers stand behind their port"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "roots", "why"), FORBIDDEN, ids=[why for _, _, why in FORBIDDEN])
+def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], why: str) -> None:
+    """Taste that does not depend on the reviewer."""
+    for path in sources(*roots):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.search(pattern, line), f"{path.relative_to(ROOT)}:{number}: {why}: {line.strip()}"
+
+
+def test_clock_stands_in_one_place() -> None:
+    """clock_timestamp() is called by clock() alone."""
+    places = [p.relative_to(ROOT).as_posix() for p in sources("storage") if "clock_timestamp()" in p.read_text()]
+    assert places == ["storage/tallystick_storage/migrations/__init__.py"]
+
+
+def test_names_that_say_nothing() -> None:
+    """No module is called utils, helpers, common, misc or base; no class Manager, Helper, Processor, Base…, Abstract…."""
+    for path in sources("server", "storage", "clients/python/tallystick", "benchmarks"):
+        assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}, path
+        classes = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+        assert not [name for name in classes if re.search(r"(Manager|Helper|Processor|Util)s?$|^(Base|Abstract)[A-Z]", name)], path
+
+
+def test_requirements_carry_hashes_and_no_addresses() -> None:
+    """Every pinned dependency has hashes, and no line says where it was downloaded from."""
+    text = (ROOT / "requirements.txt").read_text()
+    assert "://" not in text
+    pinned = re.findall(r"^[a-z0-9_.-]+==[^\n\\]*(?:\\\n[^\n\\]*)*", text, re.MULTILINE)
+    assert len(pinned) > 40
+    assert all("--hash=sha256:" in pin for pin in pinned)

@@ -1,0 +1,130 @@
+"""`tallystick verify` names the row that was planted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tallystick import new_order
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
+
+from .conftest import fresh_database, serving
+
+
+@pytest.fixture(scope="module")
+def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """A database with payments of each end and a hold, whose events have all been published."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as known:
+        with serving(known) as platform, platform.client() as client:
+            for number in range(3):
+                orders = [new_order(f"o-{number}-{k}", "b", f"s-{k}", "10.00", "EUR", platform_fee="1.00") for k in range(2)]
+                client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa")
+            client.create_payment("c-declined", [new_order("o-declined", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_decline")
+            client.create_payment("c-pending", [new_order("o-pending", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending")
+            hold = wallet_service_pb2.NewHold(
+                hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
+            )
+            client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
+            while not any(e.aggregate_id == "wallets/s-0/EUR" and e.aggregate_version == 4 for e in client.events()):
+                pass
+        yield known
+
+
+def test_a_sound_database_passes(filled: Databases) -> None:
+    """Every check passes, and each has looked at something."""
+    report = verify(filled)
+    assert report.passed, report.as_text()
+    assert all(check.rows for check in report.checks)
+
+
+# What is planted by the administrator with all triggers off; what verify must say; what undoes it.
+PLANTS = [
+    ("L1", "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1", "ledger.tx main-2: its entries do not sum to zero"),
+    ("L1", "update ledger.tx set n = 7 where sequence = 3", "ledger.tx main-3: has 5 entries, and says 7"),
+    ("L1", "insert into ledger.entry values ('main', 99, 1, 1, 'EUR', 5, 5)", "ledger.entry 99/1: has no transaction"),
+    ("L2", "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1", "ledger.entry in EUR: all entries sum to 1, not to zero"),
+    ("L3", "update ledger.entry set currency = 'USD' where sequence = 2 and place = 1", "ledger.entry 2/1: is in another currency"),
+    ("L5", "update ledger.tx set reverses = 1 where sequence = 2", "ledger.tx main-2: is a reversal of nothing"),
+    ("L6", "update ledger.tx set description = 'x' where sequence = 4", "ledger.tx main-4: its hash is not that of its content"),
+    ("L6", "update ledger.tx set hash = previous_hash where sequence = 2", "ledger.tx main-3: previous_hash is not the hash"),
+    ("L6", "delete from ledger.tx where sequence = 3", "ledger.tx main-4: follows 2, with a gap"),
+    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 6"),
+    ("L7", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "ledger.account sellers/s-1 EUR: balance is"),
+    ("L7", "update ledger.entry set balance_after = 7 where sequence = 2 and place = 4", "ledger.entry 2/4: balance_after is 7"),
+    ("W1", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "wallet.wallet s-1 EUR: balance is 2700, but"),
+    ("W2", "update wallet.wallet set available = available + 1, balance = balance + 1 where seller_account = 's-1'", "wallet.wallet s-1 EUR: is at version 3"),
+    ("W2", "update wallet.wallet_entry set available_after = 5 where seller_account = 's-1' and number = 2", "wallet.wallet_entry s-1 EUR 2: moves the balance"),
+    ("W3", "update wallet.hold set amount = 50", "wallet.wallet s-0 EUR: holds 100, but its open holds sum to 50"),
+    ("P1", "update payment.attempt set amount = 5 where charge_id = 'o-o-1-0'", "payment.attempt o-o-1-0 1: demands 5 EUR"),
+    ("P2", "delete from payment.attempt where charge_id = 'o-o-1-0'", "payment.payment_order o-1-0: is SUCCESS without an attempt"),
+    ("P3", "update payment.order_history set to_status = 'PENDING' where payment_order_id = 'o-1-0' and version = 2", "payment.order_history o-1-0 2: NOT_STARTED to PENDING"),
+    ("P4", "delete from payment.order_history where payment_order_id = 'o-1-0' and version = 2", "payment.order_history o-1-0 3: EXECUTING to SUCCESS does not"),
+    ("P4", "update payment.payment_order set version = 9 where payment_order_id = 'o-1-0'", "payment.payment_order o-1-0: is SUCCESS at version 9"),
+    ("P6", "update payment.checkout set unpaid_orders = 1 where checkout_id = 'c-1'", "payment.checkout c-1: counts 1 unpaid"),
+    ("P7", "delete from wallet.wallet_entry where cause = 'PAY_IN/o-1-0'", "payment.payment_order o-1-0: its wallet credits are not exactly one"),
+    ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order o-1-0: its ledger transaction is not exactly one"),
+    ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order nobody: was credited or posted, but there is no such order"),
+    ("E1", "delete from event.event where aggregate_id = 'paymentOrders/o-1-0' and aggregate_version = 2", "payment paymentOrders/o-1-0 version 2: has no event"),
+    ("E2", "delete from event.event where cursor = 5", "event.event 6: follows 4, with a gap"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("invariant", "sql", "expected"), PLANTS, ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTS)])
+def test_a_planted_row_is_named(filled: Databases, invariant: str, sql: str, expected: str) -> None:
+    """What constraints would have refused is planted with triggers off; verify fails and names it under its invariant."""
+    tables = {word for word in sql.split() if word.count(".") == 1 and word.split(".")[0] in ("ledger", "wallet", "payment", "event")}
+    with psycopg.connect(filled.admin) as connection:
+        connection.execute("set session_replication_role = replica")  # no triggers
+        for table in tables:
+            connection.execute(f"create table keep_{table.replace('.', '_')} as select * from {table}")  # type: ignore[arg-type]
+        if "unpaid_orders" in sql:
+            connection.execute("alter table payment.checkout drop constraint if exists checkout_check")
+        connection.execute(sql)  # type: ignore[arg-type]
+        connection.commit()
+        try:
+            report = verify(filled)
+        finally:
+            _restore(connection, tables)
+    named = [(check.invariants.split(), wrong) for check in report.checks for wrong in check.wrong]
+    assert any(expected in wrong and invariant in invariants for invariants, wrong in named), named
+    assert not report.passed
+    assert verify(filled).passed
+
+
+def _restore(connection: psycopg.Connection[object], tables: set[str]) -> None:
+    """Puts the kept rows back; generated columns make themselves."""
+    for table in tables:
+        schema, name = table.split(".")
+        columns = connection.execute(
+            "select string_agg(quote_ident(column_name), ', ') from information_schema.columns "
+            "where table_schema = %s and table_name = %s and is_generated = 'NEVER'", (schema, name),
+        ).fetchone()[0]  # type: ignore[index]  # fmt: skip
+        override = "overriding system value" if table == "ledger.account" else ""
+        connection.execute(f"delete from {table}")  # type: ignore[arg-type]
+        connection.execute(f"insert into {table} ({columns}) {override} select {columns} from keep_{schema}_{name}")  # type: ignore[arg-type]
+        connection.execute(f"drop table keep_{schema}_{name}")  # type: ignore[arg-type]
+    connection.commit()
+
+
+def test_the_command_says_so_and_exits_1(filled: Databases) -> None:
+    """`tallystick verify --json`: exit 0 and "passed" on a sound book, exit 1 and the row on a wrong one."""
+    environment = {**os.environ, "TALLYSTICK_DATABASE_URL": filled.admin, "TALLYSTICK_DATA": str(filled.passwords._path.parent)}
+    command = [sys.executable, "-m", "tallystick_server.process.cli", "verify"]
+    good = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False)
+    assert (good.returncode, json.loads(good.stdout)["passed"]) == (0, True), good.stderr
+    with psycopg.connect(filled.admin) as connection:
+        connection.execute("set session_replication_role = replica")
+        connection.execute("update ledger.tx set description = 'x' where sequence = 4")
+        connection.commit()
+        bad = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        connection.execute("update ledger.tx set description = '' where sequence = 4")
+    assert bad.returncode == 1
+    assert "ledger.tx main-4: its hash is not that of its content" in bad.stdout
