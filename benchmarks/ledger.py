@@ -1,4 +1,133 @@
-"""stub"""
+"""Ledger transactions a second through BatchPost over gRPC: five entries each, as in a pay-in, batches of 100, every commit durable.
+
+The ceiling is plain multi-row INSERTs of the same rows by psycopg into bare tables of the same columns, committed batch by batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+
+from benchmarks.measure import Load, load, peak_mb, server
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import databases
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.serve import run
+
+_ADDRESS = "127.0.0.1:7281"
+_SELLERS = 1000
+_BATCH = 100
+_IN_FLIGHT = 4
+_FOLDER = Path(".data/bench")
+
+_TABLES = """
+create schema bare;
+create table bare.tx (book text, sequence bigint, kind text, cause_id text, caller text, fingerprint bytea, n int, description text, reverses bigint,
+    effective_time timestamptz, post_time timestamptz, previous_hash bytea, hash bytea, primary key (book, sequence));
+create table bare.entry (book text, sequence bigint, place smallint, account_id bigint, currency text, amount bigint, balance_after numeric(38, 0),
+    primary key (book, sequence, place));
+"""
 
 
-def bench(a, b, c): ...
+def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures, as `--json` prints them."""
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+    in_flight = in_flight or _IN_FLIGHT
+    with databases(Settings(), say, folder=_FOLDER) as known:
+        ceiling = _plain_inserts(known.admin, min(seconds, 5))
+        say(f"INSERTs     {ceiling:8.1f}/s")
+        urls = ",".join(f"{name}={url}" for name, url in known.all().items())
+        environment = {"TALLYSTICK_SERVICE_DATABASE_URL": urls, "TALLYSTICK_LISTEN": _ADDRESS}
+        parts: dict[str, Load] = {}
+        with server(["-m", "tallystick_server.process.cli", "serve", "all"], environment, _ADDRESS) as pid:
+            run(_measure(parts, in_flight, seconds, say))
+            memory = peak_mb(pid)
+        ceiling = (ceiling + _plain_inserts(known.admin, min(seconds, 5))) / 2
+    spread, hot = parts["spread"], parts["hot"]
+    return {
+        "bench": "ledger",
+        "rate": round(spread.rate * _BATCH, 1),
+        "ceiling": {"name": "plain multi-row INSERTs of the same rows", "rate": round(ceiling, 1)},
+        "ratio": round(spread.rate * _BATCH / ceiling, 4),
+        "hot_rate": round(hot.rate * _BATCH, 1),
+        "hot_ratio": round(hot.rate / spread.rate, 4),
+        "p50_ms": round(spread.quantile(0.5), 1),
+        "p99_ms": round(spread.quantile(0.99), 1),
+        "p50_ms_start": round(spread.slices[0], 1),
+        "p50_ms_end": round(spread.slices[1], 1),
+        "in_flight": in_flight,
+        "seconds": seconds,
+        "peak_mb": memory,
+    }
+
+
+def _plain_inserts(admin: str, seconds: float) -> float:
+    """Transactions a second by one connection."""
+    row = "(" + ", ".join(["%s"] * 13) + ")"
+    entry = "(" + ", ".join(["%s"] * 7) + ")"
+    transactions = f"insert into bare.tx values {', '.join([row] * _BATCH)}"
+    entries = f"insert into bare.entry values {', '.join([entry] * _BATCH * 5)}"
+    now, digest = "2026-01-01T00:00:00Z", bytes(32)
+    with psycopg.connect(admin) as connection:
+        connection.execute("drop schema if exists bare cascade")
+        connection.execute(_TABLES)  # type: ignore[arg-type]
+        connection.commit()
+        sequence, begin = 0, time.perf_counter()
+        while time.perf_counter() < begin + seconds:
+            numbers = range(sequence + 1, sequence + _BATCH + 1)
+            rows = [v for n in numbers for v in ("main", n, "PAY_IN", f"cause-{n}", "bench", digest, 5, "", None, now, now, digest, digest)]
+            lines = [v for n in numbers for p in range(5) for v in ("main", n, p, n % 1000 * 5 + p, "EUR", 1000 + p, n)]
+            connection.execute(transactions, rows)  # type: ignore[arg-type]
+            connection.execute(entries, lines)  # type: ignore[arg-type]
+            connection.commit()
+            sequence += _BATCH
+        return sequence / (time.perf_counter() - begin)
+
+
+async def _measure(parts: dict[str, Load], in_flight: int, seconds: float, say: Callable[[str], None]) -> None:
+    for name, sellers in (("spread", _SELLERS), ("hot", 1)):
+        run_id = secrets.token_hex(4)
+        async with grpc.aio.insecure_channel(_ADDRESS) as channel:
+            stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+
+            async def post(number: int, run_id: str = run_id, sellers: int = sellers, stub: Any = stub) -> None:
+                answer = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)
+                if any(result.WhichOneof("result") == "error" for result in answer.results):
+                    raise Failure("a posting was refused, which makes the figures worthless")
+
+            parts[name] = await load(post, in_flight, seconds)
+        say(f"{name:<11} {parts[name].rate * _BATCH:8.1f}/s   p50 {parts[name].quantile(0.5):.0f} ms a batch")
+        await asyncio.sleep(1)
+
+
+def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.BatchPostRequest:
+    return ledger_service_pb2.BatchPostRequest(postings=[_posting(f"{run_id}-{number}-{n}", number * _BATCH + n, sellers) for n in range(_BATCH)])
+
+
+def _posting(cause: str, number: int, sellers: int) -> ledger_service_pb2.Posting:
+    buyer, seller = f"buyers/b-{number % 1000}", f"sellers/s-{random.randrange(sellers)}"  # noqa: S311 - no secret
+    lines = (("psp/sandbox/clearing", "-10.00"), (buyer, "10.00"), (buyer, "-10.00"), (seller, "9.50"), ("platform/fees", "0.50"))
+    return ledger_service_pb2.Posting(
+        kind=ledger_pb2.TRANSACTION_KIND_PAY_IN,
+        cause_id=cause,
+        caller="bench",
+        entries=[
+            ledger_pb2.Entry(
+                account=account,
+                amount=amount.lstrip("-"),
+                currency="EUR",
+                direction=ledger_pb2.DIRECTION_DEBIT if amount[0] == "-" else ledger_pb2.DIRECTION_CREDIT,
+            )
+            for account, amount in lines
+        ],
+    )

@@ -46,8 +46,11 @@ def count(database: Databases, aggregate: str) -> int:
 def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, monkeypatch: pytest.MonkeyPatch, committed: bool) -> None:
     """The connection breaks at COMMIT, after or before it took effect: the work is on disk exactly once, and its result comes back."""
     real, calls = module._commit, []
+    event = Database(own_database.service("event"), connections=1)
 
     def commit(connection: Connection) -> None:
+        if connection.engine is not event._engine:  # the shared platform goes on beside this test
+            return real(connection)
         calls.append(1)
         if len(calls) > 1:
             return real(connection)
@@ -57,7 +60,6 @@ def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, 
         raise OperationalError("COMMIT", {}, psycopg.OperationalError("server closed the connection unexpectedly"), connection_invalidated=True)
 
     monkeypatch.setattr(module, "_commit", commit)
-    event = Database(own_database.service("event"), connections=1)
     aggregate = unique("a")
     assert asyncio.run(event.transact(insert(aggregate, 1))) == aggregate
     assert count(own_database, aggregate) == 1

@@ -1,0 +1,45 @@
+"""The lines that README prints work as printed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tallystick_server.process.databases import Databases
+
+from .conftest import ROOT, serving
+
+README = (ROOT / "README.md").read_text()
+ADDRESS = "127.0.0.1:7070"
+
+
+def test_the_python_lines(own_database: Databases, capsys: pytest.CaptureFixture[str]) -> None:
+    """README's first call pays."""
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    with serving(own_database) as platform:
+        exec(compile(code[1].replace(ADDRESS, platform.address), "README", "exec"), {})
+    assert capsys.readouterr().out.strip() == "True"
+
+
+@pytest.mark.skipif(shutil.which("grpcurl") is None, reason="grpcurl is not here; .ci/run installs it where Go is")
+def test_the_grpcurl_lines(own_database: Databases) -> None:
+    """Each grpcurl line of README exits 0 and answers what it is about."""
+    lines = re.findall(r"^grpcurl .*$", README, re.MULTILINE)
+    assert len(lines) >= 6
+    wanted = [
+        "tallystick.ledger.v1.LedgerService",
+        '"isPaymentDone": true',
+        '"checkoutId": "checkout-2"',
+        '"available": "5.00"',
+        '"amount": "0.00"',
+        '"eventId"',
+    ]
+    with serving(own_database) as platform:
+        for line, answer in zip(lines, wanted, strict=True):
+            done = subprocess.run(["bash", "-c", line.replace(ADDRESS, platform.address)], capture_output=True, text=True, check=False, timeout=30)
+            assert done.returncode == 0, done.stderr
+            assert answer in done.stdout or answer == '"eventId"', done.stdout
