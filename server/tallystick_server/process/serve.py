@@ -120,7 +120,7 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Runs a coroutine as the process's work, on the fastest loop there is."""
-    gc.set_threshold(100_000, 50, 1000)  # messages and rows hold no cycles; looking for some among them cost a tenth of the time
+    gc.set_threshold(100_000, 50, 1000)  # messages and rows hold no cycles, and looking for some was costly
     sys.setswitchinterval(0.001)  # transactions' threads wait less for the interpreter beside a busy loop
     try:
         import uvloop  # noqa: PLC0415 - there is none for Windows
