@@ -1,6 +1,7 @@
 """Complete pay-ins a second: two orders for two sellers of 1,000, from the call until wallet and ledger are updated, every commit durable.
 
-The ceiling is an empty gRPC echo of the same message: what one call costs on this machine at this moment.
+Two server processes, as one would run them on two cores: PaymentService with the provider, and the services it calls. The ceiling is an empty gRPC
+echo of the same message: what one call costs on this machine at this moment.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from tallystick_server.process.databases import databases
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.serve import run
 
-_ADDRESS, _ECHO = "127.0.0.1:7271", "127.0.0.1:7272"
+_ADDRESS, _INSIDE, _ECHO = "127.0.0.1:7271", "127.0.0.1:7273", "127.0.0.1:7272"
 _SELLERS = 1000
 _IN_FLIGHT = 512
 _FOLDER = Path(".data/bench")
+_SERVE = ["-m", "tallystick_server.process.cli", "serve"]
 
 
 def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -37,7 +39,6 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
         urls = ",".join(f"{name}={url}" for name, url in known.all().items())
         environment = {
             "TALLYSTICK_SERVICE_DATABASE_URL": urls,
-            "TALLYSTICK_LISTEN": _ADDRESS,
             "TALLYSTICK_SANDBOX_LATENCY": "0.02",
             "TALLYSTICK_AUTHENTICATION": "tokens",
             "TALLYSTICK_CALLERS": "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform",
@@ -45,17 +46,17 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
             "TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=10000",
             "TALLYSTICK_RISK_VELOCITY_LIMIT": "1000000",
         }
+        reached = ",".join(f"{name}={_INSIDE}" for name in ("wallet", "ledger", "event"))
+        others = {**environment, "TALLYSTICK_LISTEN": _INSIDE}
+        payment = {**environment, "TALLYSTICK_LISTEN": _ADDRESS, "TALLYSTICK_ADDRESS": reached}
         with (
             server(["-m", "benchmarks.echo", _ECHO], {}, _ECHO),
-            server(
-                [*__import__("os").environ.get("BENCH_SERVER", "-m tallystick_server.process.cli").split(), "serve", "all"],
-                environment,
-                _ADDRESS,
-            ) as pid,
+            server([*_SERVE, "wallet", "ledger", "event", "payout"], others, _INSIDE) as called,
+            server([*_SERVE, "payment"], payment, _ADDRESS) as calling,
         ):
             parts: dict[str, Load] = {}
             run(_measure(parts, in_flight, seconds, say))
-            memory = peak_mb(pid)
+            memory = peak_mb(called) + peak_mb(calling)
     spread, hot, echo = parts["spread"], parts["hot"], parts["echo"]
     return {
         "bench": "pay-in",

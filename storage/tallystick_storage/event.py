@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 from tallystick_storage.database import rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewEvent:
     """An event to number; `body` is the message without its cursor, in hex."""
 

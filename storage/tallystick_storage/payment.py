@@ -16,7 +16,7 @@ PaymentRow = Row[Any]
 OrderRow = Row[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewCheckout:
     """A checkout to store; `fingerprint` in hex, `open_orders` are those that risk let pass."""
 
@@ -36,7 +36,7 @@ class NewCheckout:
     open_orders: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewOrder:
     """An order to store, as risk has judged it: EXECUTING, or FAILED with its reason. Amounts in minor units."""
 
@@ -54,7 +54,7 @@ class NewOrder:
     provider: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewAttempt:
     """A demand that will be sent once the transaction is committed."""
 
@@ -66,7 +66,7 @@ class NewAttempt:
     currency: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What the provider said to an attempt; a fact, stored whoever holds the lease."""
 
@@ -78,7 +78,7 @@ class Answer:
     charged_currency: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OrderMove:
     """A move of an order from `version` on. It happens only under the charge's lease and from that version."""
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, text
 from tallystick_storage.database import rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewCharge:
     """A charge as it was decided when its key first came; `fingerprint` in hex."""
 

@@ -48,7 +48,9 @@ class LedgerHandlers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage("ledger.post", Post(database).run, most=4)
+        post = Post(database)
+        self.recent = post.recent
+        self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage("ledger.post", post.run, most=4)
 
     def start(self) -> None:
         self._post.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,6 +19,7 @@ from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
 _MOST_KNOWN = 200_000
+_MOST_RECENT = 10_000
 
 AccountKey = tuple[str, str]
 
@@ -30,10 +32,33 @@ class Posted:
     replayed: bool
 
 
+class Recent:
+    """Transactions that this process has just posted, with their callers, so that its relay need not read them back."""
+
+    def __init__(self) -> None:
+        self._posted: OrderedDict[int, tuple[ledger_pb2.Transaction, str]] = OrderedDict()
+
+    def add(self, transaction: ledger_pb2.Transaction, caller: str) -> None:
+        """Keeps a committed transaction; the oldest goes when there are too many."""
+        self._posted[transaction.sequence] = (transaction, caller)
+        if len(self._posted) > _MOST_RECENT:
+            self._posted.popitem(last=False)
+
+    def after(self, sequence: int, most: int) -> list[tuple[ledger_pb2.Transaction, str]]:
+        """The transactions that follow a sequence without a gap, as far as they are known here; those before them are let go."""
+        while self._posted and next(iter(self._posted)) <= sequence:
+            self._posted.popitem(last=False)
+        found: list[tuple[ledger_pb2.Transaction, str]] = []
+        while len(found) < most and (one := self._posted.get(sequence + len(found) + 1)) is not None:
+            found.append(one)
+        return found
+
+
 class Post:
     """The post stage's work. It remembers the ids of accounts, which never change once committed."""
 
     def __init__(self, database: Database) -> None:
+        self.recent = Recent()
         self._database = database
         self._ids: dict[AccountKey, int] = {}
 
@@ -77,7 +102,11 @@ class Post:
                 stored.update({row.sequence: (row, entries) for row, entries in found})
 
         await self._database.transact(post)
-        return [_result(posting, known, stored, outcome) for posting in postings]
+        results = [_result(posting, known, stored, outcome) for posting in postings]
+        for posting, result in zip(postings, results, strict=True):
+            if isinstance(result, Posted) and not result.replayed:
+                self.recent.add(result.transaction, posting.caller)
+        return results
 
     async def _know(self, accounts: set[AccountKey]) -> None:
         """Learns the ids of accounts; those that are missing are opened in a transaction of their own."""

@@ -78,6 +78,21 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     )
 
 
+def move_on(order: payment_pb2.PaymentOrder, row: Row[Any]) -> None:
+    """Makes the message of an order that of a later version: only what a move can change is written."""
+    order.payment_order_status = _STATUSES.number(row.status)  # type: ignore[assignment]
+    order.wallet_updated = row.wallet_updated
+    order.ledger_updated = row.ledger_updated
+    order.pending_reason = _PENDING_REASONS.number(row.pending_reason)  # type: ignore[assignment]
+    order.next_action_url = row.next_action_url
+    order.failure_reason = _FAILURE_REASONS.number(row.failure_reason)  # type: ignore[assignment]
+    order.decline_code = row.decline_code
+    order.provider_reference = row.provider_reference
+    order.attempt_count = row.attempt_count
+    order.version = row.version
+    order.update_time.CopyFrom(to_timestamp(row.update_time))
+
+
 def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
     return [
         payment_pb2.Transition(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 from sqlalchemy import Connection
 
@@ -29,7 +29,7 @@ class PaymentEvents:
             keys = outbox.unpublished(connection, self._most)
             orders = [(key.removeprefix(_ORDERS), version) for key, version in keys if key.startswith(_ORDERS)]
             payments = [(key.removeprefix(_PAYMENTS), version) for key, version in keys if key.startswith(_PAYMENTS)]
-            events = [_order_event(row) for row in store.order_events(connection, orders)] if orders else []
+            events = list(_order_events(store.order_events(connection, orders))) if orders else []
             return keys, events + ([_payment_event(row) for row in store.payment_events(connection, payments)] if payments else [])
 
         keys, events = await self._database.read(unpublished)
@@ -40,18 +40,25 @@ class PaymentEvents:
         return events, lambda: self._database.transact(published)
 
 
-def _order_event(row: store.OrderRow) -> event_pb2.Event:
-    aggregate = _ORDERS + row.payment_order_id
-    return event_pb2.Event(
-        event_id=event_id(aggregate, row.version),
-        type=event_pb2.EVENT_TYPE_PAYMENT_ORDER_CHANGED,
-        aggregate_id=aggregate,
-        aggregate_version=row.version,
-        create_time=to_timestamp(row.update_time),
-        caller=row.caller,
-        traceparent=row.traceparent,
-        payment_order=encode.payment_order(row),
-    )
+def _order_events(rows: Iterable[store.OrderRow]) -> Iterator[event_pb2.Event]:
+    """Events of rows that are sorted by order and version; one message serves all versions of an order, since each event copies it."""
+    order = None
+    for row in rows:
+        if order is None or order.payment_order_id != row.payment_order_id:
+            order = encode.payment_order(row)
+        else:
+            encode.move_on(order, row)
+        aggregate = _ORDERS + row.payment_order_id
+        yield event_pb2.Event(
+            event_id=event_id(aggregate, row.version),
+            type=event_pb2.EVENT_TYPE_PAYMENT_ORDER_CHANGED,
+            aggregate_id=aggregate,
+            aggregate_version=row.version,
+            create_time=order.update_time,
+            caller=row.caller,
+            traceparent=row.traceparent,
+            payment_order=order,
+        )
 
 
 def _payment_event(row: store.PaymentRow) -> event_pb2.Event:

@@ -43,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tallystick", description="Payment platform for marketplaces.")
     parser.add_argument("--config", help="a TOML file; settings in the environment stand over it")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    one = commands.add_parser("serve", help="serve all services, or one by name, until SIGTERM")
-    one.add_argument("service", choices=("all", *SERVED))
+    one = commands.add_parser("serve", help="serve all services, or some by name, until SIGTERM")
+    one.add_argument("service", nargs="+", choices=("all", *SERVED))
     one.set_defaults(run=_serve)
     one = commands.add_parser("migrate", help="bring schemas and roles up to date")
     one.set_defaults(run=_migrate)
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    names = SERVED if options.service == "all" else (options.service,)
+    names = SERVED if "all" in options.service else tuple(dict.fromkeys(options.service))
     with databases(settings, _say) as known:
         schemas = [name for name in names if name != "payout"]
         if "payment" in names and not settings.sandbox_url:

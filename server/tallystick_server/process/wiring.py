@@ -153,7 +153,7 @@ class Wiring:
     def _ledger(self) -> Service:
         database = self._database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        relay = Relay("ledger", LedgerEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
+        relay = Relay("ledger", LedgerEvents(database, handlers.recent, MOST_EVENTS), self._peers, self._addresses["event"])
         descriptor = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
         running: list[_Startable] = [handlers, relay, self._housekeeping("ledger", database)]
         return Service("ledger", descriptor, handlers, ledger.ACCESS, running, databases=[database])
