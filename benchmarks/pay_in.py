@@ -25,7 +25,7 @@ from tallystick_server.process.serve import run
 
 _ADDRESS, _INSIDE, _ECHO = "127.0.0.1:7271", "127.0.0.1:7273", "127.0.0.1:7272"
 _SELLERS = 1000
-_IN_FLIGHT = 512
+_IN_FLIGHT = 768
 _FOLDER = Path(".data/bench")
 _SERVE = ["-m", "tallystick_server.process.cli", "serve"]
 

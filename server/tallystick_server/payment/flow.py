@@ -67,7 +67,7 @@ class Flow:
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run)
         self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, margin=_LEASE_MARGIN)
         self._record: Stage[Answered, Charge] = Stage("payment.record", Record(database, settings.retry_delay).run)
-        self._settle: Stage[Charge, bool] = Stage("payment.settle", Settle(database, peers, wallet_address, ledger_address).run, most=250, lanes=2)
+        self._settle: Stage[Charge, bool] = Stage("payment.settle", Settle(database, peers, wallet_address, ledger_address).run, most=500, lanes=2)
         self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
         self._tasks: set[asyncio.Task[None]] = set()
 
