@@ -67,6 +67,26 @@ def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, 
     event.close()
 
 
+def test_an_answer_that_is_lost_again_and_again_is_no_error(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each check after a lost COMMIT may lose its own answer: the work stays committed once, and its result still comes back."""
+    real, calls = module._commit, []
+    event = Database(own_database.service("event"), connections=1)
+
+    def commit(connection: Connection) -> None:
+        real(connection)
+        if connection.engine is event._engine:
+            calls.append(1)
+            if len(calls) < 4:
+                connection.invalidate()
+                raise OperationalError("COMMIT", {}, psycopg.OperationalError("gone"), connection_invalidated=True)
+
+    monkeypatch.setattr(module, "_commit", commit)
+    aggregate = unique("a")
+    assert asyncio.run(event.transact(insert(aggregate, 1))) == aggregate
+    assert (count(own_database, aggregate), len(calls)) == (1, 4)
+    event.close()
+
+
 def test_a_killed_backend_is_survived(own_database: Databases) -> None:
     """A backend killed in the middle of a transaction costs a retry, not the work."""
     event = Database(own_database.service("event"), connections=1)

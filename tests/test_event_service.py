@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
+from tallystick_server.runtime.relay import parts
 
 from .conftest import Platform, unique
 
@@ -97,3 +98,13 @@ def test_bad_events_are_refused_whole(platform: Platform, client: Client, change
         client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event_pb2.Event(**{**good, **changes})]))  # type: ignore[arg-type]
     assert error.value.field_violations[0].field == f"events[0].{field}"
     assert not list(client.events(aggregate_id="payments/x"))
+
+
+def test_requests_of_the_relay_are_never_too_large() -> None:
+    """However long the texts in its events, the relay's requests stay below what EventService takes, and keep their order."""
+    events = [
+        event_pb2.Event(event_id=f"x/{n}", payment=payment_pb2.Payment(buyer_info="🙂" * 1024, seller_info="🙂" * 1024)) for n in range(1, 1500)
+    ]
+    split = list(parts(events))
+    assert [event for part in split for event in part] == events
+    assert all(event_service_pb2.BatchPublishRequest(events=part).ByteSize() < 4 * 1024 * 1024 and len(part) <= 1000 for part in split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from base64 import b64encode
 from datetime import UTC, datetime
 
 import pytest
@@ -145,7 +146,7 @@ def test_lists_filter(client: Client) -> None:
     assert [x.account for x in accounts] == [f"{a}/1", f"{a}/2"]
 
 
-@pytest.mark.parametrize("token", ["x", "AAAA", "WyJhIl0=", "ä", "W10="])
+@pytest.mark.parametrize("token", ["x", "AAAA", "WyJhIl0=", "ä", "W10=", b64encode(b"[" * 40_000).decode()])
 def test_bad_page_tokens(client: Client, token: str) -> None:
     """A token that no call gave is refused by name."""
     with pytest.raises(TallystickError) as error:

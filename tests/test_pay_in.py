@@ -178,6 +178,10 @@ def test_the_same_key_with_another_body_is_refused(client: Client, platform: Pla
     assert refused.value.metadata == {"field": "payment_orders[0].payment_order_id"}
     with pytest.raises(NotFoundError):
         client.get_payment(other)
+    mixed = [new_order(f"{checkout}-0", "b", "s", "1.00", "EUR"), new_order("0-first-by-id", "b", "s", "1.00", "EUR")]
+    with pytest.raises(AlreadyExistsError) as refused:
+        client.create_payment(unique("c"), mixed, credit_card_info="tok_visa")
+    assert refused.value.field_violations[0].field == "payment_orders[0].payment_order_id"
     assert client.get_payment(checkout) == paid
     assert len(charges(platform.databases, checkout)) == 1
 

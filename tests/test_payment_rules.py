@@ -14,7 +14,7 @@ from tallystick_core.provider import Declined, NotSent, Pending, Succeeded, Unkn
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.risk import BuiltInRisk, RiskRules
 
-ORDERS = tuple(Order(f"o-{n}", "buyer", f"seller-{n}", 1000 + n, "EUR", None) for n in range(3))
+ORDERS = tuple(Order(f"o-{n}", "buyer", f"seller-{n}", 1000 + n, "EUR", None, n) for n in range(3))
 EVENT = PaymentEvent("c-1", "dev", "b", "s", "GB", "tok", "CARD", "PER_ORDER", "KEEP", ORDERS)
 
 

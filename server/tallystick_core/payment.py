@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tallystick_core.canonical import fingerprint
@@ -88,6 +88,8 @@ class Order:
     amount: int
     currency: str
     platform_fee: int | None
+    place: int = field(default=0, compare=False)
+    """Where it stood in the request; no part of its values."""
 
     def values(self) -> tuple[str | int, ...]:
         """What makes two orders the same."""
@@ -126,10 +128,10 @@ def first_difference(sent: PaymentEvent, stored: PaymentEvent) -> str:
     if len(sent.orders) != len(stored.orders):
         return "payment_orders"
     order_fields = ("payment_order_id", "buyer_account", "seller_account", "amount", "currency", "platform_fee")
-    for place, (ours, theirs) in enumerate(zip(sent.orders, stored.orders, strict=True)):
+    for ours, theirs in zip(sent.orders, stored.orders, strict=True):
         for name, here, there in zip(order_fields, ours.values(), theirs.values(), strict=True):
             if here != there:
-                return f"payment_orders[{place}].{name}"
+                return f"payment_orders[{ours.place}].{name}"
     return "checkout_id"
 
 

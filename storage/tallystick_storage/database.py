@@ -75,7 +75,7 @@ class Database:
         `work` may run again, so it makes no ids and has no effects but SQL. Raises DataRefused, or Refused with CONFLICT or
         DEPENDENCY_UNAVAILABLE when several tries have failed.
         """
-        unit = _Unit(work, self._new_id(), self._new_id())
+        unit = _Unit(work, self._new_id(), [self._new_id() for _ in range(_ATTEMPTS)])
         return await self._bounded(lambda: unit.run(self._engine))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -104,10 +104,10 @@ class Database:
 class _Unit(Generic[T]):
     """One call of transact, over all its tries."""
 
-    def __init__(self, work: Callable[[Connection], T], mark: uuid.UUID, second_mark: uuid.UUID) -> None:
+    def __init__(self, work: Callable[[Connection], T], mark: uuid.UUID, spare_marks: list[uuid.UUID]) -> None:
         self._work = work
         self._mark = mark
-        self._second_mark = second_mark
+        self._spare_marks = spare_marks
         self._results: list[T] = []  # filled as soon as a COMMIT has been sent
 
     def run(self, engine: Engine) -> T:
@@ -129,7 +129,7 @@ class _Unit(Generic[T]):
             if _sqlstate(error) != "23505":
                 raise
             connection.rollback()
-            _insert_mark(connection, self._second_mark)  # its wait proves that a synchronous standby has the first
+            _insert_mark(connection, self._spare_marks.pop())  # its wait proves that a synchronous standby has the first
             _commit(connection)
             return True
         return False
@@ -191,7 +191,9 @@ def _translated() -> Iterator[None]:
         state = _sqlstate(error)
         if state.startswith(_DATA):
             diagnosis = getattr(error.orig, "diag", None)
-            raise DataRefused(state, getattr(diagnosis, "constraint_name", "") or "", str(error.orig)) from error
+            # the primary message only: the detail holds the row, and with it a token
+            primary = getattr(diagnosis, "message_primary", "") or ""
+            raise DataRefused(state, getattr(diagnosis, "constraint_name", "") or "", primary) from None
         if error.connection_invalidated or not state or state.startswith(_AGAIN):
             raise _Again(error, Reason.CONFLICT if state.startswith(("40", "55P03")) else Reason.DEPENDENCY_UNAVAILABLE) from error
         raise
@@ -210,6 +212,7 @@ def _engine(url: str, connections: int) -> Engine:
         pool_timeout=10,
         hide_parameters=True,  # no value of a caller ends up in a log
         connect_args={
+            "options": "-c timezone=UTC",  # elsewhere the first and last hours of time cannot be read back
             "connect_timeout": 5,
             "keepalives_idle": 10,
             "keepalives_interval": 5,

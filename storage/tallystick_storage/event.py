@@ -46,6 +46,14 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> int:
     return int(connection.execute(_PUBLISH, {"events": rows(events)}).scalar_one())
 
 
+_END = text("select cursor from head")
+
+
+def end(connection: Connection) -> int:
+    """The last cursor there is."""
+    return int(connection.execute(_END).scalar_one())
+
+
 _AFTER = text("""
     select cursor, body from event
     where cursor > :after and (:aggregate_id = '' or aggregate_id = :aggregate_id)

@@ -1,4 +1,4 @@
-"""Checkouts, orders, attempts and due work. Lock order: checkouts, orders, attempts, due, each by id."""
+"""Checkouts, orders, attempts and due work. Lock order: due, checkouts, orders, attempts, each by id."""
 
 from __future__ import annotations
 
@@ -230,7 +230,8 @@ _MOVE = text("""
         select r.* from jsonb_to_recordset(cast(:moves as jsonb)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
             status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
             provider_reference text)
-        join due d on d.charge_id = r.charge_id and d.lease_token = r.lease_token),
+        join due d on d.charge_id = r.charge_id and d.lease_token = r.lease_token
+        order by d.charge_id for update of d),  -- a lease that is taken over meanwhile is no longer ours
     k as materialized (
         select c.checkout_id from checkout c
         where c.checkout_id in (select o.checkout_id from payment_order o join r on r.payment_order_id = o.payment_order_id

@@ -59,15 +59,17 @@ class EventHandlers:
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
         while True:
 
-            def read(connection: Connection, cursor: int = cursor) -> Sequence[object]:
-                return store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
+            def read(connection: Connection, cursor: int = cursor) -> tuple[int, Sequence[object]]:
+                end = store.end(connection)
+                return end, store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
 
-            rows = await self._database.read(read)
+            end, rows = await self._database.read(read)
             for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))  # type: ignore[attr-defined]
                 cursor = event.cursor = row.cursor  # type: ignore[attr-defined]
                 yield pb.StreamEventsResponse(event=event)
             if len(rows) < _STREAMED_AT_ONCE:
+                cursor = max(cursor, end)  # nothing up to there fits
                 if not request.follow:
                     return
                 await asyncio.sleep(_LOOK_AGAIN)

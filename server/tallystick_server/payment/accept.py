@@ -121,8 +121,8 @@ class Accept:
             event = arrival.event
             if event.checkout_id in by_checkout:
                 results[event.checkout_id] = _repeat(connection, arrival, by_checkout[event.checkout_id])
-            elif (place := next((n for n, order in enumerate(event.orders) if order.payment_order_id in by_order), None)) is not None:
-                results[event.checkout_id] = _order_taken(event, place, by_order[event.orders[place].payment_order_id])
+            elif (taken := next((order for order in event.orders if order.payment_order_id in by_order), None)) is not None:
+                results[event.checkout_id] = _order_taken(event, taken, by_order[taken.payment_order_id])
             else:
                 fresh.append(arrival)
         return fresh
@@ -205,9 +205,9 @@ def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted
     return key_reused(first_difference(arrival.event, stored))
 
 
-def _order_taken(event: PaymentEvent, place: int, row: Row[Any]) -> Exception:
+def _order_taken(event: PaymentEvent, order: Order, row: Row[Any]) -> Exception:
     """The answer to an order id that belongs to another checkout."""
-    path = f"payment_orders[{place}].payment_order_id"
+    path = f"payment_orders[{order.place}].payment_order_id"
     if row.caller != event.caller:
         return Refused(Reason.ID_TAKEN, f"{path} is taken.", field=path)
     return Refused(Reason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})

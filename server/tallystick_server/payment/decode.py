@@ -50,7 +50,7 @@ def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, .
     orders, seen = [], set()
     for place, new in enumerate(request.payment_orders):
         try:
-            orders.append(_order(new))
+            orders.append(_order(new, place))
         except Refused as refused:
             raise refused.below(f"payment_orders[{place}]") from None
         if new.payment_order_id in seen:
@@ -60,7 +60,7 @@ def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, .
     return tuple(orders)
 
 
-def _order(new: payment_pb2.NewPaymentOrder) -> Order:
+def _order(new: payment_pb2.NewPaymentOrder, place: int) -> Order:
     order_id = parse_id(new.payment_order_id, "payment_order_id")
     buyer = parse_id(new.buyer_account, "buyer_account")
     seller = parse_id(new.seller_account, "seller_account")
@@ -68,7 +68,7 @@ def _order(new: payment_pb2.NewPaymentOrder) -> Order:
         raise Refused(Reason.SAME_ACCOUNT, "seller_account must be another account than buyer_account.", field="seller_account")
     currency = parse_currency(new.currency)
     amount = parse_amount(new.amount, currency)
-    return Order(order_id, buyer, seller, amount, currency, _fee(new.platform_fee, amount, currency))
+    return Order(order_id, buyer, seller, amount, currency, _fee(new.platform_fee, amount, currency), place)
 
 
 def _fee(text: str, amount: int, currency: str) -> int | None:

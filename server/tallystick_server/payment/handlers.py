@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -18,7 +17,7 @@ from tallystick_server.payment import decode, encode
 from tallystick_server.payment.changes import wait
 from tallystick_server.payment.flow import Flow
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.fields import PageToken, page_size, token_time
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
@@ -83,7 +82,7 @@ class PaymentHandlers:
         token = PageToken("ListPayments", *("" if value is None else str(value) for value in filters))
         place = token.parse(request.page_token, str, str)
         if place:
-            wanted = replace(wanted, before=(_time(str(place[0])), str(place[1])))
+            wanted = replace(wanted, before=(token_time(place[0]), str(place[1])))
         rows = await self._database.read(lambda connection: store.list_payments(connection, wanted, size + 1))
         shown = rows[:size]
         following = token.make(shown[-1].checkout_create_time.isoformat(), shown[-1].checkout_id) if len(rows) > size else ""
@@ -148,10 +147,3 @@ class PaymentHandlers:
 
 def _rests(order: payment_pb2.PaymentOrder) -> bool:
     return order.payment_order_status in _RESTING or (order.wallet_updated and order.ledger_updated)
-
-
-def _time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise Refused(Reason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave.", field="page_token") from None

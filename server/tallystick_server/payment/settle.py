@@ -17,6 +17,7 @@ from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -34,6 +35,9 @@ class Settle:
 
     async def run(self, charges: Sequence[Charge]) -> Sequence[bool | Exception]:
         """Whether each charge is settled; what is not is left to the sweep."""
+        return await by_halves(self._settle, charges)
+
+    async def _settle(self, charges: Sequence[Charge]) -> Sequence[bool | Exception]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
         unsettled = await self._each(orders, self._credit)
         unsettled |= await self._each([pair for pair in orders if pair[0].charge_id not in unsettled], self._post)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import aiohttp
+import orjson
 
+from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.provider import Declined, Demand, NotSent, Outcome, Pending, Succeeded, Unknown
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import AnswerLost, Sandbox
 
 NAME = "sandbox"
+_MOST_BYTES = 64 * 1024
 
 _DECLINES = {
     "insufficient_funds": "INSUFFICIENT_FUNDS",
@@ -52,8 +55,8 @@ class OverHttp:
             "method": demand.method,
         }
         try:
-            async with self._session.post(self._url, json=body, headers={"Idempotency-Key": demand.key}) as response:
-                answer = await response.json()
+            async with self._session.post(self._url, json=body, headers={"Idempotency-Key": demand.key}, allow_redirects=False) as response:
+                answer = orjson.loads(await response.content.read(_MOST_BYTES))
                 values = (answer["reference"], answer["amount"], answer["currency"], answer["code"])
                 return outcome(Reply(response.status, *values))
         except aiohttp.ClientConnectorError as error:
@@ -67,7 +70,9 @@ class OverHttp:
 
 
 def outcome(reply: Reply) -> Outcome:
-    """What an answer means. What is no definite answer is Unknown, never a decline."""
+    """What an answer means. What is no definite and well-formed answer is Unknown, never a decline."""
+    if reply.status in (200, 202, 402) and not _well_formed(reply):
+        return Unknown(f"status {reply.status} with an answer that cannot be read")
     match reply.status:
         case 200:
             return Succeeded(reply.reference, reply.amount, reply.currency)
@@ -79,3 +84,12 @@ def outcome(reply: Reply) -> Outcome:
             return Declined(_DECLINES.get(reply.code, "PROVIDER_DECLINED"), reply.code, reply.reference)
         case _:
             return Unknown(f"status {reply.status} {reply.code}".strip())
+
+
+def _well_formed(reply: Reply) -> bool:
+    """Whether the answer's values are of their kinds and can be stored. Over HTTP they are whatever was sent."""
+    amount: object = reply.amount
+    texts: tuple[object, ...] = (reply.reference, reply.currency, reply.code)
+    if type(amount) is not int or not 0 < amount <= MAX_AMOUNT or not reply.reference:
+        return False
+    return all(isinstance(text, str) and len(text) <= 255 and text.isascii() and (text == "" or text.isprintable()) for text in texts)

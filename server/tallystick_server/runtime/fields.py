@@ -89,13 +89,24 @@ class PageToken:
             return None
         try:
             filters, *place = json.loads(urlsafe_b64decode(token.encode("ascii")))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise _bad_token() from None
         if filters != self._filters or [type(value) for value in place] != list(kinds):
             raise _bad_token()
-        if any("\0" in value if isinstance(value, str) else abs(value) >= 1 << 63 for value in place):
+        if not all(value.isascii() and "\0" not in value if isinstance(value, str) else abs(value) < 1 << 63 for value in place):
             raise _bad_token()
         return list(place)
+
+
+def token_time(text: str | int) -> datetime:
+    """A time as a page token has it, in UTC. Raises PAGE_TOKEN_INVALID."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise _bad_token() from None
+    if time.utcoffset() != timedelta(0):
+        raise _bad_token()
+    return time
 
 
 def _bad_token() -> Refused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick_core.refusal import Refused
@@ -13,6 +13,7 @@ from tallystick_server.runtime.peers import Peers
 log = logging.getLogger(__name__)
 
 MOST_EVENTS = 1000
+_MOST_BYTES = 3 * 1024 * 1024  # a request may have 4 MiB
 _IDLE = 0.2
 _AFTER_FAILURE = 1.0
 
@@ -56,8 +57,21 @@ class Relay:
         events, forget = await self._source()
         if not events:
             return _IDLE
-        for first in range(0, len(events), MOST_EVENTS):
-            request = event_service_pb2.BatchPublishRequest(events=events[first : first + MOST_EVENTS])
-            await self._peers.call(self._stub.BatchPublish, request)
+        for part in parts(events):
+            await self._peers.call(self._stub.BatchPublish, event_service_pb2.BatchPublishRequest(events=part))
         await forget()
         return max(asyncio.get_running_loop().time() - started, _IDLE)
+
+
+def parts(events: Sequence[event_pb2.Event]) -> Iterator[list[event_pb2.Event]]:
+    """Events in order, in lists that are not too long nor too large for one request."""
+    part: list[event_pb2.Event] = []
+    size = 0
+    for event in events:
+        if part and (len(part) == MOST_EVENTS or size + event.ByteSize() > _MOST_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += event.ByteSize()
+    if part:
+        yield part

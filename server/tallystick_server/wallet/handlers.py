@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -16,7 +15,7 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.errors import to_status
-from tallystick_server.runtime.fields import PageToken, check_batch, page_size
+from tallystick_server.runtime.fields import PageToken, check_batch, page_size, token_time
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import messages
@@ -130,7 +129,7 @@ class WalletHandlers:
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListHolds", seller, currency)
         place = token.parse(request.page_token, str, str)
-        before = (_time(str(place[0])), str(place[1])) if place else None
+        before = (token_time(place[0]), str(place[1])) if place else None
         rows = await self._database.read(lambda connection: store.list_holds(connection, seller, currency, before, size + 1))
         following = token.make(rows[size - 1].create_time.isoformat(), rows[size - 1].hold_id) if len(rows) > size else ""
         return pb.ListHoldsResponse(holds=[messages.hold(row) for row in rows[:size]], next_page_token=following)
@@ -200,10 +199,3 @@ def _hold_result(result: Changed | Exception) -> pb.HoldResult:
     if isinstance(result, Exception):
         return pb.HoldResult(error=to_status(_refusal(result)))
     return pb.HoldResult(hold=messages.hold(result.hold), replayed=result.replayed)  # type: ignore[arg-type]
-
-
-def _time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise Refused(Reason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave.", field="page_token") from None

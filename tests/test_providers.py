@@ -1,0 +1,41 @@
+"""Adapters: whatever a provider answers is one of five outcomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tallystick_core.provider import Declined, Pending, Succeeded, Unknown
+from tallystick_sandbox.rules import Reply
+from tallystick_server.payment.record import happening
+from tallystick_server.providers.sandbox import outcome
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (Reply(200, "r", 100, "EUR"), Succeeded),
+        (Reply(202, "r", 100, "EUR", "action"), Pending),
+        (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined),
+        *((Reply(status, "r", 100, "EUR"), Unknown) for status in (201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
+    ],
+)
+def test_only_a_definite_answer_is_definite(reply: Reply, kind: type) -> None:
+    """Everything that is no clear success, decline or wait is Unknown, and the same key is sent again."""
+    assert type(outcome(reply)) is kind
+    assert happening(outcome(reply))
+
+
+@pytest.mark.parametrize("status", [200, 202, 402])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"amount": None}, {"amount": "100"}, {"amount": 2**64}, {"amount": 0}, {"amount": True}, {"amount": 1.5}, {"reference": ""}, {"reference": None},
+        {"reference": "\ud800"}, {"reference": "a\0b"}, {"reference": "x" * 256}, {"currency": 3}, {"code": []},
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str, Any]) -> None:
+    """A malformed answer is no decline and no other amount: nothing definite was said."""
+    given = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}
+    assert isinstance(outcome(Reply(status, **given)), Unknown)
