@@ -73,6 +73,7 @@ PLANTS = [
     ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order o-1-0: its ledger transaction is not exactly one"),
     ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order nobody: was credited or posted, but there is no such order"),
     ("E1", "delete from event.event where aggregate_id = 'paymentOrders/o-1-0' and aggregate_version = 2", "payment paymentOrders/o-1-0 version 2: has no event"),
+    ("E2", "update event.head set cursor = cursor + 1", "event.head: is at"),
     ("E2", "delete from event.event where cursor = 5", "event.event 6: follows 4, with a gap"),
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from opentelemetry.trace import SpanKind
@@ -18,8 +18,6 @@ from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2_grpc
-
-Item = TypeVar("Item")
 
 
 class Client:

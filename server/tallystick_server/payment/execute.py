@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from opentelemetry import trace
 
-from tallystick_core.provider import NotSent, Outcome, PaymentProvider, Unknown
+from tallystick_core.provider import Outcome, PaymentProvider, Unknown
 from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.telemetry import client_span
 from tallystick_storage.database import in_transaction
@@ -51,8 +51,3 @@ class Execute:
 
 def _trace(charge: Charge) -> str:
     return trace.format_trace_id(charge.context.trace_id)
-
-
-def is_definite(outcome: Outcome) -> bool:
-    """Whether the outcome settles what became of the demand."""
-    return not isinstance(outcome, Unknown | NotSent)

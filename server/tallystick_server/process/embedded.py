@@ -169,16 +169,6 @@ class EmbeddedPostgres:
                     raise Failure(f"PostgreSQL on {self._data} does not take connections: {_last_line(str(error))}") from None
                 time.sleep(0.03)
 
-    def kill(self) -> None:
-        """Ends the server at once, as a crash would, and waits until it is gone."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(30)
-
-    def restart(self) -> None:
-        """Starts the server again after `kill`."""
-        self._launch()
-
     def stop(self) -> None:
         """Ends connections and stops the server."""
         if self._process is not None and self._process.poll() is None:

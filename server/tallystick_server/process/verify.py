@@ -322,6 +322,7 @@ def check_events(read: Read) -> Check:
     The changes are read before the outbox, and the outbox before the events: what left the outbox meanwhile is among the events.
     """
     check = Check("each change has its event", "E1 E2")
+    (head,) = read("event.head")  # before the events, which only grow
     expected = 0
     for row in read("event.events"):
         expected += 1
@@ -329,6 +330,8 @@ def check_events(read: Read) -> Check:
         if row.cursor != expected:
             check.fail(f"event.event {row.cursor}", f"follows {expected - 1}, with a gap")
             expected = row.cursor
+    if expected < head.cursor:
+        check.fail("event.head", f"is at {head.cursor}, but the events end at {expected}")
     for service, name, prefix in (("payment", "payment.history", "paymentOrders/"), ("wallet", "wallet.entries", "wallets/")):
         changes = _opened(_changes(service, read(name)))
         waiting = {(row.aggregate_id, row.version) for row in read(f"{service}.outbox")}

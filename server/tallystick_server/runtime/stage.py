@@ -13,14 +13,13 @@ from tallystick_storage.database import DataRefused
 T = TypeVar("T")
 R = TypeVar("R")
 
-_REST = 1.0
 _LONGEST_REST = 0.1
 
 
 class Stage(Generic[T, R]):
     """Gathers what is submitted, and runs one function over each batch.
 
-    A lane rests half as long as its last batch took: nothing waits when idle, and batches grow under load. `run` returns one result
+    A lane rests as long as its last batch took, up to 100 ms: nothing waits when idle, and batches grow under load. `run` returns one result
     per item in order; an exception among them is raised to that item's submitter, and one raised by `run` to all of them.
     """
 
@@ -71,7 +70,7 @@ class Stage(Generic[T, R]):
                 await self._one(batch)
             finally:
                 self._busy -= 1
-            await asyncio.sleep(min((loop.time() - started) * _REST, _LONGEST_REST))
+            await asyncio.sleep(min(loop.time() - started, _LONGEST_REST))
 
     async def _one(self, batch: list[tuple[T, asyncio.Future[R], SpanContext]]) -> None:
         try:

@@ -9,6 +9,12 @@ EVERY_SCHEMA = """
 -- The only clock. The simulation replaces it.
 create function clock() returns timestamptz language sql volatile as 'select clock_timestamp()';
 
+-- For what is only ever added to.
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
+end $$;
+
 -- One row for each writing transaction, so that a lost COMMIT can be told from one that never was.
 create table mark (id uuid primary key, create_time timestamptz not null) with (autovacuum_vacuum_scale_factor = 0.01);
 create index mark_by_time on mark using brin (create_time);

@@ -23,10 +23,6 @@ create table event (
 """
 
 RULES = """
-create function refuse_change() returns trigger language plpgsql as $$
-begin
-    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
-end $$;
 create trigger append_only before update or delete or truncate on event for each statement execute function refuse_change();
 """
 

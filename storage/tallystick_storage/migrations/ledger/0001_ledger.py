@@ -139,10 +139,6 @@ begin
 end $$;
 create trigger account_is_new before insert on account for each row when (new.balance <> 0 or new.entry_count <> 0) execute function account_is_new();
 
-create function refuse_change() returns trigger language plpgsql as $$
-begin
-    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
-end $$;
 create trigger append_only before update or delete or truncate on tx for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on entry for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on account for each statement execute function refuse_change();

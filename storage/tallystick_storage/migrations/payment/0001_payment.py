@@ -229,10 +229,6 @@ end $$;
 create trigger attempt_covers_orders after insert on attempt referencing new table as added
     for each statement execute function attempt_covers_orders();
 
-create function refuse_change() returns trigger language plpgsql as $$
-begin
-    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
-end $$;
 create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();

@@ -189,10 +189,6 @@ end $$;
 create trigger event_has_change after insert on outbox referencing new table as added
     for each statement execute function event_has_change();
 
-create function refuse_change() returns trigger language plpgsql as $$
-begin
-    raise exception '% is append-only', tg_table_name using errcode = 'P0001';
-end $$;
 create trigger append_only before update or delete or truncate on wallet_entry for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on wallet_policy for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on wallet for each statement execute function refuse_change();
