@@ -18,7 +18,8 @@ from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.booking import Kind
 from tallystick_core.event import EventType
-from tallystick_core.payment import Happening, Status
+from tallystick_core.payment import Charging, Happening, MethodType, OnPartial, Status
+from tallystick_core.provider import FailureReason, PendingReason
 from tallystick_core.wallet import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -95,7 +96,9 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
     ("enum", "wire"),
     [
         (Status, payment_pb2.PaymentOrderStatus), (Kind, ledger_pb2.TransactionKind), (EntryKind, wallet_pb2.WalletEntryKind),
-        (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType),
+        (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType), (FailureReason, payment_pb2.FailureReason),
+        (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
+        (OnPartial, payment_pb2.OnPartial),
     ],
 )  # fmt: skip
 def test_the_rules_and_the_contract_have_the_same_names(enum: type, wire: object) -> None:
@@ -108,7 +111,7 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type, wire: object
 def test_outcomes_are_the_five() -> None:
     """The provider's answers in the rules are the contract's outcomes."""
     wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
-    assert wire == set(Happening) - {Happening.RISK_PASSED, Happening.RISK_REFUSED}
+    assert wire == set(Happening) - {Happening.RISK_PASSED, Happening.RISK_REFUSED, Happening.SETTLED}
 
 
 FORBIDDEN = [

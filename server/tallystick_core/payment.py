@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from tallystick_core.canonical import fingerprint
 from tallystick_core.money import share
-from tallystick_core.provider import Declined, NotSent, Outcome, Pending, Succeeded, Unknown
+from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
 from tallystick_core.refusal import Reason, Refused
 
 MOST_ORDERS = 200
@@ -24,7 +24,7 @@ class Status(StrEnum):
 
 
 class Happening(StrEnum):
-    """What can happen to an order: the risk check's verdicts, and the provider's five answers."""
+    """What can happen to an order: the risk check's verdicts, the provider's five answers, and that it is settled."""
 
     RISK_PASSED = "RISK_PASSED"
     RISK_REFUSED = "RISK_REFUSED"
@@ -33,6 +33,41 @@ class Happening(StrEnum):
     PENDING = "PENDING"
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
+    SETTLED = "SETTLED"
+
+
+class Cause(StrEnum):
+    """Why an order has a new version, as its history tells it."""
+
+    ACCEPTED = "ACCEPTED"
+    RISK_PASSED = "RISK_PASSED"
+    RISK_REFUSED = "RISK_REFUSED"
+    PROVIDER_ANSWER = "PROVIDER_ANSWER"
+    SETTLED = "SETTLED"
+
+
+class MethodType(StrEnum):
+    """What the buyer pays with."""
+
+    CARD = "CARD"
+    APPLE_PAY = "APPLE_PAY"
+    GOOGLE_PAY = "GOOGLE_PAY"
+    BANK_TRANSFER = "BANK_TRANSFER"
+    CASH = "CASH"
+
+
+class Charging(StrEnum):
+    """How many demands a checkout makes on the provider: one for each order, or one for all."""
+
+    PER_ORDER = "PER_ORDER"
+    TOGETHER = "TOGETHER"
+
+
+class OnPartial(StrEnum):
+    """What becomes of the orders that could go on when one of their checkout cannot."""
+
+    KEEP = "KEEP"
+    ALL_OR_NOTHING = "ALL_OR_NOTHING"
 
 
 MOVES: dict[tuple[Status, Happening], Status] = {
@@ -45,6 +80,8 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.EXECUTING, Happening.PENDING): Status.PENDING,
     (Status.EXECUTING, Happening.NOT_SENT): Status.EXECUTING,
     (Status.EXECUTING, Happening.UNKNOWN): Status.EXECUTING,
+    # its two flags set, by settle
+    (Status.SUCCESS, Happening.SETTLED): Status.SUCCESS,
     # moved on by the provider, in its own time
     (Status.PENDING, Happening.SUCCEEDED): Status.SUCCESS,
     (Status.PENDING, Happening.DECLINED): Status.FAILED,
@@ -107,9 +144,9 @@ class PaymentEvent:
     seller_info: str
     buyer_country: str
     payment_token: str
-    payment_method_type: str
-    charging: str
-    on_partial: str
+    payment_method_type: MethodType
+    charging: Charging
+    on_partial: OnPartial
     orders: tuple[Order, ...]
 
     def fingerprint(self) -> bytes:
@@ -151,7 +188,7 @@ class FeeRates:
 
 def charge_id(event: PaymentEvent, order: Order) -> str:
     """The demand that covers an order: its own, or the checkout's."""
-    return f"c-{event.checkout_id}" if event.charging == "TOGETHER" else f"o-{order.payment_order_id}"
+    return f"c-{event.checkout_id}" if event.charging is Charging.TOGETHER else f"o-{order.payment_order_id}"
 
 
 def provider_key(environment: str, charge: str, attempt: int) -> str:
@@ -162,15 +199,15 @@ def provider_key(environment: str, charge: str, attempt: int) -> str:
 def judge(outcome: Outcome, amount: int, currency: str) -> Outcome:
     """What an answer means for the orders of a charge of this amount: money that fits no order never makes one a SUCCESS."""
     if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):
-        return Declined("PROVIDER_MISMATCH", reference=outcome.reference)
+        return Declined(FailureReason.PROVIDER_MISMATCH, reference=outcome.reference)
     return outcome
 
 
-def refuse_siblings(event: PaymentEvent, verdicts: dict[str, str]) -> dict[str, str]:
+def refuse_siblings(event: PaymentEvent, verdicts: dict[str, FailureReason]) -> dict[str, FailureReason]:
     """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those that did not."""
-    if event.on_partial != "ALL_OR_NOTHING" or not verdicts:
+    if event.on_partial is not OnPartial.ALL_OR_NOTHING or not verdicts:
         return verdicts
-    return {order.payment_order_id: verdicts.get(order.payment_order_id, "SIBLING_FAILED") for order in event.orders}
+    return {order.payment_order_id: verdicts.get(order.payment_order_id, FailureReason.SIBLING_FAILED) for order in event.orders}
 
 
 def normalised(event: PaymentEvent) -> PaymentEvent:

@@ -3,7 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
+
+
+class FailureReason(StrEnum):
+    """Why an order is FAILED."""
+
+    PROVIDER_DECLINED = "PROVIDER_DECLINED"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    PAYMENT_METHOD_INVALID = "PAYMENT_METHOD_INVALID"
+    AUTHENTICATION_FAILED = "AUTHENTICATION_FAILED"
+    PAGE_EXPIRED = "PAGE_EXPIRED"
+    EXPIRED = "EXPIRED"
+    BUYER_CANCELLED = "BUYER_CANCELLED"
+    CALLER_CANCELLED = "CALLER_CANCELLED"
+    RISK_AMOUNT_LIMIT = "RISK_AMOUNT_LIMIT"
+    RISK_VELOCITY = "RISK_VELOCITY"
+    RISK_BLOCKED_ACCOUNT = "RISK_BLOCKED_ACCOUNT"
+    RISK_BLOCKED_COUNTRY = "RISK_BLOCKED_COUNTRY"
+    RISK_PROVIDER = "RISK_PROVIDER"
+    PROVIDER_MISMATCH = "PROVIDER_MISMATCH"
+    PROVIDER_REFUSED = "PROVIDER_REFUSED"
+    PROVIDER_UNREACHABLE = "PROVIDER_UNREACHABLE"
+    SIBLING_FAILED = "SIBLING_FAILED"
+    CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
+
+
+class PendingReason(StrEnum):
+    """What an order waits for."""
+
+    BUYER_ACTION = "BUYER_ACTION"
+    PROVIDER_REVIEW = "PROVIDER_REVIEW"
+    RISK_REVIEW = "RISK_REVIEW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +62,18 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """Surely nothing was charged. `reason` is a FailureReason's name."""
+    """Surely nothing was charged."""
 
-    reason: str
+    reason: FailureReason
     code: str = ""
     reference: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """The provider will tell later. `reason` is a PendingReason's name."""
+    """The provider will tell later."""
 
-    reason: str
+    reason: PendingReason
     reference: str = ""
     next_action_url: str = ""
 

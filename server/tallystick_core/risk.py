@@ -1,4 +1,4 @@
-"""The risk check: a port, and the built-in rules. A rule refuses an order with the name of its FailureReason."""
+"""The risk check: a port, and the built-in rules. A rule refuses an order with its FailureReason."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tallystick_core.payment import Order, PaymentEvent
+from tallystick_core.provider import FailureReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class RiskCheck(Protocol):
     velocity_window: float | None
     """Seconds over which a buyer's orders are counted; None: they need not be."""
 
-    def check(self, event: PaymentEvent, recent: Mapping[str, int]) -> dict[str, str]:
+    def check(self, event: PaymentEvent, recent: Mapping[str, int]) -> dict[str, FailureReason]:
         """The refused orders: payment_order_id to FailureReason. `recent`: each buyer's number of orders within the window."""
         ...
 
@@ -41,15 +42,15 @@ class BuiltInRisk:
     def __init__(self, rules: RiskRules) -> None:
         self._rules = rules
         self.velocity_window = rules.velocity_window if rules.velocity_limit is not None else None
-        self._order: tuple[tuple[str, Callable[[PaymentEvent, Order, int], bool]], ...] = (
-            ("RISK_BLOCKED_ACCOUNT", self._blocked_account),
-            ("RISK_BLOCKED_COUNTRY", self._blocked_country),
-            ("RISK_AMOUNT_LIMIT", self._above_limit),
-            ("RISK_VELOCITY", self._too_many),
+        self._order: tuple[tuple[FailureReason, Callable[[PaymentEvent, Order, int], bool]], ...] = (
+            (FailureReason.RISK_BLOCKED_ACCOUNT, self._blocked_account),
+            (FailureReason.RISK_BLOCKED_COUNTRY, self._blocked_country),
+            (FailureReason.RISK_AMOUNT_LIMIT, self._above_limit),
+            (FailureReason.RISK_VELOCITY, self._too_many),
         )
 
-    def check(self, event: PaymentEvent, recent: Mapping[str, int]) -> dict[str, str]:
-        refused: dict[str, str] = {}
+    def check(self, event: PaymentEvent, recent: Mapping[str, int]) -> dict[str, FailureReason]:
+        refused: dict[str, FailureReason] = {}
         made: Counter[str] = Counter(recent)
         for order in event.orders:
             made[order.buyer_account] += 1

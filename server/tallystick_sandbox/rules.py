@@ -31,6 +31,9 @@ class Fault(StrEnum):
     """One minor unit more than was asked is charged."""
 
 
+_BY_NAME = {str(fault): fault for fault in Fault}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Faults by chance, the same for the same seed: each fault's share of demands, between 0 and 1."""
@@ -64,8 +67,8 @@ def behaviour(demand: Demand, plan: Plan) -> Behaviour:
     Arguments: the decline code of `decline`, the milliseconds of `delay`, the reason of `pending` (action or review).
     """
     name, _, argument = demand.payment_token.removeprefix("tok_").partition(":")
-    asked = demand.payment_token.startswith("tok_") and name in Fault._value2member_map_
-    fault = Fault(name) if asked else plan.fault(demand.key)
+    asked = _BY_NAME.get(name) if demand.payment_token.startswith("tok_") else None
+    fault = asked or plan.fault(demand.key)
     if fault is Fault.DELAY:
         return Behaviour(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
     return Behaviour(fault, code=argument if asked else "")

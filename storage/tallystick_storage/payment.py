@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_core.payment import Cause, Status
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import Key, as_json
 
@@ -50,8 +51,10 @@ class NewOrder:
     asked_fee: int | None
     platform_fee: int
     status: str
+    cause: str
     failure_reason: str
     provider: str
+    attempt_count: int
 
 
 @dataclass(slots=True)
@@ -127,7 +130,7 @@ def recent_orders(connection: Connection, buyers: list[str], window: float) -> d
 # Only what the first insert returns is stored with it: a checkout that another process stored meanwhile brings nothing along.
 _INSERT = text("""
     with t as materialized (select clock() as now),
-    c as (
+    new_checkout as (
         insert into checkout (checkout_id, caller, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
             on_partial, provider, traceparent, order_count, open_orders, unpaid_orders, version, create_time, done_time)
         select checkout_id, caller, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
@@ -138,39 +141,39 @@ _INSERT = text("""
             order_count int, open_orders int), t
         order by checkout_id
         on conflict do nothing returning checkout_id, version),
-    r as materialized (
-        select r.*, case when r.status = 'EXECUTING' then 1 else 0 end as attempts
-        from jsonb_to_recordset(cast(:orders as jsonb)) as r (payment_order_id text, checkout_id text, charge_id text, buyer_account text,
-            seller_account text, amount bigint, currency text, asked_fee bigint, platform_fee bigint, status text, failure_reason text, provider text)
-        join c on c.checkout_id = r.checkout_id),
-    o as (
+    asked as materialized (
+        select r.* from jsonb_to_recordset(cast(:orders as jsonb)) as r (payment_order_id text, checkout_id text, charge_id text, buyer_account text,
+            seller_account text, amount bigint, currency text, asked_fee bigint, platform_fee bigint, status text, cause text, failure_reason text,
+            provider text, attempt_count int)
+        join new_checkout c on c.checkout_id = r.checkout_id),
+    new_order as (
         insert into payment_order (payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount, currency, asked_fee, platform_fee,
             seller_amount, status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider,
             provider_reference, attempt_count, version, create_time, update_time)
         select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount, currency, asked_fee, platform_fee,
-            amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '', attempts, 2, now, now
-        from r, t order by payment_order_id),
-    h as (
-        insert into order_history
-        select payment_order_id, 1, null, 'NOT_STARTED', 'ACCEPTED', false, false, '', '', '', '', '', 0, now from r, t
+            amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '', attempt_count, 2, now, now
+        from asked, t order by payment_order_id),
+    history as (
+        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
+        select payment_order_id, 1, null, :first_status, :first_cause, false, false, '', '', '', '', '', 0, now from asked, t
         union all
-        select payment_order_id, 2, 'NOT_STARTED', status, case when status = 'FAILED' then 'RISK_REFUSED' else 'RISK_PASSED' end,
-            false, false, '', '', failure_reason, '', '', attempts, now from r, t),
-    a as (
+        select payment_order_id, 2, :first_status, status, cause, false, false, '', '', failure_reason, '', '', attempt_count, now from asked, t),
+    new_attempt as (
         insert into attempt (charge_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, start_time)
         select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', now
         from jsonb_to_recordset(cast(:attempts as jsonb)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
-            currency text) join c on c.checkout_id = r.checkout_id, t
+            currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning charge_id),
-    d as (
+    to_do as (
         insert into due (charge_id, next_attempt_time, lease_until, lease_token)
-        select charge_id, now, now + cast(:lease as interval), 1 from a, t),
-    x as (
+        select charge_id, now, now + cast(:lease as interval), 1 from new_attempt, t),
+    told as (
         insert into outbox (aggregate_id, version)
-        select 'payments/' || checkout_id, v from c, generate_series(1, c.version) as v
+        select 'payments/' || checkout_id, v from new_checkout c, generate_series(1, c.version) as v
         union all
-        select 'paymentOrders/' || payment_order_id, v from r, generate_series(1, 2) as v)
-    select checkout_id from c
+        select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v)
+    select checkout_id from new_checkout
 """)
 
 
@@ -178,7 +181,14 @@ def insert(
     connection: Connection, checkouts: Sequence[NewCheckout], orders: Sequence[NewOrder], attempts: Sequence[NewAttempt], lease: float
 ) -> set[str]:
     """Stores checkouts with all that belongs to them, their charges leased for `lease` seconds under token 1. Returns the ids that were new."""
-    parameters = {"checkouts": rows(checkouts), "orders": rows(orders), "attempts": rows(attempts), "lease": f"{lease} seconds"}
+    parameters = {
+        "checkouts": rows(checkouts),
+        "orders": rows(orders),
+        "attempts": rows(attempts),
+        "lease": f"{lease} seconds",
+        "first_status": Status.NOT_STARTED,
+        "first_cause": Cause.ACCEPTED,
+    }
     return set(connection.execute(_INSERT, parameters).scalars())
 
 
@@ -225,50 +235,53 @@ def make_due(connection: Connection, again: Sequence[tuple[str, int, float | Non
     connection.execute(_AGAIN, {"again": rows(items)})
 
 
+# Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
 _MOVE = text("""
-    with r as materialized (
-        select r.* from jsonb_to_recordset(cast(:moves as jsonb)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
-            status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
-            provider_reference text)
-        join due d on d.charge_id = r.charge_id and d.lease_token = r.lease_token
-        order by d.charge_id for update of d),  -- a lease that is taken over meanwhile is no longer ours
-    k as materialized (
+    with leased as materialized (
+        select r.*
+        from (select * from jsonb_to_recordset(cast(:moves as jsonb)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
+                status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
+                provider_reference text) order by charge_id) r
+        cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
+            select from due d where d.charge_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),
+    locked_checkout as materialized (
         select c.checkout_id from checkout c
-        where c.checkout_id in (select o.checkout_id from payment_order o join r on r.payment_order_id = o.payment_order_id
+        where c.checkout_id in (select o.checkout_id from payment_order o join leased r on r.payment_order_id = o.payment_order_id
                                 where r.settled or r.status = 'FAILED')
         order by c.checkout_id for update),
-    l as materialized (
-        select r.*, o.status as from_status from payment_order o join r on r.payment_order_id = o.payment_order_id
-        where o.version = r.version and (select count(*) from k) >= 0
-        order by o.payment_order_id for update of o),
-    m as (
+    locked as materialized (
+        select r.*, o.status as from_status
+        from (select * from leased where (select count(*) from locked_checkout) >= 0  -- after the checkouts, as everywhere
+              order by payment_order_id) r
+        cross join lateral (
+            select o.status from payment_order o where o.payment_order_id = r.payment_order_id and o.version = r.version limit 1 for update) o),
+    moved as (
         update payment_order o set status = l.status, wallet_updated = l.settled, ledger_updated = l.settled, pending_reason = l.pending_reason,
             next_action_url = l.next_action_url, failure_reason = l.failure_reason, decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
             version = o.version + 1, update_time = clock()
-        from l where o.payment_order_id = l.payment_order_id and o.version = l.version
+        from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.cause, l.settled),
-    h as (
-        insert into order_history
+    history as (
+        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
         select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason,
-            decline_code, provider_reference, attempt_count, update_time from m),
-    e as (
+            decline_code, provider_reference, attempt_count, update_time from moved),
+    counted as (
         update checkout c set open_orders = c.open_orders - n.ended, unpaid_orders = c.unpaid_orders - n.paid,
             version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case when c.open_orders = n.ended then n.at end
         from (select checkout_id, count(*) as ended, count(*) filter (where settled) as paid, max(update_time) as at
-              from m where settled or status = 'FAILED' group by checkout_id) n
+              from moved where settled or status = 'FAILED' group by checkout_id) n
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
-    u as (
-        delete from due d using (select charge_id, lease_token from r where settled or status = 'FAILED'
-                                 group by charge_id, lease_token order by charge_id) g
-        where d.charge_id = g.charge_id and d.lease_token = g.lease_token),
-    x as (
+    done as (
+        delete from due d where d.charge_id = any (array(select charge_id from leased where settled or status = 'FAILED'))),
+    told as (
         insert into outbox (aggregate_id, version)
-        select 'paymentOrders/' || payment_order_id, version from m
+        select 'paymentOrders/' || payment_order_id, version from moved
         union all
-        select 'payments/' || checkout_id, 2 from e where version = 2)
-    select payment_order_id, version from m
+        select 'payments/' || checkout_id, 2 from counted where version = 2)
+    select payment_order_id, version from moved
 """)
 
 

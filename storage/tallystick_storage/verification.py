@@ -48,8 +48,7 @@ QUERIES = {
             select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, count(*) filter (where o.status = 'SUCCESS') as succeeded,
                 count(*) filter (where o.failure_reason = 'PROVIDER_MISMATCH') as mismatched, count(*) as orders
             from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
-                and o.failure_reason not in ('RISK_AMOUNT_LIMIT', 'RISK_VELOCITY', 'RISK_BLOCKED_ACCOUNT', 'RISK_BLOCKED_COUNTRY', 'SIBLING_FAILED')
-            ) o on true
+                and o.attempt_count > 0) o on true
         order by a.charge_id, a.number""",
     "payment.outbox": "select aggregate_id, version from outbox",
     "event.head": "select cursor from head",

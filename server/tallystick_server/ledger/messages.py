@@ -57,7 +57,7 @@ def chained(item: Chained) -> ledger_pb2.Transaction:
     return ledger_pb2.Transaction(
         transaction_id=transaction_id(item.sequence),
         sequence=item.sequence,
-        kind=KINDS.number(posting.kind),  # type: ignore[arg-type]
+        kind=KINDS.number(posting.kind),
         cause_id=posting.cause_id,
         entries=[_entry(line.account, line.currency, line.amount, balance) for line, balance in zip(posting.lines, item.balances_after, strict=True)],
         description=posting.description,
@@ -74,7 +74,7 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
     return ledger_pb2.Transaction(
         transaction_id=transaction_id(row.sequence),
         sequence=row.sequence,
-        kind=KINDS.number(row.kind),  # type: ignore[arg-type]
+        kind=KINDS.number(row.kind),
         cause_id=row.cause_id,
         entries=[_entry(entry.account, entry.currency, entry.amount, int(entry.balance_after)) for entry in entries],
         description=row.description,

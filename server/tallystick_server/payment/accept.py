@@ -10,10 +10,25 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.payment import FeeRates, Order, PaymentEvent, charge_id, first_difference, refuse_siblings
+from tallystick_core.payment import (
+    Cause,
+    Charging,
+    FeeRates,
+    Happening,
+    MethodType,
+    OnPartial,
+    Order,
+    PaymentEvent,
+    Status,
+    charge_id,
+    first_difference,
+    move,
+    refuse_siblings,
+)
+from tallystick_core.provider import FailureReason
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_core.risk import RiskCheck
-from tallystick_server.payment.charge import Charge, new_charges
+from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, new_charges
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage import payment as store
@@ -44,7 +59,7 @@ class _Judged:
     """An arrival with what risk refused of it and the charges for the rest."""
 
     arrival: Arrival
-    refused: dict[str, str]
+    refused: dict[str, FailureReason]
     charges: list[Charge]
 
 
@@ -80,66 +95,43 @@ class Accept:
 
     async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
         deadline = asyncio.get_running_loop().time() + self._lease
-        results: dict[str, Accepted | Exception] = {}
-        stored: list[_Judged] = []
 
-        def accept(connection: Connection) -> None:
-            results.clear()
-            stored.clear()
-            fresh = self._find(connection, arrivals, results)
-            if not fresh:
-                return
-            recent = self._recent(connection, fresh)
-            judged = [self._judge(arrival, recent, deadline) for arrival in fresh]
-            inserted = self._insert(connection, judged)
-            stored.extend(one for one in judged if one.arrival.event.checkout_id in inserted)
+        def accept(connection: Connection) -> tuple[dict[str, Accepted | Exception], list[_Judged]]:
+            known = _find(connection, arrivals)
+            fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
+            judged = self._judge(connection, fresh, deadline)
+            inserted = self._insert(connection, judged) if judged else set()
             late = [one.arrival for one in judged if one.arrival.event.checkout_id not in inserted]
             if late:  # another process stored them since we looked; the next statement sees them
-                self._find(connection, late, results)
+                known |= _find(connection, late)
+            return known, [one for one in judged if one.arrival.event.checkout_id in inserted]
 
         try:
-            await self._database.transact(accept)
+            results, stored = await self._database.transact(accept)
         except DataRefused as error:
             if error.sqlstate != "23505" or len(arrivals) > 1:
                 raise
-            await self._database.transact(accept)  # an order id was taken while we stored; now it is found
+            results, stored = await self._database.transact(accept)  # an order id was taken while we stored; now it is found
         for one in stored:
             results[one.arrival.event.checkout_id] = Accepted(one.arrival.event.checkout_id, replayed=False, moving=bool(one.charges))
             for charge in one.charges:
                 self._hand_on(charge)
         return [results[arrival.event.checkout_id] for arrival in arrivals]
 
-    def _find(self, connection: Connection, arrivals: Sequence[Arrival], results: dict[str, Accepted | Exception]) -> list[Arrival]:
-        """Answers those whose ids exist already; returns the others."""
-        checkouts = [arrival.event.checkout_id for arrival in arrivals]
-        orders = [order.payment_order_id for arrival in arrivals for order in arrival.event.orders]
-        found = store.taken(connection, checkouts, orders)
-        by_checkout = {row.id: row for row in found if row.what == "checkout"}
-        by_order = {row.id: row for row in found if row.what == "order"}
-        fresh = []
+    def _judge(self, connection: Connection, arrivals: Sequence[Arrival], deadline: float) -> list[_Judged]:
+        """Asks risk; the orders of this batch count for those after them."""
+        recent: Counter[str] = Counter()
+        if self._risk.velocity_window is not None and arrivals:
+            buyers = sorted({order.buyer_account for arrival in arrivals for order in arrival.event.orders})
+            recent.update(store.recent_orders(connection, buyers, self._risk.velocity_window))
+        judged = []
         for arrival in arrivals:
             event = arrival.event
-            if event.checkout_id in by_checkout:
-                results[event.checkout_id] = _repeat(connection, arrival, by_checkout[event.checkout_id])
-            elif (taken := next((order for order in event.orders if order.payment_order_id in by_order), None)) is not None:
-                results[event.checkout_id] = _order_taken(event, taken, by_order[taken.payment_order_id])
-            else:
-                fresh.append(arrival)
-        return fresh
-
-    def _recent(self, connection: Connection, arrivals: Sequence[Arrival]) -> Counter[str]:
-        if self._risk.velocity_window is None:
-            return Counter()
-        buyers = sorted({order.buyer_account for arrival in arrivals for order in arrival.event.orders})
-        return Counter(store.recent_orders(connection, buyers, self._risk.velocity_window))
-
-    def _judge(self, arrival: Arrival, recent: Counter[str], deadline: float) -> _Judged:
-        """Asks risk; the orders of this batch count for those after them."""
-        event = arrival.event
-        refused = refuse_siblings(event, self._risk.check(event, recent))
-        recent.update(order.buyer_account for order in event.orders)
-        charges = new_charges(event, refused, self._fees, self._provider, self._environment, deadline, arrival.context)
-        return _Judged(arrival, refused, charges)
+            refused = refuse_siblings(event, self._risk.check(event, recent))
+            recent.update(order.buyer_account for order in event.orders)
+            charges = new_charges(event, refused, self._fees, self._provider, self._environment, deadline, arrival.context)
+            judged.append(_Judged(arrival, refused, charges))
+        return judged
 
     def _insert(self, connection: Connection, judged: Sequence[_Judged]) -> set[str]:
         checkouts = [self._checkout(one) for one in judged]
@@ -154,39 +146,59 @@ class Accept:
     def _checkout(self, one: _Judged) -> store.NewCheckout:
         event = one.arrival.event
         return store.NewCheckout(
-            event.checkout_id,
-            event.caller,
-            one.arrival.fingerprint.hex(),
-            event.buyer_info,
-            event.seller_info,
-            event.buyer_country,
-            event.payment_token,
-            event.payment_method_type,
-            event.charging,
-            event.on_partial,
-            self._provider,
-            one.arrival.traceparent,
-            len(event.orders),
-            len(event.orders) - len(one.refused),
+            checkout_id=event.checkout_id,
+            caller=event.caller,
+            fingerprint=one.arrival.fingerprint.hex(),
+            buyer_info=event.buyer_info,
+            seller_info=event.seller_info,
+            buyer_country=event.buyer_country,
+            payment_token=event.payment_token,
+            payment_method_type=event.payment_method_type,
+            charging=event.charging,
+            on_partial=event.on_partial,
+            provider=self._provider,
+            traceparent=one.arrival.traceparent,
+            order_count=len(event.orders),
+            open_orders=len(event.orders) - len(one.refused),
         )
 
     def _order(self, one: _Judged, order: Order) -> store.NewOrder:
         event = one.arrival.event
-        reason = one.refused.get(order.payment_order_id, "")
+        reason = one.refused.get(order.payment_order_id)
+        verdict = Happening.RISK_REFUSED if reason else Happening.RISK_PASSED
         return store.NewOrder(
-            order.payment_order_id,
-            event.checkout_id,
-            charge_id(event, order),
-            order.buyer_account,
-            order.seller_account,
-            order.amount,
-            order.currency,
-            order.platform_fee,
-            self._fees.fee(order),
-            "FAILED" if reason else "EXECUTING",
-            reason,
-            "" if reason else self._provider,
+            payment_order_id=order.payment_order_id,
+            checkout_id=event.checkout_id,
+            charge_id=charge_id(event, order),
+            buyer_account=order.buyer_account,
+            seller_account=order.seller_account,
+            amount=order.amount,
+            currency=order.currency,
+            asked_fee=order.platform_fee,
+            platform_fee=self._fees.fee(order),
+            status=move(Status.NOT_STARTED, verdict),
+            cause=Cause.RISK_REFUSED if reason else Cause.RISK_PASSED,
+            failure_reason=reason or "",
+            provider="" if reason else self._provider,
+            attempt_count=0 if reason else FIRST_ATTEMPT,
         )
+
+
+def _find(connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, Accepted | Exception]:
+    """The answers to those whose ids exist already, by checkout id."""
+    checkouts = [arrival.event.checkout_id for arrival in arrivals]
+    orders = [order.payment_order_id for arrival in arrivals for order in arrival.event.orders]
+    found = store.taken(connection, checkouts, orders)
+    by_checkout = {row.id: row for row in found if row.what == "checkout"}
+    by_order = {row.id: row for row in found if row.what == "order"}
+    known: dict[str, Accepted | Exception] = {}
+    for arrival in arrivals:
+        event = arrival.event
+        if event.checkout_id in by_checkout:
+            known[event.checkout_id] = _repeat(connection, arrival, by_checkout[event.checkout_id])
+        elif (taken := next((order for order in event.orders if order.payment_order_id in by_order), None)) is not None:
+            known[event.checkout_id] = _order_taken(event, taken, by_order[taken.payment_order_id])
+    return known
 
 
 def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted | Exception:
@@ -199,9 +211,17 @@ def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted
     orders = tuple(Order(r.payment_order_id, r.buyer_account, r.seller_account, r.amount, r.currency, r.asked_fee) for r in rows)
     first = rows[0]
     stored = PaymentEvent(
-        first.checkout_id, first.caller, first.buyer_info, first.seller_info, first.buyer_country, first.payment_token,
-        first.payment_method_type, first.charging, first.on_partial, orders,
-    )  # fmt: skip
+        checkout_id=first.checkout_id,
+        caller=first.caller,
+        buyer_info=first.buyer_info,
+        seller_info=first.seller_info,
+        buyer_country=first.buyer_country,
+        payment_token=first.payment_token,
+        payment_method_type=MethodType(first.payment_method_type),
+        charging=Charging(first.charging),
+        on_partial=OnPartial(first.on_partial),
+        orders=orders,
+    )
     return key_reused(first_difference(arrival.event, stored))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.identifier import parse_country, parse_id, parse_text, parse_token
 from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse_currency
-from tallystick_core.payment import MOST_ORDERS, Order, PaymentEvent, normalised
+from tallystick_core.payment import MOST_ORDERS, Charging, MethodType, OnPartial, Order, PaymentEvent, normalised
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.fields import EnumNames, parse_time
 from tallystick_storage.payment import PaymentFilter
@@ -33,9 +33,9 @@ def payment_event(request: payment_service_pb2.CreatePaymentRequest, caller: str
         seller_info,
         country,
         parse_token(request.credit_card_info, "credit_card_info"),
-        METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", "CARD"),
-        CHARGINGS.parse(request.charging, "charging", "PER_ORDER"),
-        ON_PARTIALS.parse(request.on_partial, "on_partial", "KEEP"),
+        MethodType(METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", MethodType.CARD)),
+        Charging(CHARGINGS.parse(request.charging, "charging", Charging.PER_ORDER)),
+        OnPartial(ON_PARTIALS.parse(request.on_partial, "on_partial", OnPartial.KEEP)),
         _orders(request),
     )
     _check_together(event)

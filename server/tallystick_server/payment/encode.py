@@ -38,8 +38,8 @@ def _payment(row: Row[Any], versions: int, updated: Any) -> payment_pb2.Payment:
         buyer_info=row.buyer_info,
         seller_info=row.seller_info,
         buyer_country=row.buyer_country,
-        payment_method_type=METHOD_TYPES.number(row.payment_method_type),  # type: ignore[arg-type]
-        payment_state=STATES.number(row.payment_state),  # type: ignore[arg-type]
+        payment_method_type=METHOD_TYPES.number(row.payment_method_type),
+        payment_state=STATES.number(row.payment_state),
         is_payment_done=row.is_payment_done,
         caller=row.caller,
         version=row.checkout_version + int(versions),
@@ -61,12 +61,12 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         amount=format_amount(row.amount, row.currency),
         currency=row.currency,
         platform_fee=format_amount(row.platform_fee, row.currency),
-        payment_order_status=_STATUSES.number(row.status),  # type: ignore[arg-type]
+        payment_order_status=_STATUSES.number(row.status),
         wallet_updated=row.wallet_updated,
         ledger_updated=row.ledger_updated,
-        pending_reason=_PENDING_REASONS.number(row.pending_reason),  # type: ignore[arg-type]
+        pending_reason=_PENDING_REASONS.number(row.pending_reason),
         next_action_url=row.next_action_url,
-        failure_reason=_FAILURE_REASONS.number(row.failure_reason),  # type: ignore[arg-type]
+        failure_reason=_FAILURE_REASONS.number(row.failure_reason),
         decline_code=row.decline_code,
         provider=row.provider,
         provider_reference=row.provider_reference,
@@ -80,12 +80,12 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 def move_on(order: payment_pb2.PaymentOrder, row: Row[Any]) -> None:
     """Makes the message of an order that of a later version: only what a move can change is written."""
-    order.payment_order_status = _STATUSES.number(row.status)  # type: ignore[assignment]
+    order.payment_order_status = _STATUSES.number(row.status)
     order.wallet_updated = row.wallet_updated
     order.ledger_updated = row.ledger_updated
-    order.pending_reason = _PENDING_REASONS.number(row.pending_reason)  # type: ignore[assignment]
+    order.pending_reason = _PENDING_REASONS.number(row.pending_reason)
     order.next_action_url = row.next_action_url
-    order.failure_reason = _FAILURE_REASONS.number(row.failure_reason)  # type: ignore[assignment]
+    order.failure_reason = _FAILURE_REASONS.number(row.failure_reason)
     order.decline_code = row.decline_code
     order.provider_reference = row.provider_reference
     order.attempt_count = row.attempt_count
@@ -97,8 +97,8 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
     return [
         payment_pb2.Transition(
             version=row.version,
-            from_status=_STATUSES.number(row.from_status),  # type: ignore[arg-type]
-            to_status=_STATUSES.number(row.to_status),  # type: ignore[arg-type]
+            from_status=_STATUSES.number(row.from_status),
+            to_status=_STATUSES.number(row.to_status),
             cause=row.cause,
             create_time=to_timestamp(row.create_time),
         )
@@ -113,7 +113,7 @@ def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
             number=row.number,
             provider=row.provider,
             provider_key=row.provider_key,
-            outcome=_OUTCOMES.number(row.outcome),  # type: ignore[arg-type]
+            outcome=_OUTCOMES.number(row.outcome),
             provider_reference=row.provider_reference,
             start_time=to_timestamp(row.start_time),
             end_time=to_timestamp(row.end_time) if row.end_time else None,

@@ -98,8 +98,7 @@ class Flow:
 
     def take(self, charge: Charge) -> None:
         """Takes a charge that this process holds the lease of on its way."""
-        succeeded = all(order.status == "SUCCESS" for order in charge.orders)
-        self._go(self._settled(charge) if succeeded else self._charged(charge))
+        self._go(self._settled(charge) if charge.succeeded else self._charged(charge))
 
     async def sweep(self) -> None:
         """Takes up what is due and what a dead process left behind."""
@@ -121,9 +120,8 @@ class Flow:
         if outcome is None:
             return
         after = await self._record.submit(Answered(charge, outcome), charge.context)
-        succeeded = all(order.status == "SUCCESS" for order in after.orders)
-        self.changes.happened(charge.checkout_id, rest=not succeeded)
-        if succeeded:
+        self.changes.happened(charge.checkout_id, rest=not after.succeeded)
+        if after.succeeded:
             await self._settled(after)
 
     async def _settled(self, charge: Charge) -> None:

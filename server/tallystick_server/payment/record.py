@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
-from tallystick_core.payment import Status, happening, judge, move
+from tallystick_core.payment import Cause, Status, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, Succeeded
 from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.stage import by_halves
@@ -48,7 +48,7 @@ class Record:
             return moved
 
         moved = await self._database.transact(record)
-        status = {one.payment_order_id: one.status for one in moves}
+        status = {one.payment_order_id: Status(one.status) for one in moves}
         return [_after(item.charge, moved, status) for item in items]
 
     def _delay(self, item: Answered) -> float | None:
@@ -77,11 +77,13 @@ def _moves(item: Answered) -> list[store.OrderMove]:
     told = _told(outcome)
     moves = []
     for order in item.charge.orders:
-        status = move(Status(order.status), happening(outcome))
+        status = move(order.status, happening(outcome))
         if status == order.status:
             continue
         charge = item.charge
-        moves.append(store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, "PROVIDER_ANSWER", **told))
+        moves.append(
+            store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, Cause.PROVIDER_ANSWER, **told)
+        )
     return moves
 
 
@@ -98,7 +100,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
             return {}
 
 
-def _after(charge: Charge, moved: dict[str, int], status: dict[str, str]) -> Charge:
+def _after(charge: Charge, moved: Mapping[str, int], status: Mapping[str, Status]) -> Charge:
     """The charge with the orders that moved at their new version and status."""
     orders = tuple(
         replace(order, version=moved[order.payment_order_id], status=status[order.payment_order_id]) if order.payment_order_id in moved else order

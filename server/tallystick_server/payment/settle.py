@@ -12,7 +12,7 @@ from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.booking import pay_in
 from tallystick_core.money import format_amount
-from tallystick_core.payment import Status
+from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.fields import MOST_ITEMS
@@ -100,7 +100,15 @@ def _posting(charge: Charge, order: ChargedOrder) -> ledger_service_pb2.Posting:
 
 
 def _settled(charge: Charge, order: ChargedOrder) -> store.OrderMove:
-    return store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, Status.SUCCESS, cause="SETTLED", settled=True)
+    return store.OrderMove(
+        payment_order_id=order.payment_order_id,
+        charge_id=charge.charge_id,
+        lease_token=charge.lease_token,
+        version=order.version,
+        status=move(order.status, Happening.SETTLED),
+        cause=Cause.SETTLED,
+        settled=True,
+    )
 
 
 def _parts(orders: Sequence[tuple[Charge, ChargedOrder]]) -> Iterator[Sequence[tuple[Charge, ChargedOrder]]]:

@@ -29,6 +29,7 @@ _TUNING = {
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
     "autovacuum_naptime": "5s",  # queues leave dead rows behind by the thousand
+    "default_statistics_target": "10",  # every look-up is by key; at 100, analysing took a tenth of the database's time
     "log_min_messages": "fatal",
 }
 

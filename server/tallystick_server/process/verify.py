@@ -14,7 +14,7 @@ from typing import Any
 
 from tallystick_core.booking import Kind, Line, pay_in
 from tallystick_core.ledger import GENESIS, Posting, chain_hash, transaction_id
-from tallystick_core.payment import FINAL, MOVES, Status
+from tallystick_core.payment import FINAL, MOVES, Happening, Status
 from tallystick_core.wallet import EntryKind
 from tallystick_server.process.databases import Databases
 from tallystick_storage.verification import stream
@@ -212,7 +212,7 @@ def check_wallets_against_ledger(read: Read) -> Check:
 def check_orders(read: Read) -> Check:
     """Every order's history is contiguous, moves along the table, and ends in what the order is."""
     check = Check("each order's history leads to what it is", "P3 P4 P9")
-    allowed = {(before, after) for (before, _), after in MOVES.items() if before != after}
+    allowed = {(before, after) for (before, why), after in MOVES.items() if before != after or why is Happening.SETTLED}
     history = groupby(read("payment.history"), key=lambda row: row.payment_order_id)
     for key, order, grouped in _merged(read("payment.orders"), lambda row: row.payment_order_id, history, lambda pair: pair[0]):
         check.row()
@@ -223,8 +223,10 @@ def check_orders(read: Read) -> Check:
             continue
         before = None
         for number, row in enumerate(moves, 1):
-            settled = before == Status.SUCCESS and row.to_status == Status.SUCCESS and row.wallet_updated and row.ledger_updated
-            legal = row.to_status == Status.NOT_STARTED if before is None else (before, row.to_status) in allowed or settled
+            settled = row.wallet_updated and row.ledger_updated
+            legal = (
+                row.to_status == Status.NOT_STARTED if before is None else (before, row.to_status) in allowed and settled == (before == row.to_status)
+            )
             if row.version != number or row.from_status != before or not legal:
                 check.fail(f"payment.order_history {key} {row.version}", f"{row.from_status} to {row.to_status} does not follow {before}")
             before = row.to_status

@@ -6,7 +6,7 @@ import aiohttp
 import orjson
 
 from tallystick_core.money import MAX_AMOUNT
-from tallystick_core.provider import Declined, Demand, NotSent, Outcome, Pending, Succeeded, Unknown
+from tallystick_core.provider import Declined, Demand, FailureReason, NotSent, Outcome, Pending, PendingReason, Succeeded, Unknown
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import AnswerLost, Sandbox
 
@@ -14,9 +14,9 @@ NAME = "sandbox"
 _MOST_BYTES = 64 * 1024
 
 _DECLINES = {
-    "insufficient_funds": "INSUFFICIENT_FUNDS",
-    "expired_card": "PAYMENT_METHOD_INVALID",
-    "authentication_failed": "AUTHENTICATION_FAILED",
+    "insufficient_funds": FailureReason.INSUFFICIENT_FUNDS,
+    "expired_card": FailureReason.PAYMENT_METHOD_INVALID,
+    "authentication_failed": FailureReason.AUTHENTICATION_FAILED,
 }
 
 
@@ -79,9 +79,9 @@ def outcome(reply: Reply) -> Outcome:
         case 202:
             action = reply.code == "action"
             url = f"https://sandbox.invalid/act/{reply.reference}" if action else ""
-            return Pending("BUYER_ACTION" if action else "PROVIDER_REVIEW", reply.reference, url)
+            return Pending(PendingReason.BUYER_ACTION if action else PendingReason.PROVIDER_REVIEW, reply.reference, url)
         case 402:
-            return Declined(_DECLINES.get(reply.code, "PROVIDER_DECLINED"), reply.code, reply.reference)
+            return Declined(_DECLINES.get(reply.code, FailureReason.PROVIDER_DECLINED), reply.code, reply.reference)
         case _:
             return Unknown(f"status {reply.status} {reply.code}".strip())
 

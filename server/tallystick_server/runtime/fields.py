@@ -6,6 +6,7 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
@@ -54,8 +55,8 @@ class EnumNames:
             raise Refused(Reason.FIELD_INVALID, f"{field} must be one of {self._known}.", field=field)
         return name
 
-    def number(self, name: str) -> int:
-        """The value of a name; "" or None is the unset value."""
+    def number(self, name: str) -> Any:
+        """The value of a name, of the generated type; "" or None is the unset value. KeyError for a name that the contract does not have."""
         return self._number[name] if name else 0
 
 

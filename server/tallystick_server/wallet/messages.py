@@ -99,7 +99,7 @@ def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
     return wallet_pb2.WalletEntry(
         seller_account=row.seller_account,
         number=row.number,
-        kind=_ENTRY_KINDS.number(row.kind),  # type: ignore[arg-type]
+        kind=_ENTRY_KINDS.number(row.kind),
         cause=row.cause,
         amount=text(row.amount),
         currency=row.currency,
@@ -118,8 +118,8 @@ def hold(row: Row[Any]) -> wallet_pb2.Hold:
         amount=format_amount(row.amount, row.currency),
         captured_amount=format_amount(row.captured_amount, row.currency),
         currency=row.currency,
-        purpose=_PURPOSES.number(row.purpose),  # type: ignore[arg-type]
-        state=_HOLD_STATES.number(row.state),  # type: ignore[arg-type]
+        purpose=_PURPOSES.number(row.purpose),
+        state=_HOLD_STATES.number(row.state),
         expire_time=to_timestamp(row.expire_time) if row.expire_time else None,
         create_time=to_timestamp(row.create_time),
         end_time=to_timestamp(row.end_time) if row.end_time else None,

@@ -48,9 +48,13 @@ create table payment_order (
     status text not null check (status in ('NOT_STARTED', 'EXECUTING', 'SUCCESS', 'FAILED', 'PENDING')),
     wallet_updated boolean not null,
     ledger_updated boolean not null,
-    pending_reason text not null check ((pending_reason = '') or status in ('PENDING', 'NOT_STARTED')),
+    pending_reason text not null check (pending_reason = ''
+        or pending_reason in ('BUYER_ACTION', 'PROVIDER_REVIEW', 'RISK_REVIEW') and status in ('PENDING', 'NOT_STARTED')),
     next_action_url text not null,
-    failure_reason text not null check ((failure_reason = '') = (status <> 'FAILED')),
+    failure_reason text not null check ((failure_reason = '') = (status <> 'FAILED') and failure_reason in (
+        '', 'PROVIDER_DECLINED', 'INSUFFICIENT_FUNDS', 'PAYMENT_METHOD_INVALID', 'AUTHENTICATION_FAILED', 'PAGE_EXPIRED', 'EXPIRED', 'BUYER_CANCELLED',
+        'CALLER_CANCELLED', 'RISK_AMOUNT_LIMIT', 'RISK_VELOCITY', 'RISK_BLOCKED_ACCOUNT', 'RISK_BLOCKED_COUNTRY', 'RISK_PROVIDER', 'PROVIDER_MISMATCH',
+        'PROVIDER_REFUSED', 'PROVIDER_UNREACHABLE', 'SIBLING_FAILED', 'CLOSED_BY_OPERATOR')),
     decline_code text not null,
     provider text not null,
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
@@ -136,19 +140,19 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
         and new.wallet_updated and new.ledger_updated and new.provider_reference = old.provider_reference)))
 execute function refuse_move();
 
--- Each trigger below looks its rows up by key, and is told so: on tables that grow fast the planner's statistics are old, and it would read them whole.
--- They count what fits and compare: what has no counterpart is missing from the count.
+-- The triggers below see all rows of a statement at once, and look what belongs to each up by its key. "offset 0" keeps every look-up one: on tables
+-- that grow fast the planner's statistics are old, and as a join it would read them whole, or once for each row.
 
 -- P4, E1: each version of an order has its history row and its event, and the last one says what the order is.
-create function order_has_history() returns trigger language plpgsql security definer set search_path = payment, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function order_has_history() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
-    if (select count(*) from changed) <> (
-        select count(*) from changed o
-        join order_history h on h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
-            and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated
-        join outbox x on x.aggregate_id = 'paymentOrders/' || o.payment_order_id and x.version = o.version
-        join checkout c on c.checkout_id = o.checkout_id
+    if exists (
+        select from changed o where (
+            exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
+                        and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated offset 0)
+            and exists (select from outbox x where x.aggregate_id = 'paymentOrders/' || o.payment_order_id and x.version = o.version offset 0)
+            and exists (select from checkout c where c.checkout_id = o.checkout_id offset 0)) is not true
     ) then
         raise exception 'an order changed without its history row, its event or its checkout' using errcode = 'P0001';
     end if;
@@ -159,15 +163,15 @@ create trigger inserted_order_has_history after insert on payment_order referenc
 create trigger updated_order_has_history after update on payment_order referencing new table as changed
     for each statement execute function order_has_history();
 
-create function history_has_order() returns trigger language plpgsql security definer set search_path = payment, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function history_has_order() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
-    if (select count(*) from added) <> (
-        select count(*) from added h
-        join payment_order o on o.payment_order_id = h.payment_order_id and o.version >= h.version
-        join outbox x on x.aggregate_id = 'paymentOrders/' || h.payment_order_id and x.version = h.version
-        left join order_history p on p.payment_order_id = h.payment_order_id and p.version = h.version - 1
-        where p.to_status is not distinct from h.from_status and (p.version is null) = (h.version = 1)
+    if exists (
+        select from added h where (
+            exists (select from payment_order o where o.payment_order_id = h.payment_order_id and o.version >= h.version offset 0)
+            and exists (select from outbox x where x.aggregate_id = 'paymentOrders/' || h.payment_order_id and x.version = h.version offset 0)
+            and case when h.version = 1 then h.from_status is null else h.from_status = (
+                select p.to_status from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1) end) is not true
     ) then
         raise exception 'a history row does not follow its order' using errcode = 'P0001';
     end if;
@@ -176,17 +180,16 @@ end $$;
 create trigger history_has_order after insert on order_history referencing new table as added
     for each statement execute function history_has_order();
 
-create function event_has_change() returns trigger language plpgsql security definer set search_path = payment, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function event_has_change() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
-    if (select count(*) from added) <> (
-        select count(*) from added x
-        join order_history h on h.payment_order_id = substr(x.aggregate_id, 15) and h.version = x.version
-        where x.aggregate_id like 'paymentOrders/%'
-    ) + (
-        select count(*) from added x
-        join checkout c on c.checkout_id = substr(x.aggregate_id, 10) and x.version between 1 and c.version
-        where x.aggregate_id like 'payments/%'
+    if exists (
+        select from added x where (case
+            when x.aggregate_id like 'paymentOrders/%' then exists (
+                select from order_history h where h.payment_order_id = substr(x.aggregate_id, 15) and h.version = x.version offset 0)
+            when x.aggregate_id like 'payments/%' then exists (
+                select from checkout c where c.checkout_id = substr(x.aggregate_id, 10) and x.version between 1 and c.version offset 0)
+            end) is not true
     ) then
         raise exception 'an event tells of no change' using errcode = 'P0001';
     end if;
@@ -195,12 +198,12 @@ end $$;
 create trigger event_has_change after insert on outbox referencing new table as added
     for each statement execute function event_has_change();
 
-create function checkout_has_event() returns trigger language plpgsql security definer set search_path = payment, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function checkout_has_event() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
-    if (select count(*) from changed c where tg_op = 'INSERT' or c.version = 2) <> (
-        select count(*) from changed c join outbox x on x.aggregate_id = 'payments/' || c.checkout_id and x.version = c.version
-        where tg_op = 'INSERT' or c.version = 2
+    if exists (
+        select from changed c where (tg_op = 'INSERT' or c.version = 2)
+            and not exists (select from outbox x where x.aggregate_id = 'payments/' || c.checkout_id and x.version = c.version offset 0)
     ) then
         raise exception 'a checkout changed without its event' using errcode = 'P0001';
     end if;
@@ -212,8 +215,8 @@ create trigger updated_checkout_has_event after update on checkout referencing n
     for each statement execute function checkout_has_event();
 
 -- P1: an attempt demands the sum of its charge's orders, in their one currency.
-create function attempt_covers_orders() returns trigger language plpgsql security definer set search_path = payment, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function attempt_covers_orders() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
         select from added a

@@ -89,45 +89,49 @@ end $$;
 create trigger ends_once before update on hold for each row
     when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_move();
 
--- Each trigger below looks its rows up by key, and is told so: on tables that grow fast the planner's statistics are old, and it would read them whole.
+-- P4: what neither an entry nor a policy tells of does not change.
+create trigger changes_by_versions after update on wallet for each row when (
+    new.version < old.version or new.policy_version not in (old.policy_version, old.policy_version + 1)
+    or (new.version = old.version
+        and (new.pending, new.available, new.held, new.owed) is distinct from (old.pending, old.available, old.held, old.owed))
+    or (new.policy_version = old.policy_version and (new.frozen, new.release_delay) is distinct from (old.frozen, old.release_delay)))
+execute function refuse_move();
 
--- P4, E1: a wallet's version counts its entries; each entry has its event, the last one says what the wallet holds.
-create function wallet_follows_entries() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+-- The triggers below see all rows of a statement at once, and look what belongs to each up by its key. "offset 0" keeps every look-up one: on tables
+-- that grow fast the planner's statistics are old, and as a join it would read them whole, or once for each row.
+
+-- P4: a wallet is what its last entry and its last policy say.
+create function wallet_follows_entries() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
-        select from after_change w join before_change b on b.seller_account = w.seller_account and b.currency = w.currency
-        where w.version < b.version
-           or (w.version = b.version and (w.pending, w.available, w.held, w.owed) is distinct from (b.pending, b.available, b.held, b.owed))
-           or (w.version > b.version and (
-                (select count(*) from wallet_entry e join outbox x
-                    on x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number
-                 where e.seller_account = w.seller_account and e.currency = w.currency and e.number > b.version and e.number <= w.version)
-                <> w.version - b.version
-                or not exists (select from wallet_entry e where e.seller_account = w.seller_account and e.currency = w.currency and e.number = w.version
-                    and (e.pending_after, e.available_after, e.held_after, e.owed_after) = (w.pending, w.available, w.held, w.owed))))
-           or w.policy_version not in (b.policy_version, b.policy_version + 1)
-           or (w.policy_version = b.policy_version and (w.frozen, w.release_delay) is distinct from (b.frozen, b.release_delay))
-           or (w.policy_version > b.policy_version and not exists (
-                select from wallet_policy p join outbox x
-                    on x.aggregate_id = 'walletPolicies/' || p.seller_account || '/' || p.currency and x.version = p.version
-                where p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
-                    and p.frozen = w.frozen and p.release_delay = w.release_delay))
+        select from changed w where (
+            (w.version = 0 or exists (
+                select from wallet_entry e where e.seller_account = w.seller_account and e.currency = w.currency and e.number = w.version
+                    and (e.pending_after, e.available_after, e.held_after, e.owed_after) = (w.pending, w.available, w.held, w.owed) offset 0))
+            and (w.policy_version = 0 or exists (
+                select from wallet_policy p where p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
+                    and p.frozen = w.frozen and p.release_delay = w.release_delay offset 0))) is not true
     ) then
-        raise exception 'a wallet changed without its entries or their events' using errcode = 'P0001';
+        raise exception 'a wallet is not what its entries and policies say' using errcode = 'P0001';
     end if;
-    -- W3: what is held is the sum of the open holds.
-    if exists (
-        select from after_change w join before_change b on b.seller_account = w.seller_account and b.currency = w.currency
-        where w.held <> b.held and w.held <> coalesce((
-            select sum(h.amount) from hold h where h.seller_account = w.seller_account and h.currency = w.currency and h.state = 'OPEN'), 0)
-    ) then
+    return null;
+end $$;
+create trigger wallet_follows_entries after update on wallet referencing new table as changed
+    for each statement execute function wallet_follows_entries();
+
+-- W3: what is held is the sum of the open holds.
+create function held_is_in_holds() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if new.held <> coalesce((
+        select sum(h.amount) from hold h where h.seller_account = new.seller_account and h.currency = new.currency and h.state = 'OPEN'), 0)
+    then
         raise exception 'a wallet holds another sum than its open holds' using errcode = 'P0001';
     end if;
     return null;
 end $$;
-create trigger wallet_follows_entries after update on wallet referencing new table as after_change old table as before_change
-    for each statement execute function wallet_follows_entries();
+create trigger held_is_in_holds after update on wallet for each row when (new.held <> old.held) execute function held_is_in_holds();
 
 create function wallet_is_new() returns trigger language plpgsql as $$
 begin
@@ -137,13 +141,18 @@ create trigger wallet_is_new before insert on wallet for each row
     when (new.version <> 0 or new.policy_version <> 0 or new.pending <> 0 or new.available <> 0 or new.held <> 0 or new.owed <> 0)
     execute function wallet_is_new();
 
-create function entry_has_wallet() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+-- P4, E1: entries and policies follow each other without a gap, none beyond its wallet, each with its event.
+create function entry_has_wallet() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
-    if (select count(*) from added) <> (
-        select count(*) from added e
-        join wallet w on w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number
-        join outbox x on x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number
+    if exists (
+        select from added e where (
+            exists (select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number offset 0)
+            and exists (
+                select from outbox x where x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number offset 0)
+            and (e.number = 1 or exists (
+                select from wallet_entry p where p.seller_account = e.seller_account and p.currency = e.currency and p.number = e.number - 1 offset 0))
+            ) is not true
     ) then
         raise exception 'an entry does not follow its wallet' using errcode = 'P0001';
     end if;
@@ -152,13 +161,32 @@ end $$;
 create trigger entry_has_wallet after insert on wallet_entry referencing new table as added
     for each statement execute function entry_has_wallet();
 
-create function hold_is_held() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function policy_has_wallet() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from added p where (
+            exists (select from wallet w
+                    where w.seller_account = p.seller_account and w.currency = p.currency and w.policy_version >= p.version offset 0)
+            and exists (
+                select from outbox x where x.aggregate_id = 'walletPolicies/' || p.seller_account || '/' || p.currency and x.version = p.version offset 0)
+            and (p.version = 1 or exists (
+                select from wallet_policy b where b.seller_account = p.seller_account and b.currency = p.currency and b.version = p.version - 1 offset 0))
+            ) is not true
+    ) then
+        raise exception 'a policy does not follow its wallet' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger policy_has_wallet after insert on wallet_policy referencing new table as added
+    for each statement execute function policy_has_wallet();
+
+create function hold_is_held() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
         select from (select distinct seller_account, currency from changed) s
-        join wallet w on w.seller_account = s.seller_account and w.currency = s.currency
-        where w.held <> coalesce((
+        where (select w.held from wallet w where w.seller_account = s.seller_account and w.currency = s.currency) <> coalesce((
             select sum(h.amount) from hold h where h.seller_account = s.seller_account and h.currency = s.currency and h.state = 'OPEN'), 0)
     ) then
         raise exception 'the open holds are another sum than their wallet holds' using errcode = 'P0001';
@@ -168,19 +196,18 @@ end $$;
 create trigger inserted_hold_is_held after insert on hold referencing new table as changed for each statement execute function hold_is_held();
 create trigger updated_hold_is_held after update on hold referencing new table as changed for each statement execute function hold_is_held();
 
-create function event_has_change() returns trigger language plpgsql security definer set search_path = wallet, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+create function event_has_change() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
-    if (select count(*) from added) <> (
-        select count(*) from added x
-        join wallet_entry e on e.seller_account = split_part(x.aggregate_id, '/', 2) and e.currency = split_part(x.aggregate_id, '/', 3)
-            and e.number = x.version
-        where x.aggregate_id like 'wallets/%'
-    ) + (
-        select count(*) from added x
-        join wallet_policy p on p.seller_account = split_part(x.aggregate_id, '/', 2) and p.currency = split_part(x.aggregate_id, '/', 3)
-            and p.version = x.version
-        where x.aggregate_id like 'walletPolicies/%'
+    if exists (
+        select from added x where (case
+            when x.aggregate_id like 'wallets/%' then exists (
+                select from wallet_entry e where e.seller_account = split_part(x.aggregate_id, '/', 2)
+                    and e.currency = split_part(x.aggregate_id, '/', 3) and e.number = x.version offset 0)
+            when x.aggregate_id like 'walletPolicies/%' then exists (
+                select from wallet_policy p where p.seller_account = split_part(x.aggregate_id, '/', 2)
+                    and p.currency = split_part(x.aggregate_id, '/', 3) and p.version = x.version offset 0)
+            end) is not true
     ) then
         raise exception 'an event tells of no change' using errcode = 'P0001';
     end if;
