@@ -18,7 +18,7 @@ async def _echo(raw: bytes, _context: Any) -> bytes:
 
 async def main(address: str) -> None:
     server = grpc.aio.server()
-    method = grpc.unary_unary_rpc_method_handler(_echo)
+    method = grpc.unary_unary_rpc_method_handler(_echo)  # type: ignore[var-annotated]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": method}),))
     server.add_insecure_port(address)
     await server.start()

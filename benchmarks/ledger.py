@@ -80,15 +80,15 @@ def _plain_inserts(admin: str, seconds: float) -> float:
     now, digest = "2026-01-01T00:00:00Z", bytes(32)
     with psycopg.connect(admin) as connection:
         connection.execute("drop schema if exists bare cascade")
-        connection.execute(_TABLES)  # type: ignore[arg-type]
+        connection.execute(_TABLES)
         connection.commit()
         sequence, begin = 0, time.perf_counter()
         while time.perf_counter() < begin + seconds:
             numbers = range(sequence + 1, sequence + _BATCH + 1)
             rows = [v for n in numbers for v in ("main", n, "PAY_IN", f"cause-{n}", "bench", digest, 5, "", None, now, now, digest, digest)]
             lines = [v for n in numbers for p in range(5) for v in ("main", n, p, n % 1000 * 5 + p, "EUR", 1000 + p, n)]
-            connection.execute(transactions, rows)  # type: ignore[arg-type]
-            connection.execute(entries, lines)  # type: ignore[arg-type]
+            connection.execute(transactions, rows)
+            connection.execute(entries, lines)
             connection.commit()
             sequence += _BATCH
         return sequence / (time.perf_counter() - begin)

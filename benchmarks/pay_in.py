@@ -78,7 +78,7 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
 async def _measure(parts: dict[str, Load], in_flight: int, seconds: float, say: Callable[[str], None]) -> None:
     """Echo and pay-in by turns, so that a machine that changes its pace meanwhile changes it for both."""
     async with grpc.aio.insecure_channel(_ECHO) as channel:
-        echo = channel.unary_unary("/bench.Echo/Echo")
+        echo = channel.unary_unary("/bench.Echo/Echo")  # type: ignore[var-annotated]
         raw = _request(0, "echo", _SELLERS).SerializeToString()
 
         async def ask(_number: int) -> None:
@@ -99,7 +99,7 @@ async def _pay(name: str, sellers: int, in_flight: int, seconds: float) -> Load:
     run_id = f"{name}-{secrets.token_hex(4)}"
     metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
     async with grpc.aio.insecure_channel(_ADDRESS) as channel:
-        stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)  # type: ignore[arg-type]
+        stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
 
         async def pay(number: int) -> None:
             answer = await stub.CreatePayment(_request(number, run_id, sellers), timeout=30, metadata=metadata)

@@ -1,4 +1,6 @@
-"""Generates the SDK's protobuf code and the currency table; --check compares them with the committed files instead."""
+"""Generates the SDK's protobuf code and the currency table; --check compares them with the committed files instead.
+
+--descriptors FILE writes the contract's descriptor set: for buf, and as the image of a release."""
 
 import filecmp
 import os
@@ -12,7 +14,7 @@ import iso4217
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("money", "error", "payment", "ledger", "wallet", "payout", "event")
+PACKAGES = sorted(path.name for path in (ROOT / "protos/tallystick").iterdir())
 CURRENCIES = Path("server/tallystick_core/currencies.py")
 CRYPTO = {"BTC": 8, "USDC": 6}
 

@@ -7,10 +7,12 @@ import itertools
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 import pytest
@@ -21,9 +23,10 @@ from tallystick_server.process import serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import SERVICES, Passwords, migrate, roles
+from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
 from tallystick_server.process.serve import Running
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 _ports = itertools.count(17_300 + os.getpid() % 500 * 20)
 
@@ -31,6 +34,14 @@ _ports = itertools.count(17_300 + os.getpid() % 500 * 20)
 def unique(prefix: str = "t") -> str:
     """An id that no other test uses."""
     return f"{prefix}-{secrets.token_hex(6)}"
+
+
+def eventually(look: Callable[[], T], seconds: float = 15.0) -> T:
+    """What `look` gives as soon as it is true, or what it gives when the time is up."""
+    end = time.monotonic() + seconds
+    while not (found := look()) and time.monotonic() < end:
+        continue
+    return found
 
 
 def free_address() -> str:
@@ -66,7 +77,7 @@ def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> It
     finally:
         with psycopg.connect(admin_url, autocommit=True) as connection:
             connection.execute(f"drop database {name} with (force)")
-            for service in SERVICES:
+            for service in SCHEMAS:
                 for role in (roles(name, service).service, roles(name, service).reader, roles(name, service).owner):
                     connection.execute(f'drop role if exists "{role}"')
 

@@ -44,7 +44,7 @@ def attempt(known: Databases, service: str, sql: str, role: str = "") -> str:
         if role == "owner":
             connection.execute(f"set search_path = {service}")
         try:
-            connection.execute(sql)  # type: ignore[call-overload]
+            connection.execute(sql)
             connection.commit()
         except psycopg.Error as error:
             return error.sqlstate or "?"

@@ -39,7 +39,7 @@ def insert(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
 
 def count(database: Databases, aggregate: str) -> int:
     with psycopg.connect(database.reader("event").replace("+psycopg", "")) as connection:
-        return connection.execute("select count(*) from event where aggregate_id = %s", (aggregate,)).fetchone()[0]  # type: ignore[index]
+        return connection.execute("select count(*) from event where aggregate_id = %s", (aggregate,)).fetchone()[0]  # type: ignore[index, no-any-return]
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -151,7 +151,7 @@ def test_no_network_call_is_made_inside_a_transaction(event: Database) -> None:
 
     def work(_: Connection) -> None:
         inside.append(in_transaction())
-        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1, margin=1).charge(None)):  # type: ignore[arg-type]
+        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1).charge(None)):  # type: ignore[arg-type]
             with pytest.raises(RuntimeError, match="inside a transaction"):
                 asyncio.run(call)
 

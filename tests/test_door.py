@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
 
 from tallystick import (
     Client,
@@ -32,11 +37,11 @@ from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.authentication import Development
-from tallystick_server.runtime.door import Door
+from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.errors import CODE, from_status, to_status
 from tallystick_server.wallet import handlers as wallet
 
-from .conftest import serving
+from .conftest import free_address, serving
 
 TOKENS = {
     "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
@@ -56,7 +61,9 @@ def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
 def test_refusals_survive_the_wire(reason: Reason) -> None:
     """A refusal inside a batch comes out of its status as it went in."""
     back = from_status(to_status(Refused(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5)))
-    assert (back.reason, back.message, back.metadata) == (reason, "why", {"x": "y"})
+    assert (back.reason, back.message, back.field, back.metadata, back.retry_after) == (reason, "why", "a.b", {"x": "y"}, 1.5)
+    bare = from_status(to_status(Refused(reason, "why")))
+    assert (bare.field, bare.metadata, bare.retry_after) == ("", {}, None)
 
 
 @pytest.mark.parametrize("descriptor", [
@@ -107,46 +114,89 @@ def test_payouts_are_declared_and_not_built(client: Client, method: str) -> None
     assert error.value.reason == "METHOD_NOT_BUILT"
 
 
-def test_too_many_calls_are_shed(own_database: Databases) -> None:
-    """Above the limit a call is refused with OVERLOADED and when to come back; the SDK's retries carry it through."""
-    with serving(own_database, Settings(most_calls=2)) as platform:
-        door = platform.running._doors[0]
-        door._calls = 2
-        impatient = Client(platform.address, settings=ClientSettings(attempts=1))
-        with impatient, pytest.raises(TallystickError) as error:
-            impatient.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
-        assert error.value.reason == "OVERLOADED"
-        assert error.value.retry_after == 0.5
-        door._calls = 0
+class Handlers:
+    """Handlers that all do one thing."""
+
+    def __init__(self, answer: Callable[[], Awaitable[Message]]) -> None:
+        self._answer = answer
+
+    def __getattr__(self, name: str) -> Callable[[Message, Call], Awaitable[Message]]:
+        return lambda _request, _call: self._answer()
 
 
-def test_a_fault_of_ours_tells_nothing_but_the_trace(own_database: Databases) -> None:
+@contextmanager
+def behind_a_door(answer: Callable[[], Awaitable[Message]], *, most_calls: int = 10) -> Iterator[Client]:
+    """A client of a server whose handlers are the test's; it sends each call once."""
+    address = free_address()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> grpc.aio.Server:
+        server = grpc.aio.server()
+        door = Door(Development(), most_calls=most_calls)
+        door.bind(server, payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], Handlers(answer), payment.ACCESS)
+        server.add_insecure_port(address)
+        await server.start()
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
+    try:
+        with Client(address, settings=ClientSettings(attempts=1)) as client:
+            yield client
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+LIST = payment_service_pb2.ListPaymentsRequest()
+
+
+def test_too_many_calls_are_shed() -> None:
+    """Above the limit a call is refused with OVERLOADED and when to come back."""
+    entered, leave = threading.Semaphore(0), threading.Event()
+
+    async def slow() -> Message:
+        entered.release()
+        await asyncio.to_thread(leave.wait, 10)
+        return payment_service_pb2.ListPaymentsResponse()
+
+    with behind_a_door(slow, most_calls=2) as client, ThreadPoolExecutor(2) as callers:
+        first = [callers.submit(client.payment.ListPayments, LIST) for _ in range(2)]
+        assert all(entered.acquire(timeout=10) for _ in first)
+        with pytest.raises(TallystickError) as error:
+            client.payment.ListPayments(LIST)
+        leave.set()
+        assert all(isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first)
+    assert error.value.reason == "OVERLOADED"
+    assert error.value.retry_after == 0.5
+
+
+def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
     """INTERNAL: no exception text, no SQL, no path; the trace id is in the error."""
-    with serving(own_database) as platform, platform.client() as client:
-        handlers = platform.running._services[0].servicer
 
-        async def broken(_work: object) -> None:
-            raise ValueError("select secret from /etc/passwd")
+    async def broken() -> Message:
+        raise ValueError("select secret from /etc/passwd")
 
-        handlers._database.read = broken  # type: ignore[attr-defined]
-        with pytest.raises(InternalError) as error:
-            client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+    with behind_a_door(broken) as client, pytest.raises(InternalError) as error:
+        client.payment.ListPayments(LIST)
     assert error.value.reason == "INTERNAL"
     assert "secret" not in str(error.value)
     assert list(error.value.metadata) == ["trace_id"]
     assert error.value.trace_id == error.value.metadata["trace_id"]
 
 
-def test_a_call_past_its_deadline_ends_by_name(own_database: Databases) -> None:
+def test_a_call_past_its_deadline_ends_by_name() -> None:
     """A handler that does not end is DEADLINE_EXCEEDED, with the hint that the same id is safe."""
-    with serving(own_database) as platform, platform.client() as client:
 
-        async def hangs(_work: object) -> None:
-            await asyncio.sleep(60)
+    async def hangs() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("the deadline ends it")
 
-        platform.running._services[0].servicer._database.read = hangs  # type: ignore[attr-defined]
-        with pytest.raises(DeadlineExceededError):
-            client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest(), timeout=0.3)
+    with behind_a_door(hangs) as client, pytest.raises(DeadlineExceededError):
+        client.payment.ListPayments(LIST, timeout=0.3)
 
 
 def test_draining_refuses_new_calls(own_database: Databases) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import defaultdict
 
 import pytest
@@ -14,16 +13,17 @@ from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.runtime.relay import parts
 
-from .conftest import Platform, unique
+from .conftest import Platform, eventually, unique
 
 
 def events_of(client: Client, aggregate: str, count: int) -> list[event_pb2.Event]:
     """An aggregate's events, once there are so many."""
-    deadline = time.monotonic() + 15
-    while True:
+
+    def look() -> list[event_pb2.Event]:
         found = list(client.events(aggregate_id=aggregate))
-        if len(found) >= count or time.monotonic() > deadline:
-            return found
+        return found if len(found) >= count else []
+
+    return eventually(look)
 
 
 def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> None:
@@ -44,11 +44,8 @@ def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> 
     assert closed.payment.version == client.get_payment(checkout).version
     (wallet,) = events_of(client, f"wallets/{seller}/EUR", 1)
     assert wallet.wallet_entry.available_after == "4.00"
-    deadline = time.monotonic() + 15
-    posted: list[event_pb2.Event] = []
-    while not posted and time.monotonic() < deadline:
-        posted = [e for e in client.events(types=[event_pb2.EVENT_TYPE_TRANSACTION_POSTED]) if e.transaction.cause_id == order]
-    assert len(posted) == 1
+    kinds = [event_pb2.EVENT_TYPE_TRANSACTION_POSTED]
+    assert len(eventually(lambda: [e for e in client.events(types=kinds) if e.transaction.cause_id == order])) == 1
 
 
 def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
@@ -94,10 +91,34 @@ def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
 def test_bad_events_are_refused_whole(platform: Platform, client: Client, changes: dict[str, object], field: str) -> None:
     """A bad event is refused with its path, and nothing of its batch is published."""
     good = {"event_id": "payments/x/1", "aggregate_id": "payments/x", "aggregate_version": 1, "type": 1, "create_time": Timestamp(seconds=1)}
+    bad = {**good, "event_id": "payments/x/2", "aggregate_version": 2, **changes}
     with pytest.raises(TallystickError) as error:
-        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event_pb2.Event(**{**good, **changes})]))  # type: ignore[arg-type]
-    assert error.value.field_violations[0].field == f"events[0].{field}"
+        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event_pb2.Event(**one) for one in (good, bad)]))  # type: ignore[arg-type]
+    assert error.value.field_violations[0].field == f"events[1].{field}"
     assert not list(client.events(aggregate_id="payments/x"))
+
+
+def test_an_event_counts_once(client: Client) -> None:
+    """K1: published again, alone or beside new ones, an event is dropped and not counted; twice in one request is refused."""
+    name = f"payments/{unique()}"
+    events = [
+        event_pb2.Event(
+            event_id=f"{name}/{n}",
+            aggregate_id=name,
+            aggregate_version=n,
+            type=event_pb2.EVENT_TYPE_PAYMENT_CREATED,
+            create_time=Timestamp(seconds=1),
+        )
+        for n in (1, 2, 3)
+    ]
+    publish = client.event.BatchPublish
+    assert publish(event_service_pb2.BatchPublishRequest(events=events[:2])).published == 2
+    assert publish(event_service_pb2.BatchPublishRequest(events=events)).published == 1
+    assert publish(event_service_pb2.BatchPublishRequest(events=events)).published == 0
+    assert [e.aggregate_version for e in client.events(aggregate_id=name)] == [1, 2, 3]
+    with pytest.raises(TallystickError) as error:
+        publish(event_service_pb2.BatchPublishRequest(events=[events[0], events[0]]))
+    assert (error.value.reason, error.value.field_violations[0].field) == ("DUPLICATE_ITEM", "events[1].event_id")
 
 
 def test_requests_of_the_relay_are_never_too_large() -> None:

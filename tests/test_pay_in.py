@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import AlreadyExistsError, Client, NotFoundError, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
@@ -21,7 +22,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 
-from .conftest import Platform, serving, unique
+from .conftest import Platform, eventually, serving, unique
 
 
 def pay(client: Client, *amounts: str, token: str = "tok_visa", checkout: str = "", **values: Any) -> payment_pb2.Payment:
@@ -120,12 +121,18 @@ def test_an_unknown_outcome_is_resolved_by_the_same_key(client: Client, platform
 def test_an_outcome_that_stays_unknown_stays_executing(client: Client) -> None:
     """A provider that replays a 5xx for ever leaves the order EXECUTING, with its next attempt's time, never FAILED."""
     payment = pay(client, "5.00", token="tok_error_stored", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=payment.payment_orders[0].payment_order_id)
-        found = client.payment.GetPaymentOrder(request)
-        if found.attempts[0].outcome == payment_pb2.OUTCOME_UNKNOWN:
-            break
+    request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=payment.payment_orders[0].payment_order_id)
+
+    def unknown(after: Timestamp) -> payment_service_pb2.GetPaymentOrderResponse | None:
+        answer = client.payment.GetPaymentOrder(request)
+        due = answer.payment_order.next_attempt_time
+        return answer if answer.attempts[0].outcome == payment_pb2.OUTCOME_UNKNOWN and due.ToNanoseconds() > after.ToNanoseconds() else None
+
+    first = eventually(lambda: unknown(Timestamp()))
+    assert first is not None
+    found = eventually(lambda: unknown(first.payment_order.next_attempt_time))  # it has been sent again, and is to be sent once more
+    assert found is not None
+    assert len(found.attempts) == 1
     assert found.payment_order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
     assert found.payment_order.HasField("next_attempt_time")
     assert found.payment_order.attempt_count == 1
@@ -158,7 +165,7 @@ def test_a_repeat_answers_with_the_payment_as_it_stands(client: Client, platform
     again = [new_order(f"{checkout}-{n}", "b", f"s-{checkout}", amount, "EUR") for n, amount in ((2, "2.5"), (1, "10.00"))]
     paid = client.create_payment(checkout, first, credit_card_info="tok_visa")
     request = payment_service_pb2.CreatePaymentRequest(checkout_id=checkout, payment_orders=again, credit_card_info="tok_visa")
-    response, call = client.payment.CreatePayment.with_call(request)  # type: ignore[attr-defined]
+    response, call = client.payment.CreatePayment.with_call(request)
     assert response.payment == paid
     assert dict(call.trailing_metadata())["tallystick-replayed"] == "true"
     assert len(charges(platform.databases, checkout)) == 2
@@ -236,16 +243,17 @@ def test_a_cancelled_call_changes_nothing(client: Client, platform: Platform) ->
     request = payment_service_pb2.CreatePaymentRequest(
         checkout_id=checkout, payment_orders=[new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_delay:300"
     )
+
+    def accepted() -> bool:
+        try:
+            return client.get_payment(checkout).checkout_id == checkout
+        except NotFoundError:
+            return False
+
     with grpc.insecure_channel(platform.address) as channel:
         call: Any = payment_service_pb2_grpc.PaymentServiceStub(channel).CreatePayment.future(request, timeout=10)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:  # until it is accepted, and the provider is being asked
-            try:
-                client.get_payment(checkout)
-                break
-            except NotFoundError:
-                continue
-        assert call.cancel()
+        assert eventually(accepted)
+        assert call.cancel()  # while the provider is being asked
     assert client.wait_for_payment(checkout, 10).is_payment_done
     assert len(charges(platform.databases, checkout)) == 1
 
@@ -361,7 +369,7 @@ def test_a_dead_process_leaves_nothing_undone(own_database: Databases, tmp_path:
 
 async def _drop_everything(platform: Platform) -> None:
     """Ends the flow's work as a crash would: no charge in hand comes to rest."""
-    flow = platform.running._services[0].settle.__self__  # type: ignore[union-attr]
+    flow = platform.running._services[0].drain.__self__  # type: ignore[union-attr]
     for task in flow._tasks:
         task.cancel()
 

@@ -25,7 +25,7 @@ from tallystick_core.payment import (
     normalised,
     refuse_siblings,
 )
-from tallystick_core.provider import Declined, FailureReason, NotSent, Pending, Succeeded, Unknown
+from tallystick_core.provider import Declined, FailureReason, NotSent, Pending, PendingReason, Succeeded, Unknown
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.risk import BuiltInRisk, RiskRules
 
@@ -70,7 +70,7 @@ def test_the_order_of_orders_makes_no_difference(orders: list[Order]) -> None:
 )
 def test_another_value_is_another_fingerprint_and_is_named(field: str, value: object, named: str) -> None:
     """K1: any other value changes the fingerprint, and the first that differs is named."""
-    other = replace(EVENT, **{field: value})
+    other = replace(EVENT, **{field: value})  # type: ignore[arg-type]
     assert other.fingerprint() != EVENT.fingerprint()
     assert first_difference(other, EVENT) == named
 
@@ -78,16 +78,19 @@ def test_another_value_is_another_fingerprint_and_is_named(field: str, value: ob
 @pytest.mark.parametrize("outcome", [Succeeded("r", 999, "EUR"), Succeeded("r", 1000, "USD")])
 def test_a_charge_of_another_amount_is_no_success(outcome: Succeeded) -> None:
     """P2: money that fits no order never makes one a SUCCESS."""
-    assert judge(outcome, 1000, "EUR") == Declined("PROVIDER_MISMATCH", reference="r")
+    assert judge(outcome, 1000, "EUR") == Declined(FailureReason.PROVIDER_MISMATCH, reference="r")
 
 
-@pytest.mark.parametrize("outcome", [Succeeded("r", 1000, "EUR"), Declined("X"), Pending("X"), NotSent("x"), Unknown("x")])
+@pytest.mark.parametrize(
+    "outcome",
+    [Succeeded("r", 1000, "EUR"), Declined(FailureReason.PROVIDER_DECLINED), Pending(PendingReason.PROVIDER_REVIEW), NotSent("x"), Unknown("x")],
+)
 def test_other_outcomes_stand(outcome: object) -> None:
     """Judging changes nothing else."""
     assert judge(outcome, 1000, "EUR") is outcome  # type: ignore[arg-type]
 
 
-def _risk(**rules: object) -> dict[str, str]:
+def _risk(**rules: object) -> dict[str, FailureReason]:
     return BuiltInRisk(RiskRules(**rules)).check(EVENT, {})  # type: ignore[arg-type]
 
 

@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 
+from tallystick_core.payment import Happening, happening
 from tallystick_core.provider import Declined, Pending, Succeeded, Unknown
 from tallystick_sandbox.rules import Reply
-from tallystick_server.payment.record import happening
 from tallystick_server.providers.sandbox import outcome
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind"),
+    ("reply", "kind", "happens"),
     [
-        (Reply(200, "r", 100, "EUR"), Succeeded),
-        (Reply(202, "r", 100, "EUR", "action"), Pending),
-        (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined),
-        *((Reply(status, "r", 100, "EUR"), Unknown) for status in (201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
+        (Reply(200, "r", 100, "EUR"), Succeeded, Happening.SUCCEEDED),
+        (Reply(202, "r", 100, "EUR", "action"), Pending, Happening.PENDING),
+        (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined, Happening.DECLINED),
+        *((Reply(status, "r", 100, "EUR"), Unknown, Happening.UNKNOWN) for status in (201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
     ],
 )
-def test_only_a_definite_answer_is_definite(reply: Reply, kind: type) -> None:
+def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: Happening) -> None:
     """Everything that is no clear success, decline or wait is Unknown, and the same key is sent again."""
     assert type(outcome(reply)) is kind
-    assert happening(outcome(reply))
+    assert happening(outcome(reply)) is happens
 
 
 @pytest.mark.parametrize("status", [200, 202, 402])

@@ -10,7 +10,7 @@ import pytest
 
 from tallystick_server.process.databases import Databases
 
-from .conftest import ROOT, serving
+from .conftest import ROOT, eventually, serving
 
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:7070"
@@ -40,8 +40,7 @@ def test_the_grpcurl_lines(own_database: Databases) -> None:
     ]
     with serving(own_database) as platform, platform.client() as client:
         for line, answer in zip(lines, wanted, strict=True):
-            while "StreamEvents" in line and not list(client.events()):
-                continue  # the relay is on its way
+            assert "StreamEvents" not in line or eventually(lambda: list(client.events()))  # the relay is on its way
             done = subprocess.run(["bash", "-c", line.replace(ADDRESS, platform.address)], capture_output=True, text=True, check=False, timeout=30)
             assert done.returncode == 0, done.stderr
             assert answer in done.stdout, done.stdout

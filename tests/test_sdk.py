@@ -30,7 +30,7 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
         self.calls: list[dict[str, str]] = []
 
     def GetPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
-        self.calls.append(dict(context.invocation_metadata()))
+        self.calls.append(dict(context.invocation_metadata()))  # type: ignore[arg-type]
         if self.script:
             refused = self.script.pop(0)
             context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
@@ -40,7 +40,7 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
 
 @pytest.fixture
 def scripted() -> Iterator[tuple[Scripted, str]]:
-    server, servicer, address = grpc.server(ThreadPoolExecutor(4)), Scripted(), free_address()
+    server, servicer, address = grpc.server(ThreadPoolExecutor(4)), Scripted(), free_address()  # type: ignore[abstract]
     payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(servicer, server)
     server.add_insecure_port(address)
     server.start()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,9 +25,10 @@ from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.process.configuration import load
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.failure import Failure
+from tallystick_server.process.migrate import SCHEMAS
 from tallystick_server.process.verify import verify
 
-from .conftest import ROOT, free_address, fresh_database
+from .conftest import ROOT, eventually, free_address, fresh_database
 
 CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 
@@ -38,10 +38,9 @@ def process(arguments: list[str], environment: dict[str, str], address: str) -> 
     """A command that serves, up when the block begins."""
     started = subprocess.Popen([*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 30
-        while not serving(address):
-            assert started.poll() is None, started.stderr.read() if started.stderr else ""
-            assert time.monotonic() < deadline
+        eventually(lambda: serving(address) or started.poll() is not None, 30)
+        assert started.poll() is None, started.stderr.read() if started.stderr else ""
+        assert serving(address)
         yield started
     finally:
         started.terminate()
@@ -51,7 +50,7 @@ def process(arguments: list[str], environment: dict[str, str], address: str) -> 
 def serving(address: str, service: str = "") -> bool:
     with grpc.insecure_channel(address) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=1)  # type: ignore[no-untyped-call]
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=1)  # type: ignore[attr-defined]
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -90,9 +89,7 @@ def test_services_run_as_processes_of_their_own(own_database: Databases, tmp_pat
         assert client.create_payment("c-1", orders, credit_card_info="tok_visa").is_payment_done
         lost = client.create_payment("c-2", [new_order("o-9", "b", "s-1", "1.00", "EUR")], credit_card_info="tok_lost_after")
         assert lost.is_payment_done
-        deadline = time.monotonic() + 10
-        while not any(e.aggregate_id == "payments/c-2" and e.aggregate_version == 2 for e in client.events()):
-            assert time.monotonic() < deadline
+        assert eventually(lambda: any(e.aggregate_id == "payments/c-2" and e.aggregate_version == 2 for e in client.events()))
     report = verify(own_database)
     assert report.passed, report.as_text()
 
@@ -106,9 +103,7 @@ def test_sigterm_drains(own_database: Databases) -> None:
         order = new_order("o-1", "b", "s", "1.00", "EUR")
         caller = threading.Thread(target=lambda: answers.append(client.create_payment("c-1", [order], credit_card_info="tok_delay:1500")))
         caller.start()
-        deadline = time.monotonic() + 10
-        while not list(client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments):
-            assert time.monotonic() < deadline
+        assert eventually(lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments)
         server.send_signal(signal.SIGTERM)
         caller.join(20)
         assert answers
@@ -121,8 +116,8 @@ def test_sigterm_drains(own_database: Databases) -> None:
 def test_reflection_lists_every_service(platform_address: str) -> None:
     """grpcurl's way: the server tells its services and their files."""
     with grpc.insecure_channel(platform_address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[no-untyped-call]
-        answers = list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answers = list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))  # type: ignore[operator]
     names = {service.name for service in answers[0].list_services_response.service}
     assert names >= {f"tallystick.{name.lower()}.v1.{name}Service" for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")}
     for name in names:
@@ -174,6 +169,35 @@ def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> 
         said = [run.communicate(timeout=60)[1] for run in runs]
         assert [run.returncode for run in runs] == [0, 0], said
         assert verify(known).passed
+
+
+NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/none"
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "said"),
+    [
+        (["migrate"], {"TALLYSTICK_DATABASE_URL": NOWHERE}, "The database cannot be set up: connection failed"),
+        (["serve", "payment"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}"}, "TALLYSTICK_DATABASE_URL must be set"),
+        (["serve", "event"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"event={NOWHERE}"}, "database cannot be used"),
+        (["verify"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}"}, "TALLYSTICK_DATABASE_URL must be set"),
+        (["verify"], {"TALLYSTICK_DATABASE_URL": NOWHERE}, "There is no password for the role"),
+        (
+            ["verify"],
+            {
+                "TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}",
+                "TALLYSTICK_READER_DATABASE_URL": ",".join(f"{name}={NOWHERE}" for name in SCHEMAS),
+            },
+            "cannot be read",
+        ),
+    ],
+)
+def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment: dict[str, str], said: str, tmp_path: Path) -> None:
+    """Whatever is wrong with a database URL, a command ends in one sentence that tells no password."""
+    sentence = refusal(command, {**environment, "TALLYSTICK_DATA": str(tmp_path)})
+    assert said in sentence
+    assert len(sentence.strip().splitlines()) == 1
+    assert "secret" not in sentence
 
 
 BAD_SETTINGS = [

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         (OnPartial, payment_pb2.OnPartial),
     ],
 )  # fmt: skip
-def test_the_rules_and_the_contract_have_the_same_names(enum: type, wire: object) -> None:
+def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:
     """An enum of the rules and its counterpart on the wire list the same values."""
     prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", wire.DESCRIPTOR.name).upper() + "_"  # type: ignore[attr-defined]
     names = {name.removeprefix(prefix) for name in wire.keys()} - {"UNSPECIFIED"}  # type: ignore[attr-defined]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -9,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tallystick import new_order
+from tallystick_server.runtime.stage import Stage
 
 from .conftest import Platform, unique
 
@@ -41,12 +45,40 @@ def test_one_payment_is_one_trace(platform: Platform, exporter: InMemorySpanExpo
     assert any(name.startswith("transaction ") for name in names)
 
 
-def test_a_batch_is_linked_to_every_member(platform: Platform, exporter: InMemorySpanExporter) -> None:
-    """Two charges in one settle batch: the batch stands in the first one's trace, and links to the other's."""
+def test_a_batch_is_linked_to_every_member(exporter: InMemorySpanExporter) -> None:
+    """Three items of three traces in one batch: the batch stands in the first one's trace, and links to the others."""
+    tracer = trace.get_tracer("test")
+    members = []
+
+    async def run(items: Sequence[int]) -> Sequence[int | Exception]:
+        return items
+
+    async def batch() -> None:
+        stage: Stage[int, int] = Stage("test.batch", run)
+        futures = []
+        for n in range(3):
+            with tracer.start_as_current_span(f"member-{n}") as span:
+                members.append(span.get_span_context().span_id)
+                futures.append(stage.submit(n))
+        stage.start()
+        assert await asyncio.gather(*futures) == [0, 1, 2]
+        await stage.stop()
+
+    asyncio.run(batch())
+    (found,) = [span for span in exporter.get_finished_spans() if span.name == "test.batch"]
+    assert found.parent is not None
+    assert (found.parent.span_id, [link.context.span_id for link in found.links]) == (members[0], members[1:])
+
+
+def test_charges_that_travel_together_keep_their_trace(platform: Platform, exporter: InMemorySpanExporter) -> None:
+    """The batches that a payment's charges travelled in are linked to them."""
     checkout = unique("c")
     with platform.client() as client:
         client.create_payment(checkout, [new_order(f"{checkout}-{n}", "b", "s", "1.00", "EUR") for n in range(40)], credit_card_info="tok_visa")
-    batches = [s for s in exporter.get_finished_spans() if s.name == "sandbox.log" and (s.attributes or {}).get("batch.size", 0) > 1]
+    batches = [s for s in exporter.get_finished_spans() if s.name == "sandbox.log" and (s.attributes or {}).get("batch.size", 0) > 1]  # type: ignore[operator]
+    charging = {s.context.span_id for s in exporter.get_finished_spans() if s.name == "sandbox charge"}
     assert batches
-    assert all(len(s.links) < s.attributes["batch.size"] for s in batches if s.attributes)
-    assert any(s.links for s in batches)
+    for batch in batches:
+        assert batch.parent is not None
+        assert {batch.parent.span_id, *(link.context.span_id for link in batch.links)} <= charging
+        assert len(batch.links) == (batch.attributes or {})["batch.size"] - 1  # type: ignore[operator]

@@ -16,7 +16,7 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 
-from .conftest import fresh_database, serving
+from .conftest import eventually, fresh_database, serving
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,7 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
             )
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
-            while not any(e.aggregate_id == "wallets/s-0/EUR" and e.aggregate_version == 4 for e in client.events()):
-                pass
+            assert eventually(lambda: any(e.aggregate_id == "wallets/s-0/EUR" and e.aggregate_version == 4 for e in client.events()))
         yield known
 
 
@@ -85,10 +84,10 @@ def test_a_planted_row_is_named(filled: Databases, invariant: str, sql: str, exp
     with psycopg.connect(filled.admin) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers
         for table in tables:
-            connection.execute(f"create table keep_{table.replace('.', '_')} as select * from {table}")  # type: ignore[arg-type]
+            connection.execute(f"create table keep_{table.replace('.', '_')} as select * from {table}")
         if "unpaid_orders" in sql:
             connection.execute("alter table payment.checkout drop constraint if exists checkout_check")
-        connection.execute(sql)  # type: ignore[arg-type]
+        connection.execute(sql)
         connection.commit()
         try:
             report = verify(filled)
@@ -109,9 +108,9 @@ def _restore(connection: psycopg.Connection[object], tables: set[str]) -> None:
             "where table_schema = %s and table_name = %s and is_generated = 'NEVER'", (schema, name),
         ).fetchone()[0]  # type: ignore[index]  # fmt: skip
         override = "overriding system value" if table == "ledger.account" else ""
-        connection.execute(f"delete from {table}")  # type: ignore[arg-type]
-        connection.execute(f"insert into {table} ({columns}) {override} select {columns} from keep_{schema}_{name}")  # type: ignore[arg-type]
-        connection.execute(f"drop table keep_{schema}_{name}")  # type: ignore[arg-type]
+        connection.execute(f"delete from {table}")
+        connection.execute(f"insert into {table} ({columns}) {override} select {columns} from keep_{schema}_{name}")
+        connection.execute(f"drop table keep_{schema}_{name}")
     connection.commit()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +14,7 @@ from tallystick._errors import from_status
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 
-from .conftest import unique
+from .conftest import eventually, unique
 
 
 def credit(client: Client, seller: str, amount: str, cause: str = "", **values: object) -> pb.WalletResult:
@@ -87,9 +86,7 @@ def test_a_hold_expires_by_itself(client: Client) -> None:
     soon.FromDatetime(datetime.now(UTC) + timedelta(milliseconds=100))
     assert reason(hold(client, seller, unique("h"), "1.00", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT, expire_time=soon)) == "FIELD_INVALID"
     hold(client, seller, hold_id, "3.00", expire_time=soon)
-    deadline = time.monotonic() + 10
-    while client.wallet.GetHold(pb.GetHoldRequest(hold_id=hold_id)).hold.state == wallet_pb2.HOLD_STATE_OPEN:
-        assert time.monotonic() < deadline
+    assert eventually(lambda: client.wallet.GetHold(pb.GetHoldRequest(hold_id=hold_id)).hold.state != wallet_pb2.HOLD_STATE_OPEN)
     assert parts(client, seller) == ("0.00", "3.00", "0.00", "0.00")
     kinds = [e.kind for e in client.wallet.ListWalletEntries(pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")).entries]
     assert kinds[0] == wallet_pb2.WALLET_ENTRY_KIND_HOLD_EXPIRED
@@ -156,6 +153,6 @@ def test_bad_items_are_refused_on_their_own(client: Client, changes: dict[str, s
     """A bad item has the path of its field; the good one beside it is made."""
     seller = unique("s")
     good = {"cause": f"PAY_IN/{unique()}", "caller": "t", "seller_account": seller, "amount": "1.00", "currency": "EUR"}
-    results = client.wallet.BatchCredit(pb.BatchCreditRequest(credits=[pb.Credit(**{**good, **changes}), pb.Credit(**good)])).results
+    results = client.wallet.BatchCredit(pb.BatchCreditRequest(credits=[pb.Credit(**{**good, **changes}), pb.Credit(**good)])).results  # type: ignore[arg-type]
     assert from_status(results[0].error).field_violations[0].field == f"credits[0].{field}"
     assert results[1].wallet.available == "1.00"

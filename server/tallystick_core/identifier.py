@@ -46,6 +46,11 @@ def parse_id(text: str, field: str) -> str:
     return text
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` has the form of an id."""
+    return _ID.match(text) is not None
+
+
 def parse_text(text: str, field: str, most: int) -> str:
     """Free text without NUL, of at most `most` characters. Raises FIELD_INVALID, CARD_NUMBER_REFUSED."""
     if len(text) > most:

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 from tallystick_core.booking import Kind, Line
 from tallystick_core.canonical import canonical, fingerprint
+from tallystick_core.identifier import refuse_card_number
 from tallystick_core.refusal import Reason, Refused
 
 BOOK = "main"
@@ -96,11 +97,12 @@ def check_balanced(lines: Sequence[Line]) -> None:
 
 
 def parse_account(text: str, field: str) -> str:
-    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
     if not text:
         raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: a path such as sellers/s-1.", field=field)
     if _ACCOUNT.match(text) is None:
         raise Refused(Reason.FIELD_INVALID, f"{field} must be one to four ids joined by /, such as sellers/s-1.", field=field)
+    refuse_card_number(text, field)
     return text
 
 

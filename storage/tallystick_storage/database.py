@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _active = threading.local()
 _ATTEMPTS = 6
-# Classes of SQLSTATE after which the same transaction may succeed: conflict, resources, operator intervention, lock timeout, aborted.
+# SQLSTATEs after which the same transaction may succeed: conflict, resources, operator, lock timeout, idle too long, connection.
 _AGAIN = ("40", "53", "57", "55P03", "25P03", "08")
 # Classes that blame the data: retrying cannot help, and one item of the batch is the culprit.
 _DATA = ("22", "23", "P0001")
@@ -41,7 +41,7 @@ class DataRefused(Exception):
 
 
 class _Again(Exception):
-    """This try has failed, or nobody knows; the next may succeed. `refusal` is what the caller is told when none does."""
+    """This try has failed, or nobody knows; the next may succeed. `reason` is what the caller is told when none does."""
 
     def __init__(self, cause: Exception, reason: Reason) -> None:
         super().__init__(str(cause))
@@ -49,7 +49,7 @@ class _Again(Exception):
 
 
 def in_transaction() -> bool:
-    """Whether this thread is inside a transaction; providers and stubs refuse to run there."""
+    """Whether this thread is inside a transaction or a read; providers and stubs refuse to run there."""
     return getattr(_active, "value", False)
 
 

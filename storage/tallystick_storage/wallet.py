@@ -54,7 +54,7 @@ _MADE = text("""
 """)
 
 
-def made(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+def fingerprints(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
     """Which changes (kind, cause) were made before: their fingerprints."""
     items = rows([{"kind": kind, "cause": cause} for kind, cause in causes])
     return {(row.kind, row.cause): bytes(row.fingerprint) for row in connection.execute(_MADE, {"causes": items})}
@@ -97,7 +97,7 @@ def list_holds(connection: Connection, seller: str, currency: str, before: tuple
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Decided:
     """A change to write down, with the trace context of the call it came with."""
 
     instruction: Instruction
@@ -133,7 +133,7 @@ _WRITE = text("""
 """)
 
 
-def write(connection: Connection, changes: Sequence[Made]) -> None:
+def write(connection: Connection, changes: Sequence[Decided]) -> None:
     """Writes changes of locked wallets, in order: entries, their events, holds, and each wallet once."""
     last: dict[WalletKey, Wallet] = {}
     entries, placed, ended = [], [], []
@@ -155,7 +155,7 @@ def _parts(wallet: Wallet) -> dict[str, Any]:
     return {"seller_account": wallet.seller_account, "currency": wallet.currency, **parts}
 
 
-def _entry(item: Made) -> dict[str, Any]:
+def _entry(item: Decided) -> dict[str, Any]:
     return {
         **_parts(item.change.wallet),
         "number": item.change.wallet.version,

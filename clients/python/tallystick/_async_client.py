@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import grpc
 from opentelemetry.trace import SpanKind
+from tenacity import AsyncRetrying
 
-from tallystick._client import _STREAM_SECONDS
 from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
-from tallystick._settings import ClientSettings, short_name, tracer
+from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -80,16 +80,10 @@ class AsyncClient:
 
     async def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncIterator[payment_pb2.Payment]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
-        seen = after_version
-        while True:
-            try:
-                request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=seen)
-                async for response in self.payment.WatchPayment(request):
-                    seen = response.payment.version
-                    yield response.payment
-                return
-            except TallystickError as error:
-                await self._rest_or_raise(error)
+        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
+        async for response in self._reopened(self.payment.WatchPayment, request):
+            request.after_version = response.payment.version
+            yield response.payment
 
     async def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
         """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
@@ -104,16 +98,10 @@ class AsyncClient:
 
     async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncIterator[event_pb2.Event]:
         """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
-        cursor = after_cursor
-        while True:
-            try:
-                request = event_service_pb2.StreamEventsRequest(after_cursor=cursor, follow=follow, **filters)
-                async for response in self.event.StreamEvents(request):
-                    cursor = response.event.cursor
-                    yield response.event
-                return
-            except TallystickError as error:
-                await self._rest_or_raise(error)
+        request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
+        async for response in self._reopened(self.event.StreamEvents, request):
+            request.after_cursor = response.event.cursor
+            yield response.event
 
     async def pages(self, method: Callable[[Any], Awaitable[Any]], request: Any, field: str) -> AsyncIterator[Any]:
         """The items of all pages of a list call, as Client.pages."""
@@ -126,10 +114,17 @@ class AsyncClient:
                 return
             request.page_token = response.next_page_token
 
-    async def _rest_or_raise(self, error: TallystickError) -> None:
-        if not error.may_retry:
-            raise error
-        await asyncio.sleep(self._settings.wait(error, 1))
+    async def _reopened(self, stream: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
+        """A stream's messages, over as many openings as it takes; the request is moved on by who reads them."""
+        reopening = Reopening(self._settings)
+        while True:
+            try:
+                async for response in stream(request):
+                    reopening.went_well()
+                    yield response
+                return
+            except TallystickError as error:
+                await asyncio.sleep(reopening.rest(error))
 
 
 class _Channel:
@@ -152,25 +147,22 @@ class _Channel:
 
     async def _sent(self, send: Any, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> Any:
         """Sends once or more, within the deadline."""
-        loop = asyncio.get_running_loop()
-        attempt = 1
-        while True:
+        now = asyncio.get_running_loop().time
+
+        async def once() -> Any:
             try:
-                return await send(request, timeout=max(end - loop.time(), 0.001), metadata=(*metadata, *self._settings.metadata()))
-            except grpc.aio.AioRpcError as raised:
-                error = from_rpc(raised)
-            wait = self._settings.wait(error, attempt)
-            if not error.may_retry or attempt >= self._settings.attempts or loop.time() + wait >= end:
-                raise error
-            await asyncio.sleep(wait)
-            attempt += 1
+                return await send(request, timeout=max(end - now(), 0.001), metadata=(*metadata, *self._settings.metadata()))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error) from None
+
+        return await AsyncRetrying(**self._settings.retries(end, now))(once)
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
         opened = self._channel.unary_stream(method, *arguments, **options)
 
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncIterator[Any]:
             try:
-                async for response in opened(request, timeout=timeout or _STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata())):
+                async for response in opened(request, timeout=timeout or STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata())):
                     yield response
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None

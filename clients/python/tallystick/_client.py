@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -9,10 +10,10 @@ from typing import Any
 
 import grpc
 from opentelemetry.trace import SpanKind
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import Retrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
-from tallystick._settings import ClientSettings, short_name, tracer
+from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -73,45 +74,32 @@ class Client:
 
     def watch_payment(self, checkout_id: str, after_version: int = 0) -> Iterator[payment_pb2.Payment]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
-        seen = after_version
-        while True:
-            try:
-                for response in self.payment.WatchPayment(
-                    payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=seen), timeout=_STREAM_SECONDS
-                ):
-                    seen = response.payment.version
-                    yield response.payment
-                return
-            except TallystickError as error:
-                self._rest_or_raise(error)
+        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
+        for response in self._reopened(self.payment.WatchPayment, request):
+            request.after_version = response.payment.version
+            yield response.payment
 
     def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
         """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
         end = time.monotonic() + timeout
-        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
-        while True:
-            try:
-                for response in self.payment.WatchPayment(request, timeout=max(end - time.monotonic(), 0.001)):
-                    request.after_version = response.payment.version
-                    payment = response.payment
-                return payment if request.after_version else self.get_payment(checkout_id)
-            except TallystickError as error:
-                if time.monotonic() >= end:
-                    raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error
-                self._rest_or_raise(error)
+        payment = None
+        try:
+            request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
+            for response in self._reopened(self.payment.WatchPayment, request, end):
+                payment = response.payment
+                request.after_version = payment.version
+        except TallystickError as error:
+            if time.monotonic() < end:
+                raise
+            raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error
+        return payment or self.get_payment(checkout_id)
 
     def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Iterator[event_pb2.Event]:
         """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
-        cursor = after_cursor
-        while True:
-            try:
-                request = event_service_pb2.StreamEventsRequest(after_cursor=cursor, follow=follow, **filters)
-                for response in self.event.StreamEvents(request, timeout=_STREAM_SECONDS):
-                    cursor = response.event.cursor
-                    yield response.event
-                return
-            except TallystickError as error:
-                self._rest_or_raise(error)
+        request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
+        for response in self._reopened(self.event.StreamEvents, request):
+            request.after_cursor = response.event.cursor
+            yield response.event
 
     def pages(self, method: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
         """The items of all pages of a list call: `client.pages(client.ledger.ListAccounts, ListAccountsRequest(), "accounts")`."""
@@ -123,13 +111,19 @@ class Client:
                 return
             request.page_token = response.next_page_token
 
-    def _rest_or_raise(self, error: TallystickError) -> None:
-        if not error.may_retry:
-            raise error
-        time.sleep(self._settings.wait(error, 1))
-
-
-_STREAM_SECONDS = 310.0  # longer than the platform keeps a stream
+    def _reopened(self, stream: Callable[..., Iterator[Any]], request: Any, end: float = math.inf) -> Iterator[Any]:
+        """A stream's messages, over as many openings as it takes; the request is moved on by who reads them. `end`: when no more are waited for."""
+        reopening = Reopening(self._settings)
+        while True:
+            try:
+                for response in stream(request, timeout=min(STREAM_SECONDS, max(end - time.monotonic(), 0.001))):
+                    reopening.went_well()
+                    yield response
+                return
+            except TallystickError as error:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(min(reopening.rest(error), max(end - time.monotonic(), 0)))
 
 
 class _Channel(grpc.Channel):
@@ -143,7 +137,7 @@ class _Channel(grpc.Channel):
         return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings)
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings)
+        return _StreamCall(self._channel.unary_stream(method, *arguments, **options), self._settings)
 
     def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._channel.stream_unary(method, *arguments, **options)
@@ -181,16 +175,7 @@ class _UnaryCall:
     def with_call(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> tuple[Any, Any]:
         """The response and the call, whose trailing metadata tell of replays and the trace."""
         end = time.monotonic() + (timeout or self._settings.deadline(self._name))
-
-        def next_wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome is not None else None
-            wait = self._settings.wait(error, state.attempt_number) if isinstance(error, TallystickError) else 0.0
-            if wait >= end - time.monotonic():
-                raise error or DeadlineExceededError("no time is left")  # the budget is spent
-            return wait
-
-        may_retry = retry_if_exception(lambda error: isinstance(error, TallystickError) and error.may_retry)
-        retrying = Retrying(stop=stop_after_attempt(self._settings.attempts), wait=next_wait, retry=may_retry, reraise=True)
+        retrying = Retrying(**self._settings.retries(end, time.monotonic))
         with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
             return retrying(self._send, request, end, metadata)
 
@@ -205,13 +190,12 @@ class _UnaryCall:
 class _StreamCall:
     """One streaming method; a stream that breaks is opened again by who knows where it stood."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings) -> None:
-        self._name = short_name(method)
+    def __init__(self, call: Any, settings: ClientSettings) -> None:
         self._call = call
         self._settings = settings
 
     def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Iterator[Any]:
         try:
-            yield from self._call(request, timeout=timeout or _STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata()))
+            yield from self._call(request, timeout=timeout or STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata()))
         except grpc.RpcError as error:
             raise from_rpc(error) from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
 
-from tallystick._errors import TallystickError
+from tallystick._errors import DeadlineExceededError, TallystickError
 
 DEFAULT_DEADLINES = {"CreatePayment": 30.0}
 DEFAULT_DEADLINE = 10.0
@@ -26,6 +28,8 @@ class ClientSettings:
     credentials: grpc.ChannelCredentials | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 5
+    stream_attempts: int = 30
+    """The most openings of a stream in a row that bring no message; past them its error is raised."""
     jitter: Callable[[], float] = random.random
     """A number from 0 to 1."""
 
@@ -45,6 +49,42 @@ class ClientSettings:
         """Seconds before the next sending: what the platform said, or exponential; jittered, so that callers do not come back together."""
         base = error.retry_after if error.retry_after is not None else min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT)
         return base * (1 + self.jitter() / 2)
+
+    def retries(self, end: float, now: Callable[[], float]) -> dict[str, Any]:
+        """How tenacity sends one call again: what the platform lets come back, until the attempts or the time until `end` are used up."""
+
+        def wait(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome is not None else None
+            seconds = self.wait(error, state.attempt_number) if isinstance(error, TallystickError) else 0.0
+            if seconds >= end - now():
+                raise error or DeadlineExceededError("no time is left")
+            return seconds
+
+        may_retry = retry_if_exception(lambda error: isinstance(error, TallystickError) and error.may_retry)
+        return {"stop": stop_after_attempt(self.attempts), "wait": wait, "retry": may_retry, "reraise": True}
+
+
+class Reopening:
+    """When a stream that ended early is opened again: not for ever without a message between."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self._failures = 0
+
+    def went_well(self) -> None:
+        """A message has come."""
+        self._failures = 0
+
+    def rest(self, error: TallystickError) -> float:
+        """Seconds to rest before the next opening. Raises the error if there is to be none."""
+        self._failures = 0 if error.reason == "STREAM_EXPIRED" else self._failures + 1
+        if not error.may_retry or self._failures >= self._settings.stream_attempts:
+            raise error
+        return self._settings.wait(error, max(self._failures, 1))
+
+
+STREAM_SECONDS = 310.0
+"""A stream's deadline: longer than the platform keeps one."""
 
 
 def tracer() -> trace.Tracer:

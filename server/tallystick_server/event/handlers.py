@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
@@ -15,7 +16,7 @@ from tallystick_core.identifier import parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, check_batch, parse_time
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import Stage, by_halves
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
 
@@ -24,8 +25,9 @@ ACCESS: Access = {
     "StreamEvents": frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR}),
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
+_MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
 _STREAMED_AT_ONCE = 500
-_LOOK_AGAIN = 0.25
+_LOOK_AGAIN = 0.25  # seconds
 _LONGEST_AGGREGATE = 255
 
 
@@ -34,7 +36,9 @@ class EventHandlers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._publish: Stage[Sequence[store.NewEvent], int] = Stage("event.publish", self._number, most=4)
+        self._publish: Stage[Sequence[store.NewEvent], int] = Stage(
+            "event.publish", lambda groups: by_halves(self._number, groups), most=_MOST_GROUPS
+        )
 
     def start(self) -> None:
         self._publish.start()
@@ -44,13 +48,16 @@ class EventHandlers:
 
     async def BatchPublish(self, request: pb.BatchPublishRequest, _call: Call) -> pb.BatchPublishResponse:
         check_batch(request.events, "events")
-        events = []
+        events: dict[store.EventKey, store.NewEvent] = {}
         for place, message in enumerate(request.events):
             try:
-                events.append(_new_event(message))
+                event = _new_event(message)
             except Refused as refused:
                 raise refused.below(f"events[{place}]") from None
-        return pb.BatchPublishResponse(published=await self._publish.submit(events))
+            if event.key in events:
+                raise Refused(Reason.DUPLICATE_ITEM, f"events[{place}] stands twice in the request.", field=f"events[{place}].event_id")
+            events[event.key] = event
+        return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, _call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
         if request.after_cursor < 0:
@@ -59,14 +66,14 @@ class EventHandlers:
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
         while True:
 
-            def read(connection: Connection, cursor: int = cursor) -> tuple[int, Sequence[object]]:
+            def read(connection: Connection, cursor: int = cursor) -> tuple[int, Sequence[Row[Any]]]:
                 end = store.end(connection)
                 return end, store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
 
             end, rows = await self._database.read(read)
             for row in rows:
-                event = event_pb2.Event.FromString(bytes(row.body))  # type: ignore[attr-defined]
-                cursor = event.cursor = row.cursor  # type: ignore[attr-defined]
+                event = event_pb2.Event.FromString(bytes(row.body))
+                cursor = event.cursor = row.cursor
                 yield pb.StreamEventsResponse(event=event)
             if len(rows) < _STREAMED_AT_ONCE:
                 cursor = max(cursor, end)  # nothing up to there fits
@@ -76,20 +83,21 @@ class EventHandlers:
 
     async def _number(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
         """Publishes groups together; an event that stands in two of them counts for the first."""
-        seen: set[tuple[str, int]] = set()
-        unique: list[store.NewEvent] = []
+        unique: dict[store.EventKey, store.NewEvent] = {}
+        for group in groups:
+            for event in group:
+                unique.setdefault(event.key, event)
+
+        def publish(connection: Connection) -> set[store.EventKey]:
+            return store.publish(connection, list(unique.values()))
+
+        new = await self._database.transact(publish)
         counts = []
         for group in groups:
-            fresh = [event for event in group if (event.aggregate_id, event.aggregate_version) not in seen]
-            seen.update((event.aggregate_id, event.aggregate_version) for event in fresh)
-            unique += fresh
-            counts.append(len(fresh))
-
-        def publish(connection: Connection) -> int:
-            return store.publish(connection, unique)
-
-        published = await self._database.transact(publish)
-        return counts if published == len(unique) else [published] * len(groups)
+            keys = {event.key for event in group} & new
+            counts.append(len(keys))
+            new -= keys
+        return counts
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:

@@ -26,7 +26,7 @@ class LedgerEvents:
     async def __call__(self) -> tuple[list[event_pb2.Event], Callable[[], Awaitable[None]]]:
         after = await self._database.read(store.relayed)
         known = self._recent.after(after, self._most)
-        if not known:  # posted before this process began, or by another one
+        if not known:  # nothing is new, or it was posted before this process began, or by another one
 
             def unpublished(connection: Connection) -> list[store.TransactionRow]:
                 return store.transactions(connection, store.sequences_after(connection, after, "", self._most))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
@@ -119,14 +120,14 @@ class LedgerHandlers:
         currency = parse_currency(request.currency)
         as_of = parse_time(request, "as_of_time")
 
-        def read(connection: Connection) -> tuple[Head, object]:
+        def read(connection: Connection) -> tuple[Head, Row[Any] | None]:
             head = store.point(connection, as_of)
             return head, store.account_at(connection, account, currency, head.sequence)
 
         head, row = await self._database.read(read)
-        if row is None or not row.entry_count:  # type: ignore[attr-defined]
+        if row is None or not row.entry_count:
             raise not_found("account")
-        return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))  # type: ignore[arg-type]
+        return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, _call: Call) -> pb.ListAccountsResponse:
         size = page_size(request.page_size)
@@ -144,15 +145,15 @@ class LedgerHandlers:
         token = PageToken("GetTrialBalance")
         place = token.parse(request.page_token, int, str, str)
 
-        def read(connection: Connection) -> tuple[Head, list[object], dict[str, int]]:
+        def read(connection: Connection) -> tuple[Head, list[Row[Any]], dict[str, int]]:
             head = store.point_of(connection, int(place[0])) if place else store.point(connection, as_of)
             lines = store.trial_lines(connection, head.sequence, _after(place[1:] if place else None), size + 1)
             return head, list(lines), store.trial_sums(connection, head.sequence)
 
         head, lines, sums = await self._database.read(read)
-        last = messages.account(lines[size - 1]) if len(lines) > size else None  # type: ignore[arg-type]
+        last = messages.account(lines[size - 1]) if len(lines) > size else None
         return pb.GetTrialBalanceResponse(
-            lines=[messages.account(line) for line in lines[:size]],  # type: ignore[arg-type]
+            lines=[messages.account(line) for line in lines[:size]],
             sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sums.items()],
             sequence=head.sequence,
             chain_head=head.hash,

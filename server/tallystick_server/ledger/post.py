@@ -32,6 +32,20 @@ class Posted:
     replayed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What of a batch is in the book already: by (kind, cause_id) the sequence and fingerprint, by sequence the transaction."""
+
+    known: dict[tuple[str, str], tuple[int, bytes]]
+    stored: dict[int, store.TransactionRow]
+
+    @classmethod
+    def of(cls, connection: Connection, postings: Sequence[Posting]) -> _Before:
+        known = store.posted(connection, [(posting.kind, posting.cause_id) for posting in postings])
+        found = store.transactions(connection, [sequence for sequence, _ in known.values()]) if known else []
+        return cls(known, {row.sequence: (row, entries) for row, entries in found})
+
+
 class Recent:
     """Transactions that this process has just posted, with their callers, so that its relay need not read them back."""
 
@@ -80,29 +94,20 @@ class Post:
     async def _post(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
         await self._know({(line.account, line.currency) for posting in postings for line in posting.lines})
         ids = self._ids
-        known: dict[tuple[str, str], tuple[int, bytes]] = {}
-        stored: dict[int, store.TransactionRow] = {}
-        outcome: dict[tuple[str, str], Chained | Refused] = {}
 
-        def post(connection: Connection) -> None:
+        def post(connection: Connection) -> list[Posted | Exception]:
             head, now = store.lock_head(connection)
-            known.clear()
-            known.update(store.posted(connection, [(posting.kind, posting.cause_id) for posting in postings]))
-            fresh = [posting for posting in postings if (posting.kind, posting.cause_id) not in known]
+            before = _Before.of(connection, postings)
+            fresh = [posting for posting in postings if (posting.kind, posting.cause_id) not in before.known]
             wanted = sorted({ids[line.account, line.currency] for posting in fresh for line in posting.lines})
             balances = store.lock_accounts(connection, wanted)
-            outcome.clear()
-            outcome.update(_chain_all(head, now, fresh, ids, balances))
+            outcome = _chain_all(head, now, fresh, ids, balances)
             chained = [item for item in outcome.values() if isinstance(item, Chained)]
             if chained:
                 store.append(connection, chained, ids)
-            stored.clear()
-            if known:
-                found = store.transactions(connection, [sequence for sequence, _ in known.values()])
-                stored.update({row.sequence: (row, entries) for row, entries in found})
+            return [_result(posting, before, outcome) for posting in postings]
 
-        await self._database.transact(post)
-        results = [_result(posting, known, stored, outcome) for posting in postings]
+        results = await self._database.transact(post)
         for posting, result in zip(postings, results, strict=True):
             if isinstance(result, Posted) and not result.replayed:
                 self.recent.add(result.transaction, posting.caller)
@@ -140,18 +145,13 @@ def _chain_all(
     return outcome
 
 
-def _result(
-    posting: Posting,
-    known: dict[tuple[str, str], tuple[int, bytes]],
-    stored: dict[int, store.TransactionRow],
-    outcome: dict[tuple[str, str], Chained | Refused],
-) -> Posted | Exception:
+def _result(posting: Posting, before: _Before, outcome: dict[tuple[str, str], Chained | Refused]) -> Posted | Exception:
     key = (posting.kind, posting.cause_id)
-    if key in known:
-        sequence, fingerprint = known[key]
+    if key in before.known:
+        sequence, fingerprint = before.known[key]
         if fingerprint != posting.fingerprint:
             return key_reused("cause_id")
-        return Posted(messages.transaction(*stored[sequence]), replayed=True)
+        return Posted(messages.transaction(*before.stored[sequence]), replayed=True)
     made = outcome[key]
     return made if isinstance(made, Refused) else Posted(messages.chained(made), replayed=False)
 

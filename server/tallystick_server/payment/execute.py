@@ -15,15 +15,17 @@ from tallystick_storage.database import in_transaction
 
 log = logging.getLogger(__name__)
 
+LEASE_MARGIN = 2.0
+"""Seconds that must be left of a lease when a provider has answered, to record it."""
+
 
 class Execute:
     """Asks providers. The attempt is on disk before it is sent, under the key that is sent."""
 
-    def __init__(self, providers: Mapping[str, PaymentProvider], *, most: int, timeout: float, margin: float) -> None:
+    def __init__(self, providers: Mapping[str, PaymentProvider], *, most: int, timeout: float) -> None:
         self._providers = providers
         self._room = {name: asyncio.Semaphore(most) for name in providers}
         self._timeout = timeout
-        self._margin = margin
 
     async def charge(self, charge: Charge) -> Outcome | None:
         """The provider's answer; None if the lease would not outlast the call, which is then left to the sweep."""
@@ -31,7 +33,7 @@ class Execute:
             raise RuntimeError("a provider is not called inside a transaction")
         async with self._room[charge.provider]:
             loop = asyncio.get_running_loop()
-            if loop.time() + self._timeout + self._margin > charge.lease_deadline:
+            if loop.time() + self._timeout + LEASE_MARGIN > charge.lease_deadline:
                 return None
             with client_span(f"{charge.provider} charge", charge.context) as span:
                 outcome = await self._ask(charge)

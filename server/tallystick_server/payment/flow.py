@@ -30,12 +30,11 @@ from tallystick_storage.database import Database
 log = logging.getLogger(__name__)
 
 _MOST_CLAIMED = 200
-_LEASE_MARGIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class FlowSettings:
-    """Seconds, and limits. `lease` outlasts a provider call and the recording of its answer."""
+    """Names, seconds and limits. `lease` outlasts a provider call by more than LEASE_MARGIN, in which its answer is recorded."""
 
     environment: str
     provider: str
@@ -65,7 +64,7 @@ class Flow:
         self._settings = settings
         accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take)
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run)
-        self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, margin=_LEASE_MARGIN)
+        self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout)
         self._record: Stage[Answered, Charge] = Stage("payment.record", Record(database, settings.retry_delay).run)
         self._settle: Stage[Charge, bool] = Stage("payment.settle", Settle(database, peers, wallet_address, ledger_address).run, most=500, lanes=2)
         self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)

@@ -15,6 +15,7 @@ from tallystick_core.caller import Caller, Role
 from tallystick_core.identifier import parse_id
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Refused
+from tallystick_server.payment.execute import LEASE_MARGIN
 from tallystick_server.process.failure import Failure
 
 SERVED = ("payment", "ledger", "wallet", "payout", "event")
@@ -39,6 +40,8 @@ class Settings:
     """Service to the address where the others reach it, when it runs in a process of its own."""
     service_database_url: Mapping[str, str] = field(default_factory=dict)
     """Service to its own database URL, where it is not the administrator's with the generated role."""
+    reader_database_url: Mapping[str, str] = field(default_factory=dict)
+    """Schema to the database URL that `verify` reads it by, where it is not the administrator's with the generated role."""
     authentication: str = "none"
     """none (development, loopback only) or tokens."""
     callers: Mapping[str, Caller] = field(default_factory=dict)
@@ -46,29 +49,43 @@ class Settings:
     service_token: str = ""
     """What this process sends to other services."""
     most_calls: int = 4000
+    """The most unary calls in hand at a time; more are refused with OVERLOADED."""
     connections: Mapping[str, int] = field(default_factory=dict)
     """Service to its database connections."""
     provider: str = "sandbox"
+    """Who charges the buyers."""
     sandbox_url: str = ""
     """Empty: the sandbox runs in the process."""
     sandbox_latency: float = 0.0
+    """Seconds that every answer of the sandbox takes."""
     provider_timeout: float = 30.0
+    """Seconds after which a call to the provider has the outcome UNKNOWN."""
     provider_calls: int = 2000
     """The most calls to one provider at a time."""
     lease: float = 60.0
+    """Seconds for which a process has a charge to itself; longer than a provider's call and the recording of its answer."""
     retry_delay: float = 5.0
+    """Seconds until a demand with an unknown outcome is sent again."""
     sweep_interval: float = 1.0
+    """Seconds between two looks for work that is due."""
     fee_rate: int = 0
     """Parts per million; written as a decimal such as "0.025"."""
     seller_fee_rates: Mapping[str, int] = field(default_factory=dict)
+    """Seller to rate, over fee_rate."""
     release_delay: int = 0
+    """Seconds a sale stays pending; above 0 it stays so, until releasing comes with pay-out."""
     risk_amount_limits: Mapping[str, int] = field(default_factory=dict)
+    """Currency to the largest amount of one order, such as EUR=5000.00."""
     risk_velocity_limit: int = 0
     """Orders of one buyer within the window; 0: no limit."""
     risk_velocity_window: float = 3600.0
+    """Seconds."""
     risk_blocked_accounts: frozenset[str] = frozenset()
+    """Buyers and sellers whose orders are refused."""
     risk_blocked_countries: frozenset[str] = frozenset()
+    """Buyers' countries (ISO 3166-1) whose orders are refused."""
     otlp_endpoint: str = ""
+    """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318; empty: nowhere."""
     trace_ratio: float = 0.01
     """The part of traces that is recorded when an endpoint is given."""
     drain: float = 20.0
@@ -196,6 +213,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "reuse_port": _switch,
     "address": _table(_ADDRESS, _service),
     "service_database_url": _table(_text, _service),
+    "reader_database_url": _table(_text, _service),
     "authentication": _one_of("none", "tokens"),
     "callers": _callers,
     "service_token": _text,
@@ -267,8 +285,8 @@ def _check(settings: Settings) -> None:
         own = settings.callers.get(settings.service_token)
         if own is None or Role.SERVICE not in own.roles:
             raise Failure("TALLYSTICK_SERVICE_TOKEN must be a token of a caller with the role service.")
-    if settings.provider_timeout + 2 >= settings.lease:
-        raise Failure("TALLYSTICK_LEASE must be more than 2 seconds longer than TALLYSTICK_PROVIDER_TIMEOUT.")
+    if settings.provider_timeout + LEASE_MARGIN >= settings.lease:
+        raise Failure(f"TALLYSTICK_LEASE must be more than {LEASE_MARGIN:g} seconds longer than TALLYSTICK_PROVIDER_TIMEOUT.")
 
 
 def is_loopback(address: str) -> bool:

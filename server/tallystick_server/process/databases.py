@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import make_url
 
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import SERVICES, Passwords, driver_url, migrate, roles, service_url
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, migrate, roles, service_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Databases:
 
     admin: str
     passwords: Passwords
-    given: dict[str, str]
+    given: Mapping[str, str]
+    given_readers: Mapping[str, str] = field(default_factory=dict)
 
     def service(self, name: str) -> str:
         """The service's own login, for SQLAlchemy. Raises Failure if none is known."""
@@ -29,14 +31,18 @@ class Databases:
         return self._generated(roles(self._name, name).service)
 
     def reader(self, name: str) -> str:
-        """The service's read-only login."""
+        """The service's read-only login. Raises Failure if none is known."""
+        if name in self.given_readers:
+            return driver_url(self.given_readers[name]).render_as_string(hide_password=False)
         return self._generated(roles(self._name, name).reader)
 
     def all(self) -> dict[str, str]:
-        return {name: self.service(name) for name in SERVICES}
+        return {name: self.service(name) for name in SCHEMAS}
 
     @property
     def _name(self) -> str:
+        if not self.admin:
+            raise Failure("TALLYSTICK_DATABASE_URL must be set, or TALLYSTICK_SERVICE_DATABASE_URL name every schema this command needs.")
         return make_url(self.admin).database or "postgres"
 
     def _generated(self, role: str) -> str:
@@ -48,7 +54,7 @@ def databases(settings: Settings, say: Callable[[str], None], *, fsync: bool = T
     """The databases of the settings. The embedded PostgreSQL is started, migrated, and stopped at the end. Raises Failure."""
     passwords = Passwords((folder or settings.data) / "passwords.json")
     if settings.database_url or settings.service_database_url:
-        yield Databases(settings.database_url, passwords, dict(settings.service_database_url))
+        yield Databases(settings.database_url, passwords, settings.service_database_url, settings.reader_database_url)
         return
     embedded = EmbeddedPostgres((folder or settings.data) / "postgres", fsync=fsync)
     try:

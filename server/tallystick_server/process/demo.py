@@ -94,7 +94,7 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
     say("\n2  The provider is asked, the wallets are credited, the ledger is posted to")
     payment = await client.wait_for_payment(checkout, timeout=30)
     await _show_history(client, payment)
-    _hold(payment.is_payment_done, f"the payment should be done, but is {_state(payment)}")
+    _require(payment.is_payment_done, f"the payment should be done, but is {_state(payment)}")
     say(f"     the payment is {_state(payment)}, is_payment_done = {str(payment.is_payment_done).lower()}")
 
     say("\n3  The sellers' wallets, before and after")
@@ -107,14 +107,14 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
 
     say("\n5  The same call again charges nothing")
     again = await client.create_payment(checkout, orders, credit_card_info="tok_visa", buyer_country="GB")
-    _hold(again.version == payment.version, "a repeated call should not change the payment")
+    _require(again.version == payment.version, "a repeated call should not change the payment")
     say(f"     the answer is the payment as it stands: {_state(again)}, version {again.version} as before")
 
     say("\n6  tallystick verify recomputes everything")
     report = await asyncio.to_thread(verify, known)
     for line in report.as_text().splitlines():
         say(f"     {line}")
-    _hold(report.passed, "verify should pass")
+    _require(report.passed, "verify should pass")
 
 
 async def _wallets(client: AsyncClient) -> dict[str, str]:
@@ -141,7 +141,7 @@ async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> Non
     for order in payment.payment_orders:
         request = ledger_service_pb2.ListTransactionsRequest(kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, cause_id=order.payment_order_id)
         found = (await client.ledger.ListTransactions(request)).transactions
-        _hold(len(found) == 1, f"there should be one transaction for {order.payment_order_id}, not {len(found)}")
+        _require(len(found) == 1, f"there should be one transaction for {order.payment_order_id}, not {len(found)}")
         transaction = found[0]
         say(f"     {transaction.transaction_id}  PAY_IN {transaction.cause_id}  hash {transaction.hash.hex()[:16]}…")
         for entry in transaction.entries:
@@ -149,7 +149,7 @@ async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> Non
             say(f"       {side} {entry.amount:>10} {entry.currency}  {entry.account:<24} balance {entry.balance_after:>12}")
     trial = await client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest())
     for total in trial.sums:
-        _hold(not total.amount.strip("0."), f"the trial balance should be zero, but is {total.amount} {total.currency}")
+        _require(not total.amount.strip("0."), f"the trial balance should be zero, but is {total.amount} {total.currency}")
         say(f"     trial balance of the whole book: {total.amount} {total.currency}, at transaction {trial.sequence}")
 
 
@@ -157,9 +157,9 @@ def _state(payment: payment_pb2.Payment) -> str:
     return payment_pb2.PaymentState.Name(payment.payment_state).removeprefix("PAYMENT_STATE_")
 
 
-def _hold(held: Any, what: str) -> None:
+def _require(holds: Any, what: str) -> None:
     """Ends the story where a step does not hold."""
-    if not held:
+    if not holds:
         raise Failure(f"a step did not hold: {what}.")
 
 

@@ -17,10 +17,11 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
 
 from tallystick_server.process.failure import Failure
 
-SERVICES = ("payment", "ledger", "wallet", "event", "sandbox")
+SCHEMAS = ("payment", "ledger", "wallet", "event", "sandbox")
 """The schemas, each with a service's role, an owner that cannot log in, and a read-only role."""
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
@@ -82,6 +83,12 @@ class Passwords:
         return str(known[role])
 
 
+def first_line(error: Exception) -> str:
+    """What the driver says went wrong; it names host and database, and no password."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def service_url(admin: str, role: str, password: str) -> str:
     """The URL of a role in the administrator's database."""
     return make_url(admin).set(username=role, password=password).render_as_string(hide_password=False)
@@ -111,14 +118,14 @@ def migrate(admin_url: str, passwords: Passwords) -> None:
             connection.commit()
             database = connection.execute(text("select current_database()")).scalar_one()
             _close_database(connection.connection.driver_connection, database)  # type: ignore[arg-type]
-            for service in SERVICES:
+            for service in SCHEMAS:
                 named = roles(database, service)
                 _make_roles(connection.connection.driver_connection, service, database, named, passwords)  # type: ignore[arg-type]
                 connection.commit()
                 _upgrade(connection, service, named)
                 connection.commit()
-    except psycopg.Error as error:
-        raise Failure(f"The database refused to be set up: {str(error).splitlines()[0]}") from error
+    except (psycopg.Error, SQLAlchemyError) as error:
+        raise Failure(f"The database cannot be set up: {first_line(error)}") from error
     finally:
         engine.dispose()
 
@@ -174,13 +181,8 @@ def refuse_behind(url: str, service: str) -> None:
         with engine.connect() as connection:
             found = connection.execute(text(f"select version_num from {service}.alembic_version")).scalar_one_or_none()
     except Exception as error:
-        raise Failure(f"The {service} service's database cannot be used: {_reason(error)} Has 'tallystick migrate' been run?") from error
+        raise Failure(f"The {service} service's database cannot be used: {first_line(error)} Has 'tallystick migrate' been run?") from error
     finally:
         engine.dispose()
     if found != wanted:
         raise Failure(f"The {service} service's database is at version {found}, and this code needs {wanted}: run 'tallystick migrate'.")
-
-
-def _reason(error: Exception) -> str:
-    first = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return first[0] if first else type(error).__name__

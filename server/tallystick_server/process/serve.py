@@ -81,7 +81,7 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
         service.start()
     for server in reversed(servers):
         await server.start()
-    for name in ("", *(s.descriptor.full_name for s in services if s.descriptor)):
+    for name in ("", *(s.descriptor.full_name for s in services)):
         await monitor.set(name, _SERVING)
     return Running(settings.listen, services, servers, doors, monitor, peers, folder)
 
@@ -97,10 +97,9 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
 def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", BATCH_BYTES), ("grpc.so_reuseport", int(reuse_port))])
     for service in services:
-        if service.descriptor is not None:
-            door.bind(server, service.descriptor, service.servicer, service.access)
+        door.bind(server, service.descriptor, service.servicer, service.access)
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
-    names = [s.descriptor.full_name for s in services if s.descriptor]
+    names = [s.descriptor.full_name for s in services]
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     door.bind_unknown(server)
     return server

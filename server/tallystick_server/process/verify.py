@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from tallystick_core.booking import Kind, Line, pay_in
 from tallystick_core.ledger import GENESIS, Posting, chain_hash, transaction_id
 from tallystick_core.payment import FINAL, MOVES, Happening, Status
 from tallystick_core.wallet import EntryKind
 from tallystick_server.process.databases import Databases
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.migrate import first_line
 from tallystick_storage.verification import stream
 
 _MOST_NAMED = 20
@@ -65,12 +69,15 @@ class Report:
 
 
 def verify(databases: Databases) -> Report:
-    """Runs every check over the whole database."""
+    """Runs every check over the whole database. Raises Failure if it cannot be read."""
 
     def read(name: str, **parameters: Any) -> Rows:
         return stream(databases.reader(name.partition(".")[0]), name, **parameters)
 
-    return Report([check(read) for check in CHECKS])
+    try:
+        return Report([check(read) for check in CHECKS])
+    except SQLAlchemyError as error:
+        raise Failure(f"The database cannot be read: {first_line(error)}") from error
 
 
 def check_book(read: Read) -> Check:

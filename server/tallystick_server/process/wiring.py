@@ -49,14 +49,14 @@ class _Startable(Protocol):
 
 @dataclass
 class Service:
-    """A service in this process: what it answers, and what runs behind it. `settle` lets what is in hand come to rest."""
+    """A service in this process: what it answers, and what runs behind it. `drain` lets what is in hand come to rest."""
 
     name: str
-    descriptor: ServiceDescriptor | None
+    descriptor: ServiceDescriptor
     servicer: object
     access: Access
     running: Sequence[_Startable] = ()
-    settle: Callable[[float], Awaitable[None]] | None = None
+    drain: Callable[[float], Awaitable[None]] | None = None
     databases: Sequence[Database] = ()
     closing: Sequence[Callable[[], Awaitable[None]]] = field(default_factory=tuple)
 
@@ -65,8 +65,8 @@ class Service:
             part.start()
 
     async def stop(self, patience: float) -> None:
-        if self.settle is not None:
-            await self.settle(patience)
+        if self.drain is not None:
+            await self.drain(patience)
         for part in reversed(self.running):
             await part.stop()
         for close in self.closing:
@@ -108,13 +108,13 @@ class Wiring:
             self._addresses["wallet"],
             self._addresses["ledger"],
             FlowSettings(
-                settings.environment,
-                settings.provider,
-                settings.lease,
-                settings.provider_timeout,
-                settings.provider_calls,
-                settings.retry_delay,
-                settings.sweep_interval,
+                environment=settings.environment,
+                provider=settings.provider,
+                lease=settings.lease,
+                provider_timeout=settings.provider_timeout,
+                provider_calls=settings.provider_calls,
+                retry_delay=settings.retry_delay,
+                sweep_interval=settings.sweep_interval,
             ),
         )
         handlers = payment.PaymentHandlers(database, flow)
@@ -180,7 +180,7 @@ class Wiring:
 
 @dataclass
 class _Started:
-    """A part that is stopped by its service's `settle`."""
+    """A part that is stopped by its service's `drain`."""
 
     begin: Callable[[], None]
 

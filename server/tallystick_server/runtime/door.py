@@ -66,11 +66,6 @@ class Door:
         self._streams = 0
         self._closing = asyncio.Event()
 
-    @property
-    def calls(self) -> int:
-        """How many calls are in hand."""
-        return self._calls
-
     def close(self) -> None:
         """From now on new calls are refused with SHUTTING_DOWN, and streams end."""
         self._closing.set()

@@ -79,10 +79,12 @@ def to_status(refused: Refused) -> status_pb2.Status:
 
 def from_status(status: status_pb2.Status) -> Refused:
     """The refusal of an item of a batch, as another service gave it."""
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     for detail in status.details:
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-            if info.domain == DOMAIN and info.reason in Reason.__members__:
-                return Refused(Reason(info.reason), status.message, metadata=dict(info.metadata))
-    return Refused(Reason.INTERNAL, status.message)
+        for message in (info, bad, retry):
+            detail.Unpack(message)  # only what is of its type
+    if info.domain != DOMAIN or info.reason not in Reason.__members__:
+        return Refused(Reason.INTERNAL, status.message)
+    field = bad.field_violations[0].field if bad.field_violations else ""
+    retry_after = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
+    return Refused(Reason(info.reason), status.message, field=field, metadata=dict(info.metadata), retry_after=retry_after)

@@ -34,7 +34,7 @@ class Peers:
         return make(self._channels[address])
 
     async def call(self, method: Callable[..., Any], request: Any) -> Any:
-        """Calls a stub's method. Raises DEPENDENCY_UNAVAILABLE when several tries have failed, INTERNAL when it is refused for good."""
+        """Calls a stub's method. Raises DEPENDENCY_UNAVAILABLE when several tries have failed; RuntimeError when it is refused, a fault of ours."""
         if in_transaction():
             raise RuntimeError("a service is not called inside a transaction")
         name = type(request).DESCRIPTOR.full_name.removesuffix("Request")

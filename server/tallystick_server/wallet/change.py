@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class Changed:
     replayed: bool
 
 
-class Change:
+class ChangeWallets:
     """The change stage's work."""
 
     def __init__(self, database: Database, release_delay: int) -> None:
@@ -60,26 +60,26 @@ class Change:
         return await by_halves(self._change, asked)
 
     async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
-        await self._open({_key(a.instruction) for a in asked if a.instruction.kind is EntryKind.CREDIT})
+        await self._open({_wallet_key(a.instruction, {}) for a in asked if a.instruction.kind is EntryKind.CREDIT})
         hold_ids = sorted({a.instruction.cause for a in asked if a.instruction.kind in _HOLDING})
         owners = await self._owners([a.instruction.cause for a in asked if a.instruction.kind in _ENDINGS])
-        keys = sorted({owners.get(a.instruction.cause) or _key(a.instruction) for a in asked} - {("", "")})
+        keys = sorted({_wallet_key(a.instruction, owners) for a in asked} - {("", "")})
 
         def change(connection: Connection) -> list[Changed | Exception]:
             wallets = store.lock_wallets(connection, keys)
-            made = store.made(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
+            before = store.fingerprints(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
             holds = store.holds(connection, hold_ids) if hold_ids else {}
-            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, made, owners)
+            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, before, owners)
             outcome = [batch.decide(one) for one in asked]
             if batch.changes:
                 store.write(connection, batch.changes)
             after = store.wallets(connection, keys)
             holds_after = store.holds(connection, hold_ids) if hold_ids else {}
             return [
-                replayed
-                if isinstance(replayed, Exception)
-                else Changed(after.get(owners.get(a.instruction.cause) or _key(a.instruction)), holds_after.get(a.instruction.cause), replayed)
-                for a, replayed in zip(asked, outcome, strict=True)
+                decided
+                if isinstance(decided, Exception)
+                else Changed(after.get(_wallet_key(a.instruction, owners)), holds_after.get(a.instruction.cause), replayed=decided)
+                for a, decided in zip(asked, outcome, strict=True)
             ]
 
         return await self._database.transact(change)
@@ -106,8 +106,9 @@ class Change:
         return {hold_id: (row.seller_account, row.currency) for hold_id, row in found.items()}
 
 
-def _key(instruction: Instruction) -> store.WalletKey:
-    return (instruction.seller_account, instruction.currency)
+def _wallet_key(instruction: Instruction, owners: Mapping[str, store.WalletKey]) -> store.WalletKey:
+    """The wallet it is about: of a hold that is to end, the hold's; ("", "") if there is no such hold."""
+    return owners.get(instruction.cause) or (instruction.seller_account, instruction.currency)
 
 
 class _Batch:
@@ -117,22 +118,22 @@ class _Batch:
         self,
         wallets: dict[store.WalletKey, Wallet],
         holds: dict[str, Hold],
-        made: dict[tuple[str, str], bytes],
+        before: dict[tuple[str, str], bytes],
         owners: dict[str, store.WalletKey],
     ) -> None:
         self._wallets = wallets
         self._holds = holds
-        self._made = made
+        self._before = before
         self._owners = owners
-        self.changes: list[store.Made] = []
+        self.changes: list[store.Decided] = []
 
     def decide(self, asked: Asked) -> bool | Refused:
         """Whether the change had been made before, or why it is refused; otherwise it is among the changes."""
         instruction = asked.instruction
-        before = self._made.get((instruction.kind, instruction.cause))
+        before = self._before.get((instruction.kind, instruction.cause))
         if before is not None:
             return True if before == instruction.fingerprint else key_reused("hold_id" if instruction.kind in _HOLDING else "cause")
-        key = self._owners.get(instruction.cause) or _key(instruction)
+        key = _wallet_key(instruction, self._owners)
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
         try:
             change = apply(wallet, self._holds.get(instruction.cause), instruction)
@@ -143,7 +144,7 @@ class _Batch:
         self._wallets[key] = change.wallet
         if change.hold is not None:
             self._holds[change.hold.hold_id] = change.hold
-        self.changes.append(store.Made(instruction, change, asked.traceparent))
+        self.changes.append(store.Decided(instruction, change, asked.traceparent))
         return False
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id
+from tallystick_core.identifier import is_id, parse_id
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.wallet import EntryKind, Instruction
@@ -19,7 +19,7 @@ from tallystick_server.runtime.fields import PageToken, check_batch, page_size, 
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import messages
-from tallystick_server.wallet.change import Asked, Change, Changed
+from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database, DataRefused
 
@@ -51,7 +51,7 @@ class WalletHandlers:
         self._database = database
         self._release_delay = release_delay
         self._change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
-            "wallet.change", Change(database, release_delay).run, most=4, lanes=2
+            "wallet.change", ChangeWallets(database, release_delay).run, most=4, lanes=2
         )
 
     def start(self) -> None:
@@ -96,8 +96,9 @@ class WalletHandlers:
         return pb.BatchPlaceHoldResponse(results=[_hold_result(result) for result in results])
 
     async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
-        ids = sorted({capture.hold_id for capture in request.captures})
-        known = await self._database.read(lambda connection: store.holds(connection, [i for i in ids if "\0" not in i]))
+        check_batch(request.captures, "captures")
+        ids = sorted({capture.hold_id for capture in request.captures if is_id(capture.hold_id)})
+        known = await self._database.read(lambda connection: store.holds(connection, ids))
 
         def parse(capture: pb.HoldCapture) -> Instruction:
             hold_id = parse_id(capture.hold_id, "hold_id")

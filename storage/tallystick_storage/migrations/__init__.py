@@ -1,11 +1,11 @@
-"""One Alembic history for each service's schema. Every schema has the same `clock()` and `mark`, made by `run` with the first migration."""
+"""One Alembic history for each service's schema. Its first makes what every schema has, `clock()` and `mark` among it, by `create`; every later one only calls `run`."""
 
 from typing import Any
 
 from alembic import op
 from sqlalchemy import text
 
-EVERY_SCHEMA = """
+_EVERY_SCHEMA = """
 -- The only clock. The simulation replaces it.
 create function clock() returns timestamptz language sql volatile as 'select clock_timestamp()';
 
@@ -22,11 +22,16 @@ grant select, insert, delete on mark to {service};
 """
 
 
+def create(schema: str, *scripts: str) -> None:
+    """The first migration of a schema."""
+    run(schema, _EVERY_SCHEMA, *scripts)
+
+
 def run(schema: str, *scripts: str) -> None:
     """Runs SQL in the schema as its owner; {service} and {reader} stand for the service's role and its read-only role."""
     connection = op.get_bind()
     roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
     connection.execute(text(f"set local search_path = {schema}, pg_temp"))
     driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
-    for script in (EVERY_SCHEMA, *scripts):
+    for script in scripts:
         driver.execute(script.replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))

@@ -1,6 +1,6 @@
 """The numbered stream of events."""
 
-from tallystick_storage.migrations import run
+from tallystick_storage.migrations import create
 
 revision = "event_0001"
 down_revision = None
@@ -33,4 +33,4 @@ grant select, update (cursor) on head to {service};
 
 
 def upgrade() -> None:
-    run("event", TABLES, RULES, GRANTS)
+    create("event", TABLES, RULES, GRANTS)

@@ -1,6 +1,6 @@
 """The book: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import run
+from tallystick_storage.migrations import create
 
 revision = "ledger_0001"
 down_revision = None
@@ -155,4 +155,4 @@ grant select, update (sequence) on relayed to {service};
 
 
 def upgrade() -> None:
-    run("ledger", TABLES, RULES, GRANTS)
+    create("ledger", TABLES, RULES, GRANTS)

@@ -1,6 +1,6 @@
 """Checkouts, orders, attempts, due work, history, outbox."""
 
-from tallystick_storage.migrations import run
+from tallystick_storage.migrations import create
 
 revision = "payment_0001"
 down_revision = None
@@ -250,4 +250,4 @@ grant delete on due, outbox to {service};
 
 
 def upgrade() -> None:
-    run("payment", TABLES, RULES, GRANTS)
+    create("payment", TABLES, RULES, GRANTS)

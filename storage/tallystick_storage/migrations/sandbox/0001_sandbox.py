@@ -1,6 +1,6 @@
 """The sandbox provider's own log: what it charged, which is the truth that tests judge by."""
 
-from tallystick_storage.migrations import run
+from tallystick_storage.migrations import create
 
 revision = "sandbox_0001"
 down_revision = None
@@ -30,4 +30,4 @@ grant select, insert on charge to {service};
 
 
 def upgrade() -> None:
-    run("sandbox", TABLES, GRANTS)
+    create("sandbox", TABLES, GRANTS)

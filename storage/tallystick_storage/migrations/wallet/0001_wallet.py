@@ -1,6 +1,6 @@
 """Wallets, their entries, holds, policies, outbox."""
 
-from tallystick_storage.migrations import run
+from tallystick_storage.migrations import create
 
 revision = "wallet_0001"
 down_revision = None
@@ -231,4 +231,4 @@ grant delete on outbox to {service};
 
 
 def upgrade() -> None:
-    run("wallet", TABLES, RULES, GRANTS)
+    create("wallet", TABLES, RULES, GRANTS)
