@@ -39,6 +39,25 @@ def test_items_gather_while_a_batch_runs() -> None:
     assert sizes == [1, 5]
 
 
+def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
+    """Items go into a batch in order while there is room for their weight; one that is heavier than a batch goes alone."""
+    batches: list[list[int]] = []
+
+    async def main() -> None:
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            batches.append(list(items))
+            return items
+
+        stage: Stage[int, int] = Stage("test", run, most=10, weight=lambda item: item)
+        futures = [stage.submit(item) for item in (4, 6, 1, 25, 10, 3, 7, 1)]
+        stage.start()
+        await asyncio.gather(*futures)
+        await stage.stop()
+
+    asyncio.run(main())
+    assert batches == [[4, 6], [1], [25], [10], [3, 7], [1]]
+
+
 def test_a_submitter_that_goes_away_changes_nothing() -> None:
     """A cancelled submitter takes neither its own work nor the others' results with it."""
     done: list[int] = []

@@ -20,6 +20,7 @@ from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.execute import Execute
 from tallystick_server.payment.record import Answered, Record
 from tallystick_server.payment.settle import Settle
+from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.stage import Stage
@@ -63,10 +64,13 @@ class Flow:
         self._database = database
         self._settings = settings
         accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take)
-        self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run)
+        self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
         self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout)
-        self._record: Stage[Answered, Charge] = Stage("payment.record", Record(database, settings.retry_delay).run)
-        self._settle: Stage[Charge, bool] = Stage("payment.settle", Settle(database, peers, wallet_address, ledger_address).run, most=500, lanes=2)
+        self._record: Stage[Answered, Charge] = Stage(
+            "payment.record", Record(database, settings.retry_delay).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
+        )
+        settle = Settle(database, peers, wallet_address, ledger_address)
+        self._settle: Stage[Charge, bool] = Stage("payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: len(one.orders), lanes=2)
         self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,7 +15,6 @@ from tallystick_core.money import format_amount
 from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.runtime.errors import from_status
-from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import payment as store
@@ -25,7 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class Settle:
-    """The settle stage's work. The flags are set only where wallet and ledger have both answered."""
+    """The settle stage's work, for at most as many orders as a call to another service may have items.
+
+    The flags are set only where wallet and ledger have both answered.
+    """
 
     def __init__(self, database: Database, peers: Peers, wallet_address: str, ledger_address: str) -> None:
         self._database = database
@@ -51,13 +53,12 @@ class Settle:
         return [all(order.payment_order_id in moved for order in charge.orders) for charge in charges]
 
     async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> set[str]:
-        """Calls for all orders in batches; returns the charges of those that were refused."""
+        """Calls for all orders; returns the charges of those that were refused."""
         refused = set()
-        for part in _parts(orders):
-            for (charge, order), result in zip(part, await call(part), strict=True):
-                if result.WhichOneof("result") == "error":
-                    log.error("order %s is not settled: %s", order.payment_order_id, from_status(result.error).message)
-                    refused.add(charge.charge_id)
+        for (charge, order), result in zip(orders, await call(orders) if orders else (), strict=True):
+            if result.WhichOneof("result") == "error":
+                log.error("order %s is not settled: %s", order.payment_order_id, from_status(result.error).message)
+                refused.add(charge.charge_id)
         return refused
 
     async def _credit(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
@@ -109,8 +110,3 @@ def _settled(charge: Charge, order: ChargedOrder) -> store.OrderMove:
         cause=Cause.SETTLED,
         settled=True,
     )
-
-
-def _parts(orders: Sequence[tuple[Charge, ChargedOrder]]) -> Iterator[Sequence[tuple[Charge, ChargedOrder]]]:
-    for first in range(0, len(orders), MOST_ITEMS):
-        yield orders[first : first + MOST_ITEMS]

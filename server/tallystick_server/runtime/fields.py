@@ -18,6 +18,7 @@ from tallystick_core.refusal import Reason, Refused
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
 MOST_ITEMS = 1000
+"""The most items of a batch, in a call and in a stage."""
 
 
 def to_timestamp(time: datetime) -> Timestamp:

@@ -21,12 +21,22 @@ class Stage(Generic[T, R]):
 
     A lane rests as long as its last batch took, up to 100 ms: nothing waits when idle, and batches grow under load. `run` returns one result
     per item in order; an exception among them is raised to that item's submitter, and one raised by `run` to all of them.
+    `most`: how much a batch holds, by the items' `weight`; one item always fits. `lanes`: how many batches run at a time.
     """
 
-    def __init__(self, name: str, run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], *, most: int = 500, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        most: int = 500,
+        weight: Callable[[T], int] = lambda _: 1,
+        lanes: int = 1,
+    ) -> None:
         self._name = name
         self._run = run
         self._most = most
+        self._weight = weight
         self._lanes = lanes
         self._waiting: deque[tuple[T, asyncio.Future[R], SpanContext]] = deque()
         self._work = asyncio.Event()
@@ -59,7 +69,7 @@ class Stage(Generic[T, R]):
         loop = asyncio.get_running_loop()
         while True:
             await self._work.wait()
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+            batch = self._take()
             if not self._waiting:
                 self._work.clear()
             if not batch:
@@ -71,6 +81,15 @@ class Stage(Generic[T, R]):
             finally:
                 self._busy -= 1
             await asyncio.sleep(min(loop.time() - started, _LONGEST_REST))
+
+    def _take(self) -> list[tuple[T, asyncio.Future[R], SpanContext]]:
+        """What waits, as much as a batch holds."""
+        batch: list[tuple[T, asyncio.Future[R], SpanContext]] = []
+        room = self._most
+        while self._waiting and ((needed := self._weight(self._waiting[0][0])) <= room or not batch):
+            batch.append(self._waiting.popleft())
+            room -= needed
+        return batch
 
     async def _one(self, batch: list[tuple[T, asyncio.Future[R], SpanContext]]) -> None:
         try:
