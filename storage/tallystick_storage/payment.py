@@ -323,7 +323,7 @@ def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]
     return connection.execute(_CHARGES, {"charges": charge_ids}).all()
 
 
-_PAYMENT_COLUMNS = """c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
+_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
@@ -331,17 +331,16 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
 
 # One statement, so that a payment and its orders are seen at one moment.
 _PAYMENTS = text(f"""
-    select {_ORDER_COLUMNS}, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
-        c.version as checkout_version, c.create_time as checkout_create_time, c.done_time
+    select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.charge_id = o.charge_id
-    where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
+    where c.checkout_id = any (cast(:ids as text[])) and (c.open_orders = 0 or not :closed) order by o.checkout_id, o.payment_order_id
 """)
 
 
-def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
-    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too."""
+def payments(connection: Connection, checkout_ids: list[str], *, closed: bool = False) -> dict[str, list[OrderRow]]:
+    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too. `closed`: only of those that are final."""
     found: dict[str, list[OrderRow]] = {}
-    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids}):
+    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids, "closed": closed}):
         found.setdefault(row.checkout_id, []).append(row)
     return found
 
@@ -398,7 +397,7 @@ def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> S
         values["before_time"], values["before_id"] = wanted.before
     where = f"where {' and '.join(conditions)}" if conditions else ""
     statement = text(f"""
-        select {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
+        select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
             select * from checkout c {where} order by c.create_time desc, c.checkout_id desc limit :most) c
         join lateral (select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id) o on true
         order by c.create_time desc, c.checkout_id desc

@@ -37,8 +37,8 @@ class EventHandlers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._publish: Stage[Sequence[store.NewEvent], int] = Stage(
-            "event.publish", lambda groups: by_halves(self._number, groups), most=_MOST_GROUPS
-        )
+            "event.publish", lambda groups: by_halves(self._number, groups), most=_MOST_GROUPS, longest_rest=0
+        )  # what comes is batches already
 
     def start(self) -> None:
         self._publish.start()

@@ -51,7 +51,9 @@ class LedgerHandlers:
         self._database = database
         post = Post(database)
         self.recent = post.recent
-        self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage("ledger.post", post.run, most=4)
+        self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage(
+            "ledger.post", post.run, most=4, longest_rest=0
+        )  # what comes is batches already
 
     def start(self) -> None:
         self._post.start()

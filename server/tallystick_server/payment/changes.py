@@ -1,42 +1,57 @@
-"""Wakes calls of this process that wait for a payment. A hint only: what they answer is read from the database."""
+"""Wakes calls of this process that wait for a payment."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from tallystick_storage.payment import OrderRow
+
+
+class Waiter:
+    """One call's wait for a payment. A change is a hint to look again, but for `closed`: the orders of a payment that is final, as committed."""
+
+    def __init__(self, *, only_rest: bool) -> None:
+        self.closed: Sequence[OrderRow] | None = None
+        self._only_rest = only_rest
+        self._changed = asyncio.Event()
+
+    def happened(self, *, rest: bool, closed: Sequence[OrderRow] | None) -> None:
+        self.closed = closed
+        if rest or not self._only_rest:
+            self._changed.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits for a change, or for so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+        self._changed.clear()
 
 
 class Changes:
-    """Who waits for which checkout: for every change, or only for one that brings a charge to rest."""
+    """Who waits for which checkout."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, dict[asyncio.Event, bool]] = {}
+        self._waiting: dict[str, set[Waiter]] = {}
 
     @contextmanager
-    def of(self, checkout_id: str, *, only_rest: bool = False) -> Iterator[asyncio.Event]:
-        """An event that is set with each change of the checkout until the block ends."""
-        changed = asyncio.Event()
-        self._waiting.setdefault(checkout_id, {})[changed] = only_rest
+    def of(self, checkout_id: str, *, only_rest: bool = False) -> Iterator[Waiter]:
+        """Hears of each change of the checkout until the block ends, or only of those that bring one of its charges to rest."""
+        waiter = Waiter(only_rest=only_rest)
+        waiters = self._waiting.setdefault(checkout_id, set())
+        waiters.add(waiter)
         try:
-            yield changed
+            yield waiter
         finally:
-            del self._waiting[checkout_id][changed]
-            if not self._waiting[checkout_id]:
-                del self._waiting[checkout_id]
+            waiters.discard(waiter)
+            if not waiters:
+                self._waiting.pop(checkout_id, None)
 
-    def happened(self, checkout_id: str, *, rest: bool) -> None:
-        """Wakes those who wait for the checkout; `rest`: one of its charges has come to rest."""
-        for changed, only_rest in self._waiting.get(checkout_id, {}).items():
-            if rest or not only_rest:
-                changed.set()
-
-
-async def wait(changed: asyncio.Event, seconds: float) -> None:
-    """Waits for a change, or for so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            await changed.wait()
-    except TimeoutError:
-        return
-    changed.clear()
+    def happened(self, checkout_id: str, *, rest: bool, closed: Sequence[OrderRow] | None = None) -> None:
+        """Wakes those who wait for the checkout. `rest`: one of its charges has come to rest; `closed`: so have all."""
+        for waiter in self._waiting.get(checkout_id, ()):
+            waiter.happened(rest=rest, closed=closed)

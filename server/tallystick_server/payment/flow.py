@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,9 @@ class Flow:
             "payment.record", Record(database, settings.retry_delay).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
         )
         settle = Settle(database, peers, wallet_address, ledger_address)
-        self._settle: Stage[Charge, bool] = Stage("payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: len(one.orders), lanes=2)
+        self._settle: Stage[Charge, Sequence[store.OrderRow] | None] = Stage(
+            "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: len(one.orders), lanes=2
+        )
         self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -128,8 +130,8 @@ class Flow:
             await self._settled(after)
 
     async def _settled(self, charge: Charge) -> None:
-        await self._settle.submit(charge, charge.context)
-        self.changes.happened(charge.checkout_id, rest=True)
+        closed = await self._settle.submit(charge, charge.context)
+        self.changes.happened(charge.checkout_id, rest=True, closed=closed)
 
     def _go(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(self._guarded(work))

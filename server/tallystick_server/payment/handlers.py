@@ -14,7 +14,7 @@ from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.payment import decode, encode
-from tallystick_server.payment.changes import wait
+from tallystick_server.payment.changes import Waiter
 from tallystick_server.payment.flow import Flow
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size, token_time
@@ -55,14 +55,14 @@ class PaymentHandlers:
     async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
         wait_for = decode.WAITS.parse(request.wait_for, "wait_for", "RESULT")
         event = decode.payment_event(request, call.caller.name)
-        with self._flow.changes.of(event.checkout_id, only_rest=True) as changed:
+        with self._flow.changes.of(event.checkout_id, only_rest=True) as waiter:
             accepted = await self._flow.accept(event)
             if accepted.replayed:
                 call.replayed()
             payment = None
             if wait_for == "RESULT":
                 until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
-                payment = await self._at_rest(event.checkout_id, changed, until, look_first=not accepted.moving)
+                payment = await self._at_rest(event.checkout_id, waiter, until, look_first=not accepted.moving)
         return pb.CreatePaymentResponse(payment=payment or await self._payment(event.checkout_id))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
@@ -102,7 +102,7 @@ class PaymentHandlers:
         if request.after_version < 0:
             raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
         seen = request.after_version
-        with self._flow.changes.of(request.checkout_id) as changed:
+        with self._flow.changes.of(request.checkout_id) as waiter:
             while True:
                 payment = await self._visible(request.checkout_id, call)
                 if payment.version > seen:
@@ -110,7 +110,7 @@ class PaymentHandlers:
                     yield pb.WatchPaymentResponse(payment=payment)
                 if payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN:
                     return
-                await wait(changed, _LOOK_AGAIN)
+                await waiter.wait(_LOOK_AGAIN)
 
     async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
@@ -119,7 +119,7 @@ class PaymentHandlers:
             raise not_found("payment")
         return payment
 
-    async def _at_rest(self, checkout_id: str, changed: asyncio.Event, until: float, *, look_first: bool) -> payment_pb2.Payment | None:
+    async def _at_rest(self, checkout_id: str, waiter: Waiter, until: float, *, look_first: bool) -> payment_pb2.Payment | None:
         """The payment once every order is final and settled, or pending; None when the time is up."""
         loop = asyncio.get_running_loop()
         while True:
@@ -131,7 +131,9 @@ class PaymentHandlers:
             left = until - loop.time()
             if left <= 0:
                 return None
-            await wait(changed, min(left, _LOOK_AGAIN_AT_REST))
+            await waiter.wait(min(left, _LOOK_AGAIN_AT_REST))
+            if waiter.closed is not None:
+                return encode.payment(waiter.closed)
 
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)

@@ -22,6 +22,8 @@ from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
 
+Closed = Sequence[store.OrderRow] | None
+
 
 class Settle:
     """The settle stage's work, for at most as many orders as a call to another service may have items.
@@ -35,22 +37,23 @@ class Settle:
         self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
         self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
 
-    async def run(self, charges: Sequence[Charge]) -> Sequence[bool | Exception]:
-        """Whether each charge is settled; what is not is left to the sweep."""
+    async def run(self, charges: Sequence[Charge]) -> Sequence[Closed | Exception]:
+        """The orders of each charge's payment if it is closed by now. What cannot be settled is left to the sweep."""
         return await by_halves(self._settle, charges)
 
-    async def _settle(self, charges: Sequence[Charge]) -> Sequence[bool | Exception]:
+    async def _settle(self, charges: Sequence[Charge]) -> Sequence[Closed | Exception]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
         unsettled = await self._each(orders, self._credit)
         unsettled |= await self._each([pair for pair in orders if pair[0].charge_id not in unsettled], self._post)
         settled = [charge for charge in charges if charge.charge_id not in unsettled]
         moves = [_settled(charge, order) for charge in settled for order in charge.orders]
 
-        def settle(connection: Connection) -> dict[str, int]:
-            return store.move_orders(connection, moves)
+        def settle(connection: Connection) -> dict[str, list[store.OrderRow]]:
+            store.move_orders(connection, moves)
+            return store.payments(connection, sorted({charge.checkout_id for charge in settled}), closed=True)
 
-        moved = await self._database.transact(settle) if moves else {}
-        return [all(order.payment_order_id in moved for order in charge.orders) for charge in charges]
+        closed = await self._database.transact(settle) if moves else {}
+        return [closed.get(charge.checkout_id) for charge in charges]
 
     async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> set[str]:
         """Calls for all orders; returns the charges of those that were refused."""

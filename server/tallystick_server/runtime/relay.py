@@ -52,7 +52,7 @@ class Relay:
             await asyncio.sleep(rest)
 
     async def turn(self) -> float:
-        """Publishes once; returns how long to rest."""
+        """Publishes once; returns how long to rest: not at all while there may be more."""
         started = asyncio.get_running_loop().time()
         events, forget = await self._source()
         if not events:
@@ -60,7 +60,7 @@ class Relay:
         for part in parts(events):
             await self._peers.call(self._stub.BatchPublish, event_service_pb2.BatchPublishRequest(events=part))
         await forget()
-        return max(asyncio.get_running_loop().time() - started, _IDLE)
+        return 0.0 if len(events) >= MOST_EVENTS else max(asyncio.get_running_loop().time() - started, _IDLE)
 
 
 def parts(events: Sequence[event_pb2.Event]) -> Iterator[list[event_pb2.Event]]:
@@ -68,10 +68,11 @@ def parts(events: Sequence[event_pb2.Event]) -> Iterator[list[event_pb2.Event]]:
     part: list[event_pb2.Event] = []
     size = 0
     for event in events:
-        if part and (len(part) == MOST_EVENTS or size + event.ByteSize() > _MOST_BYTES):
+        more = event.ByteSize()
+        if part and (len(part) == MOST_EVENTS or size + more > _MOST_BYTES):
             yield part
             part, size = [], 0
         part.append(event)
-        size += event.ByteSize()
+        size += more
     if part:
         yield part

@@ -13,14 +13,12 @@ from tallystick_storage.database import DataRefused
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LONGEST_REST = 0.1
-
 
 class Stage(Generic[T, R]):
     """Gathers what is submitted, and runs one function over each batch.
 
-    A lane rests as long as its last batch took, up to 100 ms: nothing waits when idle, and batches grow under load. `run` returns one result
-    per item in order; an exception among them is raised to that item's submitter, and one raised by `run` to all of them.
+    A lane rests as long as its last batch took, up to `longest_rest` seconds: nothing waits when idle, and batches grow under load. `run` returns
+    one result per item in order; an exception among them is raised to that item's submitter, and one raised by `run` to all of them.
     `most`: how much a batch holds, by the items' `weight`; one item always fits. `lanes`: how many batches run at a time.
     """
 
@@ -32,12 +30,14 @@ class Stage(Generic[T, R]):
         most: int = 500,
         weight: Callable[[T], int] = lambda _: 1,
         lanes: int = 1,
+        longest_rest: float = 0.2,
     ) -> None:
         self._name = name
         self._run = run
         self._most = most
         self._weight = weight
         self._lanes = lanes
+        self._longest_rest = longest_rest
         self._waiting: deque[tuple[T, asyncio.Future[R], SpanContext]] = deque()
         self._work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,7 +80,7 @@ class Stage(Generic[T, R]):
                 await self._one(batch)
             finally:
                 self._busy -= 1
-            await asyncio.sleep(min(loop.time() - started, _LONGEST_REST))
+            await asyncio.sleep(min(loop.time() - started, self._longest_rest))
 
     def _take(self) -> list[tuple[T, asyncio.Future[R], SpanContext]]:
         """What waits, as much as a batch holds."""

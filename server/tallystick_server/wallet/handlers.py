@@ -51,8 +51,8 @@ class WalletHandlers:
         self._database = database
         self._release_delay = release_delay
         self._change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
-            "wallet.change", ChangeWallets(database, release_delay).run, most=4, lanes=2
-        )
+            "wallet.change", ChangeWallets(database, release_delay).run, most=4, lanes=2, longest_rest=0
+        )  # what comes is batches already
 
     def start(self) -> None:
         self._change.start()
