@@ -129,3 +129,11 @@ def test_requests_of_the_relay_are_never_too_large() -> None:
     split = list(parts(events))
     assert [event for part in split for event in part] == events
     assert all(event_service_pb2.BatchPublishRequest(events=part).ByteSize() < 4 * 1024 * 1024 and len(part) <= 1000 for part in split)
+
+
+def test_a_stream_that_is_not_read_to_its_end_ends_quietly(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """A reader that goes away in the middle is no fault: nothing is logged as one."""
+    for _ in client.events():
+        break
+    assert list(client.events())[:1]
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []

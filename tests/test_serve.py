@@ -57,7 +57,7 @@ def serving(address: str, service: str = "") -> bool:
 
 
 def of(known: Databases) -> dict[str, str]:
-    return {"TALLYSTICK_DATABASE_URL": known.admin, "TALLYSTICK_DATA": str(known.passwords._path.parent)}
+    return {"TALLYSTICK_DATABASE_URL": known.admin, "TALLYSTICK_DATA": str(known.passwords.path.parent)}
 
 
 def test_services_run_as_processes_of_their_own(own_database: Databases, tmp_path: Path) -> None:
@@ -203,6 +203,11 @@ def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment
 BAD_SETTINGS = [
     ({"TALLYSTICK_LISTEN": "0.0.0.0:7070"}, "TALLYSTICK_LISTEN must be a loopback address"),
     ({"TALLYSTICK_LISTEN": "nowhere"}, "TALLYSTICK_LISTEN must be host:port"),
+    ({"TALLYSTICK_LISTEN": "127.0.0.1:65536"}, "TALLYSTICK_LISTEN must be host:port"),
+    ({"TALLYSTICK_LISEN": "127.0.0.1:7070"}, "There is no setting TALLYSTICK_LISEN"),
+    ({"TALLYSTICK_CONNECTIONS": "payment=5,ledger"}, "TALLYSTICK_CONNECTIONS must look like key=value"),
+    ({"TALLYSTICK_SELLER_FEE_RATES": "0.5"}, "TALLYSTICK_SELLER_FEE_RATES must look like key=value"),
+    ({"TALLYSTICK_RISK_BLOCKED_COUNTRIES": "Britain"}, "TALLYSTICK_RISK_BLOCKED_COUNTRIES holds what it cannot: each must be two capital letters"),
     ({"TALLYSTICK_AUTHENTICATION": "hope"}, "TALLYSTICK_AUTHENTICATION must be one of none, tokens"),
     ({"TALLYSTICK_AUTHENTICATION": "tokens"}, "TALLYSTICK_CALLERS must name at least one caller"),
     ({"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"}, "TALLYSTICK_SERVICE_TOKEN must be a token"),
@@ -238,6 +243,9 @@ def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
     assert (settings.lease, settings.release_delay, settings.fee_rate) == (90, 5, 25_000)
     assert settings.risk_amount_limits == {"EUR": 10_000}
     assert settings.callers["0123456789abcdef"].name == "shop"
+    path.write_text('[[callers]]\nname = "shop"\nroles = ["team"]\ntokens = "0123456789abcdef"\n')
+    with pytest.raises(Failure, match="must give shop a list of tokens"):
+        load({}, str(path))
     path.write_text("leese = 1")
     with pytest.raises(Failure, match="there is no setting 'leese'"):
         load({}, str(path))
@@ -316,5 +324,5 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
     (short_folder / "postgres" / "data" / "PG_VERSION").unlink()
     broken = demo(short_folder)
     assert broken.returncode == 1
-    assert "remove" in broken.stderr
+    assert "is no complete PostgreSQL cluster" in broken.stderr
     assert "Traceback" not in broken.stderr + busy.stderr + two.stderr

@@ -116,7 +116,7 @@ def _restore(connection: psycopg.Connection[object], tables: set[str]) -> None:
 
 def test_the_command_says_so_and_exits_1(filled: Databases) -> None:
     """`tallystick verify --json`: exit 0 and "passed" on a sound book, exit 1 and the row on a wrong one."""
-    environment = {**os.environ, "TALLYSTICK_DATABASE_URL": filled.admin, "TALLYSTICK_DATA": str(filled.passwords._path.parent)}
+    environment = {**os.environ, "TALLYSTICK_DATABASE_URL": filled.admin, "TALLYSTICK_DATA": str(filled.passwords.path.parent)}
     command = [sys.executable, "-m", "tallystick_server.process.cli", "verify"]
     good = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False)
     assert (good.returncode, json.loads(good.stdout)["passed"]) == (0, True), good.stderr

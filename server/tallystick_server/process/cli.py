@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +16,7 @@ from tallystick_sandbox.sandbox import Sandbox
 from tallystick_sandbox.server import application
 from tallystick_server.process import configuration, serve
 from tallystick_server.process.configuration import SERVED, Settings
-from tallystick_server.process.databases import databases
+from tallystick_server.process.databases import databases, databases_to_read
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import migrate, refuse_behind
 from tallystick_server.process.verify import verify
@@ -23,6 +25,8 @@ from tallystick_storage.database import Database
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; what goes wrong is one sentence on standard error, and exit code 1."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind; serve drains instead
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     options = _parser().parse_args(arguments)
     try:
@@ -47,12 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("service", nargs="+", choices=("all", *SERVED))
     one.set_defaults(run=_serve)
     one = commands.add_parser("migrate", help="bring schemas and roles up to date")
+    one.add_argument("--new-passwords", action="store_true", help="give roles new passwords whose old ones are lost")
     one.set_defaults(run=_migrate)
     one = commands.add_parser("verify", help="check every invariant over the whole database; exit 1 names the first row that is wrong")
     one.add_argument("--json", action="store_true", help="the report as one JSON object")
     one.set_defaults(run=_verify)
     one = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
-    one.add_argument("--port", type=int, default=7090)
+    one.add_argument("--port", type=int, default=7090, choices=range(1, 65536), metavar="1..65535")
     one.set_defaults(run=_sandbox)
     return parser
 
@@ -66,21 +71,21 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         urls = {name: known.service(name) for name in schemas}
         for name, url in urls.items():
             refuse_behind(url, name)
-        serve.run(serve.serve(names, settings, urls, _say))
+        serve.run(serve.serve(names, settings, urls, _say, known.has_ended))
     return 0
 
 
-def _migrate(_options: argparse.Namespace, settings: Settings) -> int:
+def _migrate(options: argparse.Namespace, settings: Settings) -> int:
     with databases(settings, _say) as known:
         if not known.admin:
             raise Failure("TALLYSTICK_DATABASE_URL must be the administrator's URL, which makes schemas and roles.")
-        migrate(known.admin, known.passwords)
+        migrate(known.admin, known.passwords, new_passwords=options.new_passwords)
     _say("The database is up to date")
     return 0
 
 
 def _verify(options: argparse.Namespace, settings: Settings) -> int:
-    with databases(settings, _say) as known:
+    with databases_to_read(settings, _say) as known:
         report = verify(known)
     print(json.dumps(report.as_dict()) if options.json else report.as_text())
     return 0 if report.passed else 1
@@ -92,8 +97,13 @@ def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
         refuse_behind(url, "sandbox")
         database = Database(url, connections=4)
         app = application(Sandbox(database, latency=settings.sandbox_latency))
-        web.run_app(app, host="127.0.0.1", port=options.port, print=_say, access_log=None)
-        database.close()
+        _say(f"Serving the sandbox on 127.0.0.1:{options.port}")
+        try:
+            web.run_app(app, host="127.0.0.1", port=options.port, print=None, access_log=None)
+        except OSError as error:
+            raise Failure(f"Nothing can listen on port {options.port}: {error.strerror}. Choose another with --port.") from None
+        finally:
+            database.close()
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tallystick_core.caller import Caller, Role
-from tallystick_core.identifier import parse_id
+from tallystick_core.identifier import parse_country, parse_id
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Refused
 from tallystick_server.payment.execute import LEASE_MARGIN
@@ -144,7 +144,10 @@ def _table(parse: Callable[[Any], Any], keys: Callable[[str], str] = str) -> Cal
 
     def parse_table(value: Any) -> dict[str, Any]:
         if isinstance(value, str):
-            value = dict(pair.split("=", 1) for pair in value.split(",") if "=" in pair) if "=" in value else {"": value} if value else {}
+            pairs = [pair.split("=", 1) for pair in value.split(",") if pair]
+            if any(len(pair) != 2 for pair in pairs):
+                raise _Bad("must look like key=value,key=value")
+            value = dict(pairs)
         if not isinstance(value, dict):
             raise _Bad("must be a table")
         return {keys(key): parse(item) for key, item in value.items()}
@@ -161,11 +164,19 @@ def _switch(value: Any) -> bool:
     return known[str(value).lower()]
 
 
-def _set(value: Any) -> frozenset[str]:
-    items = value.split(",") if isinstance(value, str) else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise _Bad("must be a list of texts")
-    return frozenset(item.strip() for item in items if item.strip())
+def _set(parse: Callable[[str, str], str]) -> Callable[[Any], frozenset[str]]:
+    """A list; in the environment with commas between."""
+
+    def parse_set(value: Any) -> frozenset[str]:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise _Bad("must be a list of texts")
+        try:
+            return frozenset(parse(item.strip(), "each") for item in items if item.strip())
+        except Refused as refused:
+            raise _Bad(f"holds what it cannot: {refused.message.rstrip('.')}") from None
+
+    return parse_set
 
 
 def _service(name: str) -> str:
@@ -197,6 +208,8 @@ def _callers(value: Any) -> dict[str, Caller]:
             caller = Caller(parse_id(entry["name"], "name"), frozenset(Role(role) for role in entry["roles"]))
         except (Refused, ValueError, TypeError):
             raise _Bad(f"has a caller whose name is no id or whose roles are not among {', '.join(Role)}") from None
+        if not isinstance(entry["tokens"], list):
+            raise _Bad(f"must give {caller.name} a list of tokens")
         for token in entry["tokens"]:
             if not isinstance(token, str) or len(token) < 16 or token in callers:
                 raise _Bad(f"gives {caller.name} a token that is shorter than 16 characters or stands twice")
@@ -204,7 +217,9 @@ def _callers(value: Any) -> dict[str, Caller]:
     return callers
 
 
-_ADDRESS = _matching(r"[A-Za-z0-9.\-\[\]:]+:[0-9]{1,5}|unix:.+", "host:port or unix:path")
+_PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
+_ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
+_NOT_SETTINGS = frozenset({"config", "python"})  # where the settings are, and what scripts/setup runs
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "data": lambda value: Path(_text(value)),
     "database_url": _text,
@@ -233,8 +248,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "risk_amount_limits": _limits,
     "risk_velocity_limit": _number(0, 1_000_000, int),
     "risk_velocity_window": _number(1, 31_536_000),
-    "risk_blocked_accounts": _set,
-    "risk_blocked_countries": _set,
+    "risk_blocked_accounts": _set(parse_id),
+    "risk_blocked_countries": _set(parse_country),
     "otlp_endpoint": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
     "trace_ratio": _number(0, 1),
     "drain": _number(0, 600),
@@ -249,6 +264,9 @@ def load(environment: Mapping[str, str] | None = None, path: str | None = None) 
     known = {f.name for f in fields(Settings)}
     for name in sorted(raw.keys() - known):
         raise Failure(f"{path}: there is no setting '{name}'.")
+    for variable in sorted(environment):
+        if variable.startswith("TALLYSTICK_") and variable.removeprefix("TALLYSTICK_").lower() not in known | _NOT_SETTINGS:
+            raise Failure(f"There is no setting {variable}.")
     values = {name: _parse(name, value, f"{path}: {name}") for name, value in raw.items()}
     for name in known:
         variable = f"TALLYSTICK_{name.upper()}"
@@ -272,7 +290,7 @@ def _parse(name: str, value: Any, where: str) -> Any:
     try:
         return _PARSERS[name](value)
     except _Bad as bad:
-        raise Failure(f"{where} {bad}.") from None
+        raise Failure(f"{where} {str(bad).rstrip('.')}.") from None
 
 
 def _check(settings: Settings) -> None:

@@ -23,6 +23,8 @@ class Databases:
     passwords: Passwords
     given: Mapping[str, str]
     given_readers: Mapping[str, str] = field(default_factory=dict)
+    has_ended: Callable[[], bool] = lambda: False
+    """Whether the embedded PostgreSQL, if it is one, runs no more."""
 
     def service(self, name: str) -> str:
         """The service's own login, for SQLAlchemy. Raises Failure if none is known."""
@@ -61,6 +63,26 @@ def databases(settings: Settings, say: Callable[[str], None], *, fsync: bool = T
         admin = embedded.start(say)
         say("Bringing the schemas up to date")
         migrate(admin, passwords)
-        yield Databases(admin, passwords, {})
+        yield Databases(admin, passwords, {}, has_ended=lambda: embedded.has_ended)
+    finally:
+        embedded.stop()
+
+
+@contextmanager
+def databases_to_read(settings: Settings, say: Callable[[str], None]) -> Iterator[Databases]:
+    """The databases of the settings as they are: none is made or migrated, and an embedded one that somebody runs is shared. Raises Failure."""
+    embedded = EmbeddedPostgres(settings.data / "postgres")
+    if settings.database_url or settings.service_database_url:
+        with databases(settings, say) as known:
+            yield known
+        return
+    if not embedded.exists:
+        raise Failure(f"There is no database in {settings.data.resolve()}: say where it is in TALLYSTICK_DATABASE_URL or TALLYSTICK_DATA.")
+    passwords = Passwords(settings.data / "passwords.json")
+    if embedded.answers:
+        yield Databases(embedded.url, passwords, {})
+        return
+    try:
+        yield Databases(embedded.start(say), passwords, {})
     finally:
         embedded.stop()

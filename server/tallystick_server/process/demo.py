@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -37,12 +38,14 @@ def _progress(line: str) -> None:
 
 def main() -> None:
     """Exits 0 only if every step of the story held."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Takes a payment for two sellers, and shows every step of it.")
     parser.add_argument("--once", action="store_true", help="exit when the story is told")
     options = parser.parse_args()
     try:
-        settings = replace(configuration.load(), sandbox_latency=_LATENCY)
+        settings = replace(configuration.load(), sandbox_latency=_LATENCY, authentication="none")
         with databases(settings, _progress) as known:
             if known.admin and settings.database_url:
                 _progress("Bringing the schemas up to date")
@@ -66,10 +69,12 @@ async def _run(settings: Settings, known: Databases, *, once: bool) -> None:
     try:
         async with AsyncClient(running.address) as client:
             await _tell(client, known)
+        if once:
+            return
         _look_closer(running.address)
-        if not once:
-            say("\nEverything stays up until Ctrl-C.")
-            await stopped.wait()
+        say("\nEverything stays up until Ctrl-C.")
+        await serve.until(stopped, known.has_ended)
+        say("Stopping")
     finally:
         await running.stop(settings.drain)
         await asyncio.to_thread(flush)
@@ -164,7 +169,7 @@ def _require(holds: Any, what: str) -> None:
 
 
 def _look_closer(address: str) -> None:
-    say("\nTo look closer while it is up, with grpcurl (go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest):")
+    say("\nTo look closer, with grpcurl (go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest):")
     say(f"     grpcurl -plaintext {address} list")
     say(f"     grpcurl -plaintext {address} tallystick.payment.v1.PaymentService/ListPayments")
     say(f"     grpcurl -plaintext {address} tallystick.ledger.v1.LedgerService/GetTrialBalance")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -55,7 +56,8 @@ def _as_nobody(folder: Path) -> list[str]:
     setpriv = shutil.which("setpriv")
     parents = [folder, *folder.parents]
     if setpriv and all(os.stat(p).st_mode & 0o001 for p in parents[1:]):
-        os.chown(folder, 65534, 65534)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
         return [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
     raise Failure("PostgreSQL does not run as root, and this machine allows no user namespaces: run the command as another user.")
 
@@ -83,17 +85,44 @@ class EmbeddedPostgres:
         password = (self._folder / "password").read_text().strip()
         return f"postgresql://{ADMIN}:{password}@/postgres?host={quote(str(self._sockets), safe='')}"
 
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a cluster."""
+        return (self._data / "PG_VERSION").exists() and (self._folder / "password").exists()
+
+    @property
+    def answers(self) -> bool:
+        """Whether somebody runs the server."""
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except (OSError, psycopg.OperationalError):
+            return False
+        return True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server that was started here runs no more."""
+        return self._process is not None and self._process.poll() is not None
+
     def start(self, say: Callable[[str], None] = lambda _: None) -> str:
         """Makes the cluster if there is none, starts it, and returns the administrator's URL. Raises Failure."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise Failure(f"{self._folder} cannot be made ({error.strerror}): name another folder in TALLYSTICK_DATA.") from None
         self._take_lock()
         self._sockets.mkdir(exist_ok=True, mode=0o700)
-        if not (self._data / "PG_VERSION").exists() or not (self._folder / "password").exists():
+        if not self.exists:
+            if self._data.exists() and any(self._data.iterdir()):
+                raise Failure(
+                    f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if nothing in it is needed, remove {self._folder}."
+                )
             say("Making a PostgreSQL cluster (a few seconds)")
             self._initdb()
         if self._left_behind():
             say("Stopping the PostgreSQL that a killed run left behind")
             self._stop_left_behind()
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # the lock is ours, and no server runs on the data
         say("Starting PostgreSQL")
         self._launch()
         return self.url
@@ -108,8 +137,6 @@ class EmbeddedPostgres:
             raise Failure(f"Another run uses {self._folder}: end it first, or give this one its own folder with TALLYSTICK_DATA.") from None
 
     def _initdb(self) -> None:
-        if self._data.exists() and any(self._data.iterdir()):
-            raise Failure(f"{self._data} is no complete PostgreSQL cluster: remove {self._folder}, then run the command again.")
         password = self._folder / "password"
         password.touch(mode=0o600)
         password.write_text(secrets.token_urlsafe(24) + "\n")
@@ -122,17 +149,18 @@ class EmbeddedPostgres:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode != 0:
             shutil.rmtree(self._data, ignore_errors=True)
-            raise Failure(f"PostgreSQL could not make its cluster in {self._data}: {_last_line(made.stderr)}")
+            raise Failure(f"PostgreSQL could not make its cluster in {self._data}: {_cause(made.stderr)}.")
 
     def _left_behind(self) -> int | None:
         """The pid of a server that runs on our data although nobody holds the lock."""
         try:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
-            command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").exists() else b"postgres"
+            ours = os.fsencode(self._data)
+            command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").exists() else ours
             os.kill(pid, 0)
         except (OSError, ValueError, IndexError):
             return None
-        return pid if b"postgres" in command else None
+        return pid if ours in command else None
 
     def _stop_left_behind(self) -> None:
         pid = self._left_behind()
@@ -162,12 +190,12 @@ class EmbeddedPostgres:
             except psycopg.OperationalError as error:
                 if self._process.poll() is not None:
                     raise Failure(
-                        f"PostgreSQL did not start on {self._data}: {_last_line(log_path.read_text(errors='replace'))} "
-                        f"If the data is of no use, remove {self._folder} and run the command again."
+                        f"PostgreSQL did not start on {self._data}: {_cause(log_path.read_text(errors='replace'))}. Mend it, or give the command "
+                        f"another folder with TALLYSTICK_DATA; the whole log is {log_path}."
                     ) from None
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or "authentication failed" in str(error):
                     self.stop()
-                    raise Failure(f"PostgreSQL on {self._data} does not take connections: {_last_line(str(error))}") from None
+                    raise Failure(f"PostgreSQL on {self._data} does not take connections: {_cause(str(error))}.") from None
                 time.sleep(0.03)
 
     def stop(self) -> None:
@@ -185,6 +213,9 @@ class EmbeddedPostgres:
             self._lock = None
 
 
-def _last_line(text: str) -> str:
+def _cause(text: str) -> str:
+    """What a server or a command said was wrong, with what it says of mending it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it did not say why."
+    told = [line.partition(": ")[2] if "FATAL" in line else line for line in lines if re.search(r"FATAL|DETAIL|HINT|error:", line)] or lines[-1:]
+    found = " ".join(re.sub(r"^.*?(DETAIL|HINT|FATAL|error): +", "", line) for line in told)
+    return found.rstrip(". ") or "it did not say why"

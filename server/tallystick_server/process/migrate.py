@@ -56,30 +56,38 @@ class Passwords:
     """The roles' passwords, made once and kept in a file that only its owner may read."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def of(self, role: str) -> str:
         """The role's password. Raises Failure if none was made."""
+        if not self.has(role):
+            raise Failure(f"There is no password for the role {role} in {self.path}: run 'tallystick migrate' first.")
+        return self._known()[role]
+
+    def has(self, role: str) -> bool:
+        return role in self._known()
+
+    def _known(self) -> dict[str, str]:
         try:
-            return str(json.loads(self._path.read_text())[role])
-        except (OSError, ValueError, KeyError):
-            raise Failure(f"There is no password for the role {role} in {self._path}: run 'tallystick migrate' first.") from None
+            known = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError):
+            known = None
+        if not isinstance(known, dict):
+            raise Failure(f"{self.path} cannot be read: mend it, or remove it and run 'tallystick migrate --new-passwords'.")
+        return known
 
     def make(self, role: str) -> str:
         """The role's password, made if there is none."""
-        try:
-            known = json.loads(self._path.read_text())
-        except FileNotFoundError:
-            known = {}
-        except (OSError, ValueError):
-            raise Failure(f"{self._path} cannot be read: mend or remove it, then run 'tallystick migrate' again.") from None
+        known = self._known()
         if role not in known:
             known[role] = secrets.token_urlsafe(24)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self._path.with_suffix(".new")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.path.with_suffix(".new")
             with os.fdopen(os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
                 json.dump(known, file, indent=1)
-            fresh.replace(self._path)
+            fresh.replace(self.path)
         return str(known[role])
 
 
@@ -105,8 +113,11 @@ def driver_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def migrate(admin_url: str, passwords: Passwords) -> None:
-    """Brings every schema and role of the database up to date; harmless to repeat, and two at a time take turns. Raises Failure."""
+def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False) -> None:
+    """Brings every schema and role of the database up to date; harmless to repeat, and two at a time take turns. Raises Failure.
+
+    A role whose password is not known here keeps it, unless `new_passwords` are to be made.
+    """
     url = driver_url(admin_url)
     engine = create_engine(url)
     try:
@@ -120,7 +131,7 @@ def migrate(admin_url: str, passwords: Passwords) -> None:
             _close_database(connection.connection.driver_connection, database)  # type: ignore[arg-type]
             for service in SCHEMAS:
                 named = roles(database, service)
-                _make_roles(connection.connection.driver_connection, service, database, named, passwords)  # type: ignore[arg-type]
+                _make_roles(connection.connection.driver_connection, service, database, named, passwords, new_passwords)  # type: ignore[arg-type]
                 connection.commit()
                 _upgrade(connection, service, named)
                 connection.commit()
@@ -135,12 +146,17 @@ def _close_database(connection: psycopg.Connection[object], database: str) -> No
     connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(sql.Identifier(database)))
 
 
-def _make_roles(connection: psycopg.Connection[object], service: str, database: str, named: Roles, passwords: Passwords) -> None:
+def _make_roles(connection: psycopg.Connection[object], service: str, database: str, named: Roles, passwords: Passwords, new_passwords: bool) -> None:
     for role, login in ((named.owner, False), (named.service, True), (named.reader, True)):
         known = connection.execute("select from pg_roles where rolname = %s", (role,)).fetchone()
         if known is None:
             connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(role), sql.SQL("login" if login else "nologin")))
         if login:
+            if known is not None and not new_passwords and not passwords.has(role):
+                raise Failure(
+                    f"The role {role} exists, and its password is not in {passwords.path}: run the command where it is (TALLYSTICK_DATA), "
+                    "or make new ones with 'tallystick migrate --new-passwords', which shuts out whoever uses the old."
+                )
             secret = sql.Literal(passwords.make(role))
             connection.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(role), secret))
             connection.execute(sql.SQL("grant connect on database {} to {}").format(sql.Identifier(database), sql.Identifier(role)))

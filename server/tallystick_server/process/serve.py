@@ -29,6 +29,7 @@ from tallystick_server.runtime.peers import Peers
 log = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_LOOK_AT_DATABASE = 1.0  # seconds
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
 
@@ -76,7 +77,12 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
         door = Door(authenticator, most_calls=settings.most_calls)
         servers.append(_server(services, door, monitor, reuse_port=settings.reuse_port))
         doors.append(door)
-        _listen(servers[-1], listen)
+        try:
+            _listen(servers[-1], listen)
+        except Failure:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     for service in services:
         service.start()
     for server in reversed(servers):
@@ -112,7 +118,8 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
         bound = 0
     if not bound:
         raise Failure(
-            f"Nothing can listen on {address}: another program does, or the address is not this machine's. Set TALLYSTICK_LISTEN to another."
+            f"Nothing can listen on {address}: another program does, the address is not this machine's, or its folder is not there. "
+            "Set TALLYSTICK_LISTEN to another."
         )
 
 
@@ -130,8 +137,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains."""
+async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str], say: Callable[[str], None], has_ended: Callable[[], bool]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. Raises Failure if the embedded database `has_ended` meanwhile."""
     flush = telemetry.configure("tallystick-" + ("all" if len(names) > 1 else names[0]), settings.otlp_endpoint, settings.trace_ratio)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -139,8 +146,20 @@ async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str
         loop.add_signal_handler(number, stopped.set)
     running = await start(names, settings, urls)
     say(f"Serving {', '.join(names)} on {running.address}")
-    await stopped.wait()
+    await until(stopped, has_ended)
     say("Draining")
-    await running.stop(settings.drain)
+    await running.stop(0 if has_ended() else settings.drain)
     await asyncio.to_thread(flush)
+    if has_ended():
+        raise Failure("The embedded PostgreSQL has ended, and with it every service here: see the log in its folder, and run the command again.")
     say("Stopped")
+
+
+async def until(stopped: asyncio.Event, has_ended: Callable[[], bool]) -> None:
+    """Waits until the process is told to stop, or the embedded database has ended."""
+    while not stopped.is_set() and not has_ended():
+        try:
+            async with asyncio.timeout(_LOOK_AT_DATABASE):
+                await stopped.wait()
+        except TimeoutError:
+            continue

@@ -12,13 +12,13 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from opentelemetry.trace import Span
+from opentelemetry.trace import Span, use_span
 
 from tallystick_core.caller import Caller, Role, authorize
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.authentication import Authenticator
 from tallystick_server.runtime.errors import CODE, to_status
-from tallystick_server.runtime.telemetry import failed, server_span, trace_id
+from tallystick_server.runtime.telemetry import failed, server_span, start_server_span, trace_id
 
 log = logging.getLogger(__name__)
 
@@ -117,22 +117,25 @@ class Door:
 
     async def _stream(self, method: _Method, raw: bytes, context: Context) -> AsyncIterator[bytes]:
         metadata = _metadata(context)
-        with server_span(method.name, metadata) as span:
-            self._streams += 1
-            try:
-                call, request = self._let_in(method, raw, context, metadata, self._streams > self._most_streams)
-                expiry = asyncio.get_running_loop().time() + STREAM_TIME
-                messages = method.run(request, call)
-                while (message := await self._next(messages, expiry)) is not None:
-                    yield message.SerializeToString()
-            except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
+        span = start_server_span(method.name, metadata)  # never current across a yield: a stream may be ended in another context
+        self._streams += 1
+        try:
+            call, request = self._let_in(method, raw, context, metadata, self._streams > self._most_streams)
+            expiry = asyncio.get_running_loop().time() + STREAM_TIME
+            messages = method.run(request, call)
+            while (message := await self._next(messages, expiry, span)) is not None:
+                yield message.SerializeToString()
+        except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
+            with use_span(span):
                 await _refuse(context, span, error, method.name)
-            finally:
-                self._streams -= 1
+        finally:
+            self._streams -= 1
+            span.end()
 
-    async def _next(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
+    async def _next(self, messages: AsyncIterator[Message], expiry: float, span: Span) -> Message | None:
         """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
-        step = asyncio.ensure_future(anext(messages, None))
+        with use_span(span):  # the step's task keeps it
+            step = asyncio.ensure_future(anext(messages, None))
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             left = expiry - asyncio.get_running_loop().time()
@@ -169,7 +172,9 @@ class Door:
 
     async def _unknown(self, name: str, context: Context) -> NoReturn:
         with server_span("unknown", _metadata(context)) as span:
-            await _refuse(context, span, Refused(Reason.METHOD_UNKNOWN, "There is no such method."), name)
+            await _refuse(
+                context, span, Refused(Reason.METHOD_UNKNOWN, "There is no such method here; its service may be served at another address."), name
+            )
 
 
 async def _refuse(context: Context, span: Span, error: Exception, method: str) -> NoReturn:

