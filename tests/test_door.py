@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +26,7 @@ from tallystick import (
 )
 from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_core.refusal import Reason, Refused
@@ -117,15 +117,15 @@ def test_payouts_are_declared_and_not_built(client: Client, method: str) -> None
 class Handlers:
     """Handlers that all do one thing."""
 
-    def __init__(self, answer: Callable[[], Awaitable[Message]]) -> None:
+    def __init__(self, answer: Callable[[], Any]) -> None:
         self._answer = answer
 
-    def __getattr__(self, name: str) -> Callable[[Message, Call], Awaitable[Message]]:
+    def __getattr__(self, name: str) -> Callable[[Message, Call], Any]:
         return lambda _request, _call: self._answer()
 
 
 @contextmanager
-def behind_a_door(answer: Callable[[], Awaitable[Message]], *, most_calls: int = 10) -> Iterator[Client]:
+def behind_a_door(answer: Callable[[], Any], *, most_calls: int = 10, stream_time: float = 300) -> Iterator[Client]:
     """A client of a server whose handlers are the test's; it sends each call once."""
     address = free_address()
     loop = asyncio.new_event_loop()
@@ -134,7 +134,7 @@ def behind_a_door(answer: Callable[[], Awaitable[Message]], *, most_calls: int =
 
     async def start() -> grpc.aio.Server:
         server = grpc.aio.server()
-        door = Door(Development(), most_calls=most_calls)
+        door = Door(Development(), most_calls=most_calls, stream_time=stream_time)
         door.bind(server, payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], Handlers(answer), payment.ACCESS)
         server.add_insecure_port(address)
         await server.start()
@@ -197,6 +197,26 @@ def test_a_call_past_its_deadline_ends_by_name() -> None:
 
     with behind_a_door(hangs) as client, pytest.raises(DeadlineExceededError):
         client.payment.ListPayments(LIST, timeout=0.3)
+
+
+def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
+    """A stream whose reader takes nothing ends at its time like any other, with STREAM_EXPIRED, and its handler with it."""
+    ended = threading.Event()
+
+    async def endless() -> AsyncIterator[Message]:
+        try:
+            while True:
+                yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
+        finally:
+            ended.set()
+
+    with behind_a_door(endless, stream_time=0.3) as client:
+        responses = iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c")))
+        next(responses)
+        assert ended.wait(10)
+        with pytest.raises(TallystickError) as error:
+            list(responses)
+    assert error.value.reason == "STREAM_EXPIRED"
 
 
 def test_draining_refuses_new_calls(own_database: Databases) -> None:

@@ -21,6 +21,7 @@ from tallystick_core.caller import Caller, Role
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
+from tallystick_server.runtime.fields import PageToken
 
 from .conftest import Platform, eventually, serving, unique
 
@@ -365,6 +366,23 @@ def test_a_dead_process_leaves_nothing_undone(own_database: Databases, tmp_path:
         assert len(charges(own_database, "c-")) == 20
         report = verify(own_database)
         assert report.passed, report.as_text()
+
+
+def test_a_page_ends_at_a_mebibyte(client: Client) -> None:
+    """A page of payments with long texts ends before its size is reached; the pages together hold each payment once."""
+    seller, text = unique("s"), "🙂" * 1024
+    for n in range(3):
+        order = new_order(f"{seller}-{n}", "b", seller, "1.00", "EUR")
+        client.create_payment(f"{seller}-{n}", [order], credit_card_info="tok_visa", buyer_info=text, seller_info=text)
+    wanted = payment_service_pb2.ListPaymentsRequest(seller_account=seller)
+    assert [p.checkout_id for p in client.pages(client.payment.ListPayments, wanted, "payments")] == [f"{seller}-{n}" for n in (2, 1, 0)]
+    token = PageToken("x")
+    rows = list(range(200))
+    shown, following = token.page(rows, 200, lambda n: payment_pb2.Payment(checkout_id=str(n), buyer_info=text * 2), lambda n: (n,))
+    assert sum(message.ByteSize() for message in shown) <= 1024 * 1024
+    assert token.parse(following, int) == [len(shown) - 1]
+    huge, _ = token.page([1, 2], 2, lambda _: payment_pb2.Payment(buyer_info="x" * 2_000_000), lambda n: (n,))
+    assert len(huge) == 1, "one message always fits"
 
 
 async def _drop_everything(platform: Platform) -> None:

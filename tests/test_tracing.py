@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tallystick import new_order
+from tallystick import Client, new_order
+from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.stage import Stage
 
-from .conftest import Platform, unique
+from .conftest import Platform, free_address, unique
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +91,42 @@ def test_charges_that_travel_together_keep_their_trace(platform: Platform, expor
         assert batch.parent is not None
         assert {batch.parent.span_id, *(link.context.span_id for link in batch.links)} <= charging
         assert len(batch.links) == (batch.attributes or {})["batch.size"] - 1  # type: ignore[operator]
+
+
+class Collector(BaseHTTPRequestHandler):
+    """An OTLP collector that keeps the names of the spans it gets."""
+
+    names: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            Collector.names += [f"{self.path} {span.name}" for scope in resource.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -> None:
+    """With TALLYSTICK_OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last ones before it ends."""
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        environment = {
+            "TALLYSTICK_DATABASE_URL": own_database.admin, "TALLYSTICK_DATA": str(own_database.passwords.path.parent),
+            "TALLYSTICK_LISTEN": (address := free_address()), "TALLYSTICK_TRACE_RATIO": "1",
+            "TALLYSTICK_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+        }  # fmt: skip
+        command = [sys.executable, "-m", "tallystick_server.process.cli", "serve", "all"]
+        server = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+        assert server.stderr is not None
+        assert "Serving" in server.stderr.readline()
+        with Client(address) as client:
+            assert client.create_payment("c", [new_order("o", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa").is_payment_done
+        server.terminate()
+        server.communicate(timeout=60)
+        collector.shutdown()
+    assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in Collector.names
+    assert {"/v1/traces sandbox charge", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)

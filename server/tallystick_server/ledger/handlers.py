@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
 from tallystick_core.booking import Kind, Line
@@ -41,7 +40,6 @@ ACCESS: Access = {
 
 _STREAMED_AT_ONCE = 200
 _LOOK_AGAIN = 0.25
-_PAGE_BYTES = 1024 * 1024
 
 
 class LedgerHandlers:
@@ -106,15 +104,7 @@ class LedgerHandlers:
             return store.transactions(connection, sequences)
 
         found = sorted(await self._database.read(list_), key=lambda pair: -pair[0].sequence)
-        shown: list[ledger_pb2.Transaction] = []
-        used = 0
-        for row, entries in found[:size]:
-            message = messages.transaction(row, entries)
-            used += message.ByteSize()
-            if shown and used > _PAGE_BYTES:
-                break
-            shown.append(message)
-        following = token.make(shown[-1].sequence) if len(found) > len(shown) else ""
+        shown, following = token.page(found, size, lambda pair: messages.transaction(*pair), lambda pair: (pair[0].sequence,))
         return pb.ListTransactionsResponse(transactions=shown, next_page_token=following)
 
     async def GetAccount(self, request: pb.GetAccountRequest, _call: Call) -> pb.GetAccountResponse:
@@ -138,8 +128,8 @@ class LedgerHandlers:
         token = PageToken("ListAccounts", prefix, currency)
         after = _after(token.parse(request.page_token, str, str))
         rows = await self._database.read(lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1))
-        following = token.make(rows[size - 1].account, rows[size - 1].currency) if len(rows) > size else ""
-        return pb.ListAccountsResponse(accounts=[messages.account(row) for row in rows[:size]], next_page_token=following)
+        accounts, following = token.page(rows, size, messages.account, lambda row: (row.account, row.currency))
+        return pb.ListAccountsResponse(accounts=accounts, next_page_token=following)
 
     async def GetTrialBalance(self, request: pb.GetTrialBalanceRequest, _call: Call) -> pb.GetTrialBalanceResponse:
         size = page_size(request.page_size)

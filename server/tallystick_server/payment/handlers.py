@@ -84,9 +84,8 @@ class PaymentHandlers:
         if place:
             wanted = replace(wanted, before=(token_time(place[0]), str(place[1])))
         rows = await self._database.read(lambda connection: store.list_payments(connection, wanted, size + 1))
-        shown = rows[:size]
-        following = token.make(shown[-1].checkout_create_time.isoformat(), shown[-1].checkout_id) if len(rows) > size else ""
-        return pb.ListPaymentsResponse(payments=[encode.payment_head(row) for row in shown], next_page_token=following)
+        shown, following = token.page(rows, size, encode.payment_head, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id))
+        return pb.ListPaymentsResponse(payments=shown, next_page_token=following)
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
         order_id = parse_id(request.payment_order_id, "payment_order_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -12,13 +13,13 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from opentelemetry.trace import Span, use_span
+from opentelemetry.trace import Span
 
 from tallystick_core.caller import Caller, Role, authorize
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.authentication import Authenticator
 from tallystick_server.runtime.errors import CODE, to_status
-from tallystick_server.runtime.telemetry import failed, server_span, start_server_span, trace_id
+from tallystick_server.runtime.telemetry import failed, server_span, trace_id
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,11 @@ class _Method:
 class Door:
     """Serves the methods of services. One for each process: its limits count all calls together."""
 
-    def __init__(self, authenticator: Authenticator, *, most_calls: int, most_streams: int = 1000) -> None:
+    def __init__(self, authenticator: Authenticator, *, most_calls: int, most_streams: int = 1000, stream_time: float = STREAM_TIME) -> None:
         self._authenticator = authenticator
         self._most_calls = most_calls
         self._most_streams = most_streams
+        self._stream_time = stream_time
         self._calls = 0
         self._streams = 0
         self._closing = asyncio.Event()
@@ -88,9 +90,8 @@ class Door:
         known = _Method(f"{method.containing_service.full_name}/{method.name}", run, GetMessageClass(method.input_type), roles, most_bytes)
         if method.server_streaming:
 
-            async def stream(raw: bytes, context: Context) -> AsyncIterator[bytes]:
-                async for message in self._stream(known, raw, context):
-                    yield message
+            async def stream(raw: bytes, context: Context) -> None:
+                await self._stream(known, raw, context)
 
             return grpc.unary_stream_rpc_method_handler(stream)
 
@@ -115,27 +116,46 @@ class Door:
             finally:
                 self._calls -= 1
 
-    async def _stream(self, method: _Method, raw: bytes, context: Context) -> AsyncIterator[bytes]:
+    async def _stream(self, method: _Method, raw: bytes, context: Context) -> None:
         metadata = _metadata(context)
-        span = start_server_span(method.name, metadata)  # never current across a yield: a stream may be ended in another context
-        self._streams += 1
-        try:
-            call, request = self._let_in(method, raw, context, metadata, self._streams > self._most_streams)
-            expiry = asyncio.get_running_loop().time() + STREAM_TIME
-            messages = method.run(request, call)
-            while (message := await self._next(messages, expiry, span)) is not None:
-                yield message.SerializeToString()
-        except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
-            with use_span(span):
+        with server_span(method.name, metadata) as span:
+            self._streams += 1
+            try:
+                call, request = self._let_in(method, raw, context, metadata, self._streams > self._most_streams)
+                expiry = asyncio.get_running_loop().time() + self._stream_time
+                async with aclosing(method.run(request, call)) as messages:
+                    stuck = await self._send(messages, context, expiry)
+                if stuck is not None:
+                    await self._let_go(stuck)
+            except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
                 await _refuse(context, span, error, method.name)
-        finally:
-            self._streams -= 1
-            span.end()
+            finally:
+                self._streams -= 1
 
-    async def _next(self, messages: AsyncIterator[Message], expiry: float, span: Span) -> Message | None:
+    async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float) -> asyncio.Future[None] | None:
+        """Sends a stream's messages. Returns the write that its reader had not taken when the stream's time was up, or None at the end."""
+        while (message := await self._next(messages, expiry)) is not None:
+            write = asyncio.ensure_future(context.write(message.SerializeToString()))
+            write.add_done_callback(_heard)
+            await asyncio.wait((write,), timeout=max(expiry - asyncio.get_running_loop().time(), 0))
+            if not write.done():
+                return write
+            if write.exception() is not None:  # nobody is there any more
+                break
+        return None
+
+    async def _let_go(self, write: asyncio.Future[None]) -> NoReturn:
+        """A reader that stands still keeps no place here; should it go on, it hears that its time was up."""
+        self._streams -= 1
+        try:
+            await write
+        finally:
+            self._streams += 1
+        raise _expired()
+
+    async def _next(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
         """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
-        with use_span(span):  # the step's task keeps it
-            step = asyncio.ensure_future(anext(messages, None))
+        step = asyncio.ensure_future(anext(messages, None))
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             left = expiry - asyncio.get_running_loop().time()
@@ -144,7 +164,7 @@ class Door:
                 return step.result()
             if closing.done():
                 raise _shutting_down()
-            raise Refused(Reason.STREAM_EXPIRED, "The stream has reached its time; open it again from where it ended.", retry_after=0.1)
+            raise _expired()
         finally:
             closing.cancel()
             step.cancel()
@@ -190,6 +210,16 @@ async def _refuse(context: Context, span: Span, error: Exception, method: str) -
     failed(span, code.name, refused.reason)
     trailing = (("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", trace_id()))
     await context.abort(code, refused.message, trailing)
+
+
+def _heard(write: asyncio.Future[None]) -> None:
+    """A write fails when its reader has gone away, which is no fault."""
+    if not write.cancelled():
+        write.exception()
+
+
+def _expired() -> Refused:
+    return Refused(Reason.STREAM_EXPIRED, "The stream has reached its time; open it again from where it ended.", retry_after=0.1)
 
 
 def _shutting_down() -> Refused:

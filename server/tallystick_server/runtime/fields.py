@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
@@ -15,8 +15,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick_core.canonical import fingerprint
 from tallystick_core.refusal import Reason, Refused
 
+R = TypeVar("R")
+M = TypeVar("M", bound=Message)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
+PAGE_BYTES = 1024 * 1024
 MOST_ITEMS = 1000
 """The most items of a batch, in a call and in a stage."""
 
@@ -84,6 +87,18 @@ class PageToken:
 
     def make(self, *place: str | int) -> str:
         return urlsafe_b64encode(json.dumps([self._filters, *place]).encode()).decode()
+
+    def page(self, rows: Sequence[R], size: int, encode: Callable[[R], M], place: Callable[[R], tuple[str | int, ...]]) -> tuple[list[M], str]:
+        """The messages of a page, and the token of the next or "". It ends after `size` rows or at 1 MiB; `rows` holds one more if there is one."""
+        shown: list[M] = []
+        used = 0
+        for row in rows[:size]:
+            message = encode(row)
+            used += message.ByteSize()
+            if shown and used > PAGE_BYTES:
+                break
+            shown.append(message)
+        return shown, self.make(*place(rows[len(shown) - 1])) if len(rows) > len(shown) else ""
 
     def parse(self, token: str, *kinds: type) -> list[str | int] | None:
         """The place, as values of the given types, or None for the first page. Raises PAGE_TOKEN_INVALID."""

@@ -60,16 +60,11 @@ def context_of(parent: str) -> SpanContext:
     return trace.get_current_span(context).get_span_context()
 
 
-def start_server_span(method: str, metadata: Mapping[str, str]) -> Span:
-    """The span of an incoming call, below the caller's; its caller ends it."""
-    parent = _propagator.extract({"traceparent": metadata.get("traceparent", "")})
-    return _tracer.start_span(method, parent, SpanKind.SERVER, {"rpc.system": "grpc", "rpc.method": method})
-
-
 @contextmanager
 def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
-    """The span of an incoming call, current until the block ends."""
-    with trace.use_span(start_server_span(method, metadata), end_on_exit=True, record_exception=False) as span:
+    """The span of an incoming call, below the caller's."""
+    parent = _propagator.extract({"traceparent": metadata.get("traceparent", "")})
+    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, {"rpc.system": "grpc", "rpc.method": method}, record_exception=False) as span:
         yield span
 
 

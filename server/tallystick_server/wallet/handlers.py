@@ -71,8 +71,8 @@ class WalletHandlers:
         place = token.parse(request.page_token, str, str)
         after = (str(place[0]), str(place[1])) if place else ("", "")
         rows = await self._database.read(lambda connection: store.list_wallets(connection, seller, currency, after, size + 1))
-        following = token.make(rows[size - 1].seller_account, rows[size - 1].currency) if len(rows) > size else ""
-        return pb.ListWalletsResponse(wallets=[messages.wallet(row) for row in rows[:size]], next_page_token=following)
+        wallets, following = token.page(rows, size, messages.wallet, lambda row: (row.seller_account, row.currency))
+        return pb.ListWalletsResponse(wallets=wallets, next_page_token=following)
 
     async def ListWalletEntries(self, request: pb.ListWalletEntriesRequest, _call: Call) -> pb.ListWalletEntriesResponse:
         size = page_size(request.page_size)
@@ -80,8 +80,8 @@ class WalletHandlers:
         token = PageToken("ListWalletEntries", *key)
         place = token.parse(request.page_token, int)
         rows = await self._database.read(lambda connection: store.list_entries(connection, key, int(place[0]) if place else _LAST, size + 1))
-        following = token.make(rows[size - 1].number) if len(rows) > size else ""
-        return pb.ListWalletEntriesResponse(entries=[messages.entry(row) for row in rows[:size]], next_page_token=following)
+        entries, following = token.page(rows, size, messages.entry, lambda row: (row.number,))
+        return pb.ListWalletEntriesResponse(entries=entries, next_page_token=following)
 
     async def BatchCredit(self, request: pb.BatchCreditRequest, _call: Call) -> pb.BatchCreditResponse:
         results = await self._batch(request.credits, "credits", messages.parse_credit)
@@ -132,8 +132,8 @@ class WalletHandlers:
         place = token.parse(request.page_token, str, str)
         before = (token_time(place[0]), str(place[1])) if place else None
         rows = await self._database.read(lambda connection: store.list_holds(connection, seller, currency, before, size + 1))
-        following = token.make(rows[size - 1].create_time.isoformat(), rows[size - 1].hold_id) if len(rows) > size else ""
-        return pb.ListHoldsResponse(holds=[messages.hold(row) for row in rows[:size]], next_page_token=following)
+        holds, following = token.page(rows, size, messages.hold, lambda row: (row.create_time.isoformat(), row.hold_id))
+        return pb.ListHoldsResponse(holds=holds, next_page_token=following)
 
     async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
         key = _key(request)
