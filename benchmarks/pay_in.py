@@ -23,7 +23,8 @@ from tallystick_server.process.databases import databases
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.serve import run
 
-_ADDRESS, _INSIDE, _ECHO = "127.0.0.1:7271", "127.0.0.1:7273", "127.0.0.1:7272"
+_ADDRESS, _ECHO = "127.0.0.1:7271", "127.0.0.1:7272"
+_INSIDE = "unix:.data/bench.sock"  # the two processes share a machine
 _SELLERS = 1000
 _IN_FLIGHT = 768
 _FOLDER = Path(".data/bench")

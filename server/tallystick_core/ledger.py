@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 from tallystick_core.booking import Kind, Line
@@ -96,6 +96,7 @@ def check_balanced(lines: Sequence[Line]) -> None:
             raise Refused(Reason.ENTRIES_UNBALANCED, f"The entries in {currency} must sum to zero.", field="entries")
 
 
+@lru_cache(maxsize=10_000)  # the same few accounts come again and again
 def parse_account(text: str, field: str) -> str:
     """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
     if not text:

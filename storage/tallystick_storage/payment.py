@@ -405,15 +405,17 @@ def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> S
     return connection.execute(statement, {**{n: v for n, v in values.items() if v is not None}, "most": most}).all()
 
 
-_ORDER_EVENTS = text("""
-    select o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee,
-        h.to_status as status, h.wallet_updated, h.ledger_updated, h.pending_reason, h.next_action_url, h.failure_reason, h.decline_code,
-        o.provider, h.provider_reference, h.attempt_count, null as next_attempt_time, h.version, o.create_time, h.create_time as update_time,
-        c.caller, c.traceparent
+_ORDERS = text("""
+    select o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.provider,
+        o.create_time, c.caller, c.traceparent
+    from payment_order o join checkout c on c.checkout_id = o.checkout_id where o.payment_order_id = any (cast(:ids as text[]))
+""")
+_ORDER_CHANGES = text("""
+    select h.payment_order_id, h.version, h.to_status as status, h.wallet_updated, h.ledger_updated, h.pending_reason, h.next_action_url,
+        h.failure_reason, h.decline_code, h.provider_reference, h.attempt_count, h.create_time as update_time
     from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version int)
     join order_history h on h.payment_order_id = k.id and h.version = k.version
-    join payment_order o on o.payment_order_id = k.id join checkout c on c.checkout_id = o.checkout_id
-    order by o.payment_order_id, h.version
+    order by h.payment_order_id, h.version
 """)
 _PAYMENT_EVENTS = text("""
     select c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
@@ -427,9 +429,14 @@ _PAYMENT_EVENTS = text("""
 """)
 
 
-def order_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
-    """Orders as they stood after each of the changes (payment_order_id, version)."""
-    return connection.execute(_ORDER_EVENTS, {"keys": as_json(keys)}).all()
+def orders(connection: Connection, payment_order_ids: list[str]) -> Sequence[Row[Any]]:
+    """What never changes of orders, with their payments' callers."""
+    return connection.execute(_ORDERS, {"ids": payment_order_ids}).all()
+
+
+def order_changes(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
+    """What orders were after each of the changes (payment_order_id, version), in this order."""
+    return connection.execute(_ORDER_CHANGES, {"keys": as_json(keys)}).all()
 
 
 def payment_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:

@@ -9,6 +9,7 @@ from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.money import format_amount
+from tallystick_core.payment import Status
 from tallystick_server.payment.decode import METHOD_TYPES, STATES
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 
@@ -50,8 +51,16 @@ def _payment(row: Row[Any], versions: int, updated: Any) -> payment_pb2.Payment:
 
 
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """An order; a row of any of the order queries."""
-    moving = row.next_attempt_time is not None and row.status == "EXECUTING"
+    """An order as it stands; a row of any of the order queries."""
+    message = order_head(row)
+    move_on(message, row)
+    if row.next_attempt_time is not None and row.status == Status.EXECUTING:
+        message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
+    return message
+
+
+def order_head(row: Row[Any]) -> payment_pb2.PaymentOrder:
+    """What never changes of an order."""
     return payment_pb2.PaymentOrder(
         payment_order_id=row.payment_order_id,
         checkout_id=row.checkout_id,
@@ -61,25 +70,13 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         amount=format_amount(row.amount, row.currency),
         currency=row.currency,
         platform_fee=format_amount(row.platform_fee, row.currency),
-        payment_order_status=_STATUSES.number(row.status),
-        wallet_updated=row.wallet_updated,
-        ledger_updated=row.ledger_updated,
-        pending_reason=_PENDING_REASONS.number(row.pending_reason),
-        next_action_url=row.next_action_url,
-        failure_reason=_FAILURE_REASONS.number(row.failure_reason),
-        decline_code=row.decline_code,
         provider=row.provider,
-        provider_reference=row.provider_reference,
-        attempt_count=row.attempt_count,
-        next_attempt_time=to_timestamp(row.next_attempt_time) if moving else None,
-        version=row.version,
         create_time=to_timestamp(row.create_time),
-        update_time=to_timestamp(row.update_time),
     )
 
 
 def move_on(order: payment_pb2.PaymentOrder, row: Row[Any]) -> None:
-    """Makes the message of an order that of a later version: only what a move can change is written."""
+    """Makes the message of an order that of the row's version: what a move can change."""
     order.payment_order_status = _STATUSES.number(row.status)
     order.wallet_updated = row.wallet_updated
     order.ledger_updated = row.ledger_updated
