@@ -194,7 +194,7 @@ NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/none"
 )
 def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment: dict[str, str], said: str, tmp_path: Path) -> None:
     """Whatever is wrong with a database URL, a command ends in one sentence that tells no password."""
-    sentence = refusal(command, {**environment, "TALLYSTICK_DATA": str(tmp_path)})
+    sentence = refusal(command, {"TALLYSTICK_DATABASE_URL": "", **environment, "TALLYSTICK_DATA": str(tmp_path)})
     assert said in sentence
     assert len(sentence.strip().splitlines()) == 1
     assert "secret" not in sentence
