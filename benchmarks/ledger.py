@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import psycopg
 
-from benchmarks.measure import Load, load, peak_mb, server
+from benchmarks.measure import Load, figures, load, peak_mb, server
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
@@ -53,22 +53,8 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
             run(_measure(parts, in_flight, seconds, say))
             memory = peak_mb(pid)
         ceiling = (ceiling + _plain_inserts(known.admin, min(seconds, 5))) / 2
-    spread, hot = parts["spread"], parts["hot"]
-    return {
-        "bench": "ledger",
-        "rate": round(spread.rate * _BATCH, 1),
-        "ceiling": {"name": "plain multi-row INSERTs of the same rows", "rate": round(ceiling, 1)},
-        "ratio": round(spread.rate * _BATCH / ceiling, 4),
-        "hot_rate": round(hot.rate * _BATCH, 1),
-        "hot_ratio": round(hot.rate / spread.rate, 4),
-        "p50_ms": round(spread.quantile(0.5), 1),
-        "p99_ms": round(spread.quantile(0.99), 1),
-        "p50_ms_start": round(spread.slices[0], 1),
-        "p50_ms_end": round(spread.slices[1], 1),
-        "in_flight": in_flight,
-        "seconds": seconds,
-        "peak_mb": memory,
-    }
+    plain = ("plain multi-row INSERTs of the same rows", ceiling)
+    return figures("ledger", parts["spread"], parts["hot"], plain, _BATCH, in_flight=in_flight, seconds=seconds, peak_mb=memory)
 
 
 def _plain_inserts(admin: str, seconds: float) -> float:

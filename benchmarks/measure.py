@@ -40,6 +40,24 @@ class Load:
         return ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1000
 
 
+def figures(name: str, spread: Load, hot: Load, ceiling: tuple[str, float], of: float, **beside: object) -> dict[str, object]:
+    """What `--json` prints. `ceiling`: its name and rate a second; `of`: how many of what is counted one call holds; `beside`: further figures."""
+    rate = spread.rate * of
+    return {
+        "bench": name,
+        "rate": round(rate, 1),
+        "ceiling": {"name": ceiling[0], "rate": round(ceiling[1], 1)},
+        "ratio": round(rate / ceiling[1], 4),
+        "hot_rate": round(hot.rate * of, 1),
+        "hot_ratio": round(hot.rate / spread.rate, 4),
+        "p50_ms": round(spread.quantile(0.5), 1),
+        "p99_ms": round(spread.quantile(0.99), 1),
+        "p50_ms_start": round(spread.slices[0], 1),
+        "p50_ms_end": round(spread.slices[1], 1),
+        **beside,
+    }
+
+
 async def load(call: Callable[[int], Awaitable[None]], in_flight: int, seconds: float, warm_up: float = 3.0) -> Load:
     """Keeps so many calls under way; those that end after the warm-up and within the time count."""
     numbers = iter(range(10**12))

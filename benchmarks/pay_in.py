@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.measure import Load, load, peak_mb, server
+from benchmarks.measure import Load, figures, load, peak_mb, server
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
@@ -58,22 +58,8 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
             parts: dict[str, Load] = {}
             run(_measure(parts, in_flight, seconds, say))
             memory = peak_mb(called) + peak_mb(calling)
-    spread, hot, echo = parts["spread"], parts["hot"], parts["echo"]
-    return {
-        "bench": "pay-in",
-        "rate": round(spread.rate, 1),
-        "ceiling": {"name": "gRPC echo of the same message", "rate": round(echo.rate, 1)},
-        "ratio": round(spread.rate / echo.rate, 4),
-        "hot_rate": round(hot.rate, 1),
-        "hot_ratio": round(hot.rate / spread.rate, 4),
-        "p50_ms": round(spread.quantile(0.5), 1),
-        "p99_ms": round(spread.quantile(0.99), 1),
-        "p50_ms_start": round(spread.slices[0], 1),
-        "p50_ms_end": round(spread.slices[1], 1),
-        "in_flight": in_flight,
-        "seconds": seconds,
-        "peak_mb": memory,
-    }
+    echo = ("gRPC echo of the same message", parts["echo"].rate)
+    return figures("pay-in", parts["spread"], parts["hot"], echo, 1, in_flight=in_flight, seconds=seconds, peak_mb=memory)
 
 
 async def _measure(parts: dict[str, Load], in_flight: int, seconds: float, say: Callable[[str], None]) -> None:
