@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from tallystick import (
     UnauthenticatedError,
     UnimplementedError,
 )
+from tallystick._errors import from_rpc
 from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
-from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_core.refusal import Reason, Refused
@@ -41,7 +43,7 @@ from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.errors import CODE, from_status, to_status
 from tallystick_server.wallet import handlers as wallet
 
-from .conftest import free_address, serving
+from .conftest import Platform, free_address, serving
 
 TOKENS = {
     "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
@@ -172,6 +174,19 @@ def test_too_many_calls_are_shed() -> None:
         assert all(isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first)
     assert error.value.reason == "OVERLOADED"
     assert error.value.retry_after == 0.5
+
+
+def test_a_burst_is_answered_by_the_door(platform: Platform) -> None:
+    """Of thousands of calls that come at once each gets an answer that has a reason; none is dropped by the transport."""
+
+    async def burst() -> Counter[str]:
+        async with grpc.aio.insecure_channel(platform.address) as channel:
+            stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
+            calls = (stub.CreatePayment(payment_service_pb2.CreatePaymentRequest(), timeout=60) for _ in range(3000))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+        return Counter(from_rpc(answer).reason if isinstance(answer, grpc.RpcError) else str(answer) for answer in answers)
+
+    assert asyncio.run(burst()) == {"FIELD_REQUIRED": 3000}
 
 
 def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
