@@ -51,6 +51,10 @@ def attempt(known: Databases, service: str, sql: str, role: str = "") -> str:
     return ""
 
 
+def told(aggregate: str, version: int, request: str = "'x'") -> str:
+    return f"insert into outbox (aggregate_ids, versions, request) values ('{{{aggregate}}}', '{{{version}}}', {request})"
+
+
 def entry(sequence: int, place: int, account: int, amount: int, currency: str = "EUR") -> str:
     return f"('main', {sequence}, {place}, {account}, '{currency}', {amount}, 0)"
 
@@ -105,14 +109,18 @@ CASES = [
     ("P7 a second credit for an order", "wallet",
      f"insert into wallet_entry values ('s', 'EUR', 99, 'CREDIT', 'PAY_IN/o-paid', 't', {ZEROS}, 5, 0, 0, 0, 0, '', clock())", "23505"),
     ("P4 a gap between a wallet's entries", "wallet",
-     "with w as (update wallet set version = 99 where seller_account = 's' returning *), x as (insert into outbox values ('wallets/s/EUR', 99)) "
+     f"with w as (update wallet set version = 99 where seller_account = 's' returning *), x as ({told('wallets/s/EUR', 99)}) "
      f"insert into wallet_entry select 's', 'EUR', 99, 'DEBIT', 'x/gap', 't', {ZEROS}, 5, pending, available, held, owed, '', clock() from w", "P0001"),
     ("P4 a policy without its wallet", "wallet",
-     "with x as (insert into outbox values ('walletPolicies/s/EUR', 99)) insert into wallet_policy values ('s', 'EUR', 99, true, 0, 't', '', clock())",
+     f"with x as ({told('walletPolicies/s/EUR', 99)}) insert into wallet_policy values ('s', 'EUR', 99, true, 0, 't', '', clock())",
      "P0001"),
     ("P4 another policy without its row", "wallet", "update wallet set frozen = true, policy_version = policy_version + 1", "P0001"),
     ("P4 a wallet's version without an entry", "wallet", "update wallet set version = version + 1", "P0001"),
-    ("E1 an event of no change", "wallet", "insert into outbox values ('wallets/s/EUR', 999)", "P0001"),
+    ("E1 an event of no change", "wallet", told("wallets/s/EUR", 999), "P0001"),
+    ("E1 an entry that nobody tells", "wallet",
+     "with w as (update wallet set version = version + 1, available = available + 5, balance = balance + 5 where seller_account = 's' returning *) "
+     f"insert into wallet_entry select 's', 'EUR', version, 'CREDIT', 'PAY_IN/x', 't', {ZEROS}, 5, pending, available, held, owed, '', clock() from w",
+     "P0001"),
     ("L4 an update of a wallet's entries", "wallet", "update wallet_entry set amount = 1", "42501"),
     # payment
     ("P1 a second attempt beside one that lives", "payment",
@@ -139,11 +147,15 @@ CASES = [
      "update checkout set open_orders = 0, version = 2, done_time = clock() where checkout_id = 'pending'", "P0001"),
     ("P7 a flag on an order that is not SUCCESS", "payment", "update payment_order set wallet_updated = true, version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
     ("P9 a share that is not amount less fee", "payment", "update payment_order set platform_fee = 5", "42501"),
-    ("E1 an event of no change", "payment", "insert into outbox values ('paymentOrders/o-paid', 999)", "P0001"),
+    ("E1 an event of no change", "payment", told("paymentOrders/o-paid", 999), "P0001"),
+    ("E1 a change that is named and not told", "payment", told("paymentOrders/o-paid", 1, "null"), "P0001"),
+    ("E1 a change that is told in no event", "payment", told("paymentOrders/o-paid", 1, "''"), "23514"),
+    ("E1 a change that is told again", "payment", f"{told('paymentOrders/o-paid', 1)}; update outbox set request = null", "P0001"),
+    ("E1 two tellings in one transaction", "payment", f"{told('paymentOrders/o-paid', 1)}; {told('paymentOrders/o-paid', 2)}", "23505"),
     # event
     ("E2 an event that is changed", "event", "update event set body = ''", "42501"),
     ("E2 an event that is told twice", "event",
-     "insert into event select 10000, aggregate_id, aggregate_version, type, create_time, body from event where cursor = 1", "23505"),
+     "insert into event select 10000, aggregate_id, aggregate_version, type, body from event where cursor = 1", "23505"),
 ]  # fmt: skip
 
 

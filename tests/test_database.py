@@ -31,7 +31,7 @@ def insert(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
     """Work that stores one row; run twice it would be refused."""
 
     def work(connection: Connection) -> str:
-        connection.execute(text("insert into event values (:c, :a, 1, 'X', clock(), '')"), {"c": cursor, "a": aggregate})
+        connection.execute(text("insert into event values (:c, :a, 1, 'X', '')"), {"c": cursor, "a": aggregate})
         return aggregate
 
     return work

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,7 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
-from tallystick_server.runtime.relay import parts
+from tallystick_server.runtime.relay import joined
+from tallystick_storage.outbox import Unpublished as Told
 
 from .conftest import Platform, eventually, unique
 
@@ -121,14 +123,18 @@ def test_an_event_counts_once(client: Client) -> None:
     assert (error.value.reason, error.value.field_violations[0].field) == ("DUPLICATE_ITEM", "events[1].event_id")
 
 
-def test_requests_of_the_relay_are_never_too_large() -> None:
-    """However long the texts in its events, the relay's requests stay below what EventService takes, and keep their order."""
-    events = [
-        event_pb2.Event(event_id=f"x/{n}", payment=payment_pb2.Payment(buyer_info="🙂" * 1024, seller_info="🙂" * 1024)) for n in range(1, 1500)
-    ]
-    split = list(parts(events))
-    assert [event for part in split for event in part] == events
-    assert all(event_service_pb2.BatchPublishRequest(events=part).ByteSize() < 4 * 1024 * 1024 and len(part) <= 1000 for part in split)
+LONG = [event_pb2.Event(event_id=f"x/{n}", payment=payment_pb2.Payment(buyer_info="🙂" * 1024, seller_info="🙂" * 1024)) for n in range(1, 1500)]
+SHORT = [event_pb2.Event(event_id=f"y/{n}") for n in range(1, 2500)]
+
+
+@pytest.mark.parametrize("rows", [[LONG], [SHORT], [[event] for event in SHORT], [LONG[:300], *([event] for event in SHORT), LONG, SHORT[:3]]])
+def test_requests_of_the_relay_are_never_too_large(rows: list[list[event_pb2.Event]]) -> None:
+    """However long the events and however many a transaction tells, requests stay below what EventService takes, and keep the order; small ones are joined."""
+    told = [Told(n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString()) for n, row in enumerate(rows)]
+    sent = [event_service_pb2.BatchPublishRequest.FromString(raw) for raw in joined(told)]
+    assert [event for request in sent for event in request.events] == [event for row in rows for event in row]
+    assert all(request.ByteSize() < 4 * 1024 * 1024 and len(request.events) <= 1000 for request in sent)
+    assert all(len(one.events) + len(two.events) > 1000 or one.ByteSize() + two.ByteSize() > 2 * 1024 * 1024 for one, two in pairwise(sent))
 
 
 def test_a_stream_that_is_not_read_to_its_end_ends_quietly(client: Client, caplog: pytest.LogCaptureFixture) -> None:

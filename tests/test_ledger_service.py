@@ -53,6 +53,16 @@ def test_balances_now_and_then(client: Client) -> None:
         client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=Timestamp(seconds=1)))
 
 
+def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
+    """outcome_only: results say what was refused and repeated, and hold no transaction."""
+    lines = ((f"x/{unique('a')}", "-1.00"), ("x/z", "1.00"))
+    good, bad = posting(unique("j"), *lines), posting(unique("j"), lines[0])
+    request = pb.BatchPostRequest(postings=[good, bad], outcome_only=True)
+    first, again = client.ledger.BatchPost(request).results, client.ledger.BatchPost(request).results
+    assert (first[0], again[0]) == (pb.PostResult(), pb.PostResult(replayed=True))
+    assert (reason(first[1]), reason(again[1])) == ("ENTRIES_UNBALANCED", "ENTRIES_UNBALANCED")
+
+
 def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
     """Bad items are refused with their path; the others of the batch are posted, and repeats answer with the first."""
     cause, a = unique("j"), unique("a")

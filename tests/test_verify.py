@@ -20,7 +20,7 @@ from .conftest import eventually, fresh_database, serving
 
 
 def waiting(known: Databases) -> int:
-    """How many events are still in an outbox."""
+    """How many transactions are still in an outbox."""
     with psycopg.connect(known.admin) as connection:
         row = connection.execute("select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox)").fetchone()
     return int(row[0]) if row else 0

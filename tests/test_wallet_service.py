@@ -49,6 +49,23 @@ def test_credits_are_made_once(client: Client) -> None:
     assert parts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 
+def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
+    """outcome_only: results say what was refused and repeated, and hold no wallet; who asks for the wallet of the same change meanwhile gets it."""
+    seller, cause = unique("s"), f"PAY_IN/{unique()}"
+    values = {"caller": "t", "seller_account": seller, "currency": "EUR"}
+    credits_ = [pb.Credit(cause=cause, amount="5.00", **values), pb.Credit(cause=f"PAY_IN/{unique()}", amount="-1", **values)]  # type: ignore[arg-type]
+    with ThreadPoolExecutor(8) as callers:
+        asked = [callers.submit(client.wallet.BatchCredit, pb.BatchCreditRequest(credits=credits_, outcome_only=bool(n % 2))) for n in range(16)]
+        results = [call.result(30).results for call in asked]
+    assert [first.wallet.available for first, _ in results] == ["5.00" if n % 2 == 0 else "" for n in range(16)]
+    assert sorted(first.replayed for first, _ in results) == [False] + [True] * 15
+    assert {reason(second) for _, second in results} == {"AMOUNT_OUT_OF_RANGE"}
+    debit = pb.Debit(cause=f"REFUND/{unique()}", amount="2.00", **values)  # type: ignore[arg-type]
+    (result,) = client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[debit], outcome_only=True)).results
+    assert result == pb.WalletResult()
+    assert parts(client, seller) == ("0.00", "3.00", "0.00", "0.00")
+
+
 def test_holds_are_captured_in_part_released_and_end_once(client: Client) -> None:
     """Capture in part gives the rest back; an ended hold is HOLD_ENDED, more than it holds HOLD_EXCEEDED."""
     seller, first, second = unique("s"), unique("h"), unique("h")

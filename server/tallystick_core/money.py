@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from tallystick_core.currencies import EXPONENTS
 from tallystick_core.refusal import Reason, Refused
@@ -25,6 +26,7 @@ def parse_currency(text: str, field: str = "currency") -> str:
     raise Refused(Reason.CURRENCY_UNKNOWN, f"{field} must be an ISO 4217 code in capitals, BTC or USDC.", field=field)
 
 
+@lru_cache(maxsize=10_000)  # an order's amounts come several times on its way
 def parse_amount(text: str, currency: str, field: str = "amount", least: int = 1) -> int:
     """Decimal text in major units, as minor units: "12.3" in EUR is 1230. `currency` is a parsed one.
 
@@ -49,6 +51,7 @@ def parse_amount(text: str, currency: str, field: str = "amount", least: int = 1
     return minor
 
 
+@lru_cache(maxsize=10_000)
 def format_amount(minor: int, currency: str) -> str:
     """Minor units as decimal text in major units, with all decimals of the currency: 1230 in EUR is "12.30"."""
     exponent = EXPONENTS[currency]

@@ -43,6 +43,8 @@ class Plan:
 
     def fault(self, key: str) -> Fault:
         """The fault of a key."""
+        if not self.shares:
+            return Fault.NONE
         point = int.from_bytes(sha256(f"{self.seed}/{key}".encode()).digest()[:8], "big") / 2**64
         for fault, part in sorted(self.shares.items()):
             point -= part

@@ -54,7 +54,7 @@ def in_transaction() -> bool:
 
 
 def rows(items: Sequence[Any]) -> str:
-    """Dataclasses or dicts as one JSON parameter, for jsonb_to_recordset. Integers beyond 64 bits must come as text, times as aware datetimes."""
+    """Dataclasses or dicts as one JSON parameter, for json_to_recordset. Integers beyond 64 bits must come as text, times as aware datetimes."""
     return orjson.dumps(items).decode()
 
 

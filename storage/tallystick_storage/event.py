@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
@@ -17,13 +16,12 @@ EventKey = tuple[str, int]
 
 @dataclass(slots=True)
 class NewEvent:
-    """An event to number; `body` is the message without its cursor, in hex."""
+    """An event to number; `body` is the message without its cursor."""
 
     aggregate_id: str
     aggregate_version: int
     type: str
-    create_time: datetime
-    body: str
+    body: bytes
 
     @property
     def key(self) -> EventKey:
@@ -31,27 +29,34 @@ class NewEvent:
 
 
 _LOCK = text("select cursor from head for update")
-# The lock is taken by the statement before, so this one sees all that earlier holders committed.
+# The lock is taken by the statement before, so this one sees all that earlier holders committed. All bodies are one parameter, cut here: as values
+# of a list each would be copied several times.
 _PUBLISH = text("""
-    with r as materialized (
-        select r.*, row_number() over (order by r.place) as n
-        from rows from (jsonb_to_recordset(cast(:events as jsonb)) as (aggregate_id text, aggregate_version bigint, type text,
-            create_time timestamptz, body text)) with ordinality as r (aggregate_id, aggregate_version, type, create_time, body, place)
-        where not exists (  -- "offset 0" keeps it a look-up by key
-            select from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0)),
+    with asked as materialized (
+        select r.*, exists (  -- "offset 0" keeps it a look-up by key
+            select from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known
+        from json_to_recordset(cast(:events as json)) as r (place int, aggregate_id text, aggregate_version bigint, type text, start int, length int)),
     e as (
-        insert into event (cursor, aggregate_id, aggregate_version, type, create_time, body)
-        select h.cursor + r.n, r.aggregate_id, r.aggregate_version, r.type, r.create_time, decode(r.body, 'hex') from r, head h order by r.n
-        returning aggregate_id, aggregate_version),
-    c as (update head set cursor = head.cursor + (select count(*) from r))
-    select aggregate_id, aggregate_version from e
+        insert into event (cursor, aggregate_id, aggregate_version, type, body)
+        select h.cursor + row_number() over (order by r.place), r.aggregate_id, r.aggregate_version, r.type,
+            substr(cast(:bodies as bytea), r.start, r.length)
+        from asked r, head h where not r.known order by r.place),
+    c as (update head set cursor = head.cursor + (select count(*) from asked where not known))
+    select aggregate_id, aggregate_version from asked where known
 """)
 
 
 def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]:
-    """Numbers those events that are new, in order, without a gap; returns their keys. No key may stand twice among them."""
+    """Numbers those events that are new, in order, without a gap; returns the keys of the others. No key may stand twice among them."""
     connection.execute(_LOCK)
-    return {(row.aggregate_id, row.aggregate_version) for row in connection.execute(_PUBLISH, {"events": rows(events)})}
+    items = []
+    start = 1
+    for place, event in enumerate(events):
+        key = {"aggregate_id": event.aggregate_id, "aggregate_version": event.aggregate_version}
+        items.append({**key, "place": place, "type": event.type, "start": start, "length": len(event.body)})
+        start += len(event.body)
+    parameters = {"events": rows(items), "bodies": b"".join(event.body for event in events)}
+    return {(row.aggregate_id, row.aggregate_version) for row in connection.execute(_PUBLISH, parameters)}
 
 
 _END = text("select cursor from head")

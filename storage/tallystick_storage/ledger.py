@@ -30,12 +30,12 @@ def lock_accounts(connection: Connection, account_ids: Sequence[int]) -> dict[in
 _OPEN_ACCOUNTS = text("""
     insert into account (account, currency, balance, entry_count, create_time)
     select account, currency, 0, 0, clock()
-    from jsonb_to_recordset(cast(:accounts as jsonb)) as r (account text, currency text) order by account, currency
+    from json_to_recordset(cast(:accounts as json)) as r (account text, currency text) order by account, currency
     on conflict do nothing
 """)
 _ACCOUNT_IDS = text("""
     select a.account, a.currency, a.account_id
-    from jsonb_to_recordset(cast(:accounts as jsonb)) as r (account text, currency text)
+    from json_to_recordset(cast(:accounts as json)) as r (account text, currency text)
     join account a on a.account = r.account and a.currency = r.currency
 """)
 
@@ -57,7 +57,7 @@ def _accounts(accounts: Sequence[tuple[str, str]]) -> str:
 
 _POSTED = text("""
     select t.kind, t.cause_id, t.sequence, t.fingerprint
-    from jsonb_to_recordset(cast(:causes as jsonb)) as r (kind text, cause_id text) join tx t on t.kind = r.kind and t.cause_id = r.cause_id
+    from json_to_recordset(cast(:causes as json)) as r (kind text, cause_id text) join tx t on t.kind = r.kind and t.cause_id = r.cause_id
 """)
 
 
@@ -73,11 +73,11 @@ _APPEND = text("""
         insert into tx (book, sequence, kind, cause_id, caller, fingerprint, n, description, reverses, effective_time, post_time, previous_hash, hash)
         select :book, sequence, kind, cause_id, caller, decode(fingerprint, 'hex'), n, description, reverses, effective_time, post_time,
             decode(previous_hash, 'hex'), decode(hash, 'hex')
-        from jsonb_to_recordset(cast(:transactions as jsonb)) as r (sequence bigint, kind text, cause_id text, caller text, fingerprint text, n int,
+        from json_to_recordset(cast(:transactions as json)) as r (sequence bigint, kind text, cause_id text, caller text, fingerprint text, n int,
             description text, reverses bigint, effective_time timestamptz, post_time timestamptz, previous_hash text, hash text))
     insert into entry (book, sequence, place, account_id, currency, amount, balance_after)
     select :book, sequence, place, account_id, currency, amount, balance_after
-    from jsonb_to_recordset(cast(:entries as jsonb)) as r (sequence bigint, place smallint, account_id bigint, currency text, amount bigint,
+    from json_to_recordset(cast(:entries as json)) as r (sequence bigint, place smallint, account_id bigint, currency text, amount bigint,
         balance_after numeric)
 """)
 

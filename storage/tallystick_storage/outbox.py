@@ -1,38 +1,38 @@
-"""The outbox, the same in every schema that has one: a row for each change, deleted once EventService has it."""
+"""The outbox, the same in every schema that has one: what each transaction changed, deleted once EventService has it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from tallystick_storage.database import rows
 
-Key = tuple[str, int]
-"""aggregate_id and version."""
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """What a transaction has to tell: `request` is a BatchPublishRequest with so many events, serialized; it may hold more than EventService takes."""
 
-# Some aggregates, and of each all rows from its lowest version on, so that none is published before an earlier one of its own.
-_UNPUBLISHED = text("""
-    select x.aggregate_id, x.version from outbox x
-    where x.aggregate_id in (select aggregate_id from (select aggregate_id from outbox limit :most) as few)
-    order by x.aggregate_id, x.version limit :most
-""")
-_PUBLISHED = text("""
-    delete from outbox x using jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version bigint)
-    where x.aggregate_id = k.id and x.version = k.version
-""")
+    sequence: int
+    events: int
+    request: bytes
 
 
-def unpublished(connection: Connection, most: int) -> list[Key]:
-    """Changes that EventService has not confirmed; those of an aggregate in order, from its first on."""
-    return [(aggregate, version) for aggregate, version in connection.execute(_UNPUBLISHED, {"most": most})]
+_TELL = text("update outbox set request = :request where sequence = :sequence")
+# An aggregate's later change draws its sequence number under the aggregate's lock, when the earlier one is committed: in this order none overtakes.
+_UNPUBLISHED = text("select sequence, cardinality(versions) as events, request from outbox order by sequence limit :most")
+_PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
 
 
-def published(connection: Connection, keys: Sequence[Key]) -> None:
-    """Forgets changes that EventService has confirmed."""
-    connection.execute(_PUBLISHED, {"keys": as_json(keys)})
+def tell(connection: Connection, sequence: int, request: bytes) -> None:
+    """Says in events what the row names. Without it the transaction does not commit."""
+    connection.execute(_TELL, {"sequence": sequence, "request": request})
 
 
-def as_json(keys: Sequence[Key]) -> str:
-    """Keys as one parameter: rows of (id, version)."""
-    return rows([{"id": key, "version": version} for key, version in keys])
+def unpublished(connection: Connection, most: int) -> list[Unpublished]:
+    """What EventService has not confirmed, up to so many rows; the changes of an aggregate in order, from its first on."""
+    return [Unpublished(row.sequence, row.events, bytes(row.request)) for row in connection.execute(_UNPUBLISHED, {"most": most})]
+
+
+def published(connection: Connection, sequences: Sequence[int]) -> None:
+    """Forgets what EventService has confirmed."""
+    connection.execute(_PUBLISHED, {"sequences": list(sequences)})

@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause, Status
 from tallystick_storage.database import rows
-from tallystick_storage.outbox import Key, as_json
 
 PaymentRow = Row[Any]
 OrderRow = Row[Any]
@@ -136,13 +135,13 @@ _INSERT = text("""
         select checkout_id, caller, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
             on_partial, provider, traceparent, order_count, open_orders, order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
-        from jsonb_to_recordset(cast(:checkouts as jsonb)) as r (checkout_id text, caller text, fingerprint text, buyer_info text, seller_info text,
+        from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text, caller text, fingerprint text, buyer_info text, seller_info text,
             buyer_country text, payment_token text, payment_method_type text, charging text, on_partial text, provider text, traceparent text,
             order_count int, open_orders int), t
         order by checkout_id
-        on conflict do nothing returning checkout_id, version),
+        on conflict do nothing returning checkout_id, version, create_time),
     asked as materialized (
-        select r.* from jsonb_to_recordset(cast(:orders as jsonb)) as r (payment_order_id text, checkout_id text, charge_id text, buyer_account text,
+        select r.* from json_to_recordset(cast(:orders as json)) as r (payment_order_id text, checkout_id text, charge_id text, buyer_account text,
             seller_account text, amount bigint, currency text, asked_fee bigint, platform_fee bigint, status text, cause text, failure_reason text,
             provider text, attempt_count int)
         join new_checkout c on c.checkout_id = r.checkout_id),
@@ -162,25 +161,30 @@ _INSERT = text("""
     new_attempt as (
         insert into attempt (charge_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, start_time)
         select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', now
-        from jsonb_to_recordset(cast(:attempts as jsonb)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
+        from json_to_recordset(cast(:attempts as json)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning charge_id),
     to_do as (
         insert into due (charge_id, next_attempt_time, lease_until, lease_token)
         select charge_id, now, now + cast(:lease as interval), 1 from new_attempt, t),
-    told as (
-        insert into outbox (aggregate_id, version)
-        select 'payments/' || checkout_id, v from new_checkout c, generate_series(1, c.version) as v
+    changed as (
+        select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
-        select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v)
-    select checkout_id from new_checkout
+        select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg(aggregate_id), array_agg(version) from changed having count(*) > 0
+        returning sequence)
+    select checkout_id, create_time, version = 2 as closed, sequence as told from new_checkout, told
 """)
 
 
 def insert(
     connection: Connection, checkouts: Sequence[NewCheckout], orders: Sequence[NewOrder], attempts: Sequence[NewAttempt], lease: float
-) -> set[str]:
-    """Stores checkouts with all that belongs to them, their charges leased for `lease` seconds under token 1. Returns the ids that were new."""
+) -> Sequence[Row[Any]]:
+    """Stores checkouts with all that belongs to them, their charges leased for `lease` seconds under token 1.
+
+    Returns a row for each that was new: checkout_id, create_time, closed, and the outbox row in which all that was stored is to be told.
+    """
     parameters = {
         "checkouts": rows(checkouts),
         "orders": rows(orders),
@@ -189,7 +193,7 @@ def insert(
         "first_status": Status.NOT_STARTED,
         "first_cause": Cause.ACCEPTED,
     }
-    return set(connection.execute(_INSERT, parameters).scalars())
+    return connection.execute(_INSERT, parameters).all()
 
 
 _STORED = text("""
@@ -207,7 +211,7 @@ def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
 
 _ANSWERS = text("""
     with r as materialized (
-        select * from jsonb_to_recordset(cast(:answers as jsonb)) as r (charge_id text, number int, outcome text, provider_reference text,
+        select * from json_to_recordset(cast(:answers as json)) as r (charge_id text, number int, outcome text, provider_reference text,
             charged_amount bigint, charged_currency text)),
     l as materialized (
         select r.* from attempt a join r on r.charge_id = a.charge_id and r.number = a.number
@@ -219,7 +223,7 @@ _ANSWERS = text("""
 
 _AGAIN = text("""
     update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock()
-    from jsonb_to_recordset(cast(:again as jsonb)) as r (charge_id text, lease_token bigint, delay text)
+    from json_to_recordset(cast(:again as json)) as r (charge_id text, lease_token bigint, delay text)
     where d.charge_id = r.charge_id and d.lease_token = r.lease_token
 """)
 
@@ -239,7 +243,7 @@ def make_due(connection: Connection, again: Sequence[tuple[str, int, float | Non
 _MOVE = text("""
     with leased as materialized (
         select r.*
-        from (select * from jsonb_to_recordset(cast(:moves as jsonb)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
+        from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
                 status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
                 provider_reference text) order by charge_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
@@ -276,19 +280,26 @@ _MOVE = text("""
         returning c.checkout_id, c.version),
     done as (
         delete from due d where d.charge_id = any (array(select charge_id from leased where settled or status = 'FAILED'))),
-    told as (
-        insert into outbox (aggregate_id, version)
-        select 'paymentOrders/' || payment_order_id, version from moved
+    changed as (
+        select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
         union all
-        select 'payments/' || checkout_id, 2 from counted where version = 2)
-    select payment_order_id, version from moved
+        select 'payments/' || checkout_id, 2 from counted where version = 2),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg(aggregate_id), array_agg(version) from changed having count(*) > 0
+        returning sequence)
+    select payment_order_id, checkout_id, version, update_time, sequence as told from moved, told
+    union all
+    select null, checkout_id, 2, null, sequence from counted, told where version = 2
 """)
 
 
-def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> dict[str, int]:
-    """Moves orders, and closes their checkouts and due work where they come to rest. Returns the new version of each order that moved;
-    one that is missing had lost its lease or had moved already."""
-    return {row.payment_order_id: row.version for row in connection.execute(_MOVE, {"moves": rows(moves)})}
+def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[Row[Any]]:
+    """Moves orders, and closes their checkouts and due work where they come to rest.
+
+    Returns a row for each order that moved: its ids, its new version and update_time, and the outbox row in which all that changed is to be told;
+    and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
+    """
+    return connection.execute(_MOVE, {"moves": rows(moves)}).all()
 
 
 _CLAIM = text("""
@@ -308,8 +319,7 @@ def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]
 
 
 _CHARGES = text("""
-    select o.charge_id, o.checkout_id, o.payment_order_id, o.version, o.status, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee,
-        c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider, a.provider_key
+    select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key
     from unnest(cast(:charges as text[])) as g (charge_id)
     join lateral (select * from attempt a where a.charge_id = g.charge_id order by number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
@@ -323,7 +333,7 @@ def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]
     return connection.execute(_CHARGES, {"charges": charge_ids}).all()
 
 
-_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller,
+_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.traceparent,
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
@@ -333,16 +343,24 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
 _PAYMENTS = text(f"""
     select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
     from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.charge_id = o.charge_id
-    where c.checkout_id = any (cast(:ids as text[])) and (c.open_orders = 0 or not :closed) order by o.checkout_id, o.payment_order_id
+    where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
 """)
 
 
-def payments(connection: Connection, checkout_ids: list[str], *, closed: bool = False) -> dict[str, list[OrderRow]]:
-    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too. `closed`: only of those that are final."""
+def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
+    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too."""
     found: dict[str, list[OrderRow]] = {}
-    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids, "closed": closed}):
+    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids}):
         found.setdefault(row.checkout_id, []).append(row)
     return found
+
+
+_CHECKOUTS = text(f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from checkout c where c.checkout_id = any (cast(:ids as text[]))")
+
+
+def checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[PaymentRow]:
+    """Payments without their orders."""
+    return connection.execute(_CHECKOUTS, {"ids": checkout_ids}).all()
 
 
 _ORDER = text(f"""
@@ -403,42 +421,3 @@ def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> S
         order by c.create_time desc, c.checkout_id desc
     """)
     return connection.execute(statement, {**{n: v for n, v in values.items() if v is not None}, "most": most}).all()
-
-
-_ORDERS = text("""
-    select o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.provider,
-        o.create_time, c.caller, c.traceparent
-    from payment_order o join checkout c on c.checkout_id = o.checkout_id where o.payment_order_id = any (cast(:ids as text[]))
-""")
-_ORDER_CHANGES = text("""
-    select h.payment_order_id, h.version, h.to_status as status, h.wallet_updated, h.ledger_updated, h.pending_reason, h.next_action_url,
-        h.failure_reason, h.decline_code, h.provider_reference, h.attempt_count, h.create_time as update_time
-    from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version int)
-    join order_history h on h.payment_order_id = k.id and h.version = k.version
-    order by h.payment_order_id, h.version
-""")
-_PAYMENT_EVENTS = text("""
-    select c.checkout_id, c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
-        case when k.version = 1 then 'OPEN' else c.payment_state end as payment_state, k.version = 2 and c.is_payment_done as is_payment_done,
-        c.caller, k.version as checkout_version, c.create_time as checkout_create_time, case when k.version = 2 then c.done_time end as done_time,
-        case when k.version = 1 then 2 * c.order_count else o.versions end as versions,
-        case when k.version = 1 then c.create_time else c.done_time end as update_time, c.traceparent
-    from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version int) join checkout c on c.checkout_id = k.id
-    join lateral (select sum(version) as versions from payment_order o where o.checkout_id = c.checkout_id) o on true
-    order by c.checkout_id, k.version
-""")
-
-
-def orders(connection: Connection, payment_order_ids: list[str]) -> Sequence[Row[Any]]:
-    """What never changes of orders, with their payments' callers."""
-    return connection.execute(_ORDERS, {"ids": payment_order_ids}).all()
-
-
-def order_changes(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
-    """What orders were after each of the changes (payment_order_id, version), in this order."""
-    return connection.execute(_ORDER_CHANGES, {"keys": as_json(keys)}).all()
-
-
-def payment_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
-    """Payments as they stood after each of the changes (checkout_id, version)."""
-    return connection.execute(_PAYMENT_EVENTS, {"keys": as_json(keys)}).all()

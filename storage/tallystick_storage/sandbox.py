@@ -29,7 +29,7 @@ class NewCharge:
 _INSERT = text("""
     insert into charge
     select key, generation, decode(fingerprint, 'hex'), charge_id, reference, state, amount, currency, code, clock()
-    from jsonb_to_recordset(cast(:charges as jsonb)) as r (key text, generation int, fingerprint text, charge_id text, reference text, state text, amount bigint,
+    from json_to_recordset(cast(:charges as json)) as r (key text, generation int, fingerprint text, charge_id text, reference text, state text, amount bigint,
         currency text, code text) order by key
     on conflict do nothing returning key
 """)

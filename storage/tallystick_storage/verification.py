@@ -35,7 +35,7 @@ QUERIES = {
     "wallet.pay_ins": """
         select substr(cause, 8) as payment_order_id, seller_account, currency, amount from wallet_entry
         where kind = 'CREDIT' and cause like 'PAY_IN/%' order by payment_order_id""",
-    "wallet.outbox": "select aggregate_id, version from outbox",
+    "wallet.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
     "payment.checkouts": "select * from checkout order by checkout_id",
     "payment.orders": "select * from payment_order order by payment_order_id",
     "payment.orders_by_checkout": """
@@ -50,7 +50,7 @@ QUERIES = {
             from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
                 and o.attempt_count > 0) o on true
         order by a.charge_id, a.number""",
-    "payment.outbox": "select aggregate_id, version from outbox",
+    "payment.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
     "event.head": "select cursor from head",
     "event.events": "select cursor, aggregate_id, aggregate_version from event order by cursor",
     "event.by_aggregate": """

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.wallet import Balances, Change, EntryKind, Hold, HoldState, Instruction, Wallet
 from tallystick_storage.database import rows
-from tallystick_storage.outbox import Key, as_json
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
@@ -18,12 +18,12 @@ WalletKey = tuple[str, str]
 _OPEN = text("""
     insert into wallet (seller_account, currency, pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time)
     select seller_account, currency, 0, 0, 0, 0, 0, 0, false, :release_delay, 0, clock()
-    from jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text) order by seller_account, currency
+    from json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text) order by seller_account, currency
     on conflict do nothing
 """)
 _LOCK = text("""
     select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version, w.frozen, w.release_delay
-    from wallet w join jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text)
+    from wallet w join json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text)
         on w.seller_account = r.seller_account and w.currency = r.currency
     order by w.seller_account, w.currency for update of w
 """)
@@ -49,7 +49,7 @@ def _wallets(keys: Sequence[WalletKey]) -> str:
 
 
 _MADE = text("""
-    select e.kind, e.cause, e.fingerprint from jsonb_to_recordset(cast(:causes as jsonb)) as r (kind text, cause text)
+    select e.kind, e.cause, e.fingerprint from json_to_recordset(cast(:causes as json)) as r (kind text, cause text)
     join wallet_entry e on e.kind = r.kind and e.cause = r.cause
 """)
 
@@ -111,30 +111,36 @@ _WRITE = text("""
         insert into wallet_entry (seller_account, currency, number, kind, cause, caller, fingerprint, amount, pending_after, available_after, held_after,
             owed_after, traceparent, create_time)
         select seller_account, currency, number, kind, cause, caller, decode(fingerprint, 'hex'), amount, pending, available, held, owed, traceparent, now
-        from jsonb_to_recordset(cast(:entries as jsonb)) as r (seller_account text, currency text, number bigint, kind text, cause text, caller text,
+        from json_to_recordset(cast(:entries as json)) as r (seller_account text, currency text, number bigint, kind text, cause text, caller text,
             fingerprint text, amount bigint, pending numeric, available numeric, held numeric, owed numeric, traceparent text), t
         returning seller_account, currency, number),
-    x as (
-        insert into outbox (aggregate_id, version) select 'wallets/' || seller_account || '/' || currency, number from e),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('wallets/' || seller_account || '/' || currency), array_agg(number) from e
+        returning sequence),
     p as (
         insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time)
         select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time, now
-        from jsonb_to_recordset(cast(:placed as jsonb)) as r (hold_id text, seller_account text, currency text, amount bigint, purpose text, caller text,
+        from json_to_recordset(cast(:placed as json)) as r (hold_id text, seller_account text, currency text, amount bigint, purpose text, caller text,
             expire_time timestamptz), t),
     h as (
         update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
-        from jsonb_to_recordset(cast(:ended as jsonb)) as r (hold_id text, state text, captured_amount bigint), t
-        where hold.hold_id = r.hold_id and hold.state = 'OPEN')
-    update wallet w set pending = r.pending, available = r.available, held = r.held, owed = r.owed,
-        balance = r.pending + r.available + r.held - r.owed, version = r.version, update_time = greatest(w.update_time, t.now)
-    from jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text, pending numeric, available numeric, held numeric,
-        owed numeric, version bigint), t
-    where w.seller_account = r.seller_account and w.currency = r.currency
+        from json_to_recordset(cast(:ended as json)) as r (hold_id text, state text, captured_amount bigint), t
+        where hold.hold_id = r.hold_id and hold.state = 'OPEN'),
+    w as (
+        update wallet w set pending = r.pending, available = r.available, held = r.held, owed = r.owed,
+            balance = r.pending + r.available + r.held - r.owed, version = r.version, update_time = greatest(w.update_time, t.now)
+        from json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text, pending numeric, available numeric, held numeric,
+            owed numeric, version bigint), t
+        where w.seller_account = r.seller_account and w.currency = r.currency)
+    select now, sequence from t, told
 """)
 
 
-def write(connection: Connection, changes: Sequence[Decided]) -> None:
-    """Writes changes of locked wallets, in order: entries, their events, holds, and each wallet once."""
+def write(connection: Connection, changes: Sequence[Decided]) -> tuple[datetime, int]:
+    """Writes changes of locked wallets, in order: entries, holds, and each wallet once.
+
+    Returns when that was, and the outbox row in which the entries are to be told.
+    """
     last: dict[WalletKey, Wallet] = {}
     entries, placed, ended = [], [], []
     for item in changes:
@@ -146,7 +152,9 @@ def write(connection: Connection, changes: Sequence[Decided]) -> None:
         elif hold is not None:
             ended.append({"hold_id": hold.hold_id, "state": hold.state, "captured_amount": hold.captured_amount})
     wallets = [{**_parts(wallet), "version": wallet.version} for wallet in last.values()]
-    connection.execute(_WRITE, {"entries": rows(entries), "placed": rows(placed), "ended": rows(ended), "wallets": rows(wallets)})
+    parameters = {"entries": rows(entries), "placed": rows(placed), "ended": rows(ended), "wallets": rows(wallets)}
+    written = connection.execute(_WRITE, parameters).one()
+    return written.now, written.sequence
 
 
 def _parts(wallet: Wallet) -> dict[str, Any]:
@@ -170,7 +178,7 @@ def _entry(item: Decided) -> dict[str, Any]:
 
 _WALLET_COLUMNS = "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, version, update_time"
 _WALLETS = text(f"""
-    select {_WALLET_COLUMNS} from wallet join jsonb_to_recordset(cast(:wallets as jsonb)) as r (seller_account text, currency text)
+    select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text)
         using (seller_account, currency)
 """)
 _LIST_WALLETS = text(f"""
@@ -212,15 +220,21 @@ _SET_POLICY = text("""
         from l where w.seller_account = l.seller_account and w.currency = l.currency returning w.*),
     p as (
         insert into wallet_policy
-        select seller_account, currency, policy_version, frozen, release_delay, :caller, :traceparent, update_time from w)
-    insert into outbox (aggregate_id, version) select 'walletPolicies/' || seller_account || '/' || currency, policy_version from w
+        select seller_account, currency, policy_version, frozen, release_delay, :caller, :traceparent, update_time from w),
+    told as (
+        insert into outbox (aggregate_ids, versions)
+        select array['walletPolicies/' || seller_account || '/' || currency], array[policy_version] from w returning sequence)
+    select w.*, sequence as told from w, told
 """)
 
 
-def set_policy(connection: Connection, key: WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> None:
-    """Sets a wallet's policy; the same policy again changes nothing."""
+def set_policy(connection: Connection, key: WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> Row[Any] | None:
+    """Sets a wallet's policy; the same policy again changes nothing.
+
+    Returns the wallet as it is now, with the outbox row in which its policy is to be told; None if nothing changed.
+    """
     values = {"seller_account": key[0], "currency": key[1], "frozen": frozen, "release_delay": release_delay}
-    connection.execute(_SET_POLICY, {**values, "caller": caller, "traceparent": traceparent})
+    return connection.execute(_SET_POLICY, {**values, "caller": caller, "traceparent": traceparent}).one_or_none()
 
 
 _EXPIRED = text("""
@@ -231,28 +245,3 @@ _EXPIRED = text("""
 def expired_holds(connection: Connection, most: int) -> Sequence[Row[Any]]:
     """Open holds whose time is up."""
     return connection.execute(_EXPIRED, {"most": most}).all()
-
-
-_ENTRY_EVENTS = text("""
-    select e.* from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version bigint)
-    join wallet_entry e on e.seller_account = split_part(k.id, '/', 2) and e.currency = split_part(k.id, '/', 3) and e.number = k.version
-    order by e.seller_account, e.currency, e.number
-""")
-_POLICY_EVENTS = text("""
-    select w.seller_account, w.currency, w.balance, w.pending, w.available, w.held, w.owed, p.frozen, p.release_delay, w.version,
-        p.create_time as update_time, p.version as policy_version, p.caller, p.traceparent
-    from jsonb_to_recordset(cast(:keys as jsonb)) as k (id text, version bigint)
-    join wallet_policy p on p.seller_account = split_part(k.id, '/', 2) and p.currency = split_part(k.id, '/', 3) and p.version = k.version
-    join wallet w on w.seller_account = p.seller_account and w.currency = p.currency
-    order by p.seller_account, p.currency, p.version
-""")
-
-
-def entry_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
-    """The entries behind changes (aggregate_id, number)."""
-    return connection.execute(_ENTRY_EVENTS, {"keys": as_json(keys)}).all()
-
-
-def policy_events(connection: Connection, keys: Sequence[Key]) -> Sequence[Row[Any]]:
-    """The policies behind changes (aggregate_id, version), with their wallets."""
-    return connection.execute(_POLICY_EVENTS, {"keys": as_json(keys)}).all()

@@ -15,7 +15,7 @@ from tallystick_core.event import event_id
 from tallystick_core.identifier import parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import EnumNames, check_batch, parse_time
+from tallystick_server.runtime.fields import EnumNames, check_batch, has_time
 from tallystick_server.runtime.stage import Stage, by_halves
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
@@ -91,7 +91,7 @@ class EventHandlers:
         def publish(connection: Connection) -> set[store.EventKey]:
             return store.publish(connection, list(unique.values()))
 
-        new = await self._database.transact(publish)
+        new = unique.keys() - await self._database.transact(publish)
         counts = []
         for group in groups:
             keys = {event.key for event in group} & new
@@ -111,8 +111,7 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
         raise Refused(Reason.FIELD_INVALID, "event_id must be {aggregate_id}/{aggregate_version}.", field="event_id")
     if message.cursor:
         raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
-    time = parse_time(message, "create_time")
-    if time is None:
+    if not has_time(message, "create_time"):
         raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
     type_ = _TYPES.parse(message.type, "type")
-    return store.NewEvent(aggregate, version, type_, time, message.SerializeToString().hex())
+    return store.NewEvent(aggregate, version, type_, message.SerializeToString())

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from sqlalchemy import Connection
 
 from tallystick.event.v1 import event_pb2
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick_core.event import event_id
 from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Recent
+from tallystick_server.runtime.relay import MOST_EVENTS, Unpublished, to_requests
 from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
@@ -18,18 +18,17 @@ from tallystick_storage.database import Database
 class LedgerEvents:
     """The source of LedgerService's relay."""
 
-    def __init__(self, database: Database, recent: Recent, most: int) -> None:
+    def __init__(self, database: Database, recent: Recent) -> None:
         self._database = database
         self._recent = recent
-        self._most = most
 
-    async def __call__(self) -> tuple[list[event_pb2.Event], Callable[[], Awaitable[None]]]:
+    async def __call__(self) -> Unpublished:
         after = await self._database.read(store.relayed)
-        known = self._recent.after(after, self._most)
+        known = self._recent.after(after, MOST_EVENTS)
         if not known:  # nothing is new, or it was posted before this process began, or by another one
 
             def unpublished(connection: Connection) -> list[store.TransactionRow]:
-                return store.transactions(connection, store.sequences_after(connection, after, "", self._most))
+                return store.transactions(connection, store.sequences_after(connection, after, "", MOST_EVENTS))
 
             rows = await self._database.read(unpublished)
             known = [(messages.transaction(row, entries), row.caller) for row, entries in rows]
@@ -37,12 +36,16 @@ class LedgerEvents:
         def published(connection: Connection) -> None:
             store.set_relayed(connection, after + len(known))
 
-        return [_event(transaction, caller) for transaction, caller in known], lambda: self._database.transact(published)
+        told = BatchPublishRequest()
+        for transaction, caller in known:
+            _posted(told, transaction, caller)
+        return Unpublished(to_requests(told), lambda: self._database.transact(published), more=len(known) == MOST_EVENTS)
 
 
-def _event(transaction: ledger_pb2.Transaction, caller: str) -> event_pb2.Event:
+def _posted(told: BatchPublishRequest, transaction: ledger_pb2.Transaction, caller: str) -> None:
+    """Adds a transaction to what is told."""
     aggregate = f"transactions/{transaction.transaction_id}"
-    return event_pb2.Event(
+    told.events.add(
         event_id=event_id(aggregate, 1),
         type=event_pb2.EVENT_TYPE_TRANSACTION_POSTED,
         aggregate_id=aggregate,

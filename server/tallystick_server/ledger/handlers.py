@@ -70,7 +70,8 @@ class LedgerHandlers:
             except Refused as refused:
                 results.append(refused.below(f"postings[{place}]"))
         made = iter(await self._post.submit(postings) if postings else ())
-        return pb.BatchPostResponse(results=[_result(next(made) if result is None else result) for result in results])
+        shown = not request.outcome_only
+        return pb.BatchPostResponse(results=[_result(next(made) if result is None else result, shown=shown) for result in results])
 
     async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
@@ -186,14 +187,14 @@ class LedgerHandlers:
         return Posting(Kind(row.kind), row.cause_id, row.caller, lines, row.description)
 
 
-def _result(made: Posted | Exception) -> pb.PostResult:
+def _result(made: Posted | Exception, *, shown: bool) -> pb.PostResult:
     if isinstance(made, Refused):
         return pb.PostResult(error=to_status(made))
     if isinstance(made, DataRefused):
         return pb.PostResult(error=to_status(Refused(Reason.INTERNAL, "The database refused the posting.")))
     if isinstance(made, Exception):
         raise made
-    return pb.PostResult(transaction=made.transaction, replayed=made.replayed)
+    return pb.PostResult(transaction=made.transaction if shown else None, replayed=made.replayed)
 
 
 def _filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:

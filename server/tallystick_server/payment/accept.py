@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import (
     Cause,
     Charging,
@@ -28,9 +30,12 @@ from tallystick_core.payment import (
 from tallystick_core.provider import FailureReason
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_core.risk import RiskCheck
+from tallystick_server.payment import encode, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, new_charges
+from tallystick_server.payment.move import tell_closed
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
+from tallystick_storage import outbox
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database, DataRefused
 
@@ -56,10 +61,11 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """An arrival with what risk refused of it and the charges for the rest."""
+    """An arrival with its orders as risk judged them, the message of each, and the charges for those that passed."""
 
     arrival: Arrival
-    refused: dict[str, FailureReason]
+    checkout: store.NewCheckout
+    orders: list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]
     charges: list[Charge]
 
 
@@ -100,11 +106,13 @@ class Accept:
             known = _find(connection, arrivals)
             fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
             judged = self._judge(connection, fresh, deadline)
-            inserted = self._insert(connection, judged) if judged else set()
+            inserted = self._insert(connection, judged) if judged else {}
             late = [one.arrival for one in judged if one.arrival.event.checkout_id not in inserted]
             if late:  # another process stored them since we looked; the next statement sees them
                 known |= _find(connection, late)
-            return known, [one for one in judged if one.arrival.event.checkout_id in inserted]
+            stored = [one for one in judged if one.arrival.event.checkout_id in inserted]
+            _tell(connection, stored, inserted)
+            return known, stored
 
         try:
             results, stored = await self._database.transact(accept)
@@ -129,26 +137,28 @@ class Accept:
             event = arrival.event
             refused = refuse_siblings(event, self._risk.check(event, recent))
             recent.update(order.buyer_account for order in event.orders)
-            charges = new_charges(event, refused, self._fees, self._provider, self._environment, deadline, arrival.context)
-            judged.append(_Judged(arrival, refused, charges))
+            orders = [self._order(event, order, refused.get(order.payment_order_id)) for order in event.orders]
+            with_messages = [(order, encode.new_order(order)) for order in orders]
+            charges = new_charges(event, with_messages, self._environment, deadline, arrival.traceparent, arrival.context)
+            judged.append(_Judged(arrival, self._checkout(arrival, len(refused)), with_messages, charges))
         return judged
 
-    def _insert(self, connection: Connection, judged: Sequence[_Judged]) -> set[str]:
-        checkouts = [self._checkout(one) for one in judged]
-        orders = [self._order(one, order) for one in judged for order in one.arrival.event.orders]
+    def _insert(self, connection: Connection, judged: Sequence[_Judged]) -> dict[str, Row[Any]]:
         attempts = [
             store.NewAttempt(charge.charge_id, charge.checkout_id, charge.provider, charge.provider_key, charge.amount, charge.currency)
             for one in judged
             for charge in one.charges
         ]
-        return store.insert(connection, checkouts, orders, attempts, self._lease)
+        orders = [order for one in judged for order, _ in one.orders]
+        rows = store.insert(connection, [one.checkout for one in judged], orders, attempts, self._lease)
+        return {row.checkout_id: row for row in rows}
 
-    def _checkout(self, one: _Judged) -> store.NewCheckout:
-        event = one.arrival.event
+    def _checkout(self, arrival: Arrival, refused: int) -> store.NewCheckout:
+        event = arrival.event
         return store.NewCheckout(
             checkout_id=event.checkout_id,
             caller=event.caller,
-            fingerprint=one.arrival.fingerprint.hex(),
+            fingerprint=arrival.fingerprint.hex(),
             buyer_info=event.buyer_info,
             seller_info=event.seller_info,
             buyer_country=event.buyer_country,
@@ -157,14 +167,12 @@ class Accept:
             charging=event.charging,
             on_partial=event.on_partial,
             provider=self._provider,
-            traceparent=one.arrival.traceparent,
+            traceparent=arrival.traceparent,
             order_count=len(event.orders),
-            open_orders=len(event.orders) - len(one.refused),
+            open_orders=len(event.orders) - refused,
         )
 
-    def _order(self, one: _Judged, order: Order) -> store.NewOrder:
-        event = one.arrival.event
-        reason = one.refused.get(order.payment_order_id)
+    def _order(self, event: PaymentEvent, order: Order, reason: FailureReason | None) -> store.NewOrder:
         verdict = Happening.RISK_REFUSED if reason else Happening.RISK_PASSED
         return store.NewOrder(
             payment_order_id=order.payment_order_id,
@@ -182,6 +190,26 @@ class Accept:
             provider="" if reason else self._provider,
             attempt_count=0 if reason else FIRST_ATTEMPT,
         )
+
+
+def _tell(connection: Connection, stored: Sequence[_Judged], inserted: Mapping[str, Row[Any]]) -> None:
+    """Tells of new payments: each order is first stored, then judged."""
+    told = BatchPublishRequest()
+    for one in stored:
+        caller, trace = one.checkout.caller, one.checkout.traceparent
+        payment = encode.new_payment(one.checkout, inserted[one.checkout.checkout_id].create_time)
+        events.payment_created(told, payment, trace)
+        for order, message in one.orders:
+            message.create_time.CopyFrom(payment.create_time)
+            message.update_time.CopyFrom(payment.create_time)
+            events.order_changed(told, message, caller, trace)
+            encode.judge_order(message, order)
+            events.order_changed(told, message, caller, trace)
+    closed = {row.checkout_id for row in inserted.values() if row.closed}
+    if closed:
+        tell_closed(connection, told, closed, (message for one in stored for _, message in one.orders))
+    if stored:
+        outbox.tell(connection, next(iter(inserted.values())).told, told.SerializeToString())
 
 
 def _find(connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, Accepted | Exception]:

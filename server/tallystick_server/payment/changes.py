@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tallystick_storage.payment import OrderRow
+from tallystick.payment.v1 import payment_pb2
 
 
 class Waiter:
-    """One call's wait for a payment. A change is a hint to look again, but for `closed`: the orders of a payment that is final, as committed."""
+    """One call's wait for a payment. A change is a hint to look again, but for `closed`: the payment at its end, as committed."""
 
     def __init__(self, *, only_rest: bool) -> None:
-        self.closed: Sequence[OrderRow] | None = None
+        self.closed: payment_pb2.Payment | None = None
         self._only_rest = only_rest
         self._changed = asyncio.Event()
 
-    def happened(self, *, rest: bool, closed: Sequence[OrderRow] | None) -> None:
-        self.closed = closed
+    def happened(self, *, rest: bool, closed: payment_pb2.Payment | None) -> None:
+        self.closed = closed or self.closed
         if rest or not self._only_rest:
             self._changed.set()
 
     async def wait(self, seconds: float) -> None:
         """Waits for a change, or for so many seconds."""
+        end = asyncio.get_running_loop().call_later(seconds, self._changed.set)
         try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return
+            await self._changed.wait()
+        finally:
+            end.cancel()
         self._changed.clear()
 
 
@@ -51,7 +51,7 @@ class Changes:
             if not waiters:
                 self._waiting.pop(checkout_id, None)
 
-    def happened(self, checkout_id: str, *, rest: bool, closed: Sequence[OrderRow] | None = None) -> None:
+    def happened(self, checkout_id: str, *, rest: bool, closed: payment_pb2.Payment | None = None) -> None:
         """Wakes those who wait for the checkout. `rest`: one of its charges has come to rest; `closed`: so have all."""
         for waiter in self._waiting.get(checkout_id, ()):
             waiter.happened(rest=rest, closed=closed)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Row
 
-from tallystick_core.payment import FeeRates, Order, PaymentEvent, Status, charge_id, provider_key
-from tallystick_core.provider import Demand, FailureReason
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.payment import PaymentEvent, Status, provider_key
+from tallystick_core.provider import Demand
+from tallystick_server.payment import encode
 from tallystick_server.runtime.telemetry import SpanContext, context_of
+from tallystick_storage import payment as store
 
-# What accept stores of a new charge and its orders, and what this process therefore knows without reading it back.
+# What accept stores of a new charge, and what this process therefore knows without reading it back.
 FIRST_TOKEN = 1
 FIRST_ATTEMPT = 1
-ACCEPTED_VERSION = 2  # NOT_STARTED, then EXECUTING
 
 
 @dataclass(frozen=True, slots=True)
 class ChargedOrder:
-    """One order of a charge, at a version."""
+    """One order of a charge, at a version; `message` is what was last told of it."""
 
     payment_order_id: str
     version: int
@@ -30,6 +33,15 @@ class ChargedOrder:
     seller_account: str
     amount: int
     platform_fee: int
+    message: payment_pb2.PaymentOrder
+
+    def moved(self, move: store.OrderMove, version: int, at: datetime) -> ChargedOrder:
+        """The order after a move."""
+        message = payment_pb2.PaymentOrder()
+        message.CopyFrom(self.message)
+        encode.move_order(message, move, version, at)
+        status = Status(move.status)
+        return ChargedOrder(self.payment_order_id, version, status, self.buyer_account, self.seller_account, self.amount, self.platform_fee, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,7 @@ class Charge:
     orders: tuple[ChargedOrder, ...]
     lease_token: int
     lease_deadline: float
+    traceparent: str
     context: SpanContext
 
     @property
@@ -66,43 +79,50 @@ class Charge:
 
 
 def new_charges(
-    event: PaymentEvent, refused: Mapping[str, FailureReason], fees: FeeRates, provider: str, environment: str, deadline: float, context: SpanContext
+    event: PaymentEvent,
+    orders: Iterable[tuple[store.NewOrder, payment_pb2.PaymentOrder]],
+    environment: str,
+    deadline: float,
+    traceparent: str,
+    context: SpanContext,
 ) -> list[Charge]:
     """The charges of a payment that is being accepted, for the orders that risk let pass."""
-    groups: dict[str, list[Order]] = {}
-    for order in event.orders:
-        if order.payment_order_id not in refused:
-            groups.setdefault(charge_id(event, order), []).append(order)
+    groups: dict[str, list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]] = {}
+    for order, message in orders:
+        if order.status == Status.EXECUTING:
+            groups.setdefault(order.charge_id, []).append((order, message))
     return [
         Charge(
             charge_id=charge,
             checkout_id=event.checkout_id,
             caller=event.caller,
             number=FIRST_ATTEMPT,
-            provider=provider,
+            provider=members[0][0].provider,
             provider_key=provider_key(environment, charge, FIRST_ATTEMPT),
-            currency=orders[0].currency,
+            currency=members[0][0].currency,
             payment_token=event.payment_token,
             payment_method_type=event.payment_method_type,
-            orders=tuple(_accepted(order, fees) for order in orders),
+            orders=tuple(_accepted(order, message) for order, message in members),
             lease_token=FIRST_TOKEN,
             lease_deadline=deadline,
+            traceparent=traceparent,
             context=context,
         )
-        for charge, orders in groups.items()
+        for charge, members in groups.items()
     ]
 
 
-def _accepted(order: Order, fees: FeeRates) -> ChargedOrder:
+def _accepted(order: store.NewOrder, message: payment_pb2.PaymentOrder) -> ChargedOrder:
     """An order as accept stores it."""
     return ChargedOrder(
         payment_order_id=order.payment_order_id,
-        version=ACCEPTED_VERSION,
+        version=encode.ACCEPTED_VERSION,
         status=Status.EXECUTING,
         buyer_account=order.buyer_account,
         seller_account=order.seller_account,
         amount=order.amount,
-        platform_fee=fees.fee(order),
+        platform_fee=order.platform_fee,
+        message=message,
     )
 
 
@@ -126,6 +146,7 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], deadline: f
                 orders=tuple(_stored(row) for row in members),
                 lease_token=tokens[charge],
                 lease_deadline=deadline,
+                traceparent=first.traceparent,
                 context=context_of(first.traceparent),
             )
         )
@@ -141,4 +162,5 @@ def _stored(row: Row[Any]) -> ChargedOrder:
         seller_account=row.seller_account,
         amount=row.amount,
         platform_fee=row.platform_fee,
+        message=encode.stored_order(row),
     )

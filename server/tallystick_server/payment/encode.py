@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row
@@ -12,11 +13,15 @@ from tallystick_core.money import format_amount
 from tallystick_core.payment import Status
 from tallystick_server.payment.decode import METHOD_TYPES, STATES
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_storage import payment as store
 
 _STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
 _PENDING_REASONS = EnumNames(payment_pb2.PendingReason.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
 _OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
+
+ACCEPTED_VERSION = 2
+"""An order's version when it is accepted: it was NOT_STARTED, and risk has judged it."""
 
 
 def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
@@ -28,12 +33,22 @@ def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
     return message
 
 
+def closed_payment(head: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
+    """A payment at its end, without its orders."""
+    return _payment(head, sum(order.version for order in orders), head.done_time)
+
+
+def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.PaymentOrder]) -> None:
+    """Adds orders to a payment, by id."""
+    payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
+
+
 def payment_head(row: Row[Any]) -> payment_pb2.Payment:
     """A payment without its orders; the row has the sum of their versions and their last update."""
     return _payment(row, row.versions, row.update_time)
 
 
-def _payment(row: Row[Any], versions: int, updated: Any) -> payment_pb2.Payment:
+def _payment(row: Row[Any], versions: int, updated: datetime) -> payment_pb2.Payment:
     return payment_pb2.Payment(
         checkout_id=row.checkout_id,
         buyer_info=row.buyer_info,
@@ -50,17 +65,33 @@ def _payment(row: Row[Any], versions: int, updated: Any) -> payment_pb2.Payment:
     )
 
 
+def new_payment(checkout: store.NewCheckout, created: datetime) -> payment_pb2.Payment:
+    """A payment without its orders, as accept stores it."""
+    at = to_timestamp(created)
+    return payment_pb2.Payment(
+        checkout_id=checkout.checkout_id,
+        buyer_info=checkout.buyer_info,
+        seller_info=checkout.seller_info,
+        buyer_country=checkout.buyer_country,
+        payment_method_type=METHOD_TYPES.number(checkout.payment_method_type),
+        payment_state=payment_pb2.PAYMENT_STATE_OPEN,
+        caller=checkout.caller,
+        version=1 + ACCEPTED_VERSION * checkout.order_count,
+        create_time=at,
+        update_time=at,
+    )
+
+
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """An order as it stands; a row of any of the order queries."""
-    message = order_head(row)
-    move_on(message, row)
+    message = stored_order(row)
     if row.next_attempt_time is not None and row.status == Status.EXECUTING:
         message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
     return message
 
 
-def order_head(row: Row[Any]) -> payment_pb2.PaymentOrder:
-    """What never changes of an order."""
+def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
+    """An order as it stands, without the time of its next attempt."""
     return payment_pb2.PaymentOrder(
         payment_order_id=row.payment_order_id,
         checkout_id=row.checkout_id,
@@ -70,24 +101,59 @@ def order_head(row: Row[Any]) -> payment_pb2.PaymentOrder:
         amount=format_amount(row.amount, row.currency),
         currency=row.currency,
         platform_fee=format_amount(row.platform_fee, row.currency),
+        payment_order_status=_STATUSES.number(row.status),
+        wallet_updated=row.wallet_updated,
+        ledger_updated=row.ledger_updated,
+        pending_reason=_PENDING_REASONS.number(row.pending_reason),
+        next_action_url=row.next_action_url,
+        failure_reason=_FAILURE_REASONS.number(row.failure_reason),
+        decline_code=row.decline_code,
         provider=row.provider,
+        provider_reference=row.provider_reference,
+        attempt_count=row.attempt_count,
+        version=row.version,
         create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
     )
 
 
-def move_on(order: payment_pb2.PaymentOrder, row: Row[Any]) -> None:
-    """Makes the message of an order that of the row's version: what a move can change."""
-    order.payment_order_status = _STATUSES.number(row.status)
-    order.wallet_updated = row.wallet_updated
-    order.ledger_updated = row.ledger_updated
-    order.pending_reason = _PENDING_REASONS.number(row.pending_reason)
-    order.next_action_url = row.next_action_url
-    order.failure_reason = _FAILURE_REASONS.number(row.failure_reason)
-    order.decline_code = row.decline_code
-    order.provider_reference = row.provider_reference
-    order.attempt_count = row.attempt_count
-    order.version = row.version
-    order.update_time.CopyFrom(to_timestamp(row.update_time))
+def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
+    """An order as it is first stored, but for its times."""
+    return payment_pb2.PaymentOrder(
+        payment_order_id=order.payment_order_id,
+        checkout_id=order.checkout_id,
+        charge_id=order.charge_id,
+        buyer_account=order.buyer_account,
+        seller_account=order.seller_account,
+        amount=format_amount(order.amount, order.currency),
+        currency=order.currency,
+        platform_fee=format_amount(order.platform_fee, order.currency),
+        payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED,
+        provider=order.provider,
+        version=1,
+    )
+
+
+def judge_order(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:
+    """Makes the message of a new order say what risk decided."""
+    message.payment_order_status = _STATUSES.number(order.status)
+    message.failure_reason = _FAILURE_REASONS.number(order.failure_reason)
+    message.attempt_count = order.attempt_count
+    message.version = ACCEPTED_VERSION
+
+
+def move_order(message: payment_pb2.PaymentOrder, move: store.OrderMove, version: int, updated: datetime) -> None:
+    """Makes the message of an order say what a move has made of it."""
+    message.payment_order_status = _STATUSES.number(move.status)
+    message.wallet_updated = message.ledger_updated = move.settled
+    message.pending_reason = _PENDING_REASONS.number(move.pending_reason)
+    message.next_action_url = move.next_action_url
+    message.failure_reason = _FAILURE_REASONS.number(move.failure_reason)
+    message.decline_code = move.decline_code
+    if move.provider_reference:
+        message.provider_reference = move.provider_reference
+    message.version = version
+    message.update_time.CopyFrom(to_timestamp(updated))
 
 
 def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:

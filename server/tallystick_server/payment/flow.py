@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
+from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import FeeRates, PaymentEvent
 from tallystick_core.provider import PaymentProvider
 from tallystick_core.refusal import Refused
@@ -18,7 +19,7 @@ from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.changes import Changes
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.execute import Execute
-from tallystick_server.payment.record import Answered, Record
+from tallystick_server.payment.record import Answered, Record, Recorded
 from tallystick_server.payment.settle import Settle
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
@@ -66,11 +67,11 @@ class Flow:
         accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take)
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
         self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout)
-        self._record: Stage[Answered, Charge] = Stage(
+        self._record: Stage[Answered, Recorded] = Stage(
             "payment.record", Record(database, settings.retry_delay).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
         )
         settle = Settle(database, peers, wallet_address, ledger_address)
-        self._settle: Stage[Charge, Sequence[store.OrderRow] | None] = Stage(
+        self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: len(one.orders), lanes=2
         )
         self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
@@ -124,10 +125,11 @@ class Flow:
         outcome = await self._execute.charge(charge)
         if outcome is None:
             return
-        after = await self._record.submit(Answered(charge, outcome), charge.context)
-        self.changes.happened(charge.checkout_id, rest=not after.succeeded)
-        if after.succeeded:
-            await self._settled(after)
+        recorded = await self._record.submit(Answered(charge, outcome), charge.context)
+        succeeded = recorded.charge.succeeded
+        self.changes.happened(charge.checkout_id, rest=not succeeded, closed=recorded.closed)
+        if succeeded:
+            await self._settled(recorded.charge)
 
     async def _settled(self, charge: Charge) -> None:
         closed = await self._settle.submit(charge, charge.context)

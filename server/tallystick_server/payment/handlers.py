@@ -132,7 +132,7 @@ class PaymentHandlers:
                 return None
             await waiter.wait(min(left, _LOOK_AGAIN_AT_REST))
             if waiter.closed is not None:
-                return encode.payment(waiter.closed)
+                return waiter.closed
 
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
 
-from tallystick_core.payment import Cause, Status, happening, judge, move
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.payment import Cause, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, Succeeded
 from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
@@ -24,6 +26,14 @@ class Answered:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The charge as it stands after the answer, and its payment if that came to its end by it."""
+
+    charge: Charge
+    closed: payment_pb2.Payment | None
+
+
 class Record:
     """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move only under it."""
 
@@ -31,25 +41,24 @@ class Record:
         self._database = database
         self._retry_delay = retry_delay
 
-    async def run(self, items: Sequence[Answered]) -> Sequence[Charge | Exception]:
-        """The charges as they stand afterwards."""
+    async def run(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
+        """What became of each charge."""
         return await by_halves(self._record, items)
 
-    async def _record(self, items: Sequence[Answered]) -> Sequence[Charge | Exception]:
+    async def _record(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
         answers = [_answer(item) for item in items]
         moves = [one for item in items for one in _moves(item)]
         again = [(item.charge.charge_id, item.charge.lease_token, self._delay(item)) for item in items if _rests_unsettled(item)]
 
-        def record(connection: Connection) -> dict[str, int]:
+        def record(connection: Connection) -> Moved:
             store.record_answers(connection, answers)
-            moved = store.move_orders(connection, moves) if moves else {}
+            moved = move_orders(connection, moves)
             if again:
                 store.make_due(connection, again)
             return moved
 
         moved = await self._database.transact(record)
-        status = {one.payment_order_id: Status(one.status) for one in moves}
-        return [_after(item.charge, moved, status) for item in items]
+        return [Recorded(moved.of(item.charge), moved.closed.get(item.charge.checkout_id)) for item in items]
 
     def _delay(self, item: Answered) -> float | None:
         """Seconds until the same key is sent again; None: the provider will speak."""
@@ -72,18 +81,16 @@ def _answer(item: Answered) -> store.Answer:
     return store.Answer(item.charge.charge_id, item.charge.number, happening(outcome), reference, *charged)
 
 
-def _moves(item: Answered) -> list[store.OrderMove]:
+def _moves(item: Answered) -> list[Move]:
     outcome = _judged(item)
     told = _told(outcome)
+    charge = item.charge
     moves = []
-    for order in item.charge.orders:
+    for order in charge.orders:
         status = move(order.status, happening(outcome))
-        if status == order.status:
-            continue
-        charge = item.charge
-        moves.append(
-            store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, Cause.PROVIDER_ANSWER, **told)
-        )
+        if status != order.status:
+            to = store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, Cause.PROVIDER_ANSWER, **told)
+            moves.append(Move(charge, order, to))
     return moves
 
 
@@ -98,12 +105,3 @@ def _told(outcome: Outcome) -> dict[str, Any]:
             return {"pending_reason": outcome.reason, "next_action_url": outcome.next_action_url, "provider_reference": outcome.reference}
         case _:
             return {}
-
-
-def _after(charge: Charge, moved: Mapping[str, int], status: Mapping[str, Status]) -> Charge:
-    """The charge with the orders that moved at their new version and status."""
-    orders = tuple(
-        replace(order, version=moved[order.payment_order_id], status=status[order.payment_order_id]) if order.payment_order_id in moved else order
-        for order in charge.orders
-    )
-    return replace(charge, orders=orders)

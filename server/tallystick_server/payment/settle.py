@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
-
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.payment.v1 import payment_pb2
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.booking import pay_in
 from tallystick_core.money import format_amount
 from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
+from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.stage import by_halves
@@ -21,8 +21,6 @@ from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
-
-Closed = Sequence[store.OrderRow] | None
 
 
 class Settle:
@@ -37,23 +35,19 @@ class Settle:
         self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
         self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
 
-    async def run(self, charges: Sequence[Charge]) -> Sequence[Closed | Exception]:
-        """The orders of each charge's payment if it is closed by now. What cannot be settled is left to the sweep."""
+    async def run(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
+        """Each charge's payment if it came to its end by it. What cannot be settled is left to the sweep."""
         return await by_halves(self._settle, charges)
 
-    async def _settle(self, charges: Sequence[Charge]) -> Sequence[Closed | Exception]:
+    async def _settle(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
         unsettled = await self._each(orders, self._credit)
         unsettled |= await self._each([pair for pair in orders if pair[0].charge_id not in unsettled], self._post)
         settled = [charge for charge in charges if charge.charge_id not in unsettled]
         moves = [_settled(charge, order) for charge in settled for order in charge.orders]
 
-        def settle(connection: Connection) -> dict[str, list[store.OrderRow]]:
-            store.move_orders(connection, moves)
-            return store.payments(connection, sorted({charge.checkout_id for charge in settled}), closed=True)
-
-        closed = await self._database.transact(settle) if moves else {}
-        return [closed.get(charge.checkout_id) for charge in charges]
+        moved = await self._database.transact(lambda connection: move_orders(connection, moves)) if moves else Moved()
+        return [moved.closed.get(charge.checkout_id) for charge in charges]
 
     async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> set[str]:
         """Calls for all orders; returns the charges of those that were refused."""
@@ -65,8 +59,9 @@ class Settle:
         return refused
 
     async def _credit(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
-        credits_ = [
-            wallet_service_pb2.Credit(
+        request = wallet_service_pb2.BatchCreditRequest(outcome_only=True)
+        for charge, order in orders:
+            request.credits.add(
                 cause=f"PAY_IN/{order.payment_order_id}",
                 caller=charge.caller,
                 seller_account=order.seller_account,
@@ -74,37 +69,24 @@ class Settle:
                 currency=charge.currency,
                 pending=True,
             )
-            for charge, order in orders
-        ]
-        response = await self._peers.call(self._wallet.BatchCredit, wallet_service_pb2.BatchCreditRequest(credits=credits_))
-        return list(response.results)
+        return list((await self._peers.call(self._wallet.BatchCredit, request)).results)
 
     async def _post(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
-        postings = [_posting(charge, order) for charge, order in orders]
-        response = await self._peers.call(self._ledger.BatchPost, ledger_service_pb2.BatchPostRequest(postings=postings))
-        return list(response.results)
+        request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
+        for charge, order in orders:
+            posting = request.postings.add(kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, cause_id=order.payment_order_id, caller=charge.caller)
+            for line in pay_in(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee):
+                posting.entries.add(
+                    account=line.account,
+                    direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
+                    amount=format_amount(abs(line.amount), line.currency),
+                    currency=line.currency,
+                )
+        return list((await self._peers.call(self._ledger.BatchPost, request)).results)
 
 
-def _posting(charge: Charge, order: ChargedOrder) -> ledger_service_pb2.Posting:
-    lines = pay_in(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee)
-    return ledger_service_pb2.Posting(
-        kind=ledger_pb2.TRANSACTION_KIND_PAY_IN,
-        cause_id=order.payment_order_id,
-        caller=charge.caller,
-        entries=[
-            ledger_pb2.Entry(
-                account=line.account,
-                direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
-                amount=format_amount(abs(line.amount), line.currency),
-                currency=line.currency,
-            )
-            for line in lines
-        ],
-    )
-
-
-def _settled(charge: Charge, order: ChargedOrder) -> store.OrderMove:
-    return store.OrderMove(
+def _settled(charge: Charge, order: ChargedOrder) -> Move:
+    to = store.OrderMove(
         payment_order_id=order.payment_order_id,
         charge_id=charge.charge_id,
         lease_token=charge.lease_token,
@@ -113,3 +95,4 @@ def _settled(charge: Charge, order: ChargedOrder) -> store.OrderMove:
         cause=Cause.SETTLED,
         settled=True,
     )
+    return Move(charge, order, to)

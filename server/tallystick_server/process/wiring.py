@@ -22,7 +22,6 @@ from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
 from tallystick_server.ledger.events import LedgerEvents
 from tallystick_server.payment import handlers as payment
-from tallystick_server.payment.events import PaymentEvents
 from tallystick_server.payment.flow import Flow, FlowSettings
 from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import SERVED, Settings
@@ -30,10 +29,9 @@ from tallystick_server.providers import sandbox as sandbox_provider
 from tallystick_server.runtime.door import Access
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.relay import MOST_EVENTS, Relay
+from tallystick_server.runtime.relay import FromOutbox, Relay
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
-from tallystick_server.wallet.events import WalletEvents
 from tallystick_storage.database import Database, forget_marks
 
 _CONNECTIONS = {"ledger": 2}
@@ -118,7 +116,7 @@ class Wiring:
             ),
         )
         handlers = payment.PaymentHandlers(database, flow)
-        relay = Relay("payment", PaymentEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
+        relay = Relay("payment", FromOutbox(database), self._peers, self._addresses["event"])
         flow_part = _Started(flow.start)
         return Service(
             "payment",
@@ -153,7 +151,7 @@ class Wiring:
     def _ledger(self) -> Service:
         database = self._database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        relay = Relay("ledger", LedgerEvents(database, handlers.recent, MOST_EVENTS), self._peers, self._addresses["event"])
+        relay = Relay("ledger", LedgerEvents(database, handlers.recent), self._peers, self._addresses["event"])
         descriptor = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
         running: list[_Startable] = [handlers, relay, self._housekeeping("ledger", database)]
         return Service("ledger", descriptor, handlers, ledger.ACCESS, running, databases=[database])
@@ -161,7 +159,7 @@ class Wiring:
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay)
-        relay = Relay("wallet", WalletEvents(database, MOST_EVENTS), self._peers, self._addresses["event"])
+        relay = Relay("wallet", FromOutbox(database), self._peers, self._addresses["event"])
         expiry = Periodic("wallet.expiry", _EXPIRE_EVERY, handlers.expire_holds)
         descriptor = wallet_service_pb2.DESCRIPTOR.services_by_name["WalletService"]
         running: list[_Startable] = [handlers, relay, expiry, self._housekeeping("wallet", database)]

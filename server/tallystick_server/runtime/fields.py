@@ -29,13 +29,21 @@ def to_timestamp(time: datetime) -> Timestamp:
     return Timestamp(seconds=delta.days * 86_400 + delta.seconds, nanos=delta.microseconds * 1000)
 
 
-def parse_time(message: Message, field: str) -> datetime | None:
-    """A time to the microsecond, or None if unset. Raises FIELD_INVALID."""
+def has_time(message: Message, field: str) -> bool:
+    """Whether a time is set. Raises FIELD_INVALID."""
     if not message.HasField(field):
-        return None
+        return False
     stamp: Timestamp = getattr(message, field)
     if not (_YEAR_1 <= stamp.seconds < _YEAR_10000 and 0 <= stamp.nanos < 1_000_000_000):
         raise Refused(Reason.FIELD_INVALID, f"{field} must be a time between the years 1 and 9999.", field=field)
+    return True
+
+
+def parse_time(message: Message, field: str) -> datetime | None:
+    """A time to the microsecond, or None if unset. Raises FIELD_INVALID."""
+    if not has_time(message, field):
+        return None
+    stamp: Timestamp = getattr(message, field)
     return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
 
 

@@ -33,11 +33,14 @@ class Peers:
             self._channels[address] = grpc.aio.insecure_channel(address, options=options)
         return make(self._channels[address])
 
-    async def call(self, method: Callable[..., Any], request: Any) -> Any:
-        """Calls a stub's method. Raises DEPENDENCY_UNAVAILABLE when several tries have failed; RuntimeError when it is refused, a fault of ours."""
+    async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:
+        """Calls a stub's method; `name` is what it is traced by, needed for a request of mere bytes.
+
+        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; RuntimeError when it is refused, a fault of ours.
+        """
         if in_transaction():
             raise RuntimeError("a service is not called inside a transaction")
-        name = type(request).DESCRIPTOR.full_name.removesuffix("Request")
+        name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
         retrying = AsyncRetrying(
             stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.05, max=1), retry=retry_if_exception(_may_repeat), reraise=True
         )

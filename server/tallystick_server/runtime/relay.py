@@ -4,21 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
+from sqlalchemy import Connection
+
+from tallystick.event.v1 import event_pb2
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest, BatchPublishResponse
 from tallystick_core.refusal import Refused
 from tallystick_server.runtime.peers import Peers
+from tallystick_storage import outbox
+from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
 
 MOST_EVENTS = 1000
 _MOST_BYTES = 3 * 1024 * 1024  # a request may have 4 MiB
+_MOST_ROWS = 20
+_PUBLISH = "/tallystick.event.v1.EventService/BatchPublish"
 _IDLE = 0.2
 _AFTER_FAILURE = 1.0
 
-Source = Callable[[], Awaitable[tuple[list[event_pb2.Event], Callable[[], Awaitable[None]]]]]
-"""Reads the next events, and what forgets them once EventService has them."""
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """BatchPublishRequests to send, serialized, in order; what forgets them once EventService has them; whether more is known to wait."""
+
+    requests: Sequence[bytes]
+    forget: Callable[[], Awaitable[None]]
+    more: bool
+
+
+Source = Callable[[], Awaitable[Unpublished]]
+"""Reads what is to be published next."""
+
+
+class FromOutbox:
+    """The source of a service that tells of its changes in an outbox."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def __call__(self) -> Unpublished:
+        rows = await self._database.read(lambda connection: outbox.unpublished(connection, _MOST_ROWS))
+
+        def forget(connection: Connection) -> None:
+            outbox.published(connection, [row.sequence for row in rows])
+
+        return Unpublished(joined(rows), lambda: self._database.transact(forget), more=len(rows) == _MOST_ROWS)
 
 
 class Relay:
@@ -28,7 +62,9 @@ class Relay:
         self._name = name
         self._source = source
         self._peers = peers
-        self._stub: event_service_pb2_grpc.EventServiceAsyncStub = peers.stub(event_service_pb2_grpc.EventServiceStub, address)
+        self._publish: Callable[..., Any] = peers.stub(  # what is handed on has been serialized when it was told
+            lambda channel: channel.unary_unary(_PUBLISH, response_deserializer=BatchPublishResponse.FromString), address
+        )
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,25 +90,44 @@ class Relay:
     async def turn(self) -> float:
         """Publishes once; returns how long to rest: not at all while there may be more."""
         started = asyncio.get_running_loop().time()
-        events, forget = await self._source()
-        if not events:
+        found = await self._source()
+        if not found.requests:
             return _IDLE
-        for part in parts(events):
-            await self._peers.call(self._stub.BatchPublish, event_service_pb2.BatchPublishRequest(events=part))
-        await forget()
-        return 0.0 if len(events) >= MOST_EVENTS else max(asyncio.get_running_loop().time() - started, _IDLE)
+        for request in found.requests:
+            await self._peers.call(self._publish, request, "tallystick.event.v1.BatchPublish")
+        await found.forget()
+        return 0.0 if found.more else max(asyncio.get_running_loop().time() - started, _IDLE)
 
 
-def parts(events: Sequence[event_pb2.Event]) -> Iterator[list[event_pb2.Event]]:
-    """Events in order, in lists that are not too long nor too large for one request."""
-    part: list[event_pb2.Event] = []
+def joined(rows: Sequence[outbox.Unpublished]) -> list[bytes]:
+    """The requests of all rows in order, small ones as one, large ones in parts that EventService takes."""
+    requests: list[bytes] = []
+    waiting: list[bytes] = []
+    events = size = 0
+    for row in rows:
+        if events + row.events > MOST_EVENTS or size + len(row.request) > _MOST_BYTES:
+            requests.append(b"".join(waiting))  # messages of a repeated field, written one behind the other, are one message
+            waiting, events, size = [], 0, 0
+        if row.events > MOST_EVENTS or len(row.request) > _MOST_BYTES:
+            requests += to_requests(BatchPublishRequest.FromString(row.request))
+        else:
+            waiting.append(row.request)
+            events, size = events + row.events, size + len(row.request)
+    return [request for request in (*requests, b"".join(waiting)) if request]
+
+
+def to_requests(told: BatchPublishRequest) -> list[bytes]:
+    """What is told as requests that are not too long nor too large, in order; none if that is nothing."""
+    whole = told.SerializeToString()
+    if len(told.events) <= MOST_EVENTS and len(whole) <= _MOST_BYTES:
+        return [whole] if whole else []
+    parts: list[list[event_pb2.Event]] = [[]]
     size = 0
-    for event in events:
+    for event in told.events:
         more = event.ByteSize()
-        if part and (len(part) == MOST_EVENTS or size + more > _MOST_BYTES):
-            yield part
-            part, size = [], 0
-        part.append(event)
+        if len(parts[-1]) == MOST_EVENTS or size + more > _MOST_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(event)
         size += more
-    if part:
-        yield part
+    return [BatchPublishRequest(events=part).SerializeToString() for part in parts if part]

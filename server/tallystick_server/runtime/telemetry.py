@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from opentelemetry import trace
+from opentelemetry.context import attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -22,6 +24,8 @@ SpanContext = trace.SpanContext
 
 _tracer = trace.get_tracer("tallystick")
 _propagator = TraceContextTextMapPropagator()
+_ids = RandomIdGenerator()
+_exports = False
 
 
 def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], None]:
@@ -29,6 +33,8 @@ def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], 
 
     `ratio`: the part of new traces that is recorded; a trace that came recorded stays so.
     """
+    global _exports  # noqa: PLW0603 - tracing is the process's
+    _exports = bool(endpoint)
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio if endpoint else 0.0)), resource=Resource.create({"service.name": service}))
     if endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
@@ -62,10 +68,21 @@ def context_of(parent: str) -> SpanContext:
 
 @contextmanager
 def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
-    """The span of an incoming call, below the caller's."""
-    parent = _propagator.extract({"traceparent": metadata.get("traceparent", "")})
-    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, {"rpc.system": "grpc", "rpc.method": method}, record_exception=False) as span:
-        yield span
+    """The span of an incoming call, below the caller's. Where none is ever recorded it is only its ids, for errors and for whom we call."""
+    carrier = {"traceparent": metadata.get("traceparent", "")}
+    above = context_of(carrier["traceparent"]) if carrier["traceparent"] else trace.INVALID_SPAN_CONTEXT
+    if not _exports and not above.trace_flags.sampled:
+        span = trace.NonRecordingSpan(SpanContext(above.trace_id or _ids.generate_trace_id(), _ids.generate_span_id(), is_remote=False))
+        token = attach(trace.set_span_in_context(span))
+        try:
+            yield span
+        finally:
+            detach(token)
+        return
+    parent = _propagator.extract(carrier)
+    attributes = {"rpc.system": "grpc", "rpc.method": method}
+    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, attributes, record_exception=False) as recorded:
+        yield recorded
 
 
 @contextmanager

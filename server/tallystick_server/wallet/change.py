@@ -8,9 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_core.wallet import EntryKind, Hold, Instruction, Wallet, apply
 from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_server.wallet import events
+from tallystick_storage import outbox
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database
 
@@ -21,15 +24,16 @@ _MOST_KNOWN = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An instruction, with the trace context of the call it came with."""
+    """An instruction, with the trace context of the call it came with. `shown`: whether the caller wants to see its wallet."""
 
     instruction: Instruction
     traceparent: str
+    shown: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The wallet and the hold, as they stand after the batch. `replayed`: the change was made before."""
+    """The wallet, if it is shown, and the hold, as they stand after the batch. `replayed`: the change was made before."""
 
     wallet: Row[Any] | None
     hold: Row[Any] | None
@@ -49,7 +53,7 @@ class ChangeWallets:
         flat = [asked for group in groups for asked in group]
         flat_results = await once_per_key(
             flat,
-            lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint),
+            lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint + bytes([asked.shown])),
             self._by_halves,
             _repeated,
         )
@@ -64,6 +68,7 @@ class ChangeWallets:
         hold_ids = sorted({a.instruction.cause for a in asked if a.instruction.kind in _HOLDING})
         owners = await self._owners([a.instruction.cause for a in asked if a.instruction.kind in _ENDINGS])
         keys = sorted({_wallet_key(a.instruction, owners) for a in asked} - {("", "")})
+        shown = sorted({_wallet_key(a.instruction, owners) for a in asked if a.shown} - {("", "")})
 
         def change(connection: Connection) -> list[Changed | Exception]:
             wallets = store.lock_wallets(connection, keys)
@@ -72,8 +77,8 @@ class ChangeWallets:
             batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, before, owners)
             outcome = [batch.decide(one) for one in asked]
             if batch.changes:
-                store.write(connection, batch.changes)
-            after = store.wallets(connection, keys)
+                _write(connection, batch.changes)
+            after = store.wallets(connection, shown) if shown else {}
             holds_after = store.holds(connection, hold_ids) if hold_ids else {}
             return [
                 decided
@@ -146,6 +151,15 @@ class _Batch:
             self._holds[change.hold.hold_id] = change.hold
         self.changes.append(store.Decided(instruction, change, asked.traceparent))
         return False
+
+
+def _write(connection: Connection, changes: Sequence[store.Decided]) -> None:
+    """Writes changes down, and tells of them."""
+    created, sequence = store.write(connection, changes)
+    told = BatchPublishRequest()
+    for change in changes:
+        events.entry_made(told, change, created)
+    outbox.tell(connection, sequence, told.SerializeToString())
 
 
 def _repeated(changed: Changed | Exception) -> Changed | Exception:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import is_id, parse_id
@@ -18,8 +19,9 @@ from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.fields import PageToken, check_batch, page_size, token_time
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
-from tallystick_server.wallet import messages
+from tallystick_server.wallet import events, messages
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
+from tallystick_storage import outbox
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database, DataRefused
 
@@ -84,11 +86,11 @@ class WalletHandlers:
         return pb.ListWalletEntriesResponse(entries=entries, next_page_token=following)
 
     async def BatchCredit(self, request: pb.BatchCreditRequest, _call: Call) -> pb.BatchCreditResponse:
-        results = await self._batch(request.credits, "credits", messages.parse_credit)
+        results = await self._batch(request.credits, "credits", messages.parse_credit, shown=not request.outcome_only)
         return pb.BatchCreditResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchDebit(self, request: pb.BatchDebitRequest, _call: Call) -> pb.BatchDebitResponse:
-        results = await self._batch(request.debits, "debits", messages.parse_debit)
+        results = await self._batch(request.debits, "debits", messages.parse_debit, shown=not request.outcome_only)
         return pb.BatchDebitResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchPlaceHold(self, request: pb.BatchPlaceHoldRequest, _call: Call) -> pb.BatchPlaceHoldResponse:
@@ -144,7 +146,12 @@ class WalletHandlers:
             store.open_wallets(connection, [key], self._release_delay)
 
         def set_policy(connection: Connection) -> None:
-            store.set_policy(connection, key, frozen=frozen, release_delay=delay, caller=call.caller.name, traceparent=trace)
+            caller = call.caller.name
+            wallet = store.set_policy(connection, key, frozen=frozen, release_delay=delay, caller=caller, traceparent=trace)
+            if wallet is not None:
+                told = BatchPublishRequest()
+                events.policy_set(told, wallet, caller, trace)
+                outbox.tell(connection, wallet.told, told.SerializeToString())
 
         await self._database.transact(open_wallet)
         await self._database.transact(set_policy)
@@ -162,15 +169,15 @@ class WalletHandlers:
             raise not_found("wallet")
         return messages.wallet(found[key])
 
-    async def _batch(self, items: Sequence[M], field: str, parse: Callable[[M], Instruction]) -> list[Changed | Exception]:
-        """One result for each item, in order; those that cannot be parsed are refused on their own."""
+    async def _batch(self, items: Sequence[M], field: str, parse: Callable[[M], Instruction], *, shown: bool = True) -> list[Changed | Exception]:
+        """One result for each item, in order, with its wallet if that is `shown`; those that cannot be parsed are refused on their own."""
         check_batch(items, field)
         trace = traceparent()
         results: list[Changed | Exception | None] = []
         asked = []
         for place, item in enumerate(items):
             try:
-                asked.append(Asked(parse(item), trace))
+                asked.append(Asked(parse(item), trace, shown))
                 results.append(None)
             except Refused as refused:
                 results.append(refused.below(f"{field}[{place}]"))
@@ -193,7 +200,7 @@ def _refusal(error: Exception) -> Refused:
 def _wallet_result(result: Changed | Exception) -> pb.WalletResult:
     if isinstance(result, Exception):
         return pb.WalletResult(error=to_status(_refusal(result)))
-    return pb.WalletResult(wallet=messages.wallet(result.wallet), replayed=result.replayed)  # type: ignore[arg-type]
+    return pb.WalletResult(wallet=messages.wallet(result.wallet) if result.wallet else None, replayed=result.replayed)
 
 
 def _hold_result(result: Changed | Exception) -> pb.HoldResult:

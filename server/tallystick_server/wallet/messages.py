@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -16,6 +17,7 @@ from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
+from tallystick_storage import wallet as store
 
 _ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
 _HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
@@ -108,6 +110,28 @@ def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
         held_after=text(row.held_after),
         owed_after=text(row.owed_after),
         create_time=to_timestamp(row.create_time),
+    )
+
+
+def new_entry(item: store.Decided, created: datetime) -> wallet_pb2.WalletEntry:
+    """An entry that is being made."""
+    wallet, instruction = item.change.wallet, item.instruction
+
+    def text(amount: int) -> str:
+        return format_amount(amount, wallet.currency)
+
+    return wallet_pb2.WalletEntry(
+        seller_account=wallet.seller_account,
+        number=wallet.version,
+        kind=_ENTRY_KINDS.number(instruction.kind),
+        cause=instruction.cause,
+        amount=text(item.change.amount),
+        currency=wallet.currency,
+        pending_after=text(wallet.balances.pending),
+        available_after=text(wallet.balances.available),
+        held_after=text(wallet.balances.held),
+        owed_after=text(wallet.balances.owed),
+        create_time=to_timestamp(created),
     )
 
 

@@ -21,6 +21,35 @@ create index mark_by_time on mark using brin (create_time);
 grant select, insert, delete on mark to {service};
 """
 
+OUTBOX = """
+-- What a transaction has changed, as versions of aggregates, and the events that tell of it; deleted once EventService has them.
+create table outbox (
+    sequence bigint generated always as identity primary key,
+    transaction_id xid8 not null default pg_current_xact_id() unique,
+    aggregate_ids text[] not null,
+    versions bigint[] not null check (cardinality(versions) > 0 and cardinality(versions) = cardinality(aggregate_ids)),
+    request bytea check (request <> '')  -- a BatchPublishRequest with an event for each, serialized; written once the changes are known
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+alter table outbox alter aggregate_ids set storage external, alter versions set storage external, alter request set storage external;
+grant select, insert, delete, update (request) on outbox to {service};
+
+-- What this transaction has told, for the triggers that ask for it.
+create view told as
+    select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version from outbox where transaction_id = pg_current_xact_id();
+
+-- E1: who changes something tells of it before the transaction ends, and once.
+create function changes_are_told() returns trigger language plpgsql set search_path from current as $$
+begin
+    if exists (select from outbox where sequence = new.sequence and request is null) then
+        raise exception 'a transaction does not tell what it changed' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create constraint trigger changes_are_told after insert on outbox deferrable initially deferred for each row execute function changes_are_told();
+create trigger told_once before update on outbox for each row when (old.request is not null) execute function refuse_change();
+"""
+"""The outbox of a schema whose changes other services hear of."""
+
 
 def create(schema: str, *scripts: str) -> None:
     """The first migration of a schema."""

@@ -16,7 +16,6 @@ create table event (
     aggregate_id text collate "C" not null,
     aggregate_version bigint not null,
     type text not null,
-    create_time timestamptz not null,
     body bytea not null,  -- the event as a tallystick.event.v1.Event without its cursor
     unique (aggregate_id, aggregate_version)
 );

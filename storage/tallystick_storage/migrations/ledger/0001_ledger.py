@@ -80,18 +80,15 @@ create function entries_are_whole() returns trigger language plpgsql security de
 set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
-        select from (select distinct book, sequence from added) s where (
-            select array[count(*), count(*) filter (where exists (
+        select from (select book, sequence, count(*) as n from added group by book, sequence) s where (
+            select array[s.n, count(*), count(*) filter (where exists (
                 select from account a where a.account_id = e.account_id and a.currency = e.currency offset 0))]
             from entry e where e.book = s.book and e.sequence = s.sequence
-            ) is distinct from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)
+            ) is distinct from (select array[t.n, t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)
     ) then
         raise exception 'entries without their transaction, or not as many as it has, or in another currency than their account' using errcode = 'P0001';
     end if;
-    if exists (
-        select from (select distinct book, sequence from added) s where exists (
-            select from entry e where e.book = s.book and e.sequence = s.sequence group by e.currency having sum(e.amount) <> 0 offset 0)
-    ) then
+    if exists (select from added group by book, sequence, currency having sum(amount) <> 0) then  -- which are all its entries, as was just seen
         raise exception 'the entries of a transaction do not sum to zero' using errcode = 'P0001';
     end if;
     return null;

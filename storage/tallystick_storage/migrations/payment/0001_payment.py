@@ -1,6 +1,6 @@
-"""Checkouts, orders, attempts, due work, history, outbox."""
+"""Checkouts, orders, attempts, due work, history."""
 
-from tallystick_storage.migrations import create
+from tallystick_storage.migrations import OUTBOX, create
 
 revision = "payment_0001"
 down_revision = None
@@ -96,7 +96,7 @@ create table due (
     lease_token bigint not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
--- The order after each move; what an event tells is read from here.
+-- The order after each move.
 create table order_history (
     payment_order_id text collate "C" not null,
     version int not null check (version > 0),
@@ -114,13 +114,6 @@ create table order_history (
     create_time timestamptz not null,
     primary key (payment_order_id, version)
 );
-
--- One row for each change, deleted once EventService has it.
-create table outbox (
-    aggregate_id text collate "C" not null,
-    version int not null,
-    primary key (aggregate_id, version)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 """
 
 RULES = """
@@ -151,7 +144,7 @@ begin
         select from changed o where (
             exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
                         and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated offset 0)
-            and exists (select from checkout c where c.checkout_id = o.checkout_id offset 0)) is not true
+            and (tg_op = 'UPDATE' or exists (select from checkout c where c.checkout_id = o.checkout_id offset 0))) is not true
     ) then
         raise exception 'an order changed without its history row or its checkout' using errcode = 'P0001';
     end if;
@@ -168,11 +161,13 @@ begin
     if exists (
         select from added h where (
             exists (select from payment_order o where o.payment_order_id = h.payment_order_id and o.version >= h.version offset 0)
-            and exists (select from outbox x where x.aggregate_id = 'paymentOrders/' || h.payment_order_id and x.version = h.version offset 0)
             and case when h.version = 1 then h.from_status is null else h.from_status = (
                 select p.to_status from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1) end) is not true
     ) then
         raise exception 'a history row does not follow its order' using errcode = 'P0001';
+    end if;
+    if exists (select 'paymentOrders/' || h.payment_order_id, h.version from added h except select * from told) then
+        raise exception 'a change that no event tells of' using errcode = 'P0001';
     end if;
     return null;
 end $$;
@@ -183,7 +178,7 @@ create function event_has_change() returns trigger language plpgsql security def
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
-        select from added x where (case
+        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case
             when x.aggregate_id like 'paymentOrders/%' then exists (
                 select from order_history h where h.payment_order_id = substr(x.aggregate_id, 15) and h.version = x.version offset 0)
             when x.aggregate_id like 'payments/%' then exists (
@@ -201,8 +196,7 @@ create function checkout_has_event() returns trigger language plpgsql security d
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
-        select from changed c where (tg_op = 'INSERT' or c.version = 2)
-            and not exists (select from outbox x where x.aggregate_id = 'payments/' || c.checkout_id and x.version = c.version offset 0)
+        select 'payments/' || c.checkout_id, c.version from changed c where tg_op = 'INSERT' or c.version = 2 except select * from told
     ) then
         raise exception 'a checkout changed without its event' using errcode = 'P0001';
     end if;
@@ -238,15 +232,15 @@ create trigger never_deleted before delete or truncate on attempt for each state
 """
 
 GRANTS = """
-grant select, insert on checkout, payment_order, attempt, due, order_history, outbox to {service};
+grant select, insert on checkout, payment_order, attempt, due, order_history to {service};
 grant update (open_orders, unpaid_orders, version, done_time) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, version, update_time) on payment_order to {service};
 grant update (outcome, provider_reference, charged_amount, charged_currency, end_time) on attempt to {service};
 grant update (next_attempt_time, lease_until, lease_token) on due to {service};
-grant delete on due, outbox to {service};
+grant delete on due to {service};
 """
 
 
 def upgrade() -> None:
-    create("payment", TABLES, RULES, GRANTS)
+    create("payment", TABLES, OUTBOX, RULES, GRANTS)

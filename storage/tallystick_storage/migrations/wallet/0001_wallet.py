@@ -1,6 +1,6 @@
-"""Wallets, their entries, holds, policies, outbox."""
+"""Wallets, their entries, holds, policies."""
 
-from tallystick_storage.migrations import create
+from tallystick_storage.migrations import OUTBOX, create
 
 revision = "wallet_0001"
 down_revision = None
@@ -72,12 +72,6 @@ create table wallet_policy (
     create_time timestamptz not null,
     primary key (seller_account, currency, version)
 );
-
-create table outbox (
-    aggregate_id text collate "C" not null,
-    version bigint not null,
-    primary key (aggregate_id, version)
-) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 """
 
 RULES = """
@@ -148,13 +142,14 @@ begin
     if exists (
         select from added e where (
             exists (select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number offset 0)
-            and exists (
-                select from outbox x where x.aggregate_id = 'wallets/' || e.seller_account || '/' || e.currency and x.version = e.number offset 0)
             and (e.number = 1 or exists (
                 select from wallet_entry p where p.seller_account = e.seller_account and p.currency = e.currency and p.number = e.number - 1 offset 0))
             ) is not true
     ) then
         raise exception 'an entry does not follow its wallet' using errcode = 'P0001';
+    end if;
+    if exists (select 'wallets/' || e.seller_account || '/' || e.currency, e.number from added e except select * from told) then
+        raise exception 'a change that no event tells of' using errcode = 'P0001';
     end if;
     return null;
 end $$;
@@ -168,13 +163,14 @@ begin
         select from added p where (
             exists (select from wallet w
                     where w.seller_account = p.seller_account and w.currency = p.currency and w.policy_version >= p.version offset 0)
-            and exists (
-                select from outbox x where x.aggregate_id = 'walletPolicies/' || p.seller_account || '/' || p.currency and x.version = p.version offset 0)
             and (p.version = 1 or exists (
                 select from wallet_policy b where b.seller_account = p.seller_account and b.currency = p.currency and b.version = p.version - 1 offset 0))
             ) is not true
     ) then
         raise exception 'a policy does not follow its wallet' using errcode = 'P0001';
+    end if;
+    if exists (select 'walletPolicies/' || p.seller_account || '/' || p.currency, p.version from added p except select * from told) then
+        raise exception 'a change that no event tells of' using errcode = 'P0001';
     end if;
     return null;
 end $$;
@@ -200,7 +196,7 @@ create function event_has_change() returns trigger language plpgsql security def
 set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     if exists (
-        select from added x where (case
+        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case
             when x.aggregate_id like 'wallets/%' then exists (
                 select from wallet_entry e where e.seller_account = split_part(x.aggregate_id, '/', 2)
                     and e.currency = split_part(x.aggregate_id, '/', 3) and e.number = x.version offset 0)
@@ -223,12 +219,11 @@ create trigger never_deleted before delete or truncate on hold for each statemen
 """
 
 GRANTS = """
-grant select, insert on wallet, wallet_entry, hold, wallet_policy, outbox to {service};
+grant select, insert on wallet, wallet_entry, hold, wallet_policy to {service};
 grant update (pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time) on wallet to {service};
 grant update (captured_amount, state, end_time) on hold to {service};
-grant delete on outbox to {service};
 """
 
 
 def upgrade() -> None:
-    create("wallet", TABLES, RULES, GRANTS)
+    create("wallet", TABLES, OUTBOX, RULES, GRANTS)

@@ -75,6 +75,9 @@ class BatchPostRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POSTINGS_FIELD_NUMBER: _builtins.int
+    OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
+    outcome_only: _builtins.bool
+    """If true, a result without an error holds no transaction."""
     @_builtins.property
     def postings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Posting]:
         """1 to 1,000 postings."""
@@ -83,10 +86,11 @@ class BatchPostRequest(_message.Message):
         self,
         *,
         postings: _abc.Iterable[Global___Posting] | None = ...,
+        outcome_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["postings", b"postings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome_only", b"outcome_only", "postings", b"postings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,7 +109,7 @@ class PostResult(_message.Message):
     """True if it had been posted before."""
     @_builtins.property
     def transaction(self) -> _ledger_pb2.Transaction:
-        """The transaction as posted."""
+        """The transaction as posted, unless only the outcome was asked for."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:

@@ -245,6 +245,9 @@ class BatchCreditRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CREDITS_FIELD_NUMBER: _builtins.int
+    OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
+    outcome_only: _builtins.bool
+    """If true, a result without an error holds no wallet."""
     @_builtins.property
     def credits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Credit]:
         """1 to 1,000 credits, each on its own."""
@@ -253,10 +256,11 @@ class BatchCreditRequest(_message.Message):
         self,
         *,
         credits: _abc.Iterable[Global___Credit] | None = ...,
+        outcome_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "outcome_only", b"outcome_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,7 +279,7 @@ class WalletResult(_message.Message):
     """True if the change had been made before."""
     @_builtins.property
     def wallet(self) -> _wallet_pb2.Wallet:
-        """The wallet as it stands."""
+        """The wallet as it stands, unless only the outcome was asked for."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -373,6 +377,9 @@ class BatchDebitRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEBITS_FIELD_NUMBER: _builtins.int
+    OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
+    outcome_only: _builtins.bool
+    """If true, a result without an error holds no wallet."""
     @_builtins.property
     def debits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Debit]:
         """1 to 1,000 debits, each on its own, in this order."""
@@ -381,10 +388,11 @@ class BatchDebitRequest(_message.Message):
         self,
         *,
         debits: _abc.Iterable[Global___Debit] | None = ...,
+        outcome_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debits", b"debits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debits", b"debits", "outcome_only", b"outcome_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
