@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tallystick import Client, new_order
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.telemetry import Ids
 
 from .conftest import Platform, free_address, unique
 
@@ -32,7 +34,7 @@ def exporter() -> InMemorySpanExporter:
     made = InMemorySpanExporter()
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
+        provider = TracerProvider(id_generator=Ids())
         trace.set_tracer_provider(provider)
     provider.add_span_processor(SimpleSpanProcessor(made))
     return made
@@ -130,3 +132,10 @@ def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -
         collector.shutdown()
     assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in Collector.names
     assert {"/v1/traces sandbox charge", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)
+
+
+def test_ids_leave_the_global_generator_alone(client: Client) -> None:
+    """A process that has seeded `random` gets its own sequence, whatever is called meanwhile."""
+    before = random.getstate()
+    client.create_payment(unique("c"), [new_order(unique("o"), "b", unique("s"), "1.00", "EUR")], credit_card_info="tok_visa")
+    assert random.getstate() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,7 +12,7 @@ from opentelemetry.context import attach, detach
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -24,8 +25,21 @@ SpanContext = trace.SpanContext
 
 _tracer = trace.get_tracer("tallystick")
 _propagator = TraceContextTextMapPropagator()
-_ids = RandomIdGenerator()
+_random = random.Random()  # noqa: S311 - no secrets; and not the global one, whose sequence belongs to whoever has seeded it
 _exports = False
+
+
+class Ids(IdGenerator):
+    """Ids of traces and spans; zero is none."""
+
+    def generate_trace_id(self) -> int:
+        return _random.getrandbits(128) or 1
+
+    def generate_span_id(self) -> int:
+        return _random.getrandbits(64) or 1
+
+
+_ids = Ids()
 
 
 def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], None]:
@@ -35,7 +49,8 @@ def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], 
     """
     global _exports  # noqa: PLW0603 - tracing is the process's
     _exports = bool(endpoint)
-    provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio if endpoint else 0.0)), resource=Resource.create({"service.name": service}))
+    sampler = ParentBased(TraceIdRatioBased(ratio if endpoint else 0.0))
+    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": service}), id_generator=_ids)
     if endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
 
