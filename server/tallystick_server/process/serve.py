@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _LOOK_AT_DATABASE = 1.0  # seconds
-_MOST_UNREAD = 100_000  # gRPC drops calls beyond 1,000 without a reason; the door sheds them with one
+_MOST_UNREAD = 100_000
+UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
+"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
 
@@ -102,13 +104,7 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
 
 
 def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:
-    options = [
-        ("grpc.max_receive_message_length", BATCH_BYTES),
-        ("grpc.so_reuseport", int(reuse_port)),
-        ("grpc.server.max_pending_requests", _MOST_UNREAD),
-        ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD),
-    ]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", BATCH_BYTES), ("grpc.so_reuseport", int(reuse_port)), *UNREAD])
     for service in services:
         door.bind(server, service.descriptor, service.servicer, service.access)
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
