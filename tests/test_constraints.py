@@ -151,6 +151,7 @@ CASES = [
     ("E1 a change that is named and not told", "payment", told("paymentOrders/o-paid", 1, "null"), "P0001"),
     ("E1 a change that is told in no event", "payment", told("paymentOrders/o-paid", 1, "''"), "23514"),
     ("E1 a change that is told again", "payment", f"{told('paymentOrders/o-paid', 1)}; update outbox set request = null", "P0001"),
+    ("E1 a telling that is taken back", "payment", f"{told('paymentOrders/o-paid', 1)}; delete from outbox", "P0001"),
     ("E1 two tellings in one transaction", "payment", f"{told('paymentOrders/o-paid', 1)}; {told('paymentOrders/o-paid', 2)}", "23505"),
     # event
     ("E2 an event that is changed", "event", "update event set body = ''", "42501"),

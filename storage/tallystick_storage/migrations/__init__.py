@@ -40,7 +40,7 @@ create view told as
 -- E1: who changes something tells of it before the transaction ends, and once.
 create function changes_are_told() returns trigger language plpgsql set search_path from current as $$
 begin
-    if exists (select from outbox where sequence = new.sequence and request is null) then
+    if not exists (select from outbox where sequence = new.sequence and request is not null) then
         raise exception 'a transaction does not tell what it changed' using errcode = 'P0001';
     end if;
     return null;
