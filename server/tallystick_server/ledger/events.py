@@ -6,11 +6,9 @@ from sqlalchemy import Connection
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
-from tallystick.ledger.v1 import ledger_pb2
-from tallystick_core.event import event_id
 from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Recent
-from tallystick_server.runtime.relay import MOST_EVENTS, Unpublished, to_requests
+from tallystick_server.runtime.relay import MOST_EVENTS, Unpublished, tell, to_requests
 from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
@@ -38,19 +36,6 @@ class LedgerEvents:
 
         told = BatchPublishRequest()
         for transaction, caller in known:
-            _posted(told, transaction, caller)
+            aggregate = f"transactions/{transaction.transaction_id}"
+            tell(told, event_pb2.EVENT_TYPE_TRANSACTION_POSTED, aggregate, 1, transaction.post_time, caller, transaction=transaction)
         return Unpublished(to_requests(told), lambda: self._database.transact(published), more=len(known) == MOST_EVENTS)
-
-
-def _posted(told: BatchPublishRequest, transaction: ledger_pb2.Transaction, caller: str) -> None:
-    """Adds a transaction to what is told."""
-    aggregate = f"transactions/{transaction.transaction_id}"
-    told.events.add(
-        event_id=event_id(aggregate, 1),
-        type=event_pb2.EVENT_TYPE_TRANSACTION_POSTED,
-        aggregate_id=aggregate,
-        aggregate_version=1,
-        create_time=transaction.post_time,
-        caller=caller,
-        transaction=transaction,
-    )

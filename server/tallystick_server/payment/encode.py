@@ -50,14 +50,9 @@ def payment_head(row: Row[Any]) -> payment_pb2.Payment:
 
 def _payment(row: Row[Any], versions: int, updated: datetime) -> payment_pb2.Payment:
     return payment_pb2.Payment(
-        checkout_id=row.checkout_id,
-        buyer_info=row.buyer_info,
-        seller_info=row.seller_info,
-        buyer_country=row.buyer_country,
-        payment_method_type=METHOD_TYPES.number(row.payment_method_type),
+        **_sent(row),
         payment_state=STATES.number(row.payment_state),
         is_payment_done=row.is_payment_done,
-        caller=row.caller,
         version=row.checkout_version + int(versions),
         create_time=to_timestamp(row.checkout_create_time),
         update_time=to_timestamp(updated),
@@ -65,17 +60,24 @@ def _payment(row: Row[Any], versions: int, updated: datetime) -> payment_pb2.Pay
     )
 
 
+def _sent(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
+    """What never changes of a payment, but for when it was created."""
+    return {
+        "checkout_id": checkout.checkout_id,
+        "buyer_info": checkout.buyer_info,
+        "seller_info": checkout.seller_info,
+        "buyer_country": checkout.buyer_country,
+        "payment_method_type": METHOD_TYPES.number(checkout.payment_method_type),
+        "caller": checkout.caller,
+    }
+
+
 def new_payment(checkout: store.NewCheckout, created: datetime) -> payment_pb2.Payment:
     """A payment without its orders, as accept stores it."""
     at = to_timestamp(created)
     return payment_pb2.Payment(
-        checkout_id=checkout.checkout_id,
-        buyer_info=checkout.buyer_info,
-        seller_info=checkout.seller_info,
-        buyer_country=checkout.buyer_country,
-        payment_method_type=METHOD_TYPES.number(checkout.payment_method_type),
+        **_sent(checkout),
         payment_state=payment_pb2.PAYMENT_STATE_OPEN,
-        caller=checkout.caller,
         version=1 + ACCEPTED_VERSION * checkout.order_count,
         create_time=at,
         update_time=at,
@@ -93,14 +95,7 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """An order as it stands, without the time of its next attempt."""
     return payment_pb2.PaymentOrder(
-        payment_order_id=row.payment_order_id,
-        checkout_id=row.checkout_id,
-        charge_id=row.charge_id,
-        buyer_account=row.buyer_account,
-        seller_account=row.seller_account,
-        amount=format_amount(row.amount, row.currency),
-        currency=row.currency,
-        platform_fee=format_amount(row.platform_fee, row.currency),
+        **_asked(row),
         payment_order_status=_STATUSES.number(row.status),
         wallet_updated=row.wallet_updated,
         ledger_updated=row.ledger_updated,
@@ -108,7 +103,6 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         next_action_url=row.next_action_url,
         failure_reason=_FAILURE_REASONS.number(row.failure_reason),
         decline_code=row.decline_code,
-        provider=row.provider,
         provider_reference=row.provider_reference,
         attempt_count=row.attempt_count,
         version=row.version,
@@ -119,19 +113,22 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
     """An order as it is first stored, but for its times."""
-    return payment_pb2.PaymentOrder(
-        payment_order_id=order.payment_order_id,
-        checkout_id=order.checkout_id,
-        charge_id=order.charge_id,
-        buyer_account=order.buyer_account,
-        seller_account=order.seller_account,
-        amount=format_amount(order.amount, order.currency),
-        currency=order.currency,
-        platform_fee=format_amount(order.platform_fee, order.currency),
-        payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED,
-        provider=order.provider,
-        version=1,
-    )
+    return payment_pb2.PaymentOrder(**_asked(order), payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED, version=1)
+
+
+def _asked(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
+    """What never changes of an order, but for when it was created."""
+    return {
+        "payment_order_id": order.payment_order_id,
+        "checkout_id": order.checkout_id,
+        "charge_id": order.charge_id,
+        "buyer_account": order.buyer_account,
+        "seller_account": order.seller_account,
+        "amount": format_amount(order.amount, order.currency),
+        "currency": order.currency,
+        "platform_fee": format_amount(order.platform_fee, order.currency),
+        "provider": order.provider,
+    }
 
 
 def judge_order(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:

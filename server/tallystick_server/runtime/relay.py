@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest, BatchPublishResponse
+from tallystick_core.event import event_id
 from tallystick_core.refusal import Refused
 from tallystick_server.runtime.peers import Peers
 from tallystick_storage import outbox
@@ -38,6 +40,29 @@ class Unpublished:
 
 Source = Callable[[], Awaitable[Unpublished]]
 """Reads what is to be published next."""
+
+
+def tell(
+    told: BatchPublishRequest,
+    type_: event_pb2.EventType.ValueType,
+    aggregate: str,
+    version: int,
+    created: Timestamp,
+    caller: str,
+    traceparent: str = "",
+    **resource: Any,  # the one field of the event that holds what changed
+) -> None:
+    """Adds an event to what is told."""
+    told.events.add(
+        event_id=event_id(aggregate, version),
+        type=type_,
+        aggregate_id=aggregate,
+        aggregate_version=version,
+        create_time=created,
+        caller=caller,
+        traceparent=traceparent,
+        **resource,
+    )
 
 
 class FromOutbox:
