@@ -5,7 +5,6 @@ The ceiling is plain multi-row INSERTs of the same rows by psycopg into bare tab
 
 from __future__ import annotations
 
-import asyncio
 import random
 import secrets
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import grpc
 import psycopg
 
-from benchmarks.measure import Load, figures, load, peak_mb, server
+from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
@@ -48,9 +47,8 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
         say(f"INSERTs     {ceiling:8.1f}/s")
         urls = ",".join(f"{name}={url}" for name, url in known.all().items())
         environment = {"TALLYSTICK_SERVICE_DATABASE_URL": urls, "TALLYSTICK_LISTEN": _ADDRESS}
-        parts: dict[str, Load] = {}
         with server(["-m", "tallystick_server.process.cli", "serve", "all"], environment, _ADDRESS) as pid:
-            run(_measure(parts, in_flight, seconds, say))
+            parts = run(_measure(in_flight, seconds, say))
             memory = peak_mb(pid)
         ceiling = (ceiling + _plain_inserts(known.admin, min(seconds, 5))) / 2
     plain = ("plain multi-row INSERTs of the same rows", ceiling)
@@ -80,20 +78,21 @@ def _plain_inserts(admin: str, seconds: float) -> float:
         return sequence / (time.perf_counter() - begin)
 
 
-async def _measure(parts: dict[str, Load], in_flight: int, seconds: float, say: Callable[[str], None]) -> None:
-    for name, sellers in (("spread", _SELLERS), ("hot", 1)):
-        run_id = secrets.token_hex(4)
-        async with grpc.aio.insecure_channel(_ADDRESS) as channel:
-            stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+async def _measure(in_flight: int, seconds: float, say: Callable[[str], None]) -> dict[str, Load]:
+    async with grpc.aio.insecure_channel(_ADDRESS) as channel:
+        stub: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+        return await by_turns({"spread": _post(stub, _SELLERS), "hot": _post(stub, 1)}, in_flight, seconds, say)
 
-            async def post(number: int, run_id: str = run_id, sellers: int = sellers, stub: Any = stub) -> None:
-                answer = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)
-                if any(result.WhichOneof("result") == "error" for result in answer.results):
-                    raise Failure("a posting was refused, which makes the figures worthless")
 
-            parts[name] = await load(post, in_flight, seconds)
-        say(f"{name:<11} {parts[name].rate * _BATCH:8.1f}/s   p50 {parts[name].quantile(0.5):.0f} ms a batch")
-        await asyncio.sleep(1)
+def _post(stub: Any, sellers: int) -> Call:
+    run_id = secrets.token_hex(4)
+
+    async def post(number: int) -> None:
+        answer = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)
+        if any(result.WhichOneof("result") == "error" for result in answer.results):
+            raise Failure("a posting was refused, which makes the figures worthless")
+
+    return post
 
 
 def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.BatchPostRequest:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,25 +21,31 @@ import grpc
 from tallystick_server.process.failure import Failure
 
 _START_SECONDS = 60
+_TURN_SECONDS = 5.0
+
+Call = Callable[[int], Awaitable[None]]
+"""Makes the call of a number; no number comes twice."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Load:
-    """What a load of calls measured. `slices`: the median latency in the first and in the last tenth, to see whether it grows."""
+    """What a load of calls measured: latencies in seconds, those of each turn for themselves."""
 
-    calls: int
     seconds: float
-    latencies: list[float]
-    slices: tuple[float, float]
+    turns: list[list[float]]
 
     @property
     def rate(self) -> float:
-        return self.calls / self.seconds
+        return sum(map(len, self.turns)) / self.seconds
 
     def quantile(self, part: float) -> float:
         """Milliseconds."""
-        ordered = sorted(self.latencies)
-        return ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1000
+        return _quantile([latency for turn in self.turns for latency in turn], part)
+
+
+def _quantile(latencies: list[float], part: float) -> float:
+    ordered = sorted(latencies)
+    return ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1000 if ordered else 0.0
 
 
 def figures(name: str, spread: Load, hot: Load, ceiling: tuple[str, float], of: float, **beside: object) -> dict[str, object]:
@@ -52,35 +60,40 @@ def figures(name: str, spread: Load, hot: Load, ceiling: tuple[str, float], of: 
         "hot_ratio": round(hot.rate / spread.rate, 4),
         "p50_ms": round(spread.quantile(0.5), 1),
         "p99_ms": round(spread.quantile(0.99), 1),
-        "p50_ms_start": round(spread.slices[0], 1),
-        "p50_ms_end": round(spread.slices[1], 1),
+        "p50_ms_start": round(_quantile(spread.turns[0], 0.5), 1),
+        "p50_ms_end": round(_quantile(spread.turns[-1], 0.5), 1),
         **beside,
     }
 
 
-async def load(call: Callable[[int], Awaitable[None]], in_flight: int, seconds: float, warm_up: float = 3.0) -> Load:
-    """Keeps so many calls under way; those that end after the warm-up and within the time count."""
-    numbers = iter(range(10**12))
+async def by_turns(calls: dict[str, Call], in_flight: int, seconds: float, say: Callable[[str], None]) -> dict[str, Load]:
+    """Measures each call for so many seconds, in turns: a machine that changes its pace meanwhile changes it for all of them."""
+    numbers = itertools.count()
+    rounds = max(round(seconds / _TURN_SECONDS), 1)
+    loads: dict[str, Load] = {name: Load(seconds, []) for name in calls}
+    for number in range(1, rounds + 1):
+        for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311 - no secret; none always comes behind the same one
+            loads[name].turns.append(await _turn(call, numbers, in_flight, seconds / rounds))
+        rates = ", ".join(f"{name} {len(load.turns[-1]) * rounds / seconds:.1f}/s" for name, load in loads.items())
+        say(f"turn {number} of {rounds}: {rates}")
+    return loads
+
+
+async def _turn(call: Call, numbers: Iterator[int], in_flight: int, seconds: float, warm_up: float = 3.0) -> list[float]:
+    """Keeps so many calls under way; the latencies of those that end after the warm-up and within the time."""
     begin = time.perf_counter() + warm_up
     end = begin + seconds
-    done: list[tuple[float, float]] = []
+    latencies: list[float] = []
 
     async def worker() -> None:
         while (started := time.perf_counter()) < end:
             await call(next(numbers))
             finished = time.perf_counter()
             if begin <= finished < end:
-                done.append((finished, finished - started))
+                latencies.append(finished - started)
 
     await asyncio.gather(*(worker() for _ in range(in_flight)))
-    done.sort()
-    tenth = max(len(done) // 10, 1)
-    return Load(len(done), seconds, [latency for _, latency in done], (_median(done[:tenth]), _median(done[-tenth:])))
-
-
-def _median(done: list[tuple[float, float]]) -> float:
-    ordered = sorted(latency for _, latency in done)
-    return ordered[len(ordered) // 2] * 1000 if ordered else 0.0
+    return latencies
 
 
 @contextmanager

@@ -6,7 +6,6 @@ echo of the same message: what one call costs on this machine at this moment.
 
 from __future__ import annotations
 
-import asyncio
 import random
 import secrets
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.measure import Load, figures, load, peak_mb, server
+from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
@@ -55,47 +54,34 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
             server([*_SERVE, "wallet", "ledger", "event", "payout"], others, _INSIDE) as called,
             server([*_SERVE, "payment"], payment, _ADDRESS) as calling,
         ):
-            parts: dict[str, Load] = {}
-            run(_measure(parts, in_flight, seconds, say))
+            parts = run(_measure(in_flight, seconds, say))
             memory = peak_mb(called) + peak_mb(calling)
     echo = ("gRPC echo of the same message", parts["echo"].rate)
     return figures("pay-in", parts["spread"], parts["hot"], echo, 1, in_flight=in_flight, seconds=seconds, peak_mb=memory)
 
 
-async def _measure(parts: dict[str, Load], in_flight: int, seconds: float, say: Callable[[str], None]) -> None:
-    """Echo and pay-in by turns, so that a machine that changes its pace meanwhile changes it for both."""
-    async with grpc.aio.insecure_channel(_ECHO) as channel:
-        echo = channel.unary_unary("/bench.Echo/Echo")  # type: ignore[var-annotated]
+async def _measure(in_flight: int, seconds: float, say: Callable[[str], None]) -> dict[str, Load]:
+    async with grpc.aio.insecure_channel(_ECHO) as echo_channel, grpc.aio.insecure_channel(_ADDRESS) as channel:
+        echo = echo_channel.unary_unary("/bench.Echo/Echo")  # type: ignore[var-annotated]
         raw = _request(0, "echo", _SELLERS).SerializeToString()
 
         async def ask(_number: int) -> None:
             await echo(raw)
 
-        parts["echo"] = await load(ask, in_flight, min(seconds, 5), 1)
-        say(f"echo        {parts['echo'].rate:8.1f}/s")
-        for name, sellers in (("spread", _SELLERS), ("hot", 1)):
-            parts[name] = await _pay(name, sellers, in_flight, seconds)
-            say(f"{name:<11} {parts[name].rate:8.1f}/s   p50 {parts[name].quantile(0.5):.0f} ms")
-        again = await load(ask, in_flight, min(seconds, 5), 1)
-        say(f"echo        {again.rate:8.1f}/s")
-        first = parts["echo"]
-        parts["echo"] = Load(first.calls + again.calls, first.seconds + again.seconds, first.latencies + again.latencies, first.slices)
-
-
-async def _pay(name: str, sellers: int, in_flight: int, seconds: float) -> Load:
-    run_id = f"{name}-{secrets.token_hex(4)}"
-    metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
-    async with grpc.aio.insecure_channel(_ADDRESS) as channel:
         stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
+        return await by_turns({"echo": ask, "spread": _pay(stub, _SELLERS), "hot": _pay(stub, 1)}, in_flight, seconds, say)
 
-        async def pay(number: int) -> None:
-            answer = await stub.CreatePayment(_request(number, run_id, sellers), timeout=30, metadata=metadata)
-            if answer.payment.payment_state != payment_pb2.PAYMENT_STATE_PAID:
-                raise Failure(f"a payment ended in state {answer.payment.payment_state}, which makes the figures worthless")
 
-        measured = await load(pay, in_flight, seconds)
-        await asyncio.sleep(1)
-        return measured
+def _pay(stub: Any, sellers: int) -> Call:
+    run_id = secrets.token_hex(4)
+    metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
+
+    async def pay(number: int) -> None:
+        answer = await stub.CreatePayment(_request(number, run_id, sellers), timeout=30, metadata=metadata)
+        if answer.payment.payment_state != payment_pb2.PAYMENT_STATE_PAID:
+            raise Failure(f"a payment ended in state {answer.payment.payment_state}, which makes the figures worthless")
+
+    return pay
 
 
 def _request(number: int, run_id: str, sellers: int) -> payment_service_pb2.CreatePaymentRequest:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from hashlib import sha256
 
 
-def canonical(*fields: str | int | bytes) -> bytes:
-    """Every field length-prefixed, so that no two different lists of fields give the same bytes."""
-    parts = []
-    for field in fields:
-        raw = field if isinstance(field, bytes) else str(field).encode()
-        parts.append(b"%d:%b" % (len(raw), raw))
-    return b"".join(parts)
+def canonical(*fields: str | int) -> bytes:
+    """Every field with its length in bytes before it, so that no two different lists of fields give the same bytes."""
+    texts = [*map(str, fields)]
+    whole = "".join([f"{len(text)}:{text}" for text in texts])
+    if whole.isascii():
+        return whole.encode()
+    return b"".join(b"%d:%b" % (len(raw), raw) for raw in map(str.encode, texts))
 
 
-def fingerprint(*fields: str | int | bytes) -> bytes:
+def fingerprint(*fields: str | int) -> bytes:
     """32 bytes that stand for the fields."""
     return sha256(canonical(*fields)).digest()

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from hashlib import sha256
 
 from tallystick_core.booking import Kind, Line
-from tallystick_core.canonical import canonical, fingerprint
+from tallystick_core.canonical import canonical
 from tallystick_core.identifier import refuse_card_number
 from tallystick_core.refusal import Reason, Refused
 
@@ -40,10 +40,15 @@ class Posting:
     """The sequence of the transaction it reverses."""
 
     @cached_property
+    def canonical_lines(self) -> bytes:
+        """The lines as canonical bytes."""
+        return canonical(*[value for line in self.lines for value in (line.account, line.currency, line.amount)])
+
+    @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
-        lines = (value for line in self.lines for value in (line.account, line.currency, line.amount))
-        return fingerprint(self.kind, self.cause_id, self.description, _micros(self.effective_time), self.reverses or 0, *lines)
+        head = canonical(self.kind, self.cause_id, self.description, _micros(self.effective_time), self.reverses or 0)
+        return sha256(head + self.canonical_lines).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +140,9 @@ def chain(head: Head, posting: Posting, post_time: datetime, balances: dict[tupl
 
 def chain_hash(previous: bytes, posting: Posting, sequence: int, effective_time: datetime, post_time: datetime) -> bytes:
     """SHA-256(previous hash ‖ canonical bytes of the transaction)."""
-    lines = (value for line in posting.lines for value in (line.account, line.currency, line.amount))
-    times = (_micros(effective_time), _micros(post_time))
     head = (BOOK, sequence, posting.kind, posting.cause_id, posting.caller, posting.description, posting.reverses or 0)
-    return sha256(previous + canonical(*head, *times, *lines)).digest()
+    times = (_micros(effective_time), _micros(post_time))
+    return sha256(previous + canonical(*head, *times) + posting.canonical_lines).digest()
 
 
 def _micros(time: datetime | None) -> int | str:

@@ -75,7 +75,7 @@ class Database:
         `work` may run again, so it makes no ids and has no effects but SQL. Raises DataRefused, or Refused with CONFLICT or
         DEPENDENCY_UNAVAILABLE when several tries have failed.
         """
-        unit = _Unit(work, self._new_id(), [self._new_id() for _ in range(_ATTEMPTS)])
+        unit = _Unit(work, self._new_id)
         return await self._bounded(lambda: unit.run(self._engine))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -104,10 +104,10 @@ class Database:
 class _Unit(Generic[T]):
     """One call of transact, over all its tries."""
 
-    def __init__(self, work: Callable[[Connection], T], mark: uuid.UUID, spare_marks: list[uuid.UUID]) -> None:
+    def __init__(self, work: Callable[[Connection], T], new_id: Callable[[], uuid.UUID]) -> None:
         self._work = work
-        self._mark = mark
-        self._spare_marks = spare_marks
+        self._new_id = new_id
+        self._mark = new_id()
         self._results: list[T] = []  # filled as soon as a COMMIT has been sent
 
     def run(self, engine: Engine) -> T:
@@ -129,7 +129,7 @@ class _Unit(Generic[T]):
             if _sqlstate(error) != "23505":
                 raise
             connection.rollback()
-            _insert_mark(connection, self._spare_marks.pop())  # its wait proves that a synchronous standby has the first
+            _insert_mark(connection, self._new_id())  # its wait proves that a synchronous standby has the first
             _commit(connection)
             return True
         return False

@@ -54,12 +54,11 @@ def _line(entry: ledger_pb2.Entry, place: int) -> Line:
 def chained(item: Chained) -> ledger_pb2.Transaction:
     """A transaction that was just posted."""
     posting = item.posting
-    return ledger_pb2.Transaction(
+    message = ledger_pb2.Transaction(
         transaction_id=transaction_id(item.sequence),
         sequence=item.sequence,
         kind=KINDS.number(posting.kind),
         cause_id=posting.cause_id,
-        entries=[_entry(line.account, line.currency, line.amount, balance) for line, balance in zip(posting.lines, item.balances_after, strict=True)],
         description=posting.description,
         reverses_transaction_id=transaction_id(posting.reverses) if posting.reverses else "",
         effective_time=to_timestamp(item.effective_time),
@@ -67,16 +66,18 @@ def chained(item: Chained) -> ledger_pb2.Transaction:
         previous_hash=item.previous_hash,
         hash=item.hash,
     )
+    for line, balance in zip(posting.lines, item.balances_after, strict=True):
+        _add_entry(message, line.account, line.currency, line.amount, balance)
+    return message
 
 
 def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transaction:
     """A stored transaction."""
-    return ledger_pb2.Transaction(
+    message = ledger_pb2.Transaction(
         transaction_id=transaction_id(row.sequence),
         sequence=row.sequence,
         kind=KINDS.number(row.kind),
         cause_id=row.cause_id,
-        entries=[_entry(entry.account, entry.currency, entry.amount, int(entry.balance_after)) for entry in entries],
         description=row.description,
         reverses_transaction_id=transaction_id(row.reverses) if row.reverses else "",
         reversed_by_transaction_id=transaction_id(row.reversed_by) if row.reversed_by else "",
@@ -85,10 +86,13 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
         previous_hash=bytes(row.previous_hash),
         hash=bytes(row.hash),
     )
+    for entry in entries:
+        _add_entry(message, entry.account, entry.currency, entry.amount, int(entry.balance_after))
+    return message
 
 
-def _entry(account: str, currency: str, amount: int, balance: int) -> ledger_pb2.Entry:
-    return ledger_pb2.Entry(
+def _add_entry(message: ledger_pb2.Transaction, account: str, currency: str, amount: int, balance: int) -> None:
+    message.entries.add(
         account=account,
         direction=ledger_pb2.DIRECTION_CREDIT if amount > 0 else ledger_pb2.DIRECTION_DEBIT,
         amount=format_amount(abs(amount), currency),

@@ -29,6 +29,7 @@ _TUNING = {
     "max_connections": "100",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
+    "wal_init_zero": "off",  # a new file of the log would be written twice; later ones are old ones used again
     "autovacuum_naptime": "5s",  # queues leave dead rows behind by the thousand
     "default_statistics_target": "10",  # every look-up is by key; at 100, analysing took a tenth of the database's time
     "log_min_messages": "fatal",

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,6 +26,7 @@ from tallystick_server.runtime.authentication import Authenticator, BearerTokens
 from tallystick_server.runtime.door import BATCH_BYTES, Door
 from tallystick_server.runtime.peers import Peers
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -126,7 +127,7 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
         )
 
 
-def run(main: Coroutine[Any, Any, None]) -> None:
+def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine as the process's work, on the fastest loop there is."""
     gc.set_threshold(100_000, 50, 1000)  # messages and rows hold no cycles, and looking for some was costly
     sys.setswitchinterval(0.001)  # transactions' threads wait less for the interpreter beside a busy loop
@@ -137,7 +138,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     except ImportError:
         factory = asyncio.new_event_loop  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main)
+        return runner.run(main)
 
 
 async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str], say: Callable[[str], None], has_ended: Callable[[], bool]) -> None:

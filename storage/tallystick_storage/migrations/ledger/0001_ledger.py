@@ -23,8 +23,7 @@ create table account (
     balance numeric(38, 0) not null check (balance <> 'NaN'),
     entry_count bigint not null check (entry_count >= 0),
     create_time timestamptz not null,
-    unique (account, currency),
-    unique (account_id, currency)
+    unique (account, currency)
 ) with (fillfactor = 70);
 
 create table tx (
@@ -81,12 +80,16 @@ set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan set e
 begin
     if exists (
         select from (select book, sequence, count(*) as n from added group by book, sequence) s where (
-            select array[s.n, count(*), count(*) filter (where exists (
-                select from account a where a.account_id = e.account_id and a.currency = e.currency offset 0))]
-            from entry e where e.book = s.book and e.sequence = s.sequence
-            ) is distinct from (select array[t.n, t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)
+            select array[s.n, count(*)] from entry e where e.book = s.book and e.sequence = s.sequence
+            ) is distinct from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)
     ) then
-        raise exception 'entries without their transaction, or not as many as it has, or in another currency than their account' using errcode = 'P0001';
+        raise exception 'entries without their transaction, or not as many as it has' using errcode = 'P0001';
+    end if;
+    if exists (
+        select from (select distinct account_id, currency from added) e
+        where not exists (select from account a where a.account_id = e.account_id and a.currency = e.currency offset 0)
+    ) then
+        raise exception 'an entry is in another currency than its account' using errcode = 'P0001';
     end if;
     if exists (select from added group by book, sequence, currency having sum(amount) <> 0) then  -- which are all its entries, as was just seen
         raise exception 'the entries of a transaction do not sum to zero' using errcode = 'P0001';
