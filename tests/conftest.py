@@ -19,16 +19,22 @@ import pytest
 from sqlalchemy import make_url
 
 from tallystick import Client, ClientSettings
+from tallystick_core.provider import Trouble
 from tallystick_server.process import serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
 from tallystick_server.process.serve import Running
+from tallystick_server.runtime.retry import Policy, Strategy
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 _ports = itertools.count(17_300 + os.getpid() % 500 * 20)
+
+
+QUICK = {("", trouble): Policy(Strategy.FIXED, 0.2, 0.2, 50) for trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.BUSY, Trouble.WAITING)}
+"""Policies that do not keep a test waiting."""
 
 
 def unique(prefix: str = "t") -> str:
@@ -137,7 +143,7 @@ def serving(databases: Databases, settings: Settings | None = None, names: tuple
 @pytest.fixture(scope="session")
 def platform(database: Databases) -> Iterator[Platform]:
     """All services, in development mode, with a quick resend of unknown outcomes."""
-    with serving(database, Settings(retry_delay=0.2, sweep_interval=0.1)) as running:
+    with serving(database, Settings(retry=QUICK, sweep_interval=0.1)) as running:
         yield running
 
 

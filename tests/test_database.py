@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
+from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payment.execute import Execute
 from tallystick_server.process.databases import Databases
@@ -151,7 +152,7 @@ def test_no_network_call_is_made_inside_a_transaction(event: Database) -> None:
 
     def work(_: Connection) -> None:
         inside.append(in_transaction())
-        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1).charge(None)):  # type: ignore[arg-type]
+        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1).charge(None, Step.SEND)):  # type: ignore[arg-type]
             with pytest.raises(RuntimeError, match="inside a transaction"):
                 asyncio.run(call)
 

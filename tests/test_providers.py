@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tallystick_core.payment import Happening, happening
-from tallystick_core.provider import Declined, Pending, Succeeded, Unknown
-from tallystick_sandbox.rules import Reply
+from tallystick_core.provider import Declined, NotSent, Pending, Succeeded, Trouble, Unknown
+from tallystick_sandbox.rules import UNREACHED, Reply
 from tallystick_server.providers.sandbox import outcome
 
 
@@ -18,7 +18,9 @@ from tallystick_server.providers.sandbox import outcome
         (Reply(200, "r", 100, "EUR"), Succeeded, Happening.SUCCEEDED),
         (Reply(202, "r", 100, "EUR", "action"), Pending, Happening.PENDING),
         (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined, Happening.DECLINED),
-        *((Reply(status, "r", 100, "EUR"), Unknown, Happening.UNKNOWN) for status in (201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
+        (Reply(400, code="amount_too_small"), Declined, Happening.DECLINED),
+        (UNREACHED, NotSent, Happening.NOT_SENT),
+        *((Reply(status, "r", 100, "EUR"), Unknown, Happening.UNKNOWN) for status in (0, 201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
     ],
 )
 def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: Happening) -> None:
@@ -39,3 +41,13 @@ def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str,
     """A malformed answer is no decline and no other amount: nothing definite was said."""
     given = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}
     assert isinstance(outcome(Reply(status, **given)), Unknown)
+
+
+@pytest.mark.parametrize(
+    ("status", "trouble"), [(500, "NO_ANSWER"), (0, "NO_ANSWER"), (409, "BUSY"), (429, "BUSY"), (400, "REJECTED"), (404, "REJECTED")]
+)
+def test_an_unknown_outcome_says_why(status: int, trouble: Trouble) -> None:
+    """What is tried again how depends on why nobody knows; the provider's own wish goes with it."""
+    found = outcome(Reply(status, retry_after=7.5))
+    assert isinstance(found, Unknown)
+    assert (found.trouble, found.retry_after) == (trouble, 7.5)

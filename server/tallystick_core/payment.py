@@ -24,7 +24,7 @@ class Status(StrEnum):
 
 
 class Happening(StrEnum):
-    """What can happen to an order: the risk check's verdicts, the provider's five answers, and that it is settled."""
+    """What can happen to an order: the risk check's verdicts, the provider's five answers, that it is given up, and that it is settled."""
 
     RISK_PASSED = "RISK_PASSED"
     RISK_REFUSED = "RISK_REFUSED"
@@ -33,6 +33,8 @@ class Happening(StrEnum):
     PENDING = "PENDING"
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
+    GIVEN_UP = "GIVEN_UP"
+    """Sending has been given up, and surely nothing was charged."""
     SETTLED = "SETTLED"
 
 
@@ -43,6 +45,7 @@ class Cause(StrEnum):
     RISK_PASSED = "RISK_PASSED"
     RISK_REFUSED = "RISK_REFUSED"
     PROVIDER_ANSWER = "PROVIDER_ANSWER"
+    GIVEN_UP = "GIVEN_UP"
     SETTLED = "SETTLED"
 
 
@@ -80,6 +83,7 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.EXECUTING, Happening.PENDING): Status.PENDING,
     (Status.EXECUTING, Happening.NOT_SENT): Status.EXECUTING,
     (Status.EXECUTING, Happening.UNKNOWN): Status.EXECUTING,
+    (Status.EXECUTING, Happening.GIVEN_UP): Status.FAILED,
     # its two flags set, by settle
     (Status.SUCCESS, Happening.SETTLED): Status.SUCCESS,
     # moved on by the provider, in its own time

@@ -38,6 +38,27 @@ class PendingReason(StrEnum):
     RISK_REVIEW = "RISK_REVIEW"
 
 
+class Trouble(StrEnum):
+    """Why a charge does not come on. Each kind has a retry policy of its own."""
+
+    NOT_SENT = "NOT_SENT"
+    """Surely nothing reached the provider."""
+    NO_ANSWER = "NO_ANSWER"
+    """Whether the buyer was charged is not known."""
+    BUSY = "BUSY"
+    """The provider told to come back later."""
+    REJECTED = "REJECTED"
+    """The provider finds fault with the call itself, which is a fault of ours."""
+    WAITING = "WAITING"
+    """The provider will tell in its own time; it is asked now and then."""
+    UNRESOLVED = "UNRESOLVED"
+    """The provider was asked what became of the demand, and did not say."""
+    UNSETTLED = "UNSETTLED"
+    """Wallet or ledger did not answer."""
+    SETTLING_REFUSED = "SETTLING_REFUSED"
+    """Wallet or ledger refused the order, which is a fault of ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a provider is asked to charge. `key` is the idempotency key; the same key is always sent with the same values."""
@@ -87,19 +108,27 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Whether the buyer was charged is not known: the same key is sent again later."""
+    """Whether the buyer was charged is not known: the same key is sent again later, not before `retry_after` seconds if the provider says so."""
 
     detail: str
+    trouble: Trouble = Trouble.NO_ANSWER
+    retry_after: float = 0.0
 
 
 Outcome = Succeeded | Declined | Pending | NotSent | Unknown
 
 
 class PaymentProvider(Protocol):
-    """A payment service provider. One method, total: whatever happens is one of the five outcomes, and it never raises but for a bug."""
+    """A payment service provider. Its methods are total: whatever happens is one of the five outcomes, and they never raise but for a bug."""
 
     name: str
+    key_window: float
+    """Seconds for which it honours an idempotency key, from when it first came."""
 
     async def charge(self, demand: Demand) -> Outcome:
         """Charges the buyer, or finds the charge made before under the same key."""
+        ...
+
+    async def look_up(self, demand: Demand) -> Outcome:
+        """What became of a demand that may have been sent; charges nothing. One that is not found is Unknown."""
         ...

@@ -11,12 +11,20 @@ from tallystick_core.provider import Demand
 
 
 class Fault(StrEnum):
-    """How the sandbox misbehaves. "Once": the first time a key comes; the key sent again gets the truth."""
+    """How the sandbox misbehaves. "Once": the first time a key comes, or as many times as the token says; then the key gets the truth."""
 
     NONE = "none"
     DECLINE = "decline"
     PENDING = "pending"
     DELAY = "delay"
+    UNREACHABLE = "unreachable"
+    """The connection is refused, once."""
+    BUSY = "busy"
+    """A 429 that tells to come back, once."""
+    REJECTED = "rejected"
+    """A 400 that finds fault with the call, every time."""
+    REFUSED = "refused"
+    """A definite refusal: the amount is too small."""
     LOST_BEFORE = "lost_before"
     """The answer is lost before anything is done, once."""
     LOST_AFTER = "lost_after"
@@ -61,18 +69,26 @@ class Behaviour:
     delay: float = 0.0
     """Seconds before anything is done."""
     code: str = ""
+    times: int = 0
+    """How often a fault that does not last befalls the key."""
+
+
+PASSING = frozenset({Fault.UNREACHABLE, Fault.BUSY, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER})
 
 
 def behaviour(demand: Demand, plan: Plan) -> Behaviour:
     """What the token asks for: "tok_{fault}" or "tok_{fault}:{argument}"; other tokens follow the plan.
 
-    Arguments: the decline code of `decline`, the milliseconds of `delay`, the reason of `pending` (action or review).
+    Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults that do not last happen; of `pending` the reason
+    (action or review), or how it ends when it is looked up (paid or declined).
     """
     name, _, argument = demand.payment_token.removeprefix("tok_").partition(":")
     asked = _BY_NAME.get(name) if demand.payment_token.startswith("tok_") else None
     fault = asked or plan.fault(demand.key)
     if fault is Fault.DELAY:
         return Behaviour(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
+    if fault in PASSING:
+        return Behaviour(fault, times=int(argument) if argument.isdecimal() else 1)
     return Behaviour(fault, code=argument if asked else "")
 
 
@@ -81,10 +97,13 @@ class Reply:
     """An answer as it would travel over HTTP."""
 
     status: int
+    """0: none came."""
     reference: str = ""
     amount: int = 0
     currency: str = ""
     code: str = ""
+    retry_after: float = 0.0
+    """Seconds, with a 429."""
 
 
 def state(chosen: Behaviour) -> str:
@@ -99,6 +118,27 @@ def reply(stored_state: str, reference: str, amount: int, currency: str, code: s
     return Reply(status, reference, amount, currency, code)
 
 
+def resolved(stored_state: str, code: str) -> str:
+    """The state of a charge after it was looked up: what was pending may have come to its end meanwhile."""
+    ends = {"paid": "SUCCEEDED", "declined": "DECLINED"}
+    return ends.get(code, stored_state) if stored_state == "PENDING" else stored_state
+
+
+LOST = Reply(0, code="lost")
+UNREACHED = Reply(0, code="unreachable")
+NOT_FOUND = Reply(404, code="not_found")
 KEY_IN_USE = Reply(409, code="idempotency_key_in_use")
 KEY_MISMATCH = Reply(400, code="idempotency_key_reused")
 SERVER_ERROR = Reply(500, code="server_error")
+
+EARLY = {
+    Fault.UNREACHABLE: UNREACHED,
+    Fault.LOST_BEFORE: LOST,
+    Fault.ERROR_BEFORE: SERVER_ERROR,
+    Fault.BUSY: Reply(429, code="rate_limited", retry_after=0.3),
+    Fault.REJECTED: Reply(400, code="request_malformed"),
+    Fault.REFUSED: Reply(400, code="amount_too_small"),
+}
+"""What comes instead of the truth, and nothing is charged."""
+LATE = {Fault.LOST_AFTER: LOST, Fault.ERROR_AFTER: SERVER_ERROR}
+"""What comes instead of the truth, once it is on disk."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
@@ -12,14 +13,10 @@ from sqlalchemy import Connection
 from tallystick_core.canonical import fingerprint
 from tallystick_core.provider import Demand
 from tallystick_sandbox import rules
-from tallystick_sandbox.rules import Fault, Plan, Reply
+from tallystick_sandbox.rules import Behaviour, Fault, Plan, Reply
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import sandbox as store
 from tallystick_storage.database import Database
-
-
-class AnswerLost(Exception):
-    """The connection broke before the answer came."""
 
 
 class Sandbox:
@@ -31,7 +28,7 @@ class Sandbox:
         self._latency = latency
         self._window = window
         self._in_hand: set[str] = set()
-        self._seen: set[str] = set()  # keys that had a fault which happens once and stores nothing
+        self._befell: Counter[str] = Counter()  # how often a fault that does not last has befallen each key
         self._log: Stage[store.NewCharge, Reply] = Stage("sandbox.log", self._store)
 
     def start(self) -> None:
@@ -41,7 +38,7 @@ class Sandbox:
         await self._log.stop()
 
     async def charge(self, demand: Demand) -> Reply:
-        """Charges, or replays what the key got before. Raises AnswerLost."""
+        """Charges, or replays what the key got before."""
         if demand.key in self._in_hand:
             return rules.KEY_IN_USE
         self._in_hand.add(demand.key)
@@ -54,18 +51,35 @@ class Sandbox:
         chosen = rules.behaviour(demand, self._plan)
         if self._latency + chosen.delay:
             await asyncio.sleep(self._latency + chosen.delay)
-        if chosen.fault in (Fault.LOST_BEFORE, Fault.ERROR_BEFORE) and demand.key not in self._seen:
-            self._seen.add(demand.key)
-            if chosen.fault is Fault.LOST_BEFORE:
-                raise AnswerLost
-            return rules.SERVER_ERROR
+        early = self._befalls(rules.EARLY, demand.key, chosen)
+        if early is not None:
+            return early
         answer = await self._log.submit(_new_charge(demand, chosen))
-        if chosen.fault in (Fault.LOST_AFTER, Fault.ERROR_AFTER) and demand.key not in self._seen:
-            self._seen.add(demand.key)
-            if chosen.fault is Fault.LOST_AFTER:
-                raise AnswerLost
-            return rules.SERVER_ERROR
-        return answer
+        return self._befalls(rules.LATE, demand.key, chosen) or answer
+
+    def _befalls(self, faults: Mapping[Fault, Reply], key: str, chosen: Behaviour) -> Reply | None:
+        """What comes instead of the truth, if one of these faults befalls the key now."""
+        if chosen.fault not in faults:
+            return None
+        if chosen.fault in rules.PASSING:
+            if self._befell[key] >= chosen.times:
+                return None
+            self._befell[key] += 1
+        return faults[chosen.fault]
+
+    async def look_up(self, charge_id: str) -> Reply:
+        """What became of a charge; keys that were forgotten are known here for ever."""
+
+        def look(connection: Connection) -> Reply:
+            row = store.last_of(connection, charge_id)
+            if row is None:
+                return rules.NOT_FOUND
+            state = rules.resolved(row.state, row.code)
+            if state != row.state:
+                store.resolve(connection, row.key, row.generation, state)
+            return rules.reply("DECLINED" if state == "ERROR" else state, row.reference, row.amount, row.currency, row.code)
+
+        return await self._database.transact(look)
 
     async def _store(self, charges: Sequence[store.NewCharge]) -> Sequence[Reply]:
         by_key = {charge.key: charge for charge in charges}

@@ -1,4 +1,4 @@
-"""Checkouts, orders, attempts and due work. Lock order: due, checkouts, orders, attempts, each by id."""
+"""Checkouts, orders, attempts and due work. Lock order: attempts, due, checkouts, orders, each by id."""
 
 from __future__ import annotations
 
@@ -78,6 +78,22 @@ class Answer:
     provider_reference: str
     charged_amount: int | None
     charged_currency: str | None
+    failure_reason: str
+    decline_code: str
+
+
+@dataclass(slots=True)
+class Again:
+    """A charge that is taken up again in `delay` seconds; `tries` have brought it no further, the last for the trouble that is named."""
+
+    charge_id: str
+    lease_token: int
+    delay: float
+    maybe_sent: bool
+    looking: bool
+    tries: int
+    trouble: str
+    detail: str
 
 
 @dataclass(slots=True)
@@ -159,14 +175,15 @@ _INSERT = text("""
         union all
         select payment_order_id, 2, :first_status, status, cause, false, false, '', '', failure_reason, '', '', attempt_count, now from asked, t),
     new_attempt as (
-        insert into attempt (charge_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, start_time)
-        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', now
+        insert into attempt (charge_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason,
+            decline_code, start_time)
+        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '', '', now
         from json_to_recordset(cast(:attempts as json)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning charge_id),
     to_do as (
-        insert into due (charge_id, next_attempt_time, lease_until, lease_token)
-        select charge_id, now, now + cast(:lease as interval), 1 from new_attempt, t),
+        insert into due (charge_id, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
+        select charge_id, now, now + cast(:lease as interval), 1, true, false, false, 0, '', '' from new_attempt, t),
     changed as (
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
@@ -212,18 +229,23 @@ def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
 _ANSWERS = text("""
     with r as materialized (
         select * from json_to_recordset(cast(:answers as json)) as r (charge_id text, number int, outcome text, provider_reference text,
-            charged_amount bigint, charged_currency text)),
+            charged_amount bigint, charged_currency text, failure_reason text, decline_code text)),
     l as materialized (
         select r.* from attempt a join r on r.charge_id = a.charge_id and r.number = a.number
         where a.end_time is null order by a.charge_id, a.number for update of a)
     update attempt a set outcome = l.outcome, provider_reference = l.provider_reference, charged_amount = l.charged_amount,
-        charged_currency = l.charged_currency, end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
+        charged_currency = l.charged_currency, failure_reason = l.failure_reason, decline_code = l.decline_code,
+        end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
     from l where a.charge_id = l.charge_id and a.number = l.number
 """)
-
+_OPEN_ATTEMPTS = text("""
+    select charge_id from attempt where charge_id = any (cast(:charges as text[])) and end_time is null order by charge_id, number for update
+""")
 _AGAIN = text("""
-    update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock()
-    from json_to_recordset(cast(:again as json)) as r (charge_id text, lease_token bigint, delay text)
+    update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock(), held = false,
+        maybe_sent = d.maybe_sent or r.maybe_sent, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
+    from json_to_recordset(cast(:again as json)) as r (charge_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean, tries int,
+        trouble text, detail text)
     where d.charge_id = r.charge_id and d.lease_token = r.lease_token
 """)
 
@@ -233,10 +255,14 @@ def record_answers(connection: Connection, answers: Sequence[Answer]) -> None:
     connection.execute(_ANSWERS, {"answers": rows(answers)})
 
 
-def make_due(connection: Connection, again: Sequence[tuple[str, int, float | None]]) -> None:
-    """Gives leases back: (charge_id, lease_token, seconds until it is due again, None: not before the provider speaks)."""
-    items = [{"charge_id": charge, "lease_token": token, "delay": None if delay is None else str(delay)} for charge, token, delay in again]
-    connection.execute(_AGAIN, {"again": rows(items)})
+def lock_open_attempts(connection: Connection, charge_ids: list[str]) -> set[str]:
+    """Locks the attempts of charges that have not ended, so that no answer is written down meanwhile; the charges of those."""
+    return set(connection.execute(_OPEN_ATTEMPTS, {"charges": charge_ids}).scalars())
+
+
+def make_due(connection: Connection, again: Sequence[Again]) -> None:
+    """Gives leases back, as far as they still hold."""
+    connection.execute(_AGAIN, {"again": rows(again)})
 
 
 # Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
@@ -305,9 +331,9 @@ def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[
 _CLAIM = text("""
     with c as materialized (
         select charge_id from due where next_attempt_time <= clock() and lease_until <= clock()
-        order by charge_id limit :most for update skip locked),
+        order by next_attempt_time, charge_id limit :most for update skip locked),
     d as (
-        update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1
+        update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true
         from c where d.charge_id = c.charge_id returning d.charge_id, d.lease_token)
     select charge_id, lease_token from d order by charge_id
 """)
@@ -319,8 +345,11 @@ def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]
 
 
 _CHARGES = text("""
-    select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key
+    select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.charged_amount, a.charged_currency,
+        a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
+        extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
+    join due d on d.charge_id = g.charge_id
     join lateral (select * from attempt a where a.charge_id = g.charge_id order by number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and o.status <> 'FAILED'
@@ -329,7 +358,7 @@ _CHARGES = text("""
 
 
 def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
-    """The orders of charges, with what it takes to go on with them."""
+    """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
     return connection.execute(_CHARGES, {"charges": charge_ids}).all()
 
 

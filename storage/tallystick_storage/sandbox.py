@@ -48,3 +48,17 @@ def insert(connection: Connection, charges: Sequence[NewCharge]) -> set[str]:
 def find(connection: Connection, keys: list[str], window: float) -> dict[str, Row[Any]]:
     """The last charge under each key; `forgotten` ones are older than the window in seconds for which keys are honoured."""
     return {row.key: row for row in connection.execute(_FIND, {"keys": keys, "window": f"{window} seconds"})}
+
+
+_LAST_OF = text("select * from charge where charge_id = :charge_id order by create_time desc, generation desc limit 1 for update")
+_RESOLVE = text("update charge set state = :state where key = :key and generation = :generation")
+
+
+def last_of(connection: Connection, charge_id: str) -> Row[Any] | None:
+    """The newest charge of an id, locked."""
+    return connection.execute(_LAST_OF, {"charge_id": charge_id}).one_or_none()
+
+
+def resolve(connection: Connection, key: str, generation: int, state: str) -> None:
+    """Sets the state of a charge that was pending."""
+    connection.execute(_RESOLVE, {"key": key, "generation": generation, "state": state})

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import PaymentEvent, Status, provider_key
-from tallystick_core.provider import Demand
+from tallystick_core.payment import Happening, PaymentEvent, Status, provider_key
+from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, Succeeded
+from tallystick_core.recovery import Step, next_step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.telemetry import SpanContext, context_of
 from tallystick_storage import payment as store
@@ -62,6 +63,23 @@ class Charge:
     lease_deadline: float
     traceparent: str
     context: SpanContext
+    age: float = 0.0
+    """Seconds from the attempt's start until the charge was taken up."""
+    answer: Outcome | None = None
+    """The attempt's outcome, if that is on disk and final."""
+    maybe_sent: bool = False
+    looking: bool = False
+    tries: int = 0
+    """How often it was taken up in vain."""
+
+    def step(self, key_window: float, lease: float) -> Step:
+        """What is to be done with it, where its provider honours a key for so many seconds. A lease ends before the key does."""
+        return next_step(
+            (order.status for order in self.orders),
+            answered=self.answer is not None,
+            looking=self.looking,
+            key_honoured=self.age + lease < key_window,
+        )
 
     @property
     def amount(self) -> int:
@@ -148,9 +166,25 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], deadline: f
                 lease_deadline=deadline,
                 traceparent=first.traceparent,
                 context=context_of(first.traceparent),
+                age=float(first.age),
+                answer=_answer(first),
+                maybe_sent=first.maybe_sent,
+                looking=first.looking,
+                tries=first.tries,
             )
         )
     return charges
+
+
+def _answer(row: Row[Any]) -> Outcome | None:
+    """What the provider said, if it was final."""
+    match row.outcome:
+        case Happening.SUCCEEDED:
+            return Succeeded(row.attempt_reference, row.charged_amount, row.charged_currency)
+        case Happening.DECLINED:
+            return Declined(FailureReason(row.attempt_reason), row.attempt_code, row.attempt_reference)
+        case _:
+            return None
 
 
 def _stored(row: Row[Any]) -> ChargedOrder:

@@ -1,14 +1,15 @@
-"""Execute: one provider call for each charge, concurrently and bounded; then its outcome is recorded."""
+"""Execute: one provider call for each charge, concurrently and bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from opentelemetry import trace
 
-from tallystick_core.provider import Outcome, PaymentProvider, Unknown
+from tallystick_core.provider import Demand, Outcome, PaymentProvider, Unknown
+from tallystick_core.recovery import Step
 from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.telemetry import client_span
 from tallystick_storage.database import in_transaction
@@ -27,23 +28,25 @@ class Execute:
         self._room = {name: asyncio.Semaphore(most) for name in providers}
         self._timeout = timeout
 
-    async def charge(self, charge: Charge) -> Outcome | None:
-        """The provider's answer; None if the lease would not outlast the call, which is then left to the sweep."""
+    async def charge(self, charge: Charge, step: Step) -> Outcome | None:
+        """The provider's answer to the demand, or to what became of it; None if the lease would not outlast the call, which is left to the sweep."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
         async with self._room[charge.provider]:
             loop = asyncio.get_running_loop()
             if loop.time() + self._timeout + LEASE_MARGIN > charge.lease_deadline:
                 return None
-            with client_span(f"{charge.provider} charge", charge.context) as span:
-                outcome = await self._ask(charge)
+            provider = self._providers[charge.provider]
+            ask = provider.charge if step is Step.SEND else provider.look_up
+            with client_span(f"{charge.provider} {ask.__name__}", charge.context) as span:
+                outcome = await self._ask(ask, charge)
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
 
-    async def _ask(self, charge: Charge) -> Outcome:
+    async def _ask(self, ask: Callable[[Demand], Awaitable[Outcome]], charge: Charge) -> Outcome:
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._providers[charge.provider].charge(charge.demand())
+                return await ask(charge.demand())
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:

@@ -1,29 +1,31 @@
-"""The way of a payment: accept → execute → record → settle. First try, retry and recovery all go this one way."""
+"""The way of a payment: accept → execute → record → settle, or postpone. First try, retry and recovery all go this one way."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import FeeRates, PaymentEvent
-from tallystick_core.provider import PaymentProvider
+from tallystick_core.provider import Declined, Outcome, PaymentProvider, Pending, Trouble
+from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.changes import Changes
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.execute import Execute
+from tallystick_server.payment.postpone import Postpone, Troubled, troubled
 from tallystick_server.payment.record import Answered, Record, Recorded
-from tallystick_server.payment.settle import Settle
+from tallystick_server.payment.settle import Settle, SettlingRefused
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
+from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import payment as store
@@ -43,8 +45,8 @@ class FlowSettings:
     lease: float
     provider_timeout: float
     provider_calls: int
-    retry_delay: float
     sweep_interval: float
+    policies: Policies
 
 
 class Flow:
@@ -64,21 +66,26 @@ class Flow:
         self.changes = Changes()
         self._database = database
         self._settings = settings
+        self._providers = providers
         accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take)
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
         self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout)
         self._record: Stage[Answered, Recorded] = Stage(
-            "payment.record", Record(database, settings.retry_delay).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
+            "payment.record", Record(database).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
         )
         settle = Settle(database, peers, wallet_address, ledger_address)
         self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: len(one.orders), lanes=2
         )
+        self._postpone: Stage[Troubled, payment_pb2.Payment | None] = Stage(
+            "payment.postpone", Postpone(database, settings.policies).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
+        )
+        self._stages = (self._accept, self._record, self._settle, self._postpone)
         self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        for stage in (self._accept, self._record, self._settle):
+        for stage in self._stages:
             stage.start()
         self._sweep.start()
 
@@ -90,13 +97,13 @@ class Flow:
             await asyncio.sleep(0.02)
         for task in self._tasks:
             task.cancel()
-        for stage in (self._accept, self._record, self._settle):
+        for stage in self._stages:
             await stage.stop()
 
     @property
     def idle(self) -> bool:
         """Whether this process has nothing in hand."""
-        return not self._tasks and self._accept.idle and self._record.idle and self._settle.idle
+        return not self._tasks and all(stage.idle for stage in self._stages)
 
     async def accept(self, event: PaymentEvent) -> Accepted:
         """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
@@ -104,7 +111,9 @@ class Flow:
 
     def take(self, charge: Charge) -> None:
         """Takes a charge that this process holds the lease of on its way."""
-        self._go(self._settled(charge) if charge.succeeded else self._charged(charge))
+        task = asyncio.create_task(self._guarded(charge))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def sweep(self) -> None:
         """Takes up what is due and what a dead process left behind."""
@@ -121,30 +130,51 @@ class Flow:
         for charge in stored_charges(rows, tokens, deadline):
             self.take(charge)
 
-    async def _charged(self, charge: Charge) -> None:
-        outcome = await self._execute.charge(charge)
-        if outcome is None:
-            return
-        recorded = await self._record.submit(Answered(charge, outcome), charge.context)
-        succeeded = recorded.charge.succeeded
-        self.changes.happened(charge.checkout_id, rest=not succeeded, closed=recorded.closed)
-        if succeeded:
-            await self._settled(recorded.charge)
-
-    async def _settled(self, charge: Charge) -> None:
-        closed = await self._settle.submit(charge, charge.context)
-        self.changes.happened(charge.checkout_id, rest=True, closed=closed)
-
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, charge: Charge) -> None:
         """A charge that fails on its way keeps its lease until it ends; then the sweep takes it up."""
         try:
-            await work
+            await self._brought_on(charge)
         except Refused as refused:
-            log.warning("a charge waits for the sweep: %s", refused)
+            log.warning("charge %s waits for the sweep: %s", charge.charge_id, refused)
         except Exception:
-            log.exception("a charge failed on its way; it waits for the sweep")
+            log.exception("charge %s failed on its way; it waits for the sweep", charge.charge_id)
+
+    async def _brought_on(self, charge: Charge) -> None:
+        """As far as it comes now."""
+        step = charge.step(self._providers[charge.provider].key_window, self._settings.lease)
+        if step is Step.SETTLE:
+            await self._settled(charge)
+            return
+        outcome = charge.answer if step is Step.JUDGE else await self._execute.charge(charge, step)
+        if outcome is None:
+            return
+        trouble = troubled(charge, outcome, step)
+        if trouble is None or step is Step.SEND or trouble.trouble is Trouble.WAITING:
+            charge = await self._recorded(charge, outcome)
+        if charge.succeeded:
+            await self._settled(charge)
+        elif trouble is not None:
+            await self._postponed(replace(trouble, charge=charge))
+
+    async def _recorded(self, charge: Charge, outcome: Outcome) -> Charge:
+        recorded = await self._record.submit(Answered(charge, outcome), charge.context)
+        rests = isinstance(outcome, Declined | Pending) or recorded.closed is not None
+        self.changes.happened(charge.checkout_id, rest=rests, closed=recorded.closed)
+        return recorded.charge
+
+    async def _settled(self, charge: Charge) -> None:
+        try:
+            closed = await self._settle.submit(charge, charge.context)
+        except SettlingRefused as refused:
+            await self._postponed(Troubled(charge, Trouble.SETTLING_REFUSED, str(refused)))
+        except Refused as unavailable:
+            await self._postponed(Troubled(charge, Trouble.UNSETTLED, unavailable.message))
+        else:
+            self.changes.happened(charge.checkout_id, rest=True, closed=closed)
+
+    async def _postponed(self, troubled: Troubled) -> None:
+        charge = troubled.charge
+        log.info("charge %s does not come on: %s %s", charge.charge_id, troubled.trouble, troubled.detail)
+        closed = await self._postpone.submit(troubled, charge.context)
+        if closed is not None:
+            self.changes.happened(charge.checkout_id, rest=True, closed=closed)

@@ -32,8 +32,9 @@ class Moved:
     closed: dict[str, payment_pb2.Payment] = field(default_factory=dict)
 
     def of(self, charge: Charge) -> Charge:
-        """The charge with its orders as they stand now."""
-        return replace(charge, orders=tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders))
+        """The charge with its orders as they stand now; once they have moved it has not been tried in vain."""
+        orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
+        return charge if orders == charge.orders else replace(charge, orders=orders, tries=0)
 
 
 def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:

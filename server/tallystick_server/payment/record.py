@@ -37,9 +37,8 @@ class Recorded:
 class Record:
     """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move only under it."""
 
-    def __init__(self, database: Database, retry_delay: float) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._retry_delay = retry_delay
 
     async def run(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
         """What became of each charge."""
@@ -48,26 +47,13 @@ class Record:
     async def _record(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
         answers = [_answer(item) for item in items]
         moves = [one for item in items for one in _moves(item)]
-        again = [(item.charge.charge_id, item.charge.lease_token, self._delay(item)) for item in items if _rests_unsettled(item)]
 
         def record(connection: Connection) -> Moved:
             store.record_answers(connection, answers)
-            moved = move_orders(connection, moves)
-            if again:
-                store.make_due(connection, again)
-            return moved
+            return move_orders(connection, moves)
 
         moved = await self._database.transact(record)
         return [Recorded(moved.of(item.charge), moved.closed.get(item.charge.checkout_id)) for item in items]
-
-    def _delay(self, item: Answered) -> float | None:
-        """Seconds until the same key is sent again; None: the provider will speak."""
-        return None if isinstance(item.outcome, Pending) else self._retry_delay
-
-
-def _rests_unsettled(item: Answered) -> bool:
-    """Whether the charge neither ends nor goes on to be settled."""
-    return not isinstance(_judged(item), Succeeded | Declined)
 
 
 def _judged(item: Answered) -> Outcome:
@@ -76,9 +62,16 @@ def _judged(item: Answered) -> Outcome:
 
 def _answer(item: Answered) -> store.Answer:
     outcome = item.outcome
-    charged = (outcome.amount, outcome.currency) if isinstance(outcome, Succeeded) else (None, None)
-    reference = getattr(outcome, "reference", "")
-    return store.Answer(item.charge.charge_id, item.charge.number, happening(outcome), reference, *charged)
+    return store.Answer(
+        charge_id=item.charge.charge_id,
+        number=item.charge.number,
+        outcome=happening(outcome),
+        provider_reference=getattr(outcome, "reference", ""),
+        charged_amount=outcome.amount if isinstance(outcome, Succeeded) else None,
+        charged_currency=outcome.currency if isinstance(outcome, Succeeded) else None,
+        failure_reason=outcome.reason if isinstance(outcome, Declined) else "",
+        decline_code=outcome.code if isinstance(outcome, Declined) else "",
+    )
 
 
 def _moves(item: Answered) -> list[Move]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +19,9 @@ from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
-log = logging.getLogger(__name__)
+
+class SettlingRefused(Exception):
+    """Wallet or ledger refused an order, for ever."""
 
 
 class Settle:
@@ -36,26 +37,24 @@ class Settle:
         self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
 
     async def run(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
-        """Each charge's payment if it came to its end by it. What cannot be settled is left to the sweep."""
+        """Each charge's payment if it came to its end by it, or SettlingRefused. Raises DEPENDENCY_UNAVAILABLE for all of them."""
         return await by_halves(self._settle, charges)
 
     async def _settle(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
-        unsettled = await self._each(orders, self._credit)
-        unsettled |= await self._each([pair for pair in orders if pair[0].charge_id not in unsettled], self._post)
-        settled = [charge for charge in charges if charge.charge_id not in unsettled]
-        moves = [_settled(charge, order) for charge in settled for order in charge.orders]
+        refused = await self._each(orders, self._credit)
+        refused |= await self._each([pair for pair in orders if pair[0].charge_id not in refused], self._post)
+        moves = [_settled(charge, order) for charge, order in orders if charge.charge_id not in refused]
 
         moved = await self._database.transact(lambda connection: move_orders(connection, moves)) if moves else Moved()
-        return [moved.closed.get(charge.checkout_id) for charge in charges]
+        return [refused.get(charge.charge_id) or moved.closed.get(charge.checkout_id) for charge in charges]
 
-    async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> set[str]:
-        """Calls for all orders; returns the charges of those that were refused."""
-        refused = set()
+    async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> dict[str, SettlingRefused]:
+        """Calls for all orders; returns why charges were refused."""
+        refused = {}
         for (charge, order), result in zip(orders, await call(orders) if orders else (), strict=True):
             if result.WhichOneof("result") == "error":
-                log.error("order %s is not settled: %s", order.payment_order_id, from_status(result.error).message)
-                refused.add(charge.charge_id)
+                refused[charge.charge_id] = SettlingRefused(f"order {order.payment_order_id}: {from_status(result.error).message}")
         return refused
 
     async def _credit(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:

@@ -14,9 +14,11 @@ from typing import Any
 from tallystick_core.caller import Caller, Role
 from tallystick_core.identifier import parse_country, parse_id
 from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Refused
 from tallystick_server.payment.execute import LEASE_MARGIN
 from tallystick_server.process.failure import Failure
+from tallystick_server.runtime.retry import FORM, Policy, parse_policy
 
 SERVED = ("payment", "ledger", "wallet", "payout", "event")
 """The services that can be served alone."""
@@ -64,8 +66,10 @@ class Settings:
     """The most calls to one provider at a time."""
     lease: float = 60.0
     """Seconds for which a process has a charge to itself; longer than a provider's call and the recording of its answer."""
-    retry_delay: float = 5.0
-    """Seconds until a demand with an unknown outcome is sent again."""
+    provider_key_window: float = 86_400.0
+    """Seconds for which the provider honours an idempotency key; after that a charge is looked up, never sent again."""
+    retry: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
+    """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12."""
     sweep_interval: float = 1.0
     """Seconds between two looks for work that is due."""
     fee_rate: int = 0
@@ -217,6 +221,19 @@ def _callers(value: Any) -> dict[str, Caller]:
     return callers
 
 
+def _policies(value: Any) -> dict[tuple[str, Trouble], Policy]:
+    parsed = {}
+    for key, text in _table(_text)(value).items():
+        provider, _, trouble = key.rpartition(".")
+        if trouble.upper() not in Trouble.__members__:
+            raise _Bad(f"names no trouble by {key}; there are {', '.join(Trouble).lower()}")
+        try:
+            parsed[provider, Trouble(trouble.upper())] = parse_policy(text)
+        except ValueError:
+            raise _Bad(f"must give {key} as {FORM}") from None
+    return parsed
+
+
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 _ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
 _NOT_SETTINGS = frozenset({"config", "python"})  # where the settings are, and what scripts/setup runs
@@ -240,7 +257,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "provider_timeout": _number(0.1, 600),
     "provider_calls": _number(1, 100_000, int),
     "lease": _number(1, 3600),
-    "retry_delay": _number(0.01, 86_400),
+    "provider_key_window": _number(1, 31_536_000),
+    "retry": _policies,
     "sweep_interval": _number(0.01, 3600),
     "fee_rate": _rate,
     "seller_fee_rates": _table(_rate),

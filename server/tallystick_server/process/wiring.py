@@ -30,6 +30,7 @@ from tallystick_server.runtime.door import Access
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.relay import FromOutbox, Relay
+from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
 from tallystick_storage.database import Database, forget_marks
@@ -111,8 +112,8 @@ class Wiring:
                 lease=settings.lease,
                 provider_timeout=settings.provider_timeout,
                 provider_calls=settings.provider_calls,
-                retry_delay=settings.retry_delay,
                 sweep_interval=settings.sweep_interval,
+                policies=Policies(settings.retry),
             ),
         )
         handlers = payment.PaymentHandlers(database, flow)
@@ -131,11 +132,12 @@ class Wiring:
 
     def _providers(self) -> tuple[dict[str, PaymentProvider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
         if self._settings.sandbox_url:
-            remote = sandbox_provider.OverHttp(self._settings.sandbox_url)
+            remote = sandbox_provider.OverHttp(self._settings.sandbox_url, self._settings.provider_key_window)
             return {remote.name: remote}, [], [], [remote.close]
         database = self._database("sandbox")
-        sandbox = Sandbox(database, latency=self._settings.sandbox_latency)
-        local = sandbox_provider.InProcess(sandbox)
+        window = self._settings.provider_key_window
+        sandbox = Sandbox(database, latency=self._settings.sandbox_latency, window=window)
+        local = sandbox_provider.InProcess(sandbox, window)
         return {local.name: local}, [sandbox], [database], []
 
     def _risk_rules(self) -> RiskRules:

@@ -81,6 +81,8 @@ create table attempt (
     provider_reference text not null,
     charged_amount bigint,  -- what the provider says it charged
     charged_currency text,
+    failure_reason text not null,  -- why it was declined
+    decline_code text not null,
     start_time timestamptz not null,
     end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED'))),
     may_charge boolean not null generated always as (outcome <> 'DECLINED') stored,  -- for the index: a success leaves it as it is
@@ -92,9 +94,15 @@ create unique index attempt_may_charge on attempt (charge_id) where may_charge;
 -- What has to be done: a charge that is executing, or charged and not settled. A row leaves when its orders are final and settled.
 create table due (
     charge_id text collate "C" primary key,
-    next_attempt_time timestamptz,  -- null: waits for the provider
+    next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter
     lease_until timestamptz not null,
-    lease_token bigint not null
+    lease_token bigint not null,
+    held boolean not null,  -- false: the last holder gave its lease back; else it may have sent the demand and not have lived to say so
+    maybe_sent boolean not null,  -- the demand may have reached the provider
+    looking boolean not null,  -- it is not sent again, only looked up
+    tries int not null check (tries >= 0),  -- that have brought it no further
+    trouble text not null,  -- of the last of them
+    detail text not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
 -- The order after each move.
@@ -237,8 +245,8 @@ grant select, insert on checkout, payment_order, attempt, due, order_history to 
 grant update (open_orders, unpaid_orders, version, done_time) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, version, update_time) on payment_order to {service};
-grant update (outcome, provider_reference, charged_amount, charged_currency, end_time) on attempt to {service};
-grant update (next_attempt_time, lease_until, lease_token) on due to {service};
+grant update (outcome, provider_reference, charged_amount, charged_currency, failure_reason, decline_code, end_time) on attempt to {service};
+grant update on due to {service};
 grant delete on due to {service};
 """
 

@@ -580,7 +580,7 @@ class Transition(_message.Message):
     to_status: Global___PaymentOrderStatus.ValueType
     """The status after; the same as before for the settling of a SUCCESS order."""
     cause: _builtins.str
-    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, SETTLED."""
+    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was charged), SETTLED."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""

@@ -1,0 +1,122 @@
+"""Postpone: charges that did not come on, given back to the table of due work or given up, as their policies say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.payment import Cause, Happening, Status, move
+from tallystick_core.provider import FailureReason, NotSent, Outcome, Pending, Trouble, Unknown
+from tallystick_core.recovery import Resort, Step, resort
+from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.move import Move, Moved, move_orders
+from tallystick_server.runtime.retry import Policies
+from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import payment as store
+from tallystick_storage.database import Database
+
+_LONGEST_DETAIL = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """A charge that did not come on, and why."""
+
+    charge: Charge
+    trouble: Trouble
+    detail: str
+    retry_after: float = 0.0
+    """Seconds before which the provider wants to hear nothing."""
+
+
+def troubled(charge: Charge, outcome: Outcome, step: Step) -> Troubled | None:
+    """What an outcome means for a charge that it does not bring to an end."""
+    waits = any(order.status is Status.PENDING for order in charge.orders)
+    match outcome:
+        case Pending():
+            return Troubled(charge, Trouble.WAITING, f"the provider waits: {outcome.reason}")
+        case NotSent():
+            return Troubled(charge, _asked(step, Trouble.NOT_SENT, waits=waits), outcome.detail)
+        case Unknown():
+            return Troubled(charge, _asked(step, outcome.trouble, waits=waits), outcome.detail, outcome.retry_after)
+        case _:
+            return None
+
+
+def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:
+    """The trouble of a look-up is that it tells nothing, whatever the reason."""
+    if step is not Step.LOOK_UP:
+        return trouble
+    return Trouble.WAITING if waits else Trouble.UNRESOLVED
+
+
+class Postpone:
+    """The postpone stage's work. Each charge is taken up again later, is FAILED, or becomes a dead letter."""
+
+    def __init__(self, database: Database, policies: Policies) -> None:
+        self._database = database
+        self._policies = policies
+
+    async def run(self, items: Sequence[Troubled]) -> Sequence[payment_pb2.Payment | Exception | None]:
+        """Each charge's payment if it came to its end by it."""
+        return await by_halves(self._postpone, items)
+
+    async def _postpone(self, items: Sequence[Troubled]) -> Sequence[payment_pb2.Payment | Exception | None]:
+        again, given_up = [], []
+        for item in items:
+            charge = item.charge
+            delay = self._delay(item)
+            if delay is not None:
+                again.append(_again(item, max(delay, item.retry_after), charge.tries + 1, looking=charge.looking))
+                continue
+            match resort(item.trouble, maybe_sent=charge.maybe_sent):
+                case Resort.FAIL:
+                    given_up.append(item)
+                case Resort.LOOK_UP:
+                    again.append(_again(item, item.retry_after, 0, looking=True))
+                case Resort.SET_ASIDE:
+                    again.append(_again(item, 3600.0, charge.tries + 1, looking=charge.looking))
+
+        def postpone(connection: Connection) -> Moved:
+            # an answer that another holder wrote down meanwhile stands: then this one is not given up
+            open_ = store.lock_open_attempts(connection, [item.charge.charge_id for item in given_up]) if given_up else set()
+            moved = move_orders(connection, [one for item in given_up if item.charge.charge_id in open_ for one in _given_up(item)])
+            if again:
+                store.make_due(connection, again)
+            return moved
+
+        moved = await self._database.transact(postpone)
+        return [moved.closed.get(item.charge.checkout_id) for item in items]
+
+    def _delay(self, item: Troubled) -> float | None:
+        charge = item.charge
+        return self._policies.of(charge.provider, item.trouble).delay(charge.tries + 1, charge.charge_id)
+
+
+def _again(item: Troubled, delay: float, tries: int, *, looking: bool) -> store.Again:
+    charge = item.charge
+    sent = charge.maybe_sent or item.trouble is not Trouble.NOT_SENT
+    return store.Again(charge.charge_id, charge.lease_token, delay, sent, looking, tries, item.trouble, item.detail[:_LONGEST_DETAIL])
+
+
+def _given_up(item: Troubled) -> list[Move]:
+    charge = item.charge
+    return [
+        Move(
+            charge,
+            order,
+            store.OrderMove(
+                payment_order_id=order.payment_order_id,
+                charge_id=charge.charge_id,
+                lease_token=charge.lease_token,
+                version=order.version,
+                status=move(order.status, Happening.GIVEN_UP),
+                cause=Cause.GIVEN_UP,
+                failure_reason=FailureReason.PROVIDER_UNREACHABLE,
+            ),
+        )
+        for order in charge.orders
+    ]

@@ -1,0 +1,95 @@
+"""What is done with a charge that does not come on: steps, last resorts, retry policies."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tallystick_core.payment import Status
+from tallystick_core.provider import Trouble
+from tallystick_core.recovery import Resort, Step, next_step, resort
+from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy, parse_policy
+
+BOUNDED = [strategy for strategy in Strategy if strategy is not Strategy.CANCEL]
+
+
+@pytest.mark.parametrize(("status", "answered", "looking", "honoured"), list(product(Status, [False, True], [False, True], [False, True])))
+def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: Status, answered: bool, looking: bool, honoured: bool) -> None:
+    """K3: a demand is sent only while it is EXECUTING, unanswered, not given up, and its key is surely honoured; a charged order is only settled."""
+    step = next_step([status], answered=answered, looking=looking, key_honoured=honoured)
+    if status is Status.SUCCESS:
+        assert step is Step.SETTLE
+    elif answered:
+        assert step is Step.JUDGE
+    elif status is Status.PENDING or looking or not honoured:
+        assert step is Step.LOOK_UP
+    else:
+        assert step is Step.SEND
+
+
+@pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(Trouble, [False, True])))
+def test_only_what_was_surely_not_sent_is_given_up(trouble: Trouble, maybe_sent: bool) -> None:
+    """A demand fails by itself only if nothing ever reached the provider; what may have been charged is looked up, and ends with a person."""
+    last = resort(trouble, maybe_sent=maybe_sent)
+    assert (last is Resort.FAIL) == (trouble is Trouble.NOT_SENT and not maybe_sent)
+    assert (last is Resort.LOOK_UP) == (trouble in {Trouble.NO_ANSWER, Trouble.BUSY} or (trouble is Trouble.NOT_SENT and maybe_sent))
+
+
+@given(st.sampled_from(BOUNDED), st.floats(0.01, 100), st.floats(0.01, 1000), st.integers(1, 50), st.integers(1, 60), st.text(max_size=20))
+def test_waits_are_bounded_and_repeatable(strategy: Strategy, first: float, longest: float, most: int, tries: int, seed: str) -> None:
+    """E3: never more tries than allowed, never a longer wait than allowed; the same seed waits the same."""
+    policy = Policy(strategy, first, longest, most)
+    delay = policy.delay(tries, seed)
+    assert (delay is None) == (tries >= most)
+    if delay is not None:
+        assert 0 <= delay <= max(first, longest)
+        assert delay == policy.delay(tries, seed)
+
+
+def test_each_strategy_waits_as_it_says() -> None:
+    """Immediate at once, fixed the same, incremental a step more, exponential the double less a share by chance, cancel never."""
+    assert [Policy(Strategy.IMMEDIATE, tries=9).delay(n, "") for n in (1, 2, 3)] == [0, 0, 0]
+    assert [Policy(Strategy.FIXED, 5, tries=9).delay(n, "") for n in (1, 2, 3)] == [5, 5, 5]
+    assert [Policy(Strategy.INCREMENTAL, 5, 12, 9).delay(n, "") for n in (1, 2, 3)] == [5, 10, 12]
+    doubled = [Policy(Strategy.EXPONENTIAL, 4, 30, 9).delay(n, "s") or 0 for n in (1, 2, 3, 4, 5)]
+    assert all(full / 2 <= delay <= full for delay, full in zip(doubled, (4, 8, 16, 30, 30), strict=True))
+    assert len({Policy(Strategy.EXPONENTIAL, 4, 30, 9).delay(2, seed) for seed in map(str, range(20))}) == 20
+    assert Policy(Strategy.CANCEL).delay(1, "") is None
+
+
+def test_a_provider_may_have_policies_of_its_own() -> None:
+    """The provider's own policy goes before the one for all, and that before the built-in."""
+    own, general = Policy(Strategy.IMMEDIATE, tries=2), Policy(Strategy.FIXED, 1, 1, 3)
+    policies = Policies({("bank", Trouble.BUSY): own, ("", Trouble.BUSY): general})
+    assert policies.of("bank", Trouble.BUSY) is own
+    assert policies.of("sandbox", Trouble.BUSY) is general
+    assert policies.of("bank", Trouble.NOT_SENT) is DEFAULTS[Trouble.NOT_SENT]
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("cancel", Policy(Strategy.CANCEL)),
+        ("immediate:3", Policy(Strategy.IMMEDIATE, tries=3)),
+        ("fixed:0.5:3", Policy(Strategy.FIXED, 0.5, 0.5, 3)),
+        ("incremental:1:10:0", Policy(Strategy.INCREMENTAL, 1, 10, None)),
+        ("exponential:2:300:12", Policy(Strategy.EXPONENTIAL, 2, 300, 12)),
+    ],
+)
+def test_a_policy_is_read_as_it_is_written(text: str, policy: Policy) -> None:
+    """Each form gives its strategy, seconds and tries; 0 tries are no bound."""
+    parsed = parse_policy(text)
+    assert [parsed.delay(n, "x") for n in range(1, 15)] == [policy.delay(n, "x") for n in range(1, 15)]
+    assert parsed.strategy is policy.strategy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "never", "fixed", "fixed:1", "fixed:x:1", "fixed:-1:1", "fixed:1:1.5", "fixed:nan:1", "immediate:1:2", "cancel:1", "fixed:1e9:1"]
+)
+def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(ValueError):  # noqa: PT011 - any
+        parse_policy(text)
