@@ -10,11 +10,12 @@ import psycopg
 import pytest
 
 from tallystick import new_order
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payment import MOVES, Happening
 from tallystick_server.process.databases import Databases
 
-from .conftest import fresh_database, serving
+from .conftest import eventually, fresh_database, serving
 
 ZEROS = "decode(repeat('00', 32), 'hex')"
 
@@ -27,6 +28,11 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             client.create_payment("paid", [new_order("o-paid", "b", "s", "10.00", "EUR", platform_fee="1.00")], credit_card_info="tok_visa")
             client.create_payment("pending", [new_order("o-pending", "b", "s", "10.00", "EUR")], credit_card_info="tok_pending")
             client.create_payment("failed", [new_order("o-failed", "b", "s", "10.00", "EUR")], credit_card_info="tok_decline")
+            client.create_payment("other", [new_order("o-other", "b", "s", "10.00", "EUR")], credit_card_info="tok_other_amount")
+            client.create_payment("rejected", [new_order("o-rejected", "b", "s", "10.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
+            assert eventually(lambda: dead_letters(known) == 1)
+            client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id="o-o-rejected-1", reason="x"))
+            assert eventually(lambda: dead_letters(known) == 2)
             purpose = wallet_pb2.HOLD_PURPOSE_RESERVE
             holds = [
                 wallet_service_pb2.NewHold(hold_id=h, caller="t", seller_account="s", amount="1.00", currency="EUR", purpose=purpose)
@@ -35,6 +41,15 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
             client.wallet.BatchReleaseHold(wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=["h-2"]))
         yield known
+
+
+def dead_letters(known: Databases) -> int:
+    """How many there are, once the unapplied charge is booked too."""
+    with psycopg.connect(known.admin) as connection:
+        row = connection.execute(
+            "select count(*) from payment.dead_letter where (select bool_and(ledger_updated) from payment.unapplied_charge)"
+        ).fetchone()
+    return row[0] if row else 0
 
 
 def attempt(known: Databases, service: str, sql: str, role: str = "") -> str:
@@ -71,27 +86,27 @@ def posted(sequence: str, rows: list[str], **values: Any) -> str:
     return f"with t as ({tx(sequence, 'x', **values)}) insert into entry values {', '.join(rows)}"  # type: ignore[arg-type]
 
 
-# The book ends at 1 here, and accounts 1 to 5 are in EUR.
-BALANCED = [entry(2, 1, 1, -5), entry(2, 2, 2, 5)]
+# The book ends at 2 here, and accounts 1 to 5 are in EUR.
+BALANCED = [entry(3, 1, 1, -5), entry(3, 2, 2, 5)]
 CASES = [
     # ledger
-    ("L1 entries that do not sum to zero", "ledger", posted("2", [entry(2, 1, 1, -5), entry(2, 2, 2, 6)]), "P0001"),
-    ("L1 a single entry", "ledger", posted("2", [entry(2, 1, 1, -5)], n=1), "23514"),
-    ("L1 fewer entries than said", "ledger", posted("2", BALANCED, n=3), "P0001"),
-    ("L1 a transaction without entries", "ledger", tx(2, "x"), "P0001"),
+    ("L1 entries that do not sum to zero", "ledger", posted("3", [entry(3, 1, 1, -5), entry(3, 2, 2, 6)]), "P0001"),
+    ("L1 a single entry", "ledger", posted("3", [entry(3, 1, 1, -5)], n=1), "23514"),
+    ("L1 fewer entries than said", "ledger", posted("3", BALANCED, n=3), "P0001"),
+    ("L1 a transaction without entries", "ledger", tx(3, "x"), "P0001"),
     ("L1 entries without a transaction", "ledger", f"insert into entry values {entry(9, 1, 1, -5)}, {entry(9, 2, 2, 5)}", "P0001"),
     ("L1 balanced entries added to an old transaction", "ledger", f"insert into entry values {entry(1, 8, 1, -5)}, {entry(1, 9, 2, 5)}", "P0001"),
-    ("L3 an entry in another currency than its account", "ledger", posted("2", [entry(2, 1, 1, -5, "USD"), entry(2, 2, 2, 5, "USD")]), "P0001"),
+    ("L3 an entry in another currency than its account", "ledger", posted("3", [entry(3, 1, 1, -5, "USD"), entry(3, 2, 2, 5, "USD")]), "P0001"),
     ("L4 an update of an entry", "ledger", "update entry set amount = 1", "42501"),
     ("L4 a delete of a transaction", "ledger", "delete from tx", "42501"),
     ("L4 a truncate", "ledger", "truncate entry", "42501"),
     ("L4 an update of a balance", "ledger", "update account set balance = 1", "42501"),
     ("L4 an update of the head", "ledger", "update head set sequence = 7", "42501"),
-    ("L5 a reversal of nothing", "ledger", posted("2", BALANCED).replace("'', null, clock()", "'', 77, clock()"), "23503"),
-    ("L6 a gap", "ledger", posted("3", [entry(3, 1, 1, -5), entry(3, 2, 2, 5)]), "P0001"),
-    ("L6 a wrong previous hash", "ledger", posted("2", BALANCED, previous=ZEROS), "P0001"),
+    ("L5 a reversal of nothing", "ledger", posted("3", BALANCED).replace("'', null, clock()", "'', 77, clock()"), "23503"),
+    ("L6 a gap", "ledger", posted("4", [entry(4, 1, 1, -5), entry(4, 2, 2, 5)]), "P0001"),
+    ("L6 a wrong previous hash", "ledger", posted("3", BALANCED, previous=ZEROS), "P0001"),
     ("L7 an account opened with a balance", "ledger", "insert into account (account, currency, balance, entry_count, create_time) values ('x/1', 'EUR', 5, 1, clock())", "P0001"),
-    ("L8 the same fact twice", "ledger", posted("2", BALANCED).replace("'ADJUSTMENT', 'x'", "'PAY_IN', 'o-paid'"), "23505"),
+    ("L8 the same fact twice", "ledger", posted("3", BALANCED).replace("'ADJUSTMENT', 'x'", "'PAY_IN', 'o-paid'"), "23505"),
     # wallet
     ("W2 more available than the entries say", "wallet", "update wallet set available = available + 5, balance = balance + 5", "P0001"),
     ("W2 a part below zero", "wallet", "update wallet set pending = -1", "23514"),
@@ -152,7 +167,25 @@ CASES = [
     ("E1 a change that is told in no event", "payment", told("paymentOrders/o-paid", 1, "''"), "23514"),
     ("E1 a change that is told again", "payment", f"{told('paymentOrders/o-paid', 1)}; update outbox set request = null", "P0001"),
     ("E1 a telling that is taken back", "payment", f"{told('paymentOrders/o-paid', 1)}; delete from outbox", "P0001"),
-    ("E1 two tellings in one transaction", "payment", f"{told('paymentOrders/o-paid', 1)}; {told('paymentOrders/o-paid', 2)}", "23505"),
+    ("P5 a second open dead letter", "payment",
+     f"with x as ({told('deadLetters/o-o-rejected-3', 1)}) insert into dead_letter values ('o-o-rejected-3', 'charges/o-o-rejected', 3, 'X', '', 1, 'OPEN', '', '', '', clock())",
+     "23505"),
+    ("P5 a dead letter that is closed without evidence", "payment",
+     "update dead_letter set state = 'CLOSED', operator = 'ann', reason = 'x', end_time = clock() where state = 'OPEN'", "23514"),
+    ("P5 a dead letter that ends twice", "payment", "update dead_letter set state = 'RESOLVED' where state = 'RETRIED'", "P0001"),
+    ("P5 a dead letter that is deleted", "payment", "delete from dead_letter", "42501"),
+    ("E1 a dead letter that ends without its event", "payment", "update dead_letter set state = 'RESOLVED', end_time = clock() where state = 'OPEN'", "P0001"),
+    ("E1 a dead letter that nobody tells", "payment",
+     "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock())", "P0001"),
+    ("E1 an event of no dead letter", "payment", told("deadLetters/o-x-1", 1), "P0001"),
+    ("P2 a charge that is unapplied twice", "payment",
+     f"with x as ({told('unappliedCharges/u-2', 1)}) insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, provider_reference, 1, 'EUR', "
+     "'LATE', false, 1, clock(), clock() from unapplied_charge", "23505"),
+    ("P2 a booking that is taken back", "payment", "update unapplied_charge set ledger_updated = false, version = 1", "P0001"),
+    ("E1 an unapplied charge that nobody tells", "payment",
+     "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() "
+     "from unapplied_charge", "P0001"),
+    ("E1 an event of no unapplied charge", "payment", told("unappliedCharges/u-2", 1), "P0001"),
     # event
     ("E2 an event that is changed", "event", "update event set body = ''", "42501"),
     ("E2 an event that is told twice", "event",

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from tallystick import Client
+from tallystick import Client, FailedPreconditionError, InvalidArgumentError
+from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick_core.provider import Trouble
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_core.provider import Succeeded, Trouble
+from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.flow import Flow
+from tallystick_server.payment.record import Answered
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_storage import payment as store
 
 from .conftest import QUICK, Platform, eventually, fresh_database, serving
 from .test_pay_in import charges, pay
@@ -27,7 +36,8 @@ SOON = Policy(Strategy.FIXED, 0.05, 0.05, 100)
 def impatient(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform that tries everything twice."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as known:
-        retry = {("", trouble): TWICE for trouble in Trouble} | {("", Trouble.WAITING): SOON}
+        retry = {("", trouble): TWICE for trouble in Trouble}
+        retry |= {("", Trouble.WAITING): SOON, ("", Trouble.REJECTED): Policy(Strategy.CANCEL)}
         with serving(known, Settings(retry=retry, sweep_interval=0.05)) as running:
             yield running
 
@@ -145,6 +155,178 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(own_database: D
             )
         assert ended(client, payment).provider_reference == "from-afar"
     assert verify(own_database).passed
+
+
+def set_aside(client: Client, payment: payment_pb2.Payment) -> recovery_pb2.DeadLetter:
+    """The open dead letter of the payment's charge."""
+    subject = f"charges/{payment.payment_orders[0].charge_id}"
+
+    def look() -> recovery_pb2.DeadLetter | None:
+        request = payment_service_pb2.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
+        return next((letter for letter in client.payment.ListDeadLetters(request).dead_letters if letter.subject == subject), None)
+
+    letter = eventually(look)
+    assert letter is not None, "no dead letter"
+    return letter
+
+
+def state_of(client: Client, letter: recovery_pb2.DeadLetter) -> str:
+    found = client.payment.GetDeadLetter(payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)).dead_letter
+    return recovery_pb2.DeadLetterState.Name(found.state).removeprefix("DEAD_LETTER_STATE_")
+
+
+def events_of(client: Client, aggregate: str) -> list[int]:
+    return [event.aggregate_version for event in client.events(aggregate_id=aggregate)]
+
+
+def close(client: Client, letter: recovery_pb2.DeadLetter, **values: str) -> recovery_pb2.DeadLetter:
+    given = {"reason": "asked them", "evidence": "ticket 7: no charge", **values}
+    return client.payment.CloseDeadLetter(payment_service_pb2.CloseDeadLetterRequest(dead_letter_id=letter.dead_letter_id, **given)).dead_letter
+
+
+def retry(client: Client, letter: recovery_pb2.DeadLetter, reason: str = "mended") -> recovery_pb2.DeadLetter:
+    request = payment_service_pb2.RetryDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason=reason)
+    return client.payment.RetryDeadLetter(request).dead_letter
+
+
+def test_what_cannot_be_retried_is_set_aside_and_closed(client: Client, impatient: Platform) -> None:
+    """A call that the provider rejects waits for a person with its cause; closing it fails the order, and tells of both."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    letter = set_aside(client, payment)
+    assert (letter.cause, letter.tries, letter.detail) == ("REJECTED", 1, "status 400 request_malformed")
+    assert due(impatient.databases, payment.payment_orders[0].charge_id) == (1, "REJECTED", False, True, False)
+    assert client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
+    closed = close(client, letter)
+    assert (closed.operator, closed.reason, closed.evidence) == ("dev", "asked them", "ticket 7: no charge")
+    assert close(client, letter) == closed  # a repeat changes nothing
+    order = ended(client, payment)
+    assert failure(order) == "CLOSED_BY_OPERATOR"
+    assert eventually(lambda: events_of(client, f"deadLetters/{letter.dead_letter_id}") == [1, 2])
+    with pytest.raises(FailedPreconditionError) as refused:
+        close(client, letter, reason="again")
+    assert refused.value.reason == "STATE_FORBIDS"
+    with pytest.raises(FailedPreconditionError):
+        retry(client, letter)
+
+
+def test_a_dead_letter_is_tried_again(client: Client, impatient: Platform) -> None:
+    """Retried it goes the same way under the same key; rejected once more it is a new dead letter, and the old one stays as history."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    first = set_aside(client, payment)
+    assert retry(client, first) == retry(client, first)
+    assert state_of(client, first) == "RETRIED"
+    second = set_aside(client, payment)
+    assert second.dead_letter_id != first.dead_letter_id
+    assert charges(impatient.databases, payment.checkout_id) == []
+
+
+def test_a_charge_that_nobody_finds_ends_with_a_person(client: Client) -> None:
+    """An outcome that stays unknown is never failed by itself: it is set aside, its order still EXECUTING."""
+    payment = pay(client, "5.00", token="tok_lost_before:9", wait_for=ACCEPTANCE)
+    letter = set_aside(client, payment)
+    assert letter.cause == "UNRESOLVED"
+    assert client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
+    close(client, letter)
+    assert failure(ended(client, payment)) == "CLOSED_BY_OPERATOR"
+
+
+def charge_by_hand(databases: Databases, payment: payment_pb2.Payment, reference: str, amount: int = 500) -> None:
+    """Makes the provider say that it charged after all."""
+    charge = payment.payment_orders[0].charge_id
+    with psycopg.connect(databases.admin) as connection:
+        connection.execute(
+            "insert into sandbox.charge values (%s, 1, '', %s, %s, 'SUCCEEDED', %s, 'EUR', '', clock_timestamp())",
+            (f"dev-{charge}-1", charge, reference, amount),
+        )
+
+
+def test_closing_asks_the_provider_first(client: Client, impatient: Platform) -> None:
+    """Should the provider know of a charge by then, it is applied, whatever the operator believes: the dead letter is RESOLVED, the order paid."""
+    payment = pay(client, "5.00", token="tok_lost_before:9", wait_for=ACCEPTANCE)
+    letter = set_aside(client, payment)
+    charge_by_hand(impatient.databases, payment, f"late-{payment.checkout_id}")
+    assert close(client, letter).state == recovery_pb2.DEAD_LETTER_STATE_RESOLVED
+    assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+
+
+@pytest.mark.parametrize(("reason", "evidence", "field"), [("", "x", "reason"), ("x", "  ", "evidence"), ("x", "y" * 256, "evidence")])
+def test_closing_needs_a_reason_and_evidence(client: Client, reason: str, evidence: str, field: str) -> None:
+    """Both are kept in history; without them nothing is closed."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    letter = set_aside(client, payment)
+    with pytest.raises(InvalidArgumentError) as refused:
+        close(client, letter, reason=reason, evidence=evidence)
+    assert [violation.field for violation in refused.value.field_violations] == [field]
+    assert state_of(client, letter) == "OPEN"
+
+
+def unapplied(client: Client, payment: payment_pb2.Payment) -> list[payment_pb2.UnappliedCharge]:
+    """The payment's unapplied charges that are booked."""
+    found = client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest(page_size=200)).unapplied_charges
+    return [charge for charge in found if charge.checkout_id == payment.checkout_id and charge.ledger_updated]
+
+
+def test_another_amount_is_an_unapplied_charge(client: Client) -> None:
+    """P2: the order fails, and the money that was taken all the same is booked once under unapplied/{provider}, and told of."""
+    payment = pay(client, "5.00", token="tok_other_amount")
+    assert failure(payment.payment_orders[0]) == "PROVIDER_MISMATCH"
+    assert eventually(lambda: unapplied(client, payment))
+    (charge,) = unapplied(client, payment)
+    assert (charge.amount, charge.currency, charge.cause) == ("5.01", "EUR", payment_pb2.UNAPPLIED_CAUSE_MISMATCH)
+    request = ledger_service_pb2.ListTransactionsRequest(cause_id=charge.unapplied_charge_id)
+    (transaction,) = client.ledger.ListTransactions(request).transactions
+    assert [(entry.account, entry.amount) for entry in transaction.entries] == [("psp/sandbox/clearing", "5.01"), ("unapplied/sandbox", "5.01")]
+    assert eventually(lambda: events_of(client, f"unappliedCharges/{charge.unapplied_charge_id}") == [1, 2])
+
+
+def test_money_that_comes_after_the_failure_is_unapplied(client: Client, impatient: Platform) -> None:
+    """P2: a holder that stood still tells of a success when the order has been closed: FAILED stands, and the money is booked."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    letter = set_aside(client, payment)
+    charge_id = payment.payment_orders[0].charge_id
+    flow = flow_of(impatient)
+
+    async def hold() -> Charge:
+        rows = await flow._database.read(lambda connection: store.charges(connection, [charge_id]))
+        return stored_charges(rows, {charge_id: 1}, 1e9)[0]
+
+    async def tell(charge: Charge) -> None:
+        await flow._record.submit(Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR")))
+
+    held = impatient.run(hold)
+    close(client, letter)
+    assert failure(ended(client, payment)) == "CLOSED_BY_OPERATOR"
+    impatient.run(tell, held)
+    impatient.run(tell, held)
+    assert eventually(lambda: unapplied(client, payment))
+    (late,) = unapplied(client, payment)
+    assert (late.amount, late.cause) == ("5.00", payment_pb2.UNAPPLIED_CAUSE_LATE)
+    assert failure(client.get_payment(payment.checkout_id).payment_orders[0]) == "CLOSED_BY_OPERATOR"
+
+
+def test_the_command_line_does_what_an_operator_does(client: Client, impatient: Platform) -> None:
+    """`tallystick dead-letters` lists, shows, retries and closes; `unapplied-charges` lists; what is refused is one sentence and exit 1."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    letter = set_aside(client, payment)
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "tallystick_server.process.cli", *arguments, "--address", impatient.address]
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+
+    listed = [json.loads(line) for line in command("dead-letters", "list").stdout.splitlines()]
+    assert letter.dead_letter_id in [one["dead_letter_id"] for one in listed]
+    assert json.loads(command("dead-letters", "show", letter.dead_letter_id).stdout)["payment_orders"][0]["checkout_id"] == payment.checkout_id
+    closed = command("dead-letters", "close", letter.dead_letter_id, "--reason", "r", "--evidence", "e")
+    assert json.loads(closed.stdout)["dead_letter"]["state"] == "DEAD_LETTER_STATE_CLOSED"
+    refused = command("dead-letters", "retry", letter.dead_letter_id, "--reason", "r")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "STATE_FORBIDS: The dead letter is CLOSED already." in refused.stderr
+    assert command("unapplied-charges").returncode == 0
+
+
+def flow_of(platform: Platform) -> Flow:
+    (handlers,) = (service.servicer for service in platform.running._services if service.name == "payment")
+    return handlers._flow  # type: ignore[attr-defined,no-any-return]
 
 
 def test_everything_is_quiet_in_the_end(impatient: Platform) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from google.protobuf.descriptor_pb2 import MethodOptions
@@ -16,11 +17,13 @@ from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
+from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.booking import Kind
+from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.event import EventType
-from tallystick_core.payment import Charging, Happening, MethodType, OnPartial, Status
-from tallystick_core.provider import FailureReason, PendingReason
+from tallystick_core.payment import HAPPENINGS, Charging, MethodType, OnPartial, Status
+from tallystick_core.provider import FailureReason, Outcome, PendingReason
 from tallystick_core.wallet import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -99,7 +102,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         (Status, payment_pb2.PaymentOrderStatus), (Kind, ledger_pb2.TransactionKind), (EntryKind, wallet_pb2.WalletEntryKind),
         (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType), (FailureReason, payment_pb2.FailureReason),
         (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
-        (OnPartial, payment_pb2.OnPartial),
+        (OnPartial, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
     ],
 )  # fmt: skip
 def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:
@@ -112,7 +115,7 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wir
 def test_outcomes_are_the_five() -> None:
     """The provider's answers in the rules are the contract's outcomes."""
     wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
-    assert wire == set(Happening) - {Happening.RISK_PASSED, Happening.RISK_REFUSED, Happening.GIVEN_UP, Happening.SETTLED}
+    assert wire == {HAPPENINGS[outcome] for outcome in get_args(Outcome)}
 
 
 FORBIDDEN = [

@@ -36,12 +36,23 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa")
             client.create_payment("c-declined", [new_order("o-declined", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_decline")
             client.create_payment("c-pending", [new_order("o-pending", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending")
+            client.create_payment("c-other", [new_order("o-other", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_other_amount")
+            client.create_payment("c-rejected", [new_order("o-rejected", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
+            assert eventually(lambda: settled(known))
             hold = wallet_service_pb2.NewHold(
                 hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
             )
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
             assert eventually(lambda: not waiting(known))
         yield known
+
+
+def settled(databases: Databases) -> bool:
+    """Whether the unapplied charge is booked and the rejected one set aside."""
+    with psycopg.connect(databases.admin) as connection:
+        statement = "select (select bool_and(ledger_updated) from payment.unapplied_charge) and exists (select from payment.dead_letter)"
+        row = connection.execute(statement).fetchone()
+        return bool(row and row[0])
 
 
 def test_a_sound_database_passes(filled: Databases) -> None:
@@ -62,7 +73,7 @@ PLANTS = [
     ("L6", "update ledger.tx set description = 'x' where sequence = 4", "ledger.tx main-4: its hash is not that of its content"),
     ("L6", "update ledger.tx set hash = previous_hash where sequence = 2", "ledger.tx main-3: previous_hash is not the hash"),
     ("L6", "delete from ledger.tx where sequence = 3", "ledger.tx main-4: follows 2, with a gap"),
-    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 6"),
+    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 7"),
     ("L7", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "ledger.account sellers/s-1 EUR: balance is"),
     ("L7", "update ledger.entry set balance_after = 7 where sequence = 2 and place = 4", "ledger.entry 2/4: balance_after is 7"),
     ("W1", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "wallet.wallet s-1 EUR: balance is 2700, but"),
@@ -74,6 +85,13 @@ PLANTS = [
     ("P3", "update payment.order_history set to_status = 'PENDING' where payment_order_id = 'o-1-0' and version = 2", "payment.order_history o-1-0 2: NOT_STARTED to PENDING"),
     ("P4", "delete from payment.order_history where payment_order_id = 'o-1-0' and version = 2", "payment.order_history o-1-0 3: EXECUTING to SUCCESS does not"),
     ("P4", "update payment.payment_order set version = 9 where payment_order_id = 'o-1-0'", "payment.payment_order o-1-0: is SUCCESS at version 9"),
+    ("P2", "update payment.unapplied_charge set amount = 7", "payment.attempt o-o-other 1: took money that is no SUCCESS order's share"),
+    ("P2", "update payment.unapplied_charge set currency = 'USD'", "its ledger transaction is not exactly one with its entries"),
+    ("P2", "delete from payment.unapplied_charge", "is booked, but there is no such charge"),
+    ("P5", "delete from payment.due where charge_id = 'o-o-pending'", "payment.due o-o-pending: is missing, but order o-pending is open"),
+    ("P5", "update payment.due set next_attempt_time = null where charge_id = 'o-o-pending'", "payment.due o-o-pending: is not due and has no open"),
+    ("P5", "update payment.due set charge_id = 'o-x' where charge_id = 'o-o-pending'", "payment.due o-x: is due, but all its orders are at their end"),
+    ("P5", "update payment.due set next_attempt_time = clock_timestamp() where charge_id = 'o-o-rejected'", "payment.due o-o-rejected: has an open dead letter"),
     ("P6", "update payment.checkout set unpaid_orders = 1 where checkout_id = 'c-1'", "payment.checkout c-1: counts 1 unpaid"),
     ("P7", "delete from wallet.wallet_entry where cause = 'PAY_IN/o-1-0'", "payment.payment_order o-1-0: its wallet credits are not exactly one"),
     ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order o-1-0: its ledger transaction is not exactly one"),

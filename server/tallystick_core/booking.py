@@ -42,3 +42,8 @@ def pay_in(provider: str, buyer: str, seller: str, currency: str, amount: int, f
         Line(f"sellers/{seller}", currency, amount - fee),
     )
     return (*lines, Line("platform/fees", currency, fee)) if fee else lines
+
+
+def unapplied(provider: str, currency: str, amount: int) -> tuple[Line, ...]:
+    """A provider charged what fits no order: it owes us the money, and nobody owns it yet."""
+    return (Line(f"psp/{provider}/clearing", currency, -amount), Line(f"unapplied/{provider}", currency, amount))

@@ -24,7 +24,7 @@ class Status(StrEnum):
 
 
 class Happening(StrEnum):
-    """What can happen to an order: the risk check's verdicts, the provider's five answers, that it is given up, and that it is settled."""
+    """What can happen to an order: the risk check's verdicts, the provider's five answers, what a person decides, and that it is settled."""
 
     RISK_PASSED = "RISK_PASSED"
     RISK_REFUSED = "RISK_REFUSED"
@@ -35,6 +35,8 @@ class Happening(StrEnum):
     UNKNOWN = "UNKNOWN"
     GIVEN_UP = "GIVEN_UP"
     """Sending has been given up, and surely nothing was charged."""
+    CLOSED = "CLOSED"
+    """An operator has closed it, with evidence that nothing was charged."""
     SETTLED = "SETTLED"
 
 
@@ -46,6 +48,7 @@ class Cause(StrEnum):
     RISK_REFUSED = "RISK_REFUSED"
     PROVIDER_ANSWER = "PROVIDER_ANSWER"
     GIVEN_UP = "GIVEN_UP"
+    CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
     SETTLED = "SETTLED"
 
 
@@ -84,6 +87,7 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.EXECUTING, Happening.NOT_SENT): Status.EXECUTING,
     (Status.EXECUTING, Happening.UNKNOWN): Status.EXECUTING,
     (Status.EXECUTING, Happening.GIVEN_UP): Status.FAILED,
+    (Status.EXECUTING, Happening.CLOSED): Status.FAILED,
     # its two flags set, by settle
     (Status.SUCCESS, Happening.SETTLED): Status.SUCCESS,
     # moved on by the provider, in its own time
@@ -92,11 +96,12 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.PENDING, Happening.PENDING): Status.PENDING,
     (Status.PENDING, Happening.NOT_SENT): Status.PENDING,
     (Status.PENDING, Happening.UNKNOWN): Status.PENDING,
+    (Status.PENDING, Happening.CLOSED): Status.FAILED,
 }
 
 FINAL = frozenset({Status.SUCCESS, Status.FAILED})
 
-_HAPPENING: dict[type, Happening] = {
+HAPPENINGS: dict[type, Happening] = {
     Succeeded: Happening.SUCCEEDED,
     Declined: Happening.DECLINED,
     Pending: Happening.PENDING,
@@ -116,7 +121,7 @@ def move(status: Status, happening: Happening) -> Status:
 
 
 def happening(outcome: Outcome) -> Happening:
-    return _HAPPENING[type(outcome)]
+    return HAPPENINGS[type(outcome)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,11 @@ def charge_id(event: PaymentEvent, order: Order) -> str:
 def provider_key(environment: str, charge: str, attempt: int) -> str:
     """The idempotency key a provider gets: "{environment}-{charge_id}-{attempt}"."""
     return f"{environment}-{charge}-{attempt}"
+
+
+def unapplied_charge_id(provider: str, reference: str) -> str:
+    """The id of money that fits no order, by the provider's name for it."""
+    return f"u-{fingerprint(provider, reference).hex()[:32]}"
 
 
 def judge(outcome: Outcome, amount: int, currency: str) -> Outcome:

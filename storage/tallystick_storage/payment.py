@@ -84,11 +84,11 @@ class Answer:
 
 @dataclass(slots=True)
 class Again:
-    """A charge that is taken up again in `delay` seconds; `tries` have brought it no further, the last for the trouble that is named."""
+    """A charge that is taken up again in `delay` seconds, None: when a person says so; `tries` have brought it no further, the last for this trouble."""
 
     charge_id: str
     lease_token: int
-    delay: float
+    delay: float | None
     maybe_sent: bool
     looking: bool
     tries: int
@@ -247,6 +247,15 @@ _AGAIN = text("""
     from json_to_recordset(cast(:again as json)) as r (charge_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean, tries int,
         trouble text, detail text)
     where d.charge_id = r.charge_id and d.lease_token = r.lease_token
+    returning d.charge_id
+""")
+_REVIVE = text("""
+    update due set next_attempt_time = clock(), tries = 0, looking = false
+    where charge_id = any (cast(:charges as text[])) and next_attempt_time is null and lease_until <= clock()
+""")
+_CLAIM_DEAD = text("""
+    update due set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1
+    where charge_id = :charge_id and next_attempt_time is null and lease_until <= clock() returning lease_token
 """)
 
 
@@ -260,9 +269,19 @@ def lock_open_attempts(connection: Connection, charge_ids: list[str]) -> set[str
     return set(connection.execute(_OPEN_ATTEMPTS, {"charges": charge_ids}).scalars())
 
 
-def make_due(connection: Connection, again: Sequence[Again]) -> None:
-    """Gives leases back, as far as they still hold."""
-    connection.execute(_AGAIN, {"again": rows(again)})
+def make_due(connection: Connection, again: Sequence[Again]) -> set[str]:
+    """Gives leases back, as far as they still hold; the charges of those."""
+    return set(connection.execute(_AGAIN, {"again": rows(again)}).scalars())
+
+
+def revive(connection: Connection, charge_ids: Sequence[str]) -> None:
+    """Makes charges due that were set aside."""
+    connection.execute(_REVIVE, {"charges": list(charge_ids)})
+
+
+def claim_dead(connection: Connection, charge_id: str, lease: float) -> int | None:
+    """Leases a charge that was set aside; its lease token, or None if it is not, or somebody holds it."""
+    return connection.execute(_CLAIM_DEAD, {"charge_id": charge_id, "lease": f"{lease} seconds"}).scalar_one_or_none()
 
 
 # Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
@@ -390,6 +409,17 @@ _CHECKOUTS = text(f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from
 def checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[PaymentRow]:
     """Payments without their orders."""
     return connection.execute(_CHECKOUTS, {"ids": checkout_ids}).all()
+
+
+_ORDERS_OF = text(f"""
+    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
+    left join due d on d.charge_id = o.charge_id where a.charge_id = :charge_id and a.number = 1 order by o.payment_order_id
+""")
+
+
+def orders_of(connection: Connection, charge_id: str) -> Sequence[OrderRow]:
+    """The orders of a charge."""
+    return connection.execute(_ORDERS_OF, {"charge_id": charge_id}).all()
 
 
 _ORDER = text(f"""

@@ -43,13 +43,27 @@ QUERIES = {
             failure_reason, version from payment_order order by checkout_id, payment_order_id""",
     "payment.history": "select payment_order_id, version, from_status, to_status, wallet_updated, ledger_updated from order_history order by 1, 2",
     "payment.attempts": """
-        select a.*, o.amount as orders_amount, o.low, o.high, o.succeeded, o.mismatched, o.orders
-        from attempt a left join lateral (
+        select a.*, o.amount as orders_amount, o.low, o.high, o.succeeded, o.open, o.orders, u.amount as unapplied_amount, u.currency as unapplied_currency
+        from attempt a left join unapplied_charge u on u.provider = a.provider and u.provider_reference = a.provider_reference
+        left join lateral (
             select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, count(*) filter (where o.status = 'SUCCESS') as succeeded,
-                count(*) filter (where o.failure_reason = 'PROVIDER_MISMATCH') as mismatched, count(*) as orders
+                count(*) filter (where o.status in ('EXECUTING', 'PENDING')) as open, count(*) as orders
             from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
                 and o.attempt_count > 0) o on true
         order by a.charge_id, a.number""",
+    "payment.due": """
+        with o as (
+            select charge_id, min(payment_order_id) as payment_order_id from payment_order
+            where status <> 'FAILED' and not (status = 'SUCCESS' and wallet_updated and ledger_updated) group by charge_id),
+        l as (select substr(subject, 9) as charge_id from dead_letter where state = 'OPEN' and subject like 'charges/%')
+        select charge_id, o.payment_order_id as open_order, d.lease_token is not null as listed, d.next_attempt_time is not null as due,
+            l.charge_id is not null as set_aside
+        from o full join due d using (charge_id) full join l using (charge_id) order by charge_id""",
+    "payment.unapplied": "select * from unapplied_charge order by unapplied_charge_id",
+    "ledger.unapplied": """
+        select t.cause_id, t.sequence, e.place, a.account, e.currency, e.amount
+        from tx t join entry e on e.book = t.book and e.sequence = t.sequence join account a on a.account_id = e.account_id
+        where t.kind = 'UNAPPLIED' order by t.cause_id, t.sequence, e.place""",
     "payment.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
     "event.head": "select cursor from head",
     "event.events": "select cursor, aggregate_id, aggregate_version from event order by cursor",

@@ -18,10 +18,12 @@ from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.changes import Changes
 from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.dead_letters import DeadLetters
 from tallystick_server.payment.execute import Execute
 from tallystick_server.payment.postpone import Postpone, Troubled, troubled
 from tallystick_server.payment.record import Answered, Record, Recorded
 from tallystick_server.payment.settle import Settle, SettlingRefused
+from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
@@ -80,18 +82,25 @@ class Flow:
         self._postpone: Stage[Troubled, payment_pb2.Payment | None] = Stage(
             "payment.postpone", Postpone(database, settings.policies).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
         )
+        self.dead_letters = DeadLetters(database, self._execute, self._record, self.changes, settings.lease)
         self._stages = (self._accept, self._record, self._settle, self._postpone)
-        self._sweep = Periodic("payment.sweep", settings.sweep_interval, self.sweep)
+        unapplied = BookUnapplied(database, peers, ledger_address)
+        self._periodic = (
+            Periodic("payment.sweep", settings.sweep_interval, self.sweep),
+            Periodic("payment.unapplied", settings.sweep_interval, unapplied.turn),
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         for stage in self._stages:
             stage.start()
-        self._sweep.start()
+        for work in self._periodic:
+            work.start()
 
     async def stop(self, patience: float) -> None:
         """Lets what is in hand come to rest for so many seconds, then leaves the rest to the sweep of another process."""
-        await self._sweep.stop()
+        for work in self._periodic:
+            await work.stop()
         deadline = asyncio.get_running_loop().time() + patience
         while not self.idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - idle is the sum of many parts
             await asyncio.sleep(0.02)

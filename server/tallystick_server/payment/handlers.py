@@ -16,6 +16,7 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.payment import decode, encode
 from tallystick_server.payment.changes import Waiter
 from tallystick_server.payment.flow import Flow
+from tallystick_server.payment.operator import OperatorHandlers
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size, token_time
 from tallystick_server.runtime.stage import Stage
@@ -28,6 +29,11 @@ ACCESS: Access = {
     "ListPayments": frozenset({Role.TEAM, Role.OPERATOR}),
     "GetPaymentOrder": frozenset({Role.TEAM, Role.OPERATOR}),
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
+    "ListDeadLetters": frozenset({Role.OPERATOR}),
+    "GetDeadLetter": frozenset({Role.OPERATOR}),
+    "RetryDeadLetter": frozenset({Role.OPERATOR}),
+    "CloseDeadLetter": frozenset({Role.OPERATOR}),
+    "ListUnappliedCharges": frozenset({Role.OPERATOR}),
 }
 
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
@@ -38,12 +44,11 @@ _LOOK_AGAIN_AT_REST = 2.0
 _RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
 
 
-class PaymentHandlers:
+class PaymentHandlers(OperatorHandlers):
     """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
 
     def __init__(self, database: Database, flow: Flow) -> None:
-        self._database = database
-        self._flow = flow
+        super().__init__(database, flow)
         self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, lanes=2)
 
     def start(self) -> None:

@@ -13,8 +13,10 @@ from tallystick_core.provider import FailureReason, NotSent, Outcome, Pending, T
 from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.move import Move, Moved, move_orders
+from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import dead_letter
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -65,7 +67,7 @@ class Postpone:
         return await by_halves(self._postpone, items)
 
     async def _postpone(self, items: Sequence[Troubled]) -> Sequence[payment_pb2.Payment | Exception | None]:
-        again, given_up = [], []
+        again, given_up, aside = [], [], []
         for item in items:
             charge = item.charge
             delay = self._delay(item)
@@ -78,7 +80,7 @@ class Postpone:
                 case Resort.LOOK_UP:
                     again.append(_again(item, item.retry_after, 0, looking=True))
                 case Resort.SET_ASIDE:
-                    again.append(_again(item, 3600.0, charge.tries + 1, looking=charge.looking))
+                    aside.append(item)
 
         def postpone(connection: Connection) -> Moved:
             # an answer that another holder wrote down meanwhile stands: then this one is not given up
@@ -86,6 +88,8 @@ class Postpone:
             moved = move_orders(connection, [one for item in given_up if item.charge.charge_id in open_ for one in _given_up(item)])
             if again:
                 store.make_due(connection, again)
+            if aside:
+                _set_aside(connection, aside)
             return moved
 
         moved = await self._database.transact(postpone)
@@ -96,7 +100,20 @@ class Postpone:
         return self._policies.of(charge.provider, item.trouble).delay(charge.tries + 1, charge.charge_id)
 
 
-def _again(item: Troubled, delay: float, tries: int, *, looking: bool) -> store.Again:
+def _set_aside(connection: Connection, items: Sequence[Troubled]) -> None:
+    """Makes dead letters of charges whose leases still hold."""
+    by_id = {item.charge.charge_id: item for item in items}
+    held = store.make_due(connection, [_again(item, None, item.charge.tries + 1, looking=item.charge.looking) for item in items])
+    new = [
+        dead_letter.NewDeadLetter(f"charges/{charge_id}", item.trouble, item.detail[:_LONGEST_DETAIL], item.charge.tries + 1)
+        for charge_id, item in sorted(by_id.items())
+        if charge_id in held
+    ]
+    charges = {f"charges/{charge_id}": item.charge for charge_id, item in by_id.items()}
+    tell_changed(connection, dead_letter.insert(connection, new), lambda row: (charges[row.subject].caller, charges[row.subject].traceparent))
+
+
+def _again(item: Troubled, delay: float | None, tries: int, *, looking: bool) -> store.Again:
     charge = item.charge
     sent = charge.maybe_sent or item.trouble is not Trouble.NOT_SENT
     return store.Again(charge.charge_id, charge.lease_token, delay, sent, looking, tries, item.trouble, item.detail[:_LONGEST_DETAIL])

@@ -9,11 +9,15 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
+from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payment import Cause, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, Succeeded
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.move import Move, Moved, move_orders
+from tallystick_server.payment.unapplied import find_unapplied
+from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import dead_letter
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -50,10 +54,30 @@ class Record:
 
         def record(connection: Connection) -> Moved:
             store.record_answers(connection, answers)
-            return move_orders(connection, moves)
+            moved = move_orders(connection, moves)
+            _note_rest(connection, [item for item in items if not _applied(item, moved)])
+            return moved
 
         moved = await self._database.transact(record)
         return [Recorded(moved.of(item.charge), moved.closed.get(item.charge.checkout_id)) for item in items]
+
+
+def _applied(item: Answered, moved: Moved) -> bool:
+    """Whether there is nothing more to an answer than what has moved."""
+    if not isinstance(item.outcome, Succeeded | Declined):
+        return True
+    return _judged(item) is item.outcome and item.charge.orders[0].payment_order_id in moved.orders
+
+
+def _note_rest(connection: Connection, items: Sequence[Answered]) -> None:
+    """Of final answers that moved no order, or not all of the money: what fits none is unapplied, and what was set aside goes on."""
+    if not items:
+        return
+    find_unapplied(connection, [(item.charge, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
+    charges = {f"charges/{item.charge.charge_id}": item.charge for item in items}
+    resolved = dead_letter.end(connection, sorted(charges), DeadLetterState.RESOLVED)
+    tell_changed(connection, resolved, lambda row: (charges[row.subject].caller, charges[row.subject].traceparent))
+    store.revive(connection, [charges[row.subject].charge_id for row in resolved])
 
 
 def _judged(item: Answered) -> Outcome:

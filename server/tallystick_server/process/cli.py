@@ -14,7 +14,7 @@ from aiohttp import web
 
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_sandbox.server import application
-from tallystick_server.process import configuration, serve
+from tallystick_server.process import configuration, operate, serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import databases, databases_to_read
 from tallystick_server.process.failure import Failure
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
     one.add_argument("--port", type=int, default=7090, choices=range(1, 65536), metavar="1..65535")
     one.set_defaults(run=_sandbox)
+    operate.add_commands(commands)
     return parser
 
 

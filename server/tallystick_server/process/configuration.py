@@ -236,7 +236,7 @@ def _policies(value: Any) -> dict[tuple[str, Trouble], Policy]:
 
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 _ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
-_NOT_SETTINGS = frozenset({"config", "python"})  # where the settings are, and what scripts/setup runs
+_NOT_SETTINGS = frozenset({"config", "python", "token"})  # where the settings are, what scripts/setup runs, and an operator's own
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "data": lambda value: Path(_text(value)),
     "database_url": _text,

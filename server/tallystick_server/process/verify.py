@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from tallystick_core.booking import Kind, Line, pay_in
+from tallystick_core.booking import Kind, Line, pay_in, unapplied
 from tallystick_core.ledger import GENESIS, Posting, chain_hash, transaction_id
 from tallystick_core.payment import FINAL, MOVES, Happening, Status
 from tallystick_core.wallet import EntryKind
@@ -265,11 +265,50 @@ def check_charges(read: Read) -> Check:
                 check.fail(f"{name} {a.number}", f"demands {a.amount} {a.currency}, but its orders sum to {a.orders_amount} {a.low}")
             if a.outcome == "SUCCEEDED":
                 succeeded.add((charge, a.provider_reference))
-                if a.succeeded not in (0, a.orders) or (a.succeeded == 0 and a.mismatched != a.orders):
-                    check.fail(f"{name} {a.number}", "succeeded, but its orders did not")
+                if not _has_its_place(a):
+                    check.fail(f"{name} {a.number}", "took money that is no SUCCESS order's share and no unapplied charge")
     for order in read("payment.orders"):
         if order.status == Status.SUCCESS and (order.charge_id, order.provider_reference) not in succeeded:
             check.fail(f"payment.payment_order {order.payment_order_id}", "is SUCCESS without an attempt that succeeded")
+    return check
+
+
+def _has_its_place(attempt: Any) -> bool:
+    """Whether what a successful attempt took is its orders', or unapplied, or still to be judged."""
+    charged = (attempt.charged_amount, attempt.charged_currency)
+    if charged == (attempt.amount, attempt.currency) and attempt.orders in (attempt.succeeded, attempt.open):
+        return True
+    return attempt.open == attempt.orders or charged == (attempt.unapplied_amount, attempt.unapplied_currency)
+
+
+def check_due(read: Read) -> Check:
+    """Whatever has not come to its end is due, or set aside for a person: nothing is forgotten."""
+    check = Check("what is open is due, or waits for a person", "P5")
+    for row in read("payment.due"):
+        check.row()
+        name = f"payment.due {row.charge_id}"
+        if not row.listed:
+            check.fail(name, f"is missing, but order {row.open_order} is open")
+        elif row.open_order is None:
+            check.fail(name, "is due, but all its orders are at their end")
+        elif row.due == row.set_aside:
+            check.fail(name, "has an open dead letter and is due" if row.due else "is not due and has no open dead letter")
+    return check
+
+
+def check_unapplied(read: Read) -> Check:
+    """Money that fits no order is booked once, as what it is; nothing else is booked so."""
+    check = Check("unapplied charges are in the ledger", "P2")
+    postings = groupby(read("ledger.unapplied"), key=lambda row: row.cause_id)
+    for key, charge, posted in _merged(read("payment.unapplied"), lambda row: row.unapplied_charge_id, _listed(postings), lambda pair: pair[0]):
+        check.row()
+        name = f"payment.unapplied_charge {key}"
+        if charge is None:
+            check.fail(name, "is booked, but there is no such charge")
+        elif charge.ledger_updated or posted:
+            lines = tuple(Line(row.account, row.currency, row.amount) for row in posted[1]) if posted else ()
+            if lines != unapplied(charge.provider, charge.currency, charge.amount):
+                check.fail(name, "its ledger transaction is not exactly one with its entries")
     return check
 
 
@@ -396,6 +435,8 @@ CHECKS: list[Callable[[Read], Check]] = [
     check_wallets_against_ledger,
     check_orders,
     check_charges,
+    check_due,
+    check_unapplied,
     check_checkouts,
     check_settlement,
     check_events,

@@ -25,11 +25,12 @@ OUTBOX = """
 -- What a transaction has changed, as versions of aggregates, and the events that tell of it; deleted once EventService has them.
 create table outbox (
     sequence bigint generated always as identity primary key,
-    transaction_id xid8 not null default pg_current_xact_id() unique,
+    transaction_id xid8 not null default pg_current_xact_id(),
     aggregate_ids text[] not null,
     versions bigint[] not null check (cardinality(versions) > 0 and cardinality(versions) = cardinality(aggregate_ids)),
     request bytea check (request <> '')  -- a BatchPublishRequest with an event for each, serialized; written once the changes are known
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+create index outbox_by_transaction on outbox (transaction_id);
 alter table outbox alter aggregate_ids set storage external, alter versions set storage external, alter request set storage external;
 grant select, insert, delete, update (request) on outbox to {service};
 
@@ -37,7 +38,7 @@ grant select, insert, delete, update (request) on outbox to {service};
 create view told as
     select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version from outbox where transaction_id = pg_current_xact_id();
 
--- E1: who changes something tells of it before the transaction ends, and once.
+-- E1: who changes something tells of it before the transaction ends, and takes nothing of it back.
 create function changes_are_told() returns trigger language plpgsql set search_path from current as $$
 begin
     if not exists (select from outbox where sequence = new.sequence and request is not null) then
@@ -49,6 +50,47 @@ create constraint trigger changes_are_told after insert on outbox deferrable ini
 create trigger told_once before update on outbox for each row when (old.request is not null) execute function refuse_change();
 """
 """The outbox of a schema whose changes other services hear of."""
+
+DEAD_LETTERS = """
+-- What is not tried again before a person has decided. Rows stay for ever; one for each time.
+create table dead_letter (
+    dead_letter_id text collate "C" primary key,
+    subject text collate "C" not null,  -- "{collection}/{id}"
+    number int not null check (number > 0),
+    cause text not null check (cause <> ''),
+    detail text not null,
+    tries int not null check (tries >= 0),
+    state text not null check (state in ('OPEN', 'RETRIED', 'CLOSED', 'RESOLVED')),
+    operator text not null check ((operator <> '') = (state in ('RETRIED', 'CLOSED'))),
+    reason text not null check ((reason <> '') = (operator <> '')),
+    evidence text not null check ((evidence <> '') = (state = 'CLOSED')),
+    create_time timestamptz not null,
+    end_time timestamptz check ((end_time is null) = (state = 'OPEN')),
+    unique (subject, number),
+    check (dead_letter_id = split_part(subject, '/', 2) || '-' || number)
+);
+create unique index dead_letter_open on dead_letter (subject) where state = 'OPEN';
+create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
+create trigger ends_once before update on dead_letter for each row when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
+create trigger never_deleted before delete or truncate on dead_letter for each statement execute function refuse_change();
+
+-- E1
+create function dead_letter_has_event() returns trigger language plpgsql security definer set search_path from current as $$
+begin
+    if exists (
+        select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1 else 2 end from changed except select * from told
+    ) then
+        raise exception 'a dead letter changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_dead_letter_has_event after insert on dead_letter referencing new table as changed
+    for each statement execute function dead_letter_has_event();
+create trigger updated_dead_letter_has_event after update on dead_letter referencing new table as changed
+    for each statement execute function dead_letter_has_event();
+grant select, insert, update (state, operator, reason, evidence, end_time) on dead_letter to {service};
+"""
+"""The dead letters of a schema that has due work; after its outbox."""
 
 
 def create(schema: str, *scripts: str) -> None:

@@ -1,6 +1,6 @@
 """Checkouts, orders, attempts, due work, history."""
 
-from tallystick_storage.migrations import OUTBOX, create
+from tallystick_storage.migrations import DEAD_LETTERS, OUTBOX, create
 
 revision = "payment_0001"
 down_revision = None
@@ -123,6 +123,27 @@ create table order_history (
     create_time timestamptz not null,
     primary key (payment_order_id, version)
 );
+
+-- Money that a provider took and that fits no order.
+create table unapplied_charge (
+    unapplied_charge_id text collate "C" primary key,
+    charge_id text collate "C" not null,
+    checkout_id text collate "C" not null references checkout,
+    caller text not null,
+    traceparent text not null,
+    provider text not null,
+    provider_reference text collate "C" not null check (provider_reference <> ''),
+    amount bigint not null check (amount > 0),
+    currency text not null,
+    cause text not null check (cause in ('MISMATCH', 'LATE', 'TWICE')),
+    ledger_updated boolean not null,
+    version int not null check (version = case when ledger_updated then 2 else 1 end),
+    create_time timestamptz not null,
+    update_time timestamptz not null check (update_time >= create_time),
+    unique (provider, provider_reference)
+);
+create index unapplied_charge_by_time on unapplied_charge (create_time desc, unapplied_charge_id desc);
+create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id) where not ledger_updated;
 """
 
 RULES = """
@@ -192,6 +213,11 @@ begin
                 select from order_history h where h.payment_order_id = substr(x.aggregate_id, 15) and h.version = x.version offset 0)
             when x.aggregate_id like 'payments/%' then exists (
                 select from checkout c where c.checkout_id = substr(x.aggregate_id, 10) and x.version between 1 and c.version offset 0)
+            when x.aggregate_id like 'deadLetters/%' then exists (
+                select from dead_letter d where d.dead_letter_id = substr(x.aggregate_id, 13)
+                    and x.version = case when d.state = 'OPEN' then 1 else 2 end offset 0)
+            when x.aggregate_id like 'unappliedCharges/%' then exists (
+                select from unapplied_charge u where u.unapplied_charge_id = substr(x.aggregate_id, 18) and u.version = x.version offset 0)
             end) is not true
     ) then
         raise exception 'an event tells of no change' using errcode = 'P0001';
@@ -216,6 +242,21 @@ create trigger inserted_checkout_has_event after insert on checkout referencing 
 create trigger updated_checkout_has_event after update on checkout referencing new table as changed
     for each statement execute function checkout_has_event();
 
+create function unapplied_charge_has_event() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (select 'unappliedCharges/' || unapplied_charge_id, version from changed except select * from told) then
+        raise exception 'an unapplied charge changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_unapplied_charge_has_event after insert on unapplied_charge referencing new table as changed
+    for each statement execute function unapplied_charge_has_event();
+create trigger updated_unapplied_charge_has_event after update on unapplied_charge referencing new table as changed
+    for each statement execute function unapplied_charge_has_event();
+create trigger booked_once before update on unapplied_charge for each row when (old.ledger_updated or not new.ledger_updated)
+    execute function refuse_change();
+
 -- P1: an attempt demands the sum of its charge's orders, in their one currency.
 create function attempt_covers_orders() returns trigger language plpgsql security definer
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -237,11 +278,13 @@ create trigger attempt_covers_orders after insert on attempt referencing new tab
 create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on unapplied_charge for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on attempt for each statement execute function refuse_change();
 """
 
 GRANTS = """
-grant select, insert on checkout, payment_order, attempt, due, order_history to {service};
+grant select, insert on checkout, payment_order, attempt, due, order_history, unapplied_charge to {service};
+grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, version, update_time) on payment_order to {service};
@@ -252,4 +295,4 @@ grant delete on due to {service};
 
 
 def upgrade() -> None:
-    create("payment", TABLES, OUTBOX, RULES, GRANTS)
+    create("payment", TABLES, OUTBOX, DEAD_LETTERS, RULES, GRANTS)

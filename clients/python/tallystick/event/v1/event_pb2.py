@@ -25,18 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.ledger.v1 import ledger_pb2 as tallystick_dot_ledger_dot_v1_dot_ledger__pb2
 from tallystick.payment.v1 import payment_pb2 as tallystick_dot_payment_dot_v1_dot_payment__pb2
+from tallystick.recovery.v1 import recovery_pb2 as tallystick_dot_recovery_dot_v1_dot_recovery__pb2
 from tallystick.wallet.v1 import wallet_pb2 as tallystick_dot_wallet_dot_v1_dot_wallet__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftallystick/event/v1/event.proto\x12\x13tallystick.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/ledger/v1/ledger.proto\x1a#tallystick/payment/v1/payment.proto\x1a!tallystick/wallet/v1/wallet.proto\"\xff\x03\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12,\n\x04type\x18\x03 \x01(\x0e\x32\x1e.tallystick.event.v1.EventType\x12\x14\n\x0c\x61ggregate_id\x18\x04 \x01(\t\x12\x19\n\x11\x61ggregate_version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x31\n\x07payment\x18\t \x01(\x0b\x32\x1e.tallystick.payment.v1.PaymentH\x00\x12<\n\rpayment_order\x18\n \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrderH\x00\x12\x39\n\x0cwallet_entry\x18\x0b \x01(\x0b\x32!.tallystick.wallet.v1.WalletEntryH\x00\x12.\n\x06wallet\x18\x0c \x01(\x0b\x32\x1c.tallystick.wallet.v1.WalletH\x00\x12\x38\n\x0btransaction\x18\r \x01(\x0b\x32!.tallystick.ledger.v1.TransactionH\x00\x42\t\n\x07payload*\xf4\x01\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45VENT_TYPE_PAYMENT_CREATED\x10\x01\x12\x1d\n\x19\x45VENT_TYPE_PAYMENT_CLOSED\x10\x02\x12$\n EVENT_TYPE_PAYMENT_ORDER_CHANGED\x10\x03\x12\x1d\n\x19\x45VENT_TYPE_WALLET_CHANGED\x10\x04\x12$\n EVENT_TYPE_WALLET_POLICY_CHANGED\x10\x05\x12!\n\x1d\x45VENT_TYPE_TRANSACTION_POSTED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftallystick/event/v1/event.proto\x12\x13tallystick.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/ledger/v1/ledger.proto\x1a#tallystick/payment/v1/payment.proto\x1a%tallystick/recovery/v1/recovery.proto\x1a!tallystick/wallet/v1/wallet.proto\"\xfe\x04\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12,\n\x04type\x18\x03 \x01(\x0e\x32\x1e.tallystick.event.v1.EventType\x12\x14\n\x0c\x61ggregate_id\x18\x04 \x01(\t\x12\x19\n\x11\x61ggregate_version\x18\x05 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63\x61ller\x18\x07 \x01(\t\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x31\n\x07payment\x18\t \x01(\x0b\x32\x1e.tallystick.payment.v1.PaymentH\x00\x12<\n\rpayment_order\x18\n \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrderH\x00\x12\x39\n\x0cwallet_entry\x18\x0b \x01(\x0b\x32!.tallystick.wallet.v1.WalletEntryH\x00\x12.\n\x06wallet\x18\x0c \x01(\x0b\x32\x1c.tallystick.wallet.v1.WalletH\x00\x12\x38\n\x0btransaction\x18\r \x01(\x0b\x32!.tallystick.ledger.v1.TransactionH\x00\x12\x39\n\x0b\x64\x65\x61\x64_letter\x18\x0e \x01(\x0b\x32\".tallystick.recovery.v1.DeadLetterH\x00\x12\x42\n\x10unapplied_charge\x18\x0f \x01(\x0b\x32&.tallystick.payment.v1.UnappliedChargeH\x00\x42\t\n\x07payload*\xc1\x02\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45VENT_TYPE_PAYMENT_CREATED\x10\x01\x12\x1d\n\x19\x45VENT_TYPE_PAYMENT_CLOSED\x10\x02\x12$\n EVENT_TYPE_PAYMENT_ORDER_CHANGED\x10\x03\x12\x1d\n\x19\x45VENT_TYPE_WALLET_CHANGED\x10\x04\x12$\n EVENT_TYPE_WALLET_POLICY_CHANGED\x10\x05\x12!\n\x1d\x45VENT_TYPE_TRANSACTION_POSTED\x10\x06\x12\"\n\x1e\x45VENT_TYPE_DEAD_LETTER_CHANGED\x10\x07\x12\'\n#EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.event.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTTYPE']._serialized_start=711
-  _globals['_EVENTTYPE']._serialized_end=955
-  _globals['_EVENT']._serialized_start=197
-  _globals['_EVENT']._serialized_end=708
+  _globals['_EVENTTYPE']._serialized_start=877
+  _globals['_EVENTTYPE']._serialized_end=1198
+  _globals['_EVENT']._serialized_start=236
+  _globals['_EVENT']._serialized_end=874
 # @@protoc_insertion_point(module_scope)

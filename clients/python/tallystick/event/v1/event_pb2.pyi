@@ -9,6 +9,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.ledger.v1 import ledger_pb2 as _ledger_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
+from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2 as _wallet_pb2
 import builtins as _builtins
 import sys
@@ -41,6 +42,10 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A wallet's policy was set."""
     EVENT_TYPE_TRANSACTION_POSTED: _EventType.ValueType  # 6
     """A transaction was posted."""
+    EVENT_TYPE_DEAD_LETTER_CHANGED: _EventType.ValueType  # 7
+    """A dead letter was set aside, or ended."""
+    EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED: _EventType.ValueType  # 8
+    """Money that fits no order was found, or booked."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What an event tells."""
@@ -59,6 +64,10 @@ EVENT_TYPE_WALLET_POLICY_CHANGED: EventType.ValueType  # 5
 """A wallet's policy was set."""
 EVENT_TYPE_TRANSACTION_POSTED: EventType.ValueType  # 6
 """A transaction was posted."""
+EVENT_TYPE_DEAD_LETTER_CHANGED: EventType.ValueType  # 7
+"""A dead letter was set aside, or ended."""
+EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED: EventType.ValueType  # 8
+"""Money that fits no order was found, or booked."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
@@ -80,6 +89,8 @@ class Event(_message.Message):
     WALLET_ENTRY_FIELD_NUMBER: _builtins.int
     WALLET_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    DEAD_LETTER_FIELD_NUMBER: _builtins.int
+    UNAPPLIED_CHARGE_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """"{aggregate_id}/{aggregate_version}"."""
     cursor: _builtins.int
@@ -88,7 +99,8 @@ class Event(_message.Message):
     """What it tells."""
     aggregate_id: _builtins.str
     """What changed: "payments/{checkout_id}", "paymentOrders/{payment_order_id}", "wallets/{seller_account}/{currency}",
-    "walletPolicies/{seller_account}/{currency}" or "transactions/{transaction_id}".
+    "walletPolicies/{seller_account}/{currency}", "transactions/{transaction_id}", "deadLetters/{dead_letter_id}" or
+    "unappliedCharges/{unapplied_charge_id}".
     """
     aggregate_version: _builtins.int
     """The aggregate's version after the change."""
@@ -120,6 +132,14 @@ class Event(_message.Message):
     def transaction(self) -> _ledger_pb2.Transaction:
         """With TRANSACTION_POSTED."""
 
+    @_builtins.property
+    def dead_letter(self) -> _recovery_pb2.DeadLetter:
+        """With DEAD_LETTER_CHANGED."""
+
+    @_builtins.property
+    def unapplied_charge(self) -> _payment_pb2.UnappliedCharge:
+        """With UNAPPLIED_CHARGE_CHANGED."""
+
     def __init__(
         self,
         *,
@@ -136,12 +156,14 @@ class Event(_message.Message):
         wallet_entry: _wallet_pb2.WalletEntry | None = ...,
         wallet: _wallet_pb2.Wallet | None = ...,
         transaction: _ledger_pb2.Transaction | None = ...,
+        dead_letter: _recovery_pb2.DeadLetter | None = ...,
+        unapplied_charge: _payment_pb2.UnappliedCharge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "transaction", b"transaction", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

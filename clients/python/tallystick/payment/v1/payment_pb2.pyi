@@ -324,6 +324,34 @@ ON_PARTIAL_ALL_OR_NOTHING: OnPartial.ValueType  # 2
 """The other orders fail with SIBLING_FAILED. Needs charging TOGETHER."""
 Global___OnPartial: _TypeAlias = OnPartial  # noqa: Y015
 
+class _UnappliedCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnappliedCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnappliedCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNAPPLIED_CAUSE_UNSPECIFIED: _UnappliedCause.ValueType  # 0
+    """Never sent."""
+    UNAPPLIED_CAUSE_MISMATCH: _UnappliedCause.ValueType  # 1
+    """Another amount or currency than was demanded."""
+    UNAPPLIED_CAUSE_LATE: _UnappliedCause.ValueType  # 2
+    """Its orders had FAILED before the provider told of it."""
+    UNAPPLIED_CAUSE_TWICE: _UnappliedCause.ValueType  # 3
+    """Its orders were paid by another charge already."""
+
+class UnappliedCause(_UnappliedCause, metaclass=_UnappliedCauseEnumTypeWrapper):
+    """Why a charge fits no order."""
+
+UNAPPLIED_CAUSE_UNSPECIFIED: UnappliedCause.ValueType  # 0
+"""Never sent."""
+UNAPPLIED_CAUSE_MISMATCH: UnappliedCause.ValueType  # 1
+"""Another amount or currency than was demanded."""
+UNAPPLIED_CAUSE_LATE: UnappliedCause.ValueType  # 2
+"""Its orders had FAILED before the provider told of it."""
+UNAPPLIED_CAUSE_TWICE: UnappliedCause.ValueType  # 3
+"""Its orders were paid by another charge already."""
+Global___UnappliedCause: _TypeAlias = UnappliedCause  # noqa: Y015
+
 @_typing.final
 class Payment(_message.Message):
     """One checkout: what the caller sent, and how far it has come. The provider's token is never echoed."""
@@ -580,7 +608,9 @@ class Transition(_message.Message):
     to_status: Global___PaymentOrderStatus.ValueType
     """The status after; the same as before for the settling of a SUCCESS order."""
     cause: _builtins.str
-    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was charged), SETTLED."""
+    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was charged),
+    CLOSED_BY_OPERATOR, SETTLED.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -655,3 +685,77 @@ class Attempt(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
+
+@_typing.final
+class UnappliedCharge(_message.Message):
+    """Money that a provider took from a buyer and that fits no order. It is booked under unapplied/{provider}."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNAPPLIED_CHARGE_ID_FIELD_NUMBER: _builtins.int
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    CHECKOUT_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    LEDGER_UPDATED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    unapplied_charge_id: _builtins.str
+    """Made of the provider and its reference."""
+    charge_id: _builtins.str
+    """The charge it belongs to."""
+    checkout_id: _builtins.str
+    """Its checkout."""
+    caller: _builtins.str
+    """Who created the payment."""
+    provider: _builtins.str
+    """Who charged."""
+    provider_reference: _builtins.str
+    """The provider's name for it."""
+    amount: _builtins.str
+    """What was charged, in major units."""
+    currency: _builtins.str
+    """ISO 4217."""
+    cause: Global___UnappliedCause.ValueType
+    """Why it fits no order."""
+    ledger_updated: _builtins.bool
+    """Whether it is in the ledger."""
+    version: _builtins.int
+    """1 when it was found, 2 when it was booked."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was found."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed."""
+
+    def __init__(
+        self,
+        *,
+        unapplied_charge_id: _builtins.str = ...,
+        charge_id: _builtins.str = ...,
+        checkout_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        provider_reference: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        cause: Global___UnappliedCause.ValueType = ...,
+        ledger_updated: _builtins.bool = ...,
+        version: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "cause", b"cause", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "ledger_updated", b"ledger_updated", "provider", b"provider", "provider_reference", b"provider_reference", "unapplied_charge_id", b"unapplied_charge_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnappliedCharge: _TypeAlias = UnappliedCharge  # noqa: Y015

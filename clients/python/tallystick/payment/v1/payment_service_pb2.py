@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.payment.v1 import payment_pb2 as tallystick_dot_payment_dot_v1_dot_payment__pb2
+from tallystick.recovery.v1 import recovery_pb2 as tallystick_dot_recovery_dot_v1_dot_recovery__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/payment/v1/payment_service.proto\x12\x15tallystick.payment.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#tallystick/payment/v1/payment.proto\"\xbb\x03\n\x14\x43reatePaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x12\n\nbuyer_info\x18\x02 \x01(\t\x12\x13\n\x0bseller_info\x18\x03 \x01(\t\x12\x15\n\rbuyer_country\x18\x04 \x01(\t\x12\x1a\n\x10\x63redit_card_info\x18\x05 \x01(\tH\x00\x12\x45\n\x13payment_method_type\x18\x06 \x01(\x0e\x32(.tallystick.payment.v1.PaymentMethodType\x12\x31\n\x08\x63harging\x18\x07 \x01(\x0e\x32\x1f.tallystick.payment.v1.Charging\x12\x34\n\non_partial\x18\x08 \x01(\x0e\x32 .tallystick.payment.v1.OnPartial\x12>\n\x0epayment_orders\x18\t \x03(\x0b\x32&.tallystick.payment.v1.NewPaymentOrder\x12\x30\n\x08wait_for\x18\n \x01(\x0e\x32\x1e.tallystick.payment.v1.WaitForB\x10\n\x0epayment_method\"H\n\x15\x43reatePaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"(\n\x11GetPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\"E\n\x12GetPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\x94\x02\n\x13ListPaymentsRequest\x12\x15\n\rbuyer_account\x18\x01 \x01(\t\x12\x16\n\x0eseller_account\x18\x02 \x01(\t\x12:\n\rpayment_state\x18\x03 \x01(\x0e\x32#.tallystick.payment.v1.PaymentState\x12\x34\n\x10\x63reate_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x63reate_time_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"a\n\x14ListPaymentsResponse\x12\x30\n\x08payments\x18\x01 \x03(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16GetPaymentOrderRequest\x12\x18\n\x10payment_order_id\x18\x01 \x01(\t\"\xbb\x01\n\x17GetPaymentOrderResponse\x12:\n\rpayment_order\x18\x01 \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrder\x12\x32\n\x07history\x18\x02 \x03(\x0b\x32!.tallystick.payment.v1.Transition\x12\x30\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x1e.tallystick.payment.v1.Attempt\"A\n\x13WatchPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x15\n\rafter_version\x18\x02 \x01(\x03\"G\n\x14WatchPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment*Q\n\x07WaitFor\x12\x18\n\x14WAIT_FOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fWAIT_FOR_RESULT\x10\x01\x12\x17\n\x13WAIT_FOR_ACCEPTANCE\x10\x02\x32\xbe\x04\n\x0ePaymentService\x12o\n\rCreatePayment\x12+.tallystick.payment.v1.CreatePaymentRequest\x1a,.tallystick.payment.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12\x66\n\nGetPayment\x12(.tallystick.payment.v1.GetPaymentRequest\x1a).tallystick.payment.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12l\n\x0cListPayments\x12*.tallystick.payment.v1.ListPaymentsRequest\x1a+.tallystick.payment.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12u\n\x0fGetPaymentOrder\x12-.tallystick.payment.v1.GetPaymentOrderRequest\x1a..tallystick.payment.v1.GetPaymentOrderResponse\"\x03\x90\x02\x01\x12n\n\x0cWatchPayment\x12*.tallystick.payment.v1.WatchPaymentRequest\x1a+.tallystick.payment.v1.WatchPaymentResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/payment/v1/payment_service.proto\x12\x15tallystick.payment.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#tallystick/payment/v1/payment.proto\x1a%tallystick/recovery/v1/recovery.proto\"\xbb\x03\n\x14\x43reatePaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x12\n\nbuyer_info\x18\x02 \x01(\t\x12\x13\n\x0bseller_info\x18\x03 \x01(\t\x12\x15\n\rbuyer_country\x18\x04 \x01(\t\x12\x1a\n\x10\x63redit_card_info\x18\x05 \x01(\tH\x00\x12\x45\n\x13payment_method_type\x18\x06 \x01(\x0e\x32(.tallystick.payment.v1.PaymentMethodType\x12\x31\n\x08\x63harging\x18\x07 \x01(\x0e\x32\x1f.tallystick.payment.v1.Charging\x12\x34\n\non_partial\x18\x08 \x01(\x0e\x32 .tallystick.payment.v1.OnPartial\x12>\n\x0epayment_orders\x18\t \x03(\x0b\x32&.tallystick.payment.v1.NewPaymentOrder\x12\x30\n\x08wait_for\x18\n \x01(\x0e\x32\x1e.tallystick.payment.v1.WaitForB\x10\n\x0epayment_method\"H\n\x15\x43reatePaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"(\n\x11GetPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\"E\n\x12GetPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\x94\x02\n\x13ListPaymentsRequest\x12\x15\n\rbuyer_account\x18\x01 \x01(\t\x12\x16\n\x0eseller_account\x18\x02 \x01(\t\x12:\n\rpayment_state\x18\x03 \x01(\x0e\x32#.tallystick.payment.v1.PaymentState\x12\x34\n\x10\x63reate_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x63reate_time_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"a\n\x14ListPaymentsResponse\x12\x30\n\x08payments\x18\x01 \x03(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"2\n\x16GetPaymentOrderRequest\x12\x18\n\x10payment_order_id\x18\x01 \x01(\t\"\xbb\x01\n\x17GetPaymentOrderResponse\x12:\n\rpayment_order\x18\x01 \x01(\x0b\x32#.tallystick.payment.v1.PaymentOrder\x12\x32\n\x07history\x18\x02 \x03(\x0b\x32!.tallystick.payment.v1.Transition\x12\x30\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x1e.tallystick.payment.v1.Attempt\"A\n\x13WatchPaymentRequest\x12\x13\n\x0b\x63heckout_id\x18\x01 \x01(\t\x12\x15\n\rafter_version\x18\x02 \x01(\x03\"G\n\x14WatchPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"w\n\x16ListDeadLettersRequest\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.tallystick.recovery.v1.DeadLetterState\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"l\n\x17ListDeadLettersResponse\x12\x38\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\".tallystick.recovery.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\".\n\x14GetDeadLetterRequest\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\"\x8d\x01\n\x15GetDeadLetterResponse\x12\x37\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\".tallystick.recovery.v1.DeadLetter\x12;\n\x0epayment_orders\x18\x02 \x03(\x0b\x32#.tallystick.payment.v1.PaymentOrder\"@\n\x16RetryDeadLetterRequest\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"R\n\x17RetryDeadLetterResponse\x12\x37\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\".tallystick.recovery.v1.DeadLetter\"R\n\x16\x43loseDeadLetterRequest\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x01(\t\"R\n\x17\x43loseDeadLetterResponse\x12\x37\n\x0b\x64\x65\x61\x64_letter\x18\x01 \x01(\x0b\x32\".tallystick.recovery.v1.DeadLetter\"D\n\x1bListUnappliedChargesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"z\n\x1cListUnappliedChargesResponse\x12\x41\n\x11unapplied_charges\x18\x01 \x03(\x0b\x32&.tallystick.payment.v1.UnappliedCharge\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*Q\n\x07WaitFor\x12\x18\n\x14WAIT_FOR_UNSPECIFIED\x10\x00\x12\x13\n\x0fWAIT_FOR_RESULT\x10\x01\x12\x17\n\x13WAIT_FOR_ACCEPTANCE\x10\x02\x32\x9b\t\n\x0ePaymentService\x12o\n\rCreatePayment\x12+.tallystick.payment.v1.CreatePaymentRequest\x1a,.tallystick.payment.v1.CreatePaymentResponse\"\x03\x90\x02\x02\x12\x66\n\nGetPayment\x12(.tallystick.payment.v1.GetPaymentRequest\x1a).tallystick.payment.v1.GetPaymentResponse\"\x03\x90\x02\x01\x12l\n\x0cListPayments\x12*.tallystick.payment.v1.ListPaymentsRequest\x1a+.tallystick.payment.v1.ListPaymentsResponse\"\x03\x90\x02\x01\x12u\n\x0fGetPaymentOrder\x12-.tallystick.payment.v1.GetPaymentOrderRequest\x1a..tallystick.payment.v1.GetPaymentOrderResponse\"\x03\x90\x02\x01\x12n\n\x0cWatchPayment\x12*.tallystick.payment.v1.WatchPaymentRequest\x1a+.tallystick.payment.v1.WatchPaymentResponse\"\x03\x90\x02\x01\x30\x01\x12u\n\x0fListDeadLetters\x12-.tallystick.payment.v1.ListDeadLettersRequest\x1a..tallystick.payment.v1.ListDeadLettersResponse\"\x03\x90\x02\x01\x12o\n\rGetDeadLetter\x12+.tallystick.payment.v1.GetDeadLetterRequest\x1a,.tallystick.payment.v1.GetDeadLetterResponse\"\x03\x90\x02\x01\x12u\n\x0fRetryDeadLetter\x12-.tallystick.payment.v1.RetryDeadLetterRequest\x1a..tallystick.payment.v1.RetryDeadLetterResponse\"\x03\x90\x02\x02\x12u\n\x0f\x43loseDeadLetter\x12-.tallystick.payment.v1.CloseDeadLetterRequest\x1a..tallystick.payment.v1.CloseDeadLetterResponse\"\x03\x90\x02\x02\x12\x84\x01\n\x14ListUnappliedCharges\x12\x32.tallystick.payment.v1.ListUnappliedChargesRequest\x1a\x33.tallystick.payment.v1.ListUnappliedChargesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,28 +44,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTSERVICE'].methods_by_name['GetPaymentOrder']._serialized_options = b'\220\002\001'
   _globals['_PAYMENTSERVICE'].methods_by_name['WatchPayment']._loaded_options = None
   _globals['_PAYMENTSERVICE'].methods_by_name['WatchPayment']._serialized_options = b'\220\002\001'
-  _globals['_WAITFOR']._serialized_start=1533
-  _globals['_WAITFOR']._serialized_end=1614
-  _globals['_CREATEPAYMENTREQUEST']._serialized_start=141
-  _globals['_CREATEPAYMENTREQUEST']._serialized_end=584
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=586
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=658
-  _globals['_GETPAYMENTREQUEST']._serialized_start=660
-  _globals['_GETPAYMENTREQUEST']._serialized_end=700
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=702
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=771
-  _globals['_LISTPAYMENTSREQUEST']._serialized_start=774
-  _globals['_LISTPAYMENTSREQUEST']._serialized_end=1050
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=1052
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=1149
-  _globals['_GETPAYMENTORDERREQUEST']._serialized_start=1151
-  _globals['_GETPAYMENTORDERREQUEST']._serialized_end=1201
-  _globals['_GETPAYMENTORDERRESPONSE']._serialized_start=1204
-  _globals['_GETPAYMENTORDERRESPONSE']._serialized_end=1391
-  _globals['_WATCHPAYMENTREQUEST']._serialized_start=1393
-  _globals['_WATCHPAYMENTREQUEST']._serialized_end=1458
-  _globals['_WATCHPAYMENTRESPONSE']._serialized_start=1460
-  _globals['_WATCHPAYMENTRESPONSE']._serialized_end=1531
-  _globals['_PAYMENTSERVICE']._serialized_start=1617
-  _globals['_PAYMENTSERVICE']._serialized_end=2191
+  _globals['_PAYMENTSERVICE'].methods_by_name['ListDeadLetters']._loaded_options = None
+  _globals['_PAYMENTSERVICE'].methods_by_name['ListDeadLetters']._serialized_options = b'\220\002\001'
+  _globals['_PAYMENTSERVICE'].methods_by_name['GetDeadLetter']._loaded_options = None
+  _globals['_PAYMENTSERVICE'].methods_by_name['GetDeadLetter']._serialized_options = b'\220\002\001'
+  _globals['_PAYMENTSERVICE'].methods_by_name['RetryDeadLetter']._loaded_options = None
+  _globals['_PAYMENTSERVICE'].methods_by_name['RetryDeadLetter']._serialized_options = b'\220\002\002'
+  _globals['_PAYMENTSERVICE'].methods_by_name['CloseDeadLetter']._loaded_options = None
+  _globals['_PAYMENTSERVICE'].methods_by_name['CloseDeadLetter']._serialized_options = b'\220\002\002'
+  _globals['_PAYMENTSERVICE'].methods_by_name['ListUnappliedCharges']._loaded_options = None
+  _globals['_PAYMENTSERVICE'].methods_by_name['ListUnappliedCharges']._serialized_options = b'\220\002\001'
+  _globals['_WAITFOR']._serialized_start=2507
+  _globals['_WAITFOR']._serialized_end=2588
+  _globals['_CREATEPAYMENTREQUEST']._serialized_start=180
+  _globals['_CREATEPAYMENTREQUEST']._serialized_end=623
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=625
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=697
+  _globals['_GETPAYMENTREQUEST']._serialized_start=699
+  _globals['_GETPAYMENTREQUEST']._serialized_end=739
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=741
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=810
+  _globals['_LISTPAYMENTSREQUEST']._serialized_start=813
+  _globals['_LISTPAYMENTSREQUEST']._serialized_end=1089
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=1091
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=1188
+  _globals['_GETPAYMENTORDERREQUEST']._serialized_start=1190
+  _globals['_GETPAYMENTORDERREQUEST']._serialized_end=1240
+  _globals['_GETPAYMENTORDERRESPONSE']._serialized_start=1243
+  _globals['_GETPAYMENTORDERRESPONSE']._serialized_end=1430
+  _globals['_WATCHPAYMENTREQUEST']._serialized_start=1432
+  _globals['_WATCHPAYMENTREQUEST']._serialized_end=1497
+  _globals['_WATCHPAYMENTRESPONSE']._serialized_start=1499
+  _globals['_WATCHPAYMENTRESPONSE']._serialized_end=1570
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1572
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1691
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1693
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1801
+  _globals['_GETDEADLETTERREQUEST']._serialized_start=1803
+  _globals['_GETDEADLETTERREQUEST']._serialized_end=1849
+  _globals['_GETDEADLETTERRESPONSE']._serialized_start=1852
+  _globals['_GETDEADLETTERRESPONSE']._serialized_end=1993
+  _globals['_RETRYDEADLETTERREQUEST']._serialized_start=1995
+  _globals['_RETRYDEADLETTERREQUEST']._serialized_end=2059
+  _globals['_RETRYDEADLETTERRESPONSE']._serialized_start=2061
+  _globals['_RETRYDEADLETTERRESPONSE']._serialized_end=2143
+  _globals['_CLOSEDEADLETTERREQUEST']._serialized_start=2145
+  _globals['_CLOSEDEADLETTERREQUEST']._serialized_end=2227
+  _globals['_CLOSEDEADLETTERRESPONSE']._serialized_start=2229
+  _globals['_CLOSEDEADLETTERRESPONSE']._serialized_end=2311
+  _globals['_LISTUNAPPLIEDCHARGESREQUEST']._serialized_start=2313
+  _globals['_LISTUNAPPLIEDCHARGESREQUEST']._serialized_end=2381
+  _globals['_LISTUNAPPLIEDCHARGESRESPONSE']._serialized_start=2383
+  _globals['_LISTUNAPPLIEDCHARGESRESPONSE']._serialized_end=2505
+  _globals['_PAYMENTSERVICE']._serialized_start=2591
+  _globals['_PAYMENTSERVICE']._serialized_end=3770
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,31 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ListDeadLetters',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/GetDeadLetter',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.RetryDeadLetter = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/RetryDeadLetter',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.CloseDeadLetter = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/CloseDeadLetter',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.ListUnappliedCharges = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ListUnappliedCharges',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer(object):
@@ -104,6 +129,44 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """Lists dead letters, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """Answers with a dead letter and the orders of its charge. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetter(self, request, context):
+        """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
+        one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseDeadLetter(self, request, context):
+        """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
+        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+        A repeat with the same values changes nothing. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUnappliedCharges(self, request, context):
+        """Lists money that fits no order, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +194,31 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.WatchPayment,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterResponse.SerializeToString,
+            ),
+            'RetryDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetter,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterResponse.SerializeToString,
+            ),
+            'CloseDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseDeadLetter,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.SerializeToString,
+            ),
+            'ListUnappliedCharges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUnappliedCharges,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +357,141 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/WatchPayment',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ListDeadLetters',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/GetDeadLetter',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.GetDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/RetryDeadLetter',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.RetryDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/CloseDeadLetter',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUnappliedCharges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ListUnappliedCharges',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesResponse.FromString,
             options,
             channel_credentials,
             insecure,

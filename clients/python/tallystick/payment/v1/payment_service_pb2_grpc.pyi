@@ -48,6 +48,21 @@ class PaymentServiceStub:
     STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
+    """Lists dead letters, newest first. Access: operator."""
+    GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
+    """Answers with a dead letter and the orders of its charge. Access: operator."""
+    RetryDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]
+    """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
+    one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+    """
+    CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]
+    """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
+    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+    A repeat with the same values changes nothing. Access: operator.
+    """
+    ListUnappliedCharges: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]
+    """Lists money that fits no order, newest first. Access: operator."""
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -69,6 +84,21 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Lists dead letters, newest first. Access: operator."""
+    GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
+    """Answers with a dead letter and the orders of its charge. Access: operator."""
+    RetryDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLetterRequest, _payment_service_pb2.RetryDeadLetterResponse]  # type: ignore[assignment]
+    """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
+    one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+    """
+    CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
+    """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
+    that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+    A repeat with the same values changes nothing. Access: operator.
+    """
+    ListUnappliedCharges: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]  # type: ignore[assignment]
+    """Lists money that fits no order, newest first. Access: operator."""
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes payments and tells what became of them. A payment belongs to the caller who created it."""
@@ -117,5 +147,50 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _payment_service_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.ListDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.ListDeadLettersResponse]]:
+        """Lists dead letters, newest first. Access: operator."""
+
+    @_abc_1.abstractmethod
+    def GetDeadLetter(
+        self,
+        request: _payment_service_pb2.GetDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.GetDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.GetDeadLetterResponse]]:
+        """Answers with a dead letter and the orders of its charge. Access: operator."""
+
+    @_abc_1.abstractmethod
+    def RetryDeadLetter(
+        self,
+        request: _payment_service_pb2.RetryDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.RetryDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLetterResponse]]:
+        """Has the charge of an open dead letter tried again, under the same key while the provider honours it. A repeat with the same reason changes nothing;
+        one that has ended otherwise is refused with STATE_FORBIDS. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def CloseDeadLetter(
+        self,
+        request: _payment_service_pb2.CloseDeadLetterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLetterResponse]]:
+        """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
+        that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+        A repeat with the same values changes nothing. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUnappliedCharges(
+        self,
+        request: _payment_service_pb2.ListUnappliedChargesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.ListUnappliedChargesResponse, _abc.Awaitable[_payment_service_pb2.ListUnappliedChargesResponse]]:
+        """Lists money that fits no order, newest first. Access: operator."""
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,108 @@
+"""Unapplied charges: money that fits no order is found beside the answer that tells of it, and booked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1 import event_pb2
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.booking import unapplied
+from tallystick_core.money import format_amount
+from tallystick_core.payment import unapplied_charge_id
+from tallystick_core.provider import Succeeded
+from tallystick_server.payment.charge import Charge
+from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.relay import tell
+from tallystick_storage import outbox
+from tallystick_storage import unapplied as store
+from tallystick_storage.database import Database
+
+_MOST_BOOKED = 100
+_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
+
+
+def find_unapplied(connection: Connection, told_of: Sequence[tuple[Charge, Succeeded]]) -> None:
+    """Stores what fits no order of charges that a provider told of; their attempts must be locked."""
+    charged = [
+        store.Charged(
+            unapplied_charge_id=unapplied_charge_id(charge.provider, outcome.reference),
+            charge_id=charge.charge_id,
+            checkout_id=charge.checkout_id,
+            caller=charge.caller,
+            traceparent=charge.traceparent,
+            provider=charge.provider,
+            provider_reference=outcome.reference,
+            amount=outcome.amount,
+            currency=outcome.currency,
+            mismatch=(outcome.amount, outcome.currency) != (charge.amount, charge.currency),
+        )
+        for charge, outcome in told_of
+    ]
+    _tell(connection, store.insert(connection, charged))
+
+
+def message(row: Row[Any]) -> payment_pb2.UnappliedCharge:
+    return payment_pb2.UnappliedCharge(
+        unapplied_charge_id=row.unapplied_charge_id,
+        charge_id=row.charge_id,
+        checkout_id=row.checkout_id,
+        caller=row.caller,
+        provider=row.provider,
+        provider_reference=row.provider_reference,
+        amount=format_amount(row.amount, row.currency),
+        currency=row.currency,
+        cause=_CAUSES.number(row.cause),
+        ledger_updated=row.ledger_updated,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+    )
+
+
+class BookUnapplied:
+    """Posts what was found to the ledger. Posting is idempotent, so any number of processes may do it, and each may do it again."""
+
+    def __init__(self, database: Database, peers: Peers, ledger_address: str) -> None:
+        self._database = database
+        self._peers = peers
+        self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
+
+    async def turn(self) -> None:
+        """Books once. Raises DEPENDENCY_UNAVAILABLE."""
+        rows = await self._database.read(lambda connection: store.to_book(connection, _MOST_BOOKED))
+        if not rows:
+            return
+        request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
+        for row in rows:
+            posting = request.postings.add(kind=ledger_pb2.TRANSACTION_KIND_UNAPPLIED, cause_id=row.unapplied_charge_id, caller=row.caller)
+            for line in unapplied(row.provider, row.currency, row.amount):
+                posting.entries.add(
+                    account=line.account,
+                    direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
+                    amount=format_amount(abs(line.amount), line.currency),
+                    currency=line.currency,
+                )
+        results = (await self._peers.call(self._ledger.BatchPost, request)).results
+        refused = [from_status(result.error).message for result in results if result.WhichOneof("result") == "error"]
+        posted = [row.unapplied_charge_id for row, result in zip(rows, results, strict=True) if result.WhichOneof("result") != "error"]
+        await self._database.transact(lambda connection: _tell(connection, store.booked(connection, posted)))
+        if refused:
+            raise RuntimeError(f"unapplied charges were refused by the ledger: {refused[0]}")
+
+
+def _tell(connection: Connection, rows: Sequence[Row[Any]]) -> None:
+    if not rows:
+        return
+    told = BatchPublishRequest()
+    for row in rows:
+        charge, aggregate = message(row), f"unappliedCharges/{row.unapplied_charge_id}"
+        type_ = event_pb2.EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED
+        tell(told, type_, aggregate, row.version, charge.update_time, row.caller, row.traceparent, unapplied_charge=charge)
+    outbox.tell(connection, rows[0].told, told.SerializeToString())

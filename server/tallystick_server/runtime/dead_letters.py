@@ -1,0 +1,54 @@
+"""Dead letters as every service shows them and tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1 import event_pb2
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_core.dead_letter import DeadLetterState
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_server.runtime.relay import tell
+from tallystick_storage import outbox
+
+STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
+
+
+def message(row: Row[Any]) -> recovery_pb2.DeadLetter:
+    return recovery_pb2.DeadLetter(
+        dead_letter_id=row.dead_letter_id,
+        subject=row.subject,
+        state=STATES.number(row.state),
+        cause=row.cause,
+        detail=row.detail,
+        tries=row.tries,
+        operator=row.operator,
+        reason=row.reason,
+        evidence=row.evidence,
+        create_time=to_timestamp(row.create_time),
+        end_time=to_timestamp(row.end_time) if row.end_time else None,
+    )
+
+
+def tell_changed(connection: Connection, rows: Sequence[Row[Any]], on_behalf: Callable[[Row[Any]], tuple[str, str]]) -> None:
+    """Tells of dead letters that were set aside or have ended; `on_behalf` gives the caller and the traceparent of each."""
+    if not rows:
+        return
+    told = BatchPublishRequest()
+    for row in rows:
+        dead_letter, version = message(row), 2 if row.end_time else 1
+        at = dead_letter.end_time if row.end_time else dead_letter.create_time
+        type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
+        tell(told, type_, aggregate, version, at, *on_behalf(row), dead_letter=dead_letter)
+    outbox.tell(connection, rows[0].told, told.SerializeToString())
+
+
+def must_be_open(row: Row[Any], verb: str) -> None:
+    """Raises STATE_FORBIDS for one that has ended."""
+    if row.state != DeadLetterState.OPEN:
+        raise Refused(Reason.STATE_FORBIDS, f"The dead letter is {row.state} already.", metadata={"state": row.state, "verb": verb})

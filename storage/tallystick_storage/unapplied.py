@@ -1,0 +1,91 @@
+"""Charges that fit no order: found when the answer is written down, booked afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import rows
+
+
+@dataclass(slots=True)
+class Charged:
+    """What a provider says it charged, in minor units; `mismatch`: not what was demanded."""
+
+    unapplied_charge_id: str
+    charge_id: str
+    checkout_id: str
+    caller: str
+    traceparent: str
+    provider: str
+    provider_reference: str
+    amount: int
+    currency: str
+    mismatch: bool
+
+
+_COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, ledger_updated,
+    version, create_time, update_time"""
+# A charge whose orders are still open is none of these: it is theirs. Its attempt is locked, so none of them is failed meanwhile.
+_INSERT = text(f"""
+    with judged as (
+        select r.*, case when r.mismatch then 'MISMATCH' when o.failed then 'LATE' when o.paid_otherwise then 'TWICE' end as cause
+        from json_to_recordset(cast(:charged as json)) as r (unapplied_charge_id text, charge_id text, checkout_id text, caller text, traceparent text,
+            provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
+        cross join lateral (
+            select bool_and(o.status = 'FAILED') as failed, bool_and(o.status = 'SUCCESS' and o.provider_reference <> r.provider_reference) as paid_otherwise
+            from payment_order o where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id) o),
+    new as (
+        insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency,
+            cause, ledger_updated, version, create_time, update_time)
+        select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, false, 1, t.now, t.now
+        from judged, (select clock() as now) t where cause is not null order by unapplied_charge_id
+        on conflict do nothing returning *),
+    told as (
+        insert into outbox (aggregate_ids, versions)
+        select array_agg('unappliedCharges/' || unapplied_charge_id), array_agg(1) from new having count(*) > 0 returning sequence)
+    select {_COLUMNS}, sequence as told from new, told
+""")
+_TO_BOOK = text(f"select {_COLUMNS} from unapplied_charge where not ledger_updated order by create_time, unapplied_charge_id limit :most")
+_BOOKED = text(f"""
+    with l as materialized (
+        select unapplied_charge_id from unapplied_charge where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
+        order by unapplied_charge_id for update),
+    booked as (
+        update unapplied_charge u set ledger_updated = true, version = 2, update_time = clock()
+        from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
+    told as (
+        insert into outbox (aggregate_ids, versions)
+        select array_agg('unappliedCharges/' || unapplied_charge_id), array_agg(2) from booked having count(*) > 0 returning sequence)
+    select {_COLUMNS}, sequence as told from booked, told
+""")
+_LIST = text(f"""
+    select {_COLUMNS} from unapplied_charge
+    where (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+    order by create_time desc, unapplied_charge_id desc limit :most
+""")
+
+
+def insert(connection: Connection, charged: Sequence[Charged]) -> Sequence[Row[Any]]:
+    """Stores those of the charges that fit no order; each with the outbox row in which all are to be told. Their attempts must be locked."""
+    return connection.execute(_INSERT, {"charged": rows(charged)}).all()
+
+
+def to_book(connection: Connection, most: int) -> Sequence[Row[Any]]:
+    """Those that are not in the ledger yet, oldest first."""
+    return connection.execute(_TO_BOOK, {"most": most}).all()
+
+
+def booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
+    """Marks as booked; those that were not, each with the outbox row in which all are to be told."""
+    return connection.execute(_BOOKED, {"ids": list(ids)}).all()
+
+
+def list_(connection: Connection, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+    """Newest first, before a given (create_time, id)."""
+    time, charge = before or (None, "")
+    return connection.execute(_LIST, {"before_time": time, "before_id": charge, "most": most}).all()
