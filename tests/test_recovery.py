@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import Client, FailedPreconditionError, InvalidArgumentError
+from tallystick import AlreadyExistsError, Client, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
@@ -288,7 +289,7 @@ def test_money_that_comes_after_the_failure_is_unapplied(client: Client, impatie
 
     async def hold() -> Charge:
         rows = await flow._database.read(lambda connection: store.charges(connection, [charge_id]))
-        return stored_charges(rows, {charge_id: 1}, 1e9)[0]
+        return stored_charges(rows, {charge_id: 1}, 0.0, 60.0)[0]
 
     async def tell(charge: Charge) -> None:
         await flow._record.submit(Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR")))
@@ -329,7 +330,97 @@ def flow_of(platform: Platform) -> Flow:
     return handlers._flow  # type: ignore[attr-defined,no-any-return]
 
 
-def test_everything_is_quiet_in_the_end(impatient: Platform) -> None:
+def cancel(client: Client, payment: payment_pb2.Payment, reason: str = "sold out") -> payment_pb2.Payment:
+    return client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason=reason)).payment
+
+
+def test_a_payment_that_was_never_sent_is_cancelled_for_good(patient: Client, waiting: Platform) -> None:
+    """An order that waits for a provider which is not there fails at once, and nothing is ever sent."""
+    payment = pay(patient, "5.00", token="tok_unreachable:3", wait_for=ACCEPTANCE)
+    charge = payment.payment_orders[0].charge_id
+    assert eventually(lambda: (due(waiting.databases, charge) or ("", ""))[1] == "NOT_SENT")
+    cancelled = cancel(patient, payment)
+    assert failure(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
+    assert cancelled.payment_state == payment_pb2.PAYMENT_STATE_FAILED
+    assert cancel(patient, payment) == cancelled
+    with pytest.raises(AlreadyExistsError) as reused:
+        cancel(patient, payment, "another reason")
+    assert reused.value.reason == "KEY_REUSED"
+    assert charges(waiting.databases, payment.checkout_id) == []
+
+
+def test_a_pending_payment_is_cancelled_at_the_provider(client: Client, impatient: Platform) -> None:
+    """What was sent is ended by the provider first: only its word makes the order FAILED."""
+    payment = pay(client, "5.00", token="tok_pending:action")
+    cancelled = cancel(client, payment)
+    assert failure(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
+    assert [state for _, state, _ in charges(impatient.databases, payment.checkout_id)] == ["DECLINED"]
+
+
+def test_what_was_charged_stays_charged(patient: Client, waiting: Platform) -> None:
+    """A cancellation that comes too late finds the charge: the order is SUCCESS, and the seller is paid."""
+    payment = pay(patient, "5.00", token="tok_lost_after", wait_for=ACCEPTANCE)
+    assert eventually(lambda: (due(waiting.databases, payment.payment_orders[0].charge_id) or ("", ""))[1] == "NO_ANSWER")
+    assert cancel(patient, payment).is_payment_done
+    with pytest.raises(FailedPreconditionError) as refused:
+        cancel(patient, pay(patient, "5.00"))
+    assert refused.value.reason == "STATE_FORBIDS"
+
+
+def test_another_callers_payment_cannot_be_cancelled(client: Client) -> None:
+    """A payment that is not there is NOT_FOUND, and cancelling needs words."""
+    with pytest.raises(NotFoundError):
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id="nobody", reason="x"))
+    with pytest.raises(InvalidArgumentError):
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id="nobody"))
+
+
+def test_an_order_that_was_not_sent_in_time_expires(client: Client, impatient: Platform) -> None:
+    """Past expire_time it is FAILED(EXPIRED) and never sent; what was sent before goes on."""
+    past = Timestamp(seconds=1_000_000_000)
+    payment = pay(client, "5.00", expire_time=past)
+    assert failure(ended(client, payment)) == "EXPIRED"
+    assert charges(impatient.databases, payment.checkout_id) == []
+    assert payment.expire_time == past
+    with pytest.raises(AlreadyExistsError) as reused:
+        pay(client, "5.00", checkout=payment.checkout_id, expire_time=Timestamp(seconds=1_000_000_001))
+    assert "expire_time" in str(reused.value)
+    soon = Timestamp()
+    soon.FromNanoseconds(client.get_payment(payment.checkout_id).create_time.ToNanoseconds() + 3_600_000_000_000)
+    assert pay(client, "5.00", expire_time=soon).is_payment_done
+
+
+def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(own_database: Databases) -> None:
+    """Past resolve_by_time the demand is ended at the provider, then the order is FAILED(EXPIRED); a review goes on."""
+    quick = {("", trouble): SOON for trouble in Trouble}
+    settings = Settings(retry=quick, sweep_interval=0.05, pending_action=0.3, pending_review=0.3)
+    with serving(own_database, settings) as running, running.client() as client:
+        acting = pay(client, "5.00", token="tok_pending:action")
+        order = acting.payment_orders[0]
+        assert order.resolve_by_time.ToNanoseconds() - order.update_time.ToNanoseconds() == pytest.approx(0.3e9, rel=0.2)
+        reviewed = pay(client, "5.00", token="tok_pending:review")
+        assert failure(ended(client, acting)) == "EXPIRED"
+        assert order_of(client, reviewed).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_PENDING
+        assert [state for _, state, _ in charges(own_database, acting.checkout_id)] == ["DECLINED"]
+
+
+@pytest.fixture(scope="module")
+def waiting(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform that waits long before it tries again."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("waiting")) as known:
+        retry = {("", trouble): Policy(Strategy.FIXED, 600, 600, 5) for trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER)}
+        with serving(known, Settings(retry=retry, sweep_interval=0.05)) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def patient(waiting: Platform) -> Iterator[Client]:
+    with waiting.client() as made:
+        yield made
+
+
+def test_everything_is_quiet_in_the_end(impatient: Platform, waiting: Platform) -> None:
     """After all of the above every check holds."""
-    report = verify(impatient.databases)
-    assert report.passed, report.as_text()
+    for platform in (impatient, waiting):
+        report = verify(platform.databases)
+        assert report.passed, report.as_text()

@@ -16,15 +16,21 @@ from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy
 BOUNDED = [strategy for strategy in Strategy if strategy is not Strategy.CANCEL]
 
 
-@pytest.mark.parametrize(("status", "answered", "looking", "honoured"), list(product(Status, [False, True], [False, True], [False, True])))
-def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: Status, answered: bool, looking: bool, honoured: bool) -> None:
-    """K3: a demand is sent only while it is EXECUTING, unanswered, not given up, and its key is surely honoured; a charged order is only settled."""
-    step = next_step([status], answered=answered, looking=looking, key_honoured=honoured)
+SWITCHES = ("answered", "ending", "maybe_sent", "looking", "key_honoured")
+
+
+@pytest.mark.parametrize("status", Status)
+@pytest.mark.parametrize("values", [dict(zip(SWITCHES, values, strict=True)) for values in product([False, True], repeat=len(SWITCHES))], ids=str)
+def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: Status, values: dict[str, bool]) -> None:
+    """K3: a demand is sent only while it is EXECUTING, unanswered, wanted, not given up, and its key surely honoured; a charged order is only settled."""
+    step = next_step([status], **values)
     if status is Status.SUCCESS:
         assert step is Step.SETTLE
-    elif answered:
+    elif values["answered"]:
         assert step is Step.JUDGE
-    elif status is Status.PENDING or looking or not honoured:
+    elif values["ending"]:
+        assert step is (Step.CANCEL if values["maybe_sent"] or status is Status.PENDING else Step.GIVE_UP)
+    elif status is Status.PENDING or values["looking"] or not values["key_honoured"]:
         assert step is Step.LOOK_UP
     else:
         assert step is Step.SEND

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from hashlib import sha256
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def canonical(*fields: str | int) -> bytes:
@@ -17,3 +20,11 @@ def canonical(*fields: str | int) -> bytes:
 def fingerprint(*fields: str | int) -> bytes:
     """32 bytes that stand for the fields."""
     return sha256(canonical(*fields)).digest()
+
+
+def micros(time: datetime | None) -> int | str:
+    """Microseconds since 1970 UTC, exactly; "" for no time."""
+    if time is None:
+        return ""
+    delta = time - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

@@ -61,6 +61,13 @@ def parse_text(text: str, field: str, most: int) -> str:
     return text
 
 
+def parse_words(text: str, field: str, most: int = 255) -> str:
+    """Free text that must say something, kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if not text.strip():
+        raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: it is kept in the history.", field=field)
+    return parse_text(text, field, most)
+
+
 def parse_token(text: str, field: str) -> str:
     """A provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
     if not text:

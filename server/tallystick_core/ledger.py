@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property, lru_cache
 from hashlib import sha256
 
 from tallystick_core.booking import Kind, Line
-from tallystick_core.canonical import canonical
+from tallystick_core.canonical import canonical, micros
 from tallystick_core.identifier import refuse_card_number
 from tallystick_core.refusal import Reason, Refused
 
@@ -23,7 +23,6 @@ MOST_ENTRIES = 20
 
 _ACCOUNT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,3}\Z", re.ASCII)
 _TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Posting:
     @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
-        head = canonical(self.kind, self.cause_id, self.description, _micros(self.effective_time), self.reverses or 0)
+        head = canonical(self.kind, self.cause_id, self.description, micros(self.effective_time), self.reverses or 0)
         return sha256(head + self.canonical_lines).digest()
 
 
@@ -141,13 +140,5 @@ def chain(head: Head, posting: Posting, post_time: datetime, balances: dict[tupl
 def chain_hash(previous: bytes, posting: Posting, sequence: int, effective_time: datetime, post_time: datetime) -> bytes:
     """SHA-256(previous hash ‖ canonical bytes of the transaction)."""
     head = (BOOK, sequence, posting.kind, posting.cause_id, posting.caller, posting.description, posting.reverses or 0)
-    times = (_micros(effective_time), _micros(post_time))
+    times = (micros(effective_time), micros(post_time))
     return sha256(previous + canonical(*head, *times) + posting.canonical_lines).digest()
-
-
-def _micros(time: datetime | None) -> int | str:
-    """Microseconds since 1970 UTC, exactly; "" for no time."""
-    if time is None:
-        return ""
-    delta = time - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds

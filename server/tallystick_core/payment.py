@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 
-from tallystick_core.canonical import fingerprint
+from tallystick_core.canonical import fingerprint, micros
 from tallystick_core.money import share
 from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
 from tallystick_core.refusal import Reason, Refused
@@ -157,17 +158,18 @@ class PaymentEvent:
     charging: Charging
     on_partial: OnPartial
     orders: tuple[Order, ...]
+    expire_time: datetime | None = None
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, however they were written."""
         head = (self.checkout_id, self.caller, self.buyer_info, self.seller_info, self.buyer_country)
-        how = (self.payment_token, self.payment_method_type, self.charging, self.on_partial)
+        how = (self.payment_token, self.payment_method_type, self.charging, self.on_partial, micros(self.expire_time))
         return fingerprint(*head, *how, *(value for order in self.orders for value in order.values()))
 
 
 def first_difference(sent: PaymentEvent, stored: PaymentEvent) -> str:
     """The contract's name of the first field in which two events differ, in the order of the request."""
-    names = ("buyer_info", "seller_info", "buyer_country", "payment_token", "payment_method_type", "charging", "on_partial")
+    names = ("buyer_info", "seller_info", "buyer_country", "payment_token", "payment_method_type", "charging", "on_partial", "expire_time")
     for name in names:
         if getattr(sent, name) != getattr(stored, name):
             return "credit_card_info" if name == "payment_token" else name

@@ -132,3 +132,7 @@ class PaymentProvider(Protocol):
     async def look_up(self, demand: Demand) -> Outcome:
         """What became of a demand that may have been sent; charges nothing. One that is not found is Unknown."""
         ...
+
+    async def cancel(self, demand: Demand) -> Outcome:
+        """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it surely will not be charged any more."""
+        ...

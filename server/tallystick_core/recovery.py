@@ -16,22 +16,29 @@ class Step(StrEnum):
     """Demand it, under the attempt's key."""
     LOOK_UP = "LOOK_UP"
     """Ask what became of the demand."""
+    CANCEL = "CANCEL"
+    """Have the provider end it."""
+    GIVE_UP = "GIVE_UP"
+    """Fail it: it was never sent, and is not wanted any more."""
     JUDGE = "JUDGE"
     """Apply the answer that is on disk already."""
     SETTLE = "SETTLE"
     """Credit the wallet, post to the ledger."""
 
 
-def next_step(statuses: Iterable[Status], *, answered: bool, looking: bool, key_honoured: bool) -> Step:
+def next_step(statuses: Iterable[Status], *, answered: bool, ending: bool, maybe_sent: bool, looking: bool, key_honoured: bool) -> Step:
     """What comes next for a charge whose orders have these statuses; those of one charge move together.
 
-    `answered`: its attempt has ended; `looking`: sending has been given up; `key_honoured`: the provider surely still knows the attempt's key.
+    `answered`: its attempt has ended; `ending`: it was cancelled, or its time is up; `maybe_sent`: it may have reached the provider;
+    `looking`: sending has been given up; `key_honoured`: the provider surely still knows the attempt's key.
     """
     known = set(statuses)
     if Status.SUCCESS in known:
         return Step.SETTLE
     if answered:
         return Step.JUDGE
+    if ending:
+        return Step.CANCEL if maybe_sent or Status.PENDING in known else Step.GIVE_UP
     if Status.PENDING in known or looking or not key_honoured:
         return Step.LOOK_UP
     return Step.SEND

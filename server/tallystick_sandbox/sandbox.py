@@ -67,7 +67,11 @@ class Sandbox:
             self._befell[key] += 1
         return faults[chosen.fault]
 
-    async def look_up(self, charge_id: str) -> Reply:
+    async def cancel(self, charge_id: str) -> Reply:
+        """Ends a charge that is pending; what became of it."""
+        return await self.look_up(charge_id, ends=True)
+
+    async def look_up(self, charge_id: str, *, ends: bool = False) -> Reply:
         """What became of a charge; keys that were forgotten are known here for ever."""
 
         def look(connection: Connection) -> Reply:
@@ -75,9 +79,12 @@ class Sandbox:
             if row is None:
                 return rules.NOT_FOUND
             state = rules.resolved(row.state, row.code)
+            code = row.code
+            if ends and state == "PENDING":
+                state, code = "DECLINED", "cancelled"
             if state != row.state:
-                store.resolve(connection, row.key, row.generation, state)
-            return rules.reply("DECLINED" if state == "ERROR" else state, row.reference, row.amount, row.currency, row.code)
+                store.resolve(connection, row.key, row.generation, state, code)
+            return rules.reply("DECLINED" if state == "ERROR" else state, row.reference, row.amount, row.currency, code)
 
         return await self._database.transact(look)
 

@@ -31,6 +31,9 @@ def application(sandbox: Sandbox) -> web.Application:
     async def look_up(request: web.Request) -> web.Response:
         return _response(await sandbox.look_up(request.match_info["charge_id"]))
 
+    async def cancel(request: web.Request) -> web.Response:
+        return _response(await sandbox.cancel(request.match_info["charge_id"]))
+
     async def start(_app: web.Application) -> None:
         sandbox.start()
 
@@ -40,6 +43,7 @@ def application(sandbox: Sandbox) -> web.Application:
     app = web.Application(client_max_size=64 * 1024)
     app.router.add_post("/charges", charges)
     app.router.add_get("/charges/{charge_id}", look_up)
+    app.router.add_post("/charges/{charge_id}/cancel", cancel)
     app.on_startup.append(start)
     app.on_cleanup.append(stop)
     return app

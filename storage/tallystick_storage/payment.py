@@ -32,6 +32,7 @@ class NewCheckout:
     on_partial: str
     provider: str
     traceparent: str
+    expire_time: datetime | None
     order_count: int
     open_orders: int
 
@@ -112,6 +113,8 @@ class OrderMove:
     failure_reason: str = ""
     decline_code: str = ""
     provider_reference: str = ""
+    resolve_within: float | None = None
+    """Seconds that a pending order has."""
 
 
 _TAKEN = text("""
@@ -147,13 +150,13 @@ _INSERT = text("""
     with t as materialized (select clock() as now),
     new_checkout as (
         insert into checkout (checkout_id, caller, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
-            on_partial, provider, traceparent, order_count, open_orders, unpaid_orders, version, create_time, done_time)
+            on_partial, provider, traceparent, expire_time, cancel_reason, order_count, open_orders, unpaid_orders, version, create_time, done_time)
         select checkout_id, caller, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
-            on_partial, provider, traceparent, order_count, open_orders, order_count,
+            on_partial, provider, traceparent, expire_time, '', order_count, open_orders, order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
         from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text, caller text, fingerprint text, buyer_info text, seller_info text,
             buyer_country text, payment_token text, payment_method_type text, charging text, on_partial text, provider text, traceparent text,
-            order_count int, open_orders int), t
+            expire_time timestamptz, order_count int, open_orders int), t
         order by checkout_id
         on conflict do nothing returning checkout_id, version, create_time),
     asked as materialized (
@@ -215,7 +218,7 @@ def insert(
 
 _STORED = text("""
     select c.checkout_id, c.caller, c.buyer_info, c.seller_info, c.buyer_country, c.payment_token, c.payment_method_type, c.charging, c.on_partial,
-        o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.asked_fee
+        c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.asked_fee
     from checkout c join payment_order o on o.checkout_id = c.checkout_id
     where c.checkout_id = :checkout_id order by o.payment_order_id
 """)
@@ -290,7 +293,7 @@ _MOVE = text("""
         select r.*
         from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
                 status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
-                provider_reference text) order by charge_id) r
+                provider_reference text, resolve_within float) order by charge_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
             select from due d where d.charge_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),
     locked_checkout as materialized (
@@ -308,7 +311,7 @@ _MOVE = text("""
         update payment_order o set status = l.status, wallet_updated = l.settled, ledger_updated = l.settled, pending_reason = l.pending_reason,
             next_action_url = l.next_action_url, failure_reason = l.failure_reason, decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
-            version = o.version + 1, update_time = clock()
+            resolve_by_time = clock() + make_interval(secs => l.resolve_within), version = o.version + 1, update_time = clock()
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.cause, l.settled),
     history as (
@@ -332,16 +335,16 @@ _MOVE = text("""
     told as (
         insert into outbox (aggregate_ids, versions) select array_agg(aggregate_id), array_agg(version) from changed having count(*) > 0
         returning sequence)
-    select payment_order_id, checkout_id, version, update_time, sequence as told from moved, told
+    select payment_order_id, checkout_id, version, update_time, resolve_by_time, sequence as told from moved, told
     union all
-    select null, checkout_id, 2, null, sequence from counted, told where version = 2
+    select null, checkout_id, 2, null, null, sequence from counted, told where version = 2
 """)
 
 
 def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[Row[Any]]:
     """Moves orders, and closes their checkouts and due work where they come to rest.
 
-    Returns a row for each order that moved: its ids, its new version and update_time, and the outbox row in which all that changed is to be told;
+    Returns a row for each order that moved: its ids, its new version, update_time and resolve_by_time, and the outbox row in which all that changed is to be told;
     and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
     """
     return connection.execute(_MOVE, {"moves": rows(moves)}).all()
@@ -366,7 +369,8 @@ def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]
 _CHARGES = text("""
     select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.charged_amount, a.charged_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
-        extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
+        extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
+        o.resolve_by_time < clock() as overdue, d.maybe_sent, d.looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
     join due d on d.charge_id = g.charge_id
     join lateral (select * from attempt a where a.charge_id = g.charge_id order by number desc limit 1) a on true
@@ -381,11 +385,27 @@ def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]
     return connection.execute(_CHARGES, {"charges": charge_ids}).all()
 
 
-_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.traceparent,
+_CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")
+_CANCEL_DUE = text("""
+    update due d set next_attempt_time = clock() from (
+        select distinct charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING') order by charge_id) o
+    where d.charge_id = o.charge_id and d.next_attempt_time is not null
+""")
+_CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
+
+
+def cancel(connection: Connection, checkout_id: str, reason: str) -> str:
+    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due; the reason that stands, "" if it had ended before."""
+    connection.execute(_CANCEL_DUE, {"checkout_id": checkout_id})
+    connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason})
+    return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one())
+
+
+_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.traceparent, c.expire_time,
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, d.next_attempt_time, o.version, o.create_time, o.update_time"""
+    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.version, o.create_time, o.update_time"""
 
 # One statement, so that a payment and its orders are seen at one moment.
 _PAYMENTS = text(f"""

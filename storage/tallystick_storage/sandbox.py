@@ -51,7 +51,7 @@ def find(connection: Connection, keys: list[str], window: float) -> dict[str, Ro
 
 
 _LAST_OF = text("select * from charge where charge_id = :charge_id order by create_time desc, generation desc limit 1 for update")
-_RESOLVE = text("update charge set state = :state where key = :key and generation = :generation")
+_RESOLVE = text("update charge set state = :state, code = :code where key = :key and generation = :generation")
 
 
 def last_of(connection: Connection, charge_id: str) -> Row[Any] | None:
@@ -59,6 +59,6 @@ def last_of(connection: Connection, charge_id: str) -> Row[Any] | None:
     return connection.execute(_LAST_OF, {"charge_id": charge_id}).one_or_none()
 
 
-def resolve(connection: Connection, key: str, generation: int, state: str) -> None:
+def resolve(connection: Connection, key: str, generation: int, state: str, code: str) -> None:
     """Sets the state of a charge that was pending."""
-    connection.execute(_RESOLVE, {"key": key, "generation": generation, "state": state})
+    connection.execute(_RESOLVE, {"key": key, "generation": generation, "state": state, "code": code})

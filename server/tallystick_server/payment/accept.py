@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -102,6 +103,8 @@ class Accept:
     async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
         deadline = asyncio.get_running_loop().time() + self._lease
 
+        times: dict[str, datetime] = {}
+
         def accept(connection: Connection) -> tuple[dict[str, Accepted | Exception], list[_Judged]]:
             known = _find(connection, arrivals)
             fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
@@ -112,6 +115,7 @@ class Accept:
                 known |= _find(connection, late)
             stored = [one for one in judged if one.arrival.event.checkout_id in inserted]
             _tell(connection, stored, inserted)
+            times.update({checkout_id: row.create_time for checkout_id, row in inserted.items()})
             return known, stored
 
         try:
@@ -123,8 +127,15 @@ class Accept:
         for one in stored:
             results[one.arrival.event.checkout_id] = Accepted(one.arrival.event.checkout_id, replayed=False, moving=bool(one.charges))
             for charge in one.charges:
-                self._hand_on(charge)
+                self._hand_on(self._until_it_expires(charge, one, times))
         return [results[arrival.event.checkout_id] for arrival in arrivals]
+
+    def _until_it_expires(self, charge: Charge, one: _Judged, times: Mapping[str, datetime]) -> Charge:
+        """The charge with the time of the loop that its payment's expiry is at, by the database's clock."""
+        expiry = one.arrival.event.expire_time
+        if expiry is None:
+            return charge
+        return replace(charge, expires_at=charge.lease_deadline - self._lease + (expiry - times[charge.checkout_id]).total_seconds())
 
     def _judge(self, connection: Connection, arrivals: Sequence[Arrival], deadline: float) -> list[_Judged]:
         """Asks risk; the orders of this batch count for those after them."""
@@ -168,6 +179,7 @@ class Accept:
             on_partial=event.on_partial,
             provider=self._provider,
             traceparent=arrival.traceparent,
+            expire_time=event.expire_time,
             order_count=len(event.orders),
             open_orders=len(event.orders) - refused,
         )
@@ -249,6 +261,7 @@ def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted
         charging=Charging(first.charging),
         on_partial=OnPartial(first.on_partial),
         orders=orders,
+        expire_time=first.expire_time,
     )
     return key_reused(first_difference(arrival.event, stored))
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from typing import Any
 
 from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Happening, PaymentEvent, Status, provider_key
-from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, Succeeded
+from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, PendingReason, Succeeded
 from tallystick_core.recovery import Step, next_step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.telemetry import SpanContext, context_of
@@ -36,13 +36,12 @@ class ChargedOrder:
     platform_fee: int
     message: payment_pb2.PaymentOrder
 
-    def moved(self, move: store.OrderMove, version: int, at: datetime) -> ChargedOrder:
-        """The order after a move."""
+    def moved(self, move: store.OrderMove, row: Row[Any]) -> ChargedOrder:
+        """The order after a move, as the row says."""
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
-        encode.move_order(message, move, version, at)
-        status = Status(move.status)
-        return ChargedOrder(self.payment_order_id, version, status, self.buyer_account, self.seller_account, self.amount, self.platform_fee, message)
+        encode.move_order(message, move, row)
+        return replace(self, version=row.version, status=Status(move.status), message=message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,11 @@ class Charge:
     context: SpanContext
     age: float = 0.0
     """Seconds from the attempt's start until the charge was taken up."""
+    expires_at: float = inf
+    """The loop's time after which it must not be sent for the first time."""
+    cancelled: bool = False
+    overdue: bool = False
+    """The buyer has not done in time what it waits for."""
     answer: Outcome | None = None
     """The attempt's outcome, if that is on disk and final."""
     maybe_sent: bool = False
@@ -72,11 +76,20 @@ class Charge:
     tries: int = 0
     """How often it was taken up in vain."""
 
-    def step(self, key_window: float, lease: float) -> Step:
+    def ending(self, now: float) -> FailureReason | None:
+        """Why its orders are to fail, if nothing is charged, at this time of the loop."""
+        if self.cancelled:
+            return FailureReason.CALLER_CANCELLED
+        expired = now >= self.expires_at and not self.maybe_sent and self.orders[0].status is Status.EXECUTING
+        return FailureReason.EXPIRED if expired or self.overdue else None
+
+    def step(self, now: float, key_window: float, lease: float) -> Step:
         """What is to be done with it, where its provider honours a key for so many seconds. A lease ends before the key does."""
         return next_step(
             (order.status for order in self.orders),
             answered=self.answer is not None,
+            ending=self.ending(now) is not None,
+            maybe_sent=self.maybe_sent,
             looking=self.looking,
             key_honoured=self.age + lease < key_window,
         )
@@ -144,8 +157,8 @@ def _accepted(order: store.NewOrder, message: payment_pb2.PaymentOrder) -> Charg
     )
 
 
-def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], deadline: float) -> list[Charge]:
-    """Charges out of the database, claimed under `tokens`."""
+def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float, lease: float) -> list[Charge]:
+    """Charges out of the database, claimed under `tokens` at this time of the loop for so many seconds."""
     charges = []
     for charge, grouped in groupby(rows, key=lambda row: row.charge_id):
         members: Sequence[Row[Any]] = list(grouped)
@@ -163,10 +176,13 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], deadline: f
                 payment_method_type=first.payment_method_type,
                 orders=tuple(_stored(row) for row in members),
                 lease_token=tokens[charge],
-                lease_deadline=deadline,
+                lease_deadline=now + lease,
                 traceparent=first.traceparent,
                 context=context_of(first.traceparent),
                 age=float(first.age),
+                expires_at=inf if first.expires_in is None else now + float(first.expires_in),
+                cancelled=first.cancel_reason != "",
+                overdue=bool(first.overdue) and first.pending_reason == PendingReason.BUYER_ACTION,
                 answer=_answer(first),
                 maybe_sent=first.maybe_sent,
                 looking=first.looking,

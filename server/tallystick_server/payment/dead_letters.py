@@ -84,7 +84,7 @@ class DeadLetters:
     async def _ask(self, row: Row[Any]) -> tuple[Charge, Outcome | None]:
         """What the provider says to the charge now."""
         found = await self._database.read(lambda connection: store.charges(connection, [_charge_id(row)]))
-        (charge,) = stored_charges(found, {_charge_id(row): 0}, asyncio.get_running_loop().time() + self._lease)
+        (charge,) = stored_charges(found, {_charge_id(row): 0}, asyncio.get_running_loop().time(), self._lease)
         if charge.succeeded:
             raise _forbidden("The buyer was charged, so the orders cannot fail; retry the dead letter.", "SUCCESS")
         return charge, charge.answer or await self._execute.charge(charge, Step.LOOK_UP)
@@ -94,7 +94,7 @@ class DeadLetters:
         token = store.claim_dead(connection, charge_id, self._lease) if store.lock_open_attempts(connection, [charge_id]) else None
         if token is None:
             raise _forbidden("The charge came on meanwhile; read the dead letter again.", "RESOLVED")
-        (charge,) = stored_charges(store.charges(connection, [charge_id]), {charge_id: token}, 0.0)
+        (charge,) = stored_charges(store.charges(connection, [charge_id]), {charge_id: token}, 0.0, self._lease)
         moved = move_orders(connection, [_closed(charge, order) for order in charge.orders])
         tell_changed(
             connection, dead_letter.end(connection, [row.subject], DeadLetterState.CLOSED, operator, reason, evidence), lambda _: (operator, "")

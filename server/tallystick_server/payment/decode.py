@@ -37,6 +37,7 @@ def payment_event(request: payment_service_pb2.CreatePaymentRequest, caller: str
         Charging(CHARGINGS.parse(request.charging, "charging", Charging.PER_ORDER)),
         OnPartial(ON_PARTIALS.parse(request.on_partial, "on_partial", OnPartial.KEEP)),
         _orders(request),
+        parse_time(request, "expire_time"),
     )
     _check_together(event)
     return normalised(event)

@@ -69,6 +69,7 @@ def _sent(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
         "buyer_country": checkout.buyer_country,
         "payment_method_type": METHOD_TYPES.number(checkout.payment_method_type),
         "caller": checkout.caller,
+        "expire_time": to_timestamp(checkout.expire_time) if checkout.expire_time else None,
     }
 
 
@@ -105,6 +106,7 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         decline_code=row.decline_code,
         provider_reference=row.provider_reference,
         attempt_count=row.attempt_count,
+        resolve_by_time=to_timestamp(row.resolve_by_time) if row.resolve_by_time else None,
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
@@ -139,7 +141,7 @@ def judge_order(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> Non
     message.version = ACCEPTED_VERSION
 
 
-def move_order(message: payment_pb2.PaymentOrder, move: store.OrderMove, version: int, updated: datetime) -> None:
+def move_order(message: payment_pb2.PaymentOrder, move: store.OrderMove, row: Row[Any]) -> None:
     """Makes the message of an order say what a move has made of it."""
     message.payment_order_status = _STATUSES.number(move.status)
     message.wallet_updated = message.ledger_updated = move.settled
@@ -149,8 +151,12 @@ def move_order(message: payment_pb2.PaymentOrder, move: store.OrderMove, version
     message.decline_code = move.decline_code
     if move.provider_reference:
         message.provider_reference = move.provider_reference
-    message.version = version
-    message.update_time.CopyFrom(to_timestamp(updated))
+    if row.resolve_by_time:
+        message.resolve_by_time.CopyFrom(to_timestamp(row.resolve_by_time))
+    else:
+        message.ClearField("resolve_by_time")
+    message.version = row.version
+    message.update_time.CopyFrom(to_timestamp(row.update_time))
 
 
 def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:

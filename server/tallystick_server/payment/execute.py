@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from opentelemetry import trace
 
-from tallystick_core.provider import Demand, Outcome, PaymentProvider, Unknown
+from tallystick_core.provider import Demand, NotSent, Outcome, PaymentProvider, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.telemetry import client_span
@@ -36,8 +36,10 @@ class Execute:
             loop = asyncio.get_running_loop()
             if loop.time() + self._timeout + LEASE_MARGIN > charge.lease_deadline:
                 return None
+            if step is Step.SEND and loop.time() >= charge.expires_at and not charge.maybe_sent:
+                return NotSent("it expired before it was sent")
             provider = self._providers[charge.provider]
-            ask = provider.charge if step is Step.SEND else provider.look_up
+            ask = {Step.SEND: provider.charge, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step]
             with client_span(f"{charge.provider} {ask.__name__}", charge.context) as span:
                 outcome = await self._ask(ask, charge)
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)

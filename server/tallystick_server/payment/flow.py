@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import FeeRates, PaymentEvent
-from tallystick_core.provider import Declined, Outcome, PaymentProvider, Pending, Trouble
+from tallystick_core.provider import Declined, FailureReason, Outcome, PaymentProvider, Pending, PendingReason, Trouble
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_core.risk import RiskCheck
@@ -49,6 +49,8 @@ class FlowSettings:
     provider_calls: int
     sweep_interval: float
     policies: Policies
+    resolve_within: Mapping[PendingReason, float]
+    """Seconds that a pending order has."""
 
 
 class Flow:
@@ -73,7 +75,7 @@ class Flow:
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
         self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout)
         self._record: Stage[Answered, Recorded] = Stage(
-            "payment.record", Record(database).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
+            "payment.record", Record(database, settings.resolve_within).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
         )
         settle = Settle(database, peers, wallet_address, ledger_address)
         self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(
@@ -118,6 +120,12 @@ class Flow:
         """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
         return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context()))
 
+    async def cancel(self, checkout_id: str, reason: str) -> str:
+        """Cancels a payment that is open; the reason that stands, "" if it had ended before. Its charges are taken up at once."""
+        stands = await self._database.transact(lambda connection: store.cancel(connection, checkout_id, reason))
+        await self.sweep()
+        return stands
+
     def take(self, charge: Charge) -> None:
         """Takes a charge that this process holds the lease of on its way."""
         task = asyncio.create_task(self._guarded(charge))
@@ -131,12 +139,12 @@ class Flow:
         def claim(connection: Connection) -> dict[str, int]:
             return store.claim_due(connection, _MOST_CLAIMED, lease)
 
-        deadline = asyncio.get_running_loop().time() + lease
+        now = asyncio.get_running_loop().time()
         tokens = await self._database.transact(claim)
         if not tokens:
             return
         rows = await self._database.read(lambda connection: store.charges(connection, list(tokens)))
-        for charge in stored_charges(rows, tokens, deadline):
+        for charge in stored_charges(rows, tokens, now, lease):
             self.take(charge)
 
     async def _guarded(self, charge: Charge) -> None:
@@ -150,13 +158,20 @@ class Flow:
 
     async def _brought_on(self, charge: Charge) -> None:
         """As far as it comes now."""
-        step = charge.step(self._providers[charge.provider].key_window, self._settings.lease)
+        now = asyncio.get_running_loop().time()
+        step = charge.step(now, self._providers[charge.provider].key_window, self._settings.lease)
         if step is Step.SETTLE:
             await self._settled(charge)
+            return
+        ending = charge.ending(now)
+        if step is Step.GIVE_UP and ending is not None:
+            await self._postponed(Troubled(charge, Trouble.NOT_SENT, f"it was never sent: {ending}", give_up=ending))
             return
         outcome = charge.answer if step is Step.JUDGE else await self._execute.charge(charge, step)
         if outcome is None:
             return
+        if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and ending is not None:
+            outcome = replace(outcome, reason=ending)
         trouble = troubled(charge, outcome, step)
         if trouble is None or step is Step.SEND or trouble.trouble is Trouble.WAITING:
             charge = await self._recorded(charge, outcome)

@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id
-from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.identifier import parse_id, parse_words
+from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_server.payment import decode, encode
 from tallystick_server.payment.changes import Waiter
 from tallystick_server.payment.flow import Flow
@@ -29,6 +29,7 @@ ACCESS: Access = {
     "ListPayments": frozenset({Role.TEAM, Role.OPERATOR}),
     "GetPaymentOrder": frozenset({Role.TEAM, Role.OPERATOR}),
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
+    "CancelPayment": frozenset({Role.TEAM}),
     "ListDeadLetters": frozenset({Role.OPERATOR}),
     "GetDeadLetter": frozenset({Role.OPERATOR}),
     "RetryDeadLetter": frozenset({Role.OPERATOR}),
@@ -69,6 +70,19 @@ class PaymentHandlers(OperatorHandlers):
                 until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
                 payment = await self._at_rest(event.checkout_id, waiter, until, look_first=not accepted.moving)
         return pb.CreatePaymentResponse(payment=payment or await self._payment(event.checkout_id))
+
+    async def CancelPayment(self, request: pb.CancelPaymentRequest, call: Call) -> pb.CancelPaymentResponse:
+        reason = parse_words(request.reason, "reason")
+        payment = await self._visible(request.checkout_id, call)
+        with self._flow.changes.of(payment.checkout_id) as waiter:
+            stands = await self._flow.cancel(payment.checkout_id, reason)
+            if not stands:
+                state = decode.STATES.parse(payment.payment_state, "payment_state")
+                raise Refused(Reason.STATE_FORBIDS, f"The payment is {state} already.", metadata={"state": state, "verb": "CANCEL"})
+            if stands != reason:
+                raise key_reused("reason")
+            until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
+            return pb.CancelPaymentResponse(payment=await self._at_end(payment.checkout_id, waiter, until))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
         return pb.GetPaymentResponse(payment=await self._visible(request.checkout_id, call))
@@ -138,6 +152,15 @@ class PaymentHandlers(OperatorHandlers):
             await waiter.wait(min(left, _LOOK_AGAIN_AT_REST))
             if waiter.closed is not None:
                 return waiter.closed
+
+    async def _at_end(self, checkout_id: str, waiter: Waiter, until: float) -> payment_pb2.Payment | None:
+        """The payment once it is final, or as it stands when the time is up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            payment = await self._payment(checkout_id)
+            if payment is None or payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN or loop.time() >= until:
+                return payment
+            await waiter.wait(max(min(until - loop.time(), _LOOK_AGAIN), 0))
 
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)

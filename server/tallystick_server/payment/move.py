@@ -51,7 +51,7 @@ def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:
             closed.add(row.checkout_id)
             continue
         move = asked[row.payment_order_id]
-        order = move.order.moved(move.to, row.version, row.update_time)
+        order = move.order.moved(move.to, row)
         moved.orders[row.payment_order_id] = order
         events.order_changed(told, order.message, move.charge.caller, move.charge.traceparent)
     if closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tallystick.payment.v1 import payment_service_pb2 as pb
-from tallystick_core.identifier import parse_text
+from tallystick_core.identifier import parse_words
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payment import unapplied
 from tallystick_server.payment.flow import Flow
@@ -17,7 +17,6 @@ from tallystick_storage import unapplied as unapplied_store
 from tallystick_storage.database import Database
 
 _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,80}\Z", re.ASCII)
-_LONGEST_REASON = 255
 
 
 class OperatorHandlers:
@@ -43,12 +42,12 @@ class OperatorHandlers:
         return pb.GetDeadLetterResponse(dead_letter=dead_letters.message(row), payment_orders=orders)
 
     async def RetryDeadLetter(self, request: pb.RetryDeadLetterRequest, call: Call) -> pb.RetryDeadLetterResponse:
-        reason = _words(request.reason, "reason")
+        reason = parse_words(request.reason, "reason")
         row = await self._flow.dead_letters.retry(_id(request.dead_letter_id), call.caller.name, reason)
         return pb.RetryDeadLetterResponse(dead_letter=dead_letters.message(row))
 
     async def CloseDeadLetter(self, request: pb.CloseDeadLetterRequest, call: Call) -> pb.CloseDeadLetterResponse:
-        reason, evidence = _words(request.reason, "reason"), _words(request.evidence, "evidence")
+        reason, evidence = parse_words(request.reason, "reason"), parse_words(request.evidence, "evidence")
         row = await self._flow.dead_letters.close(_id(request.dead_letter_id), call.caller.name, reason, evidence)
         return pb.CloseDeadLetterResponse(dead_letter=dead_letters.message(row))
 
@@ -67,9 +66,3 @@ def _id(text: str) -> str:
         reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
         raise Refused(reason, "dead_letter_id must be one that ListDeadLetters gave.", field="dead_letter_id")
     return text
-
-
-def _words(text: str, field: str) -> str:
-    if not text.strip():
-        raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: it is kept in the history.", field=field)
-    return parse_text(text, field, _LONGEST_REASON)

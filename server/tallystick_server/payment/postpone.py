@@ -32,6 +32,8 @@ class Troubled:
     detail: str
     retry_after: float = 0.0
     """Seconds before which the provider wants to hear nothing."""
+    give_up: FailureReason | None = None
+    """It was never sent and is not wanted any more: why its orders are FAILED."""
 
 
 def troubled(charge: Charge, outcome: Outcome, step: Step) -> Troubled | None:
@@ -49,8 +51,8 @@ def troubled(charge: Charge, outcome: Outcome, step: Step) -> Troubled | None:
 
 
 def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:
-    """The trouble of a look-up is that it tells nothing, whatever the reason."""
-    if step is not Step.LOOK_UP:
+    """The trouble of a look-up, or a cancellation, is that it tells nothing, whatever the reason."""
+    if step is Step.SEND:
         return trouble
     return Trouble.WAITING if waits else Trouble.UNRESOLVED
 
@@ -70,6 +72,9 @@ class Postpone:
         again, given_up, aside = [], [], []
         for item in items:
             charge = item.charge
+            if item.give_up is not None:
+                given_up.append(item)
+                continue
             delay = self._delay(item)
             if delay is not None:
                 again.append(_again(item, max(delay, item.retry_after), charge.tries + 1, looking=charge.looking))
@@ -132,7 +137,7 @@ def _given_up(item: Troubled) -> list[Move]:
                 version=order.version,
                 status=move(order.status, Happening.GIVEN_UP),
                 cause=Cause.GIVEN_UP,
-                failure_reason=FailureReason.PROVIDER_UNREACHABLE,
+                failure_reason=item.give_up or FailureReason.PROVIDER_UNREACHABLE,
             ),
         )
         for order in charge.orders

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payment import Cause, happening, judge, move
-from tallystick_core.provider import Declined, Outcome, Pending, Succeeded
+from tallystick_core.provider import Declined, Outcome, Pending, PendingReason, Succeeded
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.unapplied import find_unapplied
@@ -41,8 +41,9 @@ class Recorded:
 class Record:
     """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move only under it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, resolve_within: Mapping[PendingReason, float]) -> None:
         self._database = database
+        self._resolve_within = resolve_within
 
     async def run(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
         """What became of each charge."""
@@ -50,7 +51,7 @@ class Record:
 
     async def _record(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
         answers = [_answer(item) for item in items]
-        moves = [one for item in items for one in _moves(item)]
+        moves = [one for item in items for one in _moves(item, self._resolve_within)]
 
         def record(connection: Connection) -> Moved:
             store.record_answers(connection, answers)
@@ -98,9 +99,9 @@ def _answer(item: Answered) -> store.Answer:
     )
 
 
-def _moves(item: Answered) -> list[Move]:
+def _moves(item: Answered, resolve_within: Mapping[PendingReason, float]) -> list[Move]:
     outcome = _judged(item)
-    told = _told(outcome)
+    told = _told(outcome, resolve_within)
     charge = item.charge
     moves = []
     for order in charge.orders:
@@ -111,7 +112,7 @@ def _moves(item: Answered) -> list[Move]:
     return moves
 
 
-def _told(outcome: Outcome) -> dict[str, Any]:
+def _told(outcome: Outcome, resolve_within: Mapping[PendingReason, float]) -> dict[str, Any]:
     """What an outcome says of each order of its charge."""
     match outcome:
         case Succeeded():
@@ -119,6 +120,11 @@ def _told(outcome: Outcome) -> dict[str, Any]:
         case Declined():
             return {"failure_reason": outcome.reason, "decline_code": outcome.code, "provider_reference": outcome.reference}
         case Pending():
-            return {"pending_reason": outcome.reason, "next_action_url": outcome.next_action_url, "provider_reference": outcome.reference}
+            return {
+                "pending_reason": outcome.reason,
+                "next_action_url": outcome.next_action_url,
+                "provider_reference": outcome.reference,
+                "resolve_within": resolve_within[outcome.reason],
+            }
         case _:
             return {}

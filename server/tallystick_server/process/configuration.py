@@ -70,6 +70,10 @@ class Settings:
     """Seconds for which the provider honours an idempotency key; after that a charge is looked up, never sent again."""
     retry: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
     """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12."""
+    pending_action: float = 86_400.0
+    """Seconds a buyer has for what an order waits for; after that it is cancelled at the provider."""
+    pending_review: float = 604_800.0
+    """Seconds a provider has for a review; after that an alert is raised."""
     sweep_interval: float = 1.0
     """Seconds between two looks for work that is due."""
     fee_rate: int = 0
@@ -259,6 +263,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "lease": _number(1, 3600),
     "provider_key_window": _number(1, 31_536_000),
     "retry": _policies,
+    "pending_action": _number(0.01, 31_536_000),
+    "pending_review": _number(0.01, 31_536_000),
     "sweep_interval": _number(0.01, 3600),
     "fee_rate": _rate,
     "seller_fee_rates": _table(_rate),

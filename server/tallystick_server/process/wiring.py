@@ -15,7 +15,7 @@ from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.payment import FeeRates
-from tallystick_core.provider import PaymentProvider
+from tallystick_core.provider import PaymentProvider, PendingReason
 from tallystick_core.risk import BuiltInRisk, RiskRules
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.event import handlers as event
@@ -114,6 +114,11 @@ class Wiring:
                 provider_calls=settings.provider_calls,
                 sweep_interval=settings.sweep_interval,
                 policies=Policies(settings.retry),
+                resolve_within={
+                    PendingReason.BUYER_ACTION: settings.pending_action,
+                    PendingReason.PROVIDER_REVIEW: settings.pending_review,
+                    PendingReason.RISK_REVIEW: settings.pending_review,
+                },
             ),
         )
         handlers = payment.PaymentHandlers(database, flow)

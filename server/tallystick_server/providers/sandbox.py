@@ -20,6 +20,7 @@ _DECLINES = {
     "insufficient_funds": FailureReason.INSUFFICIENT_FUNDS,
     "expired_card": FailureReason.PAYMENT_METHOD_INVALID,
     "authentication_failed": FailureReason.AUTHENTICATION_FAILED,
+    "cancelled": FailureReason.CALLER_CANCELLED,
 }
 
 
@@ -41,6 +42,9 @@ class InProcess:
 
     async def look_up(self, demand: Demand) -> Outcome:
         return outcome(await self._sandbox.look_up(demand.charge_id))
+
+    async def cancel(self, demand: Demand) -> Outcome:
+        return outcome(await self._sandbox.cancel(demand.charge_id))
 
 
 class OverHttp:
@@ -65,6 +69,9 @@ class OverHttp:
 
     async def look_up(self, demand: Demand) -> Outcome:
         return await self._ask("GET", f"{self._url}/{demand.charge_id}")
+
+    async def cancel(self, demand: Demand) -> Outcome:
+        return await self._ask("POST", f"{self._url}/{demand.charge_id}/cancel")
 
     async def _ask(self, method: str, url: str, **values: Any) -> Outcome:
         if self._session is None:  # made inside the loop it is used in

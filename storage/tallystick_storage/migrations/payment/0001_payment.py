@@ -21,6 +21,8 @@ create table checkout (
     on_partial text not null check (on_partial in ('KEEP', 'ALL_OR_NOTHING')),
     provider text not null,
     traceparent text not null,
+    expire_time timestamptz,
+    cancel_reason text not null,  -- why its caller has cancelled it; "": it has not
     order_count int not null check (order_count between 1 and 200),
     open_orders int not null check (open_orders >= 0),  -- not final, or SUCCESS and not settled
     unpaid_orders int not null check (unpaid_orders >= open_orders and unpaid_orders <= order_count),  -- not (SUCCESS and settled)
@@ -59,6 +61,7 @@ create table payment_order (
     provider text not null,
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
     attempt_count int not null check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
+    resolve_by_time timestamptz check (resolve_by_time is null or status = 'PENDING'),
     version int not null,
     create_time timestamptz not null,
     update_time timestamptz not null,
@@ -152,6 +155,9 @@ create function refuse_move() returns trigger language plpgsql as $$
 begin
     raise exception 'order % cannot go from % to %', old.payment_order_id, old.status, new.status using errcode = 'P0001';
 end $$;
+
+create trigger cancelled_once before update on checkout for each row when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
+execute function refuse_change();
 
 create trigger moves_along_the_table before update on payment_order for each row
 when (new.version <> old.version + 1 or new.update_time < old.update_time or not (
@@ -285,9 +291,9 @@ create trigger never_deleted before delete or truncate on attempt for each state
 GRANTS = """
 grant select, insert on checkout, payment_order, attempt, due, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
-grant update (open_orders, unpaid_orders, version, done_time) on checkout to {service};
+grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
-              attempt_count, version, update_time) on payment_order to {service};
+              attempt_count, resolve_by_time, version, update_time) on payment_order to {service};
 grant update (outcome, provider_reference, charged_amount, charged_currency, failure_reason, decline_code, end_time) on attempt to {service};
 grant update on due to {service};
 grant delete on due to {service};

@@ -25,7 +25,7 @@ create index charge_by_charge_id on charge (charge_id);
 """
 
 GRANTS = """
-grant select, insert, update (state) on charge to {service};
+grant select, insert, update (state, code) on charge to {service};
 """
 
 

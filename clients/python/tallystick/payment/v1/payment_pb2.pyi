@@ -371,6 +371,7 @@ class Payment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     checkout_id: _builtins.str
     """The caller's id of the checkout, unique over all callers."""
     buyer_info: _builtins.str
@@ -405,6 +406,10 @@ class Payment(_message.Message):
     def done_time(self) -> _timestamp_pb2.Timestamp:
         """When payment_state became final; unset before."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When orders that have not been sent to the provider fail; unset: never."""
+
     def __init__(
         self,
         *,
@@ -421,10 +426,11 @@ class Payment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         done_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "caller", b"caller", "checkout_id", b"checkout_id", "create_time", b"create_time", "done_time", b"done_time", "is_payment_done", b"is_payment_done", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "payment_state", b"payment_state", "seller_info", b"seller_info", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "caller", b"caller", "checkout_id", b"checkout_id", "create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "is_payment_done", b"is_payment_done", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "payment_state", b"payment_state", "seller_info", b"seller_info", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,7 +614,7 @@ class Transition(_message.Message):
     to_status: Global___PaymentOrderStatus.ValueType
     """The status after; the same as before for the settling of a SUCCESS order."""
     cause: _builtins.str
-    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was charged),
+    """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was sent),
     CLOSED_BY_OPERATOR, SETTLED.
     """
     @_builtins.property

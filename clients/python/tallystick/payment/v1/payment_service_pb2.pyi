@@ -62,6 +62,7 @@ class CreatePaymentRequest(_message.Message):
     ON_PARTIAL_FIELD_NUMBER: _builtins.int
     PAYMENT_ORDERS_FIELD_NUMBER: _builtins.int
     WAIT_FOR_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     checkout_id: _builtins.str
     """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
     buyer_info: _builtins.str
@@ -84,6 +85,10 @@ class CreatePaymentRequest(_message.Message):
     def payment_orders(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.NewPaymentOrder]:
         """1 to 200 orders, in any order."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """An order that has not been sent to the provider by then is FAILED(EXPIRED) and never sent; unset: never."""
+
     def __init__(
         self,
         *,
@@ -97,10 +102,11 @@ class CreatePaymentRequest(_message.Message):
         on_partial: _payment_pb2.OnPartial.ValueType = ...,
         payment_orders: _abc.Iterable[_payment_pb2.NewPaymentOrder] | None = ...,
         wait_for: Global___WaitFor.ValueType = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credit_card_info", b"credit_card_info", "payment_method", b"payment_method"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "payment_method", b"payment_method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "charging", b"charging", "checkout_id", b"checkout_id", "credit_card_info", b"credit_card_info", "on_partial", b"on_partial", "payment_method", b"payment_method", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "seller_info", b"seller_info", "wait_for", b"wait_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "charging", b"charging", "checkout_id", b"checkout_id", "credit_card_info", b"credit_card_info", "expire_time", b"expire_time", "on_partial", b"on_partial", "payment_method", b"payment_method", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "seller_info", b"seller_info", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_payment_method: _TypeAlias = _typing.Literal["credit_card_info"]  # noqa: Y015
     _WhichOneofArgType_payment_method: _TypeAlias = _typing.Literal["payment_method", b"payment_method"]  # noqa: Y015
@@ -363,6 +369,56 @@ class WatchPaymentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchPaymentResponse: _TypeAlias = WatchPaymentResponse  # noqa: Y015
+
+@_typing.final
+class CancelPaymentRequest(_message.Message):
+    """What to cancel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKOUT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    checkout_id: _builtins.str
+    """Names the payment."""
+    reason: _builtins.str
+    """Why, in a few words; required, up to 255 characters."""
+    def __init__(
+        self,
+        *,
+        checkout_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkout_id", b"checkout_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelPaymentRequest: _TypeAlias = CancelPaymentRequest  # noqa: Y015
+
+@_typing.final
+class CancelPaymentResponse(_message.Message):
+    """The answer to CancelPayment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> _payment_pb2.Payment:
+        """The payment as it stands; one that is still open may take the provider longer."""
+
+    def __init__(
+        self,
+        *,
+        payment: _payment_pb2.Payment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelPaymentResponse: _TypeAlias = CancelPaymentResponse  # noqa: Y015
 
 @_typing.final
 class ListDeadLettersRequest(_message.Message):

@@ -60,6 +60,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentResponse.FromString,
                 _registered_method=True)
+        self.CancelPayment = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/CancelPayment',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentResponse.FromString,
+                _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListDeadLetters',
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.SerializeToString,
@@ -124,6 +129,15 @@ class PaymentServiceServicer(object):
         """Streams the payment as it stands now, then again after each change, and ends OK when its state is final. After 5 minutes it ends with
         STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelPayment(self, request, context):
+        """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
+        what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
+        payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,6 +208,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.WatchPayment,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentResponse.SerializeToString,
+            ),
+            'CancelPayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelPayment,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -357,6 +376,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/WatchPayment',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.WatchPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelPayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/CancelPayment',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

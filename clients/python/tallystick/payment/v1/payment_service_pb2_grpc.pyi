@@ -48,6 +48,11 @@ class PaymentServiceStub:
     STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
+    CancelPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]
+    """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
+    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
+    payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
@@ -83,6 +88,11 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Streams the payment as it stands now, then again after each change, and ends OK when its state is final. After 5 minutes it ends with
     STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
+    """
+    CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]  # type: ignore[assignment]
+    """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
+    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
+    payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
@@ -146,6 +156,17 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the payment as it stands now, then again after each change, and ends OK when its state is final. After 5 minutes it ends with
         STREAM_EXPIRED; open it again with the last version. Access: team (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
+        """
+
+    @_abc_1.abstractmethod
+    def CancelPayment(
+        self,
+        request: _payment_service_pb2.CancelPaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.CancelPaymentResponse, _abc.Awaitable[_payment_service_pb2.CancelPaymentResponse]]:
+        """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
+        what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
+        payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
         """
 
     @_abc_1.abstractmethod
