@@ -13,6 +13,7 @@ from tallystick import new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payment import MOVES, Happening
+from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 
 from .conftest import eventually, fresh_database, serving
@@ -24,7 +25,7 @@ ZEROS = "decode(repeat('00', 32), 'hex')"
 def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """A database with a paid, a pending and a failed payment, a hold that is open and one that ended; nobody serves it any more."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as known:
-        with serving(known) as platform, platform.client() as client:
+        with serving(known, Settings(monitor_interval=0.1)) as platform, platform.client() as client:
             client.create_payment("paid", [new_order("o-paid", "b", "s", "10.00", "EUR", platform_fee="1.00")], credit_card_info="tok_visa")
             client.create_payment("pending", [new_order("o-pending", "b", "s", "10.00", "EUR")], credit_card_info="tok_pending")
             client.create_payment("failed", [new_order("o-failed", "b", "s", "10.00", "EUR")], credit_card_info="tok_decline")
@@ -33,6 +34,7 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             assert eventually(lambda: dead_letters(known) == 1)
             client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id="o-o-rejected-1", reason="x"))
             assert eventually(lambda: dead_letters(known) == 2)
+            assert eventually(lambda: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()).alerts)
             purpose = wallet_pb2.HOLD_PURPOSE_RESERVE
             holds = [
                 wallet_service_pb2.NewHold(hold_id=h, caller="t", seller_account="s", amount="1.00", currency="EUR", purpose=purpose)
@@ -152,7 +154,7 @@ CASES = [
     ("P3 a deleted order", "payment", "delete from payment_order", "42501"),
     ("P4 a version that is skipped", "payment", "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', version = version + 2 where payment_order_id = 'o-pending'", "P0001"),
     ("P4 a move without history", "payment",
-     "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', pending_reason = '', version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
+     "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', pending_reason = '', resolve_by_time = null, version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
     ("P4 history without a move", "payment",
      "insert into order_history values ('o-pending', 4, 'PENDING', 'FAILED', 'x', false, false, '', '', 'EXPIRED', '', '', 1, clock())", "P0001"),
     ("L4 an update of history", "payment", "update order_history set cause = 'x'", "42501"),
@@ -186,6 +188,9 @@ CASES = [
      "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() "
      "from unapplied_charge", "P0001"),
     ("E1 an event of no unapplied charge", "payment", told("unappliedCharges/u-2", 1), "P0001"),
+    ("E1 an alert that nobody tells", "payment", "insert into alert values ('X-y-1', 'X', 'a/y', 1, '', 1, clock(), clock())", "P0001"),
+    ("E1 an alert that ends without its event", "payment", "update alert set end_time = clock() where kind = 'UNAPPLIED_CHARGE'", "P0001"),
+    ("P5 an alert that is deleted", "payment", "delete from alert", "42501"),
     # event
     ("E2 an event that is changed", "event", "update event set body = ''", "42501"),
     ("E2 an event that is told twice", "event",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -23,7 +25,9 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_storage import alert as alert_store
 from tallystick_storage import payment as store
+from tallystick_storage.database import Database
 
 from .conftest import QUICK, Platform, eventually, fresh_database, serving
 from .test_pay_in import charges, pay
@@ -417,6 +421,57 @@ def waiting(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def patient(waiting: Platform) -> Iterator[Client]:
     with waiting.client() as made:
         yield made
+
+
+def alerts_of(client: Client, subject: str, *, ended: bool = False) -> list[recovery_pb2.Alert]:
+    found = client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=ended, page_size=200)).alerts
+    return [alert for alert in found if alert.subject == subject]
+
+
+def test_what_does_not_come_on_raises_one_alert_that_ends(own_database: Databases, caplog: pytest.LogCaptureFixture) -> None:
+    """P5: an order past its state's threshold is an alert: a row, an event and a log line; found again it is the same one, and it ends with the cause."""
+    retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.4, 0.4, 4)}
+    settings = Settings(retry=retry, sweep_interval=0.05, monitor_interval=0.05, alert_after={"EXECUTING": 0.2})
+    with serving(own_database, settings) as running, running.client() as client:
+        payment = pay(client, "5.00", token="tok_unreachable:99", wait_for=ACCEPTANCE)
+        subject = f"paymentOrders/{payment.payment_orders[0].payment_order_id}"
+        assert eventually(lambda: any(alert.count > 2 for alert in alerts_of(client, subject)))
+        assert failure(ended(client, payment)) == "PROVIDER_UNREACHABLE"
+        assert eventually(lambda: not alerts_of(client, subject))
+        (alert,) = alerts_of(client, subject, ended=True)
+        assert (alert.kind, alert.HasField("end_time")) == ("ORDER_STUCK", True)
+        assert alert.detail.startswith("EXECUTING since 2")
+        assert eventually(lambda: events_of(client, f"alerts/{alert.alert_id}") == [1, 2])
+    assert sum(f"alert ORDER_STUCK: {subject}" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_two_monitors_take_turns(own_database: Databases) -> None:
+    """One process looks for all of them, and another takes over when it comes back no more."""
+    database = Database(own_database.service("payment"), connections=2)
+    first, second = uuid4(), uuid4()
+
+    def turn(holder: UUID, seconds: float) -> bool:
+        return asyncio.run(database.transact(lambda connection: alert_store.take_turn(connection, "monitor", holder, seconds)))
+
+    assert turn(first, 60)
+    assert not turn(second, 60)
+    assert turn(first, 0)
+    assert turn(second, 60)
+    assert not turn(first, 60)
+    database.close()
+
+
+def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) -> None:
+    """What waits for a person says so."""
+    with serving(own_database, Settings(sweep_interval=0.05, monitor_interval=0.05)) as running, running.client() as client:
+        letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
+        assert eventually(lambda: alerts_of(client, f"deadLetters/{letter.dead_letter_id}"))
+        payment = pay(client, "5.00", token="tok_other_amount")
+        assert eventually(lambda: unapplied(client, payment))
+        assert eventually(lambda: alerts_of(client, f"unappliedCharges/{unapplied(client, payment)[0].unapplied_charge_id}"))
+        close(client, letter)
+        assert eventually(lambda: not alerts_of(client, f"deadLetters/{letter.dead_letter_id}"))
+    assert verify(own_database).passed
 
 
 def test_everything_is_quiet_in_the_end(impatient: Platform, waiting: Platform) -> None:

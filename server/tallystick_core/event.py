@@ -16,6 +16,7 @@ class EventType(StrEnum):
     TRANSACTION_POSTED = "TRANSACTION_POSTED"
     DEAD_LETTER_CHANGED = "DEAD_LETTER_CHANGED"
     UNAPPLIED_CHARGE_CHANGED = "UNAPPLIED_CHARGE_CHANGED"
+    ALERT_CHANGED = "ALERT_CHANGED"
 
 
 def event_id(aggregate_id: str, version: int) -> str:

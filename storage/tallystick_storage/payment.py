@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause, Status
+from tallystick_storage.alert import Finding
 from tallystick_storage.database import rows
 
 PaymentRow = Row[Any]
@@ -500,3 +501,31 @@ def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> S
         order by c.create_time desc, c.checkout_id desc
     """)
     return connection.execute(statement, {**{n: v for n, v in values.items() if v is not None}, "most": most}).all()
+
+
+# Whatever is open is due, so `due` leads to all of it, and stays small.
+_FINDINGS = text("""
+    select * from (
+        select 'ORDER_STUCK' as kind, 'paymentOrders/' || o.payment_order_id as subject,
+            o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+        from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
+        join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id and o.status <> 'FAILED'
+        where o.update_time < clock() - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
+            else cast(:success as interval) end
+        union all
+        select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
+        from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
+        join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id
+        where o.resolve_by_time < clock() and o.pending_reason <> 'BUYER_ACTION'
+        union all
+        select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
+        union all
+        select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge) f
+    order by kind, subject limit :most
+""")
+
+
+def findings(connection: Connection, alert_after: Mapping[str, float], most: int) -> list[Finding]:
+    """What a person should know of, up to so many; `alert_after`: seconds that an order may rest in a status."""
+    limits = {status.lower(): f"{alert_after[status]} seconds" for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
+    return [Finding(row.kind, row.subject, row.detail) for row in connection.execute(_FINDINGS, {**limits, "most": most})]

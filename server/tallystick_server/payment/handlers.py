@@ -34,6 +34,7 @@ ACCESS: Access = {
     "GetDeadLetter": frozenset({Role.OPERATOR}),
     "RetryDeadLetter": frozenset({Role.OPERATOR}),
     "CloseDeadLetter": frozenset({Role.OPERATOR}),
+    "ListAlerts": frozenset({Role.OPERATOR}),
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
 }
 

@@ -9,10 +9,10 @@ from tallystick_core.identifier import parse_words
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payment import unapplied
 from tallystick_server.payment.flow import Flow
-from tallystick_server.runtime import dead_letters
+from tallystick_server.runtime import alerts, dead_letters
 from tallystick_server.runtime.door import Call
 from tallystick_server.runtime.fields import PageToken, page_size, token_time
-from tallystick_storage import dead_letter
+from tallystick_storage import alert, dead_letter
 from tallystick_storage import unapplied as unapplied_store
 from tallystick_storage.database import Database
 
@@ -50,6 +50,15 @@ class OperatorHandlers:
         reason, evidence = parse_words(request.reason, "reason"), parse_words(request.evidence, "evidence")
         row = await self._flow.dead_letters.close(_id(request.dead_letter_id), call.caller.name, reason, evidence)
         return pb.CloseDeadLetterResponse(dead_letter=dead_letters.message(row))
+
+    async def ListAlerts(self, request: pb.ListAlertsRequest, _call: Call) -> pb.ListAlertsResponse:
+        size = page_size(request.page_size)
+        token = PageToken("ListAlerts", int(request.ended))
+        place = token.parse(request.page_token, str, str)
+        before = (token_time(place[0]), str(place[1])) if place else None
+        rows = await self._database.read(lambda connection: alert.list_(connection, before, size + 1, ended=request.ended))
+        shown, following = token.page(rows, size, alerts.message, lambda row: (row.create_time.isoformat(), row.alert_id))
+        return pb.ListAlertsResponse(alerts=shown, next_page_token=following)
 
     async def ListUnappliedCharges(self, request: pb.ListUnappliedChargesRequest, _call: Call) -> pb.ListUnappliedChargesResponse:
         size = page_size(request.page_size)

@@ -17,6 +17,7 @@ from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Refused
 from tallystick_server.payment.execute import LEASE_MARGIN
+from tallystick_server.payment.monitor import ALERT_AFTER
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.retry import FORM, Policy, parse_policy
 
@@ -74,6 +75,10 @@ class Settings:
     """Seconds a buyer has for what an order waits for; after that it is cancelled at the provider."""
     pending_review: float = 604_800.0
     """Seconds a provider has for a review; after that an alert is raised."""
+    alert_after: Mapping[str, float] = field(default_factory=dict)
+    """Status to the seconds after which an order that rests in it raises an alert, over EXECUTING=600,PENDING=259200,SUCCESS=600 (not settled)."""
+    monitor_interval: float = 10.0
+    """Seconds between two looks for what a person should know of."""
     sweep_interval: float = 1.0
     """Seconds between two looks for work that is due."""
     fee_rate: int = 0
@@ -265,6 +270,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "retry": _policies,
     "pending_action": _number(0.01, 31_536_000),
     "pending_review": _number(0.01, 31_536_000),
+    "alert_after": _table(_number(0, 31_536_000), _one_of(*ALERT_AFTER)),
+    "monitor_interval": _number(0.01, 3600),
     "sweep_interval": _number(0.01, 3600),
     "fee_rate": _rate,
     "seller_fee_rates": _table(_rate),

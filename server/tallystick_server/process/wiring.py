@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+from uuid import uuid4
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -23,6 +24,7 @@ from tallystick_server.ledger import handlers as ledger
 from tallystick_server.ledger.events import LedgerEvents
 from tallystick_server.payment import handlers as payment
 from tallystick_server.payment.flow import Flow, FlowSettings
+from tallystick_server.payment.monitor import Monitor
 from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
@@ -122,6 +124,7 @@ class Wiring:
             ),
         )
         handlers = payment.PaymentHandlers(database, flow)
+        monitor = Monitor(database, uuid4(), settings.alert_after, settings.monitor_interval)
         relay = Relay("payment", FromOutbox(database), self._peers, self._addresses["event"])
         flow_part = _Started(flow.start)
         return Service(
@@ -129,7 +132,7 @@ class Wiring:
             payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
             handlers,
             payment.ACCESS,
-            [*parts, flow_part, handlers, relay, self._housekeeping("payment", database)],
+            [*parts, flow_part, handlers, relay, monitor, self._housekeeping("payment", database)],
             flow.stop,
             [database, *databases],
             closing,

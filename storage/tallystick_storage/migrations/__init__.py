@@ -92,6 +92,46 @@ grant select, insert, update (state, operator, reason, evidence, end_time) on de
 """
 """The dead letters of a schema that has due work; after its outbox."""
 
+ALERTS = """
+-- What a person should know of. One that is found again is the same one, until it has ended.
+create table alert (
+    alert_id text collate "C" primary key,
+    kind text not null,
+    subject text collate "C" not null,  -- "{collection}/{id}"
+    number int not null check (number > 0),
+    detail text not null,
+    times bigint not null check (times > 0),  -- that it was found
+    create_time timestamptz not null,
+    last_time timestamptz not null check (last_time >= create_time),
+    end_time timestamptz,
+    unique (kind, subject, number)
+);
+create unique index alert_open on alert (kind, subject) where end_time is null;
+create index alert_by_time on alert (create_time desc, alert_id desc);
+create trigger ends_once before update on alert for each row when (old.end_time is not null) execute function refuse_change();
+create trigger never_deleted before delete or truncate on alert for each statement execute function refuse_change();
+
+-- E1
+create function alert_has_event() returns trigger language plpgsql security definer set search_path from current as $$
+begin
+    if exists (
+        select 'alerts/' || alert_id, case when end_time is null then 1 else 2 end from changed where tg_op = 'INSERT' or end_time is not null
+        except select * from told
+    ) then
+        raise exception 'an alert changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_alert_has_event after insert on alert referencing new table as changed for each statement execute function alert_has_event();
+create trigger updated_alert_has_event after update on alert referencing new table as changed for each statement execute function alert_has_event();
+grant select, insert, update (times, last_time, end_time) on alert to {service};
+
+-- Work that one process does at a time for all of them.
+create table duty (name text primary key, holder uuid not null, until_time timestamptz not null);
+grant select, insert, update on duty to {service};
+"""
+"""The alerts of a schema, and whose turn it is to raise them; after its outbox."""
+
 
 def create(schema: str, *scripts: str) -> None:
     """The first migration of a schema."""

@@ -1,6 +1,6 @@
 """Checkouts, orders, attempts, due work, history."""
 
-from tallystick_storage.migrations import DEAD_LETTERS, OUTBOX, create
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, OUTBOX, create
 
 revision = "payment_0001"
 down_revision = None
@@ -222,6 +222,9 @@ begin
             when x.aggregate_id like 'deadLetters/%' then exists (
                 select from dead_letter d where d.dead_letter_id = substr(x.aggregate_id, 13)
                     and x.version = case when d.state = 'OPEN' then 1 else 2 end offset 0)
+            when x.aggregate_id like 'alerts/%' then exists (
+                select from alert a where a.alert_id = substr(x.aggregate_id, 8)
+                    and x.version = case when a.end_time is null then 1 else 2 end offset 0)
             when x.aggregate_id like 'unappliedCharges/%' then exists (
                 select from unapplied_charge u where u.unapplied_charge_id = substr(x.aggregate_id, 18) and u.version = x.version offset 0)
             end) is not true
@@ -301,4 +304,4 @@ grant delete on due to {service};
 
 
 def upgrade() -> None:
-    create("payment", TABLES, OUTBOX, DEAD_LETTERS, RULES, GRANTS)
+    create("payment", TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, GRANTS)

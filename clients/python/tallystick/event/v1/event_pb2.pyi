@@ -46,6 +46,8 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A dead letter was set aside, or ended."""
     EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED: _EventType.ValueType  # 8
     """Money that fits no order was found, or booked."""
+    EVENT_TYPE_ALERT_CHANGED: _EventType.ValueType  # 9
+    """An alert was raised, or has ended."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What an event tells."""
@@ -68,6 +70,8 @@ EVENT_TYPE_DEAD_LETTER_CHANGED: EventType.ValueType  # 7
 """A dead letter was set aside, or ended."""
 EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED: EventType.ValueType  # 8
 """Money that fits no order was found, or booked."""
+EVENT_TYPE_ALERT_CHANGED: EventType.ValueType  # 9
+"""An alert was raised, or has ended."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
@@ -91,6 +95,7 @@ class Event(_message.Message):
     TRANSACTION_FIELD_NUMBER: _builtins.int
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     UNAPPLIED_CHARGE_FIELD_NUMBER: _builtins.int
+    ALERT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """"{aggregate_id}/{aggregate_version}"."""
     cursor: _builtins.int
@@ -99,8 +104,8 @@ class Event(_message.Message):
     """What it tells."""
     aggregate_id: _builtins.str
     """What changed: "payments/{checkout_id}", "paymentOrders/{payment_order_id}", "wallets/{seller_account}/{currency}",
-    "walletPolicies/{seller_account}/{currency}", "transactions/{transaction_id}", "deadLetters/{dead_letter_id}" or
-    "unappliedCharges/{unapplied_charge_id}".
+    "walletPolicies/{seller_account}/{currency}", "transactions/{transaction_id}", "deadLetters/{dead_letter_id}",
+    "unappliedCharges/{unapplied_charge_id}" or "alerts/{alert_id}".
     """
     aggregate_version: _builtins.int
     """The aggregate's version after the change."""
@@ -140,6 +145,10 @@ class Event(_message.Message):
     def unapplied_charge(self) -> _payment_pb2.UnappliedCharge:
         """With UNAPPLIED_CHARGE_CHANGED."""
 
+    @_builtins.property
+    def alert(self) -> _recovery_pb2.Alert:
+        """With ALERT_CHANGED."""
+
     def __init__(
         self,
         *,
@@ -158,12 +167,13 @@ class Event(_message.Message):
         transaction: _ledger_pb2.Transaction | None = ...,
         dead_letter: _recovery_pb2.DeadLetter | None = ...,
         unapplied_charge: _payment_pb2.UnappliedCharge | None = ...,
+        alert: _recovery_pb2.Alert | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -85,6 +85,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.FromString,
                 _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ListAlerts',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
         self.ListUnappliedCharges = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListUnappliedCharges',
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.SerializeToString,
@@ -174,6 +179,13 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlerts(self, request, context):
+        """Lists what a person should know of, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUnappliedCharges(self, request, context):
         """Lists money that fits no order, newest first. Access: operator.
         """
@@ -233,6 +245,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.CloseDeadLetter,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsResponse.SerializeToString,
             ),
             'ListUnappliedCharges': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUnappliedCharges,
@@ -511,6 +528,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/CloseDeadLetter',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CloseDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ListAlerts',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

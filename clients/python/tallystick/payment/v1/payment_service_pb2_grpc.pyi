@@ -66,6 +66,8 @@ class PaymentServiceStub:
     that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
     A repeat with the same values changes nothing. Access: operator.
     """
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]
+    """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]
     """Lists money that fits no order, newest first. Access: operator."""
 
@@ -107,6 +109,8 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
     A repeat with the same values changes nothing. Access: operator.
     """
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]  # type: ignore[assignment]
     """Lists money that fits no order, newest first. Access: operator."""
 
@@ -205,6 +209,14 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
         A repeat with the same values changes nothing. Access: operator.
         """
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _payment_service_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.ListAlertsResponse, _abc.Awaitable[_payment_service_pb2.ListAlertsResponse]]:
+        """Lists what a person should know of, newest first. Access: operator."""
 
     @_abc_1.abstractmethod
     def ListUnappliedCharges(
