@@ -44,7 +44,17 @@ def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str,
 
 
 @pytest.mark.parametrize(
-    ("status", "trouble"), [(500, "NO_ANSWER"), (0, "NO_ANSWER"), (409, "BUSY"), (429, "BUSY"), (400, "REJECTED"), (404, "REJECTED")]
+    ("status", "trouble"),
+    [
+        (500, "NO_ANSWER"),
+        (0, "NO_ANSWER"),
+        (409, "BUSY"),
+        (429, "BUSY"),
+        (400, "REJECTED"),
+        (404, "REJECTED"),
+        (401, "FORBIDDEN"),
+        (403, "FORBIDDEN"),
+    ],
 )
 def test_an_unknown_outcome_says_why(status: int, trouble: Trouble) -> None:
     """What is tried again how depends on why nobody knows; the provider's own wish goes with it."""

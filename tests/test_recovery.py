@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import AlreadyExistsError, Client, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from tallystick import AlreadyExistsError, Client, ClientSettings, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
@@ -471,6 +471,30 @@ def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) 
         assert eventually(lambda: alerts_of(client, f"unappliedCharges/{unapplied(client, payment)[0].unapplied_charge_id}"))
         close(client, letter)
         assert eventually(lambda: not alerts_of(client, f"deadLetters/{letter.dead_letter_id}"))
+    assert verify(own_database).passed
+
+
+def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Databases) -> None:
+    """A provider that is down is left alone: payments are accepted and wait up to a depth, then are refused with nothing stored; no try is spent on
+    them meanwhile, and when it is back all are paid, each charged once."""
+    retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 5)}
+    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=3, breaker_rest=0.3, waiting_depth=20)
+    with serving(own_database, settings) as running, running.client() as client:
+        sandbox = flow_of(running)._providers["sandbox"]._sandbox  # type: ignore[attr-defined]
+        sandbox.down = True
+        payments = [pay(client, "5.00", wait_for=ACCEPTANCE) for _ in range(4)]
+        assert eventually(lambda: any((due(own_database, p.payment_orders[0].charge_id) or ("", ""))[1] == "HELD_BACK" for p in payments))
+        payments += [pay(client, "5.00", wait_for=ACCEPTANCE) for _ in range(16)]
+        with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError) as refused:
+            pay(hasty, "5.00", checkout="one-too-many", wait_for=ACCEPTANCE)
+        assert (refused.value.reason, refused.value.retry_after) == ("PROVIDER_UNAVAILABLE", 30.0)
+        with pytest.raises(NotFoundError):
+            client.get_payment("one-too-many")
+        assert pay(client, "5.00", checkout=payments[0].checkout_id, wait_for=ACCEPTANCE).checkout_id == payments[0].checkout_id
+        sandbox.down = False
+        for payment in payments:
+            assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+            assert len(charges(own_database, payment.checkout_id)) == 1
     assert verify(own_database).passed
 
 

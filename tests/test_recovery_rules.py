@@ -41,7 +41,9 @@ def test_only_what_was_surely_not_sent_is_given_up(trouble: Trouble, maybe_sent:
     """A demand fails by itself only if nothing ever reached the provider; what may have been charged is looked up, and ends with a person."""
     last = resort(trouble, maybe_sent=maybe_sent)
     assert (last is Resort.FAIL) == (trouble is Trouble.NOT_SENT and not maybe_sent)
-    assert (last is Resort.LOOK_UP) == (trouble in {Trouble.NO_ANSWER, Trouble.BUSY} or (trouble is Trouble.NOT_SENT and maybe_sent))
+    assert (last is Resort.LOOK_UP) == (
+        trouble in {Trouble.NO_ANSWER, Trouble.BUSY, Trouble.FORBIDDEN} or (trouble is Trouble.NOT_SENT and maybe_sent)
+    )
 
 
 @given(st.sampled_from(BOUNDED), st.floats(0.01, 100), st.floats(0.01, 1000), st.integers(1, 50), st.integers(1, 60), st.text(max_size=20))

@@ -29,6 +29,8 @@ class Sandbox:
         self._window = window
         self._in_hand: set[str] = set()
         self._befell: Counter[str] = Counter()  # how often a fault that does not last has befallen each key
+        self.down = False
+        """Whether it refuses every connection."""
         self._log: Stage[store.NewCharge, Reply] = Stage("sandbox.log", self._store)
 
     def start(self) -> None:
@@ -39,6 +41,8 @@ class Sandbox:
 
     async def charge(self, demand: Demand) -> Reply:
         """Charges, or replays what the key got before."""
+        if self.down:
+            return rules.UNREACHED
         if demand.key in self._in_hand:
             return rules.KEY_IN_USE
         self._in_hand.add(demand.key)
@@ -73,6 +77,9 @@ class Sandbox:
 
     async def look_up(self, charge_id: str, *, ends: bool = False) -> Reply:
         """What became of a charge; keys that were forgotten are known here for ever."""
+
+        if self.down:
+            return rules.UNREACHED
 
         def look(connection: Connection) -> Reply:
             row = store.last_of(connection, charge_id)

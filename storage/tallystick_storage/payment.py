@@ -184,10 +184,10 @@ _INSERT = text("""
         select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '', '', now
         from json_to_recordset(cast(:attempts as json)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
-        returning charge_id),
+        returning charge_id, provider),
     to_do as (
-        insert into due (charge_id, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
-        select charge_id, now, now + cast(:lease as interval), 1, true, false, false, 0, '', '' from new_attempt, t),
+        insert into due (charge_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
+        select charge_id, provider, now, now + cast(:lease as interval), 1, true, false, false, 0, '', '' from new_attempt, t),
     changed as (
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
@@ -353,7 +353,7 @@ def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[
 
 _CLAIM = text("""
     with c as materialized (
-        select charge_id from due where next_attempt_time <= clock() and lease_until <= clock()
+        select charge_id from due where provider = :provider and next_attempt_time <= clock() and lease_until <= clock()
         order by next_attempt_time, charge_id limit :most for update skip locked),
     d as (
         update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true
@@ -362,9 +362,18 @@ _CLAIM = text("""
 """)
 
 
-def claim_due(connection: Connection, most: int, lease: float) -> dict[str, int]:
-    """Leases up to `most` charges that are due and that nobody holds, for `lease` seconds: charge_id to lease token."""
-    return {row.charge_id: row.lease_token for row in connection.execute(_CLAIM, {"most": most, "lease": f"{lease} seconds"})}
+_BACKLOG = text("select count(*) from (select from due where provider = :provider limit :most) d")
+
+
+def claim_due(connection: Connection, provider: str, most: int, lease: float) -> dict[str, int]:
+    """Leases up to `most` charges of a provider that are due and that nobody holds, for `lease` seconds: charge_id to lease token."""
+    parameters = {"provider": provider, "most": most, "lease": f"{lease} seconds"}
+    return {row.charge_id: row.lease_token for row in connection.execute(_CLAIM, parameters)}
+
+
+def backlog(connection: Connection, provider: str, most: int) -> int:
+    """How many charges of a provider are open, counted up to `most`."""
+    return int(connection.execute(_BACKLOG, {"provider": provider, "most": most}).scalar_one())
 
 
 _CHARGES = text("""

@@ -82,6 +82,7 @@ class Accept:
         environment: str,
         lease: float,
         hand_on: Callable[[Charge], None],
+        room: Callable[[Connection], int | None],
     ) -> None:
         self._database = database
         self._risk = risk
@@ -90,6 +91,7 @@ class Accept:
         self._environment = environment
         self._lease = lease
         self._hand_on = hand_on
+        self._room = room
 
     async def run(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
         """One result for each arrival: accepted, KEY_REUSED or ID_TAKEN."""
@@ -109,6 +111,9 @@ class Accept:
             known = _find(connection, arrivals)
             fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
             judged = self._judge(connection, fresh, deadline)
+            full = _beyond(judged, self._room(connection))
+            known |= {one.arrival.event.checkout_id: _unavailable() for one in full}
+            judged = judged[: len(judged) - len(full)]
             inserted = self._insert(connection, judged) if judged else {}
             late = [one.arrival for one in judged if one.arrival.event.checkout_id not in inserted]
             if late:  # another process stored them since we looked; the next statement sees them
@@ -202,6 +207,22 @@ class Accept:
             provider="" if reason else self._provider,
             attempt_count=0 if reason else FIRST_ATTEMPT,
         )
+
+
+def _beyond(judged: Sequence[_Judged], room: int | None) -> Sequence[_Judged]:
+    """Those whose charges find no room any more."""
+    if room is None:
+        return ()
+    for place, one in enumerate(judged):
+        room -= len(one.charges)
+        if room < 0:
+            return judged[place:]
+    return ()
+
+
+def _unavailable() -> Refused:
+    message = "The provider does not answer, and enough payments wait for it. Nothing was stored."
+    return Refused(Reason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
 
 def _tell(connection: Connection, stored: Sequence[_Judged], inserted: Mapping[str, Row[Any]]) -> None:

@@ -16,7 +16,7 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.payment import encode
 from tallystick_server.payment.changes import Changes
 from tallystick_server.payment.charge import Charge, ChargedOrder, stored_charges
-from tallystick_server.payment.execute import Execute
+from tallystick_server.payment.execute import Execute, HeldBack
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Answered, Recorded
 from tallystick_server.runtime.dead_letters import must_be_open, tell_changed
@@ -87,7 +87,12 @@ class DeadLetters:
         (charge,) = stored_charges(found, {_charge_id(row): 0}, asyncio.get_running_loop().time(), self._lease)
         if charge.succeeded:
             raise _forbidden("The buyer was charged, so the orders cannot fail; retry the dead letter.", "SUCCESS")
-        return charge, charge.answer or await self._execute.charge(charge, Step.LOOK_UP)
+        outcome = charge.answer or await self._execute.charge(charge, Step.LOOK_UP)
+        if isinstance(outcome, HeldBack):
+            raise Refused(
+                Reason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=outcome.seconds
+            )
+        return charge, outcome
 
     def _close(self, connection: Connection, row: Row[Any], operator: str, reason: str, evidence: str) -> Moved:
         charge_id = _charge_id(row)

@@ -19,15 +19,16 @@ from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.changes import Changes
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.dead_letters import DeadLetters
-from tallystick_server.payment.execute import Execute
+from tallystick_server.payment.execute import Execute, HeldBack
 from tallystick_server.payment.postpone import Postpone, Troubled, troubled
 from tallystick_server.payment.record import Answered, Record, Recorded
 from tallystick_server.payment.settle import Settle, SettlingRefused
 from tallystick_server.payment.unapplied import BookUnapplied
+from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.retry import Policies
+from tallystick_server.runtime.retry import Policies, spread
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import payment as store
@@ -49,6 +50,9 @@ class FlowSettings:
     provider_calls: int
     sweep_interval: float
     policies: Policies
+    breaker: BreakerSettings
+    waiting_depth: int
+    """How many charges may wait for a provider that fails, before new ones are refused."""
     resolve_within: Mapping[PendingReason, float]
     """Seconds that a pending order has."""
 
@@ -71,9 +75,9 @@ class Flow:
         self._database = database
         self._settings = settings
         self._providers = providers
-        accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take)
+        self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, breaker=settings.breaker)
+        accept = Accept(database, risk, fees, settings.provider, settings.environment, settings.lease, self.take, self._room)
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
-        self._execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout)
         self._record: Stage[Answered, Recorded] = Stage(
             "payment.record", Record(database, settings.resolve_within).run, most=MOST_ITEMS, weight=lambda one: len(one.charge.orders)
         )
@@ -120,6 +124,14 @@ class Flow:
         """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
         return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context()))
 
+    def _room(self, connection: Connection) -> int | None:
+        """How many more charges may wait, while the provider of new ones fails; None: any number."""
+        provider = self._settings.provider
+        if not self._execute.is_held_back(provider):
+            return None
+        depth = self._settings.waiting_depth
+        return depth - store.backlog(connection, provider, depth)
+
     async def cancel(self, checkout_id: str, reason: str) -> str:
         """Cancels a payment that is open; the reason that stands, "" if it had ended before. Its charges are taken up at once."""
         stands = await self._database.transact(lambda connection: store.cancel(connection, checkout_id, reason))
@@ -137,7 +149,10 @@ class Flow:
         lease = self._settings.lease
 
         def claim(connection: Connection) -> dict[str, int]:
-            return store.claim_due(connection, _MOST_CLAIMED, lease)
+            tokens: dict[str, int] = {}
+            for provider in sorted(self._providers):  # each by itself: the backlog of one keeps nobody else waiting
+                tokens |= store.claim_due(connection, provider, _MOST_CLAIMED, lease)
+            return tokens
 
         now = asyncio.get_running_loop().time()
         tokens = await self._database.transact(claim)
@@ -169,6 +184,10 @@ class Flow:
             return
         outcome = charge.answer if step is Step.JUDGE else await self._execute.charge(charge, step)
         if outcome is None:
+            return
+        if isinstance(outcome, HeldBack):
+            wait = outcome.seconds + spread(outcome.seconds, charge.charge_id)
+            await self._postponed(Troubled(charge, Trouble.HELD_BACK, "the provider fails too often to be asked now", wait))
             return
         if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and ending is not None:
             outcome = replace(outcome, reason=ending)

@@ -69,23 +69,10 @@ class Postpone:
         return await by_halves(self._postpone, items)
 
     async def _postpone(self, items: Sequence[Troubled]) -> Sequence[payment_pb2.Payment | Exception | None]:
-        again, given_up, aside = [], [], []
-        for item in items:
-            charge = item.charge
-            if item.give_up is not None:
-                given_up.append(item)
-                continue
-            delay = self._delay(item)
-            if delay is not None:
-                again.append(_again(item, max(delay, item.retry_after), charge.tries + 1, looking=charge.looking))
-                continue
-            match resort(item.trouble, maybe_sent=charge.maybe_sent):
-                case Resort.FAIL:
-                    given_up.append(item)
-                case Resort.LOOK_UP:
-                    again.append(_again(item, item.retry_after, 0, looking=True))
-                case Resort.SET_ASIDE:
-                    aside.append(item)
+        decided = [(item, self._decide(item)) for item in items]
+        again = [decision for _, decision in decided if isinstance(decision, store.Again)]
+        given_up = [item for item, decision in decided if decision is Resort.FAIL]
+        aside = [item for item, decision in decided if decision is Resort.SET_ASIDE]
 
         def postpone(connection: Connection) -> Moved:
             # an answer that another holder wrote down meanwhile stands: then this one is not given up
@@ -100,9 +87,18 @@ class Postpone:
         moved = await self._database.transact(postpone)
         return [moved.closed.get(item.charge.checkout_id) for item in items]
 
-    def _delay(self, item: Troubled) -> float | None:
+    def _decide(self, item: Troubled) -> store.Again | Resort:
+        """When it is taken up again, or its last resort."""
         charge = item.charge
-        return self._policies.of(charge.provider, item.trouble).delay(charge.tries + 1, charge.charge_id)
+        if item.give_up is not None:
+            return Resort.FAIL
+        if item.trouble is Trouble.HELD_BACK:
+            return _again(item, item.retry_after, charge.tries, looking=charge.looking)
+        delay = self._policies.of(charge.provider, item.trouble).delay(charge.tries + 1, charge.charge_id)
+        if delay is not None:
+            return _again(item, max(delay, item.retry_after), charge.tries + 1, looking=charge.looking)
+        last = resort(item.trouble, maybe_sent=charge.maybe_sent)
+        return _again(item, item.retry_after, 0, looking=True) if last is Resort.LOOK_UP else last
 
 
 def _set_aside(connection: Connection, items: Sequence[Troubled]) -> None:
@@ -120,7 +116,7 @@ def _set_aside(connection: Connection, items: Sequence[Troubled]) -> None:
 
 def _again(item: Troubled, delay: float | None, tries: int, *, looking: bool) -> store.Again:
     charge = item.charge
-    sent = charge.maybe_sent or item.trouble is not Trouble.NOT_SENT
+    sent = charge.maybe_sent or item.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
     return store.Again(charge.charge_id, charge.lease_token, delay, sent, looking, tries, item.trouble, item.detail[:_LONGEST_DETAIL])
 
 

@@ -63,6 +63,12 @@ class Settings:
     """Seconds that every answer of the sandbox takes."""
     provider_timeout: float = 30.0
     """Seconds after which a call to the provider has the outcome UNKNOWN."""
+    breaker_failures: int = 20
+    """Failures in a row after which a provider is left alone for a while."""
+    breaker_rest: float = 5.0
+    """Seconds for which it is left alone at first; twice as long after each vain probe, up to a minute."""
+    waiting_depth: int = 100_000
+    """How many charges may wait for a provider that fails, before new payments are refused with PROVIDER_UNAVAILABLE."""
     provider_calls: int = 2000
     """The most calls to one provider at a time."""
     lease: float = 60.0
@@ -264,6 +270,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "sandbox_url": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
     "sandbox_latency": _number(0, 60),
     "provider_timeout": _number(0.1, 600),
+    "breaker_failures": _number(1, 1_000_000, int),
+    "breaker_rest": _number(0.01, 60),
+    "waiting_depth": _number(0, 10_000_000, int),
     "provider_calls": _number(1, 100_000, int),
     "lease": _number(1, 3600),
     "provider_key_window": _number(1, 31_536_000),

@@ -28,6 +28,7 @@ from tallystick_server.payment.monitor import Monitor
 from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
+from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.door import Access
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
@@ -116,6 +117,8 @@ class Wiring:
                 provider_calls=settings.provider_calls,
                 sweep_interval=settings.sweep_interval,
                 policies=Policies(settings.retry),
+                breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest),
+                waiting_depth=settings.waiting_depth,
                 resolve_within={
                     PendingReason.BUYER_ACTION: settings.pending_action,
                     PendingReason.PROVIDER_REVIEW: settings.pending_review,

@@ -119,7 +119,7 @@ def _definite(reply: Reply) -> Outcome:
     return Pending(PendingReason.BUYER_ACTION if action else PendingReason.PROVIDER_REVIEW, reply.reference, url)
 
 
-_TROUBLES = {400: Trouble.REJECTED, 404: Trouble.REJECTED, 409: Trouble.BUSY, 429: Trouble.BUSY}
+_TROUBLES = {400: Trouble.REJECTED, 401: Trouble.FORBIDDEN, 403: Trouble.FORBIDDEN, 404: Trouble.REJECTED, 409: Trouble.BUSY, 429: Trouble.BUSY}
 
 
 def _well_formed(reply: Reply) -> bool:

@@ -38,6 +38,11 @@ class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
         return self._wait(retry_state) * (1 - chance / 2)
 
 
+def spread(seconds: float, seed: str) -> float:
+    """A part of so many seconds, by chance, the same for the same seed: what waits together does not come back together."""
+    return seconds * random.Random(seed).random()  # noqa: S311 - no secret
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A strategy with its seconds: `first` the first wait, or each, `longest` the longest one; at most `tries` tries, None: no bound."""
@@ -68,9 +73,10 @@ class Policy:
 
 
 DEFAULTS: Mapping[Trouble, Policy] = {
-    Trouble.NOT_SENT: Policy(Strategy.EXPONENTIAL, 1, 60, 12),
-    Trouble.NO_ANSWER: Policy(Strategy.EXPONENTIAL, 2, 300, 12),
+    Trouble.NOT_SENT: Policy(Strategy.EXPONENTIAL, 1, 60, 120),  # an hour without the provider fails nobody
+    Trouble.NO_ANSWER: Policy(Strategy.EXPONENTIAL, 2, 300, 30),
     Trouble.BUSY: Policy(Strategy.EXPONENTIAL, 1, 60, 60),
+    Trouble.FORBIDDEN: Policy(Strategy.EXPONENTIAL, 30, 600, 100),
     Trouble.REJECTED: Policy(Strategy.CANCEL),
     Trouble.WAITING: Policy(Strategy.INCREMENTAL, 30, 3600, None),
     Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),

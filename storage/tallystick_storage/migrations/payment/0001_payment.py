@@ -97,6 +97,7 @@ create unique index attempt_may_charge on attempt (charge_id) where may_charge;
 -- What has to be done: a charge that is executing, or charged and not settled. A row leaves when its orders are final and settled.
 create table due (
     charge_id text collate "C" primary key,
+    provider text not null,
     next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter
     lease_until timestamptz not null,
     lease_token bigint not null,
