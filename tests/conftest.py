@@ -33,7 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 _ports = itertools.count(17_300 + os.getpid() % 500 * 20)
 
 
-QUICK = {("", trouble): Policy(Strategy.FIXED, 0.2, 0.2, 50) for trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.BUSY, Trouble.WAITING)}
+QUICK = {
+    ("", trouble): Policy(Strategy.FIXED, 0.2, 0.2, 50)
+    for trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.WAITING)
+}
 """Policies that do not keep a test waiting."""
 
 

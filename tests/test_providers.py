@@ -46,7 +46,9 @@ def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str,
 @pytest.mark.parametrize(
     ("status", "trouble"),
     [
-        (500, "NO_ANSWER"),
+        (500, "SERVER_ERROR"),
+        (503, "SERVER_ERROR"),
+        (204, "NO_ANSWER"),
         (0, "NO_ANSWER"),
         (409, "BUSY"),
         (429, "BUSY"),

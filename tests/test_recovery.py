@@ -498,6 +498,17 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
     assert verify(own_database).passed
 
 
+def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(own_database: Databases) -> None:
+    """Keys that replay a 5xx open the breaker when nothing else is asked; they are looked up soon, and neither they nor others wait behind them."""
+    retry = {("", Trouble.SERVER_ERROR): Policy(Strategy.FIXED, 0.05, 0.05, 2)}
+    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=2, breaker_rest=0.1)
+    with serving(own_database, settings) as running, running.client() as client:
+        poisoned = [pay(client, "5.00", token="tok_error_stored", wait_for=ACCEPTANCE) for _ in range(6)]
+        assert pay(client, "5.00").is_payment_done
+        for payment in poisoned:
+            assert failure(ended(client, payment)) == "PROVIDER_DECLINED"
+
+
 def test_everything_is_quiet_in_the_end(impatient: Platform, waiting: Platform) -> None:
     """After all of the above every check holds."""
     for platform in (impatient, waiting):

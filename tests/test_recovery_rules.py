@@ -42,7 +42,7 @@ def test_only_what_was_surely_not_sent_is_given_up(trouble: Trouble, maybe_sent:
     last = resort(trouble, maybe_sent=maybe_sent)
     assert (last is Resort.FAIL) == (trouble is Trouble.NOT_SENT and not maybe_sent)
     assert (last is Resort.LOOK_UP) == (
-        trouble in {Trouble.NO_ANSWER, Trouble.BUSY, Trouble.FORBIDDEN} or (trouble is Trouble.NOT_SENT and maybe_sent)
+        trouble in {Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN} or (trouble is Trouble.NOT_SENT and maybe_sent)
     )
 
 

@@ -80,7 +80,7 @@ def test_services_run_as_processes_of_their_own(own_database: Databases, tmp_pat
                 "TALLYSTICK_LISTEN": address[name],
                 "TALLYSTICK_ADDRESS": peers,
                 "TALLYSTICK_SANDBOX_URL": f"http://{address['sandbox']}",
-                "TALLYSTICK_RETRY": "no_answer=fixed:0.2:50",
+                "TALLYSTICK_RETRY": "no_answer=fixed:0.2:50,server_error=fixed:0.2:50",
                 "TALLYSTICK_DATA": str(tmp_path),
             }
             stack.enter_context(process(["serve", name], environment, address[name]))

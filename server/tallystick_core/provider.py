@@ -45,6 +45,8 @@ class Trouble(StrEnum):
     """Surely nothing reached the provider."""
     NO_ANSWER = "NO_ANSWER"
     """Whether the buyer was charged is not known."""
+    SERVER_ERROR = "SERVER_ERROR"
+    """The provider answered that it failed; it may give that answer to the key for ever, so it is soon asked what became of the demand."""
     BUSY = "BUSY"
     """The provider told to come back later."""
     FORBIDDEN = "FORBIDDEN"

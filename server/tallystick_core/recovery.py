@@ -59,6 +59,6 @@ def resort(trouble: Trouble, *, maybe_sent: bool) -> Resort:
     """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have reached the provider at some time."""
     if trouble is Trouble.NOT_SENT and not maybe_sent:
         return Resort.FAIL
-    if trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.BUSY, Trouble.FORBIDDEN):
+    if trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN):
         return Resort.LOOK_UP
     return Resort.SET_ASIDE

@@ -68,7 +68,7 @@ class Execute:
         match outcome:
             case Unknown(trouble=Trouble.FORBIDDEN):
                 self._breakers[provider].failed(now, at_once=True)
-            case NotSent() | Unknown(trouble=Trouble.NO_ANSWER):
+            case NotSent() | Unknown(trouble=Trouble.NO_ANSWER | Trouble.SERVER_ERROR):
                 self._breakers[provider].failed(now)
             case _:
                 self._breakers[provider].succeeded()

@@ -106,7 +106,8 @@ def outcome(reply: Reply) -> Outcome:
         case 400 if reply.code in _REFUSALS:
             return Declined(FailureReason.PROVIDER_REFUSED, reply.code)
         case status:
-            return Unknown(f"status {status} {reply.code}".strip(), _TROUBLES.get(status, Trouble.NO_ANSWER), reply.retry_after)
+            other = Trouble.SERVER_ERROR if status >= 500 else Trouble.NO_ANSWER
+            return Unknown(f"status {status} {reply.code}".strip(), _TROUBLES.get(status, other), reply.retry_after)
 
 
 def _definite(reply: Reply) -> Outcome:

@@ -1,0 +1,74 @@
+"""The checker: what callers were told, what the provider logged, and what the database holds must be one story."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import psycopg
+
+from tallystick.payment.v1 import payment_pb2
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
+
+from .load import Told
+
+_FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
+
+
+def at_rest(admin: str) -> bool:
+    """Whether nothing is due and everything has been told and booked."""
+    with psycopg.connect(admin, connect_timeout=5) as connection:
+        row = connection.execute("""
+            select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*) from payment.outbox)
+                + (select count(*) from wallet.outbox) + (select count(*) from payment.unapplied_charge where not ledger_updated)
+                + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book))""").fetchone()
+    return row is not None and row[0] == 0
+
+
+def check(databases: Databases, told: dict[str, Told]) -> dict[str, Any]:
+    """`lost`, `doubled` and `violations`: the count of what was acknowledged and is not there, of orders charged twice, and a line for each breach."""
+    with psycopg.connect(databases.admin) as connection:
+        orders = connection.execute("""
+            select checkout_id, payment_order_id, charge_id, status, wallet_updated and ledger_updated, failure_reason from payment.payment_order""").fetchall()
+        states: dict[str, str] = dict(connection.execute("select checkout_id, payment_state from payment.checkout").fetchall())
+        charges = connection.execute("select charge_id, reference from sandbox.charge where state = 'SUCCEEDED'").fetchall()
+        aside = {row[0].removeprefix("charges/") for row in connection.execute("select subject from payment.dead_letter where state = 'OPEN'")}
+        unapplied = Counter(row[0] for row in connection.execute("select charge_id from payment.unapplied_charge"))
+    charged: dict[str, int] = Counter(charge for charge, _ in charges)
+    by_checkout: dict[str, dict[str, str]] = defaultdict(dict)
+    violations, lost, doubled = [], 0, 0
+    for checkout, order, charge, status, settled, _ in orders:
+        by_checkout[checkout][order] = status
+        if charged[charge] > 1:
+            doubled += 1
+            violations.append(f"order {order} was charged {charged[charge]} times")
+        if status == "SUCCESS" and charged[charge] != 1:
+            violations.append(f"order {order} is SUCCESS with {charged[charge]} charges")
+        if status == "FAILED" and charged[charge] != unapplied[charge]:
+            violations.append(f"order {order} is FAILED with {charged[charge]} charges, {unapplied[charge]} of them unapplied")
+        if (status in ("NOT_STARTED", "EXECUTING", "PENDING") or (status == "SUCCESS" and not settled)) and charge not in aside:
+            violations.append(f"order {order} is {status}, settled: {settled}, and nobody will move it on")
+    for checkout, one in told.items():
+        if one.answers and checkout not in states:
+            lost += 1
+            violations.append(f"payment {checkout} was acknowledged, and is not there")
+            continue
+        for answer in one.answers:
+            violations += _contradictions(answer, states[checkout], by_checkout[checkout])
+        violations += [f"payment {checkout} was refused with {refusal}" for refusal in one.refusals]
+    report = verify(databases)
+    violations += [wrong for one in report.checks for wrong in one.wrong]
+    return {"lost": lost, "doubled": doubled, "violations": violations}
+
+
+def _contradictions(answer: payment_pb2.Payment, state: str, statuses: dict[str, str]) -> list[str]:
+    """Where an answer, whose final parts must stand for ever, is not what is stored."""
+    found = []
+    if answer.payment_state in _FINAL and payment_pb2.PaymentState.Name(answer.payment_state) != f"PAYMENT_STATE_{state}":
+        found.append(f"payment {answer.checkout_id} was told to be {payment_pb2.PaymentState.Name(answer.payment_state)}, and is {state}")
+    for order in answer.payment_orders:
+        status = payment_pb2.PaymentOrderStatus.Name(order.payment_order_status).removeprefix("PAYMENT_ORDER_STATUS_")
+        if status in ("SUCCESS", "FAILED") and statuses.get(order.payment_order_id) != status:
+            found.append(f"order {order.payment_order_id} was told to be {status}, and is {statuses.get(order.payment_order_id)}")
+    return found

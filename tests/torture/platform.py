@@ -1,0 +1,123 @@
+"""The platform under torture: two processes of each service, the sandbox, and a PostgreSQL with fsync behind a proxy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import make_url
+
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.embedded import EmbeddedPostgres
+
+SERVICES = ("payment", "ledger", "wallet", "event")
+_CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
+_QUICK = {
+    "TALLYSTICK_REUSE_PORT": "true",
+    "TALLYSTICK_LEASE": "6",
+    "TALLYSTICK_PROVIDER_TIMEOUT": "3",
+    "TALLYSTICK_SWEEP_INTERVAL": "0.3",
+    "TALLYSTICK_BREAKER_REST": "0.5",
+    "TALLYSTICK_DRAIN": "2",
+    "TALLYSTICK_RETRY": "not_sent=exponential:0.2:3:1000,no_answer=exponential:0.2:3:40,server_error=exponential:0.2:1:4,busy=fixed:0.3:1000,waiting=fixed:1:0,"
+    "unresolved=exponential:0.5:3:40,unsettled=exponential:0.2:2:1000",
+}
+LEASE_SECONDS = 6.0
+
+
+@dataclass(eq=False)
+class Process:
+    """One process that is started again whenever it has ended."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+    running: subprocess.Popen[bytes] | None = None
+    stopped: bool = False
+    """By SIGSTOP."""
+    starts: int = field(default=0)
+
+    def keep_up(self) -> None:
+        """Starts it if it does not run."""
+        if self.running is None or self.running.poll() is not None:
+            with self.log.open("ab") as log:
+                self.running = subprocess.Popen(self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log)
+            self.stopped = False
+            self.starts += 1
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.running is not None and self.running.poll() is None:
+            self.running.send_signal(number)
+            self.stopped = number == signal.SIGSTOP or (self.stopped and number != signal.SIGCONT)
+
+    def end(self) -> None:
+        if self.running is not None:
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGKILL)
+            self.running.wait(10)
+
+
+class Platform:
+    """Starts, keeps and ends the processes."""
+
+    def __init__(self, folder: Path, postgres: EmbeddedPostgres, databases: Databases) -> None:
+        self.databases = databases
+        self._folder = folder
+        self._postgres = postgres
+        self.processes: list[Process] = []
+        self.address = ""
+
+    def set_up(self, proxy_port: int, first_port: int) -> None:
+        """Names the processes; `proxy_port` is where they reach PostgreSQL."""
+        addresses = {name: f"127.0.0.1:{first_port + place}" for place, name in enumerate(SERVICES)}
+        sandbox = first_port + len(SERVICES)
+        self.address = addresses["payment"]
+        reached = ",".join(f"{name}={address}" for name, address in addresses.items())
+        log = self._folder / "processes.log"
+        for name in SERVICES:
+            environment = {
+                **_QUICK,
+                "TALLYSTICK_SERVICE_DATABASE_URL": f"{name}={self._url(name, proxy_port)}",
+                "TALLYSTICK_LISTEN": addresses[name],
+                "TALLYSTICK_ADDRESS": reached,
+                "TALLYSTICK_SANDBOX_URL": f"http://127.0.0.1:{sandbox}",
+                "TALLYSTICK_DATA": str(self._folder),
+            }
+            self.processes += [Process(f"{name}-{number}", [*_CLI, "serve", name], environment, log) for number in range(2)]
+        own = {"TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={self._url('sandbox', proxy_port)}", "TALLYSTICK_DATA": str(self._folder)}
+        self.sandbox = Process("sandbox", [*_CLI, "sandbox", "--port", str(sandbox)], own, log)
+
+    def _url(self, name: str, port: int) -> str:
+        """The service's login, by way of the proxy."""
+        url = make_url(self.databases.service(name))
+        return url.set(drivername="postgresql", host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
+
+    def keep_up(self) -> None:
+        for process in (self.sandbox, *self.processes):
+            process.keep_up()
+
+    def crash_database(self) -> None:
+        """Stops PostgreSQL at once, without a word to anybody, and starts it again."""
+        running = self._postgres._process
+        if running is not None:
+            running.send_signal(signal.SIGQUIT)
+            running.wait(30)
+        self._postgres.stop()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self._postgres.start()
+                return
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+
+    def end(self) -> None:
+        for process in (*self.processes, self.sandbox):
+            process.end()
