@@ -40,6 +40,15 @@ QUICK = {
 """Policies that do not keep a test waiting."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keys", type=int, default=100, help="how many keys are called a hundred times at once (CI: 1,000)")
+
+
+@pytest.fixture
+def keys(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--keys"))
+
+
 def unique(prefix: str = "t") -> str:
     """An id that no other test uses."""
     return f"{prefix}-{secrets.token_hex(6)}"
