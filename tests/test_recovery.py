@@ -20,6 +20,7 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Succeeded, Trouble
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.flow import Flow
+from tallystick_server.payment.postpone import Troubled
 from tallystick_server.payment.record import Answered
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
@@ -327,6 +328,37 @@ def test_the_command_line_does_what_an_operator_does(client: Client, impatient: 
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "STATE_FORBIDS: The dead letter is CLOSED already." in refused.stderr
     assert command("unapplied-charges").returncode == 0
+
+
+def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platform) -> None:
+    """A holder that leaves a charge to a person while another's success has just been written down leaves it to be judged: it is paid."""
+    payment = pay(patient, "5.00", token="tok_lost_before", wait_for=ACCEPTANCE)
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(lambda: (due(waiting.databases, charge_id) or ("", ""))[1] == "NO_ANSWER")
+    flow = flow_of(waiting)
+    with psycopg.connect(waiting.databases.admin) as connection:
+        connection.execute("set search_path = payment")
+        row = connection.execute(
+            "update due set next_attempt_time = clock(), lease_until = clock() + interval '1 second', lease_token = lease_token + 1, held = true"
+            " where charge_id = %s returning lease_token",
+            (charge_id,),
+        ).fetchone()
+        connection.execute(
+            "update attempt set outcome = 'SUCCEEDED', provider_reference = %s, charged_amount = 500, charged_currency = 'EUR', end_time = clock()"
+            " where charge_id = %s",
+            (f"ref-{charge_id}", charge_id),
+        )
+    assert row is not None
+
+    async def set_it_aside() -> None:
+        rows = await flow._database.read(lambda connection: store.charges(connection, [charge_id]))
+        (charge,) = stored_charges(rows, {charge_id: row[0]}, 0.0, 60.0)
+        await flow._postpone.submit(Troubled(charge, Trouble.REJECTED, "no use"))
+
+    waiting.run(set_it_aside)
+    assert ended(patient, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
+    assert f"charges/{charge_id}" not in {letter.subject for letter in patient.payment.ListDeadLetters(request).dead_letters}
 
 
 def flow_of(platform: Platform) -> Flow:

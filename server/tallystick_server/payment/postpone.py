@@ -75,13 +75,14 @@ class Postpone:
         aside = [item for item, decision in decided if decision is Resort.SET_ASIDE]
 
         def postpone(connection: Connection) -> Moved:
-            # an answer that another holder wrote down meanwhile stands: then this one is not given up
-            open_ = store.lock_open_attempts(connection, [item.charge.charge_id for item in given_up]) if given_up else set()
+            # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
+            undecided = [item.charge.charge_id for item in (*given_up, *aside) if not item.charge.succeeded]
+            open_ = store.lock_open_attempts(connection, undecided) if undecided else set()
             moved = move_orders(connection, [one for item in given_up if item.charge.charge_id in open_ for one in _given_up(item)])
             if again:
                 store.make_due(connection, again)
             if aside:
-                _set_aside(connection, aside)
+                _set_aside(connection, [item for item in aside if item.charge.succeeded or item.charge.charge_id in open_])
             return moved
 
         moved = await self._database.transact(postpone)
