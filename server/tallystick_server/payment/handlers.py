@@ -18,7 +18,7 @@ from tallystick_server.payment.changes import Waiter
 from tallystick_server.payment.flow import Flow
 from tallystick_server.payment.operator import OperatorHandlers
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, page_size, token_time
+from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
@@ -100,9 +100,7 @@ class PaymentHandlers(OperatorHandlers):
             wanted.create_time_until,
         )
         token = PageToken("ListPayments", *("" if value is None else str(value) for value in filters))
-        place = token.parse(request.page_token, str, str)
-        if place:
-            wanted = replace(wanted, before=(token_time(place[0]), str(place[1])))
+        wanted = replace(wanted, before=token.before(request.page_token))
         rows = await self._database.read(lambda connection: store.list_payments(connection, wanted, size + 1))
         shown, following = token.page(rows, size, encode.payment_head, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id))
         return pb.ListPaymentsResponse(payments=shown, next_page_token=following)

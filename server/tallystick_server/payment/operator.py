@@ -11,7 +11,7 @@ from tallystick_server.payment import unapplied
 from tallystick_server.payment.flow import Flow
 from tallystick_server.runtime import alerts, dead_letters
 from tallystick_server.runtime.door import Call
-from tallystick_server.runtime.fields import PageToken, page_size, token_time
+from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_storage import alert, dead_letter
 from tallystick_storage import unapplied as unapplied_store
 from tallystick_storage.database import Database
@@ -30,8 +30,7 @@ class OperatorHandlers:
         size = page_size(request.page_size)
         state = dead_letters.STATES.parse(request.state, "state", "")
         token = PageToken("ListDeadLetters", state)
-        place = token.parse(request.page_token, str, str)
-        before = (token_time(place[0]), str(place[1])) if place else None
+        before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: dead_letter.list_(connection, state, before, size + 1))
         shown, following = token.page(rows, size, dead_letters.message, lambda row: (row.create_time.isoformat(), row.dead_letter_id))
         return pb.ListDeadLettersResponse(dead_letters=shown, next_page_token=following)
@@ -54,8 +53,7 @@ class OperatorHandlers:
     async def ListAlerts(self, request: pb.ListAlertsRequest, _call: Call) -> pb.ListAlertsResponse:
         size = page_size(request.page_size)
         token = PageToken("ListAlerts", int(request.ended))
-        place = token.parse(request.page_token, str, str)
-        before = (token_time(place[0]), str(place[1])) if place else None
+        before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: alert.list_(connection, before, size + 1, ended=request.ended))
         shown, following = token.page(rows, size, alerts.message, lambda row: (row.create_time.isoformat(), row.alert_id))
         return pb.ListAlertsResponse(alerts=shown, next_page_token=following)
@@ -63,8 +61,7 @@ class OperatorHandlers:
     async def ListUnappliedCharges(self, request: pb.ListUnappliedChargesRequest, _call: Call) -> pb.ListUnappliedChargesResponse:
         size = page_size(request.page_size)
         token = PageToken("ListUnappliedCharges")
-        place = token.parse(request.page_token, str, str)
-        before = (token_time(place[0]), str(place[1])) if place else None
+        before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: unapplied_store.list_(connection, before, size + 1))
         shown, following = token.page(rows, size, unapplied.message, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id))
         return pb.ListUnappliedChargesResponse(unapplied_charges=shown, next_page_token=following)

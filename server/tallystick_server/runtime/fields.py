@@ -108,6 +108,11 @@ class PageToken:
             shown.append(message)
         return shown, self.make(*place(rows[len(shown) - 1])) if len(rows) > len(shown) else ""
 
+    def before(self, token: str) -> tuple[datetime, str] | None:
+        """The (time, id) that a page of rows, newest first, comes before, or None for the first page. Raises PAGE_TOKEN_INVALID."""
+        place = self.parse(token, str, str)
+        return (_token_time(place[0]), str(place[1])) if place else None
+
     def parse(self, token: str, *kinds: type) -> list[str | int] | None:
         """The place, as values of the given types, or None for the first page. Raises PAGE_TOKEN_INVALID."""
         if not token:
@@ -123,7 +128,7 @@ class PageToken:
         return list(place)
 
 
-def token_time(text: str | int) -> datetime:
+def _token_time(text: str | int) -> datetime:
     """A time as a page token has it, in UTC. Raises PAGE_TOKEN_INVALID."""
     try:
         time = datetime.fromisoformat(str(text))

@@ -16,7 +16,7 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.errors import to_status
-from tallystick_server.runtime.fields import PageToken, check_batch, page_size, token_time
+from tallystick_server.runtime.fields import PageToken, check_batch, page_size
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import events, messages
@@ -131,8 +131,7 @@ class WalletHandlers:
         seller = parse_id(request.seller_account, "seller_account")
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListHolds", seller, currency)
-        place = token.parse(request.page_token, str, str)
-        before = (token_time(place[0]), str(place[1])) if place else None
+        before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: store.list_holds(connection, seller, currency, before, size + 1))
         holds, following = token.page(rows, size, messages.hold, lambda row: (row.create_time.isoformat(), row.hold_id))
         return pb.ListHoldsResponse(holds=holds, next_page_token=following)
