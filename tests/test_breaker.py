@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.provider import Demand, Outcome, Succeeded, Unknown
+from tallystick_core.recovery import Step
+from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.execute import Execute, HeldBack
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
+from tallystick_server.runtime.telemetry import current_context
 
 SETTINGS = BreakerSettings(failures=3, rest=10, longest_rest=40)
 
@@ -75,3 +82,45 @@ def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
         assert breaker.held_back(now + SETTINGS.longest_rest) is None
     breaker.succeeded()
     assert breaker.held_back(now) is None
+
+
+class Moody:
+    """A provider that fails, then hangs, then answers."""
+
+    name = "moody"
+    key_window = 3600.0
+
+    def __init__(self) -> None:
+        self.hangs = False
+        self.fails = True
+
+    async def charge(self, demand: Demand) -> Outcome:
+        if self.hangs:
+            await asyncio.Event().wait()
+        return Unknown("no") if self.fails else Succeeded("r", demand.amount, demand.currency)
+
+    look_up = cancel = charge
+
+
+def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
+    """When the call that probes is cancelled, the next one probes in its place."""
+
+    async def main() -> None:
+        provider = Moody()
+        execute = Execute({"moody": provider}, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
+        loop = asyncio.get_running_loop()
+        charge = Charge(
+            charge_id="c", checkout_id="c", caller="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
+            payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=loop.time() + 3600, traceparent="", context=current_context(),
+        )  # fmt: skip
+        assert isinstance(await execute.charge(charge, Step.SEND), Unknown)
+        provider.hangs = True
+        probe = asyncio.ensure_future(execute.charge(charge, Step.SEND))
+        await asyncio.sleep(0)
+        assert isinstance(await execute.charge(charge, Step.SEND), HeldBack)
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+        provider.hangs = provider.fails = False
+        assert isinstance(await execute.charge(charge, Step.SEND), Succeeded)
+
+    asyncio.run(main())

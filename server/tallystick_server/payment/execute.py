@@ -58,7 +58,11 @@ class Execute:
             provider = self._providers[charge.provider]
             ask = {Step.SEND: provider.charge, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step]
             with client_span(f"{charge.provider} {ask.__name__}", charge.context) as span:
-                outcome = await self._ask(ask, charge)
+                try:
+                    outcome = await self._ask(ask, charge)
+                except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
+                    self._breakers[charge.provider].failed(loop.time())
+                    raise
                 self._report(charge.provider, outcome, loop.time())
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
