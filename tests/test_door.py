@@ -234,6 +234,24 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
     assert error.value.reason == "STREAM_EXPIRED"
 
 
+def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """When who watches goes away while nothing happens, the handler ends, and nothing is logged as failed."""
+    ended = threading.Event()
+
+    async def silent() -> AsyncIterator[Message]:
+        try:
+            yield payment_service_pb2.WatchPaymentResponse()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with behind_a_door(silent) as client:
+        next(iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))))
+        client.close()
+        assert ended.wait(10)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_draining_refuses_new_calls(own_database: Databases) -> None:
     """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to come back."""
     with serving(own_database) as other:

@@ -168,6 +168,8 @@ class Door:
         finally:
             closing.cancel()
             step.cancel()
+            if not step.done():  # a generator that still runs cannot be closed
+                await asyncio.wait((step,))
 
     def _let_in(self, method: _Method, raw: bytes, context: Context, metadata: Mapping[str, str], full: bool) -> tuple[Call, Message]:
         """All that is refused before the handler runs, in a fixed order. Raises Refused."""
