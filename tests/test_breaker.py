@@ -19,8 +19,8 @@ SETTINGS = BreakerSettings(failures=3, rest=10, longest_rest=40)
 
 def opened(now: float = 0.0) -> Breaker:
     breaker = Breaker("x", SETTINGS)
-    for _ in range(SETTINGS.failures):
-        breaker.failed(now)
+    for number in range(SETTINGS.failures):
+        breaker.failed(now, f"call {number}")
     return breaker
 
 
@@ -28,17 +28,28 @@ def test_it_opens_after_failures_in_a_row() -> None:
     """A success between failures starts the count anew; the last one of a row opens it."""
     breaker = Breaker("x", SETTINGS)
     for _ in range(5):
-        breaker.failed(0)
-        breaker.failed(0)
+        breaker.failed(0, "a")
+        breaker.failed(0, "b")
         breaker.succeeded()
     assert breaker.held_back(0) is None
     assert opened().held_back(4) == 6
 
 
+def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
+    """However often the same call fails, it is not the counterpart that fails; another call's success forgets it."""
+    breaker = Breaker("x", SETTINGS)
+    for _ in range(50):
+        breaker.failed(0, "poison")
+    assert not breaker.is_open()
+    breaker.failed(0, "a")
+    breaker.failed(0, "b")
+    assert breaker.is_open()
+
+
 def test_there_is_no_use_in_asking_with_bad_credentials() -> None:
     """One answer of that kind opens it."""
     breaker = Breaker("x", SETTINGS)
-    breaker.failed(0, at_once=True)
+    breaker.failed(0, "a", at_once=True)
     assert breaker.held_back(0) == 10
 
 
@@ -56,9 +67,9 @@ def test_failed_probes_are_farther_and_farther_apart() -> None:
     """Each doubles the rest up to the longest; failures of calls that were under way change nothing."""
     breaker, now, rests = opened(), 10.0, []
     for _ in range(4):
-        breaker.failed(now)
+        breaker.failed(now, "late")
         assert breaker.held_back(now) is None
-        breaker.failed(now)
+        breaker.failed(now, "probe")
         rests.append(breaker.held_back(now))
         now += rests[-1] or 0
     assert rests == [20, 40, 40, 40]
@@ -68,12 +79,12 @@ def test_failed_probes_are_farther_and_farther_apart() -> None:
 def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
     """Whatever happened, a call is let through after the longest rest, unless a probe is under way; and a success lets all through."""
     breaker, now, probing = Breaker("x", SETTINGS), 0.0, False
-    for step, wait in steps:
+    for number, (step, wait) in enumerate(steps):
         now += wait
         if step == "ask":
             probing = probing or (breaker.is_open() and breaker.held_back(now) is None)
         elif step == "fail":
-            breaker.failed(now)
+            breaker.failed(now, str(number))
             probing = False
         else:
             breaker.succeeded()

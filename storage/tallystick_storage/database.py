@@ -58,14 +58,41 @@ def rows(items: Sequence[Any]) -> str:
     return orjson.dumps(items).decode()
 
 
+def open_engine(url: str, connections: int) -> Engine:
+    """An engine with so many connections, made when they are first needed."""
+    return create_engine(
+        url,
+        isolation_level="READ COMMITTED",
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=10,
+        hide_parameters=True,  # no value of a caller ends up in a log
+        connect_args={
+            "options": "-c timezone=UTC",  # elsewhere the first and last hours of time cannot be read back
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+        },
+    )
+
+
 class Database:
     """One service's database: its login, its connections, its threads.
 
     `connections` is the number of transactions that run at once; each has a thread and a connection of its own.
     """
 
-    def __init__(self, url: str, *, connections: int, new_id: Callable[[], uuid.UUID] = uuid.uuid4) -> None:
-        self._engine = _engine(url, connections)
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int,
+        new_id: Callable[[], uuid.UUID] = uuid.uuid4,
+        engine: Callable[[str, int], Engine] = open_engine,
+    ) -> None:
+        self._engine = engine(url, connections)
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="database")
         self._new_id = new_id
 
@@ -201,22 +228,3 @@ def _translated() -> Iterator[None]:
 
 def _sqlstate(error: DBAPIError) -> str:
     return getattr(error.orig, "sqlstate", None) or ""
-
-
-def _engine(url: str, connections: int) -> Engine:
-    return create_engine(
-        url,
-        isolation_level="READ COMMITTED",
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=10,
-        hide_parameters=True,  # no value of a caller ends up in a log
-        connect_args={
-            "options": "-c timezone=UTC",  # elsewhere the first and last hours of time cannot be read back
-            "connect_timeout": 5,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 15_000,
-        },
-    )

@@ -61,21 +61,22 @@ class Execute:
                 try:
                     outcome = await self._ask(ask, charge)
                 except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
-                    self._breakers[charge.provider].failed(loop.time())
+                    self._breakers[charge.provider].failed(loop.time(), charge.charge_id)
                     raise
-                self._report(charge.provider, outcome, loop.time())
+                self._report(charge, outcome, loop.time())
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
 
-    def _report(self, provider: str, outcome: Outcome, now: float) -> None:
+    def _report(self, charge: Charge, outcome: Outcome, now: float) -> None:
         """What an outcome says of the provider itself."""
+        breaker = self._breakers[charge.provider]
         match outcome:
             case Unknown(trouble=Trouble.FORBIDDEN):
-                self._breakers[provider].failed(now, at_once=True)
+                breaker.failed(now, charge.charge_id, at_once=True)
             case NotSent() | Unknown(trouble=Trouble.NO_ANSWER | Trouble.SERVER_ERROR):
-                self._breakers[provider].failed(now)
+                breaker.failed(now, charge.charge_id)
             case _:
-                self._breakers[provider].succeeded()
+                breaker.succeeded()
 
     async def _ask(self, ask: Callable[[Demand], Awaitable[Outcome]], charge: Charge) -> Outcome:
         try:

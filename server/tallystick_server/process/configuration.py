@@ -64,9 +64,11 @@ class Settings:
     provider_timeout: float = 30.0
     """Seconds after which a call to the provider has the outcome UNKNOWN."""
     breaker_failures: int = 20
-    """Failures in a row after which a provider is left alone for a while."""
+    """Charges in a row that fail, after which a provider is left alone for a while."""
     breaker_rest: float = 5.0
-    """Seconds for which it is left alone at first; twice as long after each vain probe, up to a minute."""
+    """Seconds for which it is left alone at first; twice as long after each vain probe."""
+    breaker_longest_rest: float = 60.0
+    """Seconds for which it is left alone at most."""
     waiting_depth: int = 100_000
     """How many charges may wait for a provider that fails, before new payments are refused with PROVIDER_UNAVAILABLE."""
     provider_calls: int = 2000
@@ -87,6 +89,8 @@ class Settings:
     """Seconds between two looks for what a person should know of."""
     sweep_interval: float = 1.0
     """Seconds between two looks for work that is due."""
+    relay_interval: float = 0.2
+    """Seconds between two looks for changes that are to be published."""
     fee_rate: int = 0
     """Parts per million; written as a decimal such as "0.025"."""
     seller_fee_rates: Mapping[str, int] = field(default_factory=dict)
@@ -272,6 +276,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "provider_timeout": _number(0.1, 600),
     "breaker_failures": _number(1, 1_000_000, int),
     "breaker_rest": _number(0.01, 60),
+    "breaker_longest_rest": _number(0.01, 3600),
     "waiting_depth": _number(0, 10_000_000, int),
     "provider_calls": _number(1, 100_000, int),
     "lease": _number(1, 3600),
@@ -282,6 +287,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "alert_after": _table(_number(0, 31_536_000), _one_of(*ALERT_AFTER)),
     "monitor_interval": _number(0.01, 3600),
     "sweep_interval": _number(0.01, 3600),
+    "relay_interval": _number(0.01, 3600),
     "fee_rate": _rate,
     "seller_fee_rates": _table(_rate),
     "release_delay": _number(0, 31_536_000, int),

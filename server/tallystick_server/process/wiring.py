@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -44,6 +44,10 @@ _FORGET_EVERY = 600.0
 _EXPIRE_EVERY = 1.0
 
 
+def _open_database(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
+    return TracedDatabase(url, connections=connections, new_id=new_id)
+
+
 class _Startable(Protocol):
     def start(self) -> None: ...
     async def stop(self) -> None: ...
@@ -77,14 +81,26 @@ class Service:
             await asyncio.to_thread(database.close)
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What a process reaches beyond itself, beside the other services; the simulation has its own."""
+
+    new_id: Callable[[], UUID] = uuid4
+    database: Callable[[str, int, Callable[[], UUID]], Database] = _open_database
+    """From a URL, its number of connections, and what makes ids."""
+    providers: Mapping[str, PaymentProvider] | None = None
+    """None: as the settings say."""
+
+
 class Wiring:
     """Builds services. `urls`: each schema's database; `addresses`: where each service is reached."""
 
-    def __init__(self, settings: Settings, urls: Mapping[str, str], addresses: Mapping[str, str], peers: Peers) -> None:
+    def __init__(self, settings: Settings, urls: Mapping[str, str], addresses: Mapping[str, str], peers: Peers, ports: Ports | None = None) -> None:
         self._settings = settings
         self._urls = urls
         self._addresses = addresses
         self._peers = peers
+        self._ports = ports or Ports()
 
     def build(self, names: Sequence[str] = SERVED) -> list[Service]:
         makers = {"payment": self._payment, "ledger": self._ledger, "wallet": self._wallet, "payout": self._payout, "event": self._event}
@@ -92,7 +108,7 @@ class Wiring:
 
     def _database(self, name: str) -> Database:
         connections = self._settings.connections.get(name, _CONNECTIONS.get(name, _DEFAULT_CONNECTIONS))
-        return TracedDatabase(self._urls[name], connections=connections)
+        return self._ports.database(self._urls[name], connections, self._ports.new_id)
 
     def _housekeeping(self, name: str, database: Database) -> Periodic:
         return Periodic(f"{name}.housekeeping", _FORGET_EVERY, lambda: database.transact(forget_marks))
@@ -117,7 +133,7 @@ class Wiring:
                 provider_calls=settings.provider_calls,
                 sweep_interval=settings.sweep_interval,
                 policies=Policies(settings.retry),
-                breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest),
+                breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
                 waiting_depth=settings.waiting_depth,
                 resolve_within={
                     PendingReason.BUYER_ACTION: settings.pending_action,
@@ -127,8 +143,8 @@ class Wiring:
             ),
         )
         handlers = payment.PaymentHandlers(database, flow)
-        monitor = Monitor(database, uuid4(), settings.alert_after, settings.monitor_interval)
-        relay = Relay("payment", FromOutbox(database), self._peers, self._addresses["event"])
+        monitor = Monitor(database, self._ports.new_id(), settings.alert_after, settings.monitor_interval)
+        relay = Relay("payment", FromOutbox(database), self._peers, self._addresses["event"], self._settings.relay_interval)
         flow_part = _Started(flow.start)
         return Service(
             "payment",
@@ -142,6 +158,8 @@ class Wiring:
         )
 
     def _providers(self) -> tuple[dict[str, PaymentProvider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
+        if self._ports.providers is not None:
+            return dict(self._ports.providers), [], [], []
         if self._settings.sandbox_url:
             remote = sandbox_provider.OverHttp(self._settings.sandbox_url, self._settings.provider_key_window)
             return {remote.name: remote}, [], [], [remote.close]
@@ -164,7 +182,7 @@ class Wiring:
     def _ledger(self) -> Service:
         database = self._database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        relay = Relay("ledger", LedgerEvents(database, handlers.recent), self._peers, self._addresses["event"])
+        relay = Relay("ledger", LedgerEvents(database, handlers.recent), self._peers, self._addresses["event"], self._settings.relay_interval)
         descriptor = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
         running: list[_Startable] = [handlers, relay, self._housekeeping("ledger", database)]
         return Service("ledger", descriptor, handlers, ledger.ACCESS, running, databases=[database])
@@ -172,7 +190,7 @@ class Wiring:
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay)
-        relay = Relay("wallet", FromOutbox(database), self._peers, self._addresses["event"])
+        relay = Relay("wallet", FromOutbox(database), self._peers, self._addresses["event"], self._settings.relay_interval)
         expiry = Periodic("wallet.expiry", _EXPIRE_EVERY, handlers.expire_holds)
         descriptor = wallet_service_pb2.DESCRIPTOR.services_by_name["WalletService"]
         running: list[_Startable] = [handlers, relay, expiry, self._housekeeping("wallet", database)]

@@ -10,7 +10,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BreakerSettings:
-    """It opens after so many failures in a row, for `rest` seconds at first and twice as long after each failed probe, up to `longest_rest`."""
+    """It opens when so many different calls have failed in a row, for `rest` seconds at first and twice as long after each failed probe, up to
+    `longest_rest`."""
 
     failures: int = 20
     rest: float = 5.0
@@ -23,7 +24,7 @@ class Breaker:
     def __init__(self, name: str, settings: BreakerSettings) -> None:
         self._name = name
         self._settings = settings
-        self._failures = 0
+        self._failed: set[str] = set()
         self._rest = settings.rest
         self._opens_until = 0.0
         self._open = False
@@ -48,19 +49,19 @@ class Breaker:
         if self._open:
             log.warning("%s answers again", self._name)
         self._open = self._probing = False
-        self._failures = 0
+        self._failed.clear()
         self._rest = self._settings.rest
 
-    def failed(self, now: float, *, at_once: bool = False) -> None:
-        """Reports that it does not, or, `at_once`, that there is no use in asking."""
-        self._failures += 1
+    def failed(self, now: float, call: str, *, at_once: bool = False) -> None:
+        """Reports that it does not answer a call, or, `at_once`, that there is no use in asking. A call that fails again and again counts once."""
+        self._failed.add(call)
         if self._open and not self._probing:  # a call that was under way when it opened
             return
         if self._open:
             self._rest = min(self._rest * 2, self._settings.longest_rest)
-        elif not at_once and self._failures < self._settings.failures:
+        elif not at_once and len(self._failed) < self._settings.failures:
             return
         else:
-            log.warning("%s is left alone after %d failures in a row", self._name, self._failures)
+            log.warning("%s is left alone after %d calls failed in a row", self._name, len(self._failed))
         self._open, self._probing = True, False
         self._opens_until = now + self._rest

@@ -19,18 +19,24 @@ _TIMEOUT = 15.0
 _AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to another service, for messages as large as batches are."""
+    options = [("grpc.max_receive_message_length", 16 * 1024 * 1024), ("grpc.max_send_message_length", 4 * 1024 * 1024)]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
 class Peers:
     """The other services, as one service sees them. Every call between them is idempotent, so each may be repeated."""
 
-    def __init__(self, token: str = "") -> None:
+    def __init__(self, token: str = "", connect: Callable[[str], grpc.aio.Channel] = open_channel) -> None:
         self._token = token
+        self._connect = connect
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def stub(self, make: Callable[[grpc.aio.Channel], T], address: str) -> T:
         """A stub over the channel to an address; services at one address share it."""
         if address not in self._channels:
-            options = [("grpc.max_receive_message_length", 16 * 1024 * 1024), ("grpc.max_send_message_length", 4 * 1024 * 1024)]
-            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
+            self._channels[address] = self._connect(address)
         return make(self._channels[address])
 
     async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:

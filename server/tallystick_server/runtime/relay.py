@@ -25,7 +25,6 @@ MOST_EVENTS = 1000
 _MOST_BYTES = 3 * 1024 * 1024  # a request may have 4 MiB
 _MOST_ROWS = 20
 _PUBLISH = "/tallystick.event.v1.EventService/BatchPublish"
-_IDLE = 0.2
 _AFTER_FAILURE = 1.0
 
 
@@ -83,8 +82,9 @@ class FromOutbox:
 class Relay:
     """One service's relay. It publishes what its source gives, forgets it after the answer, and rests while there is nothing."""
 
-    def __init__(self, name: str, source: Source, peers: Peers, address: str) -> None:
+    def __init__(self, name: str, source: Source, peers: Peers, address: str, interval: float) -> None:
         self._name = name
+        self._interval = interval
         self._source = source
         self._peers = peers
         self._publish: Callable[..., Any] = peers.stub(  # what is handed on has been serialized when it was told
@@ -117,11 +117,11 @@ class Relay:
         started = asyncio.get_running_loop().time()
         found = await self._source()
         if not found.requests:
-            return _IDLE
+            return self._interval
         for request in found.requests:
             await self._peers.call(self._publish, request, "tallystick.event.v1.BatchPublish")
         await found.forget()
-        return 0.0 if found.more else max(asyncio.get_running_loop().time() - started, _IDLE)
+        return 0.0 if found.more else max(asyncio.get_running_loop().time() - started, self._interval)
 
 
 def joined(rows: Sequence[outbox.Unpublished]) -> list[bytes]:

@@ -42,6 +42,11 @@ class Ids(IdGenerator):
 _ids = Ids()
 
 
+def seed(number: int) -> None:
+    """From now on ids follow from a number, as a run that can be repeated wants it."""
+    _random.seed(number)
+
+
 def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], None]:
     """Starts tracing for the process: spans go to an OTLP endpoint if there is one. Returns what flushes and ends it.
 
