@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from sqlalchemy import Connection, Row, create_engine, text
+from sqlalchemy import Connection, Engine, Row, create_engine, text
 
 _ROWS_AT_ONCE = 5000
 
@@ -72,14 +72,24 @@ QUERIES = {
 }
 
 
-def stream(url: str, name: str, **parameters: Any) -> Iterator[Row[Any]]:
-    """All rows of a query, in its order, without holding them: they are as they were when the first was asked for."""
-    engine = create_engine(url)
-    try:
-        with engine.connect() as connection:
+class Reader:
+    """Opens queries, each on a connection of its own, by a role of its schema that can only read. `url`: a schema's database."""
+
+    def __init__(self, url: Callable[[str], str]) -> None:
+        self._url = url
+        self._engines: dict[str, Engine] = {}
+
+    def __call__(self, name: str, **parameters: Any) -> Iterator[Row[Any]]:
+        """All rows of a query, in its order, without holding them: they are as they were when the first was asked for."""
+        schema = name.partition(".")[0]
+        if schema not in self._engines:
+            self._engines[schema] = create_engine(self._url(schema), max_overflow=-1)
+        with self._engines[schema].connect() as connection:
             yield from _rows(connection, name, parameters)
-    finally:
-        engine.dispose()
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.dispose()
 
 
 def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:

@@ -21,7 +21,7 @@ from tallystick_core.wallet import EntryKind
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import first_line
-from tallystick_storage.verification import stream
+from tallystick_storage.verification import Reader
 
 _MOST_NAMED = 20
 
@@ -70,14 +70,18 @@ class Report:
 
 def verify(databases: Databases) -> Report:
     """Runs every check over the whole database. Raises Failure if it cannot be read."""
-
-    def read(name: str, **parameters: Any) -> Rows:
-        return stream(databases.reader(name.partition(".")[0]), name, **parameters)
-
+    read = Reader(databases.reader)
     try:
-        return Report([check(read) for check in CHECKS])
+        return verify_by(read)
     except SQLAlchemyError as error:
         raise Failure(f"The database cannot be read: {first_line(error)}") from error
+    finally:
+        read.close()
+
+
+def verify_by(read: Read) -> Report:
+    """Runs every check over what `read` gives."""
+    return Report([check(read) for check in CHECKS])
 
 
 def check_book(read: Read) -> Check:
