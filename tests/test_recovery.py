@@ -17,7 +17,7 @@ from tallystick import AlreadyExistsError, Client, ClientSettings, FailedPrecond
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_core.provider import Succeeded, Trouble
+from tallystick_core.provider import Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.flow import Flow
 from tallystick_server.payment.postpone import Troubled
@@ -308,6 +308,29 @@ def test_money_that_comes_after_the_failure_is_unapplied(client: Client, impatie
     (late,) = unapplied(client, payment)
     assert (late.amount, late.cause) == ("5.00", payment_pb2.UNAPPLIED_CAUSE_LATE)
     assert failure(client.get_payment(payment.checkout_id).payment_orders[0]) == "CLOSED_BY_OPERATOR"
+
+
+@pytest.mark.parametrize("late", [Unknown("no answer"), Pending(PendingReason.PROVIDER_REVIEW)])
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_answers_at_once_the_final_one_is_written_down(client: Client, impatient: Platform, late: Outcome, first: bool) -> None:
+    """Two holders' answers to one demand in one batch: what ends it is its outcome, whichever came first."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    set_aside(client, payment)
+    charge_id = payment.payment_orders[0].charge_id
+    flow = flow_of(impatient)
+
+    async def tell() -> None:
+        rows = await flow._database.read(lambda connection: store.charges(connection, [charge_id]))
+        (charge,) = stored_charges(rows, {charge_id: 1}, 0.0, 60.0)
+        answers = [Answered(charge, late), Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))]
+        await asyncio.gather(*(flow._record.submit(answer) for answer in (answers if first else reversed(answers))))
+
+    impatient.run(tell)
+    order = ended(client, payment)
+    request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
+    (attempt,) = client.payment.GetPaymentOrder(request).attempts
+    assert attempt.outcome == payment_pb2.OUTCOME_SUCCEEDED
+    assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
 
 
 def test_the_command_line_does_what_an_operator_does(client: Client, impatient: Platform) -> None:

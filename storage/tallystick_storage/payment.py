@@ -247,6 +247,7 @@ _OPEN_ATTEMPTS = text("""
 """)
 _AGAIN = text("""
     update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock(), held = false,
+        lease_token = d.lease_token + (r.delay is null)::int,  -- what is set aside is nobody's: who held it is fenced
         maybe_sent = d.maybe_sent or r.maybe_sent, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
     from json_to_recordset(cast(:again as json)) as r (charge_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean, tries int,
         trouble text, detail text)
