@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.identifier import refuse_card_number
 from tallystick_core.payment import (
     FINAL,
     MOVES,
@@ -24,6 +25,7 @@ from tallystick_core.payment import (
     move,
     normalised,
     refuse_siblings,
+    unapplied_charge_id,
 )
 from tallystick_core.provider import Declined, FailureReason, NotSent, Pending, PendingReason, Succeeded, Unknown
 from tallystick_core.refusal import Reason, Refused
@@ -114,3 +116,11 @@ def test_all_or_nothing_fails_the_siblings() -> None:
         "o-2": "SIBLING_FAILED",
     }
     assert refuse_siblings(EVENT, {"o-1": FailureReason.RISK_VELOCITY}) == {"o-1": "RISK_VELOCITY"}
+
+
+def test_no_id_that_we_make_looks_like_a_card_number() -> None:
+    """The ledger takes the id of an unapplied charge for a cause; whatever the provider's reference, it is not refused as a card number."""
+    for number in range(50_000):
+        made = unapplied_charge_id("sandbox", f"ref-{number}")
+        refuse_card_number(made, "cause_id")
+        assert len(made) == 34

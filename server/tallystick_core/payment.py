@@ -12,6 +12,7 @@ from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, 
 from tallystick_core.refusal import Reason, Refused
 
 MOST_ORDERS = 200
+_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
 class Status(StrEnum):
@@ -208,8 +209,8 @@ def provider_key(environment: str, charge: str, attempt: int) -> str:
 
 
 def unapplied_charge_id(provider: str, reference: str) -> str:
-    """The id of money that fits no order, by the provider's name for it."""
-    return f"u-{fingerprint(provider, reference).hex()[:32]}"
+    """The id of money that fits no order, by the provider's name for it; in letters, since digits may look like a card number by chance."""
+    return f"u-{fingerprint(provider, reference).hex()[:32].translate(_LETTERS)}"
 
 
 def judge(outcome: Outcome, amount: int, currency: str) -> Outcome:
