@@ -26,6 +26,7 @@ from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
 from tallystick_server.process.serve import Running
+from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policy, Strategy
 
 T = TypeVar("T")
@@ -129,7 +130,9 @@ class Platform:
 
 
 @contextmanager
-def serving(databases: Databases, settings: Settings | None = None, names: tuple[str, ...] = SERVED) -> Iterator[Platform]:
+def serving(
+    databases: Databases, settings: Settings | None = None, names: tuple[str, ...] = SERVED, ports: Ports | None = None
+) -> Iterator[Platform]:
     """Serves in a thread until the block ends, then drains."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
@@ -142,7 +145,7 @@ def serving(databases: Databases, settings: Settings | None = None, names: tuple
         return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
 
     wanted = replace(settings or Settings(), listen=free_address())
-    running: Running = run(serve.start, names, wanted, databases.all())  # type: ignore[assignment]
+    running: Running = run(serve.start, names, wanted, databases.all(), ports)  # type: ignore[assignment]
     try:
         yield Platform(wanted.listen, databases, run, running)
     finally:

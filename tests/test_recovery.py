@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,6 +19,7 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.flow import Flow
 from tallystick_server.payment.postpone import Troubled
@@ -25,6 +27,8 @@ from tallystick_server.payment.record import Answered
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
+from tallystick_server.process.wiring import Ports
+from tallystick_server.providers.sandbox import InProcess
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import alert as alert_store
 from tallystick_storage import payment as store
@@ -550,6 +554,49 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
         for payment in payments:
             assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
             assert len(charges(own_database, payment.checkout_id)) == 1
+    assert verify(own_database).passed
+
+
+class Named(InProcess):
+    """A sandbox under another name, as another provider."""
+
+    def __init__(self, name: str, database: Database) -> None:
+        self.sandbox = Sandbox(database)
+        super().__init__(self.sandbox, 86_400.0)
+        self.name = name
+
+
+def test_other_providers_do_not_notice_an_outage(own_database: Databases) -> None:
+    """While one provider is down with as much waiting as may wait, payments through another are paid at once, and are not refused."""
+    log = Database(own_database.service("sandbox"), connections=2)
+    ours, theirs = ({name: Named(name, log) for name in ("first", "second")} for _ in range(2))  # each process reaches both
+    retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 50)}
+    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=2, breaker_rest=0.2, waiting_depth=5)
+    with (
+        serving(own_database, replace(settings, provider="first"), ports=Ports(providers=ours)) as one,
+        serving(own_database, replace(settings, provider="second"), ports=Ports(providers=theirs)) as other,
+        one.client() as client,
+        other.client() as unaware,
+        Client(one.address, settings=ClientSettings(attempts=1)) as hasty,
+    ):
+
+        async def start(providers: dict[str, Named]) -> None:
+            for provider in providers.values():
+                provider.sandbox.start()
+
+        one.run(start, ours)
+        other.run(start, theirs)
+        ours["first"].sandbox.down = theirs["first"].sandbox.down = True
+        waiting = [pay(client, "5.00", wait_for=ACCEPTANCE) for _ in range(5)]
+        assert eventually(lambda: any((due(own_database, p.payment_orders[0].charge_id) or ("", ""))[1] == "HELD_BACK" for p in waiting))
+        with pytest.raises(UnavailableError):
+            pay(hasty, "5.00", wait_for=ACCEPTANCE)
+        paid = [pay(unaware, "5.00") for _ in range(10)]
+        assert all(payment.is_payment_done and payment.payment_orders[0].provider == "second" for payment in paid)
+        ours["first"].sandbox.down = theirs["first"].sandbox.down = False
+        for payment in waiting:
+            assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    log.close()
     assert verify(own_database).passed
 
 

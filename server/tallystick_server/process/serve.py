@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.failure import Failure
-from tallystick_server.process.wiring import Service, Wiring
+from tallystick_server.process.wiring import Ports, Service, Wiring
 from tallystick_server.runtime import telemetry
 from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
 from tallystick_server.runtime.door import BATCH_BYTES, Door
@@ -66,7 +66,7 @@ class Running:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str]) -> Running:
+async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str], ports: Ports | None = None) -> Running:
     """Starts services. Together they reach each other over a unix socket with a door of its own, alone at the configured addresses."""
     authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else Development()
     peers = Peers(settings.service_token)
@@ -74,7 +74,7 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
     inside = f"unix:{Path(folder) / 'inside'}" if folder else ""
     addresses = {name: inside if name in names and folder else settings.address.get(name, "") for name in SERVED}
     _check_addresses(names, addresses)
-    services = Wiring(settings, urls, addresses, peers).build(names)
+    services = Wiring(settings, urls, addresses, peers, ports).build(names)
     doors, servers = [], []
     monitor = health.aio.HealthServicer()
     for listen in (settings.listen, *([inside] if inside else [])):
