@@ -188,7 +188,7 @@ CASES = [
      "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() "
      "from unapplied_charge", "P0001"),
     ("E1 an event of no unapplied charge", "payment", told("unappliedCharges/u-2", 1), "P0001"),
-    ("E1 an alert that nobody tells", "payment", "insert into alert values ('X-y-1', 'X', 'a/y', 1, '', 1, clock(), clock())", "P0001"),
+    ("E1 an alert that nobody tells", "payment", "insert into alert values ('X-y-1', 'X', 'a/y', 1, '', clock())", "P0001"),
     ("E1 an alert that ends without its event", "payment", "update alert set end_time = clock() where kind = 'UNAPPLIED_CHARGE'", "P0001"),
     ("P5 an alert that is deleted", "payment", "delete from alert", "42501"),
     # event

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,16 +10,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import rows
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a person should know of now: a query for rows of kind, subject and detail, and its parameters."""
 
-@dataclass(slots=True)
-class Finding:
-    """Something that a person should know of; `subject` is "{collection}/{id}"."""
-
-    kind: str
-    subject: str
-    detail: str
+    query: str
+    parameters: Mapping[str, str]
 
 
 _TURN = text("""
@@ -28,38 +25,34 @@ _TURN = text("""
         where duty.holder = excluded.holder or duty.until_time <= clock()
     returning name
 """)
-_COLUMNS = "alert_id, kind, subject, detail, times, create_time, last_time, end_time"
-_FOUND = text("""
-    with f as materialized (select * from json_to_recordset(cast(:findings as json)) as r (kind text, subject text, detail text)),
-    again as (
-        update alert a set times = a.times + 1, last_time = clock() from f
-        where a.kind = f.kind and a.subject = f.subject and a.end_time is null returning a.kind, a.subject)
-    select f.kind, f.subject, f.detail from f where not exists (
-        select from alert a where a.kind = f.kind and a.subject = f.subject and a.end_time is null)
-    order by f.kind, f.subject
-""")
-_RAISE = text(f"""
-    with new as (
-        insert into alert (alert_id, kind, subject, number, detail, times, create_time, last_time)
-        select r.kind || '-' || split_part(r.subject, '/', 2) || '-' || n.number, r.kind, r.subject, n.number, r.detail, 1, t.now, t.now
-        from json_to_recordset(cast(:findings as json)) as r (kind text, subject text, detail text), (select clock() as now) t
-        cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a where a.kind = r.kind and a.subject = r.subject) n
-        returning *),
+_COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
+_RAISE = f"""
+    with found as materialized (
+        select f.* from ({{findings}}) f
+        where not exists (select from alert a where a.kind = f.kind and a.subject = f.subject and a.end_time is null)
+        order by f.kind, f.subject limit :most),
+    new as (
+        insert into alert (alert_id, kind, subject, number, detail, create_time)
+        select f.kind || '-' || split_part(f.subject, '/', 2) || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
+        from found f, (select clock() as now) t
+        cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a where a.kind = f.kind and a.subject = f.subject) n
+        order by f.kind, f.subject returning *),
     told as (
         insert into outbox (aggregate_ids, versions) select array_agg('alerts/' || alert_id), array_agg(1) from new having count(*) > 0
         returning sequence)
     select {_COLUMNS}, sequence as told from new, told
-""")
-_OPEN = text("select kind, subject from alert where end_time is null order by kind, subject")
-_END = text(f"""
-    with r as materialized (select * from json_to_recordset(cast(:over as json)) as r (kind text, subject text)),
-    ended as (
-        update alert a set end_time = clock() from r where a.kind = r.kind and a.subject = r.subject and a.end_time is null returning a.*),
+"""
+_END = f"""
+    with found as materialized ({{findings}}),
+    over as materialized (
+        select a.alert_id from alert a where a.end_time is null and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
+        order by a.alert_id limit :most for update),
+    ended as (update alert a set end_time = clock() from over o where a.alert_id = o.alert_id returning a.*),
     told as (
         insert into outbox (aggregate_ids, versions) select array_agg('alerts/' || alert_id), array_agg(2) from ended having count(*) > 0
         returning sequence)
     select {_COLUMNS}, sequence as told from ended, told
-""")
+"""
 _LIST = text(f"""
     select {_COLUMNS} from alert where (:ended or end_time is null)
         and (create_time, alert_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
@@ -73,21 +66,14 @@ def take_turn(connection: Connection, name: str, holder: UUID, seconds: float) -
     return connection.execute(_TURN, values).one_or_none() is not None
 
 
-def note(connection: Connection, findings: Sequence[Finding]) -> list[Finding]:
-    """Counts those that have an open alert once more; returns the others."""
-    return [Finding(row.kind, row.subject, row.detail) for row in connection.execute(_FOUND, {"findings": rows(findings)})]
+def raise_(connection: Connection, findings: Findings, most: int) -> Sequence[Row[Any]]:
+    """New alerts for up to so many findings that have no open one, each with the outbox row in which all are to be told."""
+    return connection.execute(text(_RAISE.format(findings=findings.query)), {**findings.parameters, "most": most}).all()
 
 
-def raise_(connection: Connection, findings: Sequence[Finding]) -> Sequence[Row[Any]]:
-    """New alerts for findings that have no open one, each with the outbox row in which all are to be told."""
-    return connection.execute(_RAISE, {"findings": rows(findings)}).all()
-
-
-def end_others(connection: Connection, findings: Sequence[Finding]) -> Sequence[Row[Any]]:
-    """Ends the open alerts that are not found any more; those, each with the outbox row in which all are to be told."""
-    found = {(finding.kind, finding.subject) for finding in findings}
-    over = [{"kind": row.kind, "subject": row.subject} for row in connection.execute(_OPEN) if (row.kind, row.subject) not in found]
-    return connection.execute(_END, {"over": rows(over)}).all() if over else ()
+def end(connection: Connection, findings: Findings, most: int) -> Sequence[Row[Any]]:
+    """Ends up to so many open alerts that are not found any more; those, each with the outbox row in which all are to be told."""
+    return connection.execute(text(_END.format(findings=findings.query)), {**findings.parameters, "most": most}).all()
 
 
 def list_(connection: Connection, before: tuple[datetime, str] | None, most: int, *, ended: bool) -> Sequence[Row[Any]]:

@@ -1,4 +1,4 @@
-"""Checkouts, orders, attempts and due work. Lock order: attempts, due, checkouts, orders, each by id."""
+"""Checkouts and orders. Lock order: attempts, due, checkouts, orders, each by id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause, Status
-from tallystick_storage.alert import Finding
+from tallystick_storage.alert import Findings
 from tallystick_storage.database import rows
 
 PaymentRow = Row[Any]
@@ -68,34 +68,6 @@ class NewAttempt:
     provider_key: str
     amount: int
     currency: str
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the provider said to an attempt; a fact, stored whoever holds the lease."""
-
-    charge_id: str
-    number: int
-    outcome: str
-    provider_reference: str
-    charged_amount: int | None
-    charged_currency: str | None
-    failure_reason: str
-    decline_code: str
-
-
-@dataclass(slots=True)
-class Again:
-    """A charge that is taken up again in `delay` seconds, None: when a person says so; `tries` have brought it no further, the last for this trouble."""
-
-    charge_id: str
-    lease_token: int
-    delay: float | None
-    maybe_sent: bool
-    looking: bool
-    tries: int
-    trouble: str
-    detail: str
 
 
 @dataclass(slots=True)
@@ -230,65 +202,6 @@ def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
     return connection.execute(_STORED, {"checkout_id": checkout_id}).all()
 
 
-_ANSWERS = text("""
-    with r as materialized (
-        select * from json_to_recordset(cast(:answers as json)) as r (charge_id text, number int, outcome text, provider_reference text,
-            charged_amount bigint, charged_currency text, failure_reason text, decline_code text)),
-    l as materialized (
-        select r.* from attempt a join r on r.charge_id = a.charge_id and r.number = a.number
-        where a.end_time is null order by a.charge_id, a.number for update of a)
-    update attempt a set outcome = l.outcome, provider_reference = l.provider_reference, charged_amount = l.charged_amount,
-        charged_currency = l.charged_currency, failure_reason = l.failure_reason, decline_code = l.decline_code,
-        end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
-    from l where a.charge_id = l.charge_id and a.number = l.number
-""")
-_OPEN_ATTEMPTS = text("""
-    select charge_id from attempt where charge_id = any (cast(:charges as text[])) and end_time is null order by charge_id, number for update
-""")
-_AGAIN = text("""
-    update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock(), held = false,
-        lease_token = d.lease_token + (r.delay is null)::int,  -- what is set aside is nobody's: who held it is fenced
-        maybe_sent = d.maybe_sent or r.maybe_sent, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
-    from json_to_recordset(cast(:again as json)) as r (charge_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean, tries int,
-        trouble text, detail text)
-    where d.charge_id = r.charge_id and d.lease_token = r.lease_token
-    returning d.charge_id
-""")
-_REVIVE = text("""
-    update due set next_attempt_time = clock(), tries = 0, looking = false
-    where charge_id = any (cast(:charges as text[])) and next_attempt_time is null and lease_until <= clock()
-""")
-_CLAIM_DEAD = text("""
-    update due set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1
-    where charge_id = :charge_id and next_attempt_time is null and lease_until <= clock() returning lease_token
-""")
-
-
-def record_answers(connection: Connection, answers: Sequence[Answer]) -> None:
-    """Writes down what providers said; an attempt that has ended keeps its outcome."""
-    connection.execute(_ANSWERS, {"answers": rows(answers)})
-
-
-def lock_open_attempts(connection: Connection, charge_ids: list[str]) -> set[str]:
-    """Locks the attempts of charges that have not ended, so that no answer is written down meanwhile; the charges of those."""
-    return set(connection.execute(_OPEN_ATTEMPTS, {"charges": charge_ids}).scalars())
-
-
-def make_due(connection: Connection, again: Sequence[Again]) -> set[str]:
-    """Gives leases back, as far as they still hold; the charges of those."""
-    return set(connection.execute(_AGAIN, {"again": rows(again)}).scalars())
-
-
-def revive(connection: Connection, charge_ids: Sequence[str]) -> None:
-    """Makes charges due that were set aside."""
-    connection.execute(_REVIVE, {"charges": list(charge_ids)})
-
-
-def claim_dead(connection: Connection, charge_id: str, lease: float) -> int | None:
-    """Leases a charge that was set aside; its lease token, or None if it is not, or somebody holds it."""
-    return connection.execute(_CLAIM_DEAD, {"charge_id": charge_id, "lease": f"{lease} seconds"}).scalar_one_or_none()
-
-
 # Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
 _MOVE = text("""
     with leased as materialized (
@@ -350,50 +263,6 @@ def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[
     and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
     """
     return connection.execute(_MOVE, {"moves": rows(moves)}).all()
-
-
-_CLAIM = text("""
-    with c as materialized (
-        select charge_id from due where provider = :provider and next_attempt_time <= clock() and lease_until <= clock()
-        order by next_attempt_time, charge_id limit :most for update skip locked),
-    d as (
-        update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true
-        from c where d.charge_id = c.charge_id returning d.charge_id, d.lease_token)
-    select charge_id, lease_token from d order by charge_id
-""")
-
-
-_BACKLOG = text("select count(*) from (select from due where provider = :provider limit :most) d")
-
-
-def claim_due(connection: Connection, provider: str, most: int, lease: float) -> dict[str, int]:
-    """Leases up to `most` charges of a provider that are due and that nobody holds, for `lease` seconds: charge_id to lease token."""
-    parameters = {"provider": provider, "most": most, "lease": f"{lease} seconds"}
-    return {row.charge_id: row.lease_token for row in connection.execute(_CLAIM, parameters)}
-
-
-def backlog(connection: Connection, provider: str, most: int) -> int:
-    """How many charges of a provider are open, counted up to `most`."""
-    return int(connection.execute(_BACKLOG, {"provider": provider, "most": most}).scalar_one())
-
-
-_CHARGES = text("""
-    select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.charged_amount, a.charged_currency,
-        a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
-        extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
-        o.resolve_by_time < clock() as overdue, d.maybe_sent, d.looking, d.tries
-    from unnest(cast(:charges as text[])) as g (charge_id)
-    join due d on d.charge_id = g.charge_id
-    join lateral (select * from attempt a where a.charge_id = g.charge_id order by number desc limit 1) a on true
-    join checkout c on c.checkout_id = a.checkout_id
-    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and o.status <> 'FAILED'
-    order by o.charge_id, o.payment_order_id
-""")
-
-
-def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
-    """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
-    return connection.execute(_CHARGES, {"charges": charge_ids}).all()
 
 
 _CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")
@@ -514,28 +383,26 @@ def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> S
 
 
 # Whatever is open is due, so `due` leads to all of it, and stays small.
-_FINDINGS = text("""
-    select * from (
-        select 'ORDER_STUCK' as kind, 'paymentOrders/' || o.payment_order_id as subject,
-            o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
-        from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
-        join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id and o.status <> 'FAILED'
-        where o.update_time < clock() - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
-            else cast(:success as interval) end
-        union all
-        select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
-        from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
-        join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id
-        where o.resolve_by_time < clock() and o.pending_reason <> 'BUYER_ACTION'
-        union all
-        select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
-        union all
-        select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge) f
-    order by kind, subject limit :most
-""")
+_FINDINGS = """
+    select 'ORDER_STUCK' as kind, 'paymentOrders/' || o.payment_order_id as subject,
+        o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+    from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
+    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id and o.status <> 'FAILED'
+    where o.update_time < clock() - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
+        else cast(:success as interval) end
+    union all
+    select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
+    from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
+    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id
+    where o.resolve_by_time < clock() and o.pending_reason <> 'BUYER_ACTION'
+    union all
+    select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
+    union all
+    select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
+"""
 
 
-def findings(connection: Connection, alert_after: Mapping[str, float], most: int) -> list[Finding]:
-    """What a person should know of, up to so many; `alert_after`: seconds that an order may rest in a status."""
+def findings(alert_after: Mapping[str, float]) -> Findings:
+    """What a person should know of; `alert_after`: seconds that an order may rest in a status."""
     limits = {status.lower(): f"{alert_after[status]} seconds" for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
-    return [Finding(row.kind, row.subject, row.detail) for row in connection.execute(_FINDINGS, {**limits, "most": most})]
+    return Findings(_FINDINGS, limits)

@@ -21,7 +21,7 @@ from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Answered, Recorded
 from tallystick_server.runtime.dead_letters import must_be_open, tell_changed
 from tallystick_server.runtime.stage import Stage
-from tallystick_storage import dead_letter
+from tallystick_storage import dead_letter, due
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -58,7 +58,7 @@ class DeadLetters:
         def retry(connection: Connection) -> None:
             ended = dead_letter.end(connection, [row.subject], DeadLetterState.RETRIED, operator, reason)
             tell_changed(connection, ended, lambda _: (operator, ""))
-            store.revive(connection, [_charge_id(one) for one in ended])
+            due.revive(connection, [_charge_id(one) for one in ended])
 
         await self._database.transact(retry)
         return await self._ended(dead_letter_id, "RETRY", DeadLetterState.RETRIED)
@@ -83,7 +83,7 @@ class DeadLetters:
 
     async def _ask(self, row: Row[Any]) -> tuple[Charge, Outcome | None]:
         """What the provider says to the charge now."""
-        found = await self._database.read(lambda connection: store.charges(connection, [_charge_id(row)]))
+        found = await self._database.read(lambda connection: due.charges(connection, [_charge_id(row)]))
         (charge,) = stored_charges(found, {_charge_id(row): 0}, asyncio.get_running_loop().time(), self._lease)
         if charge.succeeded:
             raise _forbidden("The buyer was charged, so the orders cannot fail; retry the dead letter.", "SUCCESS")
@@ -96,10 +96,10 @@ class DeadLetters:
 
     def _close(self, connection: Connection, row: Row[Any], operator: str, reason: str, evidence: str) -> Moved:
         charge_id = _charge_id(row)
-        token = store.claim_dead(connection, charge_id, self._lease) if store.lock_open_attempts(connection, [charge_id]) else None
+        token = due.claim_aside(connection, charge_id, self._lease) if due.lock_open_attempts(connection, [charge_id]) else None
         if token is None:
             raise _forbidden("The charge came on meanwhile; read the dead letter again.", "RESOLVED")
-        (charge,) = stored_charges(store.charges(connection, [charge_id]), {charge_id: token}, 0.0, self._lease)
+        (charge,) = stored_charges(due.charges(connection, [charge_id]), {charge_id: token}, 0.0, self._lease)
         moved = move_orders(connection, [_closed(charge, order) for order in charge.orders])
         tell_changed(
             connection, dead_letter.end(connection, [row.subject], DeadLetterState.CLOSED, operator, reason, evidence), lambda _: (operator, "")

@@ -31,6 +31,7 @@ from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.retry import Policies, spread
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
+from tallystick_storage import due
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -130,7 +131,7 @@ class Flow:
         if not self._execute.is_held_back(provider):
             return None
         depth = self._settings.waiting_depth
-        return depth - store.backlog(connection, provider, depth)
+        return depth - due.backlog(connection, provider, depth)
 
     async def cancel(self, checkout_id: str, reason: str) -> str:
         """Cancels a payment that is open; the reason that stands, "" if it had ended before. Its charges are taken up at once."""
@@ -151,14 +152,14 @@ class Flow:
         def claim(connection: Connection) -> dict[str, int]:
             tokens: dict[str, int] = {}
             for provider in sorted(self._providers):  # each by itself: the backlog of one keeps nobody else waiting
-                tokens |= store.claim_due(connection, provider, _MOST_CLAIMED, lease)
+                tokens |= due.claim(connection, provider, _MOST_CLAIMED, lease)
             return tokens
 
         now = asyncio.get_running_loop().time()
         tokens = await self._database.transact(claim)
         if not tokens:
             return
-        rows = await self._database.read(lambda connection: store.charges(connection, list(tokens)))
+        rows = await self._database.read(lambda connection: due.charges(connection, list(tokens)))
         for charge in stored_charges(rows, tokens, now, lease):
             self.take(charge)
 

@@ -17,7 +17,6 @@ from tallystick_storage.database import Database
 
 ALERT_AFTER: Mapping[str, float] = {Status.EXECUTING: 600.0, Status.PENDING: 259_200.0, Status.SUCCESS: 600.0}
 """Seconds that an order may rest in a status; SUCCESS: until it is settled."""
-_MOST = 1000
 _TURNS_MISSED = 3
 
 
@@ -43,7 +42,6 @@ class Monitor:
         def look(connection: Connection) -> Sequence[Row[Any]]:
             if not alert.take_turn(connection, "monitor", self._holder, self._interval * _TURNS_MISSED):
                 return ()
-            findings = store.findings(connection, self._alert_after, _MOST)
-            return alerts.apply(connection, findings, all_found=len(findings) < _MOST)
+            return alerts.apply(connection, store.findings(self._alert_after))
 
         alerts.announce(await self._database.transact(look))

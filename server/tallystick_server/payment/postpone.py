@@ -16,7 +16,7 @@ from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import dead_letter
+from tallystick_storage import dead_letter, due
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -70,17 +70,17 @@ class Postpone:
 
     async def _postpone(self, items: Sequence[Troubled]) -> Sequence[payment_pb2.Payment | Exception | None]:
         decided = [(item, self._decide(item)) for item in items]
-        again = [decision for _, decision in decided if isinstance(decision, store.Again)]
+        again = [decision for _, decision in decided if isinstance(decision, due.Again)]
         given_up = [item for item, decision in decided if decision is Resort.FAIL]
         aside = [item for item, decision in decided if decision is Resort.SET_ASIDE]
 
         def postpone(connection: Connection) -> Moved:
             # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
             undecided = [item.charge.charge_id for item in (*given_up, *aside) if not item.charge.succeeded]
-            open_ = store.lock_open_attempts(connection, undecided) if undecided else set()
+            open_ = due.lock_open_attempts(connection, undecided) if undecided else set()
             moved = move_orders(connection, [one for item in given_up if item.charge.charge_id in open_ for one in _given_up(item)])
             if again:
-                store.make_due(connection, again)
+                due.again_later(connection, again)
             if aside:
                 _set_aside(connection, [item for item in aside if item.charge.succeeded or item.charge.charge_id in open_])
             return moved
@@ -88,7 +88,7 @@ class Postpone:
         moved = await self._database.transact(postpone)
         return [moved.closed.get(item.charge.checkout_id) for item in items]
 
-    def _decide(self, item: Troubled) -> store.Again | Resort:
+    def _decide(self, item: Troubled) -> due.Again | Resort:
         """When it is taken up again, or its last resort."""
         charge = item.charge
         if item.give_up is not None:
@@ -105,7 +105,7 @@ class Postpone:
 def _set_aside(connection: Connection, items: Sequence[Troubled]) -> None:
     """Makes dead letters of charges whose leases still hold."""
     by_id = {item.charge.charge_id: item for item in items}
-    held = store.make_due(connection, [_again(item, None, item.charge.tries + 1, looking=item.charge.looking) for item in items])
+    held = due.again_later(connection, [_again(item, None, item.charge.tries + 1, looking=item.charge.looking) for item in items])
     new = [
         dead_letter.NewDeadLetter(f"charges/{charge_id}", item.trouble, item.detail[:_LONGEST_DETAIL], item.charge.tries + 1)
         for charge_id, item in sorted(by_id.items())
@@ -115,10 +115,10 @@ def _set_aside(connection: Connection, items: Sequence[Troubled]) -> None:
     tell_changed(connection, dead_letter.insert(connection, new), lambda row: (charges[row.subject].caller, charges[row.subject].traceparent))
 
 
-def _again(item: Troubled, delay: float | None, tries: int, *, looking: bool) -> store.Again:
+def _again(item: Troubled, delay: float | None, tries: int, *, looking: bool) -> due.Again:
     charge = item.charge
     sent = charge.maybe_sent or item.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
-    return store.Again(charge.charge_id, charge.lease_token, delay, sent, looking, tries, item.trouble, item.detail[:_LONGEST_DETAIL])
+    return due.Again(charge.charge_id, charge.lease_token, delay, sent, looking, tries, item.trouble, item.detail[:_LONGEST_DETAIL])
 
 
 def _given_up(item: Troubled) -> list[Move]:

@@ -17,7 +17,7 @@ from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.unapplied import find_unapplied
 from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import dead_letter
+from tallystick_storage import dead_letter, due
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -56,7 +56,7 @@ class Record:
         moves = [one for item in items for one in _moves(item, self._resolve_within)]
 
         def record(connection: Connection) -> Moved:
-            store.record_answers(connection, answers)
+            due.record_answers(connection, answers)
             moved = move_orders(connection, moves)
             _note_rest(connection, [item for item in items if not _applied(item, moved)])
             return moved
@@ -80,16 +80,16 @@ def _note_rest(connection: Connection, items: Sequence[Answered]) -> None:
     charges = {f"charges/{item.charge.charge_id}": item.charge for item in items}
     resolved = dead_letter.end(connection, sorted(charges), DeadLetterState.RESOLVED)
     tell_changed(connection, resolved, lambda row: (charges[row.subject].caller, charges[row.subject].traceparent))
-    store.revive(connection, [charges[row.subject].charge_id for row in resolved])
+    due.revive(connection, [charges[row.subject].charge_id for row in resolved])
 
 
 def _judged(item: Answered) -> Outcome:
     return judge(item.outcome, item.charge.amount, item.charge.currency)
 
 
-def _answers(items: Sequence[Answered]) -> list[store.Answer]:
+def _answers(items: Sequence[Answered]) -> list[due.Answer]:
     """One for each attempt: two holders may tell of the same one in one batch, and then the first final answer counts, or the last if none is."""
-    answers: dict[tuple[str, int], store.Answer] = {}
+    answers: dict[tuple[str, int], due.Answer] = {}
     for item in items:
         answer = _answer(item)
         known = answers.get((answer.charge_id, answer.number))
@@ -98,9 +98,9 @@ def _answers(items: Sequence[Answered]) -> list[store.Answer]:
     return list(answers.values())
 
 
-def _answer(item: Answered) -> store.Answer:
+def _answer(item: Answered) -> due.Answer:
     outcome = item.outcome
-    return store.Answer(
+    return due.Answer(
         charge_id=item.charge.charge_id,
         number=item.charge.number,
         outcome=happening(outcome),

@@ -18,6 +18,7 @@ from tallystick_storage import alert as store
 from tallystick_storage import outbox
 
 log = logging.getLogger(__name__)
+_MOST = 1000
 _raised = metrics.get_meter("tallystick").create_counter("tallystick.alerts", description="Alerts that were raised, by kind.")
 
 
@@ -27,22 +28,16 @@ def message(row: Row[Any]) -> recovery_pb2.Alert:
         kind=row.kind,
         subject=row.subject,
         detail=row.detail,
-        count=row.times,
         create_time=to_timestamp(row.create_time),
-        last_time=to_timestamp(row.last_time),
         end_time=to_timestamp(row.end_time) if row.end_time else None,
     )
 
 
-def apply(connection: Connection, findings: Sequence[store.Finding], *, all_found: bool) -> Sequence[Row[Any]]:
-    """Makes the open alerts those that are found now; returns the new ones, which are to be announced once this is committed.
-
-    `all_found`: there is nothing beside the findings, so that other alerts have ended.
-    """
-    new = store.raise_(connection, fresh) if (fresh := store.note(connection, findings)) else ()
+def apply(connection: Connection, findings: store.Findings) -> Sequence[Row[Any]]:
+    """Makes the open alerts those that are found now, so many at a time; returns the new ones, which are to be announced once this is committed."""
+    new = store.raise_(connection, findings, _MOST)
     _tell(connection, new)
-    if all_found:
-        _tell(connection, store.end_others(connection, findings))
+    _tell(connection, store.end(connection, findings, _MOST))
     return new
 
 

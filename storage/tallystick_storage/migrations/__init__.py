@@ -100,10 +100,8 @@ create table alert (
     subject text collate "C" not null,  -- "{collection}/{id}"
     number int not null check (number > 0),
     detail text not null,
-    times bigint not null check (times > 0),  -- that it was found
     create_time timestamptz not null,
-    last_time timestamptz not null check (last_time >= create_time),
-    end_time timestamptz,
+    end_time timestamptz check (end_time >= create_time),
     unique (kind, subject, number)
 );
 create unique index alert_open on alert (kind, subject) where end_time is null;
@@ -115,7 +113,7 @@ create trigger never_deleted before delete or truncate on alert for each stateme
 create function alert_has_event() returns trigger language plpgsql security definer set search_path from current as $$
 begin
     if exists (
-        select 'alerts/' || alert_id, case when end_time is null then 1 else 2 end from changed where tg_op = 'INSERT' or end_time is not null
+        select 'alerts/' || alert_id, case when end_time is null then 1 else 2 end from changed
         except select * from told
     ) then
         raise exception 'an alert changed without its event' using errcode = 'P0001';
@@ -124,7 +122,7 @@ begin
 end $$;
 create trigger inserted_alert_has_event after insert on alert referencing new table as changed for each statement execute function alert_has_event();
 create trigger updated_alert_has_event after update on alert referencing new table as changed for each statement execute function alert_has_event();
-grant select, insert, update (times, last_time, end_time) on alert to {service};
+grant select, insert, update (end_time) on alert to {service};
 
 -- Work that one process does at a time for all of them.
 create table duty (name text primary key, holder uuid not null, until_time timestamptz not null);

@@ -128,9 +128,7 @@ class Alert(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
-    LAST_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
     """"{kind}-{subject's id}-{number}"."""
@@ -142,15 +140,9 @@ class Alert(_message.Message):
     """What it is about, such as "paymentOrders/{payment_order_id}"."""
     detail: _builtins.str
     """More about it, as of when it was first raised."""
-    count: _builtins.int
-    """How often it was found."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was raised."""
-
-    @_builtins.property
-    def last_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was last found."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -163,14 +155,12 @@ class Alert(_message.Message):
         kind: _builtins.str = ...,
         subject: _builtins.str = ...,
         detail: _builtins.str = ...,
-        count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
-        last_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "last_time", b"last_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "count", b"count", "create_time", b"create_time", "detail", b"detail", "end_time", b"end_time", "kind", b"kind", "last_time", b"last_time", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert_id", b"alert_id", "create_time", b"create_time", "detail", b"detail", "end_time", b"end_time", "kind", b"kind", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
