@@ -15,14 +15,18 @@ from .load import Told
 
 _FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
 
+AT_REST = """
+    select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*) from payment.outbox)
+        + (select count(*) from wallet.outbox) + (select count(*) from payment.unapplied_charge where not ledger_updated)
+        + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book))
+"""
+"""How much is due, or has not been told or booked."""
+
 
 def at_rest(admin: str) -> bool:
     """Whether nothing is due and everything has been told and booked."""
     with psycopg.connect(admin, connect_timeout=5) as connection:
-        row = connection.execute("""
-            select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*) from payment.outbox)
-                + (select count(*) from wallet.outbox) + (select count(*) from payment.unapplied_charge where not ledger_updated)
-                + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book))""").fetchone()
+        row = connection.execute(AT_REST).fetchone()
     return row is not None and row[0] == 0
 
 

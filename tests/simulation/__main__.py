@@ -1,0 +1,104 @@
+"""scripts/simulate --seeds N [--seed S] [--payments N] [--json]: worlds that follow from their seeds, each audited to the last cent.
+
+With --crash-points: one payment whose processes die before and after each of its port calls, then at every two of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from .crash_points import PAY_IN, singles
+from .kept import keep
+from .run import Plan, Result
+from .workers import play, play_crashes, watch, workers
+
+_FOLDER = Path(".data/simulation")
+_SHOWN = 300  # lines of a trace
+_SHOWN_VIOLATIONS = 20
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: float) -> dict[str, Any]:
+    faults: Counter[str] = Counter()
+    payments = violations = 0
+    plans = [Plan(seed, options.payments) for seed in range(options.seed, options.seed + options.seeds)]
+    running = [pool.submit(watch if options.stop else play, plan) for plan in plans]
+    for done, ready in enumerate(as_completed(running), 1):
+        result = ready.result()
+        payments += options.payments
+        faults.update(str(fault) for fault in result.faults.values())
+        if result.violations:
+            violations += len(result.violations)
+            if options.stop:
+                say(f"seed {result.plan.seed}: {result.violations[0]}")
+                pool.shutdown(cancel_futures=True)
+                break
+            _failed(result)
+        if done % 20 == 0:
+            say(f"{time.monotonic() - began:5.0f} s: {done} seeds, {payments} payments, {faults.total()} faults, {violations} violations")
+    return {"seeds": len(plans), "payments": payments, "faults": dict(sorted(faults.items())), "violations": violations}
+
+
+def _crash(pool: ProcessPoolExecutor, began: float) -> dict[str, Any]:
+    plans = singles(pool.submit(watch, PAY_IN).result())
+    pairs = violations = 0
+    for done, ready in enumerate(as_completed([pool.submit(play_crashes, plan) for plan in plans]), 1):
+        crashes = ready.result()
+        pairs += crashes.pairs
+        for result in crashes.failed:
+            violations += len(result.violations)
+            _failed(result)
+        if done % 4 == 0:
+            say(f"{time.monotonic() - began:5.0f} s: {done} of {len(plans)} crash points, {pairs} pairs, {violations} violations")
+    return {"singles": len(plans), "pairs": pairs, "violations": violations}
+
+
+def _failed(result: Result) -> None:
+    """Keeps a run that failed as a test, and shows what happened in it."""
+    plan = result.plan
+    keep(plan, result.violations[0])
+    path = _FOLDER / f"seed-{plan.seed}.trace"
+    path.write_text("\n".join(result.trace) + "\n")
+    left = len(plan.wishes) + plan.payments - len(plan.without_payments)
+    say(f"seed {plan.seed} fails with {left} payments and {len(result.faults)} faults; it is kept as a test, its whole trace is {path}:")
+    for line in [line for line in result.trace if " read " not in line][-_SHOWN:]:
+        say(f"  {line}")
+    for violation, times in list(Counter(result.violations).items())[:_SHOWN_VIOLATIONS]:
+        say(f"  violation{f', {times} times' if times > 1 else ''}: {violation}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="scripts/simulate", description="Simulates the platform in worlds where everything goes wrong, and audits them."
+    )
+    parser.add_argument("--seeds", type=int, default=200, help="how many worlds")
+    parser.add_argument("--seed", type=int, default=1, help="the first one's seed")
+    parser.add_argument("--payments", type=int, default=50, help="how many in each world")
+    parser.add_argument("--workers", type=int, default=2, help="how many worlds at a time")
+    parser.add_argument(
+        "--crash-points", action="store_true", help="instead of worlds by chance: every crash point of a payment, singly and in pairs"
+    )
+    parser.add_argument("--stop", action="store_true", help="end with the first world that fails, and keep nothing of it")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    began = time.monotonic()
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    with workers(_FOLDER, options.workers) as pool:
+        found = _crash(pool, began) if options.crash_points else _simulate(pool, options, began)
+    found["seconds"] = round(time.monotonic() - began, 1)
+    print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
+    sys.exit(1 if found["violations"] else 0)
+
+
+if __name__ == "__main__":
+    main()

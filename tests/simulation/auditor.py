@@ -1,0 +1,256 @@
+"""The auditor: from what was wished, what was told and what the provider logged it says what must be true, by the rules alone, and compares."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tallystick import AsyncClient, NotFoundError
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.money import parse_amount
+
+from .cluster import FEE_RATE
+from .load import Told, Wish
+
+_FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
+_BLOCKED = "seller-blocked"
+
+
+@dataclass(frozen=True)
+class Charged:
+    """A line of the provider's log."""
+
+    charge_id: str
+    state: str
+    amount: int
+    currency: str
+    reference: str
+
+
+class Auditor:
+    """Reads the platform through its doors, once everything is quiet. `log`: the provider's, by charge; `violations` fills while it reads."""
+
+    def __init__(self, operator: AsyncClient, teams: Mapping[str, AsyncClient], told: Mapping[str, Told], log: Sequence[Charged]) -> None:
+        self._operator = operator
+        self._teams = teams
+        self._told = told
+        self._log: dict[str, list[Charged]] = defaultdict(list)
+        for charged in log:
+            self._log[charged.charge_id].append(charged)
+        self._wallets: Counter[tuple[str, str]] = Counter()
+        self._accounts: Counter[tuple[str, str]] = Counter()
+        self._unapplied: dict[str, Charged] = {}
+        self._versions: dict[str, int] = {}
+        self._set_aside: set[str] = set()
+        self._closed: set[str] = set()
+        self.violations: list[str] = []
+
+    async def audit(self) -> None:
+        await self._read_dead_letters()
+        for told in self._told.values():
+            self.violations += told.wrong
+            await self._payment(told)
+        wished = {wish.charge_id(place) for wish in (told.wish for told in self._told.values()) for place in range(len(wish.amounts))}
+        self.violations += [f"charge {charge} was wished by nobody" for charge in self._log if charge not in wished]
+        await self._compare_unapplied()
+        await self._compare_wallets()
+        await self._compare_ledger()
+        await self._compare_events()
+
+    async def _read_dead_letters(self) -> None:
+        for state, found in (
+            (recovery_pb2.DEAD_LETTER_STATE_OPEN, self._set_aside),
+            (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed),
+        ):
+            request = payment_service_pb2.ListDeadLettersRequest(state=state)
+            async for letter in self._operator.pages(self._operator.payment.ListDeadLetters, request, "dead_letters"):
+                found.add(letter.subject.removeprefix("charges/"))
+
+    async def _payment(self, told: Told) -> None:
+        wish = told.wish
+        try:
+            payment = await self._teams[wish.team].get_payment(wish.checkout_id)
+        except NotFoundError:
+            if told.answers:
+                self.violations.append(f"{wish.checkout_id} was acknowledged, and is not there")
+            if any(self._log[wish.charge_id(place)] for place in range(len(wish.amounts))):
+                self.violations.append(f"{wish.checkout_id} was charged, and is not there")
+            return
+        self._versions[f"payments/{wish.checkout_id}"] = 1 if payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN else 2  # created, closed
+        orders = {order.payment_order_id: order for order in payment.payment_orders}
+        if orders.keys() != {wish.order_id(place) for place in range(len(wish.amounts))}:
+            self.violations.append(f"{wish.checkout_id} has the orders {sorted(orders)}")
+            return
+        for place in range(len(wish.amounts)):
+            self._order(told, place, orders[wish.order_id(place)])
+        self._charges(wish, orders)
+        self._state(wish, payment)
+        for answer in told.answers:
+            self._compare_answer(answer, payment, orders)
+
+    def _order(self, told: Told, place: int, order: payment_pb2.PaymentOrder) -> None:
+        """One order: its values, and whether its status is what the provider's log and the caller's wishes allow."""
+        wish, name = told.wish, order.payment_order_id
+        self._versions[f"paymentOrders/{name}"] = order.version
+        fee = _fee(wish, place)
+        stored = (
+            order.seller_account,
+            parse_amount(order.amount, wish.currency),
+            order.currency,
+            parse_amount(order.platform_fee or "0", wish.currency, least=0),
+        )
+        if stored != (wish.sellers[place], wish.amounts[place], wish.currency, fee):
+            self.violations.append(f"order {name} is {stored}")
+        settled = order.wallet_updated and order.ledger_updated
+        match order.payment_order_status:
+            case payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS:
+                if not self._right(wish, order.charge_id):
+                    self.violations.append(f"order {name} is SUCCESS without a charge")
+                if not settled:
+                    self.violations.append(f"order {name} is SUCCESS and not settled")
+                self._book(wish, place, fee)
+            case payment_pb2.PAYMENT_ORDER_STATUS_FAILED:
+                reason = payment_pb2.FailureReason.Name(order.failure_reason).removeprefix("FAILURE_REASON_")
+                if not self._may_fail(told, place, reason):
+                    self.violations.append(f"order {name} is FAILED({reason}) with token {wish.token}, log {self._log[order.charge_id]}")
+                if order.wallet_updated or order.ledger_updated:
+                    self.violations.append(f"order {name} is FAILED and settled")
+            case status:
+                if order.charge_id not in self._set_aside:
+                    self.violations.append(f"order {name} rests in {payment_pb2.PaymentOrderStatus.Name(status)}, and nobody moves it on")
+
+    def _may_fail(self, told: Told, place: int, reason: str) -> bool:
+        wish = told.wish
+        charge = wish.charge_id(place)
+        states = {charged.state for charged in self._log[charge]}
+        if wish.sellers[place] == _BLOCKED:
+            return reason == "RISK_BLOCKED_ACCOUNT"
+        match reason:
+            case "SIBLING_FAILED":
+                return wish.all_or_nothing and _BLOCKED in wish.sellers
+            case "PROVIDER_DECLINED" | "INSUFFICIENT_FUNDS":
+                return bool(states & {"DECLINED", "ERROR"})
+            case "PROVIDER_REFUSED":
+                return wish.token == "tok_refused" and not states
+            case "PROVIDER_MISMATCH":
+                return wish.token == "tok_other_amount" and states == {"SUCCEEDED"}
+            case "PROVIDER_UNREACHABLE":
+                return not states
+            case "CALLER_CANCELLED":
+                return told.cancelled and "SUCCEEDED" not in states
+            case "EXPIRED":
+                return (wish.expires_in is not None or wish.token == "tok_pending:action") and "SUCCEEDED" not in states
+            case "CLOSED_BY_OPERATOR":
+                return charge in self._closed and "SUCCEEDED" not in states
+            case _:
+                return False
+
+    def _right(self, wish: Wish, charge: str) -> list[Charged]:
+        """The provider's charges of just what was to be charged."""
+        due = sum(amount for place, amount in enumerate(wish.amounts) if wish.charge_id(place) == charge and wish.sellers[place] != _BLOCKED)
+        return [one for one in self._log[charge] if one.state == "SUCCEEDED" and (one.amount, one.currency) == (due, wish.currency)]
+
+    def _charges(self, wish: Wish, orders: Mapping[str, payment_pb2.PaymentOrder]) -> None:
+        """Each charge that was made is that of a SUCCESS order, or unapplied; and made once."""
+        for charge in dict.fromkeys(wish.charge_id(place) for place in range(len(wish.amounts))):
+            made = [one for one in self._log[charge] if one.state == "SUCCEEDED"]
+            if len(made) > 1:
+                self.violations.append(f"charge {charge} was made {len(made)} times")
+            statuses = {order.payment_order_status for order in orders.values() if order.charge_id == charge and order.seller_account != _BLOCKED}
+            if len(statuses) > 1:
+                self.violations.append(f"the orders of charge {charge} do not move together")
+            applied = self._right(wish, charge)[:1] if payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS in statuses else []
+            for one in made:
+                if one not in applied:
+                    self._unapplied[one.reference] = one
+                    self._accounts["psp/sandbox/clearing", one.currency] -= one.amount
+                    self._accounts["unapplied/sandbox", one.currency] += one.amount
+
+    def _book(self, wish: Wish, place: int, fee: int) -> None:
+        amount, currency, seller = wish.amounts[place], wish.currency, wish.sellers[place]
+        self._wallets[seller, currency] += amount - fee
+        self._accounts["psp/sandbox/clearing", currency] -= amount
+        self._accounts[f"sellers/{seller}", currency] += amount - fee
+        self._accounts["platform/fees", currency] += fee
+
+    def _state(self, wish: Wish, payment: payment_pb2.Payment) -> None:
+        statuses = Counter(order.payment_order_status for order in payment.payment_orders)
+        paid, failed = statuses[payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS], statuses[payment_pb2.PAYMENT_ORDER_STATUS_FAILED]
+        if paid + failed < len(wish.amounts):
+            must = payment_pb2.PAYMENT_STATE_OPEN
+        elif not failed:
+            must = payment_pb2.PAYMENT_STATE_PAID
+        else:
+            must = payment_pb2.PAYMENT_STATE_PARTIALLY_PAID if paid else payment_pb2.PAYMENT_STATE_FAILED
+        if payment.payment_state != must or payment.is_payment_done != (must == payment_pb2.PAYMENT_STATE_PAID):
+            self.violations.append(f"{wish.checkout_id} is {payment_pb2.PaymentState.Name(payment.payment_state)}, done: {payment.is_payment_done}")
+
+    def _compare_answer(self, answer: payment_pb2.Payment, payment: payment_pb2.Payment, orders: Mapping[str, payment_pb2.PaymentOrder]) -> None:
+        """What is final in an answer stands for ever."""
+        if answer.payment_state in _FINAL and answer.payment_state != payment.payment_state:
+            self.violations.append(f"{payment.checkout_id} was told to be {payment_pb2.PaymentState.Name(answer.payment_state)}")
+        if answer.version > payment.version:
+            self.violations.append(f"{payment.checkout_id} was told to have version {answer.version}, and has {payment.version}")
+        for order in answer.payment_orders:
+            status, now = order.payment_order_status, orders[order.payment_order_id]
+            final = status in (payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS, payment_pb2.PAYMENT_ORDER_STATUS_FAILED)
+            if order.version > now.version or (final and (status, order.failure_reason) != (now.payment_order_status, now.failure_reason)):
+                self.violations.append(f"order {order.payment_order_id} was told to be {payment_pb2.PaymentOrderStatus.Name(status)}")
+
+    async def _compare_unapplied(self) -> None:
+        found = {}
+        request = payment_service_pb2.ListUnappliedChargesRequest()
+        async for one in self._operator.pages(self._operator.payment.ListUnappliedCharges, request, "unapplied_charges"):
+            found[one.provider_reference] = (one.charge_id, parse_amount(one.amount, one.currency), one.currency)
+            if not one.ledger_updated:
+                self.violations.append(f"unapplied charge {one.unapplied_charge_id} is not booked")
+        must = {reference: (one.charge_id, one.amount, one.currency) for reference, one in self._unapplied.items()}
+        if found != must:
+            self.violations.append(f"the unapplied charges are {found}, and must be {must}")
+
+    async def _compare_wallets(self) -> None:
+        found = {}
+        request = wallet_service_pb2.ListWalletsRequest()
+        async for wallet in self._operator.pages(self._operator.wallet.ListWallets, request, "wallets"):
+            found[wallet.seller_account, wallet.currency] = parse_amount(wallet.balance, wallet.currency, least=0)
+            self._versions[f"wallets/{wallet.seller_account}/{wallet.currency}"] = wallet.version
+        if found != dict(self._wallets):
+            self.violations.append(f"the wallets are {found}, and must be {dict(self._wallets)}")
+
+    async def _compare_ledger(self) -> None:
+        found = {}
+        request = ledger_service_pb2.GetTrialBalanceRequest()
+        async for account in self._operator.pages(self._operator.ledger.GetTrialBalance, request, "lines"):
+            negative = account.balance.startswith("-")
+            balance = parse_amount(account.balance.removeprefix("-"), account.currency, least=0)
+            found[account.account, account.currency] = -balance if negative else balance
+        found = {account: balance for account, balance in found.items() if balance}
+        must = {account: balance for account, balance in self._accounts.items() if balance}
+        if found != must:
+            self.violations.append(f"the ledger's balances are {found}, and must be {must}")
+
+    async def _compare_events(self) -> None:
+        """Every version of everything is told once, in order; the last one told is the present one."""
+        told: dict[str, int] = defaultdict(int)
+        cursor = 0
+        async for event in self._operator.events():
+            cursor += 1
+            if event.cursor != cursor:
+                self.violations.append(f"event {event.event_id} has cursor {event.cursor}, not {cursor}")
+            if event.aggregate_version != told[event.aggregate_id] + 1:
+                self.violations.append(f"{event.aggregate_id}: version {event.aggregate_version} is told after {told[event.aggregate_id]}")
+            told[event.aggregate_id] = event.aggregate_version
+        for aggregate, version in self._versions.items():
+            if told[aggregate] != version:
+                self.violations.append(f"{aggregate} is at version {version}, and was told of up to {told[aggregate]}")
+
+
+def _fee(wish: Wish, place: int) -> int:
+    """What the platform keeps: as given, or the rate, rounded half to even; the seller gets at least one minor unit."""
+    given = wish.fees[place]
+    return given if given is not None else min(round(Fraction(wish.amounts[place] * FEE_RATE, 1_000_000)), wish.amounts[place] - 1)

@@ -1,0 +1,170 @@
+"""The platform in a world: two processes of each service, the provider, and whoever calls; what dies is started again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from tallystick import AsyncClient, ClientSettings
+from tallystick_core.caller import Caller, Role
+from tallystick_core.provider import Demand, NotSent, Outcome, Trouble, Unknown
+from tallystick_sandbox.rules import Reply
+from tallystick_sandbox.sandbox import Sandbox
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.wiring import Ports, Service, Wiring
+from tallystick_server.providers.sandbox import outcome
+from tallystick_server.runtime.authentication import BearerTokens
+from tallystick_server.runtime.door import Door
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.retry import parse_policy
+
+from .database import Engines, SimulatedDatabase
+from .faults import CALL
+from .loop import Node
+from .network import Broken, Network, Server, Unreached, exchange
+from .world import PROVIDER, World
+
+SERVICES = ("payment", "ledger", "wallet", "event")
+TEAMS = ("team-1", "team-2")
+OPERATOR = "operator"
+LEASE = 6.0
+_COMES_BACK = (0.05, 3.0)
+_QUICK = {
+    Trouble.NOT_SENT: "exponential:0.2:3:12",
+    Trouble.NO_ANSWER: "exponential:0.2:3:6",
+    Trouble.SERVER_ERROR: "exponential:0.2:1:4",
+    Trouble.BUSY: "fixed:0.3:1000",
+    Trouble.WAITING: "fixed:1:0",
+    Trouble.UNRESOLVED: "exponential:0.5:3:12",
+    Trouble.UNSETTLED: "exponential:0.2:2:1000",
+}
+FEE_RATE = 25_000
+"""Parts per million."""
+
+
+def settings(key_window: float) -> Settings:
+    """Quick in everything, so that a minute of the world's time is a long one."""
+    callers = {name: Caller(name, frozenset({Role.TEAM})) for name in TEAMS}
+    callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
+    callers["service"] = Caller("service", frozenset({Role.SERVICE}))
+    return Settings(
+        environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=1.0, relay_interval=2.0,
+        breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE,
+        alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): parse_policy(text) for trouble, text in _QUICK.items()},
+        risk_blocked_accounts=frozenset({"seller-blocked"}),
+    )  # fmt: skip
+
+
+class Cluster:
+    """Starts the nodes in a world, and again when they have died."""
+
+    def __init__(self, world: World, databases: Databases, engines: Engines, key_window: float) -> None:
+        self._world = world
+        self._databases = databases
+        self._engines = engines
+        self._settings = settings(key_window)
+        self.network = Network(world)
+        self._running: list[Service] = []  # of dead processes too: what they hold must not be collected
+        self._ids = count()
+        self._provider = Node(PROVIDER, world.chance.between("clock of the provider", 0, 1000))
+        self.sandbox: Sandbox
+        world.died = self._died
+
+    def start(self, processes: int) -> None:
+        """Starts the provider, and so many processes of each service."""
+        world = self._world
+        world.loop.deliver(self._provider, 0, self._start_provider)
+        for service in SERVICES:
+            for number in range(1, processes + 1):
+                self._boot(f"{service}-{number}", 1)
+
+    def client(self, name: str, token: str) -> AsyncClient:
+        """The SDK's client, for a caller with this token."""
+        attempts = count()
+        jitter = lambda: self._world.chance.number(f"jitter of {name} {next(attempts)}")  # noqa: E731
+        return _Client(self.network, ClientSettings(token=token, attempts=6, deadlines={"CreatePayment": 8.0}, jitter=jitter))
+
+    def _id(self) -> UUID:
+        return self._world.chance.id(f"id {next(self._ids)}")
+
+    def _database(self, url: str, _connections: int, new_id: Callable[[], UUID]) -> SimulatedDatabase:
+        return SimulatedDatabase(url, new_id, self._engines)
+
+    def _start_provider(self) -> None:
+        database = self._database(self._databases.service("sandbox"), 1, self._id)
+        self.sandbox = Sandbox(database, window=self._settings.provider_key_window)
+        self.sandbox.start()
+
+    def _boot(self, name: str, life: int) -> None:
+        node = Node(name, self._world.chance.between(f"clock of {name} {life}", 0, 1000), life)
+        self._world.loop.deliver(node, 0, self._start, node)
+
+    def _start(self, node: Node) -> None:
+        """What `serve` does, in the node."""
+        name = node.name.partition("-")[0]
+        self._world.tell(f"{node.name} starts")
+        peers = Peers(self._settings.service_token, self.network.channel)
+        provider = _Provider(self._world, lambda: self.sandbox, self._provider, self._settings.provider_key_window)
+        ports = Ports(self._id, self._database, {provider.name: provider})
+        urls, addresses = self._databases.all(), {service: service for service in SERVICES}
+        (service,) = Wiring(self._settings, urls, addresses, peers, ports).build([name])
+        door, server = Door(BearerTokens(self._settings.callers), most_calls=1000), Server()
+        door.bind(server, service.descriptor, service.servicer, service.access)  # type: ignore[arg-type]
+        service.start()
+        self._running.append(service)
+        self.network.servers.setdefault(name, {})[node] = server
+
+    def _died(self, node: Node) -> None:
+        self.network.servers.get(node.name.partition("-")[0], {}).pop(node, None)
+        wait = self._world.chance.between(f"rest of {node.name} {node.life}", *_COMES_BACK)
+        self._world.loop.deliver(self._world.loop.outside, wait, self._boot, node.name, node.life + 1)
+
+
+class _Client(AsyncClient):
+    """The SDK's client over the network of a world."""
+
+    def __init__(self, network: Network, settings: ClientSettings) -> None:
+        self._network = network
+        super().__init__("payment", ledger="ledger", wallet="wallet", payout="payout", event="event", settings=settings)
+
+    def _channel(self, target: str) -> Any:
+        return self._network.channel(target)
+
+
+class _Provider:
+    """The sandbox as a process sees it over the network; the adapter's own way from reply to outcome."""
+
+    name = "sandbox"
+
+    def __init__(self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float) -> None:
+        self.key_window = key_window
+        self._world = world
+        self._sandbox = sandbox
+        self._node = node
+
+    async def charge(self, demand: Demand) -> Outcome:
+        return await self._ask("charge", demand, lambda: self._sandbox().charge(demand))
+
+    async def look_up(self, demand: Demand) -> Outcome:
+        return await self._ask("look up", demand, lambda: self._sandbox().look_up(demand.charge_id))
+
+    async def cancel(self, demand: Demand) -> Outcome:
+        return await self._ask("cancel", demand, lambda: self._sandbox().cancel(demand.charge_id))
+
+    async def _ask(self, verb: str, demand: Demand, work: Callable[[], Awaitable[Reply]]) -> Outcome:
+        place = f"{self._world.loop.node.name} asks to {verb} {demand.charge_id}"
+
+        async def answer(_: Node) -> Reply:
+            reply = await work()
+            self._world.tell(f"provider answers to {verb} {demand.key}: {reply.status} {reply.code}")
+            return reply
+
+        try:
+            return outcome(await exchange(self._world, place, CALL, lambda: self._node, answer, hears=False))
+        except Unreached:
+            return NotSent("the connection was refused")
+        except Broken:
+            return Unknown("the connection broke")

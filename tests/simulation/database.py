@@ -1,0 +1,141 @@
+"""The real database under a clock of the simulation's, with COMMITs that go wrong when they are told to."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Connection, Engine, event
+
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.migrate import SCHEMAS
+from tallystick_server.runtime.telemetry import TracedDatabase
+from tallystick_storage.database import open_engine
+
+from .faults import Fault
+
+T = TypeVar("T")
+
+LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="")
+"""What the transaction that is about to run is called."""
+
+_CLOCK = """
+create or replace function {schema}.clock() returns timestamptz language sql volatile as
+    'select timestamptz ''2026-01-01 00:00:00+00'' + cast(current_setting(''simulation.now'') as float8) * interval ''1 second'''
+"""
+_NEVER_BY_ITSELF = "alter table {schema}.{table} set (autovacuum_enabled = off)"
+
+
+@dataclass
+class Server:
+    """What the databases do now: the fault that befalls the present transaction, and what their clocks show."""
+
+    fault: Fault | None = None
+    now: float = 0.0
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that breaks at COMMIT when its server is told to."""
+
+    server: Server
+
+    def commit(self) -> None:
+        fault = self.server.fault
+        if fault is Fault.SERIALIZATION_FAILURE:
+            raise psycopg.errors.SerializationFailure("could not serialize access due to read/write dependencies among transactions")
+        if fault is Fault.COMMIT_LOST_AFTER:
+            super().commit()
+        if fault in (Fault.COMMIT_LOST_BEFORE, Fault.COMMIT_LOST_AFTER):
+            self.close()
+            raise psycopg.OperationalError("the connection to the server was lost")
+        super().commit()
+
+
+class Engines:
+    """One engine for each schema, for all nodes of all runs: transactions come one at a time."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._engines: dict[str, Engine] = {}
+
+    def __call__(self, url: str, _connections: int) -> Engine:
+        if url not in self._engines:
+            engine = open_engine(url, 1)
+            event.listen(engine, "do_connect", self._connect)
+            event.listen(engine, "checkout", self._check_out)
+            self._engines[url] = engine
+        return self._engines[url]
+
+    def _connect(self, _dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> psycopg.Connection[Any]:
+        # batches are small here, and planning each took most of the time
+        parameters["options"] += " -c plan_cache_mode=force_generic_plan"
+        connection = _Connection.connect(*arguments, **parameters)
+        connection.server = self._server
+        return connection
+
+    def _check_out(self, connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
+        if self._server.fault is Fault.DATABASE_AWAY:
+            raise psycopg.OperationalError("the server is not there")
+        connection.autocommit = True
+        connection.execute("select set_config('simulation.now', %s, false)", (repr(self._server.now),))
+        connection.autocommit = False
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.dispose()
+
+
+class SimulatedDatabase(TracedDatabase):
+    """The database as it is, that says by which name a transaction goes."""
+
+    def __init__(self, url: str, new_id: Callable[[], UUID], engines: Engines) -> None:
+        super().__init__(url, connections=1, new_id=new_id, engine=engines)
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        LABEL.set(f"transaction {work.__qualname__.replace('.<locals>', '')}")
+        return await super().transact(work)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")
+        return await super().read(work)
+
+
+class Tables:
+    """All tables of a database, as they were when it was new; `reset` makes them so again. Replaces the clock of every schema."""
+
+    def __init__(self, databases: Databases) -> None:
+        self._connection: psycopg.Connection[Any] = psycopg.connect(databases.admin, autocommit=True)
+        self._connection.execute("set simulation.now = '0'")
+        self._names = []
+        self._rows: list[tuple[str, list[tuple[Any, ...]]]] = []
+        for schema in SCHEMAS:
+            self._connection.execute(_CLOCK.format(schema=schema))
+            found = self._connection.execute("select tablename from pg_tables where schemaname = %s order by 1", (schema,)).fetchall()
+            for (table,) in found:
+                name = f"{schema}.{table}"
+                self._connection.execute(_NEVER_BY_ITSELF.format(schema=schema, table=table))
+                rows = self._connection.execute(f"select * from {name}").fetchall()
+                if table != "alembic_version":
+                    self._names.append(name)
+                    if rows:
+                        self._rows.append((name, rows))
+
+    def reset(self) -> None:
+        with self._connection.transaction():
+            self._connection.execute("set local session_replication_role = replica")  # or the triggers that refuse any change would
+            self._connection.execute(f"truncate {', '.join(self._names)} restart identity")
+            for name, rows in self._rows:
+                places = ", ".join(["%s"] * len(rows[0]))
+                for row in rows:
+                    self._connection.execute(f"insert into {name} values ({places})", row)
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Reads past every service, as nobody does outside of tests."""
+        return self._connection.execute(statement).fetchall()
+
+    def close(self) -> None:
+        self._connection.close()

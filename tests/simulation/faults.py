@@ -1,0 +1,93 @@
+"""What can go wrong at a port call, how often, and what did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .chance import Chance
+
+
+class Fault(StrEnum):
+    """What befalls a port call. A process dies before it or after it, without knowing the result."""
+
+    DIES_BEFORE = "dies_before"
+    DIES_AFTER = "dies_after"
+    STOPS = "stops"
+    """The process is stopped for longer than a lease lasts."""
+    SERIALIZATION_FAILURE = "serialization_failure"
+    COMMIT_LOST_BEFORE = "commit_lost_before"
+    """The connection breaks at COMMIT, which is not made."""
+    COMMIT_LOST_AFTER = "commit_lost_after"
+    """The connection breaks at COMMIT, which is made."""
+    DATABASE_AWAY = "database_away"
+    """There is no connection."""
+    SLOW = "slow"
+    """It takes seconds."""
+    REFUSED = "refused"
+    """The connection to another service is refused."""
+    REQUEST_LOST = "request_lost"
+    """The other side hears nothing, and this one waits until its time is up."""
+    ANSWER_LOST = "answer_lost"
+    """The other side acts, and this one waits until its time is up."""
+    RESET = "reset"
+    """The other side acts, and the connection breaks before the answer."""
+    REPEATED = "repeated"
+    """The request arrives a second time, later."""
+
+
+DEATHS = {Fault.DIES_BEFORE: 0.4, Fault.DIES_AFTER: 0.4, Fault.STOPS: 0.2}
+TRANSACTION: Mapping[Fault, float] = {
+    **DEATHS,
+    Fault.SERIALIZATION_FAILURE: 2.0,
+    Fault.COMMIT_LOST_BEFORE: 1.0,
+    Fault.COMMIT_LOST_AFTER: 1.5,
+    Fault.DATABASE_AWAY: 0.5,
+    Fault.SLOW: 0.5,
+}
+READ: Mapping[Fault, float] = {**DEATHS, Fault.DATABASE_AWAY: 1.0, Fault.SLOW: 0.5}
+_NETWORK: Mapping[Fault, float] = {
+    Fault.SLOW: 1.0,
+    Fault.REFUSED: 1.0,
+    Fault.REQUEST_LOST: 1.0,
+    Fault.ANSWER_LOST: 1.0,
+    Fault.RESET: 1.0,
+    Fault.REPEATED: 1.0,
+}
+CALL: Mapping[Fault, float] = {**DEATHS, **_NETWORK}
+"""Of the calls between services, and to the provider."""
+CALLERS = _NETWORK
+"""Of the calls of those who use the platform, who themselves do not die."""
+
+
+@dataclass
+class Faults:
+    """Decides by chance what befalls each port call: `share` of all, by the kinds' weights. `without`: those that are left out, by their port calls."""
+
+    chance: Chance
+    share: float
+    without: frozenset[str] = frozenset()
+    planned: Mapping[str, Fault] = field(default_factory=dict)
+    """Faults of given port calls, beside those of chance."""
+    happened: dict[str, Fault] = field(default_factory=dict)
+    healed: bool = False
+    _counts: Counter[str] = field(default_factory=Counter)
+
+    def numbered(self, place: str) -> str:
+        """The name of the next port call at a place."""
+        self._counts[place] += 1
+        return f"{place} #{self._counts[place]}"
+
+    def at(self, numbered: str, kinds: Mapping[Fault, float]) -> Fault | None:
+        """What befalls a port call."""
+        fault = self.planned.get(numbered)
+        if fault is None and not self.healed and self.chance.number(f"whether {numbered}") < self.share and numbered not in self.without:
+            fault = self.chance.weighed(f"which {numbered}", kinds)
+        if fault is not None:
+            self.happened[numbered] = fault
+        return fault
+
+    def by_kind(self) -> dict[str, int]:
+        return dict(sorted(Counter(str(fault) for fault in self.happened.values()).items()))

@@ -1,0 +1,45 @@
+"""Runs that failed once, kept so that they never fail again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .crash_points import PAY_IN
+from .faults import Fault
+from .run import Plan
+
+KEPT = Path(__file__).with_name("kept.json")
+
+
+def kept() -> list[Plan]:
+    """All plans that were kept."""
+    return [_plan(entry) for entry in json.loads(KEPT.read_text())]
+
+
+def keep(plan: Plan, violation: str) -> None:
+    """Adds a plan, and what was wrong."""
+    entry = {
+        "why": violation,
+        "seed": plan.seed,
+        "payments": plan.payments,
+        "share": plan.share,
+        "without_payments": sorted(plan.without_payments),
+        "without_faults": sorted(plan.without_faults),
+        "planned": dict(plan.planned),
+        "crash_point": plan.wishes == PAY_IN.wishes,
+    }
+    KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in [*json.loads(KEPT.read_text()), entry]) + "\n]\n")
+
+
+def _plan(entry: dict[str, Any]) -> Plan:
+    return Plan(
+        entry["seed"],
+        entry["payments"],
+        entry["share"],
+        frozenset(entry["without_payments"]),
+        frozenset(entry["without_faults"]),
+        {call: Fault(fault) for call, fault in entry["planned"].items()},
+        PAY_IN.wishes if entry["crash_point"] else (),
+    )

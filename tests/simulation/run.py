@@ -1,0 +1,227 @@
+"""One run: a seed's world, from the first call until everything is quiet and audited."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from tallystick import AsyncClient, TallystickError
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify_by
+from tallystick_server.runtime import telemetry
+from tallystick_storage.verification import Reader
+from tests.torture.check import AT_REST
+
+from .auditor import Auditor, Charged
+from .chance import Chance
+from .cluster import OPERATOR, TEAMS, Cluster
+from .database import Engines, Server, Tables
+from .faults import Fault, Faults
+from .load import Load, Wish, wish
+from .loop import Deadlock
+from .world import SLOW, World
+
+_CALLS_AT_MOST = 400.0
+"""Seconds of the world's time after which callers must have their answers."""
+_RESTS_WITHIN = 240.0
+"""Seconds after healing in which everything must come to rest."""
+_LAST_MESSAGES = 20.0
+"""Seconds after which no message is under way any more."""
+_SHORT_WINDOW, _LONG_WINDOW = 15.0, 86_400.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is made of: all of it follows from this. `without`: payments and faults that are left out; `planned`: faults at given places."""
+
+    seed: int
+    payments: int
+    share: float | None = None
+    """Of port calls that something befalls; None: by the seed."""
+    without_payments: frozenset[int] = frozenset()
+    without_faults: frozenset[str] = frozenset()
+    planned: Mapping[str, Fault] = field(default_factory=dict)
+    wishes: tuple[Wish, ...] = ()
+    """Payments beside those of chance."""
+    processes: int = 2
+    """Of each service."""
+
+
+@dataclass
+class Result:
+    """What a run gave. `seconds`: of the world's time; `to_rest`: from healing until everything was quiet."""
+
+    plan: Plan
+    violations: list[str] = field(default_factory=list)
+    faults: dict[str, Fault] = field(default_factory=dict)
+    trace: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    """The port calls that did something until everything was quiet, in order."""
+    seconds: float = 0.0
+    to_rest: float = 0.0
+
+
+class _Log(logging.Handler):
+    """What is logged belongs to the trace; an error is a violation: nothing that is injected may surprise the platform."""
+
+    def __init__(self, world: World, result: Result) -> None:
+        super().__init__(logging.INFO)
+        self._world = world
+        self._result = result
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._world.tell(f"{self._world.loop.node.name} logs: {record.getMessage()}")
+        if record.levelno >= logging.ERROR:
+            error = record.exc_info[1] if record.exc_info else None
+            self._result.violations.append(f"logged: {record.getMessage()} {error!r}")
+
+
+class Simulation:
+    """Runs plans on one database, one after the other."""
+
+    def __init__(self, databases: Databases) -> None:
+        self._databases = databases
+        self._tables = Tables(databases)
+        self._server = Server()
+        self._engines = Engines(self._server)
+        self._reader = Reader(databases.reader)
+        gc.collect()
+        gc.freeze()  # what is here stays; looking through it after each run took longer than a short run
+
+    def run(self, plan: Plan) -> Result:
+        """Plays a plan. What it gives is the same each time."""
+        result = Result(replace(plan, share=_share(plan)))
+        world = [self._run(plan, result)]
+        with _unheard():  # what is left unfinished ends where it stands, which concerns nobody any more
+            world.clear()
+            while gc.collect():
+                pass
+        return result
+
+    def _run(self, plan: Plan, result: Result) -> World:
+        self._tables.reset()
+        telemetry.seed(plan.seed)
+        chance = Chance(plan.seed)
+        faults = Faults(chance, result.plan.share or 0.0, plan.without_faults, plan.planned)
+        drift = {service: chance.between(f"drift of {service}", -5, 5) for service in ("payment", "ledger", "wallet", "event")}
+        window = _SHORT_WINDOW if chance.number("window") < 0.3 else _LONG_WINDOW
+        # what is still under way when a lease ends could reach the provider after it has forgotten the key
+        slow = (SLOW[0], 5.0) if window == _SHORT_WINDOW else SLOW
+        world = World(chance, faults, self._server, drift, slow)
+        try:
+            with _logged(_Log(world, result)):
+                world.loop.run_until_complete(self._play(plan, world, window, result))
+        except Deadlock:
+            result.violations.append("nothing is left that could ever happen")
+        except TallystickError as error:
+            result.violations.append(f"the operator or the auditor was refused: {error}")
+        finally:
+            world.loop.close()
+        result.faults, result.trace, result.seconds = faults.happened, world.trace, world.loop.now
+        return world
+
+    def close(self) -> None:
+        self._engines.close()
+        self._reader.close()
+        self._tables.close()
+
+    async def _play(self, plan: Plan, world: World, window: float, result: Result) -> None:
+        cluster = Cluster(world, self._databases, self._engines, window)
+        span = 5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
+        wishes = [wish(world.chance, number, span) for number in range(plan.payments) if number not in plan.without_payments]
+        load = Load(world, cluster, [*plan.wishes, *wishes])
+        cluster.start(plan.processes)
+        load.start()
+        await asyncio.sleep(span)
+        world.tell("heals")
+        world.faults.healed = True
+        healed = world.loop.now
+        operator = cluster.client(OPERATOR, OPERATOR)
+        while not load.idle and world.loop.now < healed + _CALLS_AT_MOST:  # noqa: ASYNC110 - nodes do not share what one waits for
+            await asyncio.sleep(1.0)
+        if not load.idle:
+            result.violations.append(f"callers wait {_CALLS_AT_MOST:g} s after healing")
+        await self._rests(world, result, healed + (_LAST_MESSAGES if world.faults.share else 0.0), healed)
+        result.to_rest = world.loop.now - healed
+        result.calls = list(world.calls)
+        for _ in range(2):
+            if await self._clear_up(operator, world):
+                await self._rests(world, result, world.loop.now, world.loop.now)
+        teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
+        auditor = Auditor(operator, teams, load.told, self._log())
+        await auditor.audit()
+        result.violations += auditor.violations
+        report = verify_by(self._reader)
+        result.violations += [f"verify: {wrong}" for check in report.checks for wrong in check.wrong]
+        world.tell(f"ends with {len(result.violations)} violations")
+
+    async def _rests(self, world: World, result: Result, earliest: float, since: float) -> None:
+        """Waits until nothing is due and everything has been told and booked."""
+        while world.loop.now < earliest or self._tables.query(AT_REST)[0][0]:
+            if world.loop.now > since + _RESTS_WITHIN:
+                result.violations.append(f"no rest within {_RESTS_WITHIN:g} s of healing")
+                return
+            await asyncio.sleep(1.0)
+
+    async def _clear_up(self, operator: AsyncClient, world: World) -> bool:
+        """An operator has dead letters tried again, or closes them; whether there were any."""
+        request = payment_service_pb2.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
+        letters = [letter async for letter in operator.pages(operator.payment.ListDeadLetters, request, "dead_letters")]
+        for letter in letters:
+            name = letter.dead_letter_id
+            try:
+                if world.chance.number(f"retry {name}") < 0.5:
+                    await operator.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id=name, reason="once more"))
+                else:
+                    close = payment_service_pb2.CloseDeadLetterRequest(dead_letter_id=name, reason="not charged", evidence="the provider's log")
+                    await operator.payment.CloseDeadLetter(close)
+            except TallystickError as error:
+                if error.reason != "STATE_FORBIDS":
+                    raise
+        return bool(letters)
+
+    def _log(self) -> list[Charged]:
+        rows = self._tables.query("select charge_id, state, amount, currency, reference from sandbox.charge order by charge_id, key, generation")
+        return [Charged(*row) for row in rows]
+
+
+@contextmanager
+def _logged(handler: logging.Handler) -> Iterator[None]:
+    """Everything that is logged meanwhile goes to one handler alone: others might keep what belongs to the run beyond it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nothing is logged meanwhile, and what is raised where nobody can catch it is not shown."""
+    logging.disable()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        sys.unraisablehook = hook
+        logging.disable(logging.NOTSET)
+
+
+def _share(plan: Plan) -> float:
+    """How much goes wrong: in some runs nothing, in most a little, in some a lot."""
+    if plan.share is not None:
+        return plan.share
+    return Chance(plan.seed).weighed("share", {0.0: 1.0, 0.02: 3.0, 0.05: 5.0, 0.12: 2.0})

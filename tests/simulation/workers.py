@@ -1,0 +1,101 @@
+"""Processes that run plans, each on a database of its own, in one PostgreSQL that is made for it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import make_url
+
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.embedded import EmbeddedPostgres
+from tallystick_server.process.migrate import Passwords, migrate
+
+from .crash_points import Crashes, crash
+from .run import Plan, Result, Simulation
+from .shrink import shrink
+
+_SHRINKING = 60.0  # seconds
+_QUIET = {
+    "autovacuum": "off",  # what comes by itself would come at another moment each time
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "synchronize_seqscans": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "scram_iterations": "1",
+}
+
+here: Simulation
+"""What this process runs plans with; set where it begins."""
+
+
+def play(plan: Plan) -> Result:
+    """Runs a plan in a worker; one that fails comes back as short as it could be made in time."""
+    result = here.run(plan)
+    if result.violations:
+        return shrink(here.run, result, _SHRINKING)
+    result.trace = []  # nobody reads it
+    return result
+
+
+def play_crashes(plan: Plan) -> Crashes:
+    """Runs a plan with one death, and with every second one, in a worker."""
+    return crash(here.run, plan)
+
+
+def watch(plan: Plan) -> Result:
+    """Runs a plan in a worker, and keeps all of what it gave."""
+    return here.run(plan)
+
+
+def _begin(urls: Queue[str], passwords: Path) -> None:
+    global here  # noqa: PLW0603 - a worker has one database for its whole life
+    here = Simulation(Databases(urls.get(timeout=60), Passwords(passwords), {}))
+
+
+@contextmanager
+def workers(folder: Path, number: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes, in which `here` runs plans."""
+    folder = _in_memory(folder)
+    postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
+    context = multiprocessing.get_context("spawn")
+    urls: Queue[str] = context.Queue()
+    passwords = folder / "passwords.json"
+    os.environ["PYTHONHASHSEED"] = "0"  # of the workers: nothing may depend on how a process orders its sets
+    try:
+        admin = postgres.start()
+        with psycopg.connect(admin, autocommit=True) as connection:
+            for name, value in _QUIET.items():
+                connection.execute(f"alter system set {name} = '{value}'")
+            connection.execute("select pg_reload_conf()")
+        for place in range(number):
+            urls.put(_database(admin, f"simulation_{place}", passwords))
+        with ProcessPoolExecutor(number, context, _begin, (urls, passwords)) as pool:
+            yield pool
+    finally:
+        postgres.stop()
+
+
+def _in_memory(folder: Path) -> Path:
+    """A folder in memory, always the same for a folder, where the system has such a thing: emptying tables there takes a seventh of the time."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        return folder
+    return memory / f"tallystick-{os.getuid()}-{sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
+
+
+def _database(admin: str, name: str, passwords: Path) -> str:
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"drop database if exists {name} with (force)")
+        connection.execute(f"create database {name}")
+    url = make_url(admin).set(database=name).render_as_string(hide_password=False)
+    migrate(url, Passwords(passwords))
+    return url

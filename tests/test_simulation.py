@@ -1,0 +1,84 @@
+"""The simulation itself: it repeats to the byte, it finds what is broken, and it makes what it found short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tallystick_server.payment import charge
+from tests.simulation.crash_points import PAY_IN, crash, singles
+from tests.simulation.faults import Fault
+from tests.simulation.kept import kept
+from tests.simulation.run import Plan, Simulation
+from tests.simulation.shrink import shrink
+from tests.simulation.workers import watch, workers
+
+from .conftest import fresh_database
+
+PLAN = Plan(seed=7, payments=25, share=0.05)
+
+
+@pytest.fixture(scope="module")
+def simulation(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
+    with fresh_database(admin_url, tmp_path_factory.mktemp("simulation")) as databases:
+        made = Simulation(databases)
+        yield made
+        made.close()
+
+
+def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Path) -> None:
+    """Byte for byte: again in the same process after another run, in another process with other hashes, and on another database."""
+    first = simulation.run(PLAN).trace
+    simulation.run(replace(PLAN, seed=8, payments=5))
+    again = simulation.run(PLAN).trace
+    with workers(tmp_path, 1) as pool:
+        elsewhere = pool.submit(watch, PLAN).result().trace
+    assert len(first) > 500
+    assert first == again
+    assert first == elsewhere
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_worlds_hold(simulation: Simulation, seed: int) -> None:
+    """Whatever goes wrong, no cent is lost, nothing is charged twice, every answer stays true, and everything comes to rest."""
+    assert simulation.run(Plan(seed, 25)).violations == []
+
+
+def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
+    """No kind is there only by name."""
+    happened = {fault for seed in range(20, 24) for fault in simulation.run(Plan(seed, 20, share=0.15)).faults.values()}
+    assert happened == set(Fault)
+
+
+@pytest.mark.parametrize("plan", kept(), ids=lambda plan: f"seed {plan.seed}")
+def test_what_failed_once_does_not_fail_again(simulation: Simulation, plan: Plan) -> None:
+    """Plans that found something, as short as they could be made."""
+    assert simulation.run(plan).violations == []
+
+
+def test_a_crash_at_each_point(simulation: Simulation) -> None:
+    """A process dies before and after each port call of a payment: the payment is paid once, whoever finishes it. Pairs: scripts/simulate --crash-points."""
+    quiet = simulation.run(PAY_IN)
+    plans = singles(quiet)
+    assert len(plans) > 50
+    assert {call.split("-")[0] for plan in plans for call in plan.planned} == {"payment", "wallet", "ledger", "event"}
+    failed = [result for plan in plans for result in crash(simulation.run, plan, pairs=False).failed]
+    assert [(result.plan.planned, result.violations) for result in failed] == []
+
+
+def test_what_is_broken_is_found_and_made_short(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and a payment or two with a fault or two show it."""
+    monkeypatch.setattr(charge.Charge, "demand", lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"))
+    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(1, 20))
+    failed = next(result for result in worlds if any("was made 2 times" in violation for violation in result.violations))
+    short = shrink(simulation.run, failed, seconds=12)
+    assert short.violations
+    assert len(short.plan.without_payments) >= 5
+    assert len(short.faults) <= 6
+    assert simulation.run(short.plan).trace == short.trace
+
+
+_DEMAND = charge.Charge.demand
