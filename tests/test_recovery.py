@@ -357,6 +357,23 @@ def test_the_command_line_does_what_an_operator_does(client: Client, impatient: 
     assert command("unapplied-charges").returncode == 0
 
 
+def test_who_lost_a_lease_does_not_give_it_back(patient: Client, waiting: Platform) -> None:
+    """A holder whose lease another has taken over changes nothing of when the charge is taken up again."""
+    payment = pay(patient, "5.00", token="tok_lost_before", wait_for=ACCEPTANCE)
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(lambda: (due(waiting.databases, charge_id) or ("", ""))[1] == "NO_ANSWER")
+    flow = flow_of(waiting)
+
+    async def give_back() -> None:
+        rows = await flow._database.read(lambda connection: due_store.charges(connection, [charge_id]))
+        (charge,) = stored_charges(rows, {charge_id: 0}, 0.0, 60.0)
+        await flow._postpone.submit(Troubled(charge, Trouble.SERVER_ERROR, "late"))
+
+    before = due(waiting.databases, charge_id)
+    waiting.run(give_back)
+    assert due(waiting.databases, charge_id) == before
+
+
 def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platform) -> None:
     """A holder that leaves a charge to a person while another's success has just been written down leaves it to be judged: it is paid."""
     payment = pay(patient, "5.00", token="tok_lost_before", wait_for=ACCEPTANCE)
