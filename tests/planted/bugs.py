@@ -1,0 +1,322 @@
+"""Bugs that are planted on purpose, one at a time: whoever tests here must notice each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_CORE, _SERVER, _STORAGE = "server/tallystick_core", "server/tallystick_server", "storage/tallystick_storage"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A change of one place: `old`, which stands once in the file, becomes `new`. `tests`: where it is looked for if no simulated world shows it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str = ""
+
+
+BUGS = (
+    # what is asked of the provider
+    Bug(
+        "a retry uses a new key",
+        f"{_SERVER}/payment/charge.py",
+        "return Demand(self.provider_key, ",
+        'return Demand(f"{self.provider_key}-{self.lease_token}", ',
+    ),
+    Bug(
+        "a time-out is taken for a decline",
+        f"{_SERVER}/payment/execute.py",
+        'return Unknown("the provider did not answer in time")',
+        'return __import__("tallystick_core.provider").provider.Declined("PROVIDER_DECLINED")',
+    ),
+    Bug(
+        "a time-out is taken for not sent",
+        f"{_SERVER}/payment/execute.py",
+        'return Unknown("the provider did not answer in time")',
+        'return NotSent("the provider did not answer in time")',
+    ),
+    Bug(
+        "a server error is taken for a decline",
+        f"{_SERVER}/providers/sandbox.py",
+        "case 400 if reply.code in _REFUSALS:",
+        "case 400 | 500:",
+    ),
+    Bug(
+        "a charge that is not found was never sent",
+        f"{_SERVER}/providers/sandbox.py",
+        "case 0 if reply == UNREACHED:",
+        "case 0 | 404 if reply == UNREACHED or reply.status == 404:",
+        "tests/test_providers.py tests/test_recovery.py",
+    ),
+    Bug(
+        "a forgotten key is sent again",
+        f"{_SERVER}/payment/charge.py",
+        "key_honoured=self.age + lease < key_window,",
+        "key_honoured=True,",
+    ),
+    Bug(
+        "that it may have been sent is forgotten",
+        f"{_STORAGE}/due.py",
+        "lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true",
+        "lease_token = d.lease_token + 1, held = true",
+        "tests/test_recovery.py",
+    ),
+    Bug(
+        "a charge that may have been sent is given up",
+        f"{_CORE}/recovery.py",
+        "return Step.CANCEL if maybe_sent or Status.PENDING in known else Step.GIVE_UP",
+        "return Step.CANCEL if Status.PENDING in known else Step.GIVE_UP",
+    ),
+    Bug(
+        "what has expired is sent all the same",
+        f"{_SERVER}/payment/charge.py",
+        "        expired = now >= self.expires_at and not self.maybe_sent",
+        "        expired = now >= self.expires_at + 10**9 and not self.maybe_sent",
+        "tests/test_recovery.py -k expire",
+    ),
+    Bug(
+        "a Retry-After is not obeyed",
+        f"{_SERVER}/payment/postpone.py",
+        "max(delay, item.retry_after)",
+        "delay",
+        "tests/test_recovery_rules.py",
+    ),
+    Bug(
+        "what is exhausted starts anew for ever",
+        f"{_SERVER}/runtime/retry.py",
+        "(self.tries is not None and tries >= self.tries)",
+        "False",
+    ),
+    Bug(
+        "a cancelled probe keeps the breaker open",
+        f"{_SERVER}/payment/execute.py",
+        "                    self._breakers[charge.provider].failed(loop.time(), charge.charge_id)\n                    raise",
+        "                    raise",
+        "tests/test_breaker.py",
+    ),
+    # what is made of its answers
+    Bug(
+        "another amount than asked is a success",
+        f"{_CORE}/payment.py",
+        "if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):",
+        "if isinstance(outcome, Succeeded) and outcome.currency != currency:",
+    ),
+    Bug(
+        "unapplied charges are not found",
+        f"{_SERVER}/payment/record.py",
+        "    find_unapplied(connection, ",
+        "    find_unapplied(connection, [] and ",
+    ),
+    Bug(
+        "ids of unapplied charges may look like card numbers",
+        f"{_CORE}/payment.py",
+        ".hex()[:32].translate(_LETTERS)",
+        ".hex()[:32]",
+        "tests/test_payment_rules.py",
+    ),
+    Bug(
+        "unapplied charges are booked the wrong way round",
+        f"{_CORE}/booking.py",
+        'Line(f"psp/{provider}/clearing", currency, -amount), Line(f"unapplied/{provider}", currency, amount)',
+        'Line(f"psp/{provider}/clearing", currency, amount), Line(f"unapplied/{provider}", currency, -amount)',
+    ),
+    Bug(
+        "an answer that came late leaves its dead letter open",
+        f"{_SERVER}/payment/record.py",
+        "    due.revive(connection, [charges[row.subject].charge_id for row in resolved])",
+        "    del resolved",
+        "tests/test_recovery.py -k closing",
+    ),
+    Bug(
+        "of two answers in one batch the first is written down",
+        f"{_SERVER}/payment/record.py",
+        "        if known is None or known.outcome not in _FINAL:",
+        "        if known is None:",
+        "tests/test_recovery.py -k two_answers",
+    ),
+    # who works on what
+    Bug(
+        "the fencing token is not checked",
+        f"{_STORAGE}/payment.py",
+        "select from due d where d.charge_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),",
+        "select from due d where d.charge_id = r.charge_id limit 1 for update) d),",
+        "tests/test_recovery.py",
+    ),
+    Bug(
+        "a lease is given back by who lost it",
+        f"{_STORAGE}/due.py",
+        "where d.charge_id = r.charge_id and d.lease_token = r.lease_token\n    returning d.charge_id",
+        "where d.charge_id = r.charge_id\n    returning d.charge_id",
+        "tests/test_recovery.py -k lost_a_lease",
+    ),
+    Bug(
+        "the sweep takes what another process works on",
+        f"{_STORAGE}/due.py",
+        "select charge_id from due where provider = :provider and next_attempt_time <= clock() and lease_until <= clock()",
+        "select charge_id from due where provider = :provider and next_attempt_time <= clock()",
+        "tests/test_recovery.py",
+    ),
+    Bug(
+        "the sweep takes nothing that was left behind",
+        f"{_STORAGE}/due.py",
+        "next_attempt_time <= clock() and lease_until <= clock()\n        order by",
+        "next_attempt_time <= clock() and lease_until <= clock() and not held\n        order by",
+    ),
+    # COMMIT
+    Bug(
+        "a lost COMMIT is taken for made",
+        f"{_STORAGE}/database.py",
+        "        return False\n\n\ndef _insert_mark",
+        "        return True\n\n\ndef _insert_mark",
+    ),
+    Bug(
+        "a lost COMMIT is taken for not made",
+        f"{_STORAGE}/database.py",
+        "if self._results and self._is_committed(connection):",
+        "if self._results and False:",
+        "tests/test_database.py",
+    ),
+    Bug(
+        "a serialization failure is not tried again",
+        f"{_STORAGE}/database.py",
+        '_AGAIN = ("40", "53",',
+        '_AGAIN = ("53",',
+    ),
+    # wallet and ledger
+    Bug(
+        "the wallet is not credited",
+        f"{_SERVER}/payment/settle.py",
+        "refused = await self._each(orders, self._credit)",
+        "refused = await self._each([], self._credit)",
+    ),
+    Bug(
+        "the flags are set before the ledger is asked",
+        f"{_SERVER}/payment/settle.py",
+        "        refused |= await self._each([pair for pair in orders if pair[0].charge_id not in refused], self._post)\n"
+        "        moves = [_settled(charge, order) for charge, order in orders if charge.charge_id not in refused]\n\n"
+        "        moved = await self._database.transact(lambda connection: move_orders(connection, moves)) if moves else Moved()\n",
+        "        moves = [_settled(charge, order) for charge, order in orders if charge.charge_id not in refused]\n\n"
+        "        moved = await self._database.transact(lambda connection: move_orders(connection, moves)) if moves else Moved()\n"
+        "        refused |= await self._each([pair for pair in orders if pair[0].charge_id not in refused], self._post)\n",
+    ),
+    Bug(
+        "each try of a credit has a cause of its own",
+        f"{_SERVER}/payment/settle.py",
+        'cause=f"PAY_IN/{order.payment_order_id}",',
+        'cause=f"PAY_IN/{order.payment_order_id}-{charge.lease_token}",',
+    ),
+    Bug(
+        "each try of a posting has a cause of its own",
+        f"{_SERVER}/payment/settle.py",
+        "cause_id=order.payment_order_id, caller=charge.caller)",
+        'cause_id=f"{order.payment_order_id}-{charge.lease_token}", caller=charge.caller)',
+    ),
+    Bug(
+        "the wallet makes a change it has made before",
+        f"{_SERVER}/wallet/change.py",
+        "        if before is not None:\n            return True if",
+        "        if before is not None and False:\n            return True if",
+    ),
+    Bug(
+        "the fee is credited to the seller too",
+        f"{_SERVER}/payment/settle.py",
+        "amount=format_amount(order.amount - order.platform_fee, charge.currency),",
+        "amount=format_amount(order.amount, charge.currency),",
+    ),
+    Bug(
+        "a rate is rounded down",
+        f"{_CORE}/money.py",
+        "        return whole + 1\n",
+        "        return whole\n",
+    ),
+    Bug(
+        "the book's chain begins anew with each batch",
+        f"{_SERVER}/ledger/post.py",
+        "            outcome = _chain_all(head, now,",
+        '            outcome = _chain_all(Head(head.sequence, b"\\0" * 32, head.post_time), now,',
+    ),
+    Bug(
+        "a hold is captured twice",
+        f"{_CORE}/wallet.py",
+        "state = HOLD_MOVES.get((hold.state, ending.kind))",
+        "state = HOLD_MOVES.get((HoldState.OPEN, ending.kind))",
+        "tests/test_wallet_service.py tests/test_wallet_rules.py",
+    ),
+    Bug(
+        "a debit takes what is not there",
+        f"{_CORE}/wallet.py",
+        "if wallet.balances.available < amount:",
+        "if wallet.balances.balance < amount - 10**9:",
+        "tests/test_wallet_service.py tests/test_wallet_rules.py",
+    ),
+    # ids and callers
+    Bug(
+        "another amount under the same id is a repeat",
+        f"{_CORE}/payment.py",
+        "return (self.payment_order_id, self.buyer_account, self.seller_account, self.amount, self.currency, fee)",
+        "return (self.payment_order_id, self.buyer_account, self.seller_account, self.currency, fee)",
+    ),
+    Bug(
+        "another caller's id is a repeat",
+        f"{_SERVER}/payment/accept.py",
+        '    if row.caller != arrival.event.caller:\n        return Refused(Reason.ID_TAKEN, "This checkout_id',
+        '    if not row.caller:\n        return Refused(Reason.ID_TAKEN, "This checkout_id',
+    ),
+    Bug(
+        "everybody sees every payment",
+        f"{_SERVER}/payment/handlers.py",
+        "if payment is None or not (call.caller.sees_all or payment.caller == call.caller.name):",
+        "if payment is None:",
+    ),
+    Bug(
+        "siblings of a refused order are charged",
+        f"{_CORE}/payment.py",
+        "if event.on_partial is not OnPartial.ALL_OR_NOTHING or not verdicts:",
+        "if event.on_partial is not OnPartial.KEEP or not verdicts:",
+    ),
+    Bug(
+        "an order is charged before it is on disk",
+        f"{_SERVER}/payment/accept.py",
+        "            stored = [one for one in judged if one.arrival.event.checkout_id in inserted]\n",
+        "            stored = [one for one in judged if one.arrival.event.checkout_id in inserted]\n"
+        "            [self._hand_on(charge) for one in stored for charge in one.charges]\n",
+    ),
+    # events
+    Bug(
+        "the relay forgets before it has published",
+        f"{_SERVER}/runtime/relay.py",
+        '        for request in found.requests:\n            await self._peers.call(self._publish, request, "tallystick.event.v1.BatchPublish")\n        await found.forget()\n',
+        '        await found.forget()\n        for request in found.requests:\n            await self._peers.call(self._publish, request, "tallystick.event.v1.BatchPublish")\n',
+    ),
+    Bug(
+        "an event that comes again is numbered again",
+        f"{_STORAGE}/event.py",
+        "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known",
+        "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version and false offset 0) as known",
+    ),
+    # batches
+    Bug(
+        "one item's data breaks its whole batch",
+        f"{_SERVER}/runtime/stage.py",
+        "        if len(items) == 1:\n            return [error]",
+        "        if items:\n            return [error] * len(items)",
+        "tests/test_stage.py",
+    ),
+    Bug(
+        "in a batch every repeat is the same as the first",
+        f"{_SERVER}/runtime/stage.py",
+        "(same if print_ == leaders_print else other).append((index, leader))",
+        "same.append((index, leader))",
+        "tests/test_stage.py",
+    ),
+)
+
+
+def planted(bug: Bug, source: str) -> str:
+    """The file with the bug in it. Raises ValueError for one that has gone stale."""
+    if source.count(bug.old) != 1:
+        raise ValueError(f"the bug {bug.name!r} has gone stale: what it changes stands {source.count(bug.old)} times in {bug.file}")
+    return source.replace(bug.old, bug.new)

@@ -1,0 +1,31 @@
+"""The planted bugs: none has gone stale, and all stand in the table of who noticed them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.planted.bugs import BUGS, Bug, planted
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_bug_can_still_be_planted(bug: Bug) -> None:
+    """What it changes stands once in its file, and the file still parses with the bug in it."""
+    ast.parse(planted(bug, (ROOT / bug.file).read_text()))
+
+
+def test_a_stale_bug_is_an_error() -> None:
+    """One whose place has changed is told by name."""
+    with pytest.raises(ValueError, match="has gone stale"):
+        planted(BUGS[0], "something else")
+
+
+def test_every_bug_was_noticed() -> None:
+    """The table that scripts/planted-bugs wrote names each of them."""
+    table = (ROOT / "tests/planted/CAUGHT.md").read_text()
+    assert [bug.name for bug in BUGS if f"| {bug.name} |" not in table] == []
+    assert len(BUGS) >= 25
