@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted.bugs import BUGS, Bug, planted
+from tests.planted.bugs import BUGS, Bug, mark, planted
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,7 +25,9 @@ def test_a_stale_bug_is_an_error() -> None:
 
 
 def test_every_bug_was_noticed() -> None:
-    """The table that scripts/planted-bugs wrote names each of them."""
-    table = (ROOT / "tests/planted/CAUGHT.md").read_text()
-    assert [bug.name for bug in BUGS if f"| {bug.name} |" not in table] == []
+    """The table that scripts/planted-bugs wrote names each of them, as it is now."""
+    lines = (ROOT / "tests/planted/CAUGHT.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
+    noticed = {(row[1], row[-2]) for row in rows}
+    assert [bug.name for bug in BUGS if (bug.name, mark(bug)) not in noticed] == []
     assert len(BUGS) >= 25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 _CORE, _SERVER, _STORAGE = "server/tallystick_core", "server/tallystick_server", "storage/tallystick_storage"
 
@@ -313,6 +314,11 @@ BUGS = (
         "tests/test_stage.py",
     ),
 )
+
+
+def mark(bug: Bug) -> str:
+    """What tells whether a bug has changed since it was noticed."""
+    return sha256(f"{bug.file}\0{bug.old}\0{bug.new}".encode()).hexdigest()[:8]
 
 
 def planted(bug: Bug, source: str) -> str:

@@ -31,12 +31,14 @@ def say(line: str) -> None:
 def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: float) -> dict[str, Any]:
     faults: Counter[str] = Counter()
     payments = violations = 0
+    rest = 0.0
     plans = [Plan(seed, options.payments) for seed in range(options.seed, options.seed + options.seeds)]
     running = [pool.submit(watch if options.stop else play, plan) for plan in plans]
     for done, ready in enumerate(as_completed(running), 1):
         result = ready.result()
         payments += options.payments
         faults.update(str(fault) for fault in result.faults.values())
+        rest = max(rest, result.to_rest)
         if result.violations:
             violations += len(result.violations)
             if options.stop:
@@ -46,7 +48,7 @@ def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: flo
             _failed(result)
         if done % 20 == 0:
             say(f"{time.monotonic() - began:5.0f} s: {done} seeds, {payments} payments, {faults.total()} faults, {violations} violations")
-    return {"seeds": len(plans), "payments": payments, "faults": dict(sorted(faults.items())), "violations": violations}
+    return {"seeds": len(plans), "payments": payments, "faults": dict(sorted(faults.items())), "violations": violations, "longest_rest": round(rest)}
 
 
 def _crash(pool: ProcessPoolExecutor, began: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Chance:
-    """Numbers that follow from a seed and a key alone, so that what is left out of a run changes nothing else's numbers."""
+    """Numbers that follow from a seed and a key alone: what is named after its place keeps its numbers when something else is left out of a run."""
 
     def __init__(self, seed: object) -> None:
         self._seed = str(seed).encode()

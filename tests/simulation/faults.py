@@ -82,12 +82,11 @@ class Faults:
 
     def at(self, numbered: str, kinds: Mapping[Fault, float]) -> Fault | None:
         """What befalls a port call."""
+        if numbered in self.without:
+            return None
         fault = self.planned.get(numbered)
-        if fault is None and not self.healed and self.chance.number(f"whether {numbered}") < self.share and numbered not in self.without:
+        if fault is None and not self.healed and self.chance.number(f"whether {numbered}") < self.share:
             fault = self.chance.weighed(f"which {numbered}", kinds)
         if fault is not None:
             self.happened[numbered] = fault
         return fault
-
-    def by_kind(self) -> dict[str, int]:
-        return dict(sorted(Counter(str(fault) for fault in self.happened.values()).items()))

@@ -10,7 +10,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import AsyncClient, TallystickError, new_order
+from tallystick import AsyncClient, DeadlineExceededError, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.money import format_amount
 
@@ -166,18 +166,32 @@ class Load:
             told.answers.append(answer.payment)
 
     async def _insist(self, call: Any, told: Told, allowed: frozenset[str] = frozenset()) -> Any:
-        """The call's answer, come what may; None if it is refused, or never gets through."""
+        """The call's answer, come what may; None if it is refused, which is wrong but for some reasons."""
+        answer, refusal = await self._asked(call, told)
+        if refusal is not None and refusal.reason not in allowed:
+            told.wrong.append(f"{told.wish.checkout_id} was refused: {refusal}")
+        return answer
+
+    async def _refused(self, call: Any, told: Told, reason: str) -> None:
+        """A call that must be refused for a reason."""
+        answer, refusal = await self._asked(call, told)
+        if answer is not None:
+            told.wrong.append(f"{told.wish.checkout_id}: what had to be refused with {reason} was not")
+        elif refusal is not None and refusal.reason != reason:
+            told.wrong.append(f"{told.wish.checkout_id}: refused with {refusal}, not with {reason}")
+
+    async def _asked(self, call: Any, told: Told) -> tuple[Any, TallystickError | None]:
+        """The call's answer, or its refusal, after as many calls as it takes. One that never gets through is wrong, and has neither."""
         for turn in range(_PATIENCE):
             try:
-                return await call()
+                return await call(), None
             except TallystickError as error:
-                comes_back = error.may_retry or error.reason == "DEADLINE_EXCEEDED" or not error.reason
-                if not comes_back:
-                    if error.reason not in allowed:
-                        told.wrong.append(f"{told.wish.checkout_id} was refused: {error}")
-                    return None
+                last = error
+                if not (error.may_retry or isinstance(error, DeadlineExceededError)):
+                    return None, error
             await asyncio.sleep(0.2 * (turn + 1))
-        return None
+        told.wrong.append(f"{told.wish.checkout_id} never got through: {last}")
+        return None, None
 
     async def _go_on(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, told: Told) -> None:
         wish = told.wish
@@ -203,24 +217,6 @@ class Load:
             case Then.NOTHING:
                 pass
 
-    async def _refused(self, call: Any, told: Told, reason: str) -> None:
-        refusals: list[str] = []
-        for turn in range(_PATIENCE):
-            try:
-                await call()
-                told.wrong.append(f"{told.wish.checkout_id}: what had to be refused with {reason} was not")
-                return
-            except TallystickError as error:
-                if error.reason == reason:
-                    return
-                refusals.append(str(error))
-                if not (error.may_retry or error.reason == "DEADLINE_EXCEEDED" or not error.reason):
-                    break
-            await asyncio.sleep(0.2 * (turn + 1))
-        else:
-            return
-        told.wrong.append(f"{told.wish.checkout_id}: refused with {refusals[-1]}, not with {reason}")
-
     async def _watch(self, client: AsyncClient, told: Told) -> None:
         last = 0
         try:
@@ -230,6 +226,8 @@ class Load:
                         told.wrong.append(f"{told.wish.checkout_id}: version {payment.version} was sent after {last}")
                     last = payment.version
                     told.answers.append(payment)
+            if told.answers[-1].payment_state == payment_pb2.PAYMENT_STATE_OPEN:
+                told.wrong.append(f"{told.wish.checkout_id}: watching it ended while it is open")
         except TimeoutError:
             pass
         except TallystickError as error:

@@ -140,7 +140,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             node = self._chance.one_of(f"turn/{self._steps}", ready)
         self._node = node
         for _ in range(len(node.ready)):
-            if not node.alive:
+            if not node.alive or node.stopped:
                 break
             handle = node.ready.popleft()
             if not handle.cancelled():

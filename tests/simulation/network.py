@@ -36,7 +36,7 @@ async def exchange(
     place = world.faults.numbered(place)
     world.calls.append(place)
     fault = world.befalls(caller, place, kinds)
-    there, back, again, _ = world.delays()
+    there, back, again, _ = world.delays(place)
     if fault is Fault.DIES_BEFORE:
         loop.deliver(caller, 0, world.kill, caller)
         return await loop.create_future()  # type: ignore[no-any-return]
@@ -240,10 +240,11 @@ class _Channel:
         caller = loop.node
         name = method.rpartition("/")[2]
         server = self._network.find(self._service)
-        if server is None or world.befalls(caller, world.faults.numbered(f"{caller.name} opens {name}"), {Fault.REFUSED: 1.0}):
+        place = world.faults.numbered(f"{caller.name} opens {name}")
+        if server is None or world.befalls(caller, place, {Fault.REFUSED: 1.0}):
             waiting.put_nowait(_error(grpc.StatusCode.UNAVAILABLE, "failed to connect"))
             return lambda: None
-        there, back, _, _ = world.delays()
+        there, back, _, _ = world.delays(place)
 
         async def write(message: bytes) -> None:
             loop.deliver(caller, back, waiting.put_nowait, message)

@@ -42,16 +42,14 @@ class World:
         self._server = server
         self._drift = drift
         self._slow = slow
-        self._draws = 0
 
     def tell(self, line: str) -> None:
         """Adds a line to the trace."""
         self.trace.append(f"{self.loop.now:.6f} {line}")
 
-    def delays(self) -> tuple[float, float, float, float]:
-        """Four short times, in seconds."""
-        self._draws += 1
-        a, b, c, d = self.chance.numbers(f"delay {self._draws}")
+    def delays(self, place: str) -> tuple[float, float, float, float]:
+        """Four short times for a port call, in seconds."""
+        a, b, c, d = self.chance.numbers(f"delay {place}")
         return a * _SOON, b * _SOON, c * _SOON, d * _SOON
 
     def befalls(self, node: Node, place: str, kinds: Mapping[Fault, float]) -> Fault | None:
@@ -74,6 +72,8 @@ class World:
             self.died(node)
 
     def _stop(self, node: Node) -> None:
+        if node.stopped:
+            return
         node.stopped = True
 
         def go_on() -> None:
@@ -85,7 +85,7 @@ class World:
         """A transaction: at one moment, between two delays."""
         label = LABEL.get()
         place = self.faults.numbered(f"{node.name} {label}")
-        before, after, _, _ = self.delays()
+        before, after, _, _ = self.delays(place)
         fault = self.befalls(node, place, TRANSACTION if label.startswith("transaction") else READ)
         if fault is Fault.SLOW:
             before += self.slow(place)
