@@ -554,13 +554,14 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
     """A provider that is down is left alone: payments are accepted and wait up to a depth, then are refused with nothing stored; no try is spent on
     them meanwhile, and when it is back all are paid, each charged once."""
     retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 5)}
-    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=3, breaker_rest=0.3, waiting_depth=20)
+    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=3, breaker_rest=0.3, waiting_depth=20, monitor_interval=0.05)
     with serving(own_database, settings) as running, running.client() as client:
         sandbox = flow_of(running)._providers["sandbox"]._sandbox  # type: ignore[attr-defined]
         sandbox.down = True
         payments = [pay(client, "5.00", wait_for=ACCEPTANCE) for _ in range(4)]
         assert eventually(lambda: any((due(own_database, p.payment_orders[0].charge_id) or ("", ""))[1] == "HELD_BACK" for p in payments))
         payments += [pay(client, "5.00", wait_for=ACCEPTANCE) for _ in range(16)]
+        assert eventually(lambda: [alert.kind for alert in alerts_of(client, "providers/sandbox")]) == ["PROVIDER_FAILS"]
         with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError) as refused:
             pay(hasty, "5.00", checkout="one-too-many", wait_for=ACCEPTANCE)
         assert (refused.value.reason, refused.value.retry_after) == ("PROVIDER_UNAVAILABLE", 30.0)
@@ -571,6 +572,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
         for payment in payments:
             assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
             assert len(charges(own_database, payment.checkout_id)) == 1
+        assert eventually(lambda: not alerts_of(client, "providers/sandbox"))
     assert verify(own_database).passed
 
 

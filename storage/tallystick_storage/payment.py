@@ -399,6 +399,9 @@ _FINDINGS = """
     select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
     union all
     select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
+    union all
+    select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' charges wait'
+    from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
 """
 
 

@@ -30,6 +30,7 @@ class Charged:
     amount: int
     currency: str
     reference: str
+    code: str
 
 
 class Auditor:
@@ -127,20 +128,23 @@ class Auditor:
                 if order.wallet_updated or order.ledger_updated:
                     self.violations.append(f"order {name} is FAILED and settled")
             case status:
-                if order.charge_id not in self._set_aside:
+                if order.charge_id not in self._set_aside or self._right(wish, order.charge_id):
                     self.violations.append(f"order {name} rests in {payment_pb2.PaymentOrderStatus.Name(status)}, and nobody moves it on")
 
     def _may_fail(self, told: Told, place: int, reason: str) -> bool:
         wish = told.wish
         charge = wish.charge_id(place)
         states = {charged.state for charged in self._log.get(charge, ())}
+        codes = {charged.code for charged in self._log.get(charge, ())}
         if self._quiet and wish.token == "tok_visa" and wish.expires_in is None and not told.cancelled:
             return reason == self._risk(wish, place)
         if risk := self._risk(wish, place):
             return reason == risk
         match reason:
-            case "PROVIDER_DECLINED" | "INSUFFICIENT_FUNDS":
-                return bool(states & {"DECLINED", "ERROR"})
+            case "PROVIDER_DECLINED":
+                return bool(states & {"DECLINED", "ERROR"}) and "insufficient_funds" not in codes
+            case "INSUFFICIENT_FUNDS":
+                return states == {"DECLINED"} and codes == {"insufficient_funds"}
             case "PROVIDER_REFUSED":
                 return wish.token == "tok_refused" and not states
             case "PROVIDER_MISMATCH":

@@ -192,7 +192,9 @@ class Simulation:
         return bool(letters)
 
     def _log(self) -> list[Charged]:
-        rows = self._tables.query("select charge_id, state, amount, currency, reference from sandbox.charge order by charge_id, key, generation")
+        rows = self._tables.query(
+            "select charge_id, state, amount, currency, reference, code from sandbox.charge order by charge_id, key, generation"
+        )
         return [Charged(*row) for row in rows]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,18 +14,20 @@ T = TypeVar("T")
 
 
 def shrink(run: Callable[[Plan], Result], failed: Result, seconds: float) -> Result:
-    """The shortest run found within so many seconds that still fails. Halves are left out first, then single payments and faults."""
+    """The shortest run found within so many seconds that still fails in one of the same ways. Halves are left out first, then single payments and faults."""
     end = time.monotonic() + seconds
     shortest = failed
+    wanted = _kinds(failed)
 
     def fails(plan: Plan) -> bool:
         nonlocal shortest
         if time.monotonic() > end:
             return False
         result = run(plan)
-        if result.violations:
+        if wanted & _kinds(result):
             shortest = result
-        return bool(result.violations)
+            return True
+        return False
 
     def without(faults: Sequence[str], payments: Sequence[int]) -> Plan:
         plan = shortest.plan
@@ -37,6 +40,11 @@ def shrink(run: Callable[[Plan], Result], failed: Result, seconds: float) -> Res
         _leave_out(payments, lambda some: fails(without((), some)))
         _leave_out(list(shortest.faults), lambda some: fails(without(some, ())))
     return shortest
+
+
+def _kinds(result: Result) -> set[str]:
+    """What is wrong, without the names and numbers it is wrong with."""
+    return {re.sub(r"\S*[0-9]\S*|\{.*\}", "…", violation) for violation in result.violations}
 
 
 def _leave_out(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> None:

@@ -134,7 +134,7 @@ class Alert(_message.Message):
     """"{kind}-{subject's id}-{number}"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
-    UNAPPLIED_CHARGE.
+    UNAPPLIED_CHARGE, PROVIDER_FAILS (charges wait for a provider that fails too often to be asked), PROVIDER_FORBIDS (it does not accept our credentials).
     """
     subject: _builtins.str
     """What it is about, such as "paymentOrders/{payment_order_id}"."""
