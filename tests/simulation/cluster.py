@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -22,7 +22,7 @@ from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.retry import parse_policy
 
 from .database import Engines, SimulatedDatabase
-from .faults import CALL
+from .faults import CALL, Fault
 from .loop import Node
 from .network import Broken, Network, Server, Unreached, exchange
 from .world import PROVIDER, World
@@ -41,6 +41,7 @@ _QUICK = {
     Trouble.UNRESOLVED: "exponential:0.5:3:12",
     Trouble.UNSETTLED: "exponential:0.2:2:1000",
 }
+_ONCE: Mapping[Fault, float] = {fault: weight for fault, weight in CALL.items() if fault is not Fault.REPEATED}
 FEE_RATE = 25_000
 """Parts per million."""
 
@@ -162,8 +163,10 @@ class _Provider:
             self._world.tell(f"provider answers to {verb} {demand.key}: {reply.status} {reply.code}")
             return reply
 
+        # what a refused connection never carried does not arrive a second time
+        kinds = _ONCE if demand.payment_token.startswith("tok_unreachable") else CALL
         try:
-            return outcome(await exchange(self._world, place, CALL, lambda: self._node, answer, hears=False))
+            return outcome(await exchange(self._world, place, kinds, lambda: self._node, answer, hears=False))
         except Unreached:
             return NotSent("the connection was refused")
         except Broken:
