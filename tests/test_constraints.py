@@ -237,6 +237,14 @@ def test_the_reader_only_reads(filled: Databases, service: str) -> None:
             connection.execute("delete from mark")
 
 
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "event", "sandbox"])
+def test_the_reader_may_rest(filled: Databases, service: str) -> None:
+    """verify merges streams: one that waits for another, for as long as a statement may take, is not cut off."""
+    with psycopg.connect(filled.reader(service).replace("+psycopg", "")) as connection:
+        rest, statement = (connection.execute(f"show {name}").fetchone() for name in ("idle_in_transaction_session_timeout", "statement_timeout"))
+    assert rest == statement == ("10min",)
+
+
 def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> None:
     """P3: the trigger's condition lists exactly the moves that core's table has."""
     with psycopg.connect(filled.admin) as connection:

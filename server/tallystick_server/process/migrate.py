@@ -34,7 +34,13 @@ _SETTINGS = {
     "lock_timeout": "3s",
     "statement_timeout": "10s",
 }
-_READER_SETTINGS = {"enable_seqscan": "on", "default_transaction_read_only": "on", "statement_timeout": "10min"}
+# A reader merges streams, so one may rest while another is read.
+_READER_SETTINGS = {
+    "enable_seqscan": "on",
+    "default_transaction_read_only": "on",
+    "statement_timeout": "10min",
+    "idle_in_transaction_session_timeout": "10min",
+}
 _LOCK = 0x7A11
 
 
