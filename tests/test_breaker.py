@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tallystick_core.provider import Demand, Outcome, Succeeded, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.payment.charge import Charge
-from tallystick_server.payment.execute import Execute, HeldBack
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
+from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.telemetry import current_context
 
 SETTINGS = BreakerSettings(failures=3, rest=10, longest_rest=40)
@@ -105,12 +105,12 @@ class Moody:
         self.hangs = False
         self.fails = True
 
-    async def charge(self, demand: Demand) -> Outcome:
+    async def send(self, demand: Demand) -> Outcome:
         if self.hangs:
             await asyncio.Event().wait()
         return Unknown("no") if self.fails else Succeeded("r", demand.amount, demand.currency)
 
-    look_up = cancel = charge
+    look_up = cancel = send
 
 
 def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
@@ -121,17 +121,17 @@ def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
         execute = Execute({"moody": provider}, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
         loop = asyncio.get_running_loop()
         charge = Charge(
-            charge_id="c", checkout_id="c", caller="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
+            demand_id="c", checkout_id="c", caller="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
             payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=loop.time() + 3600, traceparent="", context=current_context(),
         )  # fmt: skip
-        assert isinstance(await execute.charge(charge, Step.SEND), Unknown)
+        assert isinstance(await execute.ask(charge, Step.SEND), Unknown)
         provider.hangs = True
-        probe = asyncio.ensure_future(execute.charge(charge, Step.SEND))
+        probe = asyncio.ensure_future(execute.ask(charge, Step.SEND))
         await asyncio.sleep(0)
-        assert isinstance(await execute.charge(charge, Step.SEND), HeldBack)
+        assert isinstance(await execute.ask(charge, Step.SEND), HeldBack)
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
         provider.hangs = provider.fails = False
-        assert isinstance(await execute.charge(charge, Step.SEND), Succeeded)
+        assert isinstance(await execute.ask(charge, Step.SEND), Succeeded)
 
     asyncio.run(main())

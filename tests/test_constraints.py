@@ -141,13 +141,16 @@ CASES = [
     ("L4 an update of a wallet's entries", "wallet", "update wallet_entry set amount = 1", "42501"),
     # payment
     ("P1 a second attempt beside one that lives", "payment",
-     "insert into attempt select charge_id, number + 1, checkout_id, provider, provider_key, amount, currency, '', '', null, null, '', '', clock(), null from attempt "
-     "where charge_id = 'o-o-pending'", "23505"),
+     "insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason, decline_code, "
+     "start_time, checkout_id) select demand_id, number + 1, provider, provider_key, amount, currency, '', '', '', '', clock(), checkout_id from attempt "
+     "where demand_id = 'o-o-pending'", "23505"),
     ("P1 a second attempt beside one that succeeded", "payment",
-     "insert into attempt select charge_id, number + 1, checkout_id, provider, provider_key, amount, currency, '', '', null, null, '', '', clock(), null from attempt "
-     "where charge_id = 'o-o-paid'", "23505"),
+     "insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason, decline_code, "
+     "start_time, checkout_id) select demand_id, number + 1, provider, provider_key, amount, currency, '', '', '', '', clock(), checkout_id from attempt "
+     "where demand_id = 'o-o-paid'", "23505"),
     ("P1 an attempt for another sum", "payment",
-     "insert into attempt values ('o-o-pending', 2, 'pending', 'sandbox', 'k', 7, 'EUR', 'DECLINED', '', null, null, '', '', clock(), clock())", "P0001"),
+     "insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason, decline_code, "
+     "start_time, end_time, checkout_id) values ('o-o-pending', 2, 'sandbox', 'k', 7, 'EUR', 'DECLINED', '', '', '', clock(), clock(), 'pending')", "P0001"),
     ("P2 SUCCESS without a charge", "payment", "update payment_order set status = 'SUCCESS', provider_reference = '', version = version + 1 where payment_order_id = 'o-pending'", "23514"),
     ("P3 SUCCESS that fails", "payment", "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', version = version + 1 where payment_order_id = 'o-paid'", "P0001"),
     ("P3 FAILED that succeeds", "payment", "update payment_order set status = 'SUCCESS', failure_reason = '', version = version + 1 where payment_order_id = 'o-failed'", "P0001"),

@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused
-from tallystick_server.payment.execute import Execute
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.breaker import BreakerSettings
+from tallystick_server.runtime.execute import Execute
 from tallystick_server.runtime.peers import Peers
 from tallystick_storage import database as module
 from tallystick_storage.database import Database, DataRefused, in_transaction
@@ -153,7 +153,7 @@ def test_no_network_call_is_made_inside_a_transaction(event: Database) -> None:
 
     def work(_: Connection) -> None:
         inside.append(in_transaction())
-        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1, breaker=BreakerSettings()).charge(None, Step.SEND)):  # type: ignore[arg-type]
+        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1, breaker=BreakerSettings()).ask(None, Step.SEND)):  # type: ignore[arg-type]
             with pytest.raises(RuntimeError, match="inside a transaction"):
                 asyncio.run(call)
 

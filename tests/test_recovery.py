@@ -21,17 +21,17 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
-from tallystick_server.payment.flow import Flow
-from tallystick_server.payment.postpone import Troubled
+from tallystick_server.payment.flow import PayIn
 from tallystick_server.payment.record import Answered
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
 from tallystick_server.providers.sandbox import InProcess
+from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import alert as alert_store
-from tallystick_storage import due as due_store
+from tallystick_storage import payment as payment_store
 from tallystick_storage.database import Database
 
 from .conftest import QUICK, Platform, eventually, fresh_database, serving
@@ -78,7 +78,7 @@ def ended(client: Client, payment: payment_pb2.Payment) -> payment_pb2.PaymentOr
 def due(databases: Databases, charge: str) -> tuple[object, ...] | None:
     """(tries, trouble, looking, maybe_sent, whether it is due) of a charge that is not done."""
     with psycopg.connect(databases.reader("payment").replace("+psycopg", "")) as connection:
-        statement = "select tries, trouble, looking, maybe_sent, next_attempt_time is not null from due where charge_id = %s"
+        statement = "select tries, trouble, looking, maybe_sent, next_attempt_time is not null from due where demand_id = %s"
         return connection.execute(statement, (charge,)).fetchone()
 
 
@@ -159,8 +159,8 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(own_database: D
         with psycopg.connect(own_database.admin) as connection:
             connection.execute("set search_path = payment")
             connection.execute(
-                "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', charged_amount = 500, charged_currency = 'EUR',"
-                " end_time = clock() where charge_id = %s",
+                "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', moved_amount = 500, moved_currency = 'EUR',"
+                " end_time = clock() where demand_id = %s",
                 (order.charge_id,),
             )
         assert ended(client, payment).provider_reference == "from-afar"
@@ -297,7 +297,7 @@ def test_money_that_comes_after_the_failure_is_unapplied(client: Client, impatie
     flow = flow_of(impatient)
 
     async def hold() -> Charge:
-        rows = await flow._database.read(lambda connection: due_store.charges(connection, [charge_id]))
+        rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         return stored_charges(rows, {charge_id: 1}, 0.0, 60.0)[0]
 
     async def tell(charge: Charge) -> None:
@@ -324,7 +324,7 @@ def test_of_two_answers_at_once_the_final_one_is_written_down(client: Client, im
     flow = flow_of(impatient)
 
     async def tell() -> None:
-        rows = await flow._database.read(lambda connection: due_store.charges(connection, [charge_id]))
+        rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         (charge,) = stored_charges(rows, {charge_id: 1}, 0.0, 60.0)
         answers = [Answered(charge, late), Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))]
         await asyncio.gather(*(flow._record.submit(answer) for answer in (answers if first else reversed(answers))))
@@ -365,7 +365,7 @@ def test_who_lost_a_lease_does_not_give_it_back(patient: Client, waiting: Platfo
     flow = flow_of(waiting)
 
     async def give_back() -> None:
-        rows = await flow._database.read(lambda connection: due_store.charges(connection, [charge_id]))
+        rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         (charge,) = stored_charges(rows, {charge_id: 0}, 0.0, 60.0)
         await flow._postpone.submit(Troubled(charge, Trouble.SERVER_ERROR, "late"))
 
@@ -384,18 +384,18 @@ def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platfor
         connection.execute("set search_path = payment")
         row = connection.execute(
             "update due set next_attempt_time = clock(), lease_until = clock() + interval '1 second', lease_token = lease_token + 1, held = true"
-            " where charge_id = %s returning lease_token",
+            " where demand_id = %s returning lease_token",
             (charge_id,),
         ).fetchone()
         connection.execute(
-            "update attempt set outcome = 'SUCCEEDED', provider_reference = %s, charged_amount = 500, charged_currency = 'EUR', end_time = clock()"
-            " where charge_id = %s",
+            "update attempt set outcome = 'SUCCEEDED', provider_reference = %s, moved_amount = 500, moved_currency = 'EUR', end_time = clock()"
+            " where demand_id = %s",
             (f"ref-{charge_id}", charge_id),
         )
     assert row is not None
 
     async def set_it_aside() -> None:
-        rows = await flow._database.read(lambda connection: due_store.charges(connection, [charge_id]))
+        rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         (charge,) = stored_charges(rows, {charge_id: row[0]}, 0.0, 60.0)
         await flow._postpone.submit(Troubled(charge, Trouble.REJECTED, "no use"))
 
@@ -405,7 +405,7 @@ def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platfor
     assert f"charges/{charge_id}" not in {letter.subject for letter in patient.payment.ListDeadLetters(request).dead_letters}
 
 
-def flow_of(platform: Platform) -> Flow:
+def flow_of(platform: Platform) -> PayIn:
     (handlers,) = (service.servicer for service in platform.running._services if service.name == "payment")
     return handlers._flow  # type: ignore[attr-defined,no-any-return]
 

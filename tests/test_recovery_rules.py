@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.payment import Status
+from tallystick_core.payment import Status, next_step
 from tallystick_core.provider import Trouble
-from tallystick_core.recovery import Resort, Step, next_step, resort
+from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.payment.charge import Charge
-from tallystick_server.payment.postpone import Postpone, Troubled
+from tallystick_server.runtime.postpone import Postpone, Troubled
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy, parse_policy
 from tallystick_server.runtime.telemetry import current_context
 from tallystick_storage.due import Again
@@ -111,10 +111,10 @@ def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
 def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     """A charge is not taken up again before the provider wants to hear of it, nor before its policy says."""
     charge = Charge(
-        charge_id="o-1", checkout_id="c-1", caller="t", number=1, provider="p", provider_key="k", currency="EUR", payment_token="t",
+        demand_id="o-1", checkout_id="c-1", caller="t", number=1, provider="p", provider_key="k", currency="EUR", payment_token="t",
         payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=0.0, traceparent="", context=current_context(),
     )  # fmt: skip
-    postpone = Postpone(None, Policies({("p", Trouble.BUSY): Policy(Strategy.FIXED, wait, wait, 5)}))  # type: ignore[arg-type]
+    postpone: Postpone[Charge, None] = Postpone(None, Policies({("p", Trouble.BUSY): Policy(Strategy.FIXED, wait, wait, 5)}), "charges", None)  # type: ignore[arg-type]
     decided = postpone._decide(Troubled(charge, Trouble.BUSY, "429", retry_after=asked))
     assert isinstance(decided, Again)
     assert decided.delay == max(wait, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -9,6 +10,7 @@ from enum import StrEnum
 from tallystick_core.canonical import fingerprint, micros
 from tallystick_core.money import share
 from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
+from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused
 
 MOST_ORDERS = 200
@@ -103,6 +105,9 @@ MOVES: dict[tuple[Status, Happening], Status] = {
 
 FINAL = frozenset({Status.SUCCESS, Status.FAILED})
 
+ALERT_AFTER: Mapping[str, float] = {Status.EXECUTING: 600.0, Status.PENDING: 259_200.0, Status.SUCCESS: 600.0}
+"""Seconds that an order may rest in a status before a person should know; SUCCESS: until it is settled."""
+
 HAPPENINGS: dict[type, Happening] = {
     Succeeded: Happening.SUCCEEDED,
     Declined: Happening.DECLINED,
@@ -120,6 +125,24 @@ def move(status: Status, happening: Happening) -> Status:
         raise Refused(
             Reason.STATE_FORBIDS, f"An order that is {status} takes no {happening}.", metadata={"state": status, "verb": happening}
         ) from None
+
+
+def next_step(statuses: Iterable[Status], *, answered: bool, ending: bool, maybe_sent: bool, looking: bool, key_honoured: bool) -> Step:
+    """What comes next for a charge whose orders have these statuses; those of one charge move together.
+
+    `answered`: its attempt has ended; `ending`: it was cancelled, or its time is up; `maybe_sent`: it may have reached the provider;
+    `looking`: sending has been given up; `key_honoured`: the provider surely still knows the attempt's key.
+    """
+    known = set(statuses)
+    if Status.SUCCESS in known:
+        return Step.SETTLE
+    if answered:
+        return Step.JUDGE
+    if ending:
+        return Step.CANCEL if maybe_sent or Status.PENDING in known else Step.GIVE_UP
+    if Status.PENDING in known or looking or not key_honoured:
+        return Step.LOOK_UP
+    return Step.SEND
 
 
 def happening(outcome: Outcome) -> Happening:

@@ -124,15 +124,15 @@ class Unknown:
 Outcome = Succeeded | Declined | Pending | NotSent | Unknown
 
 
-class PaymentProvider(Protocol):
+class Provider(Protocol):
     """A payment service provider. Its methods are total: whatever happens is one of the five outcomes, and they never raise but for a bug."""
 
     name: str
     key_window: float
     """Seconds for which it honours an idempotency key, from when it first came."""
 
-    async def charge(self, demand: Demand) -> Outcome:
-        """Charges the buyer, or finds the charge made before under the same key."""
+    async def send(self, demand: Demand) -> Outcome:
+        """Does what is demanded, or finds what was done before under the same key."""
         ...
 
     async def look_up(self, demand: Demand) -> Outcome:

@@ -151,15 +151,15 @@ _INSERT = text("""
         union all
         select payment_order_id, 2, :first_status, status, cause, false, false, '', '', failure_reason, '', '', attempt_count, now from asked, t),
     new_attempt as (
-        insert into attempt (charge_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason,
+        insert into attempt (demand_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason,
             decline_code, start_time)
         select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '', '', now
         from json_to_recordset(cast(:attempts as json)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
-        returning charge_id, provider),
+        returning demand_id, provider),
     to_do as (
-        insert into due (charge_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
-        select charge_id, provider, now, now + cast(:lease as interval), 1, true, false, false, 0, '', '' from new_attempt, t),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
+        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, 0, '', '' from new_attempt, t),
     changed as (
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
@@ -210,7 +210,7 @@ _MOVE = text("""
                 status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
                 provider_reference text, resolve_within float) order by charge_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
-            select from due d where d.charge_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),
+            select from due d where d.demand_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),
     locked_checkout as materialized (
         select c.checkout_id from checkout c
         where c.checkout_id in (select o.checkout_id from payment_order o join leased r on r.payment_order_id = o.payment_order_id
@@ -242,7 +242,7 @@ _MOVE = text("""
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
     done as (
-        delete from due d where d.charge_id = any (array(select charge_id from leased where settled or status = 'FAILED'))),
+        delete from due d where d.demand_id = any (array(select charge_id from leased where settled or status = 'FAILED'))),
     changed as (
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
         union all
@@ -269,7 +269,7 @@ _CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = 
 _CANCEL_DUE = text("""
     update due d set next_attempt_time = clock() from (
         select distinct charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING') order by charge_id) o
-    where d.charge_id = o.charge_id and d.next_attempt_time is not null
+    where d.demand_id = o.charge_id and d.next_attempt_time is not null
 """)
 _CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
@@ -290,7 +290,7 @@ _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_acco
 # One statement, so that a payment and its orders are seen at one moment.
 _PAYMENTS = text(f"""
     select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
-    from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.charge_id = o.charge_id
+    from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.demand_id = o.charge_id
     where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
 """)
 
@@ -312,8 +312,8 @@ def checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[Payme
 
 
 _ORDERS_OF = text(f"""
-    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
-    left join due d on d.charge_id = o.charge_id where a.charge_id = :charge_id and a.number = 1 order by o.payment_order_id
+    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
+    left join due d on d.demand_id = o.charge_id where a.demand_id = :charge_id and a.number = 1 order by o.payment_order_id
 """)
 
 
@@ -322,14 +322,33 @@ def orders_of(connection: Connection, charge_id: str) -> Sequence[OrderRow]:
     return connection.execute(_ORDERS_OF, {"charge_id": charge_id}).all()
 
 
+_CHARGES = text("""
+    select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
+        a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
+        extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
+        o.resolve_by_time < clock() as overdue, d.maybe_sent, d.looking, d.tries
+    from unnest(cast(:charges as text[])) as g (charge_id)
+    join due d on d.demand_id = g.charge_id
+    join lateral (select * from attempt a where a.demand_id = g.charge_id order by number desc limit 1) a on true
+    join checkout c on c.checkout_id = a.checkout_id
+    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and o.status <> 'FAILED'
+    order by o.charge_id, o.payment_order_id
+""")
+
+
+def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
+    return connection.execute(_CHARGES, {"charges": charge_ids}).all()
+
+
 _ORDER = text(f"""
     select {_ORDER_COLUMNS}, c.caller from payment_order o join checkout c on c.checkout_id = o.checkout_id
-    left join due d on d.charge_id = o.charge_id where o.payment_order_id = :id
+    left join due d on d.demand_id = o.charge_id where o.payment_order_id = :id
 """)
 _HISTORY = text("select version, from_status, to_status, cause, create_time from order_history where payment_order_id = :id order by version")
 _ATTEMPTS = text("""
-    select charge_id, number, provider, provider_key, outcome, provider_reference, start_time, end_time
-    from attempt where charge_id = :charge_id order by number
+    select demand_id as charge_id, number, provider, provider_key, outcome, provider_reference, start_time, end_time
+    from attempt where demand_id = :charge_id order by number
 """)
 
 
@@ -386,14 +405,14 @@ def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> S
 _FINDINGS = """
     select 'ORDER_STUCK' as kind, 'paymentOrders/' || o.payment_order_id as subject,
         o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
-    from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
-    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id and o.status <> 'FAILED'
+    from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
+    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id and o.status <> 'FAILED'
     where o.update_time < clock() - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
         else cast(:success as interval) end
     union all
     select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
-    from due d join attempt a on a.charge_id = d.charge_id and a.number = 1
-    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.charge_id
+    from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
+    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id
     where o.resolve_by_time < clock() and o.pending_reason <> 'BUYER_ACTION'
     union all
     select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'

@@ -48,9 +48,9 @@ QUERIES = {
         left join lateral (
             select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, count(*) filter (where o.status = 'SUCCESS') as succeeded,
                 count(*) filter (where o.status in ('EXECUTING', 'PENDING')) as open, count(*) as orders
-            from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.charge_id
+            from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
                 and o.attempt_count > 0) o on true
-        order by a.charge_id, a.number""",
+        order by a.demand_id, a.number""",
     "payment.due": """
         with o as (
             select charge_id, min(payment_order_id) as payment_order_id from payment_order
@@ -58,7 +58,7 @@ QUERIES = {
         l as (select substr(subject, 9) as charge_id from dead_letter where state = 'OPEN' and subject like 'charges/%')
         select charge_id, o.payment_order_id as open_order, d.lease_token is not null as listed, d.next_attempt_time is not null as due,
             l.charge_id is not null as set_aside
-        from o full join due d using (charge_id) full join l using (charge_id) order by charge_id""",
+        from o full join (select demand_id as charge_id, lease_token, next_attempt_time from due) d using (charge_id) full join l using (charge_id) order by charge_id""",
     "payment.unapplied": "select * from unapplied_charge order by unapplied_charge_id",
     "ledger.unapplied": """
         select t.cause_id, t.sequence, e.place, a.account, e.currency, e.amount

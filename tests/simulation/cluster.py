@@ -146,7 +146,7 @@ class _Provider:
         self._sandbox = sandbox
         self._node = node
 
-    async def charge(self, demand: Demand) -> Outcome:
+    async def send(self, demand: Demand) -> Outcome:
         return await self._ask("charge", demand, lambda: self._sandbox().charge(demand))
 
     async def look_up(self, demand: Demand) -> Outcome:

@@ -11,10 +11,11 @@ from typing import Any
 from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import Happening, PaymentEvent, Status, provider_key
+from tallystick_core.payment import Happening, PaymentEvent, Status, next_step, provider_key
 from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, PendingReason, Succeeded
-from tallystick_core.recovery import Step, next_step
+from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
+from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.telemetry import SpanContext, context_of
 from tallystick_storage import payment as store
 
@@ -44,47 +45,34 @@ class ChargedOrder:
         return replace(self, version=row.version, status=Status(move.status), message=message)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """One demand on a provider, leased to this process until `lease_deadline` (the loop's time)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge(InHand):
+    """One demand on a provider, for one order or for several. Its orders move together."""
 
-    charge_id: str
     checkout_id: str
-    caller: str
-    number: int
-    provider: str
-    provider_key: str
     currency: str
     payment_token: str
     payment_method_type: str
     orders: tuple[ChargedOrder, ...]
-    lease_token: int
-    lease_deadline: float
-    traceparent: str
-    context: SpanContext
-    age: float = 0.0
-    """Seconds from the attempt's start until the charge was taken up."""
-    expires_at: float = inf
-    """The loop's time after which it must not be sent for the first time."""
     cancelled: bool = False
     overdue: bool = False
     """The buyer has not done in time what it waits for."""
-    answer: Outcome | None = None
-    """The attempt's outcome, if that is on disk and final."""
-    maybe_sent: bool = False
-    looking: bool = False
-    tries: int = 0
-    """How often it was taken up in vain."""
+
+    @property
+    def charge_id(self) -> str:
+        return self.demand_id
+
+    @property
+    def weight(self) -> int:
+        return len(self.orders)
 
     def ending(self, now: float) -> FailureReason | None:
-        """Why its orders are to fail, if nothing is charged, at this time of the loop."""
         if self.cancelled:
             return FailureReason.CALLER_CANCELLED
         expired = now >= self.expires_at and not self.maybe_sent and self.orders[0].status is Status.EXECUTING
         return FailureReason.EXPIRED if expired or self.overdue else None
 
     def step(self, now: float, key_window: float, lease: float) -> Step:
-        """What is to be done with it, where its provider honours a key for so many seconds. A lease ends before the key does."""
         return next_step(
             (order.status for order in self.orders),
             answered=self.answer is not None,
@@ -101,11 +89,13 @@ class Charge:
 
     @property
     def succeeded(self) -> bool:
-        """Whether its orders are SUCCESS, so that they can be settled."""
         return all(order.status is Status.SUCCESS for order in self.orders)
 
+    @property
+    def waits(self) -> bool:
+        return any(order.status is Status.PENDING for order in self.orders)
+
     def demand(self) -> Demand:
-        """What the provider is asked."""
         return Demand(self.provider_key, self.charge_id, self.amount, self.currency, self.payment_token, self.payment_method_type)
 
 
@@ -124,7 +114,7 @@ def new_charges(
             groups.setdefault(order.charge_id, []).append((order, message))
     return [
         Charge(
-            charge_id=charge,
+            demand_id=charge,
             checkout_id=event.checkout_id,
             caller=event.caller,
             number=FIRST_ATTEMPT,
@@ -165,7 +155,7 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
         first = members[0]
         charges.append(
             Charge(
-                charge_id=charge,
+                demand_id=charge,
                 checkout_id=first.checkout_id,
                 caller=first.caller,
                 number=first.number,
@@ -196,7 +186,7 @@ def _answer(row: Row[Any]) -> Outcome | None:
     """What the provider said, if it was final."""
     match row.outcome:
         case Happening.SUCCEEDED:
-            return Succeeded(row.attempt_reference, row.charged_amount, row.charged_currency)
+            return Succeeded(row.attempt_reference, row.moved_amount, row.moved_currency)
         case Happening.DECLINED:
             return Declined(FailureReason(row.attempt_reason), row.attempt_code, row.attempt_reference)
         case _:

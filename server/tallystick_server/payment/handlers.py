@@ -14,9 +14,10 @@ from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_server.payment import decode, encode
-from tallystick_server.payment.changes import Waiter
-from tallystick_server.payment.flow import Flow
+from tallystick_server.payment.flow import PayIn
 from tallystick_server.payment.operator import OperatorHandlers
+from tallystick_server.runtime import operator
+from tallystick_server.runtime.changes import Waiter
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.stage import Stage
@@ -30,11 +31,7 @@ ACCESS: Access = {
     "GetPaymentOrder": frozenset({Role.TEAM, Role.OPERATOR}),
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
     "CancelPayment": frozenset({Role.TEAM}),
-    "ListDeadLetters": frozenset({Role.OPERATOR}),
-    "GetDeadLetter": frozenset({Role.OPERATOR}),
-    "RetryDeadLetter": frozenset({Role.OPERATOR}),
-    "CloseDeadLetter": frozenset({Role.OPERATOR}),
-    "ListAlerts": frozenset({Role.OPERATOR}),
+    **operator.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
 }
 
@@ -49,7 +46,7 @@ _RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYME
 class PaymentHandlers(OperatorHandlers):
     """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
 
-    def __init__(self, database: Database, flow: Flow) -> None:
+    def __init__(self, database: Database, flow: PayIn) -> None:
         super().__init__(database, flow)
         self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, lanes=2)
 
@@ -136,7 +133,7 @@ class PaymentHandlers(OperatorHandlers):
             raise not_found("payment")
         return payment
 
-    async def _at_rest(self, checkout_id: str, waiter: Waiter, until: float, *, look_first: bool) -> payment_pb2.Payment | None:
+    async def _at_rest(self, checkout_id: str, waiter: Waiter[payment_pb2.Payment], until: float, *, look_first: bool) -> payment_pb2.Payment | None:
         """The payment once every order is final and settled, or pending; None when the time is up."""
         loop = asyncio.get_running_loop()
         while True:
@@ -152,7 +149,7 @@ class PaymentHandlers(OperatorHandlers):
             if waiter.closed is not None:
                 return waiter.closed
 
-    async def _at_end(self, checkout_id: str, waiter: Waiter, until: float) -> payment_pb2.Payment | None:
+    async def _at_end(self, checkout_id: str, waiter: Waiter[payment_pb2.Payment], until: float) -> payment_pb2.Payment | None:
         """The payment once it is final, or as it stands when the time is up."""
         loop = asyncio.get_running_loop()
         while True:

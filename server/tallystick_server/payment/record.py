@@ -92,21 +92,21 @@ def _answers(items: Sequence[Answered]) -> list[due.Answer]:
     answers: dict[tuple[str, int], due.Answer] = {}
     for item in items:
         answer = _answer(item)
-        known = answers.get((answer.charge_id, answer.number))
+        known = answers.get((answer.demand_id, answer.number))
         if known is None or known.outcome not in _FINAL:
-            answers[answer.charge_id, answer.number] = answer
+            answers[answer.demand_id, answer.number] = answer
     return list(answers.values())
 
 
 def _answer(item: Answered) -> due.Answer:
     outcome = item.outcome
     return due.Answer(
-        charge_id=item.charge.charge_id,
+        demand_id=item.charge.charge_id,
         number=item.charge.number,
         outcome=happening(outcome),
         provider_reference=getattr(outcome, "reference", ""),
-        charged_amount=outcome.amount if isinstance(outcome, Succeeded) else None,
-        charged_currency=outcome.currency if isinstance(outcome, Succeeded) else None,
+        moved_amount=outcome.amount if isinstance(outcome, Succeeded) else None,
+        moved_currency=outcome.currency if isinstance(outcome, Succeeded) else None,
         failure_reason=outcome.reason if isinstance(outcome, Declined) else "",
         decline_code=outcome.code if isinstance(outcome, Declined) else "",
     )

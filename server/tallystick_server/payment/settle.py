@@ -14,14 +14,11 @@ from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.flow import SettlingRefused
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
-
-
-class SettlingRefused(Exception):
-    """Wallet or ledger refused an order, for ever."""
 
 
 class Settle:

@@ -14,11 +14,11 @@ from typing import Any
 from tallystick_core.caller import Caller, Role
 from tallystick_core.identifier import parse_country, parse_id
 from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.payment import ALERT_AFTER
 from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Refused
-from tallystick_server.payment.execute import LEASE_MARGIN
-from tallystick_server.payment.monitor import ALERT_AFTER
 from tallystick_server.process.failure import Failure
+from tallystick_server.runtime.execute import LEASE_MARGIN
 from tallystick_server.runtime.retry import FORM, Policy, parse_policy
 
 SERVED = ("payment", "ledger", "wallet", "payout", "event")

@@ -255,7 +255,7 @@ def check_charges(read: Read) -> Check:
     """Every charge demands the sum of its orders, at most one attempt of it succeeds, and SUCCESS has a charge."""
     check = Check("each charge is the sum of its orders", "P1 P2")
     succeeded: set[tuple[str, str]] = set()
-    for charge, grouped in groupby(read("payment.attempts"), key=lambda row: row.charge_id):
+    for charge, grouped in groupby(read("payment.attempts"), key=lambda row: row.demand_id):
         attempts = list(grouped)
         name = f"payment.attempt {charge}"
         check.row()
@@ -279,7 +279,7 @@ def check_charges(read: Read) -> Check:
 
 def _has_its_place(attempt: Any) -> bool:
     """Whether what a successful attempt took is its orders', or unapplied, or still to be judged."""
-    charged = (attempt.charged_amount, attempt.charged_currency)
+    charged = (attempt.moved_amount, attempt.moved_currency)
     if charged == (attempt.amount, attempt.currency) and attempt.orders in (attempt.succeeded, attempt.open):
         return True
     return attempt.open == attempt.orders or charged == (attempt.unapplied_amount, attempt.unapplied_currency)

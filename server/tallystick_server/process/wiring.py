@@ -15,27 +15,29 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.payment import FeeRates
-from tallystick_core.provider import PaymentProvider, PendingReason
+from tallystick_core.payment import ALERT_AFTER, FeeRates
+from tallystick_core.provider import PendingReason, Provider
 from tallystick_core.risk import BuiltInRisk, RiskRules
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
 from tallystick_server.ledger.events import LedgerEvents
 from tallystick_server.payment import handlers as payment
-from tallystick_server.payment.flow import Flow, FlowSettings
-from tallystick_server.payment.monitor import Monitor
+from tallystick_server.payment.flow import PayIn
 from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.door import Access
+from tallystick_server.runtime.flow import FlowSettings
+from tallystick_server.runtime.monitor import Monitor
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.relay import FromOutbox, Relay
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
+from tallystick_storage import payment as payment_store
 from tallystick_storage.database import Database, forget_marks
 
 _CONNECTIONS = {"ledger": 2}
@@ -88,7 +90,7 @@ class Ports:
     new_id: Callable[[], UUID] = uuid4
     database: Callable[[str, int, Callable[[], UUID]], Database] = _open_database
     """From a URL, its number of connections, and what makes ids."""
-    providers: Mapping[str, PaymentProvider] | None = None
+    providers: Mapping[str, Provider] | None = None
     """None: as the settings say."""
 
 
@@ -117,7 +119,7 @@ class Wiring:
         database = self._database("payment")
         settings = self._settings
         providers, parts, databases, closing = self._providers()
-        flow = Flow(
+        flow = PayIn(
             database,
             BuiltInRisk(self._risk_rules()),
             FeeRates(settings.fee_rate, dict(settings.seller_fee_rates)),
@@ -125,25 +127,19 @@ class Wiring:
             self._peers,
             self._addresses["wallet"],
             self._addresses["ledger"],
-            FlowSettings(
-                environment=settings.environment,
-                provider=settings.provider,
-                lease=settings.lease,
-                provider_timeout=settings.provider_timeout,
-                provider_calls=settings.provider_calls,
-                sweep_interval=settings.sweep_interval,
-                policies=Policies(settings.retry),
-                breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
-                waiting_depth=settings.waiting_depth,
-                resolve_within={
-                    PendingReason.BUYER_ACTION: settings.pending_action,
-                    PendingReason.PROVIDER_REVIEW: settings.pending_review,
-                    PendingReason.RISK_REVIEW: settings.pending_review,
-                },
-            ),
+            self._flow_settings(),
+            provider=settings.provider,
+            environment=settings.environment,
+            waiting_depth=settings.waiting_depth,
+            resolve_within={
+                PendingReason.BUYER_ACTION: settings.pending_action,
+                PendingReason.PROVIDER_REVIEW: settings.pending_review,
+                PendingReason.RISK_REVIEW: settings.pending_review,
+            },
         )
         handlers = payment.PaymentHandlers(database, flow)
-        monitor = Monitor(database, self._ports.new_id(), settings.alert_after, settings.monitor_interval)
+        findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after})
+        monitor = Monitor("payment", database, self._ports.new_id(), findings, settings.monitor_interval)
         relay = Relay("payment", FromOutbox(database), self._peers, self._addresses["event"], self._settings.relay_interval)
         flow_part = _Started(flow.start)
         return Service(
@@ -157,7 +153,18 @@ class Wiring:
             closing,
         )
 
-    def _providers(self) -> tuple[dict[str, PaymentProvider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
+    def _flow_settings(self) -> FlowSettings:
+        settings = self._settings
+        return FlowSettings(
+            lease=settings.lease,
+            provider_timeout=settings.provider_timeout,
+            provider_calls=settings.provider_calls,
+            sweep_interval=settings.sweep_interval,
+            policies=Policies(settings.retry),
+            breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
+        )
+
+    def _providers(self) -> tuple[dict[str, Provider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
         if self._ports.providers is not None:
             return dict(self._ports.providers), [], [], []
         if self._settings.sandbox_url:

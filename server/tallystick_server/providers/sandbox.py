@@ -37,7 +37,7 @@ class InProcess:
         self.key_window = key_window
         self._sandbox = sandbox
 
-    async def charge(self, demand: Demand) -> Outcome:
+    async def send(self, demand: Demand) -> Outcome:
         return outcome(await self._sandbox.charge(demand))
 
     async def look_up(self, demand: Demand) -> Outcome:
@@ -57,7 +57,7 @@ class OverHttp:
         self._url = f"{url.rstrip('/')}/charges"
         self._session: aiohttp.ClientSession | None = None
 
-    async def charge(self, demand: Demand) -> Outcome:
+    async def send(self, demand: Demand) -> Outcome:
         body = {
             "charge_id": demand.charge_id,
             "amount": demand.amount,

@@ -51,6 +51,50 @@ create trigger told_once before update on outbox for each row when (old.request 
 """
 """The outbox of a schema whose changes other services hear of."""
 
+DEMANDS = """
+-- One numbered demand on a provider under one key, committed before it is sent.
+create table attempt (
+    demand_id text collate "C" not null,
+    number int not null check (number > 0),
+    provider text not null,
+    provider_key text not null,  -- as unique as (demand_id, number), which it is made of
+    amount bigint not null check (amount > 0),
+    currency text not null,
+    outcome text not null check (outcome in ('', 'SUCCEEDED', 'DECLINED', 'PENDING', 'NOT_SENT', 'UNKNOWN')),
+    provider_reference text not null,
+    moved_amount bigint,  -- what the provider says it moved
+    moved_currency text,
+    failure_reason text not null,  -- why it was declined
+    decline_code text not null,
+    start_time timestamptz not null,
+    end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED'))),
+    alive boolean not null generated always as (outcome <> 'DECLINED') stored,  -- for the index: a success leaves it as it is
+    primary key (demand_id, number)
+) with (fillfactor = 70);
+-- At most one attempt is open or has succeeded: no second demand before the first has surely moved nothing.
+create unique index attempt_alive on attempt (demand_id) where alive;
+create trigger never_deleted before delete or truncate on attempt for each statement execute function refuse_change();
+grant select, insert on attempt to {service};
+grant update (outcome, provider_reference, moved_amount, moved_currency, failure_reason, decline_code, end_time) on attempt to {service};
+
+-- What has to be done. A row leaves when its demand has come to its end, and so has what follows from it.
+create table due (
+    demand_id text collate "C" primary key,
+    provider text not null,
+    next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter
+    lease_until timestamptz not null,
+    lease_token bigint not null,
+    held boolean not null,  -- false: the last holder gave its lease back; else it may have sent the demand and not have lived to say so
+    maybe_sent boolean not null,  -- the demand may have reached the provider
+    looking boolean not null,  -- it is not sent again, only looked up
+    tries int not null check (tries >= 0),  -- that have brought it no further
+    trouble text not null,  -- of the last of them
+    detail text not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+grant select, insert, update, delete on due to {service};
+"""
+"""The demands of a schema on providers: their attempts, and their due work."""
+
 DEAD_LETTERS = """
 -- What is not tried again before a person has decided. Rows stay for ever; one for each time.
 create table dead_letter (

@@ -1,6 +1,6 @@
-"""Checkouts, orders, attempts, due work, history."""
+"""Checkouts, orders, history, unapplied charges."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, OUTBOX, create
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OUTBOX, create
 
 revision = "payment_0001"
 down_revision = None
@@ -71,43 +71,7 @@ create index payment_order_by_checkout on payment_order (checkout_id);
 create index payment_order_by_buyer on payment_order (buyer_account, create_time);
 create index payment_order_by_seller on payment_order (seller_account, create_time);
 
--- One numbered demand on a provider under one key, committed before it is sent.
-create table attempt (
-    charge_id text collate "C" not null,
-    number int not null check (number > 0),
-    checkout_id text collate "C" not null,
-    provider text not null,
-    provider_key text not null,  -- as unique as (charge_id, number), which it is made of
-    amount bigint not null check (amount > 0),  -- the sum of the charge's orders
-    currency text not null,
-    outcome text not null check (outcome in ('', 'SUCCEEDED', 'DECLINED', 'PENDING', 'NOT_SENT', 'UNKNOWN')),
-    provider_reference text not null,
-    charged_amount bigint,  -- what the provider says it charged
-    charged_currency text,
-    failure_reason text not null,  -- why it was declined
-    decline_code text not null,
-    start_time timestamptz not null,
-    end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED'))),
-    may_charge boolean not null generated always as (outcome <> 'DECLINED') stored,  -- for the index: a success leaves it as it is
-    primary key (charge_id, number)
-) with (fillfactor = 70);
--- At most one attempt of a charge is open or has succeeded: no second demand before the first has surely charged nothing.
-create unique index attempt_may_charge on attempt (charge_id) where may_charge;
-
--- What has to be done: a charge that is executing, or charged and not settled. A row leaves when its orders are final and settled.
-create table due (
-    charge_id text collate "C" primary key,
-    provider text not null,
-    next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter
-    lease_until timestamptz not null,
-    lease_token bigint not null,
-    held boolean not null,  -- false: the last holder gave its lease back; else it may have sent the demand and not have lived to say so
-    maybe_sent boolean not null,  -- the demand may have reached the provider
-    looking boolean not null,  -- it is not sent again, only looked up
-    tries int not null check (tries >= 0),  -- that have brought it no further
-    trouble text not null,  -- of the last of them
-    detail text not null
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+alter table attempt add checkout_id text collate "C" not null;
 
 -- The order after each move.
 create table order_history (
@@ -275,7 +239,7 @@ begin
         select from added a
         left join lateral (
             select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, min(o.checkout_id) as checkout_id
-            from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.charge_id and o.status <> 'FAILED') o on true
+            from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.demand_id and o.status <> 'FAILED') o on true
         where (o.amount, o.low, o.high, o.checkout_id) is distinct from (a.amount, a.currency, a.currency, a.checkout_id)
     ) then
         raise exception 'an attempt does not demand the sum of its orders' using errcode = 'P0001';
@@ -289,20 +253,16 @@ create trigger append_only before update or delete or truncate on order_history 
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on unapplied_charge for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on attempt for each statement execute function refuse_change();
 """
 
 GRANTS = """
-grant select, insert on checkout, payment_order, attempt, due, order_history, unapplied_charge to {service};
+grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, version, update_time) on payment_order to {service};
-grant update (outcome, provider_reference, charged_amount, charged_currency, failure_reason, decline_code, end_time) on attempt to {service};
-grant update on due to {service};
-grant delete on due to {service};
 """
 
 
 def upgrade() -> None:
-    create("payment", TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, GRANTS)
+    create("payment", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, GRANTS)

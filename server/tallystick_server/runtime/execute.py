@@ -1,4 +1,4 @@
-"""Execute: one provider call for each charge, concurrently and bounded."""
+"""Execute: one provider call for each demand, concurrently and bounded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from opentelemetry import trace
 
-from tallystick_core.provider import Demand, NotSent, Outcome, PaymentProvider, Trouble, Unknown
+from tallystick_core.provider import Demand, NotSent, Outcome, Provider, Trouble, Unknown
 from tallystick_core.recovery import Step
-from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
+from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.telemetry import client_span
 from tallystick_storage.database import in_transaction
 
@@ -32,7 +32,7 @@ class HeldBack:
 class Execute:
     """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under the key that is sent."""
 
-    def __init__(self, providers: Mapping[str, PaymentProvider], *, most: int, timeout: float, breaker: BreakerSettings) -> None:
+    def __init__(self, providers: Mapping[str, Provider], *, most: int, timeout: float, breaker: BreakerSettings) -> None:
         self._providers = providers
         self._room = {name: asyncio.Semaphore(most) for name in providers}
         self._breakers = {name: Breaker(f"provider {name}", breaker) for name in providers}
@@ -42,52 +42,56 @@ class Execute:
         """Whether a provider fails too often to be asked now."""
         return self._breakers[provider].is_open()
 
-    async def charge(self, charge: Charge, step: Step) -> Outcome | HeldBack | None:
+    def key_window(self, provider: str) -> float:
+        """Seconds for which a provider honours a key."""
+        return self._providers[provider].key_window
+
+    async def ask(self, item: InHand, step: Step) -> Outcome | HeldBack | None:
         """The provider's answer to the demand, or to what became of it; None if the lease would not outlast the call, which is left to the sweep."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
-        async with self._room[charge.provider]:
+        async with self._room[item.provider]:
             loop = asyncio.get_running_loop()
-            if loop.time() + self._timeout + LEASE_MARGIN > charge.lease_deadline:
+            if loop.time() + self._timeout + LEASE_MARGIN > item.lease_deadline:
                 return None
-            if step is Step.SEND and loop.time() >= charge.expires_at and not charge.maybe_sent:
+            if step is Step.SEND and loop.time() >= item.expires_at and not item.maybe_sent:
                 return NotSent("it expired before it was sent")
-            seconds = self._breakers[charge.provider].held_back(loop.time())
+            seconds = self._breakers[item.provider].held_back(loop.time())
             if seconds is not None:
                 return HeldBack(seconds)
-            provider = self._providers[charge.provider]
-            ask = {Step.SEND: provider.charge, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step]
-            with client_span(f"{charge.provider} {ask.__name__}", charge.context) as span:
+            provider = self._providers[item.provider]
+            ask = {Step.SEND: provider.send, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step]
+            with client_span(f"{item.provider} {ask.__name__}", item.context) as span:
                 try:
-                    outcome = await self._ask(ask, charge)
+                    outcome = await self._ask(ask, item)
                 except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
-                    self._breakers[charge.provider].failed(loop.time(), charge.charge_id)
+                    self._breakers[item.provider].failed(loop.time(), item.demand_id)
                     raise
-                self._report(charge, outcome, loop.time())
+                self._report(item, outcome, loop.time())
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
 
-    def _report(self, charge: Charge, outcome: Outcome, now: float) -> None:
+    def _report(self, item: InHand, outcome: Outcome, now: float) -> None:
         """What an outcome says of the provider itself."""
-        breaker = self._breakers[charge.provider]
+        breaker = self._breakers[item.provider]
         match outcome:
             case Unknown(trouble=Trouble.FORBIDDEN):
-                breaker.failed(now, charge.charge_id, at_once=True)
+                breaker.failed(now, item.demand_id, at_once=True)
             case NotSent() | Unknown(trouble=Trouble.NO_ANSWER | Trouble.SERVER_ERROR):
-                breaker.failed(now, charge.charge_id)
+                breaker.failed(now, item.demand_id)
             case _:
                 breaker.succeeded()
 
-    async def _ask(self, ask: Callable[[Demand], Awaitable[Outcome]], charge: Charge) -> Outcome:
+    async def _ask(self, ask: Callable[[Demand], Awaitable[Outcome]], item: InHand) -> Outcome:
         try:
             async with asyncio.timeout(self._timeout):
-                return await ask(charge.demand())
+                return await ask(item.demand())
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:
-            log.exception("the adapter of %s failed on charge %s (trace %s)", charge.provider, charge.charge_id, _trace(charge))
+            log.exception("the adapter of %s failed on %s (trace %s)", item.provider, item.demand_id, _trace(item))
             return Unknown("the provider's adapter failed")
 
 
-def _trace(charge: Charge) -> str:
-    return trace.format_trace_id(charge.context.trace_id)
+def _trace(item: InHand) -> str:
+    return trace.format_trace_id(item.context.trace_id)

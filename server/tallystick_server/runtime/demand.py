@@ -1,0 +1,63 @@
+"""A demand in hand: what a process knows of the work it holds the lease of, whatever is demanded of a provider."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import inf
+
+from tallystick_core.provider import Demand, FailureReason, Outcome
+from tallystick_core.recovery import Step
+from tallystick_server.runtime.telemetry import SpanContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InHand(ABC):
+    """One demand on a provider, leased to this process until `lease_deadline` (the loop's time)."""
+
+    demand_id: str
+    caller: str
+    number: int
+    provider: str
+    provider_key: str
+    lease_token: int
+    lease_deadline: float
+    traceparent: str
+    context: SpanContext
+    age: float = 0.0
+    """Seconds from the attempt's start until it was taken up."""
+    expires_at: float = inf
+    """The loop's time after which it must not be sent for the first time."""
+    answer: Outcome | None = None
+    """The attempt's outcome, if that is on disk and final."""
+    maybe_sent: bool = False
+    looking: bool = False
+    tries: int = 0
+    """How often it was taken up in vain."""
+
+    @abstractmethod
+    def demand(self) -> Demand:
+        """What the provider is asked."""
+
+    @abstractmethod
+    def step(self, now: float, key_window: float, lease: float) -> Step:
+        """What is to be done with it, where its provider honours a key for so many seconds. A lease ends before the key does."""
+
+    @abstractmethod
+    def ending(self, now: float) -> FailureReason | None:
+        """Why it is to fail, if nothing has been moved, at this time of the loop."""
+
+    @property
+    def weight(self) -> int:
+        """How much of a batch it is."""
+        return 1
+
+    @property
+    @abstractmethod
+    def succeeded(self) -> bool:
+        """Whether it has succeeded, so that what follows from it can be done."""
+
+    @property
+    @abstractmethod
+    def waits(self) -> bool:
+        """Whether the provider has it, and will tell in its own time."""

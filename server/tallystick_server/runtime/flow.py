@@ -1,0 +1,187 @@
+"""The way of a demand: execute → record → settle, or postpone. First try, retry and recovery all go this one way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from tallystick_core.provider import Declined, FailureReason, Outcome, Provider, Trouble
+from tallystick_core.recovery import Step
+from tallystick_core.refusal import Refused
+from tallystick_server.runtime.breaker import BreakerSettings
+from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.execute import Execute, HeldBack
+from tallystick_server.runtime.fields import MOST_ITEMS
+from tallystick_server.runtime.periodic import Periodic
+from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
+from tallystick_server.runtime.retry import Policies, spread
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage import due
+from tallystick_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+H = TypeVar("H", bound=InHand)
+G = TypeVar("G")
+
+_MOST_CLAIMED = 200
+
+
+class SettlingRefused(Exception):
+    """Wallet or ledger refused what follows from a success, for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowSettings:
+    """Seconds and limits. `lease` outlasts a provider call by more than LEASE_MARGIN, in which its answer is recorded."""
+
+    lease: float
+    provider_timeout: float
+    provider_calls: int
+    sweep_interval: float
+    policies: Policies
+    breaker: BreakerSettings
+
+
+class Flow(ABC, Generic[H, G]):
+    """Takes demands on their way. What a process does not finish, a sweep of any process takes up.
+
+    `collection`: of what the demands are the ids; `G` is what a service makes of demands that failed.
+    """
+
+    def __init__(self, service: str, collection: str, database: Database, providers: Mapping[str, Provider], settings: FlowSettings) -> None:
+        self.lease = settings.lease
+        self.execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, breaker=settings.breaker)
+        self._collection = collection
+        self._database = database
+        self._providers = providers
+        self._postpone: Stage[Troubled[H], G] = Stage(
+            f"{service}.postpone",
+            Postpone(database, settings.policies, collection, self.fail).run,
+            most=MOST_ITEMS,
+            weight=lambda one: one.item.weight,
+        )
+        self._stages: list[Stage[Any, Any]] = [self._postpone]
+        self._periodic = [Periodic(f"{service}.sweep", settings.sweep_interval, self.sweep)]
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[H]:
+        """The demands that were claimed under these lease tokens at this time of the loop."""
+
+    @abstractmethod
+    async def record(self, item: H, outcome: Outcome) -> H:
+        """Writes a provider's answer down; the demand as it stands after it."""
+
+    @abstractmethod
+    async def settle(self, item: H) -> None:
+        """Does what follows from a success. Raises SettlingRefused, or Refused for what may be tried again."""
+
+    @abstractmethod
+    def fail(self, connection: Connection, given_up: Sequence[Troubled[H]]) -> G:
+        """Fails demands that surely moved nothing."""
+
+    @abstractmethod
+    def failed(self, item: H, made: G) -> None:
+        """Says what was made of a demand in the batch in which it was given up, or postponed."""
+
+    def start(self) -> None:
+        for stage in self._stages:
+            stage.start()
+        for work in self._periodic:
+            work.start()
+
+    async def stop(self, patience: float) -> None:
+        """Lets what is in hand come to rest for so many seconds, then leaves the rest to the sweep of another process."""
+        for work in self._periodic:
+            await work.stop()
+        deadline = asyncio.get_running_loop().time() + patience
+        while not self.idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - idle is the sum of many parts
+            await asyncio.sleep(0.02)
+        for task in self._tasks:
+            task.cancel()
+        for stage in self._stages:
+            await stage.stop()
+
+    @property
+    def idle(self) -> bool:
+        """Whether this process has nothing in hand."""
+        return not self._tasks and all(stage.idle for stage in self._stages)
+
+    def take(self, item: H) -> None:
+        """Takes a demand that this process holds the lease of on its way."""
+        task = asyncio.create_task(self._guarded(item))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def sweep(self) -> None:
+        """Takes up what is due and what a dead process left behind."""
+
+        def claim(connection: Connection) -> dict[str, int]:
+            tokens: dict[str, int] = {}
+            for provider in sorted(self._providers):  # each by itself: the backlog of one keeps nobody else waiting
+                tokens |= due.claim(connection, provider, _MOST_CLAIMED, self.lease)
+            return tokens
+
+        now = asyncio.get_running_loop().time()
+        tokens = await self._database.transact(claim)
+        if not tokens:
+            return
+        for item in await self._database.read(lambda connection: self.load(connection, tokens, now)):
+            self.take(item)
+
+    async def _guarded(self, item: H) -> None:
+        """What fails on its way keeps its lease until it ends; then the sweep takes it up."""
+        try:
+            await self._brought_on(item)
+        except Refused as refused:
+            log.warning("%s/%s waits for the sweep: %s", self._collection, item.demand_id, refused)
+        except Exception:
+            log.exception("%s/%s failed on its way; it waits for the sweep", self._collection, item.demand_id)
+
+    async def _brought_on(self, item: H) -> None:
+        """As far as it comes now."""
+        now = asyncio.get_running_loop().time()
+        step = item.step(now, self.execute.key_window(item.provider), self.lease)
+        if step is Step.SETTLE:
+            await self._settled(item)
+            return
+        ending = item.ending(now)
+        if step is Step.GIVE_UP and ending is not None:
+            await self._postponed(Troubled(item, Trouble.NOT_SENT, f"it was never sent: {ending}", give_up=ending))
+            return
+        outcome = item.answer if step is Step.JUDGE else await self.execute.ask(item, step)
+        if outcome is None:
+            return
+        if isinstance(outcome, HeldBack):
+            wait = outcome.seconds + spread(outcome.seconds, item.demand_id)
+            await self._postponed(Troubled(item, Trouble.HELD_BACK, "the provider fails too often to be asked now", wait))
+            return
+        if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and ending is not None:
+            outcome = replace(outcome, reason=ending)
+        trouble = troubled(item, outcome, step)
+        if trouble is None or step is Step.SEND or trouble.trouble is Trouble.WAITING:
+            item = await self.record(item, outcome)
+        if item.succeeded:
+            await self._settled(item)
+        elif trouble is not None:
+            await self._postponed(replace(trouble, item=item))
+
+    async def _settled(self, item: H) -> None:
+        try:
+            await self.settle(item)
+        except SettlingRefused as refused:
+            await self._postponed(Troubled(item, Trouble.SETTLING_REFUSED, str(refused)))
+        except Refused as unavailable:
+            await self._postponed(Troubled(item, Trouble.UNSETTLED, unavailable.message))
+
+    async def _postponed(self, troubled: Troubled[H]) -> None:
+        item = troubled.item
+        log.info("%s/%s does not come on: %s %s", self._collection, item.demand_id, troubled.trouble, troubled.detail)
+        self.failed(item, await self._postpone.submit(troubled, item.context))

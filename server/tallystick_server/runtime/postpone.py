@@ -1,0 +1,124 @@
+"""Postpone: demands that did not come on, given back to the table of due work or given up, as their policies say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from tallystick_core.provider import FailureReason, NotSent, Outcome, Pending, Trouble, Unknown
+from tallystick_core.recovery import Resort, Step, resort
+from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.retry import Policies
+from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import dead_letter, due
+from tallystick_storage.database import Database
+
+H = TypeVar("H", bound=InHand)
+G = TypeVar("G")
+
+_LONGEST_DETAIL = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled(Generic[H]):
+    """A demand that did not come on, and why."""
+
+    item: H
+    trouble: Trouble
+    detail: str
+    retry_after: float = 0.0
+    """Seconds before which the provider wants to hear nothing."""
+    give_up: FailureReason | None = None
+    """It was never sent and is not wanted any more: why it is to fail."""
+
+
+def troubled(item: H, outcome: Outcome, step: Step) -> Troubled[H] | None:
+    """What an outcome means for a demand that it does not bring to an end."""
+    match outcome:
+        case Pending():
+            return Troubled(item, Trouble.WAITING, f"the provider waits: {outcome.reason}")
+        case NotSent():
+            return Troubled(item, _asked(step, Trouble.NOT_SENT, waits=item.waits), outcome.detail)
+        case Unknown():
+            return Troubled(item, _asked(step, outcome.trouble, waits=item.waits), outcome.detail, outcome.retry_after)
+        case _:
+            return None
+
+
+def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:
+    """The trouble of a look-up, or a cancellation, is that it tells nothing, whatever the reason."""
+    if step is Step.SEND:
+        return trouble
+    return Trouble.WAITING if waits else Trouble.UNRESOLVED
+
+
+class Postpone(Generic[H, G]):
+    """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead letter.
+
+    `collection`: of what the demands are the ids, in the subjects of dead letters; `fail`: fails those that surely moved nothing.
+    """
+
+    def __init__(self, database: Database, policies: Policies, collection: str, fail: Callable[[Connection, Sequence[Troubled[H]]], G]) -> None:
+        self._database = database
+        self._policies = policies
+        self._collection = collection
+        self._fail = fail
+
+    async def run(self, items: Sequence[Troubled[H]]) -> Sequence[G | Exception]:
+        """What `fail` made of the batch, for each of it."""
+        return await by_halves(self._postpone, items)
+
+    async def _postpone(self, items: Sequence[Troubled[H]]) -> Sequence[G | Exception]:
+        decided = [(one, self._decide(one)) for one in items]
+        again = [decision for _, decision in decided if isinstance(decision, due.Again)]
+        given_up = [one for one, decision in decided if decision is Resort.FAIL]
+        aside = [one for one, decision in decided if decision is Resort.SET_ASIDE]
+
+        def postpone(connection: Connection) -> G:
+            # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
+            undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.item.succeeded]
+            open_ = due.lock_open_attempts(connection, undecided) if undecided else set()
+            failed = self._fail(connection, [one for one in given_up if one.item.demand_id in open_])
+            if again:
+                due.again_later(connection, again)
+            if aside:
+                self._set_aside(connection, [one for one in aside if one.item.succeeded or one.item.demand_id in open_])
+            return failed
+
+        failed = await self._database.transact(postpone)
+        return [failed] * len(items)
+
+    def _decide(self, one: Troubled[H]) -> due.Again | Resort:
+        """When it is taken up again, or its last resort."""
+        item = one.item
+        if one.give_up is not None:
+            return Resort.FAIL
+        if one.trouble is Trouble.HELD_BACK:
+            return _again(one, one.retry_after, item.tries, looking=item.looking)
+        delay = self._policies.of(item.provider, one.trouble).delay(item.tries + 1, item.demand_id)
+        if delay is not None:
+            return _again(one, max(delay, one.retry_after), item.tries + 1, looking=item.looking)
+        last = resort(one.trouble, maybe_sent=item.maybe_sent)
+        return _again(one, one.retry_after, 0, looking=True) if last is Resort.LOOK_UP else last
+
+    def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]]) -> None:
+        """Makes dead letters of demands whose leases still hold."""
+        held = due.again_later(connection, [_again(one, None, one.item.tries + 1, looking=one.item.looking) for one in troubled])
+        subjects = {f"{self._collection}/{one.item.demand_id}": one for one in troubled if one.item.demand_id in held}
+        new = [
+            dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], one.item.tries + 1)
+            for subject, one in sorted(subjects.items())
+        ]
+        tell_changed(
+            connection, dead_letter.insert(connection, new), lambda row: (subjects[row.subject].item.caller, subjects[row.subject].item.traceparent)
+        )
+
+
+def _again(one: Troubled[H], delay: float | None, tries: int, *, looking: bool) -> due.Again:
+    item = one.item
+    sent = item.maybe_sent or one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
+    return due.Again(item.demand_id, item.lease_token, delay, sent, looking, tries, one.trouble, one.detail[:_LONGEST_DETAIL])
