@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from sqlalchemy import Connection
 
@@ -31,6 +32,7 @@ ACCESS: Access = {
     "GetPaymentOrder": frozenset({Role.TEAM, Role.OPERATOR}),
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
     "CancelPayment": frozenset({Role.TEAM}),
+    "ConfirmDelivery": frozenset({Role.TEAM}),
     **operator.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
 }
@@ -81,6 +83,9 @@ class PaymentHandlers(OperatorHandlers):
                 raise key_reused("reason")
             until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
             return pb.CancelPaymentResponse(payment=await self._at_end(payment.checkout_id, waiter, until))
+
+    async def ConfirmDelivery(self, _request: pb.ConfirmDeliveryRequest, _call: Call) -> NoReturn:
+        raise Refused(Reason.METHOD_NOT_BUILT, "The confirmation of deliveries is not built yet.")
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
         return pb.GetPaymentResponse(payment=await self._visible(request.checkout_id, call))

@@ -11,7 +11,11 @@ from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
 
 _METHODS = [method.name for method in payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"].methods]
-ACCESS: Access = {name: frozenset({Role.OPERATOR} if name in ("ApprovePayout", "RejectPayout") else {Role.TEAM, Role.OPERATOR}) for name in _METHODS}
+_TEAM = frozenset({"CreatePayoutDestination", "CreatePayout"})
+_OPERATOR = frozenset({"ApprovePayout", "RejectPayout", "ListDeadLetters", "GetDeadLetter", "RetryDeadLetter", "CloseDeadLetter", "ListAlerts"})
+ACCESS: Access = {
+    name: frozenset({Role.TEAM} if name in _TEAM else {Role.OPERATOR} if name in _OPERATOR else {Role.TEAM, Role.OPERATOR}) for name in _METHODS
+}
 
 
 def _not_built() -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Connection
 
@@ -32,6 +32,7 @@ ACCESS: Access = {
     "ListWallets": _READ,
     "ListWalletEntries": _READ,
     "BatchCredit": _SERVICE,
+    "BatchRelease": _SERVICE,
     "BatchDebit": _SERVICE,
     "BatchPlaceHold": _SERVICE,
     "BatchCaptureHold": _SERVICE,
@@ -88,6 +89,9 @@ class WalletHandlers:
     async def BatchCredit(self, request: pb.BatchCreditRequest, _call: Call) -> pb.BatchCreditResponse:
         results = await self._batch(request.credits, "credits", messages.parse_credit, shown=not request.outcome_only)
         return pb.BatchCreditResponse(results=[_wallet_result(result) for result in results])
+
+    async def BatchRelease(self, _request: pb.BatchReleaseRequest, _call: Call) -> NoReturn:
+        raise Refused(Reason.METHOD_NOT_BUILT, "Releases are not built yet.")
 
     async def BatchDebit(self, request: pb.BatchDebitRequest, _call: Call) -> pb.BatchDebitResponse:
         results = await self._batch(request.debits, "debits", messages.parse_debit, shown=not request.outcome_only)

@@ -9,6 +9,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.ledger.v1 import ledger_pb2 as _ledger_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
+from tallystick.payout.v1 import payout_pb2 as _payout_pb2
 from tallystick.recovery.v1 import recovery_pb2 as _recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2 as _wallet_pb2
 import builtins as _builtins
@@ -48,6 +49,16 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """Money that fits no order was found, or booked."""
     EVENT_TYPE_ALERT_CHANGED: _EventType.ValueType  # 9
     """An alert was raised, or has ended."""
+    EVENT_TYPE_PAYOUT_CREATED: _EventType.ValueType  # 10
+    """A payout was accepted."""
+    EVENT_TYPE_PAYOUT_CHANGED: _EventType.ValueType  # 11
+    """A payout made a move, was settled, or a transfer that fits no move was found."""
+    EVENT_TYPE_PAYOUT_DESTINATION_CHANGED: _EventType.ValueType  # 12
+    """A payout destination was registered, or changed."""
+    EVENT_TYPE_PAYOUT_BATCH_CHANGED: _EventType.ValueType  # 13
+    """A payout batch was accepted, or its state changed."""
+    EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED: _EventType.ValueType  # 14
+    """A payout schedule was set."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What an event tells."""
@@ -72,6 +83,16 @@ EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED: EventType.ValueType  # 8
 """Money that fits no order was found, or booked."""
 EVENT_TYPE_ALERT_CHANGED: EventType.ValueType  # 9
 """An alert was raised, or has ended."""
+EVENT_TYPE_PAYOUT_CREATED: EventType.ValueType  # 10
+"""A payout was accepted."""
+EVENT_TYPE_PAYOUT_CHANGED: EventType.ValueType  # 11
+"""A payout made a move, was settled, or a transfer that fits no move was found."""
+EVENT_TYPE_PAYOUT_DESTINATION_CHANGED: EventType.ValueType  # 12
+"""A payout destination was registered, or changed."""
+EVENT_TYPE_PAYOUT_BATCH_CHANGED: EventType.ValueType  # 13
+"""A payout batch was accepted, or its state changed."""
+EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED: EventType.ValueType  # 14
+"""A payout schedule was set."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
@@ -96,6 +117,10 @@ class Event(_message.Message):
     DEAD_LETTER_FIELD_NUMBER: _builtins.int
     UNAPPLIED_CHARGE_FIELD_NUMBER: _builtins.int
     ALERT_FIELD_NUMBER: _builtins.int
+    PAYOUT_FIELD_NUMBER: _builtins.int
+    PAYOUT_DESTINATION_FIELD_NUMBER: _builtins.int
+    PAYOUT_BATCH_FIELD_NUMBER: _builtins.int
+    PAYOUT_SCHEDULE_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """"{aggregate_id}/{aggregate_version}"."""
     cursor: _builtins.int
@@ -105,7 +130,8 @@ class Event(_message.Message):
     aggregate_id: _builtins.str
     """What changed: "payments/{checkout_id}", "paymentOrders/{payment_order_id}", "wallets/{seller_account}/{currency}",
     "walletPolicies/{seller_account}/{currency}", "transactions/{transaction_id}", "deadLetters/{dead_letter_id}",
-    "unappliedCharges/{unapplied_charge_id}" or "alerts/{alert_id}".
+    "unappliedCharges/{unapplied_charge_id}", "alerts/{alert_id}", "payouts/{payout_id}", "payoutDestinations/{payout_destination_id}",
+    "payoutBatches/{payout_batch_id}", "payoutSchedules/{seller_account}/{currency}" or, for the default, "payoutSchedules/-/{currency}".
     """
     aggregate_version: _builtins.int
     """The aggregate's version after the change."""
@@ -149,6 +175,22 @@ class Event(_message.Message):
     def alert(self) -> _recovery_pb2.Alert:
         """With ALERT_CHANGED."""
 
+    @_builtins.property
+    def payout(self) -> _payout_pb2.Payout:
+        """With PAYOUT_CREATED and PAYOUT_CHANGED."""
+
+    @_builtins.property
+    def payout_destination(self) -> _payout_pb2.PayoutDestination:
+        """With PAYOUT_DESTINATION_CHANGED."""
+
+    @_builtins.property
+    def payout_batch(self) -> _payout_pb2.PayoutBatch:
+        """With PAYOUT_BATCH_CHANGED, without the totals."""
+
+    @_builtins.property
+    def payout_schedule(self) -> _payout_pb2.PayoutSchedule:
+        """With PAYOUT_SCHEDULE_CHANGED."""
+
     def __init__(
         self,
         *,
@@ -168,12 +210,16 @@ class Event(_message.Message):
         dead_letter: _recovery_pb2.DeadLetter | None = ...,
         unapplied_charge: _payment_pb2.UnappliedCharge | None = ...,
         alert: _recovery_pb2.Alert | None = ...,
+        payout: _payout_pb2.Payout | None = ...,
+        payout_destination: _payout_pb2.PayoutDestination | None = ...,
+        payout_batch: _payout_pb2.PayoutBatch | None = ...,
+        payout_schedule: _payout_pb2.PayoutSchedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert", "payout", "payout_destination", "payout_batch", "payout_schedule"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -465,6 +465,7 @@ class PaymentOrder(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    DELIVERY_CONFIRMED_TIME_FIELD_NUMBER: _builtins.int
     payment_order_id: _builtins.str
     """The caller's id of the order, unique over all callers."""
     checkout_id: _builtins.str
@@ -502,7 +503,7 @@ class PaymentOrder(_message.Message):
     attempt_count: _builtins.int
     """The number of attempts made so far."""
     version: _builtins.int
-    """Grows by one with each move and with settling."""
+    """Grows by one with each move, with settling and with the confirmation of its delivery."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider will be asked again, if it will."""
@@ -518,6 +519,10 @@ class PaymentOrder(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it changed last."""
+
+    @_builtins.property
+    def delivery_confirmed_time(self) -> _timestamp_pb2.Timestamp:
+        """When the caller confirmed that the goods were delivered; unset: not yet. The seller's money is available from then on, if it was not before."""
 
     def __init__(
         self,
@@ -545,10 +550,11 @@ class PaymentOrder(_message.Message):
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        delivery_confirmed_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery_confirmed_time", b"delivery_confirmed_time", "next_attempt_time", b"next_attempt_time", "resolve_by_time", b"resolve_by_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "buyer_account", b"buyer_account", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "failure_reason", b"failure_reason", "ledger_updated", b"ledger_updated", "next_action_url", b"next_action_url", "next_attempt_time", b"next_attempt_time", "payment_order_id", b"payment_order_id", "payment_order_status", b"payment_order_status", "pending_reason", b"pending_reason", "platform_fee", b"platform_fee", "provider", b"provider", "provider_reference", b"provider_reference", "resolve_by_time", b"resolve_by_time", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "buyer_account", b"buyer_account", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "delivery_confirmed_time", b"delivery_confirmed_time", "failure_reason", b"failure_reason", "ledger_updated", b"ledger_updated", "next_action_url", b"next_action_url", "next_attempt_time", b"next_attempt_time", "payment_order_id", b"payment_order_id", "payment_order_status", b"payment_order_status", "pending_reason", b"pending_reason", "platform_fee", b"platform_fee", "provider", b"provider", "provider_reference", b"provider_reference", "resolve_by_time", b"resolve_by_time", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -612,10 +618,10 @@ class Transition(_message.Message):
     from_status: Global___PaymentOrderStatus.ValueType
     """The status before; unset for the first."""
     to_status: Global___PaymentOrderStatus.ValueType
-    """The status after; the same as before for the settling of a SUCCESS order."""
+    """The status after; the same as before for what happens to a SUCCESS order."""
     cause: _builtins.str
     """What moved it: ACCEPTED, RISK_PASSED, RISK_REFUSED, PROVIDER_ANSWER, GIVEN_UP (surely nothing was sent),
-    CLOSED_BY_OPERATOR, SETTLED.
+    CLOSED_BY_OPERATOR, SETTLED, DELIVERY_CONFIRMED.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -421,6 +421,52 @@ class CancelPaymentResponse(_message.Message):
 Global___CancelPaymentResponse: _TypeAlias = CancelPaymentResponse  # noqa: Y015
 
 @_typing.final
+class ConfirmDeliveryRequest(_message.Message):
+    """What was delivered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_ORDER_ID_FIELD_NUMBER: _builtins.int
+    payment_order_id: _builtins.str
+    """Names the order."""
+    def __init__(
+        self,
+        *,
+        payment_order_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment_order_id", b"payment_order_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmDeliveryRequest: _TypeAlias = ConfirmDeliveryRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmDeliveryResponse(_message.Message):
+    """The answer to ConfirmDelivery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_ORDER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment_order(self) -> _payment_pb2.PaymentOrder:
+        """The order as it stands; the wallet follows within moments."""
+
+    def __init__(
+        self,
+        *,
+        payment_order: _payment_pb2.PaymentOrder | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment_order", b"payment_order"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment_order", b"payment_order"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmDeliveryResponse: _TypeAlias = ConfirmDeliveryResponse  # noqa: Y015
+
+@_typing.final
 class ListDeadLettersRequest(_message.Message):
     """Which dead letters to list."""
 

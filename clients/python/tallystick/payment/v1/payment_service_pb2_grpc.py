@@ -65,6 +65,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentResponse.FromString,
                 _registered_method=True)
+        self.ConfirmDelivery = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/ConfirmDelivery',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryResponse.FromString,
+                _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/tallystick.payment.v1.PaymentService/ListDeadLetters',
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListDeadLettersRequest.SerializeToString,
@@ -148,6 +153,14 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConfirmDelivery(self, request, context):
+        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+        SUCCESS. A repeat answers with the order as it stands. Not built yet. Access: team (its own).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDeadLetters(self, request, context):
         """Lists dead letters, newest first. Access: operator.
         """
@@ -225,6 +238,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.CancelPayment,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentResponse.SerializeToString,
+            ),
+            'ConfirmDelivery': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmDelivery,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -420,6 +438,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/CancelPayment',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.CancelPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmDelivery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/ConfirmDelivery',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ConfirmDeliveryResponse.FromString,
             options,
             channel_credentials,
             insecure,

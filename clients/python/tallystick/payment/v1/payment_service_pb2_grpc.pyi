@@ -53,6 +53,10 @@ class PaymentServiceStub:
     what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
     payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
     """
+    ConfirmDelivery: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]
+    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+    SUCCESS. A repeat answers with the order as it stands. Not built yet. Access: team (its own).
+    """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetDeadLetterRequest, _payment_service_pb2.GetDeadLetterResponse]
@@ -95,6 +99,10 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
     what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
     payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+    """
+    ConfirmDelivery: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]  # type: ignore[assignment]
+    """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+    SUCCESS. A repeat answers with the order as it stands. Not built yet. Access: team (its own).
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
@@ -171,6 +179,16 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
         what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
         payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmDelivery(
+        self,
+        request: _payment_service_pb2.ConfirmDeliveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.ConfirmDeliveryResponse, _abc.Awaitable[_payment_service_pb2.ConfirmDeliveryResponse]]:
+        """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
+        SUCCESS. A repeat answers with the order as it stands. Not built yet. Access: team (its own).
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PayoutServiceStub(object):
-    """Moves money from sellers' wallets to sellers' banks.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
+    platform.
     """
 
     def __init__(self, channel):
@@ -120,70 +121,107 @@ class PayoutServiceStub(object):
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutScheduleRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutScheduleResponse.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/ListDeadLetters',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.GetDeadLetter = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/GetDeadLetter',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.RetryDeadLetter = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/RetryDeadLetter',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.CloseDeadLetter = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/CloseDeadLetter',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.FromString,
+                _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/ListAlerts',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
 
 
 class PayoutServiceServicer(object):
-    """Moves money from sellers' wallets to sellers' banks.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
+    platform.
     """
 
     def CreatePayoutDestination(self, request, context):
-        """Registers where a seller is paid. Not built yet. Access: team (its own).
+        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. It takes the place of the current destination at once:
+        schedules pay nothing until it is usable. The same id with the same values answers with the destination as it stands, with other values it is refused
+        with KEY_REUSED. Access: team.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutDestination(self, request, context):
-        """Answers with a destination. Not built yet. Access: team (its own).
+        """Answers with a destination as it stands. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPayoutDestinations(self, request, context):
-        """Lists destinations. Not built yet. Access: team (its own).
+        """Lists destinations, newest first. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DisablePayoutDestination(self, request, context):
-        """Ends the use of a destination. Not built yet. Access: team (its own).
+        """Ends the use of a destination; the one before it that is not UNUSABLE or DISABLED becomes the current one. Payouts to it that have not been sent are
+        CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
+        with STATE_FORBIDS. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PreviewPayout(self, request, context):
-        """Answers what a seller could be paid now. Not built yet. Access: team (its own).
+        """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
+        Access: team, operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreatePayout(self, request, context):
-        """Creates a payout. Not built yet. Access: team (its own).
+        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. Fee and
+        reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
+        again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
+        (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
+        gone before it could be held makes it FAILED. Access: team.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayout(self, request, context):
-        """Answers with a payout. Not built yet. Access: team (its own).
+        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPayouts(self, request, context):
-        """Lists payouts. Not built yet. Access: team (its own).
+        """Lists payouts, newest first. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchPayout(self, request, context):
-        """Streams a payout and its changes. Not built yet. Access: team (its own).
+        """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
+        comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
+        Access: team (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -191,56 +229,102 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelPayout(self, request, context):
-        """Cancels a payout not yet sent. Not built yet. Access: team (its own).
+        """Ends a payout that is AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent. A repeat with the same reason
+        answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetryPayout(self, request, context):
-        """Makes a payout in the dead letters due again. Not built yet. Access: team (its own).
+        """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
+        request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
+        Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApprovePayout(self, request, context):
-        """Approves a payout. Not built yet. Access: operator.
+        """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_PERSON_REQUIRED, other states with STATE_FORBIDS. A repeat by the same
+        person with the same reason answers with the payout as it stands. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectPayout(self, request, context):
-        """Rejects a payout. Not built yet. Access: operator.
+        """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
+        the same reason answers with the payout as it stands. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreatePayoutBatch(self, request, context):
-        """Creates payouts together. Not built yet. Access: team (its own).
+        """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
+        refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
+        values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: team, operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutBatch(self, request, context):
-        """Answers with a batch. Not built yet. Access: team (its own).
+        """Answers with a batch as it stands, and a page of its report. Access: team (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPayoutSchedule(self, request, context):
-        """Sets when a seller is paid. Not built yet. Access: team (its own).
+        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. For the
+        default (no seller_account) a team is refused with METHOD_FORBIDDEN. Access: team, operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutSchedule(self, request, context):
-        """Answers with a schedule. Not built yet. Access: team (its own).
+        """Answers with the schedule that holds for a seller: its own, else the default. Access: team, operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Lists dead letters, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeadLetter(self, request, context):
+        """Answers with a dead letter and what it is about. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetter(self, request, context):
+        """Has the subject of an open dead letter tried again, as RetryPayout does. A repeat with the same reason changes nothing; one that has ended otherwise is
+        refused with STATE_FORBIDS. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseDeadLetter(self, request, context):
+        """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
+        or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
+        STATE_FORBIDS: it can only be retried. A repeat with the same values changes nothing. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlerts(self, request, context):
+        """Lists what a person should know of, newest first. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -334,6 +418,31 @@ def add_PayoutServiceServicer_to_server(servicer, server):
                     request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutScheduleRequest.FromString,
                     response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutScheduleResponse.SerializeToString,
             ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'GetDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeadLetter,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterResponse.SerializeToString,
+            ),
+            'RetryDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetter,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterResponse.SerializeToString,
+            ),
+            'CloseDeadLetter': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseDeadLetter,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'tallystick.payout.v1.PayoutService', rpc_method_handlers)
@@ -343,7 +452,8 @@ def add_PayoutServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PayoutService(object):
-    """Moves money from sellers' wallets to sellers' banks.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
+    platform.
     """
 
     @staticmethod
@@ -795,6 +905,141 @@ class PayoutService(object):
             '/tallystick.payout.v1.PayoutService/GetPayoutSchedule',
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutScheduleRequest.SerializeToString,
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetPayoutScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/ListDeadLetters',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/GetDeadLetter',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.GetDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/RetryDeadLetter',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseDeadLetter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/CloseDeadLetter',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/ListAlerts',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,11 +70,11 @@ class DeadLetter(_message.Message):
     dead_letter_id: _builtins.str
     """"{subject's id}-{number}"."""
     subject: _builtins.str
-    """What does not come on: "charges/{charge_id}"."""
+    """What does not come on: "charges/{charge_id}", "payouts/{payout_id}" or "payoutDestinations/{payout_destination_id}"."""
     state: Global___DeadLetterState.ValueType
     """Where it is."""
     cause: _builtins.str
-    """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say whether it charged), UNSETTLED (wallet or
+    """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say what became of it), UNSETTLED (wallet or
     ledger do not answer), SETTLING_REFUSED (wallet or ledger refused).
     """
     detail: _builtins.str
@@ -86,7 +86,7 @@ class DeadLetter(_message.Message):
     reason: _builtins.str
     """Why, in the operator's words."""
     evidence: _builtins.str
-    """What shows that nothing was charged, where it was closed."""
+    """What shows that nothing was charged or paid, where it was closed."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was set aside."""
@@ -134,10 +134,12 @@ class Alert(_message.Message):
     """"{kind}-{subject's id}-{number}"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
-    UNAPPLIED_CHARGE, PROVIDER_FAILS (charges wait for a provider that fails too often to be asked), PROVIDER_FORBIDS (it does not accept our credentials).
+    UNAPPLIED_CHARGE, PROVIDER_FAILS (what is to be sent waits for a provider that fails too often to be asked), PROVIDER_FORBIDS (it does not accept our
+    credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
+    was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells of a paid payout that it failed).
     """
     subject: _builtins.str
-    """What it is about, such as "paymentOrders/{payment_order_id}"."""
+    """What it is about, such as "paymentOrders/{payment_order_id}" or "payouts/{payout_id}"."""
     detail: _builtins.str
     """More about it, as of when it was first raised."""
     @_builtins.property

@@ -327,6 +327,86 @@ class BatchCreditResponse(_message.Message):
 Global___BatchCreditResponse: _TypeAlias = BatchCreditResponse  # noqa: Y015
 
 @_typing.final
+class Release(_message.Message):
+    """One release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """The cause of the credit to release: "{TransactionKind}/{cause_id}", such as "PAY_IN/po-1"; one release for each, of the whole credit. NOT_FOUND if there is
+    no such credit. One that was available at once needs none: that is answered as a release made before.
+    """
+    caller: _builtins.str
+    """On whose behalf the service releases."""
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+        caller: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cause", b"cause"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Release: _TypeAlias = Release  # noqa: Y015
+
+@_typing.final
+class BatchReleaseRequest(_message.Message):
+    """Releases to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASES_FIELD_NUMBER: _builtins.int
+    OUTCOME_ONLY_FIELD_NUMBER: _builtins.int
+    outcome_only: _builtins.bool
+    """If true, a result without an error holds no wallet."""
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
+        """1 to 1,000 releases, each on its own."""
+
+    def __init__(
+        self,
+        *,
+        releases: _abc.Iterable[Global___Release] | None = ...,
+        outcome_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome_only", b"outcome_only", "releases", b"releases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReleaseRequest: _TypeAlias = BatchReleaseRequest  # noqa: Y015
+
+@_typing.final
+class BatchReleaseResponse(_message.Message):
+    """The answer to BatchRelease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___WalletResult]:
+        """One result for each release, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___WalletResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReleaseResponse: _TypeAlias = BatchReleaseResponse  # noqa: Y015
+
+@_typing.final
 class Debit(_message.Message):
     """One debit."""
 
@@ -435,6 +515,7 @@ class NewHold(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    KEEP_AVAILABLE_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
     caller: _builtins.str
@@ -447,6 +528,8 @@ class NewHold(_message.Message):
     """ISO 4217 code, BTC or USDC."""
     purpose: _wallet_pb2.HoldPurpose.ValueType
     """What it is for."""
+    keep_available: _builtins.str
+    """What has to stay available beside it, as text like amount; refused with INSUFFICIENT_FUNDS if less would. Empty: nothing has to. It is not set aside."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it ends by itself; unset: never. Refused for PAYOUT."""
@@ -461,10 +544,11 @@ class NewHold(_message.Message):
         currency: _builtins.str = ...,
         purpose: _wallet_pb2.HoldPurpose.ValueType = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        keep_available: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "currency", b"currency", "expire_time", b"expire_time", "hold_id", b"hold_id", "purpose", b"purpose", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "currency", b"currency", "expire_time", b"expire_time", "hold_id", b"hold_id", "keep_available", b"keep_available", "purpose", b"purpose", "seller_account", b"seller_account"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

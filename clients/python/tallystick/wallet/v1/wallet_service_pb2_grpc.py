@@ -55,6 +55,11 @@ class WalletServiceStub(object):
                 request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditRequest.SerializeToString,
                 response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditResponse.FromString,
                 _registered_method=True)
+        self.BatchRelease = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/BatchRelease',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchReleaseRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchReleaseResponse.FromString,
+                _registered_method=True)
         self.BatchDebit = channel.unary_unary(
                 '/tallystick.wallet.v1.WalletService/BatchDebit',
                 request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchDebitRequest.SerializeToString,
@@ -119,6 +124,13 @@ class WalletServiceServicer(object):
 
     def BatchCredit(self, request, context):
         """Credits wallets, and opens those that are missing. Access: service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRelease(self, request, context):
+        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Not built yet. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +207,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.BatchCredit,
                     request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditRequest.FromString,
                     response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditResponse.SerializeToString,
+            ),
+            'BatchRelease': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRelease,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchReleaseRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchReleaseResponse.SerializeToString,
             ),
             'BatchDebit': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchDebit,
@@ -341,6 +358,33 @@ class WalletService(object):
             '/tallystick.wallet.v1.WalletService/BatchCredit',
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditRequest.SerializeToString,
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchCreditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/BatchRelease',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchReleaseRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchReleaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
