@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.canonical import fingerprint
 from tallystick_core.refusal import Reason, Refused
-from tallystick_core.wallet import HOLD_MOVES, Balances, EntryKind, Hold, HoldState, Instruction, Wallet, apply
+from tallystick_core.wallet import (
+    HOLD_MOVES,
+    Balances,
+    Credit,
+    EntryKind,
+    Hold,
+    HoldState,
+    Instruction,
+    Wallet,
+    apply,
+    made_available,
+    released_before,
+)
 
 _AMOUNTS = st.integers(1, 50)
 _STEPS = st.one_of(
     st.builds(lambda a, p: ("credit", a, p), _AMOUNTS, st.booleans()),
     st.builds(lambda a, f: ("debit", a, f), _AMOUNTS, st.booleans()),
-    st.builds(lambda a, _: ("hold", a, None), _AMOUNTS, st.none()),
+    st.builds(lambda a, k: ("hold", a, k), _AMOUNTS, st.integers(0, 20)),
+    st.builds(lambda n: ("free", 0, n), st.integers(0, 5)),
     st.builds(lambda a, n: ("capture", a, n), _AMOUNTS, st.integers(0, 5)),
     st.builds(lambda k, n: (k, 0, n), st.sampled_from(["release", "expire"]), st.integers(0, 5)),
 )
@@ -23,15 +38,24 @@ _STEPS = st.one_of(
 
 @given(st.lists(_STEPS, max_size=40), st.sampled_from([0, 60]))
 def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, object]], delay: int) -> None:
-    """W2, W3: whatever is asked in whatever order, parts stay at least 0, owed only without available, and held is the sum of open holds."""
-    wallet, holds, total = Wallet("s", "EUR", release_delay=delay), dict[str, Hold](), 0
+    """W2, W3: whatever is asked in whatever order, parts stay at least 0, owed only without available, held and pending are the sums of what is open."""
+    wallet, holds, credits_, total = Wallet("s", "EUR", release_delay=delay), dict[str, Hold](), dict[str, Credit](), 0
     for number, (what, amount, how) in enumerate(steps):
-        instruction = _instruction(what, amount, how, number)
+        instruction = _instruction(what, amount, how, number if what == "hold" else len(credits_))
+        credit = credits_.get(instruction.cause)
+        if released_before(credit, instruction):
+            continue
         try:
-            change = apply(wallet, holds.get(instruction.cause), instruction)
+            change = apply(wallet, holds.get(instruction.cause), instruction, credit)
         except Refused as refused:
             assert refused.reason in {Reason.INSUFFICIENT_FUNDS, Reason.NOT_FOUND, Reason.HOLD_ENDED, Reason.HOLD_EXCEEDED}
             continue
+        if what == "credit":
+            credits_[instruction.cause] = Credit("s", "EUR", amount, pending=bool(how) and delay > 0)
+        elif what == "free":
+            credits_[instruction.cause] = replace(credits_[instruction.cause], pending=False)  # as its key would have it, it is released once
+        elif what == "hold":
+            assert change.wallet.balances.available >= instruction.keep
         total += {"credit": amount, "debit": -amount, "capture": -amount}.get(what, 0)
         wallet = change.wallet
         if change.hold is not None:
@@ -41,6 +65,7 @@ def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, obje
         assert b.owed == 0 or b.available == 0
         assert b.balance == total
         assert b.held == sum(h.amount for h in holds.values() if h.state is HoldState.OPEN)
+        assert b.pending == sum(credit.amount for credit in credits_.values() if credit.pending)
 
 
 def _instruction(what: str, amount: int, how: object, number: int) -> Instruction:
@@ -49,7 +74,9 @@ def _instruction(what: str, amount: int, how: object, number: int) -> Instructio
     if what == "debit":
         return Instruction(EntryKind.DEBIT, f"REFUND/{number}", "c", "s", "EUR", amount, as_fact=bool(how))
     if what == "hold":
-        return Instruction(EntryKind.HOLD_PLACED, f"h{number}", "c", "s", "EUR", amount, purpose="PAYOUT")
+        return Instruction(EntryKind.HOLD_PLACED, f"h{number}", "c", "s", "EUR", amount, purpose="PAYOUT", keep=int(str(how)))
+    if what == "free":
+        return Instruction(EntryKind.RELEASE, f"PAY_IN/{how}", "c")
     kinds = {"capture": EntryKind.HOLD_CAPTURED, "release": EntryKind.HOLD_RELEASED, "expire": EntryKind.HOLD_EXPIRED}
     return Instruction(kinds[what], f"h{how}", "c", amount=amount)
 
@@ -77,6 +104,52 @@ def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
     assert wallet.balances == Balances(owed=70)
     wallet = apply(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 90)).wallet
     assert wallet.balances == Balances(available=20)
+
+
+@given(st.integers(1, 100), st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.booleans())
+def test_a_release_moves_the_whole_credit_and_repays_first(amount: int, others: int, available: int, owed: int, frozen: bool) -> None:
+    """A release takes its credit out of pending, repays what is owed, makes the rest available, and leaves the balance and what is held alone."""
+    before = Balances(amount + others, 0 if owed else available, held=7, owed=owed)
+    change = apply(
+        Wallet("s", "EUR", before, frozen=frozen), None, Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"), Credit("s", "EUR", amount, pending=True)
+    )
+    after = change.wallet.balances
+    assert after == made_available(Balances(others, before.available, 7, owed), amount)
+    assert (after.balance, after.held, change.amount, change.wallet.version) == (before.balance, 7, amount, 1)
+
+
+def test_what_is_available_already_is_not_released_again() -> None:
+    """A credit that became available at once has nothing to release, and one that is not there is NOT_FOUND: neither makes money."""
+    wallet, release = Wallet("s", "EUR", Balances(pending=5, available=5)), Instruction(EntryKind.RELEASE, "PAY_IN/1", "c")
+    at_once = Credit("s", "EUR", 5, pending=False)
+    assert released_before(at_once, release)
+    assert not released_before(at_once, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c"))
+    assert not released_before(None, release)
+    for credit, reason in ((at_once, Reason.STATE_FORBIDS), (None, Reason.NOT_FOUND)):
+        with pytest.raises(Refused) as refused:
+            apply(wallet, None, release, credit)
+        assert refused.value.reason is reason
+
+
+@given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 100))
+def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, available: int) -> None:
+    """A hold is placed just where its amount and what it has to keep are available, and it sets only its amount aside."""
+    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", amount, purpose="PAYOUT", keep=keep)
+    try:
+        after = apply(Wallet("s", "EUR", Balances(available=available)), None, placed).wallet.balances
+    except Refused as refused:
+        assert refused.reason is Reason.INSUFFICIENT_FUNDS
+        assert available < amount + keep
+        return
+    assert after == Balances(available=available - amount, held=amount)
+    assert after.available >= keep
+
+
+def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
+    """K1: what has to stay available is part of a hold's values, and holds placed before it existed keep their fingerprint."""
+    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="PAYOUT")
+    assert placed.fingerprint == fingerprint("HOLD_PLACED", "h", "s", "EUR", 5, 0, 0, "PAYOUT", "")
+    assert replace(placed, keep=1).fingerprint not in {placed.fingerprint, replace(placed, keep=2).fingerprint}
 
 
 def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:

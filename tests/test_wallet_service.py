@@ -95,6 +95,17 @@ def test_holds_are_captured_in_part_released_and_end_once(client: Client) -> Non
     assert client.wallet.GetHold(pb.GetHoldRequest(hold_id=first)).hold.state == wallet_pb2.HOLD_STATE_CAPTURED
 
 
+def test_a_hold_keeps_available_what_it_is_told_to(client: Client) -> None:
+    """A hold that would leave less available than it has to is refused, as is one that says so in other than an amount."""
+    seller, hold_id = unique("s"), unique("h")
+    credit(client, seller, "10.00")
+    assert reason(hold(client, seller, unique("h"), "7.00", keep_available="3.01")) == "INSUFFICIENT_FUNDS"
+    assert reason(hold(client, seller, unique("h"), "7.00", keep_available="3.001")) == "AMOUNT_PRECISION"
+    assert hold(client, seller, hold_id, "7.00", keep_available="3.00").hold.state == wallet_pb2.HOLD_STATE_OPEN
+    assert reason(hold(client, seller, hold_id, "7.00", keep_available="2.00")) == "KEY_REUSED"
+    assert parts(client, seller) == ("0.00", "3.00", "7.00", "0.00")
+
+
 def test_a_hold_expires_by_itself(client: Client) -> None:
     """A hold whose time is up gives its money back; a payout's hold never has a time."""
     seller, hold_id = unique("s"), unique("h")

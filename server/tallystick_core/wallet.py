@@ -82,9 +82,19 @@ class Hold:
     expire_time: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A credit that was made before, as a release finds it by its cause. `pending`: it did not become available at once."""
+
+    seller_account: str
+    currency: str
+    amount: int
+    pending: bool
+
+
 @dataclass(frozen=True)
 class Instruction:
-    """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id."""
+    """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id. A release has the cause of its credit, and no amount."""
 
     kind: EntryKind
     cause: str
@@ -96,13 +106,16 @@ class Instruction:
     as_fact: bool = False
     purpose: str = ""
     expire_time: datetime | None = None
+    keep: int = 0
+    """What has to stay available beside a hold that is placed."""
 
     @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
         expire = self.expire_time.isoformat() if self.expire_time else ""
         who = (self.kind, self.cause, self.seller_account, self.currency, self.amount)
-        return fingerprint(*who, int(self.pending), int(self.as_fact), self.purpose, expire)
+        kept = (self.keep,) if self.keep else ()  # holds that keep nothing have the fingerprint they always had
+        return fingerprint(*who, int(self.pending), int(self.as_fact), self.purpose, expire, *kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +133,13 @@ def made_available(balances: Balances, amount: int) -> Balances:
     return replace(balances, available=balances.available + amount - repaid, owed=balances.owed - repaid)
 
 
-def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction) -> Change:
-    """Decides one instruction that was not made before. All refusals come first, then success is certain.
+def released_before(credit: Credit | None, instruction: Instruction) -> bool:
+    """Whether a release has nothing to do, because its credit became available at once; it is answered as one that was made before."""
+    return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
+
+
+def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None) -> Change:
+    """Decides one instruction that was not made before. All refusals come first, then success is certain. `credit`: what a release is about.
 
     Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND, HOLD_ENDED, HOLD_EXCEEDED.
     """
@@ -135,7 +153,7 @@ def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction) -> Change
         case EntryKind.HOLD_CAPTURED | EntryKind.HOLD_RELEASED | EntryKind.HOLD_EXPIRED:
             return _end_hold(wallet, hold, instruction)
         case EntryKind.RELEASE:
-            raise Refused(Reason.METHOD_NOT_BUILT, "Releases are not built yet.")
+            return _release(wallet, credit)
 
 
 def _after(wallet: Wallet, balances: Balances) -> Wallet:
@@ -150,6 +168,17 @@ def _credit(wallet: Wallet, credit: Instruction) -> Change:
         after = replace(before, pending=before.pending + credit.amount)
     else:
         after = made_available(before, credit.amount)
+    return Change(_after(wallet, after), credit.amount)
+
+
+def _release(wallet: Wallet, credit: Credit | None) -> Change:
+    """The whole credit, also of a frozen wallet: whose money it is does not change by it."""
+    if credit is None:
+        raise Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
+    if not credit.pending:
+        raise Refused(Reason.STATE_FORBIDS, "The credit is available already.", metadata={"state": "AVAILABLE", "verb": "RELEASE"})
+    before = wallet.balances
+    after = made_available(replace(before, pending=before.pending - credit.amount), credit.amount)
     return Change(_after(wallet, after), credit.amount)
 
 
@@ -172,7 +201,7 @@ def _debit(wallet: Wallet, debit: Instruction) -> Change:
 def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction) -> Change:
     if hold is not None:
         raise key_reused("hold_id")
-    _refuse_request(wallet, placed.amount, "HOLD")
+    _refuse_request(wallet, placed.amount + placed.keep, "HOLD")
     before = wallet.balances
     after = replace(before, available=before.available - placed.amount, held=before.held + placed.amount)
     new = Hold(placed.cause, wallet.seller_account, wallet.currency, placed.amount, placed.purpose, placed.caller, expire_time=placed.expire_time)

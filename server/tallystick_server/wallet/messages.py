@@ -64,7 +64,8 @@ def parse_hold(message: pb.NewHold) -> Instruction:
     expire_time = parse_time(message, "expire_time")
     if expire_time is not None and purpose == "PAYOUT":
         raise Refused(Reason.FIELD_INVALID, "expire_time must be unset: a payout's hold never expires.", field="expire_time")
-    return Instruction(EntryKind.HOLD_PLACED, hold_id, caller, seller, currency, amount, purpose=purpose, expire_time=expire_time)
+    keep = parse_amount(message.keep_available, currency, "keep_available", least=0) if message.keep_available else 0
+    return Instruction(EntryKind.HOLD_PLACED, hold_id, caller, seller, currency, amount, purpose=purpose, expire_time=expire_time, keep=keep)
 
 
 def parse_release_delay(message: pb.SetWalletPolicyRequest) -> int:
