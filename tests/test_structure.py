@@ -16,14 +16,14 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.booking import Kind
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.event import EventType
 from tallystick_core.payment import HAPPENINGS, Charging, MethodType, OnPartial, Status
-from tallystick_core.provider import FailureReason, Outcome, PendingReason
+from tallystick_core.provider import FailureReason, Outcome, PayoutFailure, PendingReason
 from tallystick_core.wallet import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -103,6 +103,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType), (FailureReason, payment_pb2.FailureReason),
         (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
         (OnPartial, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
+        (PayoutFailure, payout_pb2.PayoutFailureReason),
     ],
 )  # fmt: skip
 def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:

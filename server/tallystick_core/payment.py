@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
-from tallystick_core.canonical import fingerprint, micros
+from tallystick_core.canonical import fingerprint, letters, micros
 from tallystick_core.money import share
 from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
 from tallystick_core.recovery import Step
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.table import moved
 
 MOST_ORDERS = 200
-_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
 class Status(StrEnum):
@@ -119,12 +118,7 @@ HAPPENINGS: dict[type, Happening] = {
 
 def move(status: Status, happening: Happening) -> Status:
     """The status after. Raises STATE_FORBIDS for what cannot happen to an order in that status."""
-    try:
-        return MOVES[status, happening]
-    except KeyError:
-        raise Refused(
-            Reason.STATE_FORBIDS, f"An order that is {status} takes no {happening}.", metadata={"state": status, "verb": happening}
-        ) from None
+    return moved(MOVES, status, happening, "An order")
 
 
 def next_step(statuses: Iterable[Status], *, answered: bool, ending: bool, maybe_sent: bool, looking: bool, key_honoured: bool) -> Step:
@@ -226,14 +220,9 @@ def charge_id(event: PaymentEvent, order: Order) -> str:
     return f"c-{event.checkout_id}" if event.charging is Charging.TOGETHER else f"o-{order.payment_order_id}"
 
 
-def provider_key(environment: str, charge: str, attempt: int) -> str:
-    """The idempotency key a provider gets: "{environment}-{charge_id}-{attempt}"."""
-    return f"{environment}-{charge}-{attempt}"
-
-
 def unapplied_charge_id(provider: str, reference: str) -> str:
-    """The id of money that fits no order, by the provider's name for it; in letters, since digits may look like a card number by chance."""
-    return f"u-{fingerprint(provider, reference).hex()[:32].translate(_LETTERS)}"
+    """The id of money that fits no order, by the provider's name for it."""
+    return f"u-{letters(provider, reference)}"
 
 
 def judge(outcome: Outcome, amount: int, currency: str) -> Outcome:

@@ -1,7 +1,8 @@
-"""The port to payment providers. A provider's answer is one of five outcomes, and nothing else."""
+"""The ports to payment and payout providers. A provider's answer is one of a few outcomes, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -30,6 +31,19 @@ class FailureReason(StrEnum):
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
 
 
+class PayoutFailure(StrEnum):
+    """Why a payout is FAILED; the same names as `tallystick.payout.v1.PayoutFailureReason`."""
+
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    WALLET_FROZEN = "WALLET_FROZEN"
+    DESTINATION_REFUSED = "DESTINATION_REFUSED"
+    PROVIDER_DECLINED = "PROVIDER_DECLINED"
+    PROVIDER_REFUSED = "PROVIDER_REFUSED"
+    PROVIDER_MISMATCH = "PROVIDER_MISMATCH"
+    PROVIDER_UNREACHABLE = "PROVIDER_UNREACHABLE"
+    CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
+
+
 class PendingReason(StrEnum):
     """What an order waits for."""
 
@@ -39,12 +53,12 @@ class PendingReason(StrEnum):
 
 
 class Trouble(StrEnum):
-    """Why a charge does not come on. Each kind has a retry policy of its own."""
+    """Why a charge or a payout does not come on. Each kind has a retry policy of its own."""
 
     NOT_SENT = "NOT_SENT"
     """Surely nothing reached the provider."""
     NO_ANSWER = "NO_ANSWER"
-    """Whether the buyer was charged is not known."""
+    """Whether money moved is not known."""
     SERVER_ERROR = "SERVER_ERROR"
     """The provider answered that it failed; it may give that answer to the key for ever, so it is soon asked what became of the demand."""
     BUSY = "BUSY"
@@ -62,7 +76,7 @@ class Trouble(StrEnum):
     UNSETTLED = "UNSETTLED"
     """Wallet or ledger did not answer."""
     SETTLING_REFUSED = "SETTLING_REFUSED"
-    """Wallet or ledger refused the order, which is a fault of ours."""
+    """Wallet or ledger refused it, which is a fault of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +94,19 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The buyer was charged, as much as the provider says."""
+    """The money has moved, as much as the provider says: the buyer was charged, or the seller's bank has it."""
 
     reference: str
     amount: int
+    """Minor units."""
     currency: str
 
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """Surely nothing was charged."""
+    """Surely no money has moved, and none will."""
 
-    reason: FailureReason
+    reason: FailureReason | PayoutFailure
     code: str = ""
     reference: str = ""
 
@@ -114,7 +129,7 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Whether the buyer was charged is not known: the same key is sent again later, not before `retry_after` seconds if the provider says so."""
+    """Whether money moved is not known: the same key is sent again later, not before `retry_after` seconds if the provider says so."""
 
     detail: str
     trouble: Trouble = Trouble.NO_ANSWER
@@ -122,6 +137,12 @@ class Unknown:
 
 
 Outcome = Succeeded | Declined | Pending | NotSent | Unknown
+"""The answers to a demand for a charge."""
+
+
+def provider_key(environment: str, demand: str, attempt: int) -> str:
+    """The idempotency key a provider gets: "{environment}-{demand}-{attempt}", where the demand is "o-{order}", "c-{checkout}" or "p-{payout}"."""
+    return f"{environment}-{demand}-{attempt}"
 
 
 class Provider(Protocol):
@@ -141,4 +162,83 @@ class Provider(Protocol):
 
     async def cancel(self, demand: Demand) -> Outcome:
         """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it surely will not be charged any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutDemand:
+    """What a provider is asked to pay. `key` is the idempotency key; the same key is always sent with the same values."""
+
+    key: str
+    payout_id: str
+    amount: int
+    """Minor units: what the seller's bank is to get, so without our fee."""
+    currency: str
+    bank_account_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The provider has taken the demand, and will tell later."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class InTransit:
+    """The provider has sent the money."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The seller's bank had the money and sent it back, as much as the provider says. `reference` names the transfer, not its return."""
+
+    reference: str
+    amount: int
+    """Minor units."""
+    currency: str
+    code: str = ""
+    account_refused: bool = False
+    """Whether the account is at fault, so that it cannot be paid to again."""
+
+
+PayoutOutcome = Submitted | InTransit | Succeeded | Returned | Declined | NotSent | Unknown
+"""The answers to a demand for a payout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The provider can pay to the account."""
+
+
+Verification = Verified | Declined | Pending | NotSent | Unknown
+"""The answers to the question whether a bank account can be paid to."""
+
+
+class PayoutProvider(Protocol):
+    """A payout service provider. Its methods are total: whatever happens is one of their outcomes, and they never raise but for a bug."""
+
+    name: str
+    key_window: float
+    """Seconds for which it honours an idempotency key, from when it first came."""
+    most_at_once: int
+    """The most demands that one submission takes; 1: it has no batches."""
+    return_window: float
+    """Seconds for which what was paid may still come back; so long it is looked up now and then."""
+
+    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
+        """Pays, or finds what was paid before under the same keys: one outcome for each demand, in order, each under its own key.
+
+        A submission whose answer is lost, or is not told apart, is Unknown for every demand in it.
+        """
+        ...
+
+    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+        """What became of a demand that may have been sent, returns included; pays nothing. One that is not found is Unknown."""
+        ...
+
+    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+        """Whether it can pay to the account in the currency; asking again is harmless."""
         ...

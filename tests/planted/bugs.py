@@ -113,7 +113,7 @@ BUGS = (
     ),
     Bug(
         "ids of unapplied charges may look like card numbers",
-        f"{_CORE}/payment.py",
+        f"{_CORE}/canonical.py",
         ".hex()[:32].translate(_LETTERS)",
         ".hex()[:32]",
         "tests/test_payment_rules.py",

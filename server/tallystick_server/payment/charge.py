@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import Happening, PaymentEvent, Status, next_step, provider_key
-from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, PendingReason, Succeeded
+from tallystick_core.payment import Happening, PaymentEvent, Status, next_step
+from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, PendingReason, Succeeded, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.demand import InHand

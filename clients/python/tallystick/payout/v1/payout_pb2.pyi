@@ -93,19 +93,17 @@ class _PayoutFailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_P
     """The wallet had less available than the amount and the reserve when its money was to be held."""
     PAYOUT_FAILURE_REASON_WALLET_FROZEN: _PayoutFailureReason.ValueType  # 2
     """The wallet is frozen."""
-    PAYOUT_FAILURE_REASON_DESTINATION_UNUSABLE: _PayoutFailureReason.ValueType  # 3
-    """The destination ended before its money was held."""
-    PAYOUT_FAILURE_REASON_DESTINATION_REFUSED: _PayoutFailureReason.ValueType  # 4
+    PAYOUT_FAILURE_REASON_DESTINATION_REFUSED: _PayoutFailureReason.ValueType  # 3
     """Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is UNUSABLE from then on."""
-    PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: _PayoutFailureReason.ValueType  # 5
+    PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: _PayoutFailureReason.ValueType  # 4
     """The provider declined without a reason of this list; see decline_code."""
-    PAYOUT_FAILURE_REASON_PROVIDER_REFUSED: _PayoutFailureReason.ValueType  # 6
+    PAYOUT_FAILURE_REASON_PROVIDER_REFUSED: _PayoutFailureReason.ValueType  # 5
     """The provider refused the demand itself, for good; nothing was paid."""
-    PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: _PayoutFailureReason.ValueType  # 7
+    PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: _PayoutFailureReason.ValueType  # 6
     """The provider paid another amount or currency than was asked for; see GetPayoutResponse.transfers."""
-    PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE: _PayoutFailureReason.ValueType  # 8
+    PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE: _PayoutFailureReason.ValueType  # 7
     """The provider could not be reached; surely nothing was sent."""
-    PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR: _PayoutFailureReason.ValueType  # 9
+    PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR: _PayoutFailureReason.ValueType  # 8
     """An operator closed it on the provider's evidence that nothing was paid."""
 
 class PayoutFailureReason(_PayoutFailureReason, metaclass=_PayoutFailureReasonEnumTypeWrapper):
@@ -117,19 +115,17 @@ PAYOUT_FAILURE_REASON_INSUFFICIENT_FUNDS: PayoutFailureReason.ValueType  # 1
 """The wallet had less available than the amount and the reserve when its money was to be held."""
 PAYOUT_FAILURE_REASON_WALLET_FROZEN: PayoutFailureReason.ValueType  # 2
 """The wallet is frozen."""
-PAYOUT_FAILURE_REASON_DESTINATION_UNUSABLE: PayoutFailureReason.ValueType  # 3
-"""The destination ended before its money was held."""
-PAYOUT_FAILURE_REASON_DESTINATION_REFUSED: PayoutFailureReason.ValueType  # 4
+PAYOUT_FAILURE_REASON_DESTINATION_REFUSED: PayoutFailureReason.ValueType  # 3
 """Provider or bank cannot pay to the account: closed, unknown, another holder. The destination is UNUSABLE from then on."""
-PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: PayoutFailureReason.ValueType  # 5
+PAYOUT_FAILURE_REASON_PROVIDER_DECLINED: PayoutFailureReason.ValueType  # 4
 """The provider declined without a reason of this list; see decline_code."""
-PAYOUT_FAILURE_REASON_PROVIDER_REFUSED: PayoutFailureReason.ValueType  # 6
+PAYOUT_FAILURE_REASON_PROVIDER_REFUSED: PayoutFailureReason.ValueType  # 5
 """The provider refused the demand itself, for good; nothing was paid."""
-PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: PayoutFailureReason.ValueType  # 7
+PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH: PayoutFailureReason.ValueType  # 6
 """The provider paid another amount or currency than was asked for; see GetPayoutResponse.transfers."""
-PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE: PayoutFailureReason.ValueType  # 8
+PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE: PayoutFailureReason.ValueType  # 7
 """The provider could not be reached; surely nothing was sent."""
-PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR: PayoutFailureReason.ValueType  # 9
+PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR: PayoutFailureReason.ValueType  # 8
 """An operator closed it on the provider's evidence that nothing was paid."""
 Global___PayoutFailureReason: _TypeAlias = PayoutFailureReason  # noqa: Y015
 
