@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tallystick import new_order
 from tallystick.payment.v1 import payment_service_pb2
@@ -42,6 +43,10 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             ]
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
             client.wallet.BatchReleaseHold(wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=["h-2"]))
+            delay = Duration(seconds=3600)
+            client.wallet.SetWalletPolicy(wallet_service_pb2.SetWalletPolicyRequest(seller_account="slow", currency="EUR", release_delay=delay))
+            late = wallet_service_pb2.Credit(cause="PAY_IN/late", caller="t", seller_account="slow", amount="1.00", currency="EUR", pending=True)
+            client.wallet.BatchCredit(wallet_service_pb2.BatchCreditRequest(credits=[late]))
         yield known
 
 
@@ -121,6 +126,9 @@ CASES = [
      "insert into hold values ('h-3', 's', 'EUR', 1, 0, 'RESERVE', 'OPEN', 't', null, clock(), null)", "P0001"),
     ("W3 a payout's hold that expires", "wallet",
      "insert into hold values ('h-3', 's', 'EUR', 1, 0, 'PAYOUT', 'OPEN', 't', clock(), clock(), null)", "23514"),
+    ("W2 a pending credit without its entry", "wallet", "insert into pending_credit values ('PAY_IN/x', 's', 'EUR', 5, clock())", "P0001"),
+    ("W2 a pending credit that goes without its release", "wallet", "delete from pending_credit where cause = 'PAY_IN/late'", "P0001"),
+    ("W2 a pending credit that changes", "wallet", "update pending_credit set amount = 1", "42501"),
     ("P4 an entry without its wallet", "wallet",
      f"insert into wallet_entry values ('s', 'EUR', 99, 'CREDIT', 'PAY_IN/x', 't', {ZEROS}, 5, 0, 0, 0, 0, '', clock())", "P0001"),
     ("P7 a second credit for an order", "wallet",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tallystick import new_order
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
@@ -38,7 +39,10 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             client.create_payment("c-pending", [new_order("o-pending", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending")
             client.create_payment("c-other", [new_order("o-other", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_other_amount")
             client.create_payment("c-rejected", [new_order("o-rejected", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
+            delay = Duration(seconds=3600)
+            client.wallet.SetWalletPolicy(wallet_service_pb2.SetWalletPolicyRequest(seller_account="s-slow", currency="EUR", release_delay=delay))
             assert eventually(lambda: settled(known))
+            client.create_payment("c-slow", [new_order("o-slow", "b", "s-slow", "1.00", "EUR")], credit_card_info="tok_visa")
             hold = wallet_service_pb2.NewHold(
                 hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
             )
@@ -73,12 +77,14 @@ PLANTS = [
     ("L6", "update ledger.tx set description = 'x' where sequence = 4", "ledger.tx main-4: its hash is not that of its content"),
     ("L6", "update ledger.tx set hash = previous_hash where sequence = 2", "ledger.tx main-3: previous_hash is not the hash"),
     ("L6", "delete from ledger.tx where sequence = 3", "ledger.tx main-4: follows 2, with a gap"),
-    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 7"),
+    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 8"),
     ("L7", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "ledger.account sellers/s-1 EUR: balance is"),
     ("L7", "update ledger.entry set balance_after = 7 where sequence = 2 and place = 4", "ledger.entry 2/4: balance_after is 7"),
     ("W1", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "wallet.wallet s-1 EUR: balance is 2700, but"),
     ("W2", "update wallet.wallet set available = available + 1, balance = balance + 1 where seller_account = 's-1'", "wallet.wallet s-1 EUR: is at version 3"),
     ("W2", "update wallet.wallet_entry set available_after = 5 where seller_account = 's-1' and number = 2", "wallet.wallet_entry s-1 EUR 2: moves the balance"),
+    ("W2", "update wallet.pending_credit set amount = 5", "wallet.wallet s-slow EUR: has 100 pending, but its pending credits sum to 5"),
+    ("W2", "update wallet.pending_credit set amount = 5", "wallet.pending_credit PAY_IN/o-slow: is not what was credited"),
     ("W3", "update wallet.hold set amount = 50", "wallet.wallet s-0 EUR: holds 100, but its open holds sum to 50"),
     ("P1", "update payment.attempt set amount = 5 where demand_id = 'o-o-1-0'", "payment.attempt o-o-1-0 1: demands 5 EUR"),
     ("P2", "delete from payment.attempt where demand_id = 'o-o-1-0'", "payment.payment_order o-1-0: is SUCCESS without an attempt"),

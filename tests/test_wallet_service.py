@@ -160,6 +160,51 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
     assert error.value.reason == "FIELD_INVALID"
 
 
+def release(client: Client, *causes: str) -> list[pb.WalletResult]:
+    releases = [pb.Release(cause=cause, caller="t") for cause in causes]
+    return list(client.wallet.BatchRelease(pb.BatchReleaseRequest(releases=releases)).results)
+
+
+def test_a_sale_is_released_by_its_cause_once(client: Client) -> None:
+    """A release makes exactly its own credit available, once; one that was available at once needs none; another cause is NOT_FOUND, a bad one named."""
+    seller = unique("s")
+    delayed = pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", release_delay=Duration(seconds=3600))
+    client.wallet.SetWalletPolicy(delayed)
+    first, second, at_once = (f"PAY_IN/{unique()}" for _ in range(3))
+    credit(client, seller, "2.00", first, pending=True)
+    credit(client, seller, "3.00", second, pending=True)
+    credit(client, seller, "1.00", at_once)
+    assert parts(client, seller) == ("5.00", "1.00", "0.00", "0.00")
+    results = release(client, first, at_once, f"PAY_IN/{unique()}", "PAY_IN", first)
+    assert [result.replayed for result in results] == [False, True, False, False, True]
+    assert [reason(result) for result in results[2:4]] == ["NOT_FOUND", "FIELD_INVALID"]
+    assert results[0].wallet.available == "3.00"
+    assert parts(client, seller) == ("3.00", "3.00", "0.00", "0.00")
+    assert release(client, first)[0].replayed
+    with ThreadPoolExecutor(20) as pool:
+        again = list(pool.map(lambda _: release(client, second)[0], range(20)))
+    assert sorted(result.replayed for result in again) == [False] + [True] * 19
+    assert parts(client, seller) == ("0.00", "6.00", "0.00", "0.00")
+
+
+def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:
+    """What nobody releases becomes available by itself when the delay that held when it was credited is over, and repays what is owed first."""
+    seller = unique("s")
+    client.wallet.SetWalletPolicy(pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", release_delay=Duration(seconds=1)))
+    cause, later = (f"PAY_IN/{unique()}" for _ in range(2))
+    credit(client, seller, "2.00", cause, pending=True)
+    client.wallet.SetWalletPolicy(pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", release_delay=Duration(seconds=3600)))
+    credit(client, seller, "5.00", later, pending=True)
+    debit = pb.Debit(cause=f"CHARGEBACK/{unique()}", caller="t", seller_account=seller, amount="0.50", currency="EUR", as_fact=True)
+    client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[debit]))
+    assert parts(client, seller) == ("7.00", "0.00", "0.00", "0.50")
+    assert eventually(lambda: parts(client, seller) == ("5.00", "1.50", "0.00", "0.00"))
+    assert release(client, cause)[0].replayed
+    assert not release(client, later)[0].replayed
+    entries = client.wallet.ListWalletEntries(pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")).entries
+    assert [entry.kind for entry in entries[:2]] == [wallet_pb2.WALLET_ENTRY_KIND_RELEASE] * 2
+
+
 def test_entries_and_wallets_are_listed(client: Client) -> None:
     """Every entry once, newest first, with what the wallet held after it; a wallet nobody has is NOT_FOUND."""
     seller = unique("s")

@@ -125,6 +125,8 @@ class Change:
     wallet: Wallet
     amount: int
     hold: Hold | None = None
+    pends: bool = False
+    """A credit that has to be released before it is available."""
 
 
 def made_available(balances: Balances, amount: int) -> Balances:
@@ -164,11 +166,9 @@ def _after(wallet: Wallet, balances: Balances) -> Wallet:
 
 def _credit(wallet: Wallet, credit: Instruction) -> Change:
     before = wallet.balances
-    if credit.pending and wallet.release_delay > 0:
-        after = replace(before, pending=before.pending + credit.amount)
-    else:
-        after = made_available(before, credit.amount)
-    return Change(_after(wallet, after), credit.amount)
+    pends = credit.pending and wallet.release_delay > 0
+    after = replace(before, pending=before.pending + credit.amount) if pends else made_available(before, credit.amount)
+    return Change(_after(wallet, after), credit.amount, pends=pends)
 
 
 def _release(wallet: Wallet, credit: Credit | None) -> Change:

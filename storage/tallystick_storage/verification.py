@@ -32,6 +32,10 @@ QUERIES = {
     "wallet.holds": """
         select seller_account, currency, sum(amount) as held from hold where state = 'OPEN' group by seller_account, currency
         order by seller_account, currency""",
+    "wallet.pending": """
+        select c.seller_account, c.currency, c.cause, c.amount, e.amount as credited, r.cause is not null as released
+        from pending_credit c left join wallet_entry e on e.kind = 'CREDIT' and e.cause = c.cause
+        left join wallet_entry r on r.kind = 'RELEASE' and r.cause = c.cause order by c.cause""",
     "wallet.pay_ins": """
         select substr(cause, 8) as payment_order_id, seller_account, currency, amount from wallet_entry
         where kind = 'CREDIT' and cause like 'PAY_IN/%' order by payment_order_id""",

@@ -1,4 +1,4 @@
-"""Wallets, entries, holds. Lock order: wallets by seller and currency, then holds by id."""
+"""Wallets, entries, holds, pending credits. Lock order: wallets by seller and currency, then holds by id."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.wallet import Balances, Change, EntryKind, Hold, HoldState, Instruction, Wallet
+from tallystick_core.wallet import Balances, Change, Credit, EntryKind, Hold, HoldState, Instruction, Wallet
 from tallystick_storage.database import rows
 
 WalletKey = tuple[str, str]
@@ -89,6 +89,25 @@ def as_hold(row: Row[Any]) -> Hold:
     )
 
 
+_CREDITS = text("""
+    select e.cause, e.seller_account, e.currency, e.amount, p.cause is not null as pending
+    from unnest(cast(:causes as text[])) as r (cause) join wallet_entry e on e.kind = 'CREDIT' and e.cause = r.cause
+    left join pending_credit p on p.cause = e.cause
+""")
+_RELEASABLE = text("select cause from pending_credit where release_time <= clock() order by release_time, cause limit :most")
+
+
+def credits(connection: Connection, causes: list[str]) -> dict[str, Credit]:  # noqa: A001 - as the contract calls them
+    """Credits by cause, those that were made. Their wallet's lock guards whether they are pending."""
+    found = connection.execute(_CREDITS, {"causes": causes})
+    return {row.cause: Credit(row.seller_account, row.currency, row.amount, row.pending) for row in found}
+
+
+def releasable(connection: Connection, most: int) -> list[str]:
+    """The causes of pending credits whose time has come, the oldest first."""
+    return list(connection.execute(_RELEASABLE, {"most": most}).scalars())
+
+
 def list_holds(connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, most: int) -> Sequence[Row[Any]]:
     """A seller's holds, newest first, before a given (create_time, hold_id)."""
     time, hold_id = before or (None, "")
@@ -117,6 +136,11 @@ _WRITE = text("""
     told as (
         insert into outbox (aggregate_ids, versions) select array_agg('wallets/' || seller_account || '/' || currency), array_agg(number) from e
         returning sequence),
+    c as (
+        insert into pending_credit (cause, seller_account, currency, amount, release_time)
+        select cause, seller_account, currency, amount, now + make_interval(secs => delay)
+        from json_to_recordset(cast(:pending as json)) as r (cause text, seller_account text, currency text, amount bigint, delay int), t),
+    d as (delete from pending_credit where cause = any (cast(:released as text[]))),
     p as (
         insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time)
         select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time, now
@@ -142,17 +166,29 @@ def write(connection: Connection, changes: Sequence[Decided]) -> tuple[datetime,
     Returns when that was, and the outbox row in which the entries are to be told.
     """
     last: dict[WalletKey, Wallet] = {}
-    entries, placed, ended = [], [], []
+    entries, placed, ended, pending, released = [], [], [], [], []
     for item in changes:
         wallet, hold = item.change.wallet, item.change.hold
         last[wallet.seller_account, wallet.currency] = wallet
         entries.append(_entry(item))
+        if item.change.pends:
+            amount = {"amount": item.change.amount, "delay": wallet.release_delay}
+            pending.append({"cause": item.instruction.cause, "seller_account": wallet.seller_account, "currency": wallet.currency, **amount})
+        if item.instruction.kind is EntryKind.RELEASE:
+            released.append(item.instruction.cause)
         if hold is not None and item.instruction.kind is EntryKind.HOLD_PLACED:
             placed.append(hold)
         elif hold is not None:
             ended.append({"hold_id": hold.hold_id, "state": hold.state, "captured_amount": hold.captured_amount})
     wallets = [{**_parts(wallet), "version": wallet.version} for wallet in last.values()]
-    parameters = {"entries": rows(entries), "placed": rows(placed), "ended": rows(ended), "wallets": rows(wallets)}
+    parameters = {
+        "entries": rows(entries),
+        "pending": rows(pending),
+        "released": released,
+        "placed": rows(placed),
+        "ended": rows(ended),
+        "wallets": rows(wallets),
+    }
     written = connection.execute(_WRITE, parameters).one()
     return written.now, written.sequence
 

@@ -253,6 +253,20 @@ BUGS = (
         "if wallet.balances.balance < amount - 10**9:",
         "tests/test_wallet_service.py tests/test_wallet_rules.py",
     ),
+    Bug(
+        "a sale never becomes available by itself",
+        f"{_SERVER}/wallet/handlers.py",
+        "return expired + [Instruction(EntryKind.RELEASE,",
+        "return expired or [] and [Instruction(EntryKind.RELEASE,",
+        "tests/test_wallet_service.py -k delay_is_over",
+    ),
+    Bug(
+        "what was available at once is released too",
+        f"{_CORE}/wallet.py",
+        "return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending",
+        "return False",
+        "tests/test_wallet_service.py -k by_its_cause",
+    ),
     # ids and callers
     Bug(
         "another amount under the same id is a repeat",

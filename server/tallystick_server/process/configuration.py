@@ -96,7 +96,7 @@ class Settings:
     seller_fee_rates: Mapping[str, int] = field(default_factory=dict)
     """Seller to rate, over fee_rate."""
     release_delay: int = 0
-    """Seconds a sale stays pending; above 0 it stays so, until releasing comes with pay-out."""
+    """Seconds a sale stays pending unless it is released before, in wallets without a policy of their own."""
     risk_amount_limits: Mapping[str, int] = field(default_factory=dict)
     """Currency to the largest amount of one order, such as EUR=5000.00."""
     risk_velocity_limit: int = 0

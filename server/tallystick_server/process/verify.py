@@ -163,9 +163,10 @@ def check_causes(read: Read) -> Check:
 
 
 def check_wallets(read: Read) -> Check:
-    """Every wallet is what its entries made of it, and holds the sum of its open holds."""
+    """Every wallet is what its entries made of it, holds the sum of its open holds, and waits for the sum of its pending credits."""
     check = Check("each wallet is what its entries made of it", "W2 W3 P4")
     held = {(row.seller_account, row.currency): int(row.held) for row in read("wallet.holds")}
+    pending = _pending(check, read)
     entries = groupby(read("wallet.entries"), key=lambda row: (row.seller_account, row.currency))
     for key, wallet, grouped in _merged(read("wallet.wallets"), lambda row: (row.seller_account, row.currency), entries, lambda pair: pair[0]):
         check.row()
@@ -181,7 +182,19 @@ def check_wallets(read: Read) -> Check:
             check.fail(name, "balance is not pending + available + held - owed, or a part is wrong")
         if parts[2] != held.get(key, 0):
             check.fail(name, f"holds {parts[2]}, but its open holds sum to {held.get(key, 0)}")
+        if parts[0] != pending[key]:
+            check.fail(name, f"has {parts[0]} pending, but its pending credits sum to {pending[key]}")
     return check
+
+
+def _pending(check: Check, read: Read) -> Counter[tuple[str, str]]:
+    """What each wallet's pending credits sum to."""
+    pending: Counter[tuple[str, str]] = Counter()
+    for row in read("wallet.pending"):
+        pending[row.seller_account, row.currency] += row.amount
+        if row.credited != row.amount or row.released:
+            check.fail(f"wallet.pending_credit {row.cause}", "is pending, but it was released" if row.released else "is not what was credited")
+    return pending
 
 
 _SIGN = {EntryKind.CREDIT: 1, EntryKind.DEBIT: -1, EntryKind.HOLD_CAPTURED: -1}

@@ -43,7 +43,7 @@ from tallystick_storage.database import Database, forget_marks
 _CONNECTIONS = {"ledger": 2}
 _DEFAULT_CONNECTIONS = 4
 _FORGET_EVERY = 600.0
-_EXPIRE_EVERY = 1.0
+_SWEEP_EVERY = 1.0
 
 
 def _open_database(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
@@ -198,9 +198,9 @@ class Wiring:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay)
         relay = Relay("wallet", FromOutbox(database), self._peers, self._addresses["event"], self._settings.relay_interval)
-        expiry = Periodic("wallet.expiry", _EXPIRE_EVERY, handlers.expire_holds)
+        sweep = Periodic("wallet.sweep", _SWEEP_EVERY, handlers.sweep)
         descriptor = wallet_service_pb2.DESCRIPTOR.services_by_name["WalletService"]
-        running: list[_Startable] = [handlers, relay, expiry, self._housekeeping("wallet", database)]
+        running: list[_Startable] = [handlers, relay, sweep, self._housekeeping("wallet", database)]
         return Service("wallet", descriptor, handlers, wallet.ACCESS, running, databases=[database])
 
     def _payout(self) -> Service:

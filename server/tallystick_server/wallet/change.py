@@ -1,4 +1,4 @@
-"""Change: credits, debits and holds, decided one by one under their wallets' locks, written by one statement for each batch."""
+"""Change: credits, releases, debits and holds, decided one by one under their wallets' locks, written by one statement for each batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.refusal import Reason, Refused, key_reused
-from tallystick_core.wallet import EntryKind, Hold, Instruction, Wallet, apply
+from tallystick_core.wallet import Credit, EntryKind, Hold, Instruction, Wallet, apply, released_before
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.wallet import events
 from tallystick_storage import outbox
@@ -66,7 +66,8 @@ class ChangeWallets:
     async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
         await self._open({_wallet_key(a.instruction, {}) for a in asked if a.instruction.kind is EntryKind.CREDIT})
         hold_ids = sorted({a.instruction.cause for a in asked if a.instruction.kind in _HOLDING})
-        owners = await self._owners([a.instruction.cause for a in asked if a.instruction.kind in _ENDINGS])
+        releases = sorted({a.instruction.cause for a in asked if a.instruction.kind is EntryKind.RELEASE})
+        owners = await self._owners(sorted({a.instruction.cause for a in asked if a.instruction.kind in _ENDINGS}), releases)
         keys = sorted({_wallet_key(a.instruction, owners) for a in asked} - {("", "")})
         shown = sorted({_wallet_key(a.instruction, owners) for a in asked if a.shown} - {("", "")})
 
@@ -74,7 +75,8 @@ class ChangeWallets:
             wallets = store.lock_wallets(connection, keys)
             before = store.fingerprints(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
             holds = store.holds(connection, hold_ids) if hold_ids else {}
-            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, before, owners)
+            credited = store.credits(connection, releases) if releases else {}
+            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, credited, before, owners)
             outcome = [batch.decide(one) for one in asked]
             if batch.changes:
                 _write(connection, batch.changes)
@@ -103,16 +105,20 @@ class ChangeWallets:
             self._opened.clear()
         self._opened.update(missing)
 
-    async def _owners(self, hold_ids: Sequence[str]) -> dict[str, store.WalletKey]:
-        """The wallets of holds that are to end; a hold never changes its wallet."""
-        if not hold_ids:
+    async def _owners(self, hold_ids: list[str], causes: list[str]) -> dict[str, store.WalletKey]:
+        """The wallets of holds that are to end, and of credits that are to be released; neither ever changes its wallet."""
+        if not hold_ids and not causes:
             return {}
-        found = await self._database.read(lambda connection: store.holds(connection, sorted(set(hold_ids))))
-        return {hold_id: (row.seller_account, row.currency) for hold_id, row in found.items()}
+
+        def read(connection: Connection) -> dict[str, store.WalletKey]:
+            found: dict[str, Any] = {**store.holds(connection, hold_ids), **store.credits(connection, causes)}
+            return {cause: (one.seller_account, one.currency) for cause, one in found.items()}
+
+        return await self._database.read(read)
 
 
 def _wallet_key(instruction: Instruction, owners: Mapping[str, store.WalletKey]) -> store.WalletKey:
-    """The wallet it is about: of a hold that is to end, the hold's; ("", "") if there is no such hold."""
+    """The wallet it is about: of a hold that is to end, or a credit that is to be released, theirs; ("", "") if there is none."""
     return owners.get(instruction.cause) or (instruction.seller_account, instruction.currency)
 
 
@@ -123,11 +129,13 @@ class _Batch:
         self,
         wallets: dict[store.WalletKey, Wallet],
         holds: dict[str, Hold],
+        credited: dict[str, Credit],
         before: dict[tuple[str, str], bytes],
         owners: dict[str, store.WalletKey],
     ) -> None:
         self._wallets = wallets
         self._holds = holds
+        self._credited = credited
         self._before = before
         self._owners = owners
         self.changes: list[store.Decided] = []
@@ -138,10 +146,13 @@ class _Batch:
         before = self._before.get((instruction.kind, instruction.cause))
         if before is not None:
             return True if before == instruction.fingerprint else key_reused("hold_id" if instruction.kind in _HOLDING else "cause")
+        credit = self._credited.get(instruction.cause)
+        if released_before(credit, instruction):
+            return True
         key = _wallet_key(instruction, self._owners)
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
         try:
-            change = apply(wallet, self._holds.get(instruction.cause), instruction)
+            change = apply(wallet, self._holds.get(instruction.cause), instruction, credit)
         except Refused as refused:
             return refused
         if key not in self._wallets:

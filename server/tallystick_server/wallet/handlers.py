@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -41,7 +41,7 @@ ACCESS: Access = {
     "ListHolds": _READ,
     "SetWalletPolicy": frozenset({Role.OPERATOR}),
 }
-_MOST_EXPIRED = 500
+_MOST_DUE = 500
 _LAST = 2**62
 
 M = TypeVar("M")
@@ -90,8 +90,9 @@ class WalletHandlers:
         results = await self._batch(request.credits, "credits", messages.parse_credit, shown=not request.outcome_only)
         return pb.BatchCreditResponse(results=[_wallet_result(result) for result in results])
 
-    async def BatchRelease(self, _request: pb.BatchReleaseRequest, _call: Call) -> NoReturn:
-        raise Refused(Reason.METHOD_NOT_BUILT, "Releases are not built yet.")
+    async def BatchRelease(self, request: pb.BatchReleaseRequest, _call: Call) -> pb.BatchReleaseResponse:
+        results = await self._batch(request.releases, "releases", messages.parse_release, shown=not request.outcome_only)
+        return pb.BatchReleaseResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchDebit(self, request: pb.BatchDebitRequest, _call: Call) -> pb.BatchDebitResponse:
         results = await self._batch(request.debits, "debits", messages.parse_debit, shown=not request.outcome_only)
@@ -160,11 +161,16 @@ class WalletHandlers:
         await self._database.transact(set_policy)
         return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
 
-    async def expire_holds(self) -> None:
-        """Ends open holds whose time is up, by the same way as every other change."""
-        rows = await self._database.read(lambda connection: store.expired_holds(connection, _MOST_EXPIRED))
-        if rows:
-            await self._change.submit([Asked(Instruction(EntryKind.HOLD_EXPIRED, row.hold_id, "wallet"), "") for row in rows])
+    async def sweep(self) -> None:
+        """Ends open holds whose time is up, and releases what has been pending for long enough, by the same way as every other change."""
+
+        def due(connection: Connection) -> list[Instruction]:
+            expired = [Instruction(EntryKind.HOLD_EXPIRED, row.hold_id, "wallet") for row in store.expired_holds(connection, _MOST_DUE)]
+            return expired + [Instruction(EntryKind.RELEASE, cause, "wallet") for cause in store.releasable(connection, _MOST_DUE)]
+
+        instructions = await self._database.read(due)
+        if instructions:
+            await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions])
 
     async def _wallet(self, key: store.WalletKey) -> Any:
         found = await self._database.read(lambda connection: store.wallets(connection, [key]))

@@ -40,6 +40,11 @@ def parse_credit(message: pb.Credit) -> Instruction:
     return _movement(EntryKind.CREDIT, message, pending=message.pending)
 
 
+def parse_release(message: pb.Release) -> Instruction:
+    """A release. Raises Refused with the first field that is wrong."""
+    return Instruction(EntryKind.RELEASE, _cause(message.cause), parse_id(message.caller, "caller"))
+
+
 def parse_debit(message: pb.Debit) -> Instruction:
     """A debit. Raises Refused with the first field that is wrong."""
     return _movement(EntryKind.DEBIT, message, as_fact=message.as_fact)

@@ -61,6 +61,17 @@ create index hold_by_wallet on hold (seller_account, currency, create_time desc,
 create index hold_open_by_wallet on hold (seller_account, currency) where state = 'OPEN';
 create index hold_by_expiry on hold (expire_time) where state = 'OPEN';
 
+-- Credits that are pending, each until it is released: by its cause, or else when its time has come.
+create table pending_credit (
+    cause text collate "C" primary key,
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    amount bigint not null check (amount > 0),
+    release_time timestamptz not null,
+    foreign key (seller_account, currency) references wallet
+);
+create index pending_credit_by_time on pending_credit (release_time, cause);
+
 create table wallet_policy (
     seller_account text collate "C" not null,
     currency text collate "C" not null,
@@ -134,6 +145,25 @@ end $$;
 create trigger wallet_is_new before insert on wallet for each row
     when (new.version <> 0 or new.policy_version <> 0 or new.pending <> 0 or new.available <> 0 or new.held <> 0 or new.owed <> 0)
     execute function wallet_is_new();
+
+-- A pending credit comes with its entry and goes with its release, and does not change.
+create function pending_has_entry() returns trigger language plpgsql security definer
+set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from changed c where not exists (
+            select from wallet_entry e where e.kind = case when tg_op = 'INSERT' then 'CREDIT' else 'RELEASE' end and e.cause = c.cause
+                and e.seller_account = c.seller_account and e.currency = c.currency and e.amount = c.amount offset 0)
+    ) then
+        raise exception 'a pending credit without its entry' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger added_pending_has_entry after insert on pending_credit referencing new table as changed
+    for each statement execute function pending_has_entry();
+create trigger deleted_pending_has_entry after delete on pending_credit referencing old table as changed
+    for each statement execute function pending_has_entry();
+create trigger never_changed before update or truncate on pending_credit for each statement execute function refuse_change();
 
 -- P4, E1: entries and policies follow each other without a gap, none beyond its wallet, each with its event.
 create function entry_has_wallet() returns trigger language plpgsql security definer
@@ -220,6 +250,7 @@ create trigger never_deleted before delete or truncate on hold for each statemen
 
 GRANTS = """
 grant select, insert on wallet, wallet_entry, hold, wallet_policy to {service};
+grant select, insert, delete on pending_credit to {service};
 grant update (pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time) on wallet to {service};
 grant update (captured_amount, state, end_time) on hold to {service};
 """

@@ -160,7 +160,7 @@ class Wallet(_message.Message):
     """The number of its last entry."""
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
-        """How long a sale stays pending; 0: it is available at once."""
+        """How long a sale stays pending unless it is released before; 0: it is available at once."""
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:

@@ -219,7 +219,7 @@ class Credit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     pending: _builtins.bool
-    """True for a sale: the money stays pending where the wallet has a release delay. False: it is available at once."""
+    """True for a sale: where the wallet has a release delay, the money stays pending until it is released or the delay is over. False: it is available at once."""
     def __init__(
         self,
         *,
@@ -886,7 +886,9 @@ class SetWalletPolicyRequest(_message.Message):
     """Whether the wallet refuses debits and holds."""
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
-        """How long a sale stays pending, in whole seconds up to 365 days; unset or 0: it is available at once."""
+        """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; unset or 0: it is available at once. Sales that are pending
+        already keep the time they have.
+        """
 
     def __init__(
         self,

@@ -130,7 +130,7 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchRelease(self, request, context):
-        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Not built yet. Access: service.
+        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

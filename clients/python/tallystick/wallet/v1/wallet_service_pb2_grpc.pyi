@@ -42,7 +42,7 @@ class WalletServiceStub:
     BatchCredit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]
     """Credits wallets, and opens those that are missing. Access: service."""
     BatchRelease: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]
-    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Not built yet. Access: service."""
+    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service."""
     BatchDebit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]
     """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
     BatchPlaceHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]
@@ -72,7 +72,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     BatchCredit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCreditRequest, _wallet_service_pb2.BatchCreditResponse]  # type: ignore[assignment]
     """Credits wallets, and opens those that are missing. Access: service."""
     BatchRelease: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseRequest, _wallet_service_pb2.BatchReleaseResponse]  # type: ignore[assignment]
-    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Not built yet. Access: service."""
+    """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service."""
     BatchDebit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]  # type: ignore[assignment]
     """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
     BatchPlaceHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]  # type: ignore[assignment]
@@ -129,7 +129,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchReleaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseResponse]]:
-        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Not built yet. Access: service."""
+        """Makes pending money of earlier credits available; what is owed is repaid first. A frozen wallet takes releases too. Access: service."""
 
     @_abc_1.abstractmethod
     def BatchDebit(
