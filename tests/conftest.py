@@ -20,6 +20,7 @@ from sqlalchemy import make_url
 
 from tallystick import Client, ClientSettings
 from tallystick_core.provider import Trouble
+from tallystick_server.payment.flow import PayIn
 from tallystick_server.process import serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases
@@ -167,3 +168,9 @@ def client(platform: Platform) -> Iterator[Client]:
     """The SDK's client of the shared platform."""
     with platform.client() as made:
         yield made
+
+
+def flow_of(platform: Platform) -> PayIn:
+    """The flow of its PaymentService."""
+    (handlers,) = (service.servicer for service in platform.running._services if service.name == "payment")
+    return handlers._flow  # type: ignore[attr-defined,no-any-return]

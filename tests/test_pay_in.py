@@ -18,12 +18,14 @@ from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.caller import Caller, Role
+from tallystick_server.payment.deliver import Deliver
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime.fields import PageToken
+from tallystick_server.runtime.peers import Peers
 
-from .conftest import Platform, eventually, serving, unique
+from .conftest import Platform, eventually, flow_of, serving, unique
 
 
 def pay(client: Client, *amounts: str, token: str = "tok_visa", checkout: str = "", **values: Any) -> payment_pb2.Payment:
@@ -317,6 +319,43 @@ def test_risk_rules_and_rates_are_configurable(own_database: Databases) -> None:
         assert (wallet.pending, wallet.available) == ("90.00", "0.00")
         assert len(charges(own_database, "")) == 1
         assert verify(own_database).passed
+
+
+def test_a_confirmed_delivery_makes_the_sellers_money_available(own_database: Databases) -> None:
+    """ConfirmDelivery releases what was paid for the order, once, whoever dies in between; what was not paid cannot be delivered."""
+
+    def confirm(order_id: str) -> payment_service_pb2.ConfirmDeliveryResponse:
+        return client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order_id))
+
+    def money(seller: str) -> tuple[str, str]:
+        wallet = client.wallet.GetWallet(wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")).wallet
+        return wallet.pending, wallet.available
+
+    with serving(own_database, Settings(release_delay=3600, sweep_interval=0.05)) as platform, platform.client() as client:
+        orders = [new_order("o-1", "ann", "s-1", "10.00", "EUR", platform_fee="1.00"), new_order("o-2", "ann", "s-2", "5.00", "EUR")]
+        client.create_payment("c-1", orders, credit_card_info="tok_visa")
+        client.create_payment("c-2", [new_order("o-3", "ann", "s-1", "1.00", "EUR")], credit_card_info="tok_decline")
+        assert (money("s-1"), money("s-2")) == (("9.00", "0.00"), ("5.00", "0.00"))
+        with ThreadPoolExecutor(10) as callers:
+            confirmed = {order.payment_order.SerializeToString() for order in callers.map(lambda _: confirm("o-1"), range(10))}
+        assert len(confirmed) == 1
+        assert confirm("o-1").payment_order.HasField("delivery_confirmed_time")
+        assert eventually(lambda: money("s-1") == ("0.00", "9.00"))
+        story = client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id="o-1"))
+        assert [(step.version, step.cause) for step in story.history][3:] == [(4, "SETTLED"), (5, "DELIVERY_CONFIRMED")]
+        for order_id, reason in (("o-3", "STATE_FORBIDS"), ("o-9", "NOT_FOUND"), ("", "FIELD_REQUIRED")):
+            with pytest.raises(TallystickError) as refused:
+                confirm(order_id)
+            assert refused.value.reason == reason
+
+        async def note_and_die() -> None:
+            database = flow_of(platform)._database
+            assert await Deliver(database, Peers(), "unix:nowhere")._confirm(["o-2"]) == [True]
+
+        platform.run(note_and_die)
+        assert eventually(lambda: money("s-2") == ("0.00", "5.00"))
+    report = verify(own_database)
+    assert report.passed, report.as_text()
 
 
 def test_another_callers_payments_are_not_there(own_database: Databases) -> None:

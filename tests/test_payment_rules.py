@@ -49,7 +49,7 @@ def test_every_pair_is_in_the_table_or_refused_by_name(status: Status, happening
 
 def test_terminal_states_never_move_and_unknown_never_fails() -> None:
     """P3: nothing leaves SUCCESS or FAILED; an unknown outcome is never a decline."""
-    assert [pair for pair in MOVES if pair[0] in FINAL] == [(Status.SUCCESS, Happening.SETTLED)]
+    assert [pair for pair in MOVES if pair[0] in FINAL] == [(Status.SUCCESS, Happening.SETTLED), (Status.SUCCESS, Happening.DELIVERED)]
     assert {MOVES[status, Happening.UNKNOWN] for status, happening in MOVES if happening is Happening.UNKNOWN} == {Status.EXECUTING, Status.PENDING}
 
 

@@ -21,7 +21,6 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
-from tallystick_server.payment.flow import PayIn
 from tallystick_server.payment.record import Answered
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
@@ -34,7 +33,7 @@ from tallystick_storage import alert as alert_store
 from tallystick_storage import payment as payment_store
 from tallystick_storage.database import Database
 
-from .conftest import QUICK, Platform, eventually, fresh_database, serving
+from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, serving
 from .test_pay_in import charges, pay
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -403,11 +402,6 @@ def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platfor
     assert ended(patient, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
     request = payment_service_pb2.ListDeadLettersRequest(page_size=200)
     assert f"charges/{charge_id}" not in {letter.subject for letter in patient.payment.ListDeadLetters(request).dead_letters}
-
-
-def flow_of(platform: Platform) -> PayIn:
-    (handlers,) = (service.servicer for service in platform.running._services if service.name == "payment")
-    return handlers._flow  # type: ignore[attr-defined,no-any-return]
 
 
 def cancel(client: Client, payment: payment_pb2.Payment, reason: str = "sold out") -> payment_pb2.Payment:

@@ -41,6 +41,8 @@ class Happening(StrEnum):
     CLOSED = "CLOSED"
     """An operator has closed it, with evidence that nothing was charged."""
     SETTLED = "SETTLED"
+    DELIVERED = "DELIVERED"
+    """Its caller has confirmed that the goods were delivered."""
 
 
 class Cause(StrEnum):
@@ -53,6 +55,7 @@ class Cause(StrEnum):
     GIVEN_UP = "GIVEN_UP"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
     SETTLED = "SETTLED"
+    DELIVERY_CONFIRMED = "DELIVERY_CONFIRMED"
 
 
 class MethodType(StrEnum):
@@ -93,6 +96,8 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.EXECUTING, Happening.CLOSED): Status.FAILED,
     # its two flags set, by settle
     (Status.SUCCESS, Happening.SETTLED): Status.SUCCESS,
+    # by its caller, once it is settled
+    (Status.SUCCESS, Happening.DELIVERED): Status.SUCCESS,
     # moved on by the provider, in its own time
     (Status.PENDING, Happening.SUCCEEDED): Status.SUCCESS,
     (Status.PENDING, Happening.DECLINED): Status.FAILED,

@@ -15,6 +15,8 @@ from tallystick_storage.database import rows
 
 PaymentRow = Row[Any]
 OrderRow = Row[Any]
+OrderStory = tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]]
+"""An order with its caller, its history and the attempts of its charge."""
 
 
 @dataclass(slots=True)
@@ -145,11 +147,11 @@ _INSERT = text("""
             amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '', attempt_count, 2, now, now
         from asked, t order by payment_order_id),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, pending_reason,
+        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
-        select payment_order_id, 1, null, :first_status, :first_cause, false, false, '', '', '', '', '', 0, now from asked, t
+        select payment_order_id, 1, null, :first_status, :first_cause, false, false, false, '', '', '', '', '', 0, now from asked, t
         union all
-        select payment_order_id, 2, :first_status, status, cause, false, false, '', '', failure_reason, '', '', attempt_count, now from asked, t),
+        select payment_order_id, 2, :first_status, status, cause, false, false, false, '', '', failure_reason, '', '', attempt_count, now from asked, t),
     new_attempt as (
         insert into attempt (demand_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason,
             decline_code, start_time)
@@ -230,10 +232,10 @@ _MOVE = text("""
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.cause, l.settled),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, pending_reason,
+        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
-        select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason,
-            decline_code, provider_reference, attempt_count, update_time from moved),
+        select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, false, pending_reason, next_action_url,
+            failure_reason, decline_code, provider_reference, attempt_count, update_time from moved),
     counted as (
         update checkout c set open_orders = c.open_orders - n.ended, unpaid_orders = c.unpaid_orders - n.paid,
             version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case when c.open_orders = n.ended then n.at end
@@ -265,6 +267,46 @@ def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[
     return connection.execute(_MOVE, {"moves": rows(moves)}).all()
 
 
+_DELIVERED = text("""
+    with l as materialized (
+        select o.payment_order_id, c.caller, c.traceparent from payment_order o join checkout c on c.checkout_id = o.checkout_id
+        where o.payment_order_id = any (cast(:ids as text[])) and o.status = 'SUCCESS' and o.wallet_updated and o.ledger_updated
+            and o.delivery_confirmed_time is null
+        order by o.payment_order_id for update of o),
+    moved as (
+        update payment_order o set delivery_confirmed_time = t.now, version = o.version + 1, update_time = greatest(o.update_time, t.now)
+        from l, (select clock() as now) t where o.payment_order_id = l.payment_order_id returning o.*, l.caller, l.traceparent),
+    history as (
+        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
+        select payment_order_id, version, status, status, :cause, wallet_updated, ledger_updated, true, pending_reason, next_action_url, failure_reason,
+            decline_code, provider_reference, attempt_count, update_time from moved),
+    release as (insert into to_release select payment_order_id, caller, update_time from moved),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('paymentOrders/' || payment_order_id), array_agg(version) from moved having count(*) > 0
+        returning sequence)
+    select moved.*, sequence as told from moved, told
+""")
+_TO_RELEASE = text("select payment_order_id, caller from to_release order by create_time, payment_order_id limit :most")
+_RELEASED = text("delete from to_release where payment_order_id = any (cast(:ids as text[]))")
+
+
+def confirm_delivery(connection: Connection, order_ids: list[str]) -> Sequence[OrderRow]:
+    """Notes that orders were delivered, as far as they are settled and that was not noted before; those, each with its caller, traceparent, and the outbox
+    row in which all are to be told."""
+    return connection.execute(_DELIVERED, {"ids": order_ids, "cause": Cause.DELIVERY_CONFIRMED}).all()
+
+
+def to_release(connection: Connection, most: int) -> Sequence[Row[Any]]:
+    """Delivered orders whose money the wallet has not made available yet, the oldest first, with their callers."""
+    return connection.execute(_TO_RELEASE, {"most": most}).all()
+
+
+def released(connection: Connection, order_ids: list[str]) -> None:
+    """Forgets what the wallet has made available."""
+    connection.execute(_RELEASED, {"ids": order_ids})
+
+
 _CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")
 _CANCEL_DUE = text("""
     update due d set next_attempt_time = clock() from (
@@ -285,7 +327,7 @@ _PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_me
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.version, o.create_time, o.update_time"""
+    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version, o.create_time, o.update_time"""
 
 # One statement, so that a payment and its orders are seen at one moment.
 _PAYMENTS = text(f"""
@@ -352,7 +394,7 @@ _ATTEMPTS = text("""
 """)
 
 
-def order(connection: Connection, payment_order_id: str) -> tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]] | None:
+def order(connection: Connection, payment_order_id: str) -> OrderStory | None:
     """An order with its caller, its history and the attempts of its charge."""
     row = connection.execute(_ORDER, {"id": payment_order_id}).one_or_none()
     if row is None:

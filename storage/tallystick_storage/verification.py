@@ -45,7 +45,7 @@ QUERIES = {
     "payment.orders_by_checkout": """
         select checkout_id, charge_id, payment_order_id, status, wallet_updated and ledger_updated as settled, amount, currency, provider_reference,
             failure_reason, version from payment_order order by checkout_id, payment_order_id""",
-    "payment.history": "select payment_order_id, version, from_status, to_status, wallet_updated, ledger_updated from order_history order by 1, 2",
+    "payment.history": "select payment_order_id, version, from_status, to_status, wallet_updated, ledger_updated, delivered from order_history order by 1, 2",
     "payment.attempts": """
         select a.*, o.amount as orders_amount, o.low, o.high, o.succeeded, o.open, o.orders, u.amount as unapplied_amount, u.currency as unapplied_currency
         from attempt a left join unapplied_charge u on u.provider = a.provider and u.provider_reference = a.provider_reference
@@ -63,6 +63,12 @@ QUERIES = {
         select charge_id, o.payment_order_id as open_order, d.lease_token is not null as listed, d.next_attempt_time is not null as due,
             l.charge_id is not null as set_aside
         from o full join (select demand_id as charge_id, lease_token, next_attempt_time from due) d using (charge_id) full join l using (charge_id) order by charge_id""",
+    "payment.delivered": """
+        select o.payment_order_id, r.payment_order_id is not null as waiting
+        from payment_order o left join to_release r on r.payment_order_id = o.payment_order_id
+        where o.delivery_confirmed_time is not null order by o.payment_order_id""",
+    "wallet.pending_pay_ins": """
+        select substr(cause, 8) as payment_order_id from pending_credit where cause like 'PAY_IN/%' order by payment_order_id""",
     "payment.unapplied": "select * from unapplied_charge order by unapplied_charge_id",
     "ledger.unapplied": """
         select t.cause_id, t.sequence, e.place, a.account, e.currency, e.amount

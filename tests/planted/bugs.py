@@ -261,6 +261,13 @@ BUGS = (
         "tests/test_wallet_service.py -k delay_is_over",
     ),
     Bug(
+        "a delivery that was noted is not told to the wallet later",
+        f"{_SERVER}/payment/flow.py",
+        '            Periodic("payment.deliver", settings.sweep_interval, deliver.turn),\n',
+        "",
+        "tests/test_pay_in.py -k confirmed_delivery",
+    ),
+    Bug(
         "what was available at once is released too",
         f"{_CORE}/wallet.py",
         "return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending",

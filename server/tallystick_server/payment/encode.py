@@ -107,6 +107,7 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         provider_reference=row.provider_reference,
         attempt_count=row.attempt_count,
         resolve_by_time=to_timestamp(row.resolve_by_time) if row.resolve_by_time else None,
+        delivery_confirmed_time=to_timestamp(row.delivery_confirmed_time) if row.delivery_confirmed_time else None,
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),

@@ -12,6 +12,7 @@ from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, 
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Answered, Record, Recorded
 from tallystick_server.payment.settle import Settle
@@ -64,8 +65,13 @@ class PayIn(Flow[Charge, Moved]):
         self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=2
         )
-        self._stages += [self._accept, self._record, self._settle]
-        self._periodic.append(Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn))
+        deliver = Deliver(database, peers, wallet_address)
+        self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run)
+        self._stages += [self._accept, self._record, self._settle, self._deliver]
+        self._periodic += [
+            Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
+            Periodic("payment.deliver", settings.sweep_interval, deliver.turn),
+        ]
 
     async def accept(self, event: PaymentEvent) -> Accepted:
         """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
@@ -82,6 +88,10 @@ class PayIn(Flow[Charge, Moved]):
         stands = await self._database.transact(lambda connection: store.cancel(connection, checkout_id, reason))
         await self.sweep()
         return stands
+
+    async def confirm_delivery(self, payment_order_id: str) -> bool:
+        """Notes that an order was delivered; whether that was not noted before. An order that is not settled is left alone."""
+        return await self._deliver.submit(payment_order_id)
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
         return stored_charges(store.charges(connection, list(tokens)), tokens, now, self.lease)

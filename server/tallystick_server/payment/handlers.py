@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from sqlalchemy import Connection
 
@@ -13,6 +12,7 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
+from tallystick_core.payment import Status
 from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_server.payment import decode, encode
 from tallystick_server.payment.flow import PayIn
@@ -84,8 +84,17 @@ class PaymentHandlers(OperatorHandlers):
             until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
             return pb.CancelPaymentResponse(payment=await self._at_end(payment.checkout_id, waiter, until))
 
-    async def ConfirmDelivery(self, _request: pb.ConfirmDeliveryRequest, _call: Call) -> NoReturn:
-        raise Refused(Reason.METHOD_NOT_BUILT, "The confirmation of deliveries is not built yet.")
+    async def ConfirmDelivery(self, request: pb.ConfirmDeliveryRequest, call: Call) -> pb.ConfirmDeliveryResponse:
+        order, _, _ = await self._visible_order(request.payment_order_id, call)
+        if order.status != Status.SUCCESS:
+            verb = {"state": order.status, "verb": "CONFIRM_DELIVERY"}
+            raise Refused(Reason.STATE_FORBIDS, f"The order is {order.status}; only what was paid can be delivered.", metadata=verb)
+        if not order.ledger_updated:
+            raise Refused(Reason.CONFLICT, "The order is being settled; come back.", retry_after=0.2)
+        if not await self._flow.confirm_delivery(order.payment_order_id):
+            call.replayed()
+        confirmed, _, _ = await self._visible_order(request.payment_order_id, call)
+        return pb.ConfirmDeliveryResponse(payment_order=encode.payment_order(confirmed))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
         return pb.GetPaymentResponse(payment=await self._visible(request.checkout_id, call))
@@ -108,11 +117,7 @@ class PaymentHandlers(OperatorHandlers):
         return pb.ListPaymentsResponse(payments=shown, next_page_token=following)
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
-        order_id = parse_id(request.payment_order_id, "payment_order_id")
-        found = await self._database.read(lambda connection: store.order(connection, order_id))
-        if found is None or not (call.caller.sees_all or found[0].caller == call.caller.name):
-            raise not_found("payment order")
-        order, history, attempts = found
+        order, history, attempts = await self._visible_order(request.payment_order_id, call)
         return pb.GetPaymentOrderResponse(
             payment_order=encode.payment_order(order), history=encode.transitions(history), attempts=encode.attempts(attempts)
         )
@@ -130,6 +135,14 @@ class PaymentHandlers(OperatorHandlers):
                 if payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN:
                     return
                 await waiter.wait(_LOOK_AGAIN)
+
+    async def _visible_order(self, payment_order_id: str, call: Call) -> store.OrderStory:
+        """The order, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        order_id = parse_id(payment_order_id, "payment_order_id")
+        found = await self._database.read(lambda connection: store.order(connection, order_id))
+        if found is None or not (call.caller.sees_all or found[0].caller == call.caller.name):
+            raise not_found("payment order")
+        return found
 
     async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""

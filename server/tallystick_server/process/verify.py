@@ -245,18 +245,17 @@ def check_orders(read: Read) -> Check:
         if order is None or not moves:
             check.fail(name, "has history and no order" if order is None else "has no history")
             continue
-        before = None
+        before, noted = None, 0
         for number, row in enumerate(moves, 1):
-            settled = row.wallet_updated and row.ledger_updated
-            legal = (
-                row.to_status == Status.NOT_STARTED if before is None else (before, row.to_status) in allowed and settled == (before == row.to_status)
-            )
+            stage = (row.wallet_updated and row.ledger_updated) + row.delivered  # settled, then delivered: each once, in versions of their own
+            steady = before == row.to_status
+            legal = row.to_status == Status.NOT_STARTED if before is None else (before, row.to_status) in allowed and stage == noted + steady
             if row.version != number or row.from_status != before or not legal:
                 check.fail(f"payment.order_history {key} {row.version}", f"{row.from_status} to {row.to_status} does not follow {before}")
-            before = row.to_status
+            before, noted = row.to_status, stage
         last = moves[-1]
-        if (last.version, last.to_status, last.wallet_updated, last.ledger_updated) != (
-            order.version, order.status, order.wallet_updated, order.ledger_updated,
+        if (last.version, last.to_status, last.wallet_updated, last.ledger_updated, last.delivered) != (
+            order.version, order.status, order.wallet_updated, order.ledger_updated, order.delivery_confirmed_time is not None,
         ):  # fmt: skip
             check.fail(name, f"is {order.status} at version {order.version}, but its history ends in {last.to_status} at {last.version}")
         if order.seller_amount + order.platform_fee != order.amount or order.platform_fee < 0 or order.seller_amount <= 0:
@@ -326,6 +325,17 @@ def check_unapplied(read: Read) -> Check:
             lines = tuple(Line(row.account, row.currency, row.amount) for row in posted[1]) if posted else ()
             if lines != unapplied(charge.provider, charge.currency, charge.amount):
                 check.fail(name, "its ledger transaction is not exactly one with its entries")
+    return check
+
+
+def check_deliveries(read: Read) -> Check:
+    """What was delivered is available, or the wallet is still to be told."""
+    check = Check("what was delivered is released", "P5")
+    pending = read("wallet.pending_pay_ins")
+    for key, order, waits in _merged(read("payment.delivered"), lambda row: row.payment_order_id, pending, lambda row: row.payment_order_id):
+        check.row()
+        if order is not None and waits is not None and not order.waiting:
+            check.fail(f"wallet.pending_credit PAY_IN/{key}", "is pending, but its order was delivered")
     return check
 
 
@@ -454,6 +464,7 @@ CHECKS: list[Callable[[Read], Check]] = [
     check_charges,
     check_due,
     check_unapplied,
+    check_deliveries,
     check_checkouts,
     check_settlement,
     check_events,

@@ -62,6 +62,7 @@ create table payment_order (
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
     attempt_count int not null check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
     resolve_by_time timestamptz check (resolve_by_time is null or status = 'PENDING'),
+    delivery_confirmed_time timestamptz check (delivery_confirmed_time is null or wallet_updated and ledger_updated),
     version int not null,
     create_time timestamptz not null,
     update_time timestamptz not null,
@@ -82,6 +83,7 @@ create table order_history (
     cause text not null,
     wallet_updated boolean not null,
     ledger_updated boolean not null,
+    delivered boolean not null,
     pending_reason text not null,
     next_action_url text not null,
     failure_reason text not null,
@@ -91,6 +93,13 @@ create table order_history (
     create_time timestamptz not null,
     primary key (payment_order_id, version)
 );
+
+-- Orders whose delivery was confirmed, until the wallet has made their money available.
+create table to_release (
+    payment_order_id text collate "C" primary key,
+    caller text not null,
+    create_time timestamptz not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
 -- Money that a provider took and that fits no order.
 create table unapplied_charge (
@@ -131,7 +140,9 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
         ('EXECUTING', 'SUCCESS'), ('EXECUTING', 'FAILED'), ('EXECUTING', 'PENDING'),
         ('PENDING', 'SUCCESS'), ('PENDING', 'FAILED'))
     or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and not old.wallet_updated and not old.ledger_updated
-        and new.wallet_updated and new.ledger_updated and new.provider_reference = old.provider_reference)))
+        and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is null and new.provider_reference = old.provider_reference)
+    or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and old.wallet_updated and old.delivery_confirmed_time is null
+        and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is not null and new.provider_reference = old.provider_reference)))
 execute function refuse_move();
 
 -- The triggers below see all rows of a statement at once, and look what belongs to each up by its key. "offset 0" keeps every look-up one: on tables
@@ -144,7 +155,8 @@ begin
     if exists (
         select from changed o where (
             exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
-                        and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated offset 0)
+                        and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated
+                        and h.delivered = (o.delivery_confirmed_time is not null) offset 0)
             and (tg_op = 'UPDATE' or exists (select from checkout c where c.checkout_id = o.checkout_id offset 0))) is not true
     ) then
         raise exception 'an order changed without its history row or its checkout' using errcode = 'P0001';
@@ -260,7 +272,8 @@ grant select, insert on checkout, payment_order, order_history, unapplied_charge
 grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
-              attempt_count, resolve_by_time, version, update_time) on payment_order to {service};
+              attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time) on payment_order to {service};
+grant select, insert, delete on to_release to {service};
 """
 
 

@@ -1,0 +1,69 @@
+"""Deliver: deliveries are noted, and the wallet is told to make the sellers' money available. Telling it may be repeated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_core.refusal import Refused
+from tallystick_server.payment import encode, events
+from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import outbox
+from tallystick_storage import payment as store
+from tallystick_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+_MOST_RELEASED = 500
+
+
+class Deliver:
+    """The deliver stage's work, and what is left of it when a process ends in between."""
+
+    def __init__(self, database: Database, peers: Peers, wallet_address: str) -> None:
+        self._database = database
+        self._peers = peers
+        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+
+    async def run(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
+        """Whether each order's delivery was noted now; it was before, or the order is not settled, if not."""
+        results = await by_halves(self._confirm, order_ids)
+        try:
+            await self.turn()
+        except Refused as unavailable:
+            log.warning("the wallet is told of deliveries later: %s", unavailable)
+        return results
+
+    async def _confirm(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
+        def confirm(connection: Connection) -> set[str]:
+            rows = store.confirm_delivery(connection, sorted(set(order_ids)))
+            told = BatchPublishRequest()
+            for row in rows:
+                events.order_changed(told, encode.stored_order(row), row.caller, row.traceparent)
+            if rows:
+                outbox.tell(connection, rows[0].told, told.SerializeToString())
+            return {row.payment_order_id for row in rows}
+
+        confirmed = await self._database.transact(confirm)
+        return [order_id in confirmed for order_id in order_ids]
+
+    async def turn(self) -> None:
+        """Tells the wallet of what it has not been told. Raises DEPENDENCY_UNAVAILABLE."""
+        rows = await self._database.read(lambda connection: store.to_release(connection, _MOST_RELEASED))
+        if not rows:
+            return
+        releases = [wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller) for row in rows]
+        request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)
+        results = (await self._peers.call(self._wallet.BatchRelease, request)).results
+        refused = [from_status(result.error).message for result in results if result.WhichOneof("result") == "error"]
+        made = [row.payment_order_id for row, result in zip(rows, results, strict=True) if result.WhichOneof("result") != "error"]
+        await self._database.transact(lambda connection: store.released(connection, made))
+        if refused:
+            raise RuntimeError(f"deliveries were refused by the wallet: {refused[0]}")
