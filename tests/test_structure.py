@@ -24,6 +24,7 @@ from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.event import EventType
 from tallystick_core.payment import HAPPENINGS, Charging, MethodType, OnPartial, Status
 from tallystick_core.provider import FailureReason, Outcome, PayoutFailure, PendingReason
+from tallystick_core.schedule import Interval, Weekday
 from tallystick_core.wallet import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -103,7 +104,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType), (FailureReason, payment_pb2.FailureReason),
         (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
         (OnPartial, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
-        (PayoutFailure, payout_pb2.PayoutFailureReason),
+        (PayoutFailure, payout_pb2.PayoutFailureReason), (Interval, payout_pb2.PayoutInterval), (Weekday, payout_pb2.Weekday),
     ],
 )  # fmt: skip
 def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:
