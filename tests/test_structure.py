@@ -22,9 +22,13 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.booking import Kind
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.event import EventType
+from tallystick_core.payable import DestinationState, Limit
 from tallystick_core.payment import HAPPENINGS, Charging, MethodType, OnPartial, Status
-from tallystick_core.provider import FailureReason, Outcome, PayoutFailure, PendingReason
+from tallystick_core.payout import HAPPENINGS as PAYOUT_HAPPENINGS
+from tallystick_core.payout import PayoutState
+from tallystick_core.provider import FailureReason, Outcome, PayoutFailure, PayoutOutcome, PendingReason
 from tallystick_core.schedule import Interval, Weekday
+from tallystick_core.transfer import Fit
 from tallystick_core.wallet import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -105,6 +109,8 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
         (OnPartial, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
         (PayoutFailure, payout_pb2.PayoutFailureReason), (Interval, payout_pb2.PayoutInterval), (Weekday, payout_pb2.Weekday),
+        (PayoutState, payout_pb2.PayoutState), (Fit, payout_pb2.TransferFit), (Limit, payout_pb2.PayoutLimit),
+        (DestinationState, payout_pb2.PayoutDestinationState),
     ],
 )  # fmt: skip
 def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:
@@ -114,10 +120,12 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wir
     assert names == set(enum.__members__)
 
 
-def test_outcomes_are_the_five() -> None:
-    """The provider's answers in the rules are the contract's outcomes."""
+def test_outcomes_are_the_contracts() -> None:
+    """The provider's answers in the rules are the contract's outcomes: five for a charge, seven for a payout."""
     wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
     assert wire == {HAPPENINGS[outcome] for outcome in get_args(Outcome)}
+    wire = {name.removeprefix("PAYOUT_OUTCOME_") for name in payout_pb2.PayoutOutcome.keys()} - {"UNSPECIFIED"}
+    assert wire == {PAYOUT_HAPPENINGS[outcome] for outcome in get_args(PayoutOutcome)}
 
 
 FORBIDDEN = [

@@ -47,3 +47,19 @@ def pay_in(provider: str, buyer: str, seller: str, currency: str, amount: int, f
 def unapplied(provider: str, currency: str, amount: int) -> tuple[Line, ...]:
     """A provider charged what fits no order: it owes us the money, and nobody owns it yet."""
     return (Line(f"psp/{provider}/clearing", currency, -amount), Line(f"unapplied/{provider}", currency, amount))
+
+
+def payout(provider: str, seller: str, currency: str, amount: int, fee: int) -> tuple[Line, ...]:
+    """A seller was paid: `amount` leaves the seller, the platform keeps the fee, and we owe the provider what it gave to the bank."""
+    lines = (Line(f"sellers/{seller}", currency, -amount), Line(f"payouts/{provider}/clearing", currency, amount - fee))
+    return (*lines, Line("platform/fees", currency, fee)) if fee else lines
+
+
+def payout_return(provider: str, seller: str, currency: str, amount: int) -> tuple[Line, ...]:
+    """A payout came back, as much as `amount`: the provider has it again, and the seller owns it. The fee stays: the transfer was made."""
+    return (Line(f"payouts/{provider}/clearing", currency, -amount), Line(f"sellers/{seller}", currency, amount))
+
+
+def unapplied_payout(provider: str, currency: str, amount: int) -> tuple[Line, ...]:
+    """A provider paid what cannot be taken from the seller, or, below zero, got back what cannot be given to him; nobody owns it yet."""
+    return (Line(f"unapplied/{provider}", currency, -amount), Line(f"payouts/{provider}/clearing", currency, amount))

@@ -1000,7 +1000,7 @@ class PayoutBatch(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
     payout_batch_id: _builtins.str
-    """The caller's id, unique over all callers; of a run that the platform made by itself: "run-{currency}-{cut-off in UTC}"."""
+    """The caller's id, unique over all callers; of a run that the platform made by itself: "run-{currency}-{cut-off in UTC}", such as "run-EUR-20250701T1400Z"."""
     state: Global___PayoutBatchState.ValueType
     """How far it has come."""
     item_count: _builtins.int

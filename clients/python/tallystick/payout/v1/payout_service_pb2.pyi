@@ -807,7 +807,7 @@ class CreatePayoutBatchRequest(_message.Message):
     LIST_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     payout_batch_id: _builtins.str
-    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
+    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, not beginning with "run-"."""
     @_builtins.property
     def list(self) -> Global___PayoutList:
         """A list."""

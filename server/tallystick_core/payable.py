@@ -1,0 +1,206 @@
+"""Where sellers are paid, and how much they can be paid now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from tallystick_core.money import MAX_AMOUNT
+from tallystick_core.provider import Declined, NotSent, PayoutFailure, PayoutOutcome, Pending, Returned, Unknown, Verified
+from tallystick_core.refusal import Reason, Refused
+from tallystick_core.table import moved
+
+
+class DestinationState(StrEnum):
+    """Where a destination is."""
+
+    PENDING_VERIFICATION = "PENDING_VERIFICATION"
+    VERIFIED = "VERIFIED"
+    UNUSABLE = "UNUSABLE"
+    DISABLED = "DISABLED"
+
+
+class DestinationHappening(StrEnum):
+    """What can happen to a destination: the answers to its verification, what its payouts show, and what people decide."""
+
+    VERIFIED = "VERIFIED"
+    DECLINED = "DECLINED"
+    PENDING = "PENDING"
+    NOT_SENT = "NOT_SENT"
+    UNKNOWN = "UNKNOWN"
+    ACCOUNT_REFUSED = "ACCOUNT_REFUSED"
+    """A payout to it was declined or came back, and the account is at fault."""
+    DISABLED = "DISABLED"
+    CLOSED = "CLOSED"
+    """An operator has closed it, whose verification had been asked for in vain."""
+
+
+_D, _N = DestinationState, DestinationHappening
+DESTINATION_MOVES: dict[tuple[DestinationState, DestinationHappening], DestinationState] = {
+    # moved on by the provider, at once or after its review; asked now and then
+    (_D.PENDING_VERIFICATION, _N.VERIFIED): _D.VERIFIED,
+    (_D.PENDING_VERIFICATION, _N.DECLINED): _D.UNUSABLE,
+    (_D.PENDING_VERIFICATION, _N.PENDING): _D.PENDING_VERIFICATION,
+    (_D.PENDING_VERIFICATION, _N.NOT_SENT): _D.PENDING_VERIFICATION,
+    (_D.PENDING_VERIFICATION, _N.UNKNOWN): _D.PENDING_VERIFICATION,
+    (_D.PENDING_VERIFICATION, _N.DISABLED): _D.DISABLED,
+    (_D.PENDING_VERIFICATION, _N.CLOSED): _D.UNUSABLE,
+    # rests here
+    (_D.VERIFIED, _N.ACCOUNT_REFUSED): _D.UNUSABLE,
+    (_D.VERIFIED, _N.DISABLED): _D.DISABLED,
+}
+
+ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
+"""Never the current one; the current one is the newest of the others."""
+
+VERIFICATIONS: dict[type, DestinationHappening] = {
+    Verified: DestinationHappening.VERIFIED,
+    Declined: DestinationHappening.DECLINED,
+    Pending: DestinationHappening.PENDING,
+    NotSent: DestinationHappening.NOT_SENT,
+    Unknown: DestinationHappening.UNKNOWN,
+}
+
+
+def move_destination(state: DestinationState, happening: DestinationHappening) -> DestinationState:
+    """The state after. Raises STATE_FORBIDS for what cannot happen to a destination in that state."""
+    return moved(DESTINATION_MOVES, state, happening, "A destination")
+
+
+def account_refused(outcome: PayoutOutcome) -> bool:
+    """Whether an answer shows that the destination cannot be paid to any more."""
+    match outcome:
+        case Declined(reason=PayoutFailure.DESTINATION_REFUSED):
+            return True
+        case Returned():
+            return outcome.account_refused
+        case _:
+            return False
+
+
+def wait_before_use(waiting_period: float, *, verified_before: bool) -> float:
+    """Seconds from its registration until a destination may be used: time in which the seller may notice that somebody put it in the place of his.
+
+    `verified_before`: another one of the seller and currency had been verified, also if it has ended: else disabling it first would avoid the wait.
+    """
+    return waiting_period if verified_before else 0.0
+
+
+class Limit(StrEnum):
+    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutLimit`, in its order."""
+
+    PENDING_FUNDS = "PENDING_FUNDS"
+    HELD = "HELD"
+    OWED = "OWED"
+    RESERVE = "RESERVE"
+    LARGEST_AMOUNT = "LARGEST_AMOUNT"
+    MINIMUM_AMOUNT = "MINIMUM_AMOUNT"
+    FEE = "FEE"
+    FROZEN = "FROZEN"
+    NO_DESTINATION = "NO_DESTINATION"
+    DESTINATION_UNVERIFIED = "DESTINATION_UNVERIFIED"
+    DESTINATION_WAITING = "DESTINATION_WAITING"
+    DESTINATION_UNUSABLE = "DESTINATION_UNUSABLE"
+
+
+_NOWHERE = frozenset({Limit.NO_DESTINATION, Limit.DESTINATION_UNVERIFIED, Limit.DESTINATION_WAITING, Limit.DESTINATION_UNUSABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class Funds:
+    """What the wallet shows of a seller's money, in minor units, each at least 0; all 0 where there is no wallet."""
+
+    pending: int = 0
+    available: int = 0
+    held: int = 0
+    owed: int = 0
+    frozen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a seller is paid, in minor units, each at least 0."""
+
+    minimum_amount: int = 0
+    """The least that leaves the wallet at once."""
+    fee: int = 0
+    """What the platform keeps of it."""
+    reserve: int = 0
+    """What stays available."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a seller would be paid. `waits`: its usable_time has not come, by the database's clock."""
+
+    state: DestinationState
+    waits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Payable:
+    """What can be paid: all or nothing of what the terms leave. `shortfalls`: what keeps how much, each for itself; owed is not in the wallet."""
+
+    amount: int
+    fee: int
+    shortfalls: Mapping[Limit, int]
+
+    @property
+    def net(self) -> int:
+        """What the seller's bank gets."""
+        return self.amount - self.fee if self.amount else 0
+
+
+def payable(funds: Funds, terms: Terms, destination: Destination | None) -> Payable:
+    """What a seller could be paid now, and what keeps the rest. A limit that keeps nothing is told only where it would keep everything."""
+    free = max(funds.available - terms.reserve, 0)
+    most = min(free, MAX_AMOUNT)
+    parts = {
+        Limit.PENDING_FUNDS: funds.pending,
+        Limit.HELD: funds.held,
+        Limit.OWED: funds.owed,
+        Limit.RESERVE: funds.available - free,
+        Limit.LARGEST_AMOUNT: free - most,
+    }
+    blocked = {
+        Limit.MINIMUM_AMOUNT: 0 < most < terms.minimum_amount,
+        Limit.FEE: 0 < most <= terms.fee,
+        Limit.FROZEN: funds.frozen,
+        **{limit: limit is _nowhere(destination) for limit in Limit if limit in _NOWHERE},
+    }
+    shortfalls = {limit: kept for limit, kept in parts.items() if kept} | {limit: most for limit, holds in blocked.items() if holds}
+    return Payable(0 if any(blocked.values()) else most, terms.fee, MappingProxyType(shortfalls))
+
+
+def _nowhere(destination: Destination | None) -> Limit | None:
+    """Why a destination cannot be paid to now."""
+    if destination is None:
+        return Limit.NO_DESTINATION
+    match destination.state:
+        case DestinationState.PENDING_VERIFICATION:
+            return Limit.DESTINATION_UNVERIFIED
+        case DestinationState.VERIFIED:
+            return Limit.DESTINATION_WAITING if destination.waits else None
+        case DestinationState.UNUSABLE | DestinationState.DISABLED:
+            return Limit.DESTINATION_UNUSABLE
+
+
+def amount_to_pay(asked: int | None, funds: Funds, terms: Terms, destination: Destination | None) -> int:
+    """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can be paid. Only the hold makes sure of it.
+
+    Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
+    """
+    if asked is not None and (asked < terms.minimum_amount or asked <= terms.fee):
+        raise Refused(Reason.AMOUNT_OUT_OF_RANGE, "amount must be at least the minimum amount, and more than the fee.", field="amount")
+    can = payable(funds, terms, destination)
+    limits = {"limits": ",".join(can.shortfalls)}
+    if Limit.FROZEN in can.shortfalls:
+        raise Refused(Reason.STATE_FORBIDS, "The wallet is frozen.", metadata={"state": "FROZEN", "verb": "PAYOUT", **limits})
+    if not _NOWHERE.isdisjoint(can.shortfalls):
+        raise Refused(Reason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=limits)
+    amount = can.amount if asked is None else asked
+    if not 0 < amount <= can.amount:
+        raise Refused(Reason.INSUFFICIENT_FUNDS, "Less can be paid than is asked for; PreviewPayout tells why.", metadata=limits)
+    return amount

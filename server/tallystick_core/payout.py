@@ -1,0 +1,273 @@
+"""Pay-out: what a payout is made of, and the table of its states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from tallystick_core.canonical import fingerprint, letters
+from tallystick_core.identifier import parse_id
+from tallystick_core.provider import Declined, InTransit, NotSent, PayoutFailure, Returned, Submitted, Succeeded, Unknown
+from tallystick_core.refusal import Reason, Refused
+from tallystick_core.table import moved
+
+MOST_PAYOUTS = 1000
+"""The most payouts of a batch that is a list."""
+_RUN = "run-"
+
+
+class PayoutState(StrEnum):
+    """How far a payout has come."""
+
+    CREATED = "CREATED"
+    AWAITING_APPROVAL = "AWAITING_APPROVAL"
+    READY = "READY"
+    SUBMITTING = "SUBMITTING"
+    SUBMITTED = "SUBMITTED"
+    IN_TRANSIT = "IN_TRANSIT"
+    PAID = "PAID"
+    FAILED = "FAILED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+    RETURNED = "RETURNED"
+
+
+class Happening(StrEnum):
+    """What can happen to a payout: the wallet's verdicts, what people decide, the provider's answers, and that it is settled."""
+
+    FUNDS_HELD = "FUNDS_HELD"
+    HELD_FOR_APPROVAL = "HELD_FOR_APPROVAL"
+    """Its money is held, and its amount is above the threshold."""
+    HOLD_REFUSED = "HOLD_REFUSED"
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+    DESTINATION_ENDED = "DESTINATION_ENDED"
+    """Its destination is UNUSABLE or DISABLED, and it has not been sent."""
+    SENDING = "SENDING"
+    """An attempt was committed: from here on the provider may have it."""
+    SUBMITTED = "SUBMITTED"
+    IN_TRANSIT = "IN_TRANSIT"
+    SUCCEEDED = "SUCCEEDED"
+    RETURNED = "RETURNED"
+    DECLINED = "DECLINED"
+    NOT_SENT = "NOT_SENT"
+    UNKNOWN = "UNKNOWN"
+    STRAY = "STRAY"
+    """Money was paid, or came back, that fits no move."""
+    GIVEN_UP = "GIVEN_UP"
+    """Sending has been given up, and surely nothing was paid."""
+    CLOSED = "CLOSED"
+    """An operator has closed it, with evidence that nothing was paid."""
+    SETTLED = "SETTLED"
+
+
+class Cause(StrEnum):
+    """Why a payout has a new version, as its history tells it."""
+
+    ACCEPTED = "ACCEPTED"
+    FUNDS_HELD = "FUNDS_HELD"
+    HOLD_REFUSED = "HOLD_REFUSED"
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+    DESTINATION_ENDED = "DESTINATION_ENDED"
+    SENDING = "SENDING"
+    PROVIDER_ANSWER = "PROVIDER_ANSWER"
+    STRAY_TRANSFER = "STRAY_TRANSFER"
+    GIVEN_UP = "GIVEN_UP"
+    CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
+    SETTLED = "SETTLED"
+
+
+_S, _H = PayoutState, Happening
+MOVES: dict[tuple[PayoutState, Happening], PayoutState] = {
+    # moved on by the wallet's answer to its hold, at once; without one it is asked again, since only an answer tells whether money is held
+    (_S.CREATED, _H.FUNDS_HELD): _S.READY,
+    (_S.CREATED, _H.HELD_FOR_APPROVAL): _S.AWAITING_APPROVAL,
+    (_S.CREATED, _H.HOLD_REFUSED): _S.FAILED,
+    # moved on by a person, in their own time; past the threshold an alert is raised
+    (_S.AWAITING_APPROVAL, _H.APPROVED): _S.READY,
+    (_S.AWAITING_APPROVAL, _H.REJECTED): _S.REJECTED,
+    (_S.AWAITING_APPROVAL, _H.CANCELLED): _S.CANCELLED,
+    (_S.AWAITING_APPROVAL, _H.DESTINATION_ENDED): _S.CANCELLED,
+    # moved on by the submit stage, at once, or when the provider is asked again after it failed
+    (_S.READY, _H.SENDING): _S.SUBMITTING,
+    (_S.READY, _H.CANCELLED): _S.CANCELLED,
+    (_S.READY, _H.DESTINATION_ENDED): _S.CANCELLED,
+    # moved on by the provider's answer; without a definite one the sweep sends the same key again
+    (_S.SUBMITTING, _H.SUBMITTED): _S.SUBMITTED,
+    (_S.SUBMITTING, _H.IN_TRANSIT): _S.IN_TRANSIT,
+    (_S.SUBMITTING, _H.SUCCEEDED): _S.PAID,
+    (_S.SUBMITTING, _H.DECLINED): _S.FAILED,
+    (_S.SUBMITTING, _H.NOT_SENT): _S.SUBMITTING,
+    (_S.SUBMITTING, _H.UNKNOWN): _S.SUBMITTING,
+    (_S.SUBMITTING, _H.GIVEN_UP): _S.FAILED,
+    (_S.SUBMITTING, _H.CLOSED): _S.FAILED,
+    # moved on by the provider, in its own time: hours
+    (_S.SUBMITTED, _H.SUBMITTED): _S.SUBMITTED,
+    (_S.SUBMITTED, _H.IN_TRANSIT): _S.IN_TRANSIT,
+    (_S.SUBMITTED, _H.SUCCEEDED): _S.PAID,
+    (_S.SUBMITTED, _H.DECLINED): _S.FAILED,
+    (_S.SUBMITTED, _H.NOT_SENT): _S.SUBMITTED,
+    (_S.SUBMITTED, _H.UNKNOWN): _S.SUBMITTED,
+    (_S.SUBMITTED, _H.CLOSED): _S.FAILED,
+    # moved on by the banks: days; that it was submitted may be told late
+    (_S.IN_TRANSIT, _H.SUBMITTED): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _H.IN_TRANSIT): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _H.SUCCEEDED): _S.PAID,
+    (_S.IN_TRANSIT, _H.DECLINED): _S.FAILED,
+    (_S.IN_TRANSIT, _H.NOT_SENT): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _H.UNKNOWN): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _H.CLOSED): _S.FAILED,
+    # moved on by the seller's bank alone, if at all
+    (_S.PAID, _H.RETURNED): _S.RETURNED,
+    # its two flags set, by settle; and set again after money moved that fits no move
+    (_S.PAID, _H.SETTLED): _S.PAID,
+    (_S.FAILED, _H.SETTLED): _S.FAILED,
+    (_S.REJECTED, _H.SETTLED): _S.REJECTED,
+    (_S.CANCELLED, _H.SETTLED): _S.CANCELLED,
+    (_S.RETURNED, _H.SETTLED): _S.RETURNED,
+    (_S.PAID, _H.STRAY): _S.PAID,
+    (_S.FAILED, _H.STRAY): _S.FAILED,
+    (_S.RETURNED, _H.STRAY): _S.RETURNED,
+}
+
+HELD = frozenset({_S.AWAITING_APPROVAL, _S.READY, _S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT})
+"""O1: the wallet has an open hold of its amount."""
+CAPTURED = frozenset({_S.PAID, _S.RETURNED})
+"""O1: its hold is captured, once it is settled."""
+GIVEN_BACK = frozenset({_S.FAILED, _S.REJECTED, _S.CANCELLED})
+"""Its hold is released, once it is settled; one that FAILED for want of money never had any."""
+AT_REST = CAPTURED | GIVEN_BACK
+"""Nothing is expected any more; PAID may still be RETURNED."""
+MAYBE_SENT = frozenset({_S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT, _S.FAILED}) | CAPTURED
+"""The provider may tell of it."""
+
+HAPPENINGS: dict[type, Happening] = {
+    Submitted: Happening.SUBMITTED,
+    InTransit: Happening.IN_TRANSIT,
+    Succeeded: Happening.SUCCEEDED,
+    Returned: Happening.RETURNED,
+    Declined: Happening.DECLINED,
+    NotSent: Happening.NOT_SENT,
+    Unknown: Happening.UNKNOWN,
+}
+
+
+def move(state: PayoutState, happening: Happening) -> PayoutState:
+    """The state after. Raises STATE_FORBIDS for what cannot happen to a payout in that state."""
+    return moved(MOVES, state, happening, "A payout")
+
+
+@dataclass(frozen=True, slots=True)
+class NewPayout:
+    """What the caller asked for, parsed. `amount` in minor units; None: whatever can be paid when it is accepted."""
+
+    payout_id: str
+    caller: str
+    seller_account: str
+    amount: int | None
+    currency: str
+    payout_destination_id: str = ""
+    """"": the seller's current one."""
+    place: int = field(default=0, compare=False)
+    """Where it stood in its batch; no part of its values."""
+
+    def values(self) -> tuple[str | int, ...]:
+        """What makes two payouts the same: what was asked for, never what was found to be payable."""
+        amount = "" if self.amount is None else self.amount
+        return (self.payout_id, self.caller, self.seller_account, amount, self.currency, self.payout_destination_id)
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values, however they were written."""
+        return fingerprint(*self.values())
+
+
+@dataclass(frozen=True, slots=True)
+class NewDestination:
+    """A bank account to be registered, parsed."""
+
+    payout_destination_id: str
+    caller: str
+    seller_account: str
+    currency: str
+    bank_account_token: str
+    description: str = ""
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values."""
+        who = (self.payout_destination_id, self.caller, self.seller_account, self.currency)
+        return fingerprint(*who, self.bank_account_token, self.description)
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """Payouts to be made together, parsed: a list, sorted by id, or, where that is empty, a run of a seller's schedule ("": the default)."""
+
+    payout_batch_id: str
+    caller: str
+    payouts: tuple[NewPayout, ...] = ()
+    seller_account: str = ""
+    currency: str = ""
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values, in whatever order the payouts came."""
+        head = (self.payout_batch_id, self.caller, self.seller_account, self.currency)
+        return fingerprint(*head, *(value for payout in self.payouts for value in payout.values()))
+
+
+def first_difference(sent: NewPayout, stored: NewPayout) -> str:
+    """The contract's name of the first field in which two payouts of one id differ, in the order of the request."""
+    names = ("seller_account", "amount", "currency", "payout_destination_id")
+    return next((name for name in names if getattr(sent, name) != getattr(stored, name)), "payout_id")
+
+
+def demand(payout_id: str) -> str:
+    """What a provider's key names of a payout; see `provider_key`. The hold in the wallet has the payout's id as it is."""
+    return f"p-{payout_id}"
+
+
+def run_id(currency: str, cut_off: datetime) -> str:
+    """The id of the run of a cut-off, and of its batch: the same from whatever process, so that a cut-off has one run."""
+    return f"{_RUN}{currency}-{cut_off.astimezone(UTC):%Y%m%dT%H%MZ}"
+
+
+def made_payout_id(run: str, seller_account: str) -> str:
+    """The id of a payout that a run makes: the same for the same run and seller, so that one that is begun again pays nobody twice.
+
+    `run` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with a schedule of its own, who has no batch,
+    but may have left the default only just now.
+    """
+    return f"r-{letters(run, seller_account)}"
+
+
+def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
+    """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if text.startswith(_RUN):
+        raise Refused(Reason.FIELD_INVALID, f"{field} must not begin with {_RUN}: such ids are the platform's.", field=field)
+    return parse_id(text, field)
+
+
+def needs_approval(amount: int, currency: str, thresholds: Mapping[str, int]) -> bool:
+    """Whether a second person has to approve: the amount that leaves the wallet is above its currency's threshold; without one, none has to."""
+    return currency in thresholds and amount > thresholds[currency]
+
+
+def require_second_person(approver: str, creator: str) -> None:
+    """Raises SECOND_PERSON_REQUIRED where the approver is the creator."""
+    if approver == creator:
+        raise Refused(Reason.SECOND_PERSON_REQUIRED, "Somebody else than the creator of the payout has to approve it.")
+
+
+def hold_failure(reason: Reason) -> PayoutFailure | None:
+    """Why a payout fails whose hold the wallet refused; None: the refusal is a fault of ours, and says nothing about the seller's money."""
+    match reason:
+        case Reason.INSUFFICIENT_FUNDS | Reason.NOT_FOUND:  # no wallet: nothing was ever sold
+            return PayoutFailure.INSUFFICIENT_FUNDS
+        case Reason.STATE_FORBIDS:
+            return PayoutFailure.WALLET_FROZEN
+        case _:
+            return None
