@@ -15,8 +15,8 @@ from tallystick_server.payment import encode, events
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import delivery as store
 from tallystick_storage import outbox
-from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Deliver:
 
     async def _confirm(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
         def confirm(connection: Connection) -> set[str]:
-            rows = store.confirm_delivery(connection, sorted(set(order_ids)))
+            rows = store.confirm(connection, sorted(set(order_ids)))
             told = BatchPublishRequest()
             for row in rows:
                 events.order_changed(told, encode.stored_order(row), row.caller, row.traceparent)

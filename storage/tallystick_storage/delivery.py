@@ -1,0 +1,49 @@
+"""Deliveries of orders: noted, and kept until the wallet has made the sellers' money available."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_core.payment import Cause
+
+_DELIVERED = text("""
+    with l as materialized (
+        select o.payment_order_id, c.caller, c.traceparent from payment_order o join checkout c on c.checkout_id = o.checkout_id
+        where o.payment_order_id = any (cast(:ids as text[])) and o.status = 'SUCCESS' and o.wallet_updated and o.ledger_updated
+            and o.delivery_confirmed_time is null
+        order by o.payment_order_id for update of o),
+    moved as (
+        update payment_order o set delivery_confirmed_time = t.now, version = o.version + 1, update_time = greatest(o.update_time, t.now)
+        from l, (select clock() as now) t where o.payment_order_id = l.payment_order_id returning o.*, l.caller, l.traceparent),
+    history as (
+        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
+        select payment_order_id, version, status, status, :cause, wallet_updated, ledger_updated, true, pending_reason, next_action_url, failure_reason,
+            decline_code, provider_reference, attempt_count, update_time from moved),
+    release as (insert into to_release select payment_order_id, caller, update_time from moved),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('paymentOrders/' || payment_order_id), array_agg(version) from moved having count(*) > 0
+        returning sequence)
+    select moved.*, sequence as told from moved, told
+""")
+_TO_RELEASE = text("select payment_order_id, caller from to_release order by create_time, payment_order_id limit :most")
+_RELEASED = text("delete from to_release where payment_order_id = any (cast(:ids as text[]))")
+
+
+def confirm(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
+    """Notes that orders were delivered, as far as they are settled and that was not noted before; those, each with its caller, traceparent, and the outbox
+    row in which all are to be told."""
+    return connection.execute(_DELIVERED, {"ids": order_ids, "cause": Cause.DELIVERY_CONFIRMED}).all()
+
+
+def to_release(connection: Connection, most: int) -> Sequence[Row[Any]]:
+    """Delivered orders whose money the wallet has not made available yet, the oldest first, with their callers."""
+    return connection.execute(_TO_RELEASE, {"most": most}).all()
+
+
+def released(connection: Connection, order_ids: list[str]) -> None:
+    """Forgets what the wallet has made available."""
+    connection.execute(_RELEASED, {"ids": order_ids})
