@@ -48,6 +48,7 @@ class Auditor:
         for charged in log:
             self._log.setdefault(charged.charge_id, []).append(charged)
         self._wallets: Counter[tuple[str, str]] = Counter()
+        self._pending: Counter[tuple[str, str]] = Counter()
         self._accounts: Counter[tuple[str, str]] = Counter()
         self._unapplied: dict[str, Charged] = {}
         self._versions: dict[str, int] = {}
@@ -121,6 +122,7 @@ class Auditor:
                 if not settled:
                     self.violations.append(f"order {name} is SUCCESS and not settled")
                 self._book(wish, place, fee)
+                self._delivery(told, place, order, fee)
             case payment_pb2.PAYMENT_ORDER_STATUS_FAILED:
                 reason = payment_pb2.FailureReason.Name(order.failure_reason).removeprefix("FAILURE_REASON_")
                 if not self._may_fail(told, place, reason):
@@ -130,6 +132,14 @@ class Auditor:
             case status:
                 if order.charge_id not in self._set_aside or self._right(wish, order.charge_id):
                     self.violations.append(f"order {name} rests in {payment_pb2.PaymentOrderStatus.Name(status)}, and nobody moves it on")
+
+    def _delivery(self, told: Told, place: int, order: payment_pb2.PaymentOrder, fee: int) -> None:
+        """What was delivered is available, and nothing else; whether it was is known but for calls whose answers nobody waited for."""
+        wish, delivered = told.wish, order.HasField("delivery_confirmed_time")
+        if (order.payment_order_id in told.delivered and not delivered) or (delivered and not wish.delivers):
+            self.violations.append(f"order {order.payment_order_id} is {'' if delivered else 'not '}delivered")
+        if not delivered:
+            self._pending[wish.sellers[place], wish.currency] += wish.amounts[place] - fee
 
     def _may_fail(self, told: Told, place: int, reason: str) -> bool:
         wish = told.wish
@@ -240,10 +250,13 @@ class Auditor:
         found = {}
         request = wallet_service_pb2.ListWalletsRequest()
         async for wallet in self._operator.pages(self._operator.wallet.ListWallets, request, "wallets"):
-            found[wallet.seller_account, wallet.currency] = parse_amount(wallet.balance, wallet.currency, least=0)
+            key = (wallet.seller_account, wallet.currency)
+            parts = (wallet.balance, wallet.pending, wallet.available, wallet.held, wallet.owed)
+            found[key] = tuple(parse_amount(part, wallet.currency, least=0) for part in parts)
             self._versions[f"wallets/{wallet.seller_account}/{wallet.currency}"] = wallet.version
-        if found != dict(self._wallets):
-            self.violations.append(f"the wallets are {found}, and must be {dict(self._wallets)}")
+        must = {key: (balance, self._pending[key], balance - self._pending[key], 0, 0) for key, balance in self._wallets.items()}
+        if found != must:
+            self.violations.append(f"the wallets are {found}, and must be {must}")
 
     async def _compare_ledger(self) -> None:
         found = {}

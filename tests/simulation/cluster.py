@@ -53,7 +53,7 @@ def settings(key_window: float) -> Settings:
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
     return Settings(
         environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=1.0, relay_interval=2.0,
-        breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE,
+        breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE, release_delay=86_400,
         alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): parse_policy(text) for trouble, text in _QUICK.items()},
         risk_blocked_accounts=frozenset({"seller-blocked"}),
     )  # fmt: skip

@@ -31,7 +31,7 @@ _NEVER_BY_ITSELF = "alter table {schema}.{table} set (autovacuum_enabled = off)"
 
 
 @dataclass
-class Server:
+class Conditions:
     """What the databases do now: the fault that befalls the present transaction, and what their clocks show."""
 
     fault: Fault | None = None
@@ -41,7 +41,7 @@ class Server:
 class _Connection(psycopg.Connection[Any]):
     """A connection that breaks at COMMIT when its server is told to."""
 
-    server: Server
+    server: Conditions
 
     def commit(self) -> None:
         fault = self.server.fault
@@ -58,7 +58,7 @@ class _Connection(psycopg.Connection[Any]):
 class Engines:
     """One engine for each schema, for all nodes of all runs: transactions come one at a time."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Conditions) -> None:
         self._server = server
         self._engines: dict[str, Engine] = {}
 

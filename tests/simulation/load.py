@@ -68,6 +68,8 @@ class Wish:
     patient: bool
     """Waits for the result, not only for acceptance."""
     then: Then
+    delivers: bool
+    """Confirms at its end that its orders were delivered, those that were paid."""
 
     @property
     def checkout_id(self) -> str:
@@ -106,6 +108,7 @@ def wish(chance: Chance, number: int, span: float) -> Wish:
         at_once=chance.weighed(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
         patient=chance.number(key("patient")) < 0.7,
         then=chance.weighed(key("then"), _THEN),
+        delivers=chance.number(key("delivers")) < 0.5,
     )
 
 
@@ -126,6 +129,8 @@ class Told:
     """Answers that must not be."""
     cancelled: bool = False
     """A cancellation was asked for."""
+    delivered: set[str] = field(default_factory=set)
+    """Orders whose delivery was confirmed, and was told to be."""
 
 
 class Load:
@@ -158,6 +163,8 @@ class Load:
         await asyncio.gather(*(self._pay(client, request, told) for _ in range(wish.at_once)))
         if told.answers:
             await self._go_on(client, request, told)
+            if wish.delivers:
+                await self._deliver(client, told)
         self._open -= 1
 
     async def _pay(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, told: Told) -> None:
@@ -216,6 +223,15 @@ class Load:
                 await self._watch(client, told)
             case Then.NOTHING:
                 pass
+
+    async def _deliver(self, client: AsyncClient, told: Told) -> None:
+        for place in range(len(told.wish.amounts)):
+            confirm = payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=told.wish.order_id(place))
+            answer = await self._insist(lambda confirm=confirm: client.payment.ConfirmDelivery(confirm), told, frozenset({"STATE_FORBIDS"}))
+            if answer is not None:
+                told.delivered.add(answer.payment_order.payment_order_id)
+                if not answer.payment_order.HasField("delivery_confirmed_time"):
+                    told.wrong.append(f"order {told.wish.order_id(place)} was told to be delivered, and when was not")
 
     async def _watch(self, client: AsyncClient, told: Told) -> None:
         last = 0

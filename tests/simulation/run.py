@@ -23,7 +23,7 @@ from tests.torture.check import AT_REST
 from .auditor import Auditor, Charged
 from .chance import Chance
 from .cluster import OPERATOR, TEAMS, Cluster
-from .database import Engines, Server, Tables
+from .database import Conditions, Engines, Tables
 from .faults import Fault, Faults
 from .load import Load, Wish, wish
 from .loop import Deadlock
@@ -89,7 +89,7 @@ class Simulation:
     def __init__(self, databases: Databases) -> None:
         self._databases = databases
         self._tables = Tables(databases)
-        self._server = Server()
+        self._server = Conditions()
         self._engines = Engines(self._server)
         self._reader = Reader(databases.reader)
         gc.collect()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .chance import Chance
-from .database import LABEL, Server
+from .database import LABEL, Conditions
 from .faults import READ, TRANSACTION, Fault, Faults
 from .loop import Node, VirtualLoop
 
@@ -16,7 +16,7 @@ STOPPED = (7.0, 15.0)
 SLOW = (0.5, 12.0)
 """Seconds that something slow takes: some of it longer than its caller waits."""
 _POLLS = frozenset({
-    "transaction Flow.sweep.claim", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read WalletHandlers.sweep.due",
+    "transaction Flow.sweep.claim", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read Deliver.turn.<lambda>", "read WalletHandlers.sweep.due",
     "read FromOutbox.__call__.<lambda>", "read relayed", "read LedgerEvents.__call__.unpublished", "read PaymentHandlers._read.payments",
 })  # fmt: skip
 """What is done again and again, and mostly finds nothing."""
@@ -31,7 +31,7 @@ _SOON = 0.05
 class World:
     """Everything that a run's nodes share. `drift`: seconds that the clock of a service's database is ahead; `died` is called for each process that dies."""
 
-    def __init__(self, chance: Chance, faults: Faults, server: Server, drift: Mapping[str, float], slow: tuple[float, float] = SLOW) -> None:
+    def __init__(self, chance: Chance, faults: Faults, server: Conditions, drift: Mapping[str, float], slow: tuple[float, float] = SLOW) -> None:
         self.chance = chance
         self.faults = faults
         self.loop = VirtualLoop(chance, self._port_call)

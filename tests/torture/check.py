@@ -16,7 +16,7 @@ from .load import Told
 _FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
 
 AT_REST = """
-    select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*) from payment.outbox)
+    select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*) from payment.to_release) + (select count(*) from payment.outbox)
         + (select count(*) from wallet.outbox) + (select count(*) from payment.unapplied_charge where not ledger_updated)
         + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book))
 """
