@@ -544,6 +544,20 @@ def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) 
     assert verify(own_database).passed
 
 
+def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(own_database: Databases) -> None:
+    """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and once it accepts us again all are paid and the alert ends."""
+    retry = {("", Trouble.FORBIDDEN): Policy(Strategy.FIXED, 0.1, 0.1, 50)}
+    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=99, breaker_rest=0.4, breaker_longest_rest=0.4, monitor_interval=0.05)
+    with serving(own_database, settings) as running, running.client() as client:
+        first = pay(client, "5.00", token="tok_forbidden:4", wait_for=ACCEPTANCE)
+        assert eventually(lambda: (due(own_database, first.payment_orders[0].charge_id) or ("", ""))[1] == "FORBIDDEN")
+        other = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert eventually(lambda: "PROVIDER_FORBIDS" in {alert.kind for alert in alerts_of(client, "providers/sandbox")})
+        assert all(client.wait_for_payment(payment.checkout_id, 30).is_payment_done for payment in (first, other))
+        assert eventually(lambda: not alerts_of(client, "providers/sandbox"))
+    assert verify(own_database).passed
+
+
 def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Databases) -> None:
     """A provider that is down is left alone: payments are accepted and wait up to a depth, then are refused with nothing stored; no try is spent on
     them meanwhile, and when it is back all are paid, each charged once."""

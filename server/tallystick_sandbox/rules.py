@@ -21,6 +21,8 @@ class Fault(StrEnum):
     """The connection is refused, once."""
     BUSY = "busy"
     """A 429 that tells to come back, once."""
+    FORBIDDEN = "forbidden"
+    """A 401 that does not accept the credentials, once."""
     REJECTED = "rejected"
     """A 400 that finds fault with the call, every time."""
     REFUSED = "refused"
@@ -73,7 +75,7 @@ class Behaviour:
     """How often a fault that does not last befalls the key."""
 
 
-PASSING = frozenset({Fault.UNREACHABLE, Fault.BUSY, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER})
+PASSING = frozenset({Fault.UNREACHABLE, Fault.BUSY, Fault.FORBIDDEN, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER})
 
 
 def behaviour(demand: Demand, plan: Plan) -> Behaviour:
@@ -136,6 +138,7 @@ EARLY = {
     Fault.LOST_BEFORE: LOST,
     Fault.ERROR_BEFORE: SERVER_ERROR,
     Fault.BUSY: Reply(429, code="rate_limited", retry_after=0.3),
+    Fault.FORBIDDEN: Reply(401, code="credentials_invalid"),
     Fault.REJECTED: Reply(400, code="request_malformed"),
     Fault.REFUSED: Reply(400, code="amount_too_small"),
 }
