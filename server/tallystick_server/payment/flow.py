@@ -18,9 +18,9 @@ from tallystick_server.payment.record import Answered, Record, Recorded
 from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.runtime.changes import Changes
-from tallystick_server.runtime.dead_letters import DeadLetters
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.flow import Flow, FlowSettings
+from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
@@ -53,7 +53,7 @@ class PayIn(Flow[Charge, Moved]):
     ) -> None:
         super().__init__("payment", "charges", database, providers, settings)
         self.changes: Changes[payment_pb2.Payment] = Changes()
-        self.dead_letters = DeadLetters(database, "charges", self)
+        self.dead_letters = DeadLetters(database, self)
         self._provider = provider
         self._waiting_depth = waiting_depth
         accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._room)

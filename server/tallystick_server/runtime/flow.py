@@ -58,7 +58,7 @@ class Flow(ABC, Generic[H, G]):
     def __init__(self, service: str, collection: str, database: Database, providers: Mapping[str, Provider], settings: FlowSettings) -> None:
         self.lease = settings.lease
         self.execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, breaker=settings.breaker)
-        self._collection = collection
+        self.collection = collection
         self._database = database
         self._providers = providers
         self._postpone: Stage[Troubled[H], G] = Stage(
@@ -88,8 +88,12 @@ class Flow(ABC, Generic[H, G]):
         """Fails demands that surely moved nothing."""
 
     @abstractmethod
+    def close(self, connection: Connection, item: H) -> G:
+        """Fails a demand, as an operator has decided."""
+
+    @abstractmethod
     def failed(self, item: H, made: G) -> None:
-        """Says what was made of a demand in the batch in which it was given up, or postponed."""
+        """Says what was made of a demand in the batch in which it was given up, or postponed, or when it was closed."""
 
     def start(self) -> None:
         for stage in self._stages:
@@ -141,9 +145,9 @@ class Flow(ABC, Generic[H, G]):
         try:
             await self._brought_on(item)
         except Refused as refused:
-            log.warning("%s/%s waits for the sweep: %s", self._collection, item.demand_id, refused)
+            log.warning("%s/%s waits for the sweep: %s", self.collection, item.demand_id, refused)
         except Exception:
-            log.exception("%s/%s failed on its way; it waits for the sweep", self._collection, item.demand_id)
+            log.exception("%s/%s failed on its way; it waits for the sweep", self.collection, item.demand_id)
 
     async def _brought_on(self, item: H) -> None:
         """As far as it comes now."""
@@ -183,5 +187,5 @@ class Flow(ABC, Generic[H, G]):
 
     async def _postponed(self, troubled: Troubled[H]) -> None:
         item = troubled.item
-        log.info("%s/%s does not come on: %s %s", self._collection, item.demand_id, troubled.trouble, troubled.detail)
+        log.info("%s/%s does not come on: %s %s", self.collection, item.demand_id, troubled.trouble, troubled.detail)
         self.failed(item, await self._postpone.submit(troubled, item.context))

@@ -1,20 +1,32 @@
-"""The RPCs that every service with due work has for operators."""
+"""What operators do in every service that makes demands: its dead letters and its alerts."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Row
 
 from tallystick_core.caller import Role
+from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.identifier import parse_words
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.provider import Declined, Outcome, Pending, Succeeded
+from tallystick_core.recovery import Step
+from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime import alerts, dead_letters
-from tallystick_server.runtime.dead_letters import DeadLetters
+from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.execute import HeldBack
 from tallystick_server.runtime.fields import PageToken, page_size
-from tallystick_storage import alert, dead_letter
+from tallystick_server.runtime.flow import Flow
+from tallystick_storage import alert, dead_letter, due
 from tallystick_storage.database import Database
+
+H = TypeVar("H", bound=InHand)
+G = TypeVar("G")
 
 _OPERATOR = frozenset({Role.OPERATOR})
 ACCESS: Access = {
@@ -25,6 +37,91 @@ ACCESS: Access = {
     "ListAlerts": _OPERATOR,
 }
 _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,80}\Z", re.ASCII)
+
+
+class DeadLetters(Generic[H, G]):
+    """What an operator may do with them. Nothing leaves by itself but by an outcome that comes after all."""
+
+    def __init__(self, database: Database, flow: Flow[H, G]) -> None:
+        self._database = database
+        self._prefix = f"{flow.collection}/"
+        self._flow = flow
+
+    def demand_id(self, row: Row[Any]) -> str:
+        return str(row.subject).removeprefix(self._prefix)
+
+    async def find(self, dead_letter_id: str) -> Row[Any]:
+        """The dead letter. Raises NOT_FOUND."""
+        found = await self._database.read(lambda connection: dead_letter.find(connection, dead_letter_id))
+        if found is None:
+            raise not_found("dead letter")
+        return found
+
+    async def retry(self, dead_letter_id: str, operator: str, reason: str) -> Row[Any]:
+        """Has it tried again. Raises NOT_FOUND, STATE_FORBIDS."""
+        row = await self.find(dead_letter_id)
+        if (row.state, row.operator, row.reason) == (DeadLetterState.RETRIED, operator, reason):
+            return row
+        dead_letters.must_be_open(row, "RETRY")
+
+        def retry(connection: Connection) -> None:
+            ended = dead_letter.end(connection, [row.subject], DeadLetterState.RETRIED, operator, reason)
+            dead_letters.tell_changed(connection, ended, lambda _: (operator, ""))
+            due.revive(connection, [self.demand_id(one) for one in ended])
+
+        await self._database.transact(retry)
+        return await self._ended(dead_letter_id, "RETRY", DeadLetterState.RETRIED)
+
+    async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> Row[Any]:
+        """Fails its demand, unless the provider knows better. Raises NOT_FOUND, STATE_FORBIDS."""
+        row = await self.find(dead_letter_id)
+        if (row.state, row.operator, row.reason, row.evidence) == (DeadLetterState.CLOSED, operator, reason, evidence):
+            return row
+        dead_letters.must_be_open(row, "CLOSE")
+        item, outcome = await self._ask(row)
+        match outcome:
+            case Succeeded() | Declined():
+                await self._flow.record(item, outcome)  # which resolves it
+                return await self.find(dead_letter_id)
+            case Pending():
+                raise _forbidden("The provider still works on it; retry the dead letter, and wait.", "PENDING")
+
+        def close(connection: Connection) -> G:
+            (claimed,) = self._claimed(connection, item.demand_id)
+            made = self._flow.close(connection, claimed)
+            ended = dead_letter.end(connection, [row.subject], DeadLetterState.CLOSED, operator, reason, evidence)
+            dead_letters.tell_changed(connection, ended, lambda _: (operator, ""))
+            return made
+
+        self._flow.failed(item, await self._database.transact(close))
+        return await self._ended(dead_letter_id, "CLOSE", DeadLetterState.CLOSED)
+
+    async def _ask(self, row: Row[Any]) -> tuple[H, Outcome | None]:
+        """What the provider says to the demand now."""
+        tokens, now = {self.demand_id(row): 0}, asyncio.get_running_loop().time()
+        (item,) = await self._database.read(lambda connection: self._flow.load(connection, tokens, now))
+        if item.succeeded:
+            raise _forbidden("It has succeeded, so it cannot fail; retry the dead letter.", "SUCCESS")
+        outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)
+        if isinstance(outcome, HeldBack):
+            raise Refused(
+                Reason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=outcome.seconds
+            )
+        return item, outcome
+
+    def _claimed(self, connection: Connection, demand_id: str) -> Sequence[H]:
+        """The demand, leased. Raises STATE_FORBIDS if it came on meanwhile."""
+        token = due.claim_aside(connection, demand_id, self._flow.lease) if due.lock_open_attempts(connection, [demand_id]) else None
+        if token is None:
+            raise _forbidden("It came on meanwhile; read the dead letter again.", "RESOLVED")
+        return self._flow.load(connection, {demand_id: token}, 0.0)
+
+    async def _ended(self, dead_letter_id: str, verb: str, state: str) -> Row[Any]:
+        """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
+        row = await self.find(dead_letter_id)
+        if row.state != state:
+            dead_letters.must_be_open(row, verb)
+        return row
 
 
 class OperatorHandlers:
@@ -69,3 +166,7 @@ def parse_dead_letter_id(text: str) -> str:
         reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
         raise Refused(reason, "dead_letter_id must be one that ListDeadLetters gave.", field="dead_letter_id")
     return text
+
+
+def _forbidden(message: str, state: str) -> Refused:
+    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": "CLOSE"})
