@@ -36,6 +36,8 @@ class Conditions:
 
     fault: Fault | None = None
     now: float = 0.0
+    at_commit: bool = False
+    """Whether the transaction has come to its COMMIT."""
 
 
 class _Connection(psycopg.Connection[Any]):
@@ -44,7 +46,7 @@ class _Connection(psycopg.Connection[Any]):
     server: Conditions
 
     def commit(self) -> None:
-        fault = self.server.fault
+        self.server.at_commit, fault = True, self.server.fault
         if fault is Fault.SERIALIZATION_FAILURE:
             raise psycopg.errors.SerializationFailure("could not serialize access due to read/write dependencies among transactions")
         if fault is Fault.COMMIT_LOST_AFTER:

@@ -39,6 +39,8 @@ class Fault(StrEnum):
 
 
 DEATHS = {Fault.DIES_BEFORE: 0.4, Fault.DIES_AFTER: 0.4, Fault.STOPS: 0.2}
+AT_COMMIT = frozenset({Fault.SERIALIZATION_FAILURE, Fault.COMMIT_LOST_BEFORE, Fault.COMMIT_LOST_AFTER})
+"""What befalls only a transaction that comes to its COMMIT."""
 TRANSACTION: Mapping[Fault, float] = {
     **DEATHS,
     Fault.SERIALIZATION_FAILURE: 2.0,
@@ -90,3 +92,7 @@ class Faults:
         if fault is not None:
             self.happened[numbered] = fault
         return fault
+
+    def had_no_effect(self, numbered: str) -> None:
+        """What was to befall a port call did not: it failed before."""
+        del self.happened[numbered]

@@ -8,7 +8,7 @@ from typing import Any
 
 from .chance import Chance
 from .database import LABEL, Conditions
-from .faults import READ, TRANSACTION, Fault, Faults
+from .faults import AT_COMMIT, READ, TRANSACTION, Fault, Faults
 from .loop import Node, VirtualLoop
 
 STOPPED = (7.0, 15.0)
@@ -94,7 +94,7 @@ class World:
             if fault is Fault.DIES_BEFORE:
                 self.kill(node)
                 return
-            self._server.fault = fault
+            self._server.fault, self._server.at_commit = fault, False
             self._server.now = self.loop.now + self._drift.get(node.name.partition("-")[0], 0.0)
             result, error = None, None
             try:
@@ -103,6 +103,8 @@ class World:
                 error = raised
             finally:
                 self._server.fault = None
+            if fault in AT_COMMIT and not self._server.at_commit:
+                self.faults.had_no_effect(place)
             if result or label not in _POLLS:
                 self.calls.append(place)
             self.tell(f"{place}{f' raised {type(error).__name__}' if error else ''}")
