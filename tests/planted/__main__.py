@@ -1,4 +1,4 @@
-"""scripts/planted-bugs [--only WORDS]: plants one bug at a time in a copy of the code, and sees whether the simulation or the tests notice it."""
+"""scripts/planted-bugs [--only WORDS] [--new]: plants one bug at a time in a copy of the code, and sees whether the simulation or the tests notice it."""
 
 from __future__ import annotations
 
@@ -96,13 +96,15 @@ def _row(bug: Bug, caught: Caught) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/planted-bugs", description="Plants bugs, and checks that each is noticed.")
     parser.add_argument("--only", default="", help="only bugs whose names hold these words")
+    parser.add_argument("--new", action="store_true", help="only bugs that were not noticed yet as they are now")
     options = parser.parse_args()
     began = time.monotonic()
     noticed = 0
     _copy()
     if (found := _look(None)) is not None:
         sys.exit(f"without any bug the {found.by} fails: {found.sign}")
-    wanted = [bug for bug in BUGS if options.only in bug.name]
+    known = "".join(_rows().values())
+    wanted = [bug for bug in BUGS if options.only in bug.name and not (options.new and mark(bug) in known)]
     for tests in sorted({bug.tests for bug in wanted if bug.tests}):
         if _run([*_PYTEST, *tests.split()])[0] != 0:
             sys.exit(f"without any bug these fail: {tests}")
