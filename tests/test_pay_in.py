@@ -358,6 +358,22 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(own_database: Da
     assert report.passed, report.as_text()
 
 
+def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(own_database: Databases) -> None:
+    """One delivery whose money cannot be released raises an alert; others are confirmed and released all the same."""
+    settings = Settings(release_delay=3600, sweep_interval=0.05, monitor_interval=0.05)
+    alerts = payment_service_pb2.ListAlertsRequest()
+    with serving(own_database, settings) as platform, platform.client() as client, psycopg.connect(own_database.admin, autocommit=True) as admin:
+        admin.execute("insert into payment.to_release values ('ghost', 'ann', '', '2026-01-01')")
+        assert eventually(lambda: [alert.subject for alert in client.payment.ListAlerts(alerts).alerts] == ["paymentOrders/ghost"])
+        client.create_payment("c-1", [new_order("o-1", "ann", "s-1", "10.00", "EUR")], credit_card_info="tok_visa")
+        client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id="o-1"))
+        wanted = wallet_service_pb2.GetWalletRequest(seller_account="s-1", currency="EUR")
+        assert eventually(lambda: client.wallet.GetWallet(wanted).wallet.available == "10.00")
+        assert [alert.kind for alert in client.payment.ListAlerts(alerts).alerts] == ["RELEASE_STUCK"]
+        admin.execute("delete from payment.to_release")
+        assert eventually(lambda: not client.payment.ListAlerts(alerts).alerts)
+
+
 def test_another_callers_payments_are_not_there(own_database: Databases) -> None:
     """S3: another caller's payment is NOT_FOUND, its ids are ID_TAKEN, its lists are empty; an operator sees all."""
     team = frozenset({Role.TEAM})

@@ -544,6 +544,20 @@ def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) 
     assert verify(own_database).passed
 
 
+def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Databases) -> None:
+    """Closing a dead letter that finds no room to ask the provider in time changes nothing and says to come back."""
+    settings = Settings(lease=3.5, provider_timeout=1, provider_calls=1, sweep_interval=0.05)
+    with serving(own_database, settings) as running, running.client() as client:
+        letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
+        for _ in range(3):
+            pay(client, "5.00", token="tok_delay:900", wait_for=ACCEPTANCE)
+        with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError) as refused:
+            close(hasty, letter)
+        assert refused.value.reason == "PROVIDER_UNAVAILABLE"
+        request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
+        assert client.payment.GetDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_OPEN
+
+
 def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(own_database: Databases) -> None:
     """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and once it accepts us again all are paid and the alert ends."""
     retry = {("", Trouble.FORBIDDEN): Policy(Strategy.FIXED, 0.1, 0.1, 50)}

@@ -13,8 +13,10 @@ from tallystick import Client, NotFoundError, TallystickError
 from tallystick._errors import from_status
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
+from tallystick_core.wallet import EntryKind, Instruction
+from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
 
-from .conftest import eventually, unique
+from .conftest import Platform, eventually, unique
 
 
 def credit(client: Client, seller: str, amount: str, cause: str = "", **values: object) -> pb.WalletResult:
@@ -185,6 +187,26 @@ def test_a_sale_is_released_by_its_cause_once(client: Client) -> None:
         again = list(pool.map(lambda _: release(client, second)[0], range(20)))
     assert sorted(result.replayed for result in again) == [False] + [True] * 19
     assert parts(client, seller) == ("0.00", "6.00", "0.00", "0.00")
+
+
+def test_a_release_takes_its_own_wallet_and_no_other_change_along(platform: Platform) -> None:
+    """In one batch, a release and a debit under the same cause each change the wallet they are about, whatever their order."""
+    cause, mine, others = f"ADJUSTMENT/{unique()}", unique("s"), unique("s")
+    with platform.client() as client:
+        client.wallet.SetWalletPolicy(pb.SetWalletPolicyRequest(seller_account=mine, currency="EUR", release_delay=Duration(seconds=3600)))
+        credit(client, mine, "5.00", cause, pending=True)
+        credit(client, others, "3.00")
+
+        async def change() -> None:
+            (handlers,) = (service.servicer for service in platform.running._services if service.name == "wallet")
+            release = Asked(Instruction(EntryKind.RELEASE, cause, "t"), "")
+            debit = Asked(Instruction(EntryKind.DEBIT, cause, "t", others, "EUR", 200), "")
+            for result in await ChangeWallets(handlers._database, 0).run([[release, debit]]):  # type: ignore[attr-defined]
+                assert isinstance(result, list)
+                assert [one.replayed for one in result if isinstance(one, Changed)] == [False, False]
+
+        platform.run(change)
+        assert (parts(client, mine), parts(client, others)) == (("0.00", "5.00", "0.00", "0.00"), ("0.00", "1.00", "0.00", "0.00"))
 
 
 def test_a_sale_is_released_when_its_delay_is_over(client: Client) -> None:

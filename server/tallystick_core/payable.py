@@ -50,6 +50,9 @@ DESTINATION_MOVES: dict[tuple[DestinationState, DestinationHappening], Destinati
     # rests here
     (_D.VERIFIED, _N.ACCOUNT_REFUSED): _D.UNUSABLE,
     (_D.VERIFIED, _N.DISABLED): _D.DISABLED,
+    # payouts that were sent before may still show it
+    (_D.UNUSABLE, _N.ACCOUNT_REFUSED): _D.UNUSABLE,
+    (_D.DISABLED, _N.ACCOUNT_REFUSED): _D.DISABLED,
 }
 
 ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})

@@ -16,6 +16,7 @@ from tallystick_core.table import moved
 MOST_PAYOUTS = 1000
 """The most payouts of a batch that is a list."""
 _RUN = "run-"
+_MADE = "r-"
 
 
 class PayoutState(StrEnum):
@@ -241,7 +242,14 @@ def made_payout_id(run: str, seller_account: str) -> str:
     `run` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with a schedule of its own, who has no batch,
     but may have left the default only just now.
     """
-    return f"r-{letters(run, seller_account)}"
+    return f"{_MADE}{letters(run, seller_account)}"
+
+
+def parse_payout_id(text: str, field: str = "payout_id") -> str:
+    """A caller's id of a payout; those that runs make are the platform's. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if text.startswith(_MADE):
+        raise Refused(Reason.FIELD_INVALID, f"{field} must not begin with {_MADE}: such ids are the platform's.", field=field)
+    return parse_id(text, field)
 
 
 def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:

@@ -59,7 +59,8 @@ class Verdict:
     failure: PayoutFailure | None = None
     """Why, where it fails."""
     contradicted: bool = False
-    """The provider tells that a paid payout failed, which is for a person: only a return gives its money back."""
+    """The provider tells otherwise than before, which is for a person: that a paid payout failed, where only a return gives its money back,
+    or another amount of a transfer that is known."""
 
 
 def judge(known: Known, outcome: PayoutOutcome) -> Verdict:
@@ -91,8 +92,9 @@ def _failure(declined: Declined) -> PayoutFailure:
 
 
 def _paid(known: Known, told: Succeeded) -> Verdict:
-    if told.reference in known.transfers:
-        return Verdict()
+    before = known.transfers.get(told.reference)
+    if before is not None:
+        return Verdict(contradicted=(told.amount, told.currency) != (before.amount, before.currency))
     transfer = Transfer(told.reference, told.amount, told.currency, _fit(known, told))
     if known.state in AT_REST:
         return Verdict((Happening.STRAY,), (transfer,))
@@ -119,7 +121,7 @@ def _came_back(known: Known, told: Returned) -> Verdict:
         back = _came_back(replace(known, state=state, transfers={**known.transfers, told.reference: paid.transfers[0]}), told)
         return replace(back, happenings=paid.happenings + back.happenings)
     if transfer.returned_amount is not None:
-        return Verdict()
+        return Verdict(contradicted=(told.amount, told.currency) != (transfer.returned_amount, transfer.returned_currency))
     returned = replace(transfer, returned_amount=told.amount, returned_currency=told.currency)
     moves = transfer.fit is Fit.AS_ASKED and returned.return_fits
     return Verdict((Happening.RETURNED if moves else Happening.STRAY,), (returned,))

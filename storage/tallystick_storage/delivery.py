@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause
+from tallystick_storage.database import rows
 
 _DELIVERED = text("""
     with l as materialized (
@@ -23,13 +24,17 @@ _DELIVERED = text("""
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
         select payment_order_id, version, status, status, :cause, wallet_updated, ledger_updated, true, pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, update_time from moved),
-    release as (insert into to_release select payment_order_id, caller, update_time from moved),
+    release as (insert into to_release select payment_order_id, caller, '', update_time from moved),
     told as (
         insert into outbox (aggregate_ids, versions) select array_agg('paymentOrders/' || payment_order_id), array_agg(version) from moved having count(*) > 0
         returning sequence)
     select moved.*, sequence as told from moved, told
 """)
-_TO_RELEASE = text("select payment_order_id, caller from to_release order by create_time, payment_order_id limit :most")
+_TO_RELEASE = text("select payment_order_id, caller from to_release order by refused <> '', create_time, payment_order_id limit :most")
+_REFUSED = text("""
+    update to_release t set refused = r.message from json_to_recordset(cast(:refused as json)) as r (id text, message text)
+    where t.payment_order_id = r.id and t.refused = '' returning t.payment_order_id
+""")
 _RELEASED = text("delete from to_release where payment_order_id = any (cast(:ids as text[]))")
 
 
@@ -40,10 +45,16 @@ def confirm(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
 
 
 def to_release(connection: Connection, most: int) -> Sequence[Row[Any]]:
-    """Delivered orders whose money the wallet has not made available yet, the oldest first, with their callers."""
+    """Delivered orders whose money the wallet has not made available yet, with their callers: the oldest first, those that it refused before at the end."""
     return connection.execute(_TO_RELEASE, {"most": most}).all()
 
 
 def released(connection: Connection, order_ids: list[str]) -> None:
     """Forgets what the wallet has made available."""
     connection.execute(_RELEASED, {"ids": order_ids})
+
+
+def refused(connection: Connection, messages: Mapping[str, str]) -> list[str]:
+    """Keeps what the wallet said, by order; those that it had not refused before."""
+    items = rows([{"id": order_id, "message": message or "refused"} for order_id, message in sorted(messages.items())])
+    return list(connection.execute(_REFUSED, {"refused": items}).scalars())

@@ -421,6 +421,9 @@ _FINDINGS = """
     union all
     select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
     union all
+    select 'RELEASE_STUCK', 'paymentOrders/' || payment_order_id, case when refused = '' then 'the wallet was not told' else refused end
+    from to_release where refused <> '' or create_time < clock() - cast(:success as interval)
+    union all
     select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' charges wait'
     from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
 """

@@ -263,7 +263,7 @@ BUGS = (
     Bug(
         "a delivery that was noted is not told to the wallet later",
         f"{_SERVER}/payment/flow.py",
-        '            Periodic("payment.deliver", settings.sweep_interval, deliver.turn),\n',
+        "            self._releases,\n",
         "",
         "tests/test_pay_in.py -k confirmed_delivery",
     ),
@@ -273,6 +273,20 @@ BUGS = (
         "return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending",
         "return False",
         "tests/test_wallet_service.py -k by_its_cause",
+    ),
+    Bug(
+        "a release takes along what has the same cause",
+        f"{_SERVER}/wallet/change.py",
+        "    if instruction.kind in _OWNED:\n",
+        "    if instruction.cause in owners:\n",
+        "tests/test_wallet_service.py -k own_wallet",
+    ),
+    Bug(
+        "a dead letter is closed although nobody could ask the provider",
+        f"{_SERVER}/runtime/operator.py",
+        "if outcome is None or isinstance(outcome, HeldBack):",
+        "if isinstance(outcome, HeldBack):",
+        "tests/test_recovery.py -k cannot_be_asked",
     ),
     # ids and callers
     Bug(

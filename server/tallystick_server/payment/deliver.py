@@ -1,8 +1,7 @@
-"""Deliver: deliveries are noted, and the wallet is told to make the sellers' money available. Telling it may be repeated."""
+"""Deliver: deliveries are noted; the wallet is told afterwards to make the sellers' money available. Telling it may be repeated."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ from sqlalchemy import Connection
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
-from tallystick_core.refusal import Refused
 from tallystick_server.payment import encode, events
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.peers import Peers
@@ -19,13 +17,11 @@ from tallystick_storage import delivery as store
 from tallystick_storage import outbox
 from tallystick_storage.database import Database
 
-log = logging.getLogger(__name__)
-
 _MOST_RELEASED = 500
 
 
 class Deliver:
-    """The deliver stage's work, and what is left of it when a process ends in between."""
+    """The deliver stage's work, and what follows from it."""
 
     def __init__(self, database: Database, peers: Peers, wallet_address: str) -> None:
         self._database = database
@@ -34,12 +30,7 @@ class Deliver:
 
     async def run(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
         """Whether each order's delivery was noted now; it was before, or the order is not settled, if not."""
-        results = await by_halves(self._confirm, order_ids)
-        try:
-            await self.turn()
-        except Refused as unavailable:
-            log.warning("the wallet is told of deliveries later: %s", unavailable)
-        return results
+        return await by_halves(self._confirm, order_ids)
 
     async def _confirm(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
         def confirm(connection: Connection) -> set[str]:
@@ -55,15 +46,23 @@ class Deliver:
         return [order_id in confirmed for order_id in order_ids]
 
     async def turn(self) -> None:
-        """Tells the wallet of what it has not been told. Raises DEPENDENCY_UNAVAILABLE."""
+        """Tells the wallet of what it has not been told, of what it has refused last.
+
+        Raises DEPENDENCY_UNAVAILABLE, or RuntimeError for a new refusal.
+        """
         rows = await self._database.read(lambda connection: store.to_release(connection, _MOST_RELEASED))
         if not rows:
             return
         releases = [wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller) for row in rows]
         request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)
         results = (await self._peers.call(self._wallet.BatchRelease, request)).results
-        refused = [from_status(result.error).message for result in results if result.WhichOneof("result") == "error"]
-        made = [row.payment_order_id for row, result in zip(rows, results, strict=True) if result.WhichOneof("result") != "error"]
-        await self._database.transact(lambda connection: store.released(connection, made))
-        if refused:
-            raise RuntimeError(f"deliveries were refused by the wallet: {refused[0]}")
+        ids = [row.payment_order_id for row in rows]
+        refused = {id_: from_status(result.error).message for id_, result in zip(ids, results, strict=True) if result.WhichOneof("result") == "error"}
+
+        def note(connection: Connection) -> list[str]:
+            store.released(connection, [id_ for id_ in ids if id_ not in refused])
+            return store.refused(connection, refused) if refused else []
+
+        new = await self._database.transact(note)
+        if new:
+            raise RuntimeError(f"the wallet refuses to release what was paid for order {new[0]}: {refused[new[0]]}")

@@ -66,11 +66,12 @@ class PayIn(Flow[Charge, Moved]):
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=2
         )
         deliver = Deliver(database, peers, wallet_address)
+        self._releases = Periodic("payment.deliver", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run)
         self._stages += [self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
-            Periodic("payment.deliver", settings.sweep_interval, deliver.turn),
+            self._releases,
         ]
 
     async def accept(self, event: PaymentEvent) -> Accepted:
@@ -91,7 +92,9 @@ class PayIn(Flow[Charge, Moved]):
 
     async def confirm_delivery(self, payment_order_id: str) -> bool:
         """Notes that an order was delivered; whether that was not noted before. An order that is not settled is left alone."""
-        return await self._deliver.submit(payment_order_id)
+        noted = await self._deliver.submit(payment_order_id)
+        self._releases.wake()
+        return noted
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
         return stored_charges(store.charges(connection, list(tokens)), tokens, now, self.lease)

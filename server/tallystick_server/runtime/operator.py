@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.caller import Role
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.identifier import parse_words
-from tallystick_core.provider import Declined, Outcome, Pending, Succeeded
+from tallystick_core.provider import Declined, NotSent, Outcome, Succeeded, Unknown
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime import alerts, dead_letters
@@ -36,6 +36,7 @@ ACCESS: Access = {
     "CloseDeadLetter": _OPERATOR,
     "ListAlerts": _OPERATOR,
 }
+_ASK_AGAIN = 1.0  # seconds
 _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,80}\Z", re.ASCII)
 
 
@@ -83,7 +84,9 @@ class DeadLetters(Generic[H, G]):
             case Succeeded() | Declined():
                 await self._flow.record(item, outcome)  # which resolves it
                 return await self.find(dead_letter_id)
-            case Pending():
+            case NotSent() | Unknown():
+                pass
+            case _:
                 raise _forbidden("The provider still works on it; retry the dead letter, and wait.", "PENDING")
 
         def close(connection: Connection) -> G:
@@ -96,17 +99,19 @@ class DeadLetters(Generic[H, G]):
         self._flow.failed(item, await self._database.transact(close))
         return await self._ended(dead_letter_id, "CLOSE", DeadLetterState.CLOSED)
 
-    async def _ask(self, row: Row[Any]) -> tuple[H, Outcome | None]:
-        """What the provider says to the demand now."""
+    async def _ask(self, row: Row[Any]) -> tuple[H, Outcome]:
+        """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
         tokens, now = {self.demand_id(row): 0}, asyncio.get_running_loop().time()
-        (item,) = await self._database.read(lambda connection: self._flow.load(connection, tokens, now))
+        items = await self._database.read(lambda connection: self._flow.load(connection, tokens, now))
+        if not items:
+            raise _forbidden("It came to its end meanwhile; read the dead letter again.", "RESOLVED")
+        (item,) = items
         if item.succeeded:
             raise _forbidden("It has succeeded, so it cannot fail; retry the dead letter.", "SUCCESS")
         outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)
-        if isinstance(outcome, HeldBack):
-            raise Refused(
-                Reason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=outcome.seconds
-            )
+        if outcome is None or isinstance(outcome, HeldBack):  # None: there was no room to ask it in time
+            wait = outcome.seconds if outcome else _ASK_AGAIN
+            raise Refused(Reason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=wait)
         return item, outcome
 
     def _claimed(self, connection: Connection, demand_id: str) -> Sequence[H]:

@@ -12,12 +12,13 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Runs one function every so many seconds. A failure is logged, and the next round comes all the same."""
+    """Runs one function every so many seconds, and when it is woken. A failure is logged, and the next round comes all the same."""
 
     def __init__(self, name: str, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
         self._name = name
         self._seconds = seconds
         self._work = work
+        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -28,9 +29,21 @@ class Periodic:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def wake(self) -> None:
+        """Has the next round come now."""
+        self._wake.set()
+
+    async def _rest(self) -> None:
+        end = asyncio.get_running_loop().call_later(self._seconds, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            end.cancel()
+        self._wake.clear()
+
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self._seconds)
+            await self._rest()
             try:
                 await self._work()
             except Refused as error:

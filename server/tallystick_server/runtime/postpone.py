@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from tallystick_core.provider import FailureReason, NotSent, Outcome, Pending, Trouble, Unknown
+from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Trouble, Unknown
 from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.demand import InHand
@@ -45,8 +45,10 @@ def troubled(item: H, outcome: Outcome, step: Step) -> Troubled[H] | None:
             return Troubled(item, _asked(step, Trouble.NOT_SENT, waits=item.waits), outcome.detail)
         case Unknown():
             return Troubled(item, _asked(step, outcome.trouble, waits=item.waits), outcome.detail, outcome.retry_after)
-        case _:
+        case Succeeded() | Declined():
             return None
+        case _:
+            raise TypeError(f"{type(outcome).__name__} is no outcome that is known here")
 
 
 def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:

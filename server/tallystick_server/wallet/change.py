@@ -19,6 +19,8 @@ from tallystick_storage.database import Database
 
 _ENDINGS = frozenset({EntryKind.HOLD_CAPTURED, EntryKind.HOLD_RELEASED, EntryKind.HOLD_EXPIRED})
 _HOLDING = _ENDINGS | {EntryKind.HOLD_PLACED}
+_OWNED = _ENDINGS | {EntryKind.RELEASE}
+"""What is about a wallet that only its cause names."""
 _MOST_KNOWN = 200_000
 
 
@@ -119,7 +121,9 @@ class ChangeWallets:
 
 def _wallet_key(instruction: Instruction, owners: Mapping[str, store.WalletKey]) -> store.WalletKey:
     """The wallet it is about: of a hold that is to end, or a credit that is to be released, theirs; ("", "") if there is none."""
-    return owners.get(instruction.cause) or (instruction.seller_account, instruction.currency)
+    if instruction.kind in _OWNED:
+        return owners.get(instruction.cause, ("", ""))
+    return (instruction.seller_account, instruction.currency)
 
 
 class _Batch:
@@ -150,6 +154,8 @@ class _Batch:
         if released_before(credit, instruction):
             return True
         key = _wallet_key(instruction, self._owners)
+        if instruction.kind is EntryKind.RELEASE and key not in self._wallets:  # a credit made meanwhile is not found either
+            return Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
         try:
             change = apply(wallet, self._holds.get(instruction.cause), instruction, credit)

@@ -168,9 +168,14 @@ class WalletHandlers:
             expired = [Instruction(EntryKind.HOLD_EXPIRED, row.hold_id, "wallet") for row in store.expired_holds(connection, _MOST_DUE)]
             return expired + [Instruction(EntryKind.RELEASE, cause, "wallet") for cause in store.releasable(connection, _MOST_DUE)]
 
-        instructions = await self._database.read(due)
-        if instructions:
-            await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions])
+        more = True
+        while more:
+            instructions = await self._database.read(due)
+            results = await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions]) if instructions else ()
+            for instruction, result in zip(instructions, results, strict=True):
+                if isinstance(result, Exception) and not _ended_meanwhile(result):
+                    raise RuntimeError(f"{instruction.kind} of {instruction.cause} was refused: {result}") from result
+            more = len(instructions) >= _MOST_DUE
 
     async def _wallet(self, key: store.WalletKey) -> Any:
         found = await self._database.read(lambda connection: store.wallets(connection, [key]))
@@ -196,6 +201,11 @@ class WalletHandlers:
 
 def _key(request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.SetWalletPolicyRequest) -> store.WalletKey:
     return parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
+
+
+def _ended_meanwhile(error: Exception) -> bool:
+    """Whether somebody else was faster, another process's sweep for one."""
+    return isinstance(error, Refused) and error.reason is Reason.HOLD_ENDED
 
 
 def _refusal(error: Exception) -> Refused:

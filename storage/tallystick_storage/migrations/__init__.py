@@ -52,7 +52,7 @@ create trigger told_once before update on outbox for each row when (old.request 
 """The outbox of a schema whose changes other services hear of."""
 
 DEMANDS = """
--- One numbered demand on a provider under one key, committed before it is sent.
+-- A demand on a provider under one key, numbered and committed before it is sent; sent once or more.
 create table attempt (
     demand_id text collate "C" not null,
     number int not null check (number > 0),

@@ -67,7 +67,7 @@ create table payment_order (
     create_time timestamptz not null,
     update_time timestamptz not null,
     check (status = 'SUCCESS' or not (wallet_updated or ledger_updated))
-) with (fillfactor = 45);  -- two moves find room beside the row, and touch no index
+) with (fillfactor = 45);  -- the moves until it is settled find room beside the row, and touch no index
 create index payment_order_by_checkout on payment_order (checkout_id);
 create index payment_order_by_buyer on payment_order (buyer_account, create_time);
 create index payment_order_by_seller on payment_order (seller_account, create_time);
@@ -98,6 +98,7 @@ create table order_history (
 create table to_release (
     payment_order_id text collate "C" primary key,
     caller text not null,
+    refused text not null,  -- why the wallet refused it the first time; "": it did not
     create_time timestamptz not null
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 
@@ -273,7 +274,7 @@ grant update (ledger_updated, version, update_time) on unapplied_charge to {serv
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time) on payment_order to {service};
-grant select, insert, delete on to_release to {service};
+grant select, insert, delete, update (refused) on to_release to {service};
 """
 
 

@@ -155,7 +155,7 @@ class PaymentServiceServicer(object):
 
     def ConfirmDelivery(self, request, context):
         """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
-        SUCCESS. A repeat answers with the order as it stands. Access: team (its own).
+        SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

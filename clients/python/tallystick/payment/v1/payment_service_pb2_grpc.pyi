@@ -55,7 +55,7 @@ class PaymentServiceStub:
     """
     ConfirmDelivery: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]
     """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
-    SUCCESS. A repeat answers with the order as it stands. Access: team (its own).
+    SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
     """
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
@@ -102,7 +102,7 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """
     ConfirmDelivery: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]  # type: ignore[assignment]
     """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
-    SUCCESS. A repeat answers with the order as it stands. Access: team (its own).
+    SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
     """
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListDeadLettersRequest, _payment_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
@@ -188,7 +188,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ConfirmDeliveryResponse, _abc.Awaitable[_payment_service_pb2.ConfirmDeliveryResponse]]:
         """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
-        SUCCESS. A repeat answers with the order as it stands. Access: team (its own).
+        SUCCESS, and with CONFLICT, to come back, while it is being settled. A repeat answers with the order as it stands. Access: team (its own).
         """
 
     @_abc_1.abstractmethod
