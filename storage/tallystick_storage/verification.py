@@ -33,7 +33,8 @@ QUERIES = {
         select seller_account, currency, sum(amount) as held from hold where state = 'OPEN' group by seller_account, currency
         order by seller_account, currency""",
     "wallet.pending": """
-        select c.seller_account, c.currency, c.cause, c.amount, e.amount as credited, r.cause is not null as released
+        select c.seller_account, c.currency, c.cause, c.amount, e.amount as credited, r.cause is not null as released,
+            c.release_time < clock() - interval '10 minutes' as overdue
         from pending_credit c left join wallet_entry e on e.kind = 'CREDIT' and e.cause = c.cause
         left join wallet_entry r on r.kind = 'RELEASE' and r.cause = c.cause order by c.cause""",
     "wallet.pay_ins": """

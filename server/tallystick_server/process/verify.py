@@ -194,6 +194,8 @@ def _pending(check: Check, read: Read) -> Counter[tuple[str, str]]:
         pending[row.seller_account, row.currency] += row.amount
         if row.credited != row.amount or row.released:
             check.fail(f"wallet.pending_credit {row.cause}", "is pending, but it was released" if row.released else "is not what was credited")
+        elif row.overdue:
+            check.fail(f"wallet.pending_credit {row.cause}", "is pending, though its time came long ago")
     return pending
 
 
