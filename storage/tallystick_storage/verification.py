@@ -34,7 +34,7 @@ QUERIES = {
         order by seller_account, currency""",
     "wallet.pending": """
         select c.seller_account, c.currency, c.cause, c.amount, e.amount as credited, r.cause is not null as released,
-            c.release_time < clock() - interval '10 minutes' as overdue
+            c.release_time < (select max(create_time) from mark) - interval '10 minutes' as overdue  -- after which work was still done
         from pending_credit c left join wallet_entry e on e.kind = 'CREDIT' and e.cause = c.cause
         left join wallet_entry r on r.kind = 'RELEASE' and r.cause = c.cause order by c.cause""",
     "wallet.pay_ins": """
