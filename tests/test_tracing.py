@@ -49,7 +49,7 @@ def test_one_payment_is_one_trace(platform: Platform, exporter: InMemorySpanExpo
     root = next(s for s in reversed(spans) if s.name == "CreatePayment" and s.parent is None)
     names = {s.name for s in spans if s.context.trace_id == root.context.trace_id}
     assert names >= {
-        "CreatePayment", "tallystick.payment.v1.PaymentService/CreatePayment", "payment.accept", "sandbox charge", "payment.record", "payment.settle",
+        "CreatePayment", "tallystick.payment.v1.PaymentService/CreatePayment", "payment.accept", "sandbox send", "payment.record", "payment.settle",
         "tallystick.wallet.v1.BatchCredit", "tallystick.wallet.v1.WalletService/BatchCredit", "wallet.change",
         "tallystick.ledger.v1.BatchPost", "tallystick.ledger.v1.LedgerService/BatchPost", "ledger.post",
     }  # fmt: skip
@@ -87,7 +87,7 @@ def test_charges_that_travel_together_keep_their_trace(platform: Platform, expor
     with platform.client() as client:
         client.create_payment(checkout, [new_order(f"{checkout}-{n}", "b", "s", "1.00", "EUR") for n in range(40)], credit_card_info="tok_visa")
     batches = [s for s in exporter.get_finished_spans() if s.name == "sandbox.log" and (s.attributes or {}).get("batch.size", 0) > 1]  # type: ignore[operator]
-    charging = {s.context.span_id for s in exporter.get_finished_spans() if s.name == "sandbox charge"}
+    charging = {s.context.span_id for s in exporter.get_finished_spans() if s.name == "sandbox send"}
     assert batches
     for batch in batches:
         assert batch.parent is not None
