@@ -131,7 +131,7 @@ def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -
         server.communicate(timeout=60)
         collector.shutdown()
     assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in Collector.names
-    assert {"/v1/traces sandbox charge", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)
+    assert {"/v1/traces sandbox send", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)
 
 
 def test_ids_leave_the_global_generator_alone(client: Client) -> None:
