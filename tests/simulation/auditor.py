@@ -136,7 +136,7 @@ class Auditor:
     def _delivery(self, told: Told, place: int, order: payment_pb2.PaymentOrder, fee: int) -> None:
         """What was delivered is available, and nothing else; whether it was is known but for calls whose answers nobody waited for."""
         wish, delivered = told.wish, order.HasField("delivery_confirmed_time")
-        if (order.payment_order_id in told.delivered and not delivered) or (delivered and not wish.delivers):
+        if (order.payment_order_id in told.delivered and not delivered) or (delivered and place >= wish.delivers):
             self.violations.append(f"order {order.payment_order_id} is {'' if delivered else 'not '}delivered")
         if not delivered:
             self._pending[wish.sellers[place], wish.currency] += wish.amounts[place] - fee

@@ -12,7 +12,7 @@ from .world import DEATH
 
 _WISH = Wish(
     number=0, team="team-1", start=0.1, token="tok_visa", currency="EUR", together=True, all_or_nothing=False, sellers=("seller-a", "seller-b"),
-    amounts=(1234, 500), fees=(None, 10), expires_in=None, at_once=1, patient=True, then=Then.NOTHING, delivers=True,
+    amounts=(1234, 500), fees=(None, 10), expires_in=None, at_once=1, patient=True, then=Then.NOTHING, delivers=1,
 )  # fmt: skip
 PAY_IN = Plan(seed=1, payments=0, share=0.0, wishes=(_WISH,))
 """A payment of two orders in one charge, and nothing that goes wrong by chance."""
