@@ -85,7 +85,7 @@ PLANTS = [
     ("W2", "update wallet.wallet_entry set available_after = 5 where seller_account = 's-1' and number = 2", "wallet.wallet_entry s-1 EUR 2: moves the balance"),
     ("W2", "update wallet.pending_credit set amount = 5", "wallet.wallet s-slow EUR: has 100 pending, but its pending credits sum to 5"),
     ("W2", "update wallet.pending_credit set amount = 5", "wallet.pending_credit PAY_IN/o-slow: is not what was credited"),
-    ("P5", "update wallet.pending_credit set release_time = '2020-01-01'", "wallet.pending_credit PAY_IN/o-slow: is pending, though its time came"),
+    ("W2", "update wallet.pending_credit set release_time = '2020-01-01'", "wallet.pending_credit PAY_IN/o-slow: is pending, though its time came"),
     ("W3", "update wallet.hold set amount = 50", "wallet.wallet s-0 EUR: holds 100, but its open holds sum to 50"),
     ("P1", "update payment.attempt set amount = 5 where demand_id = 'o-o-1-0'", "payment.attempt o-o-1-0 1: demands 5 EUR"),
     ("P2", "delete from payment.attempt where demand_id = 'o-o-1-0'", "payment.payment_order o-1-0: is SUCCESS without an attempt"),
