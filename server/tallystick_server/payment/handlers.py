@@ -12,7 +12,7 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
-from tallystick_core.payment import Status
+from tallystick_core.payment import Happening, Status, move
 from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_server.payment import decode, encode
 from tallystick_server.payment.flow import PayIn
@@ -86,9 +86,7 @@ class PaymentHandlers(OperatorHandlers):
 
     async def ConfirmDelivery(self, request: pb.ConfirmDeliveryRequest, call: Call) -> pb.ConfirmDeliveryResponse:
         order, _, _ = await self._visible_order(request.payment_order_id, call)
-        if order.status != Status.SUCCESS:
-            verb = {"state": order.status, "verb": "CONFIRM_DELIVERY"}
-            raise Refused(Reason.STATE_FORBIDS, f"The order is {order.status}; only what was paid can be delivered.", metadata=verb)
+        move(Status(order.status), Happening.DELIVERED)  # refuses what was not paid
         if not order.ledger_updated:
             raise Refused(Reason.CONFLICT, "The order is being settled; come back.", retry_after=0.2)
         if not await self._flow.confirm_delivery(order.payment_order_id):
