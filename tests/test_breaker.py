@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.provider import Demand, Outcome, Succeeded, Unknown
+from tallystick_core.provider import ChargeDemand, Outcome, Succeeded, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
@@ -105,7 +105,7 @@ class Moody:
         self.hangs = False
         self.fails = True
 
-    async def send(self, demand: Demand) -> Outcome:
+    async def send(self, demand: ChargeDemand) -> Outcome:
         if self.hangs:
             await asyncio.Event().wait()
         return Unknown("no") if self.fails else Succeeded("r", demand.amount, demand.currency)

@@ -71,6 +71,8 @@ class Trouble(StrEnum):
     """The provider finds fault with the call itself, which is a fault of ours."""
     WAITING = "WAITING"
     """The provider will tell in its own time; it is asked now and then."""
+    WATCHED = "WATCHED"
+    """It has come to its end, and may still come back; it is asked now and then, as often as the policy says."""
     UNRESOLVED = "UNRESOLVED"
     """The provider was asked what became of the demand, and did not say."""
     UNSETTLED = "UNSETTLED"
@@ -80,7 +82,7 @@ class Trouble(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class ChargeDemand:
     """What a provider is asked to charge. `key` is the idempotency key; the same key is always sent with the same values."""
 
     key: str
@@ -152,15 +154,15 @@ class Provider(Protocol):
     key_window: float
     """Seconds for which it honours an idempotency key, from when it first came."""
 
-    async def send(self, demand: Demand) -> Outcome:
+    async def send(self, demand: ChargeDemand) -> Outcome:
         """Does what is demanded, or finds what was done before under the same key."""
         ...
 
-    async def look_up(self, demand: Demand) -> Outcome:
+    async def look_up(self, demand: ChargeDemand) -> Outcome:
         """What became of a demand that may have been sent; charges nothing. One that is not found is Unknown."""
         ...
 
-    async def cancel(self, demand: Demand) -> Outcome:
+    async def cancel(self, demand: ChargeDemand) -> Outcome:
         """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it surely will not be charged any more."""
         ...
 
@@ -225,8 +227,6 @@ class PayoutProvider(Protocol):
     """Seconds for which it honours an idempotency key, from when it first came."""
     most_at_once: int
     """The most demands that one submission takes; 1: it has no batches."""
-    return_window: float
-    """Seconds for which what was paid may still come back; so long it is looked up now and then."""
 
     async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
         """Pays, or finds what was paid before under the same keys: one outcome for each demand, in order, each under its own key.

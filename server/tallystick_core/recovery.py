@@ -31,12 +31,16 @@ class Resort(StrEnum):
     """Surely nothing was moved: it fails."""
     LOOK_UP = "LOOK_UP"
     """It is not sent again, only asked for."""
+    FORGET = "FORGET"
+    """It has come to its end, and nothing more is expected."""
     SET_ASIDE = "SET_ASIDE"
     """It becomes a dead letter: a person decides."""
 
 
 def resort(trouble: Trouble, *, maybe_sent: bool) -> Resort:
     """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have reached the provider at some time."""
+    if trouble is Trouble.WATCHED:
+        return Resort.FORGET
     if trouble is Trouble.NOT_SENT and not maybe_sent:
         return Resort.FAIL
     if trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 
-from tallystick_core.provider import Demand
+from tallystick_core.provider import ChargeDemand
 
 
 class Fault(StrEnum):
@@ -78,7 +78,7 @@ class Behaviour:
 PASSING = frozenset({Fault.UNREACHABLE, Fault.BUSY, Fault.FORBIDDEN, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER})
 
 
-def behaviour(demand: Demand, plan: Plan) -> Behaviour:
+def behaviour(demand: ChargeDemand, plan: Plan) -> Behaviour:
     """What the token asks for: "tok_{fault}" or "tok_{fault}:{argument}"; other tokens follow the plan.
 
     Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults that do not last happen; of `pending` the reason

@@ -11,7 +11,7 @@ from hashlib import sha256
 from sqlalchemy import Connection
 
 from tallystick_core.canonical import fingerprint
-from tallystick_core.provider import Demand
+from tallystick_core.provider import ChargeDemand
 from tallystick_sandbox import rules
 from tallystick_sandbox.rules import Behaviour, Fault, Plan, Reply
 from tallystick_server.runtime.stage import Stage
@@ -39,7 +39,7 @@ class Sandbox:
     async def stop(self) -> None:
         await self._log.stop()
 
-    async def charge(self, demand: Demand) -> Reply:
+    async def charge(self, demand: ChargeDemand) -> Reply:
         """Charges, or replays what the key got before."""
         if self.down:
             return rules.UNREACHED
@@ -51,7 +51,7 @@ class Sandbox:
         finally:
             self._in_hand.discard(demand.key)
 
-    async def _charge(self, demand: Demand) -> Reply:
+    async def _charge(self, demand: ChargeDemand) -> Reply:
         chosen = rules.behaviour(demand, self._plan)
         if self._latency + chosen.delay:
             await asyncio.sleep(self._latency + chosen.delay)
@@ -117,7 +117,7 @@ class Sandbox:
         return [replies[charge.key] for charge in charges]
 
 
-def _new_charge(demand: Demand, chosen: rules.Behaviour) -> store.NewCharge:
+def _new_charge(demand: ChargeDemand, chosen: rules.Behaviour) -> store.NewCharge:
     print_ = fingerprint(demand.charge_id, demand.amount, demand.currency, demand.payment_token, demand.method)
     return store.NewCharge(
         demand.key,

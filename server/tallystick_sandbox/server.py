@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from tallystick_core.provider import Demand
+from tallystick_core.provider import ChargeDemand
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 
@@ -23,7 +23,7 @@ def application(sandbox: Sandbox) -> web.Application:
             return web.json_response({"code": "request_malformed"}, status=400)
         if not key or any(type(values[name]) is not kind for name, kind in _FIELDS.items()):
             return web.json_response({"code": "request_malformed"}, status=400)
-        reply = await sandbox.charge(Demand(key=key, **values))
+        reply = await sandbox.charge(ChargeDemand(key=key, **values))
         if not reply.status and request.transport is not None:  # no answer is to come
             request.transport.close()
         return _response(reply)

@@ -24,8 +24,8 @@ BUGS = (
     Bug(
         "a retry uses a new key",
         f"{_SERVER}/payment/charge.py",
-        "return Demand(self.provider_key, ",
-        'return Demand(f"{self.provider_key}-{self.lease_token}", ',
+        "return ChargeDemand(self.provider_key, ",
+        'return ChargeDemand(f"{self.provider_key}-{self.lease_token}", ',
     ),
     Bug(
         "a time-out is taken for a decline",

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from tallystick import AsyncClient, ClientSettings
 from tallystick_core.caller import Caller, Role
-from tallystick_core.provider import Demand, NotSent, Outcome, Trouble, Unknown
+from tallystick_core.provider import ChargeDemand, NotSent, Outcome, Trouble, Unknown
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.process.configuration import Settings
@@ -146,16 +146,16 @@ class _Provider:
         self._sandbox = sandbox
         self._node = node
 
-    async def send(self, demand: Demand) -> Outcome:
+    async def send(self, demand: ChargeDemand) -> Outcome:
         return await self._ask("charge", demand, lambda: self._sandbox().charge(demand))
 
-    async def look_up(self, demand: Demand) -> Outcome:
+    async def look_up(self, demand: ChargeDemand) -> Outcome:
         return await self._ask("look up", demand, lambda: self._sandbox().look_up(demand.charge_id))
 
-    async def cancel(self, demand: Demand) -> Outcome:
+    async def cancel(self, demand: ChargeDemand) -> Outcome:
         return await self._ask("cancel", demand, lambda: self._sandbox().cancel(demand.charge_id))
 
-    async def _ask(self, verb: str, demand: Demand, work: Callable[[], Awaitable[Reply]]) -> Outcome:
+    async def _ask(self, verb: str, demand: ChargeDemand, work: Callable[[], Awaitable[Reply]]) -> Outcome:
         place = f"{self._world.loop.node.name} asks to {verb} {demand.charge_id}"
 
         async def answer(_: Node) -> Reply:

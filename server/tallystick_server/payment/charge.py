@@ -12,7 +12,7 @@ from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Happening, PaymentEvent, Status, next_step
-from tallystick_core.provider import Declined, Demand, FailureReason, Outcome, PendingReason, Succeeded, provider_key
+from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Outcome, PendingReason, Succeeded, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.demand import InHand
@@ -95,8 +95,8 @@ class Charge(InHand):
     def waits(self) -> bool:
         return any(order.status is Status.PENDING for order in self.orders)
 
-    def demand(self) -> Demand:
-        return Demand(self.provider_key, self.charge_id, self.amount, self.currency, self.payment_token, self.payment_method_type)
+    def demand(self) -> ChargeDemand:
+        return ChargeDemand(self.provider_key, self.charge_id, self.amount, self.currency, self.payment_token, self.payment_method_type)
 
 
 def new_charges(

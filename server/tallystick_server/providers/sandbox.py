@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 
 from tallystick_core.money import MAX_AMOUNT
-from tallystick_core.provider import Declined, Demand, FailureReason, NotSent, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_core.provider import ChargeDemand, Declined, FailureReason, NotSent, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_sandbox.rules import UNREACHED, Reply
 from tallystick_sandbox.sandbox import Sandbox
 
@@ -37,13 +37,13 @@ class InProcess:
         self.key_window = key_window
         self._sandbox = sandbox
 
-    async def send(self, demand: Demand) -> Outcome:
+    async def send(self, demand: ChargeDemand) -> Outcome:
         return outcome(await self._sandbox.charge(demand))
 
-    async def look_up(self, demand: Demand) -> Outcome:
+    async def look_up(self, demand: ChargeDemand) -> Outcome:
         return outcome(await self._sandbox.look_up(demand.charge_id))
 
-    async def cancel(self, demand: Demand) -> Outcome:
+    async def cancel(self, demand: ChargeDemand) -> Outcome:
         return outcome(await self._sandbox.cancel(demand.charge_id))
 
 
@@ -57,7 +57,7 @@ class OverHttp:
         self._url = f"{url.rstrip('/')}/charges"
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, demand: Demand) -> Outcome:
+    async def send(self, demand: ChargeDemand) -> Outcome:
         body = {
             "charge_id": demand.charge_id,
             "amount": demand.amount,
@@ -67,10 +67,10 @@ class OverHttp:
         }
         return await self._ask("POST", self._url, json=body, headers={"Idempotency-Key": demand.key})
 
-    async def look_up(self, demand: Demand) -> Outcome:
+    async def look_up(self, demand: ChargeDemand) -> Outcome:
         return await self._ask("GET", f"{self._url}/{demand.charge_id}")
 
-    async def cancel(self, demand: Demand) -> Outcome:
+    async def cancel(self, demand: ChargeDemand) -> Outcome:
         return await self._ask("POST", f"{self._url}/{demand.charge_id}/cancel")
 
     async def _ask(self, method: str, url: str, **values: Any) -> Outcome:

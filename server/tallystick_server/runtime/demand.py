@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import inf
 
-from tallystick_core.provider import Demand, FailureReason, Outcome
+from tallystick_core.provider import ChargeDemand, FailureReason, Outcome
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.telemetry import SpanContext
 
@@ -36,7 +36,7 @@ class InHand(ABC):
     """How often it was taken up in vain."""
 
     @abstractmethod
-    def demand(self) -> Demand:
+    def demand(self) -> ChargeDemand:
         """What the provider is asked."""
 
     @abstractmethod

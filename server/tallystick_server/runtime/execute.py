@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from opentelemetry import trace
 
-from tallystick_core.provider import Demand, NotSent, Outcome, Provider, Trouble, Unknown
+from tallystick_core.provider import ChargeDemand, NotSent, Outcome, Provider, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
 from tallystick_server.runtime.demand import InHand
@@ -82,7 +82,7 @@ class Execute:
             case _:
                 breaker.succeeded()
 
-    async def _ask(self, ask: Callable[[Demand], Awaitable[Outcome]], item: InHand) -> Outcome:
+    async def _ask(self, ask: Callable[[ChargeDemand], Awaitable[Outcome]], item: InHand) -> Outcome:
         try:
             async with asyncio.timeout(self._timeout):
                 return await ask(item.demand())

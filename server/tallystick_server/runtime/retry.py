@@ -80,6 +80,7 @@ DEFAULTS: Mapping[Trouble, Policy] = {
     Trouble.FORBIDDEN: Policy(Strategy.EXPONENTIAL, 30, 600, 100),
     Trouble.REJECTED: Policy(Strategy.CANCEL),
     Trouble.WAITING: Policy(Strategy.INCREMENTAL, 30, 3600, None),
+    Trouble.WATCHED: Policy(Strategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
     Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),
     Trouble.UNSETTLED: Policy(Strategy.EXPONENTIAL, 1, 60, 60),
     Trouble.SETTLING_REFUSED: Policy(Strategy.CANCEL),
