@@ -578,7 +578,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
     retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 5)}
     settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=3, breaker_rest=0.3, waiting_depth=20, monitor_interval=0.05)
     with serving(own_database, settings) as running, running.client() as client:
-        sandbox = flow_of(running)._providers["sandbox"]._sandbox  # type: ignore[attr-defined]
+        sandbox = flow_of(running)._providers["sandbox"]._sandbox
         sandbox.down = True
         payments = [pay(client, "5.00", wait_for=ACCEPTANCE) for _ in range(4)]
         assert eventually(lambda: any((due(own_database, p.payment_orders[0].charge_id) or ("", ""))[1] == "HELD_BACK" for p in payments))

@@ -48,7 +48,6 @@ def test_only_what_was_surely_not_sent_is_given_up(trouble: Trouble, maybe_sent:
     assert (last is Resort.LOOK_UP) == (
         trouble in {Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN} or (trouble is Trouble.NOT_SENT and maybe_sent)
     )
-    assert (last is Resort.FORGET) == (trouble is Trouble.WATCHED)
 
 
 @given(st.sampled_from(BOUNDED), st.floats(0.01, 100), st.floats(0.01, 1000), st.integers(1, 50), st.integers(1, 60), st.text(max_size=20))

@@ -27,10 +27,10 @@ def parse_currency(text: str, field: str = "currency") -> str:
 
 
 @lru_cache(maxsize=10_000)  # an order's amounts come several times on its way
-def parse_amount(text: str, currency: str, field: str = "amount", least: int = 1) -> int:
+def parse_amount(text: str, currency: str, field: str = "amount", least: int = 1, most: int = MAX_AMOUNT) -> int:
     """Decimal text in major units, as minor units: "12.3" in EUR is 1230. `currency` is a parsed one.
 
-    Raises AMOUNT_INVALID, AMOUNT_PRECISION, AMOUNT_OUT_OF_RANGE (below `least`, or above 10^18 - 1 minor units).
+    Raises AMOUNT_INVALID, AMOUNT_PRECISION, AMOUNT_OUT_OF_RANGE (below `least`, or above `most` minor units, 10^18 - 1 unless said otherwise).
     """
     if len(text) > 40:  # before anything is converted: a hostile number may have a million digits
         raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"{field} is too long.", field=field)
@@ -45,8 +45,8 @@ def parse_amount(text: str, currency: str, field: str = "amount", least: int = 1
     if len(fraction) > exponent:
         raise Refused(Reason.AMOUNT_PRECISION, f"{field} must have at most {exponent} decimals in {currency}.", field=field)
     minor = int(whole + fraction.ljust(exponent, "0"))
-    if sign or not least <= minor <= MAX_AMOUNT:
-        limits = f"at least {format_amount(least, currency)} and at most {format_amount(MAX_AMOUNT, currency)} {currency}"
+    if sign or not least <= minor <= most:
+        limits = f"at least {format_amount(least, currency)} and at most {format_amount(most, currency)} {currency}"
         raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"{field} must be {limits}.", field=field)
     return minor
 

@@ -147,6 +147,19 @@ AT_REST = CAPTURED | GIVEN_BACK
 MAYBE_SENT = frozenset({_S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT, _S.FAILED}) | CAPTURED
 """The provider may tell of it."""
 
+ALERT_AFTER: Mapping[str, float] = {
+    "MOVING": 600.0,
+    "AWAITING_APPROVAL": 86_400.0,
+    "SUBMITTED": 86_400.0,
+    "IN_TRANSIT": 432_000.0,
+    "VERIFYING": 259_200.0,
+    "COLLECTING": 3_600.0,
+}
+"""Seconds that a payout may rest in a state before a person should know.
+
+MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; COLLECTING: a batch.
+"""
+
 HAPPENINGS: dict[type, Happening] = {
     Submitted: Happening.SUBMITTED,
     InTransit: Happening.IN_TRANSIT,

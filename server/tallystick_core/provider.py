@@ -219,6 +219,10 @@ Verification = Verified | Declined | Pending | NotSent | Unknown
 """The answers to the question whether a bank account can be paid to."""
 
 
+Answer = Outcome | PayoutOutcome | Verification
+"""Whatever a provider answers."""
+
+
 class PayoutProvider(Protocol):
     """A payout service provider. Its methods are total: whatever happens is one of their outcomes, and they never raise but for a bug."""
 

@@ -10,6 +10,8 @@ from tallystick_core.provider import Trouble
 class Step(StrEnum):
     """What is done with a demand when it is taken up."""
 
+    PREPARE = "PREPARE"
+    """Do what has to be done before it can be sent, which asks no provider."""
     SEND = "SEND"
     """Send it, under the attempt's key."""
     LOOK_UP = "LOOK_UP"
@@ -21,7 +23,7 @@ class Step(StrEnum):
     JUDGE = "JUDGE"
     """Apply the answer that is on disk already."""
     SETTLE = "SETTLE"
-    """Tell wallet and ledger of the success."""
+    """Tell wallet and ledger of its end."""
 
 
 class Resort(StrEnum):
@@ -31,16 +33,12 @@ class Resort(StrEnum):
     """Surely nothing was moved: it fails."""
     LOOK_UP = "LOOK_UP"
     """It is not sent again, only asked for."""
-    FORGET = "FORGET"
-    """It has come to its end, and nothing more is expected."""
     SET_ASIDE = "SET_ASIDE"
     """It becomes a dead letter: a person decides."""
 
 
 def resort(trouble: Trouble, *, maybe_sent: bool) -> Resort:
     """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have reached the provider at some time."""
-    if trouble is Trouble.WATCHED:
-        return Resort.FORGET
     if trouble is Trouble.NOT_SENT and not maybe_sent:
         return Resort.FAIL
     if trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN):

@@ -28,7 +28,10 @@ _INSERT = text(f"""
         insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time)
         select split_part(r.subject, '/', 2) || '-' || n.number, r.subject, n.number, r.cause, r.detail, r.tries, 'OPEN', '', '', '', clock()
         from json_to_recordset(cast(:items as json)) as r (subject text, cause text, detail text, tries int)
-        cross join lateral (select coalesce(max(d.number), 0) + 1 as number from dead_letter d where d.subject = r.subject) n
+        cross join lateral (  -- the id does not say of which collection it is
+            select coalesce(max(d.number), 0) + 1 as number
+            from dead_letter d, unnest(array['charges', 'payouts', 'payoutDestinations']) as c (collection)
+            where d.subject = c.collection || '/' || split_part(r.subject, '/', 2)) n
         order by r.subject returning *),
     told as (
         insert into outbox (aggregate_ids, versions)

@@ -41,6 +41,7 @@ class Again:
     detail: str
 
 
+_FINAL = ("SUCCEEDED", "DECLINED", "RETURNED")
 _ANSWERS = text("""
     with r as materialized (
         select * from json_to_recordset(cast(:answers as json)) as r (demand_id text, number int, outcome text, provider_reference text,
@@ -50,7 +51,7 @@ _ANSWERS = text("""
         where a.end_time is null order by a.demand_id, a.number for update of a)
     update attempt a set outcome = l.outcome, provider_reference = l.provider_reference, moved_amount = l.moved_amount,
         moved_currency = l.moved_currency, failure_reason = l.failure_reason, decline_code = l.decline_code,
-        end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED') then clock() end
+        end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED') then clock() end
     from l where a.demand_id = l.demand_id and a.number = l.number
 """)
 _OPEN_ATTEMPTS = text("""
@@ -75,9 +76,37 @@ _CLAIM_ASIDE = text("""
 """)
 
 
+_TAKE_OVER = text("""
+    update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0
+    where demand_id = any (cast(:demands as text[])) returning demand_id, lease_token
+""")
+
+
+def take_over(connection: Connection, demand_ids: Sequence[str], lease: float) -> dict[str, int]:
+    """Leases demands, whoever holds them, for `lease` seconds: demand_id to lease token. For what a person has decided, and must happen now."""
+    found = connection.execute(_TAKE_OVER, {"demands": list(demand_ids), "lease": f"{lease} seconds"})
+    return {row.demand_id: row.lease_token for row in found}
+
+
+_FORGET = text("delete from due where demand_id = any (cast(:demands as text[]))")
+
+
+def forget(connection: Connection, demand_ids: Sequence[str]) -> None:
+    """Takes demands out of the due work that have come to their end."""
+    connection.execute(_FORGET, {"demands": list(demand_ids)})
+
+
 def record_answers(connection: Connection, answers: Sequence[Answer]) -> None:
-    """Writes down what providers said; an attempt that has ended keeps its outcome."""
-    connection.execute(_ANSWERS, {"answers": rows(answers)})
+    """Writes down what providers said; an attempt that has ended keeps its outcome.
+
+    Two holders may tell of one attempt at a time; then the first final answer counts, or the last if none is.
+    """
+    chosen: dict[tuple[str, int], Answer] = {}
+    for answer in answers:
+        known = chosen.get((answer.demand_id, answer.number))
+        if known is None or known.outcome not in _FINAL:
+            chosen[answer.demand_id, answer.number] = answer
+    connection.execute(_ANSWERS, {"answers": rows(list(chosen.values()))})
 
 
 def lock_open_attempts(connection: Connection, demand_ids: list[str]) -> set[str]:

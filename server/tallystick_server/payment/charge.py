@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
@@ -12,7 +12,7 @@ from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Happening, PaymentEvent, Status, next_step
-from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Outcome, PendingReason, Succeeded, provider_key
+from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Outcome, PendingReason, Provider, Succeeded, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.demand import InHand
@@ -59,6 +59,10 @@ class Charge(InHand):
     """The buyer has not done in time what it waits for."""
 
     @property
+    def subject(self) -> str:
+        return f"charges/{self.demand_id}"
+
+    @property
     def charge_id(self) -> str:
         return self.demand_id
 
@@ -88,7 +92,7 @@ class Charge(InHand):
         return sum(order.amount for order in self.orders)
 
     @property
-    def succeeded(self) -> bool:
+    def to_settle(self) -> bool:
         return all(order.status is Status.SUCCESS for order in self.orders)
 
     @property
@@ -96,7 +100,11 @@ class Charge(InHand):
         return any(order.status is Status.PENDING for order in self.orders)
 
     def demand(self) -> ChargeDemand:
+        """What the provider is asked."""
         return ChargeDemand(self.provider_key, self.charge_id, self.amount, self.currency, self.payment_token, self.payment_method_type)
+
+    def ask(self, provider: Provider, step: Step) -> Awaitable[Outcome]:
+        return {Step.SEND: provider.send, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step](self.demand())
 
 
 def new_charges(

@@ -51,7 +51,7 @@ class PayIn(Flow[Charge, Moved]):
         waiting_depth: int,
         resolve_within: Mapping[PendingReason, float],
     ) -> None:
-        super().__init__("payment", "charges", database, providers, settings)
+        super().__init__("payment", database, providers, settings)
         self.changes: Changes[payment_pb2.Payment] = Changes()
         self.dead_letters = DeadLetters(database, self)
         self._provider = provider
@@ -95,6 +95,9 @@ class PayIn(Flow[Charge, Moved]):
         noted = await self._deliver.submit(payment_order_id)
         self._releases.wake()
         return noted
+
+    def demand_id(self, subject: str) -> str:
+        return subject.removeprefix("charges/")
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
         return stored_charges(store.charges(connection, list(tokens)), tokens, now, self.lease)

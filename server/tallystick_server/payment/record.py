@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.payment import Cause, Happening, happening, judge, move
+from tallystick_core.payment import Cause, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, PendingReason, Succeeded
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.move import Move, Moved, move_orders
@@ -20,8 +20,6 @@ from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import dead_letter, due
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
-
-_FINAL = frozenset({Happening.SUCCEEDED, Happening.DECLINED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Record:
         return await by_halves(self._record, items)
 
     async def _record(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
-        answers = _answers(items)
+        answers = [_answer(item) for item in items]
         moves = [one for item in items for one in _moves(item, self._resolve_within)]
 
         def record(connection: Connection) -> Moved:
@@ -85,17 +83,6 @@ def _note_rest(connection: Connection, items: Sequence[Answered]) -> None:
 
 def _judged(item: Answered) -> Outcome:
     return judge(item.outcome, item.charge.amount, item.charge.currency)
-
-
-def _answers(items: Sequence[Answered]) -> list[due.Answer]:
-    """One for each attempt: two holders may tell of the same one in one batch, and then the first final answer counts, or the last if none is."""
-    answers: dict[tuple[str, int], due.Answer] = {}
-    for item in items:
-        answer = _answer(item)
-        known = answers.get((answer.demand_id, answer.number))
-        if known is None or known.outcome not in _FINAL:
-            answers[answer.demand_id, answer.number] = answer
-    return list(answers.values())
 
 
 def _answer(item: Answered) -> due.Answer:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
-from tallystick_core.booking import pay_in
+from tallystick_core.booking import Kind, pay_in
 from tallystick_core.money import format_amount
 from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
@@ -16,6 +16,7 @@ from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.flow import SettlingRefused
 from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
@@ -70,14 +71,8 @@ class Settle:
     async def _post(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for charge, order in orders:
-            posting = request.postings.add(kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, cause_id=order.payment_order_id, caller=charge.caller)
-            for line in pay_in(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee):
-                posting.entries.add(
-                    account=line.account,
-                    direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
-                    amount=format_amount(abs(line.amount), line.currency),
-                    currency=line.currency,
-                )
+            lines = pay_in(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee)
+            add_posting(request, Kind.PAY_IN, order.payment_order_id, charge.caller, lines)
         return list((await self._peers.call(self._ledger.BatchPost, request)).results)
 
 

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
-from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.booking import unapplied
+from tallystick_core.booking import Kind, unapplied
 from tallystick_core.money import format_amount
 from tallystick_core.payment import unapplied_charge_id
 from tallystick_core.provider import Succeeded
@@ -19,6 +19,7 @@ from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.relay import tell
 from tallystick_storage import outbox
 from tallystick_storage import unapplied as store
@@ -81,14 +82,8 @@ class BookUnapplied:
             return
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for row in rows:
-            posting = request.postings.add(kind=ledger_pb2.TRANSACTION_KIND_UNAPPLIED, cause_id=row.unapplied_charge_id, caller=row.caller)
-            for line in unapplied(row.provider, row.currency, row.amount):
-                posting.entries.add(
-                    account=line.account,
-                    direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
-                    amount=format_amount(abs(line.amount), line.currency),
-                    currency=line.currency,
-                )
+            lines = unapplied(row.provider, row.currency, row.amount)
+            add_posting(request, Kind.UNAPPLIED, row.unapplied_charge_id, row.caller, lines)
         results = (await self._peers.call(self._ledger.BatchPost, request)).results
         refused = [from_status(result.error).message for result in results if result.WhichOneof("result") == "error"]
         posted = [row.unapplied_charge_id for row, result in zip(rows, results, strict=True) if result.WhichOneof("result") != "error"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
-from tallystick_core.provider import ChargeDemand, FailureReason, Outcome
+from tallystick_core.provider import Answer, FailureReason
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.telemetry import SpanContext
 
@@ -28,16 +30,21 @@ class InHand(ABC):
     """Seconds from the attempt's start until it was taken up."""
     expires_at: float = inf
     """The loop's time after which it must not be sent for the first time."""
-    answer: Outcome | None = None
+    answer: Answer | None = None
     """The attempt's outcome, if that is on disk and final."""
     maybe_sent: bool = False
     looking: bool = False
     tries: int = 0
     """How often it was taken up in vain."""
 
+    @property
     @abstractmethod
-    def demand(self) -> ChargeDemand:
-        """What the provider is asked."""
+    def subject(self) -> str:
+        """What it is to people: "{collection}/{id}"."""
+
+    @abstractmethod
+    def ask(self, provider: Any, step: Step) -> Awaitable[Answer]:
+        """Asks its provider for what the step needs; the provider is of the port that such demands are made on."""
 
     @abstractmethod
     def step(self, now: float, key_window: float, lease: float) -> Step:
@@ -54,8 +61,8 @@ class InHand(ABC):
 
     @property
     @abstractmethod
-    def succeeded(self) -> bool:
-        """Whether it has succeeded, so that what follows from it can be done."""
+    def to_settle(self) -> bool:
+        """Whether it has come to where wallet and ledger are to be told."""
 
     @property
     @abstractmethod

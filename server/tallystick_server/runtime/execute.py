@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from opentelemetry import trace
 
-from tallystick_core.provider import ChargeDemand, NotSent, Outcome, Provider, Trouble, Unknown
+from tallystick_core.provider import Answer, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
 from tallystick_server.runtime.demand import InHand
@@ -32,7 +33,7 @@ class HeldBack:
 class Execute:
     """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under the key that is sent."""
 
-    def __init__(self, providers: Mapping[str, Provider], *, most: int, timeout: float, breaker: BreakerSettings) -> None:
+    def __init__(self, providers: Mapping[str, Any], *, most: int, timeout: float, breaker: BreakerSettings) -> None:
         self._providers = providers
         self._room = {name: asyncio.Semaphore(most) for name in providers}
         self._breakers = {name: Breaker(f"provider {name}", breaker) for name in providers}
@@ -44,9 +45,9 @@ class Execute:
 
     def key_window(self, provider: str) -> float:
         """Seconds for which a provider honours a key."""
-        return self._providers[provider].key_window
+        return float(self._providers[provider].key_window)
 
-    async def ask(self, item: InHand, step: Step) -> Outcome | HeldBack | None:
+    async def ask(self, item: InHand, step: Step) -> Answer | HeldBack | None:
         """The provider's answer to the demand, or to what became of it; None if the lease would not outlast the call, which is left to the sweep."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
@@ -59,11 +60,9 @@ class Execute:
             seconds = self._breakers[item.provider].held_back(loop.time())
             if seconds is not None:
                 return HeldBack(seconds)
-            provider = self._providers[item.provider]
-            ask = {Step.SEND: provider.send, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step]
-            with client_span(f"{item.provider} {ask.__name__}", item.context) as span:
+            with client_span(f"{item.provider} {step.lower()}", item.context) as span:
                 try:
-                    outcome = await self._ask(ask, item)
+                    outcome = await self._ask(item, step)
                 except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
                     self._breakers[item.provider].failed(loop.time(), item.demand_id)
                     raise
@@ -71,7 +70,7 @@ class Execute:
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
 
-    def _report(self, item: InHand, outcome: Outcome, now: float) -> None:
+    def _report(self, item: InHand, outcome: Answer, now: float) -> None:
         """What an outcome says of the provider itself."""
         breaker = self._breakers[item.provider]
         match outcome:
@@ -82,14 +81,14 @@ class Execute:
             case _:
                 breaker.succeeded()
 
-    async def _ask(self, ask: Callable[[ChargeDemand], Awaitable[Outcome]], item: InHand) -> Outcome:
+    async def _ask(self, item: InHand, step: Step) -> Answer:
         try:
             async with asyncio.timeout(self._timeout):
-                return await ask(item.demand())
+                return await item.ask(self._providers[item.provider], step)
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:
-            log.exception("the adapter of %s failed on %s (trace %s)", item.provider, item.demand_id, _trace(item))
+            log.exception("the adapter of %s failed on %s (trace %s)", item.provider, item.subject, _trace(item))
             return Unknown("the provider's adapter failed")
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from tallystick_core.provider import Declined, FailureReason, Outcome, Provider, Trouble
+from tallystick_core.provider import Declined, FailureReason, Trouble
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_server.runtime.breaker import BreakerSettings
@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 
 H = TypeVar("H", bound=InHand)
 G = TypeVar("G")
+R = TypeVar("R")
 
 _MOST_CLAIMED = 200
 
 
 class SettlingRefused(Exception):
-    """Wallet or ledger refused what follows from a success, for ever."""
+    """Wallet or ledger refused what they were told, for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +53,17 @@ class FlowSettings:
 class Flow(ABC, Generic[H, G]):
     """Takes demands on their way. What a process does not finish, a sweep of any process takes up.
 
-    `collection`: of what the demands are the ids; `G` is what a service makes of demands that failed.
+    `providers`: the ports its demands are asked by; `G` is what a service makes of demands that failed.
     """
 
-    def __init__(self, service: str, collection: str, database: Database, providers: Mapping[str, Provider], settings: FlowSettings) -> None:
+    def __init__(self, service: str, database: Database, providers: Mapping[str, Any], settings: FlowSettings) -> None:
         self.lease = settings.lease
         self.execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, breaker=settings.breaker)
-        self.collection = collection
         self._database = database
         self._providers = providers
         self._postpone: Stage[Troubled[H], G] = Stage(
             f"{service}.postpone",
-            Postpone(database, settings.policies, collection, self.fail).run,
+            Postpone(database, settings.policies, self.lock_undecided, self.fail).run,
             most=MOST_ITEMS,
             weight=lambda one: one.item.weight,
         )
@@ -76,12 +76,20 @@ class Flow(ABC, Generic[H, G]):
         """The demands that were claimed under these lease tokens at this time of the loop."""
 
     @abstractmethod
-    async def record(self, item: H, outcome: Outcome) -> H:
+    def demand_id(self, subject: str) -> str:
+        """The id of the demand that a dead letter's subject names."""
+
+    def lock_undecided(self, connection: Connection, demand_ids: list[str]) -> set[str]:
+        """Those of the demands that nobody has an answer to, locked so that none is written down meanwhile."""
+        return due.lock_open_attempts(connection, demand_ids)
+
+    @abstractmethod
+    async def record(self, item: H, outcome: Any) -> H:  # of the answers of its port
         """Writes a provider's answer down; the demand as it stands after it."""
 
     @abstractmethod
     async def settle(self, item: H) -> None:
-        """Does what follows from a success. Raises SettlingRefused, or Refused for what may be tried again."""
+        """Tells wallet and ledger. Raises SettlingRefused, or Refused for what may be tried again."""
 
     @abstractmethod
     def fail(self, connection: Connection, given_up: Sequence[Troubled[H]]) -> G:
@@ -118,6 +126,11 @@ class Flow(ABC, Generic[H, G]):
         """Whether this process has nothing in hand."""
         return not self._tasks and all(stage.idle for stage in self._stages)
 
+    @property
+    def in_hand(self) -> int:
+        """How many demands this process works on."""
+        return len(self._tasks)
+
     def take(self, item: H) -> None:
         """Takes a demand that this process holds the lease of on its way."""
         task = asyncio.create_task(self._guarded(item))
@@ -143,18 +156,18 @@ class Flow(ABC, Generic[H, G]):
     async def _guarded(self, item: H) -> None:
         """What fails on its way keeps its lease until it ends; then the sweep takes it up."""
         try:
-            await self._brought_on(item)
+            await self.bring_on(item)
         except Refused as refused:
-            log.warning("%s/%s waits for the sweep: %s", self.collection, item.demand_id, refused)
+            log.warning("%s waits for the sweep: %s", item.subject, refused)
         except Exception:
-            log.exception("%s/%s failed on its way; it waits for the sweep", self.collection, item.demand_id)
+            log.exception("%s failed on its way; it waits for the sweep", item.subject)
 
-    async def _brought_on(self, item: H) -> None:
-        """As far as it comes now."""
+    async def bring_on(self, item: H) -> None:
+        """Takes a demand as far as it comes now."""
         now = asyncio.get_running_loop().time()
         step = item.step(now, self.execute.key_window(item.provider), self.lease)
         if step is Step.SETTLE:
-            await self._settled(item)
+            await self.settled(item)
             return
         ending = item.ending(now)
         if step is Step.GIVE_UP and ending is not None:
@@ -172,20 +185,26 @@ class Flow(ABC, Generic[H, G]):
         trouble = troubled(item, outcome, step)
         if trouble is None or step is Step.SEND or trouble.trouble is Trouble.WAITING:
             item = await self.record(item, outcome)
-        if item.succeeded:
-            await self._settled(item)
+        if item.to_settle:
+            await self.settled(item)
         elif trouble is not None:
             await self._postponed(replace(trouble, item=item))
 
-    async def _settled(self, item: H) -> None:
+    async def settled(self, item: H) -> None:
+        """Tells wallet and ledger, now or later."""
+        await self.told(item, self.settle(item))
+
+    async def told(self, item: H, telling: Awaitable[R]) -> R | None:
+        """What wallet or ledger made of it; None: they did not answer, or refused it, and the demand is postponed."""
         try:
-            await self.settle(item)
+            return await telling
         except SettlingRefused as refused:
             await self._postponed(Troubled(item, Trouble.SETTLING_REFUSED, str(refused)))
         except Refused as unavailable:
             await self._postponed(Troubled(item, Trouble.UNSETTLED, unavailable.message))
+        return None
 
     async def _postponed(self, troubled: Troubled[H]) -> None:
         item = troubled.item
-        log.info("%s/%s does not come on: %s %s", self.collection, item.demand_id, troubled.trouble, troubled.detail)
+        log.info("%s does not come on: %s %s", item.subject, troubled.trouble, troubled.detail)
         self.failed(item, await self._postpone.submit(troubled, item.context))

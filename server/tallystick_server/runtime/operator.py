@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.caller import Role
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.identifier import parse_words
-from tallystick_core.provider import Declined, NotSent, Outcome, Succeeded, Unknown
+from tallystick_core.provider import Answer, Declined, NotSent, Returned, Succeeded, Unknown, Verified
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime import alerts, dead_letters
@@ -45,11 +45,10 @@ class DeadLetters(Generic[H, G]):
 
     def __init__(self, database: Database, flow: Flow[H, G]) -> None:
         self._database = database
-        self._prefix = f"{flow.collection}/"
         self._flow = flow
 
     def demand_id(self, row: Row[Any]) -> str:
-        return str(row.subject).removeprefix(self._prefix)
+        return self._flow.demand_id(row.subject)
 
     async def find(self, dead_letter_id: str) -> Row[Any]:
         """The dead letter. Raises NOT_FOUND."""
@@ -81,7 +80,7 @@ class DeadLetters(Generic[H, G]):
         dead_letters.must_be_open(row, "CLOSE")
         item, outcome = await self._ask(row)
         match outcome:
-            case Succeeded() | Declined():
+            case Succeeded() | Declined() | Returned() | Verified():
                 await self._flow.record(item, outcome)  # which resolves it
                 return await self.find(dead_letter_id)
             case NotSent() | Unknown():
@@ -99,15 +98,15 @@ class DeadLetters(Generic[H, G]):
         self._flow.failed(item, await self._database.transact(close))
         return await self._ended(dead_letter_id, "CLOSE", DeadLetterState.CLOSED)
 
-    async def _ask(self, row: Row[Any]) -> tuple[H, Outcome]:
+    async def _ask(self, row: Row[Any]) -> tuple[H, Answer]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
         tokens, now = {self.demand_id(row): 0}, asyncio.get_running_loop().time()
         items = await self._database.read(lambda connection: self._flow.load(connection, tokens, now))
         if not items:
             raise _forbidden("It came to its end meanwhile; read the dead letter again.", "RESOLVED")
         (item,) = items
-        if item.succeeded:
-            raise _forbidden("It has succeeded, so it cannot fail; retry the dead letter.", "SUCCESS")
+        if item.step(now, self._flow.execute.key_window(item.provider), self._flow.lease) in (Step.PREPARE, Step.SETTLE):
+            raise _forbidden("It waits for wallet or ledger, not for its provider; retry the dead letter.", "UNSETTLED")
         outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)
         if outcome is None or isinstance(outcome, HeldBack):  # None: there was no room to ask it in time
             wait = outcome.seconds if outcome else _ASK_AGAIN
@@ -116,7 +115,7 @@ class DeadLetters(Generic[H, G]):
 
     def _claimed(self, connection: Connection, demand_id: str) -> Sequence[H]:
         """The demand, leased. Raises STATE_FORBIDS if it came on meanwhile."""
-        token = due.claim_aside(connection, demand_id, self._flow.lease) if due.lock_open_attempts(connection, [demand_id]) else None
+        token = due.claim_aside(connection, demand_id, self._flow.lease) if self._flow.lock_undecided(connection, [demand_id]) else None
         if token is None:
             raise _forbidden("It came on meanwhile; read the dead letter again.", "RESOLVED")
         return self._flow.load(connection, {demand_id: token}, 0.0)

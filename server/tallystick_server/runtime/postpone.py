@@ -8,7 +8,20 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Trouble, Unknown
+from tallystick_core.provider import (
+    Answer,
+    Declined,
+    FailureReason,
+    InTransit,
+    NotSent,
+    Pending,
+    Returned,
+    Submitted,
+    Succeeded,
+    Trouble,
+    Unknown,
+    Verified,
+)
 from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.demand import InHand
@@ -36,19 +49,19 @@ class Troubled(Generic[H]):
     """It was never sent and is not wanted any more: why it is to fail."""
 
 
-def troubled(item: H, outcome: Outcome, step: Step) -> Troubled[H] | None:
+def troubled(item: H, outcome: Answer, step: Step) -> Troubled[H] | None:
     """What an outcome means for a demand that it does not bring to an end."""
     match outcome:
         case Pending():
             return Troubled(item, Trouble.WAITING, f"the provider waits: {outcome.reason}")
+        case Submitted() | InTransit():
+            return Troubled(item, Trouble.WAITING, f"the provider works on it: {type(outcome).__name__}")
         case NotSent():
             return Troubled(item, _asked(step, Trouble.NOT_SENT, waits=item.waits), outcome.detail)
         case Unknown():
             return Troubled(item, _asked(step, outcome.trouble, waits=item.waits), outcome.detail, outcome.retry_after)
-        case Succeeded() | Declined():
+        case Succeeded() | Declined() | Returned() | Verified():
             return None
-        case _:
-            raise TypeError(f"{type(outcome).__name__} is no outcome that is known here")
 
 
 def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:
@@ -61,13 +74,19 @@ def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:
 class Postpone(Generic[H, G]):
     """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead letter.
 
-    `collection`: of what the demands are the ids, in the subjects of dead letters; `fail`: fails those that surely moved nothing.
+    `lock_undecided`: which demands nobody has an answer to, so that none is written down meanwhile; `fail`: fails those that surely moved nothing.
     """
 
-    def __init__(self, database: Database, policies: Policies, collection: str, fail: Callable[[Connection, Sequence[Troubled[H]]], G]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        policies: Policies,
+        lock_undecided: Callable[[Connection, list[str]], set[str]],
+        fail: Callable[[Connection, Sequence[Troubled[H]]], G],
+    ) -> None:
         self._database = database
         self._policies = policies
-        self._collection = collection
+        self._lock_undecided = lock_undecided
         self._fail = fail
 
     async def run(self, items: Sequence[Troubled[H]]) -> Sequence[G | Exception]:
@@ -82,13 +101,13 @@ class Postpone(Generic[H, G]):
 
         def postpone(connection: Connection) -> G:
             # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
-            undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.item.succeeded]
-            open_ = due.lock_open_attempts(connection, undecided) if undecided else set()
+            undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.item.to_settle]
+            open_ = self._lock_undecided(connection, undecided) if undecided else set()
             failed = self._fail(connection, [one for one in given_up if one.item.demand_id in open_])
             if again:
                 due.again_later(connection, again)
             if aside:
-                self._set_aside(connection, [one for one in aside if one.item.succeeded or one.item.demand_id in open_])
+                self._set_aside(connection, [one for one in aside if one.item.to_settle or one.item.demand_id in open_])
             return failed
 
         failed = await self._database.transact(postpone)
@@ -110,7 +129,7 @@ class Postpone(Generic[H, G]):
     def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]]) -> None:
         """Makes dead letters of demands whose leases still hold."""
         held = due.again_later(connection, [_again(one, None, one.item.tries + 1, looking=one.item.looking) for one in troubled])
-        subjects = {f"{self._collection}/{one.item.demand_id}": one for one in troubled if one.item.demand_id in held}
+        subjects = {one.item.subject: one for one in troubled if one.item.demand_id in held}
         new = [
             dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], one.item.tries + 1)
             for subject, one in sorted(subjects.items())

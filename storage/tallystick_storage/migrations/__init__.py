@@ -60,14 +60,15 @@ create table attempt (
     provider_key text not null,  -- as unique as (demand_id, number), which it is made of
     amount bigint not null check (amount > 0),
     currency text not null,
-    outcome text not null check (outcome in ('', 'SUCCEEDED', 'DECLINED', 'PENDING', 'NOT_SENT', 'UNKNOWN')),
+    outcome text not null check (outcome in (
+        '', 'SUCCEEDED', 'DECLINED', 'RETURNED', 'PENDING', 'SUBMITTED', 'IN_TRANSIT', 'NOT_SENT', 'UNKNOWN')),
     provider_reference text not null,
     moved_amount bigint,  -- what the provider says it moved
     moved_currency text,
     failure_reason text not null,  -- why it was declined
     decline_code text not null,
     start_time timestamptz not null,
-    end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED'))),
+    end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
     alive boolean not null generated always as (outcome <> 'DECLINED') stored,  -- for the index: a success leaves it as it is
     primary key (demand_id, number)
 ) with (fillfactor = 70);

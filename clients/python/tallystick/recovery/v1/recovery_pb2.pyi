@@ -136,7 +136,8 @@ class Alert(_message.Message):
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
     UNAPPLIED_CHARGE, PROVIDER_FAILS (what is to be sent waits for a provider that fails too often to be asked), PROVIDER_FORBIDS (it does not accept our
     credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
-    was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells of a paid payout that it failed).
+    was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells otherwise than before, such as of a paid payout that it
+    failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold).
     """
     subject: _builtins.str
     """What it is about, such as "paymentOrders/{payment_order_id}" or "payouts/{payout_id}"."""
