@@ -172,11 +172,9 @@ def _credit(wallet: Wallet, credit: Instruction) -> Change:
 
 
 def _release(wallet: Wallet, credit: Credit | None) -> Change:
-    """The whole credit, also of a frozen wallet: whose money it is does not change by it."""
+    """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change by it."""
     if credit is None:
         raise Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
-    if not credit.pending:
-        raise Refused(Reason.STATE_FORBIDS, "The credit is available already.", metadata={"state": "AVAILABLE", "verb": "RELEASE"})
     before = wallet.balances
     after = made_available(replace(before, pending=before.pending - credit.amount), credit.amount)
     return Change(_after(wallet, after), credit.amount)
@@ -208,12 +206,17 @@ def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction) -> Chang
     return Change(_after(wallet, after), placed.amount, new)
 
 
+def hold_ended(state: HoldState, verb: EntryKind) -> Refused:
+    """The refusal of what is to be done with a hold that has ended."""
+    return Refused(Reason.HOLD_ENDED, f"The hold is {state}.", metadata={"state": state, "verb": verb})
+
+
 def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction) -> Change:
     if hold is None:
         raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
     state = HOLD_MOVES.get((hold.state, ending.kind))
     if state is None:
-        raise Refused(Reason.HOLD_ENDED, f"The hold is {hold.state}.", metadata={"state": hold.state, "verb": ending.kind})
+        raise hold_ended(hold.state, ending.kind)
     captured = ending.amount if ending.kind is EntryKind.HOLD_CAPTURED else 0
     if captured > hold.amount:
         raise Refused(Reason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")

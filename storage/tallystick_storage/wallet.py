@@ -14,6 +14,8 @@ from tallystick_storage.database import rows
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
+Due = tuple[datetime, str]
+"""Since when something is due, and its cause: its place among all that is."""
 
 _OPEN = text("""
     insert into wallet (seller_account, currency, pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time)
@@ -61,7 +63,13 @@ def fingerprints(connection: Connection, causes: Sequence[tuple[str, str]]) -> d
 
 
 _HOLD_COLUMNS = "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time, end_time"
-_HOLDS = text(f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) order by hold_id")
+_HOLDS = text(f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> 'SEALED' order by hold_id")
+_SEAL = text("""
+    insert into hold (hold_id, captured_amount, state, caller, create_time, end_time)
+    select id, 0, 'SEALED', :caller, t.now, t.now from unnest(cast(:ids as text[])) as r (id), (select clock() as now) t order by id
+    on conflict do nothing
+""")
+_SEALED = text("select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'SEALED'")
 _LIST_HOLDS = text(f"""
     select {_HOLD_COLUMNS} from hold where seller_account = :seller_account and (:currency = '' or currency = :currency)
         and (create_time, hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
@@ -72,6 +80,16 @@ _LIST_HOLDS = text(f"""
 def holds(connection: Connection, hold_ids: list[str]) -> dict[str, Row[Any]]:
     """Holds as they stand, those that exist. Their wallet's lock guards them."""
     return {row.hold_id: row for row in connection.execute(_HOLDS, {"ids": hold_ids})}
+
+
+def seal(connection: Connection, hold_ids: list[str], caller: str) -> None:
+    """Takes the ids of holds that do not exist, so that none can be placed under them any more."""
+    connection.execute(_SEAL, {"ids": hold_ids, "caller": caller})
+
+
+def sealed(connection: Connection, hold_ids: list[str]) -> set[str]:
+    """Those of the ids that were sealed."""
+    return set(connection.execute(_SEALED, {"ids": hold_ids}).scalars())
 
 
 def as_hold(row: Row[Any]) -> Hold:
@@ -94,7 +112,11 @@ _CREDITS = text("""
     from unnest(cast(:causes as text[])) as r (cause) join wallet_entry e on e.kind = 'CREDIT' and e.cause = r.cause
     left join pending_credit p on p.cause = e.cause
 """)
-_RELEASABLE = text("select cause from pending_credit where release_time <= clock() order by release_time, cause limit :most")
+_RELEASABLE = text("""
+    select cause, release_time as time from pending_credit
+    where release_time <= clock() and (release_time, cause) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
+    order by release_time, cause limit :most
+""")
 
 
 def credits(connection: Connection, causes: list[str]) -> dict[str, Credit]:  # noqa: A001 - as the contract calls them
@@ -103,9 +125,13 @@ def credits(connection: Connection, causes: list[str]) -> dict[str, Credit]:  # 
     return {row.cause: Credit(row.seller_account, row.currency, row.amount, row.pending) for row in found}
 
 
-def releasable(connection: Connection, most: int) -> list[str]:
-    """The causes of pending credits whose time has come, the oldest first."""
-    return list(connection.execute(_RELEASABLE, {"most": most}).scalars())
+def releasable(connection: Connection, after: Due | None, most: int) -> Sequence[Row[Any]]:
+    """The causes of pending credits whose time has come, the oldest first, after a given (time, cause)."""
+    return connection.execute(_RELEASABLE, {**_after(after), "most": most}).all()
+
+
+def _after(place: Due | None) -> dict[str, Any]:
+    return {"after_time": place[0] if place else None, "after": place[1] if place else ""}
 
 
 def list_holds(connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, most: int) -> Sequence[Row[Any]]:
@@ -274,10 +300,12 @@ def set_policy(connection: Connection, key: WalletKey, *, frozen: bool, release_
 
 
 _EXPIRED = text("""
-    select hold_id, seller_account, currency from hold where state = 'OPEN' and expire_time <= clock() order by expire_time, hold_id limit :most
+    select hold_id as cause, expire_time as time from hold
+    where state = 'OPEN' and expire_time <= clock() and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
+    order by expire_time, hold_id limit :most
 """)
 
 
-def expired_holds(connection: Connection, most: int) -> Sequence[Row[Any]]:
-    """Open holds whose time is up."""
-    return connection.execute(_EXPIRED, {"most": most}).all()
+def expired_holds(connection: Connection, after: Due | None, most: int) -> Sequence[Row[Any]]:
+    """Open holds whose time is up, the oldest first, after a given (time, hold_id)."""
+    return connection.execute(_EXPIRED, {**_after(after), "most": most}).all()

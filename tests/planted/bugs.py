@@ -133,7 +133,7 @@ BUGS = (
     ),
     Bug(
         "of two answers in one batch the first is written down",
-        f"{_SERVER}/payment/record.py",
+        f"{_STORAGE}/due.py",
         "        if known is None or known.outcome not in _FINAL:",
         "        if known is None:",
         "tests/test_recovery.py -k two_answers",
@@ -212,8 +212,8 @@ BUGS = (
     Bug(
         "each try of a posting has a cause of its own",
         f"{_SERVER}/payment/settle.py",
-        "cause_id=order.payment_order_id, caller=charge.caller)",
-        'cause_id=f"{order.payment_order_id}-{charge.lease_token}", caller=charge.caller)',
+        "Kind.PAY_IN, order.payment_order_id, charge.caller, lines)",
+        'Kind.PAY_IN, f"{order.payment_order_id}-{charge.lease_token}", charge.caller, lines)',
     ),
     Bug(
         "the wallet makes a change it has made before",
@@ -256,8 +256,8 @@ BUGS = (
     Bug(
         "a sale never becomes available by itself",
         f"{_SERVER}/wallet/handlers.py",
-        "return expired + [Instruction(EntryKind.RELEASE,",
-        "return expired or [] and [Instruction(EntryKind.RELEASE,",
+        "refused += await self._sweep(EntryKind.RELEASE, store.releasable)",
+        "refused += []",
         "tests/test_wallet_service.py -k delay_is_over",
     ),
     Bug(

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.refusal import Reason, Refused, key_reused
-from tallystick_core.wallet import Credit, EntryKind, Hold, Instruction, Wallet, apply, released_before
+from tallystick_core.wallet import Credit, EntryKind, Hold, HoldState, Instruction, Wallet, apply, hold_ended, released_before
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.wallet import events
 from tallystick_storage import outbox
@@ -67,6 +67,7 @@ class ChangeWallets:
 
     async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
         await self._open({_wallet_key(a.instruction, {}) for a in asked if a.instruction.kind is EntryKind.CREDIT})
+        await self._seal(sorted({a.instruction.cause for a in asked if a.instruction.kind is EntryKind.HOLD_RELEASED}))
         hold_ids = sorted({a.instruction.cause for a in asked if a.instruction.kind in _HOLDING})
         releases = sorted({a.instruction.cause for a in asked if a.instruction.kind is EntryKind.RELEASE})
         owners = await self._owners(sorted({a.instruction.cause for a in asked if a.instruction.kind in _ENDINGS}), releases)
@@ -78,7 +79,8 @@ class ChangeWallets:
             before = store.fingerprints(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
             holds = store.holds(connection, hold_ids) if hold_ids else {}
             credited = store.credits(connection, releases) if releases else {}
-            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, credited, before, owners)
+            sealed = store.sealed(connection, hold_ids) if len(holds) < len(hold_ids) else set()
+            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, sealed, credited, before, owners)
             outcome = [batch.decide(one) for one in asked]
             if batch.changes:
                 _write(connection, batch.changes)
@@ -107,6 +109,13 @@ class ChangeWallets:
             self._opened.clear()
         self._opened.update(missing)
 
+    async def _seal(self, hold_ids: list[str]) -> None:
+        """What is released and does not exist must not be placed afterwards, since nobody would release it then; in a transaction of its own."""
+        known = await self._database.read(lambda connection: store.holds(connection, hold_ids)) if hold_ids else {}
+        unknown = [hold_id for hold_id in hold_ids if hold_id not in known]
+        if unknown:
+            await self._database.transact(lambda connection: store.seal(connection, unknown, "wallet"))
+
     async def _owners(self, hold_ids: list[str], causes: list[str]) -> dict[str, store.WalletKey]:
         """The wallets of holds that are to end, and of credits that are to be released; neither ever changes its wallet."""
         if not hold_ids and not causes:
@@ -133,12 +142,14 @@ class _Batch:
         self,
         wallets: dict[store.WalletKey, Wallet],
         holds: dict[str, Hold],
+        sealed: set[str],
         credited: dict[str, Credit],
         before: dict[tuple[str, str], bytes],
         owners: dict[str, store.WalletKey],
     ) -> None:
         self._wallets = wallets
         self._holds = holds
+        self._sealed = sealed
         self._credited = credited
         self._before = before
         self._owners = owners
@@ -147,18 +158,13 @@ class _Batch:
     def decide(self, asked: Asked) -> bool | Refused:
         """Whether the change had been made before, or why it is refused; otherwise it is among the changes."""
         instruction = asked.instruction
-        before = self._before.get((instruction.kind, instruction.cause))
-        if before is not None:
-            return True if before == instruction.fingerprint else key_reused("hold_id" if instruction.kind in _HOLDING else "cause")
-        credit = self._credited.get(instruction.cause)
-        if released_before(credit, instruction):
-            return True
+        known = self._known(instruction)
+        if known is not None:
+            return known
         key = _wallet_key(instruction, self._owners)
-        if instruction.kind is EntryKind.RELEASE and key not in self._wallets:  # a credit made meanwhile is not found either
-            return Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
         try:
-            change = apply(wallet, self._holds.get(instruction.cause), instruction, credit)
+            change = apply(wallet, self._holds.get(instruction.cause), instruction, self._credited.get(instruction.cause))
         except Refused as refused:
             return refused
         if key not in self._wallets:
@@ -168,6 +174,20 @@ class _Batch:
             self._holds[change.hold.hold_id] = change.hold
         self.changes.append(store.Decided(instruction, change, asked.traceparent))
         return False
+
+    def _known(self, instruction: Instruction) -> bool | Refused | None:
+        """The answer that does not depend on the wallet: to what was made before, or can never be made."""
+        kind, cause = instruction.kind, instruction.cause
+        before = self._before.get((kind, cause))
+        if before is not None:
+            return True if before == instruction.fingerprint else key_reused("hold_id" if kind in _HOLDING else "cause")
+        if cause in self._sealed and kind in _HOLDING:
+            return kind is EntryKind.HOLD_RELEASED or hold_ended(HoldState.RELEASED, kind)
+        if released_before(self._credited.get(cause), instruction):
+            return True
+        if kind is EntryKind.RELEASE and _wallet_key(instruction, self._owners) not in self._wallets:  # a credit made meanwhile is not found either
+            return Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
+        return None
 
 
 def _write(connection: Connection, changes: Sequence[store.Decided]) -> None:

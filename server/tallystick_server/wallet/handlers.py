@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
@@ -162,20 +163,29 @@ class WalletHandlers:
         return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
 
     async def sweep(self) -> None:
-        """Ends open holds whose time is up, and releases what has been pending for long enough, by the same way as every other change."""
+        """Ends open holds whose time is up, and releases what has been pending for long enough, by the same way as every other change.
 
-        def due(connection: Connection) -> list[Instruction]:
-            expired = [Instruction(EntryKind.HOLD_EXPIRED, row.hold_id, "wallet") for row in store.expired_holds(connection, _MOST_DUE)]
-            return expired + [Instruction(EntryKind.RELEASE, cause, "wallet") for cause in store.releasable(connection, _MOST_DUE)]
+        Raises RuntimeError if some of it was refused; the rest is done all the same.
+        """
+        refused = await self._sweep(EntryKind.HOLD_EXPIRED, store.expired_holds)
+        refused += await self._sweep(EntryKind.RELEASE, store.releasable)
+        if refused:
+            raise RuntimeError(f"{len(refused)} changes that were due were refused; the first is {refused[0]}")
 
-        more = True
-        while more:
-            instructions = await self._database.read(due)
-            results = await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions]) if instructions else ()
-            for instruction, result in zip(instructions, results, strict=True):
-                if isinstance(result, Exception) and not _ended_meanwhile(result):
-                    raise RuntimeError(f"{instruction.kind} of {instruction.cause} was refused: {result}") from result
-            more = len(instructions) >= _MOST_DUE
+    async def _sweep(self, kind: EntryKind, due: Callable[..., Sequence[Row[Any]]]) -> list[str]:
+        """Makes all changes of a kind that are due, page by page; what was refused, in words."""
+        refused: list[str] = []
+        place: store.Due | None = None
+        while rows := await self._database.read(partial(due, after=place, most=_MOST_DUE)):
+            place = (rows[-1].time, rows[-1].cause)
+            instructions = [Instruction(kind, row.cause, "wallet") for row in rows]
+            results = await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions])
+            refused += [
+                f"{kind} of {one.cause}: {result}"
+                for one, result in zip(instructions, results, strict=True)
+                if isinstance(result, Exception) and not _ended_meanwhile(result)
+            ]
+        return refused
 
     async def _wallet(self, key: store.WalletKey) -> Any:
         found = await self._database.read(lambda connection: store.wallets(connection, [key]))
@@ -225,4 +235,4 @@ def _wallet_result(result: Changed | Exception) -> pb.WalletResult:
 def _hold_result(result: Changed | Exception) -> pb.HoldResult:
     if isinstance(result, Exception):
         return pb.HoldResult(error=to_status(_refusal(result)))
-    return pb.HoldResult(hold=messages.hold(result.hold), replayed=result.replayed)  # type: ignore[arg-type]
+    return pb.HoldResult(hold=messages.hold(result.hold) if result.hold else None, replayed=result.replayed)

@@ -45,12 +45,13 @@ create table wallet_entry (
 
 create table hold (
     hold_id text collate "C" primary key,
-    seller_account text collate "C" not null,
-    currency text collate "C" not null,
-    amount bigint not null check (amount > 0),
+    seller_account text collate "C",
+    currency text collate "C",
+    amount bigint check (amount > 0),
     captured_amount bigint not null check (captured_amount between 0 and amount and (captured_amount > 0) = (state = 'CAPTURED')),
-    purpose text not null check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE')),
-    state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED')),
+    purpose text check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE')),
+    state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED', 'SEALED')),  -- SEALED: released before it was placed, so it never is
+    check (num_nulls(seller_account, currency, amount, purpose) = case when state = 'SEALED' then 4 else 0 end),
     caller text not null,
     expire_time timestamptz check (expire_time is null or purpose <> 'PAYOUT'),
     create_time timestamptz not null,
@@ -92,7 +93,7 @@ begin
 end $$;
 -- W3: a hold ends once.
 create trigger ends_once before update on hold for each row
-    when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_move();
+    when (old.state <> 'OPEN' or new.state in ('OPEN', 'SEALED')) execute function refuse_move();
 
 -- P4: what neither an entry nor a policy tells of does not change.
 create trigger changes_by_versions after update on wallet for each row when (

@@ -158,7 +158,8 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchReleaseHold(self, request, context):
-        """Makes held money available again and ends the hold. Access: service.
+        """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
+        in a slow process, is refused with HOLD_ENDED. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

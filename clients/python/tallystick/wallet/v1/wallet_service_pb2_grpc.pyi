@@ -50,7 +50,9 @@ class WalletServiceStub:
     BatchCaptureHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]
     """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Access: service."""
     BatchReleaseHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]
-    """Makes held money available again and ends the hold. Access: service."""
+    """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
+    in a slow process, is refused with HOLD_ENDED. Access: service.
+    """
     GetHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]
     """Answers with one hold. Access: operator, service."""
     ListHolds: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
@@ -80,7 +82,9 @@ class WalletServiceAsyncStub(WalletServiceStub):
     BatchCaptureHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]  # type: ignore[assignment]
     """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Access: service."""
     BatchReleaseHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]  # type: ignore[assignment]
-    """Makes held money available again and ends the hold. Access: service."""
+    """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
+    in a slow process, is refused with HOLD_ENDED. Access: service.
+    """
     GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]  # type: ignore[assignment]
     """Answers with one hold. Access: operator, service."""
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
@@ -161,7 +165,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchReleaseHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseHoldResponse]]:
-        """Makes held money available again and ends the hold. Access: service."""
+        """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
+        in a slow process, is refused with HOLD_ENDED. Access: service.
+        """
 
     @_abc_1.abstractmethod
     def GetHold(
