@@ -23,13 +23,11 @@ from tallystick import (
     PermissionDeniedError,
     TallystickError,
     UnauthenticatedError,
-    UnimplementedError,
 )
 from tallystick._errors import from_rpc
 from tallystick.error.v1 import reason_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick.payout.v1 import payout_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.event import handlers as event
@@ -104,16 +102,6 @@ def test_credentials_and_roles(own_database: Databases) -> None:
                 client.ledger.BatchPost(ledger_service_pb2.BatchPostRequest())
         with platform.client("token-of-auditor--") as client:
             client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest())
-
-
-@pytest.mark.parametrize("method", [m.name for m in payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"].methods])
-def test_payouts_are_declared_and_not_built(client: Client, method: str) -> None:
-    """Every method of PayoutService says so by name."""
-    request = getattr(payout_service_pb2, f"{method}Request")()
-    with pytest.raises(UnimplementedError) as error:
-        answer = getattr(client.payout, method)(request)
-        list(answer)
-    assert error.value.reason == "METHOD_NOT_BUILT"
 
 
 class Handlers:

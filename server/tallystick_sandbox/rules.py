@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
-
-from tallystick_core.provider import ChargeDemand
+from typing import Protocol
 
 
 class Fault(StrEnum):
@@ -38,7 +37,25 @@ class Fault(StrEnum):
     ERROR_STORED = "error_stored"
     """Nothing is charged, and the 5xx is replayed for ever."""
     OTHER_AMOUNT = "other_amount"
-    """One minor unit more than was asked is charged."""
+    """One minor unit more than was asked is charged, or paid."""
+    # of payouts only
+    SLOW = "slow"
+    """The banks take their time: submitted, in transit, paid."""
+    RETURNED = "returned"
+    """Paid, and then sent back by the seller's bank."""
+    RETURNED_PART = "returned_part"
+    RETURNED_CLOSED = "returned_closed"
+    """Sent back because the account is closed."""
+    PAID_LATE = "paid_late"
+    """Declined, and paid after all."""
+    TWICE = "twice"
+    """Paid a second time, under another reference."""
+    BATCH_LOST = "batch_lost"
+    """The answer to the whole submission is lost, once."""
+    UNVERIFIED = "unverified"
+    """The account cannot be paid to."""
+    REVIEW = "review"
+    """Whether the account can be paid to is told when it is asked again."""
 
 
 _BY_NAME = {str(fault): fault for fault in Fault}
@@ -75,18 +92,21 @@ class Behaviour:
     """How often a fault that does not last befalls the key."""
 
 
-PASSING = frozenset({Fault.UNREACHABLE, Fault.BUSY, Fault.FORBIDDEN, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER})
+PASSING = frozenset(
+    {Fault.UNREACHABLE, Fault.BUSY, Fault.FORBIDDEN, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER, Fault.BATCH_LOST}
+)
 
 
-def behaviour(demand: ChargeDemand, plan: Plan) -> Behaviour:
-    """What the token asks for: "tok_{fault}" or "tok_{fault}:{argument}"; other tokens follow the plan.
+def behaviour(token: str, key: str, plan: Plan) -> Behaviour:
+    """What a token asks for, a buyer's "tok_{fault}:{argument}" or a seller's bank account's "ba_{fault}:{argument}"; other tokens follow the plan.
 
     Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults that do not last happen; of `pending` the reason
-    (action or review), or how it ends when it is looked up (paid or declined).
+    (action or review), or how it ends when it is looked up (paid or declined); of `slow` and `returned` the seconds until they have ended, which
+    else is as soon as somebody looks.
     """
-    name, _, argument = demand.payment_token.removeprefix("tok_").partition(":")
-    asked = _BY_NAME.get(name) if demand.payment_token.startswith("tok_") else None
-    fault = asked or plan.fault(demand.key)
+    name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
+    asked = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
+    fault = asked or plan.fault(key)
     if fault is Fault.DELAY:
         return Behaviour(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
     if fault in PASSING:
@@ -106,6 +126,27 @@ class Reply:
     code: str = ""
     retry_after: float = 0.0
     """Seconds, with a 429."""
+    state: str = ""
+    """How far a payout has come, with a 200."""
+
+
+class Stored(Protocol):
+    """A demand as its log has it."""
+
+    @property
+    def reference(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def currency(self) -> str: ...
+    @property
+    def fault(self) -> str: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def returned_amount(self) -> int | None: ...
 
 
 def state(chosen: Behaviour) -> str:
@@ -115,9 +156,14 @@ def state(chosen: Behaviour) -> str:
 
 
 def reply(stored_state: str, reference: str, amount: int, currency: str, code: str) -> Reply:
-    """The answer to a stored charge, the first time and every time after."""
+    """The answer to a charge in a state."""
     status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored_state]
     return Reply(status, reference, amount, currency, code)
+
+
+def charge_reply(stored: Stored) -> Reply:
+    """The answer to a stored charge, the first time and every time after."""
+    return reply(stored.state, stored.reference, stored.amount, stored.currency, stored.code)
 
 
 def resolved(stored_state: str, code: str) -> str:
@@ -145,3 +191,59 @@ EARLY = {
 """What comes instead of the truth, and nothing is charged."""
 LATE = {Fault.LOST_AFTER: LOST, Fault.ERROR_AFTER: SERVER_ERROR}
 """What comes instead of the truth, once it is on disk."""
+
+
+def transfer_state(chosen: Behaviour) -> str:
+    """The state a transfer is stored in."""
+    known = {Fault.DECLINE: "DECLINED", Fault.PAID_LATE: "DECLINED", Fault.SLOW: "SUBMITTED", Fault.ERROR_STORED: "ERROR"}
+    return known.get(chosen.fault, "PAID")
+
+
+def next_state(stored: Stored, age: float) -> str:
+    """The state of a transfer when somebody looks, `age` seconds after it was demanded."""
+    fault, timed = Fault(stored.fault), stored.code.isdecimal()
+    seconds = float(stored.code) if timed else 0.0
+    match stored.state:
+        case "SUBMITTED":
+            return "SUBMITTED" if age * 2 < seconds else "PAID" if timed and age >= seconds else "IN_TRANSIT"
+        case "IN_TRANSIT":
+            return "PAID" if age >= seconds else "IN_TRANSIT"
+        case "PAID" if fault in _RETURNS and age >= seconds:
+            return "RETURNED"
+        case "DECLINED" if fault is Fault.PAID_LATE:
+            return "PAID"
+        case _:
+            return stored.state
+
+
+_RETURNS = frozenset({Fault.RETURNED, Fault.RETURNED_PART, Fault.RETURNED_CLOSED})
+
+
+def returned(stored: Stored) -> int:
+    """What comes back of a transfer, in minor units."""
+    return max(stored.amount // 2, 1) if stored.fault == Fault.RETURNED_PART else stored.amount
+
+
+def transfer_reply(stored: Stored) -> Reply:
+    """The answer to a stored transfer, as it stands."""
+    match stored.state:
+        case "DECLINED":
+            return Reply(402, stored.reference, stored.amount, stored.currency, stored.code if stored.fault == Fault.DECLINE else "declined")
+        case "ERROR":
+            return Reply(500, code="server_error")
+        case "RETURNED":
+            code = "account_closed" if stored.fault == Fault.RETURNED_CLOSED else "returned"
+            return Reply(200, stored.reference, stored.returned_amount or 0, stored.currency, code, state=stored.state)
+        case _:
+            return Reply(200, stored.reference, stored.amount, stored.currency, state=stored.state)
+
+
+def verification(token: str, asked_before: int) -> Reply:
+    """Whether an account can be paid to; `asked_before`: how often that has been asked."""
+    match behaviour(token, token, Plan()).fault:
+        case Fault.UNVERIFIED:
+            return Reply(402, code="no_account")
+        case Fault.REVIEW if not asked_before:
+            return Reply(202, code="review")
+        case _:
+            return Reply(200)

@@ -1,4 +1,4 @@
-"""What the sandbox provider charged."""
+"""What the sandbox provider did: a log of charges and one of transfers, each kept by idempotency key."""
 
 from __future__ import annotations
 
@@ -12,53 +12,70 @@ from tallystick_storage.database import rows
 
 
 @dataclass(slots=True)
-class NewCharge:
-    """A charge as it was decided when its key first came; `fingerprint` in hex."""
+class Entry:
+    """A demand as it was decided when its key first came; `subject` is the id of what was demanded, `fingerprint` in hex, `amount` in minor units."""
 
     key: str
     generation: int
     fingerprint: str
-    charge_id: str
+    subject: str
     reference: str
     state: str
     amount: int
     currency: str
+    fault: str
     code: str
+    """What the fault was told."""
+    returned_amount: int | None = None
 
 
-_INSERT = text("""
-    insert into charge
-    select key, generation, decode(fingerprint, 'hex'), charge_id, reference, state, amount, currency, code, clock()
-    from json_to_recordset(cast(:charges as json)) as r (key text, generation int, fingerprint text, charge_id text, reference text, state text, amount bigint,
-        currency text, code text) order by key
-    on conflict do nothing returning key
-""")
-_FIND = text("""
-    select distinct on (key) key, generation, fingerprint, charge_id, reference, state, amount, currency, code,
-        create_time < clock() - cast(:window as interval) as forgotten
-    from charge where key = any (cast(:keys as text[])) order by key, generation desc
-""")
+class Log:
+    """One kind of demands. `subject`: the column of its table with the id of what was demanded."""
+
+    def __init__(self, table: str, subject: str) -> None:
+        columns = f"key, generation, fingerprint, {subject}, reference, state, amount, currency, fault, code, create_time"
+        shown = f"key, generation, fingerprint, reference, state, amount, currency, fault, code, {'' if table == 'transfer' else 'null as '}returned_amount"
+        self._insert = text(f"""
+            insert into {table} ({columns})
+            select key, generation, decode(fingerprint, 'hex'), subject, reference, state, amount, currency, fault, code, clock()
+            from json_to_recordset(cast(:entries as json)) as r (key text, generation int, fingerprint text, subject text, reference text, state text,
+                amount bigint, currency text, fault text, code text) order by key
+            on conflict do nothing returning key
+        """)
+        self._find = text(f"""
+            select distinct on (key) {shown}, create_time < clock() - cast(:window as interval) as forgotten
+            from {table} where key = any (cast(:keys as text[])) order by key, generation desc
+        """)
+        self._last = text(f"""
+            select {shown}, extract(epoch from clock() - create_time) as age
+            from {table} where {subject} = :subject order by create_time desc, generation desc limit 1 for update
+        """)
+
+    def insert(self, connection: Connection, entries: Sequence[Entry]) -> set[str]:
+        """Stores demands under keys that are new, and returns those keys."""
+        return set(connection.execute(self._insert, {"entries": rows(entries)}).scalars())
+
+    def find(self, connection: Connection, keys: list[str], window: float) -> dict[str, Row[Any]]:
+        """The last demand under each key; `forgotten` ones are older than the window in seconds for which keys are honoured."""
+        return {row.key: row for row in connection.execute(self._find, {"keys": keys, "window": f"{window} seconds"})}
+
+    def last_of(self, connection: Connection, subject: str) -> Row[Any] | None:
+        """The newest demand for something, locked; `age` in seconds."""
+        return connection.execute(self._last, {"subject": subject}).one_or_none()
 
 
-def insert(connection: Connection, charges: Sequence[NewCharge]) -> set[str]:
-    """Stores charges under keys that are new, and returns those keys."""
-    return set(connection.execute(_INSERT, {"charges": rows(charges)}).scalars())
+CHARGES = Log("charge", "charge_id")
+TRANSFERS = Log("transfer", "payout_id")
 
-
-def find(connection: Connection, keys: list[str], window: float) -> dict[str, Row[Any]]:
-    """The last charge under each key; `forgotten` ones are older than the window in seconds for which keys are honoured."""
-    return {row.key: row for row in connection.execute(_FIND, {"keys": keys, "window": f"{window} seconds"})}
-
-
-_LAST_OF = text("select * from charge where charge_id = :charge_id order by create_time desc, generation desc limit 1 for update")
 _RESOLVE = text("update charge set state = :state, code = :code where key = :key and generation = :generation")
-
-
-def last_of(connection: Connection, charge_id: str) -> Row[Any] | None:
-    """The newest charge of an id, locked."""
-    return connection.execute(_LAST_OF, {"charge_id": charge_id}).one_or_none()
+_MOVE = text("update transfer set state = :state, returned_amount = :returned_amount where key = :key and generation = :generation")
 
 
 def resolve(connection: Connection, key: str, generation: int, state: str, code: str) -> None:
     """Sets the state of a charge that was pending."""
     connection.execute(_RESOLVE, {"key": key, "generation": generation, "state": state, "code": code})
+
+
+def move(connection: Connection, key: str, generation: int, state: str, returned_amount: int | None) -> None:
+    """Sets the state of a transfer, and what came back of it."""
+    connection.execute(_MOVE, {"key": key, "generation": generation, "state": state, "returned_amount": returned_amount})

@@ -1,39 +1,268 @@
-"""The RPCs of PayoutService: each answers METHOD_NOT_BUILT."""
+"""The RPCs of PayoutService."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import astuple
+from typing import Any
 
-from tallystick.payout.v1 import payout_service_pb2
+from sqlalchemy import Connection, Row
+
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.identifier import parse_id, parse_words
+from tallystick_core.money import parse_currency
+from tallystick_core.payout import AT_REST, Cause
+from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_server.payout import batches, decode, encode
+from tallystick_server.payout.accept import Arrival
+from tallystick_server.payout.batches import Batches
+from tallystick_server.payout.decide import Decision
+from tallystick_server.payout.flow import PayOut
+from tallystick_server.payout.operator import OperatorHandlers
+from tallystick_server.payout.preview import Preview
+from tallystick_server.payout.register import Register
+from tallystick_server.payout.schedules import Schedules
+from tallystick_server.runtime import operator
+from tallystick_server.runtime.changes import Waiter
 from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.telemetry import current_context, traceparent
+from tallystick_storage import batch as batch_store
+from tallystick_storage import destination as destinations
+from tallystick_storage import payout_reads as store
+from tallystick_storage import transfer as transfers
+from tallystick_storage.database import Database
 
-_METHODS = [method.name for method in payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"].methods]
-_TEAM = frozenset({"CreatePayoutDestination", "CreatePayout"})
-_OPERATOR = frozenset({"ApprovePayout", "RejectPayout", "ListDeadLetters", "GetDeadLetter", "RetryDeadLetter", "CloseDeadLetter", "ListAlerts"})
+_TEAM = frozenset({Role.TEAM})
+_OPERATOR = frozenset({Role.OPERATOR})
+_BOTH = _TEAM | _OPERATOR
 ACCESS: Access = {
-    name: frozenset({Role.TEAM} if name in _TEAM else {Role.OPERATOR} if name in _OPERATOR else {Role.TEAM, Role.OPERATOR}) for name in _METHODS
+    "CreatePayoutDestination": _TEAM,
+    "GetPayoutDestination": _BOTH,
+    "ListPayoutDestinations": _BOTH,
+    "DisablePayoutDestination": _BOTH,
+    "PreviewPayout": _BOTH,
+    "CreatePayout": _TEAM,
+    "GetPayout": _BOTH,
+    "ListPayouts": _BOTH,
+    "WatchPayout": _BOTH,
+    "CancelPayout": _BOTH,
+    "RetryPayout": _BOTH,
+    "ApprovePayout": _OPERATOR,
+    "RejectPayout": _OPERATOR,
+    "CreatePayoutBatch": _BOTH,
+    "GetPayoutBatch": _BOTH,
+    "SetPayoutSchedule": _BOTH,
+    "GetPayoutSchedule": _BOTH,
+    **operator.ACCESS,
 }
 
+_RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
+_LONGEST_WAIT = 30.0
+_LOOK_AGAIN = 0.5  # another process may have moved the payout
+_AT_REST = frozenset(encode.STATES.number(state) for state in AT_REST)
 
-def _not_built() -> NoReturn:
-    raise Refused(Reason.METHOD_NOT_BUILT, "Payouts are not built yet.")
+
+class PayoutHandlers(OperatorHandlers):
+    """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
+
+    def __init__(self, database: Database, flow: PayOut) -> None:
+        super().__init__(database, flow)
+        self._register = Register(database, flow)
+        self._preview = Preview(database, flow.funding)
+        self._schedules = Schedules(database)
+        self._batches = Batches(database)
+
+    async def CreatePayoutDestination(self, request: pb.CreatePayoutDestinationRequest, call: Call) -> pb.CreatePayoutDestinationResponse:
+        row, replayed = await self._register.create(decode.new_destination(request, call.caller.name), traceparent())
+        if replayed:
+            call.replayed()
+        return pb.CreatePayoutDestinationResponse(payout_destination=encode.destination(row))
+
+    async def GetPayoutDestination(self, request: pb.GetPayoutDestinationRequest, call: Call) -> pb.GetPayoutDestinationResponse:
+        return pb.GetPayoutDestinationResponse(payout_destination=encode.destination(await self._destination(request.payout_destination_id, call)))
+
+    async def ListPayoutDestinations(self, request: pb.ListPayoutDestinationsRequest, call: Call) -> pb.ListPayoutDestinationsResponse:
+        size = page_size(request.page_size)
+        filters = {
+            "caller": "" if call.caller.sees_all else call.caller.name,
+            "seller_account": decode.optional_id(request.seller_account, "seller_account"),
+            "currency": parse_currency(request.currency) if request.currency else "",
+            "state": encode.DESTINATION_STATES.parse(request.state, "state", ""),
+        }
+        token = PageToken("ListPayoutDestinations", *filters.values())
+        before = token.before(request.page_token)
+        rows = await self._database.read(lambda connection: destinations.list_(connection, filters, before, size + 1))
+        shown, following = token.page(rows, size, encode.destination, lambda row: (row.create_time.isoformat(), row.payout_destination_id))
+        return pb.ListPayoutDestinationsResponse(payout_destinations=shown, next_page_token=following)
+
+    async def DisablePayoutDestination(self, request: pb.DisablePayoutDestinationRequest, call: Call) -> pb.DisablePayoutDestinationResponse:
+        reason = parse_words(request.reason, "reason")
+        row = await self._destination(request.payout_destination_id, call)
+        if not await self._register.disable(row.payout_destination_id, call.caller.name, reason):
+            call.replayed()
+        disabled = await self._destination(request.payout_destination_id, call)
+        return pb.DisablePayoutDestinationResponse(payout_destination=encode.destination(disabled))
+
+    async def PreviewPayout(self, request: pb.PreviewPayoutRequest, call: Call) -> pb.PreviewPayoutResponse:
+        seller, currency = parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
+        named = None
+        if request.payout_destination_id:
+            named = await self._destination(request.payout_destination_id, call)
+            if (named.seller_account, named.currency) != (seller, currency):
+                message = "payout_destination_id must be a destination of the seller in this currency."
+                raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
+        return await self._preview.show(seller, currency, named.payout_destination_id if named is not None else "")
+
+    async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:
+        payout = decode.new_payout(request, call.caller.name)
+        with self._flow.changes.of(payout.payout_id) as waiter:
+            accepted = await self._flow.pay(Arrival(payout, traceparent(), current_context()))
+            if accepted.replayed:
+                call.replayed()
+            until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
+            return pb.CreatePayoutResponse(payout=await self._held(payout.payout_id, waiter, until))
+
+    async def GetPayout(self, request: pb.GetPayoutRequest, call: Call) -> pb.GetPayoutResponse:
+        payout = await self._visible(request.payout_id, call)
+
+        def story(connection: Connection) -> tuple[Any, Any, Any]:
+            known = transfers.of(connection, [payout.payout_id]).get(payout.payout_id, ())
+            return store.history(connection, payout.payout_id), store.attempts(connection, payout.payout_id), known
+
+        history, attempts, told = await self._database.read(story)
+        return pb.GetPayoutResponse(
+            payout=payout, history=encode.transitions(history), attempts=encode.attempts(attempts), transfers=encode.transfers(told)
+        )
+
+    async def ListPayouts(self, request: pb.ListPayoutsRequest, call: Call) -> pb.ListPayoutsResponse:
+        size = page_size(request.page_size)
+        wanted = decode.payout_filter(request, None if call.caller.sees_all else call.caller.name)
+        token = PageToken("ListPayouts", *("" if value is None else str(value) for value in astuple(wanted)))
+        before = token.before(request.page_token)
+        rows = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
+        shown, following = token.page(rows, size, encode.shown_payout, lambda row: (row.create_time.isoformat(), row.payout_id))
+        return pb.ListPayoutsResponse(payouts=shown, next_page_token=following)
+
+    async def WatchPayout(self, request: pb.WatchPayoutRequest, call: Call) -> AsyncIterator[pb.WatchPayoutResponse]:
+        if request.after_version < 0:
+            raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
+        seen = request.after_version
+        with self._flow.changes.of(request.payout_id) as waiter:
+            while True:
+                payout = await self._visible(request.payout_id, call)
+                if payout.version > seen:
+                    seen = payout.version
+                    yield pb.WatchPayoutResponse(payout=payout)
+                if payout.payout_state in _AT_REST and payout.ledger_updated:
+                    return
+                await waiter.wait(_LOOK_AGAIN)
+
+    async def CancelPayout(self, request: pb.CancelPayoutRequest, call: Call) -> pb.CancelPayoutResponse:
+        return pb.CancelPayoutResponse(payout=await self._decided(request, Cause.CANCELLED, call))
+
+    async def ApprovePayout(self, request: pb.ApprovePayoutRequest, call: Call) -> pb.ApprovePayoutResponse:
+        return pb.ApprovePayoutResponse(payout=await self._decided(request, Cause.APPROVED, call))
+
+    async def RejectPayout(self, request: pb.RejectPayoutRequest, call: Call) -> pb.RejectPayoutResponse:
+        return pb.RejectPayoutResponse(payout=await self._decided(request, Cause.REJECTED, call))
+
+    async def RetryPayout(self, request: pb.RetryPayoutRequest, call: Call) -> pb.RetryPayoutResponse:
+        reason, request_id = parse_words(request.reason, "reason"), parse_id(request.request_id, "request_id")
+        payout = await self._visible(request.payout_id, call)
+        if not await self._flow.decide.retry(payout.payout_id, request_id, call.caller.name, reason):
+            call.replayed()
+        return pb.RetryPayoutResponse(payout=await self._visible(request.payout_id, call))
+
+    async def CreatePayoutBatch(self, request: pb.CreatePayoutBatchRequest, call: Call) -> pb.CreatePayoutBatchResponse:
+        new = decode.new_batch(request, call.caller.name)
+        if not new.payouts and not new.seller_account:
+            _operators_only(call, "A run of the default schedule is for operators; name a seller_account.")
+        if not await self._batches.create(new, traceparent()):
+            call.replayed()
+        self._flow.collecting.wake()
+        return pb.CreatePayoutBatchResponse(payout_batch=batches.message(*await self._batch(new.payout_batch_id, call)))
+
+    async def GetPayoutBatch(self, request: pb.GetPayoutBatchRequest, call: Call) -> pb.GetPayoutBatchResponse:
+        size = page_size(request.page_size)
+        state = encode.STATES.parse(request.payout_state, "payout_state", "")
+        row, totals = await self._batch(request.payout_batch_id, call)
+        token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.refused))
+        place = token.parse(request.page_token, str)
+        after = str(place[0]) if place else ""
+
+        def report(connection: Connection) -> list[payout_pb2.PayoutBatchItem]:
+            found = batch_store.report(connection, row.payout_batch_id, after, state, size + 1, refused=request.refused)
+            return batches.report(connection, found)
+
+        lines = await self._database.read(report)
+        shown, following = token.page(lines, size, lambda line: line, lambda line: (line.payout_id,))
+        return pb.GetPayoutBatchResponse(payout_batch=batches.message(row, totals), items=shown, next_page_token=following)
+
+    async def SetPayoutSchedule(self, request: pb.SetPayoutScheduleRequest, call: Call) -> pb.SetPayoutScheduleResponse:
+        wanted = decode.wanted_schedule(request, call.caller.name, traceparent())
+        if not wanted.seller_account:
+            _operators_only(call, "The default schedule is for operators to set; name a seller_account.")
+        if not await self._schedules.set(wanted):
+            call.replayed()
+        return pb.SetPayoutScheduleResponse(payout_schedule=await self._schedules.get(wanted.seller_account, wanted.currency))
+
+    async def GetPayoutSchedule(self, request: pb.GetPayoutScheduleRequest, _call: Call) -> pb.GetPayoutScheduleResponse:
+        seller = decode.optional_id(request.seller_account, "seller_account")
+        return pb.GetPayoutScheduleResponse(payout_schedule=await self._schedules.get(seller, parse_currency(request.currency)))
+
+    async def _decided(
+        self, request: pb.CancelPayoutRequest | pb.ApprovePayoutRequest | pb.RejectPayoutRequest, cause: Cause, call: Call
+    ) -> payout_pb2.Payout:
+        """The payout after a decision."""
+        reason = parse_words(request.reason, "reason")
+        payout = await self._visible(request.payout_id, call)
+        decision = Decision(cause, call.caller.name, reason, second_person=cause is Cause.APPROVED)
+        if not await self._flow.decide.decide(payout.payout_id, decision):
+            call.replayed()
+        return await self._visible(request.payout_id, call)
+
+    async def _destination(self, payout_destination_id: str, call: Call) -> Row[Any]:
+        """The destination, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        id_ = parse_id(payout_destination_id, "payout_destination_id")
+        row = (await self._database.read(lambda connection: destinations.find(connection, [id_]))).get(id_)
+        if row is None or not (call.caller.sees_all or row.caller == call.caller.name):
+            raise not_found("payout destination")
+        return row
+
+    async def _batch(self, payout_batch_id: str, call: Call) -> tuple[Row[Any], Any]:
+        """The batch and its totals, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        id_ = parse_id(payout_batch_id, "payout_batch_id")
+        row = await self._database.read(lambda connection: batch_store.find(connection, id_))
+        if row is None or not (call.caller.sees_all or row.caller == call.caller.name):
+            raise not_found("payout batch")
+        return row, await self._database.read(lambda connection: batch_store.totals(connection, id_))
+
+    async def _visible(self, payout_id: str, call: Call) -> payout_pb2.Payout:
+        """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        payout = await self._payout(parse_id(payout_id, "payout_id"))
+        if payout is None or not (call.caller.sees_all or payout.caller == call.caller.name):
+            raise not_found("payout")
+        return payout
+
+    async def _held(self, payout_id: str, waiter: Waiter[payout_pb2.Payout], until: float) -> payout_pb2.Payout | None:
+        """The payout once its money is held or cannot be, or as it stands when the time is up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            payout = await self._payout(payout_id)
+            if payout is None or payout.payout_state != payout_pb2.PAYOUT_STATE_CREATED or loop.time() >= until:
+                return payout
+            await waiter.wait(max(min(until - loop.time(), _LOOK_AGAIN), 0))
+
+    async def _payout(self, payout_id: str) -> payout_pb2.Payout | None:
+        row = (await self._database.read(lambda connection: store.shown(connection, [payout_id]))).get(payout_id)
+        return None if row is None else encode.shown_payout(row)
 
 
-class PayoutHandlers:
-    """Every method by its name, none of them built."""
-
-    def __getattr__(self, name: str) -> Callable[[Any, Call], Awaitable[NoReturn]]:
-        if name not in _METHODS:
-            raise AttributeError(name)
-
-        async def method(_request: Any, _call: Call) -> NoReturn:
-            _not_built()
-
-        return method
-
-    async def WatchPayout(self, _request: Any, _call: Call) -> AsyncIterator[Any]:
-        _not_built()
-        yield  # makes it a stream
+def _operators_only(call: Call, message: str) -> None:
+    """Raises METHOD_FORBIDDEN for who is no operator."""
+    if Role.OPERATOR not in call.caller.roles:
+        raise Refused(Reason.METHOD_FORBIDDEN, message)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_sandbox.server import application
 from tallystick_server.process import configuration, operate, serve
@@ -66,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     names = SERVED if "all" in options.service else tuple(dict.fromkeys(options.service))
     with databases(settings, _say) as known:
-        schemas = [name for name in names if name != "payout"]
-        if "payment" in names and not settings.sandbox_url:
+        schemas = [*names]
+        if not {"payment", "payout"}.isdisjoint(names) and not settings.sandbox_url:
             schemas.append("sandbox")
         urls = {name: known.service(name) for name in schemas}
         for name, url in urls.items():
@@ -97,7 +98,8 @@ def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
         url = known.service("sandbox")
         refuse_behind(url, "sandbox")
         database = Database(url, connections=4)
-        app = application(Sandbox(database, latency=settings.sandbox_latency))
+        latency = settings.sandbox_latency
+        app = application(Sandbox(database, latency=latency), SandboxPayouts(database, latency=latency))
         _say(f"Serving the sandbox on 127.0.0.1:{options.port}")
         try:
             web.run_app(app, host="127.0.0.1", port=options.port, print=None, access_log=None)

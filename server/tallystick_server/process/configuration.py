@@ -15,6 +15,7 @@ from tallystick_core.caller import Caller, Role
 from tallystick_core.identifier import parse_country, parse_id
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.payment import ALERT_AFTER
+from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
 from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Refused
 from tallystick_server.process.failure import Failure
@@ -57,6 +58,15 @@ class Settings:
     """Service to its database connections."""
     provider: str = "sandbox"
     """Who charges the buyers."""
+    payout_provider: str = "sandbox"
+    """Who pays the sellers."""
+    payout_approve_above: Mapping[str, int] = field(default_factory=dict)
+    """Currency to the amount above which a payout needs a second person, such as EUR=10000.00; without one, none does."""
+    payout_waiting_period: float = 259_200.0
+    """Seconds that a destination waits before it is used, where another one of the seller had been verified before."""
+    payout_alert_after: Mapping[str, float] = field(default_factory=dict)
+    """State to the seconds after which a payout that rests in it raises an alert, over MOVING=600 (any other state, or not settled),
+    AWAITING_APPROVAL=86400,SUBMITTED=86400,IN_TRANSIT=432000, and VERIFYING=259200 for destinations, COLLECTING=3600 for batches."""
     sandbox_url: str = ""
     """Empty: the sandbox runs in the process."""
     sandbox_latency: float = 0.0
@@ -271,6 +281,10 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "most_calls": _number(1, 100_000, int),
     "connections": _table(_number(1, 100, int), _service),
     "provider": _one_of("sandbox"),
+    "payout_provider": _one_of("sandbox"),
+    "payout_approve_above": _limits,
+    "payout_waiting_period": _number(0, 31_536_000),
+    "payout_alert_after": _table(_number(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
     "sandbox_url": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
     "sandbox_latency": _number(0, 60),
     "provider_timeout": _number(0.1, 600),

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tallystick_server.process.failure import Failure
 
-SCHEMAS = ("payment", "ledger", "wallet", "event", "sandbox")
+SCHEMAS = ("payment", "ledger", "wallet", "payout", "event", "sandbox")
 """The schemas, each with a service's role, an owner that cannot log in, and a read-only role."""
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))

@@ -16,8 +16,10 @@ from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.payment import ALERT_AFTER, FeeRates
-from tallystick_core.provider import PendingReason, Provider
+from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
+from tallystick_core.provider import PayoutProvider, PendingReason, Provider
 from tallystick_core.risk import BuiltInRisk, RiskRules
+from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -25,6 +27,7 @@ from tallystick_server.ledger.events import LedgerEvents
 from tallystick_server.payment import handlers as payment
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.payout import handlers as payout
+from tallystick_server.payout.flow import PayOut, PayoutSettings
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
 from tallystick_server.runtime.breaker import BreakerSettings
@@ -38,6 +41,7 @@ from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
 from tallystick_storage import payment as payment_store
+from tallystick_storage import payout as payout_store
 from tallystick_storage.database import Database, forget_marks
 
 _CONNECTIONS = {"ledger": 2}
@@ -91,6 +95,8 @@ class Ports:
     database: Callable[[str, int, Callable[[], UUID]], Database] = _open_database
     """From a URL, its number of connections, and what makes ids."""
     providers: Mapping[str, Provider] | None = None
+    """None: as the settings say."""
+    payout_providers: Mapping[str, PayoutProvider] | None = None
     """None: as the settings say."""
 
 
@@ -204,8 +210,45 @@ class Wiring:
         return Service("wallet", descriptor, handlers, wallet.ACCESS, running, databases=[database])
 
     def _payout(self) -> Service:
-        descriptor = payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"]
-        return Service("payout", descriptor, payout.PayoutHandlers(), payout.ACCESS)
+        database = self._database("payout")
+        settings = self._settings
+        providers, parts, databases, closing = self._payout_providers()
+        flow = PayOut(
+            database,
+            providers,
+            self._peers,
+            self._addresses["wallet"],
+            self._addresses["ledger"],
+            self._flow_settings(),
+            PayoutSettings(settings.payout_provider, settings.environment, settings.payout_approve_above, settings.payout_waiting_period),
+            self._ports.new_id(),
+        )
+        handlers = payout.PayoutHandlers(database, flow)
+        findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after})
+        monitor = Monitor("payout", database, self._ports.new_id(), findings, settings.monitor_interval)
+        relay = Relay("payout", FromOutbox(database), self._peers, self._addresses["event"], settings.relay_interval)
+        return Service(
+            "payout",
+            payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
+            handlers,
+            payout.ACCESS,
+            [*parts, _Started(flow.start), relay, monitor, self._housekeeping("payout", database)],
+            flow.stop,
+            [database, *databases],
+            closing,
+        )
+
+    def _payout_providers(self) -> tuple[dict[str, PayoutProvider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
+        if self._ports.payout_providers is not None:
+            return dict(self._ports.payout_providers), [], [], []
+        window = self._settings.provider_key_window
+        if self._settings.sandbox_url:
+            remote = sandbox_provider.PayoutsOverHttp(self._settings.sandbox_url, window)
+            return {remote.name: remote}, [], [], [remote.close]
+        database = self._database("sandbox")
+        sandbox = SandboxPayouts(database, latency=self._settings.sandbox_latency, window=window)
+        local = sandbox_provider.PayoutsInProcess(sandbox, window)
+        return {local.name: local}, [sandbox], [database], []
 
     def _event(self) -> Service:
         database = self._database("event")

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 
 from tallystick_core.money import MAX_AMOUNT
-from tallystick_core.provider import ChargeDemand, Declined, FailureReason, NotSent, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_core.provider import (
+    ChargeDemand,
+    Declined,
+    FailureReason,
+    InTransit,
+    NotSent,
+    Outcome,
+    PayoutDemand,
+    PayoutFailure,
+    PayoutOutcome,
+    Pending,
+    PendingReason,
+    Returned,
+    Submitted,
+    Succeeded,
+    Trouble,
+    Unknown,
+    Verification,
+    Verified,
+)
+from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import UNREACHED, Reply
 from tallystick_sandbox.sandbox import Sandbox
 
 NAME = "sandbox"
-_MOST_BYTES = 64 * 1024
+MOST_AT_ONCE = 100
+"""The most payouts of one submission."""
+_MOST_BYTES = 256 * 1024
+
+R = TypeVar("R")
 
 _DECLINES = {
     "insufficient_funds": FailureReason.INSUFFICIENT_FUNDS,
@@ -47,6 +72,36 @@ class InProcess:
         return outcome(await self._sandbox.cancel(demand.charge_id))
 
 
+class _Http:
+    """A provider that is reached over HTTP: whatever happens is an answer or an outcome."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, method: str, path: str, read: Callable[[int, Any, float], R], **values: Any) -> R | NotSent | Unknown:
+        """What `read` makes of status, body and Retry-After in seconds."""
+        if self._session is None:  # made inside the loop it is used in
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        try:
+            async with self._session.request(method, f"{self._url}{path}", allow_redirects=False, **values) as response:
+                body = orjson.loads(await response.content.read(_MOST_BYTES))
+                return read(response.status, body, _seconds(response.headers.get("Retry-After", "")))
+        except aiohttp.ClientConnectorError as error:
+            return NotSent(f"no connection: {type(error).__name__}")
+        except (aiohttp.ClientError, ValueError, KeyError, TypeError) as error:
+            return Unknown(f"no usable answer: {type(error).__name__}")
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+
+def _read(status: int, body: Any, retry_after: float) -> Reply:
+    """An answer to one demand. Raises KeyError, TypeError."""
+    return Reply(status, body["reference"], body["amount"], body["currency"], body["code"], retry_after, body.get("state", ""))
+
+
 class OverHttp:
     """The sandbox as a server of its own."""
 
@@ -54,8 +109,8 @@ class OverHttp:
 
     def __init__(self, url: str, key_window: float) -> None:
         self.key_window = key_window
-        self._url = f"{url.rstrip('/')}/charges"
-        self._session: aiohttp.ClientSession | None = None
+        self._http = _Http(url)
+        self.close = self._http.close
 
     async def send(self, demand: ChargeDemand) -> Outcome:
         body = {
@@ -65,30 +120,77 @@ class OverHttp:
             "payment_token": demand.payment_token,
             "method": demand.method,
         }
-        return await self._ask("POST", self._url, json=body, headers={"Idempotency-Key": demand.key})
+        return await self._http.ask("POST", "/charges", _outcome, json=body, headers={"Idempotency-Key": demand.key})
 
     async def look_up(self, demand: ChargeDemand) -> Outcome:
-        return await self._ask("GET", f"{self._url}/{demand.charge_id}")
+        return await self._http.ask("GET", f"/charges/{demand.charge_id}", _outcome)
 
     async def cancel(self, demand: ChargeDemand) -> Outcome:
-        return await self._ask("POST", f"{self._url}/{demand.charge_id}/cancel")
+        return await self._http.ask("POST", f"/charges/{demand.charge_id}/cancel", _outcome)
 
-    async def _ask(self, method: str, url: str, **values: Any) -> Outcome:
-        if self._session is None:  # made inside the loop it is used in
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        try:
-            async with self._session.request(method, url, allow_redirects=False, **values) as response:
-                answer = orjson.loads(await response.content.read(_MOST_BYTES))
-                told = (answer["reference"], answer["amount"], answer["currency"], answer["code"])
-                return outcome(Reply(response.status, *told, retry_after=_seconds(response.headers.get("Retry-After", ""))))
-        except aiohttp.ClientConnectorError as error:
-            return NotSent(f"no connection: {type(error).__name__}")
-        except (aiohttp.ClientError, ValueError, KeyError, TypeError) as error:
-            return Unknown(f"no usable answer: {type(error).__name__}")
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+def _outcome(status: int, body: Any, retry_after: float) -> Outcome:
+    return outcome(_read(status, body, retry_after))
+
+
+class PayoutsInProcess:
+    """The sandbox's payouts as an object of this process."""
+
+    name = NAME
+    most_at_once = MOST_AT_ONCE
+
+    def __init__(self, sandbox: SandboxPayouts, key_window: float) -> None:
+        self.key_window = key_window
+        self._sandbox = sandbox
+
+    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
+        return [payout_outcome(reply) for reply in await self._sandbox.submit(demands)]
+
+    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+        return payout_outcome(await self._sandbox.look_up(demand.payout_id))
+
+    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+        return verification(await self._sandbox.verify(bank_account_token))
+
+
+class PayoutsOverHttp:
+    """The sandbox's payouts by a server of its own."""
+
+    name = NAME
+    most_at_once = MOST_AT_ONCE
+
+    def __init__(self, url: str, key_window: float) -> None:
+        self.key_window = key_window
+        self._http = _Http(url)
+        self.close = self._http.close
+
+    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
+        def read(status: int, body: Any, retry_after: float) -> Sequence[PayoutOutcome]:
+            if status != 200:
+                return [payout_outcome(_read(status, body, retry_after))] * len(demands)
+            if len(body) != len(demands):
+                raise ValueError("another number of answers than of demands")
+            return [payout_outcome(_read(one["status"], one, one["retry_after"])) for one in body]
+
+        items = [
+            {
+                "key": demand.key,
+                "payout_id": demand.payout_id,
+                "amount": demand.amount,
+                "currency": demand.currency,
+                "bank_account_token": demand.bank_account_token,
+            }
+            for demand in demands
+        ]
+        answer = await self._http.ask("POST", "/payouts", read, json=items)
+        return [answer] * len(demands) if isinstance(answer, NotSent | Unknown) else answer
+
+    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+        return await self._http.ask("GET", f"/payouts/{demand.payout_id}", lambda *answer: payout_outcome(_read(*answer)))
+
+    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+        body = {"bank_account_token": bank_account_token, "currency": currency}
+        return await self._http.ask("POST", "/accounts/verify", lambda *answer: verification(_read(*answer)), json=body)
 
 
 def _seconds(header: str) -> float:
@@ -101,13 +203,18 @@ def outcome(reply: Reply) -> Outcome:
     match reply.status:
         case 200 | 202 | 402:
             return _definite(reply) if _well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
-        case 0 if reply == UNREACHED:
-            return NotSent("the connection was refused")
         case 400 if reply.code in _REFUSALS:
             return Declined(FailureReason.PROVIDER_REFUSED, reply.code)
-        case status:
-            other = Trouble.SERVER_ERROR if status >= 500 else Trouble.NO_ANSWER
-            return Unknown(f"status {status} {reply.code}".strip(), _TROUBLES.get(status, other), reply.retry_after)
+        case _:
+            return _trouble(reply)
+
+
+def _trouble(reply: Reply) -> NotSent | Unknown:
+    """What an answer means that says nothing of the demand."""
+    if reply == UNREACHED:
+        return NotSent("the connection was refused")
+    other = Trouble.SERVER_ERROR if reply.status >= 500 else Trouble.NO_ANSWER
+    return Unknown(f"status {reply.status} {reply.code}".strip(), _TROUBLES.get(reply.status, other), reply.retry_after)
 
 
 def _definite(reply: Reply) -> Outcome:
@@ -130,3 +237,47 @@ def _well_formed(reply: Reply) -> bool:
     if type(amount) is not int or not 0 < amount <= MAX_AMOUNT or not reply.reference:
         return False
     return all(isinstance(text, str) and len(text) <= 255 and text.isascii() and (text == "" or text.isprintable()) for text in texts)
+
+
+def payout_outcome(reply: Reply) -> PayoutOutcome:
+    """What an answer to a payout means. What is no definite and well-formed answer is Unknown, never a decline."""
+    match reply.status:
+        case 200 | 402:
+            return _definite_payout(reply) if _well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
+        case 400 if reply.code in _REFUSALS:
+            return Declined(PayoutFailure.PROVIDER_REFUSED, reply.code)
+        case _:
+            return _trouble(reply)
+
+
+def _definite_payout(reply: Reply) -> PayoutOutcome:
+    if reply.status == 402:
+        account = reply.code in _ACCOUNT_REFUSED
+        return Declined(PayoutFailure.DESTINATION_REFUSED if account else PayoutFailure.PROVIDER_DECLINED, reply.code, reply.reference)
+    match reply.state:
+        case "SUBMITTED":
+            return Submitted(reply.reference)
+        case "IN_TRANSIT":
+            return InTransit(reply.reference)
+        case "PAID":
+            return Succeeded(reply.reference, reply.amount, reply.currency)
+        case "RETURNED":
+            return Returned(reply.reference, reply.amount, reply.currency, reply.code, account_refused=reply.code in _ACCOUNT_REFUSED)
+        case _:
+            return Unknown("a state that is not known")
+
+
+_ACCOUNT_REFUSED = frozenset({"account_closed", "no_account"})
+
+
+def verification(reply: Reply) -> Verification:
+    """Whether an account can be paid to."""
+    match reply.status:
+        case 200:
+            return Verified()
+        case 202:
+            return Pending(PendingReason.PROVIDER_REVIEW)
+        case 402 if isinstance(reply.code, str) and reply.code.isascii():
+            return Declined(PayoutFailure.DESTINATION_REFUSED, reply.code[:255])
+        case _:
+            return _trouble(reply)

@@ -1,4 +1,4 @@
-"""The sandbox provider's own log: what it charged, which is the truth that tests judge by."""
+"""The sandbox provider's own logs: what it charged and what it paid, which is the truth that tests judge by."""
 
 from tallystick_storage.migrations import create
 
@@ -17,15 +17,34 @@ create table charge (
     state text not null check (state in ('SUCCEEDED', 'DECLINED', 'PENDING', 'ERROR')),
     amount bigint not null,  -- minor units, what was charged
     currency text not null,
+    fault text not null,  -- what it was told to do
     code text not null,
     create_time timestamptz not null,
     primary key (key, generation)
 );
 create index charge_by_charge_id on charge (charge_id);
+
+create table transfer (
+    key text collate "C" not null,
+    generation int not null,  -- above 1: paid again
+    fingerprint bytea not null,
+    payout_id text collate "C" not null,
+    reference text not null,
+    state text not null check (state in ('SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED', 'DECLINED', 'ERROR')),
+    amount bigint not null,  -- minor units, what was paid
+    currency text not null,
+    returned_amount bigint check ((returned_amount is not null) = (state = 'RETURNED')),
+    fault text not null,
+    code text not null,
+    create_time timestamptz not null,
+    primary key (key, generation)
+);
+create index transfer_by_payout_id on transfer (payout_id);
 """
 
 GRANTS = """
 grant select, insert, update (state, code) on charge to {service};
+grant select, insert, update (state, returned_amount) on transfer to {service};
 """
 
 

@@ -1,0 +1,232 @@
+"""Accept: payouts are stored, or found, in one transaction for each batch.
+
+What a payout is made of is decided here: its amount, its fee, what stays in the wallet, where it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick_core.payable import Destination, DestinationState, Funds, Terms, amount_to_pay
+from tallystick_core.payout import NewPayout, first_difference
+from tallystick_core.refusal import Reason, Refused, key_reused, not_found
+from tallystick_server.payout import events
+from tallystick_server.payout.payout import Payout, new_payout
+from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_server.runtime.telemetry import SpanContext
+from tallystick_storage import destination as destinations
+from tallystick_storage import outbox
+from tallystick_storage import payout as store
+from tallystick_storage import schedule as schedules
+from tallystick_storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A payout that has been asked for. `funds` None: they are still to be read from the wallet."""
+
+    payout: NewPayout
+    traceparent: str
+    context: SpanContext
+    funds: Funds | None = None
+    payout_batch_id: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.payout.seller_account, self.payout.currency
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The payout is on disk. `replayed`: it was before."""
+
+    payout_id: str
+    replayed: bool
+
+
+Result = Accepted | Refused
+
+
+@dataclass(slots=True)
+class Judged:
+    """What is to be stored, and what is answered already: refusals, and payouts that exist. By payout id."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    new: dict[str, tuple[Arrival, store.NewPayout, str]] = field(default_factory=dict)
+    """With the token of the bank account."""
+
+
+@dataclass(slots=True)
+class Stored:
+    """What a transaction has stored, and the results of all that it was to store."""
+
+    results: dict[str, Result] = field(default_factory=dict)
+    payouts: list[Payout] = field(default_factory=list)
+
+
+class Accept:
+    """The accept stage's work. Each payout it has stored is handed on, leased to this process.
+
+    `funds`: reads what wallets hold, by (seller, currency).
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        funds: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], Funds]]],
+        provider: str,
+        environment: str,
+        lease: float,
+        hand_on: Callable[[Payout], None],
+    ) -> None:
+        self._database = database
+        self._funds = funds
+        self._provider = provider
+        self._environment = environment
+        self._lease = lease
+        self._hand_on = hand_on
+
+    async def run(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
+        """One result for each arrival: accepted, KEY_REUSED, ID_TAKEN, or why it cannot be paid."""
+        return await once_per_key(
+            arrivals,
+            lambda arrival: (arrival.payout.payout_id, arrival.payout.fingerprint()),
+            lambda unique: by_halves(self._accept, unique),
+            lambda accepted: accepted if isinstance(accepted, Exception) else replace(accepted, replayed=True),
+        )
+
+    async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
+        judged = await self.judge(arrivals)
+        results = dict(judged.results)
+        if judged.new:
+            deadline = self.deadline()
+            stored = await self._database.transact(lambda connection: self.insert(connection, judged, deadline))
+            results |= stored.results
+            self.hand_on(stored.payouts)
+        return [results[arrival.payout.payout_id] for arrival in arrivals]
+
+    def deadline(self) -> float:
+        """The loop's time at which a lease ends that begins now."""
+        return asyncio.get_running_loop().time() + self._lease
+
+    def hand_on(self, payouts: Sequence[Payout]) -> None:
+        """Takes payouts on their way that were stored, once that is committed."""
+        for payout in payouts:
+            self._hand_on(payout)
+
+    async def judge(self, arrivals: Sequence[Arrival]) -> Judged:
+        """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure of the money."""
+        ids = sorted(arrival.payout.payout_id for arrival in arrivals)
+        taken = await self._database.read(lambda connection: store.taken(connection, ids))
+        judged = Judged()
+        fresh = []
+        for arrival in arrivals:
+            row = taken.get(arrival.payout.payout_id)
+            if row is not None:
+                judged.results[row.payout_id] = _repeat(arrival.payout, row)
+            else:
+                fresh.append(arrival)
+        if fresh:
+            unread = sorted({arrival.key for arrival in fresh if arrival.funds is None})
+            known = await self._funds(unread) if unread else {}
+            grounds = await self._database.read(lambda connection: _Grounds.read(connection, fresh))
+            for arrival in fresh:
+                self._judge(judged, arrival, arrival.funds or known.get(arrival.key, Funds()), grounds)
+        return judged
+
+    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: _Grounds) -> None:
+        payout = arrival.payout
+        terms = grounds.terms(arrival.key)
+        try:
+            to = grounds.destination(payout)
+            place = None if to is None else Destination(DestinationState(to.state), waits=to.waits)
+            amount = amount_to_pay(payout.amount, funds, terms, place)
+        except Refused as refused:
+            judged.results[payout.payout_id] = refused
+            return
+        if to is None:
+            raise TypeError("amount_to_pay lets nothing pass without a destination")
+        new = store.NewPayout(
+            payout_id=payout.payout_id,
+            caller=payout.caller,
+            fingerprint=payout.fingerprint().hex(),
+            asked_amount=payout.amount,
+            asked_destination=payout.payout_destination_id,
+            seller_account=payout.seller_account,
+            amount=amount,
+            fee=terms.fee,
+            reserve=terms.reserve,
+            currency=payout.currency,
+            payout_destination_id=to.payout_destination_id,
+            payout_batch_id=arrival.payout_batch_id,
+            provider=self._provider,
+            traceparent=arrival.traceparent,
+        )
+        judged.new[payout.payout_id] = (arrival, new, to.bank_account_token)
+
+    def insert(self, connection: Connection, judged: Judged, deadline: float) -> Stored:
+        """Stores what is new, in the transaction of whoever asks; `deadline` is the loop's time at which the lease ends."""
+        rows = store.insert(connection, [new for _, new, _ in judged.new.values()], self._lease)
+        told = BatchPublishRequest()
+        stored = Stored()
+        for payout_id, row in rows.items():
+            arrival, new, token = judged.new[payout_id]
+            payout = new_payout(new, row, token, self._environment, deadline, arrival.context)
+            events.payout_changed(told, payout.message, new.traceparent)
+            stored.payouts.append(payout)
+            stored.results[payout_id] = Accepted(payout_id, replayed=False)
+        if rows:
+            outbox.tell(connection, next(iter(rows.values())).told, told.SerializeToString())
+        late = sorted(judged.new.keys() - rows.keys())
+        if late:  # another process stored them since we looked; the next statement sees them
+            for payout_id, row in store.taken(connection, late).items():
+                stored.results[payout_id] = _repeat(judged.new[payout_id][0].payout, row)
+        return stored
+
+
+@dataclass(frozen=True, slots=True)
+class _Grounds:
+    """What payouts are judged by, beside their sellers' money."""
+
+    schedules: Mapping[tuple[str, str], Row[Any]]
+    current: Mapping[tuple[str, str], Row[Any]]
+    named: Mapping[str, Row[Any]]
+
+    @classmethod
+    def read(cls, connection: Connection, arrivals: Sequence[Arrival]) -> _Grounds:
+        keys = sorted({arrival.key for arrival in arrivals})
+        ids = sorted({arrival.payout.payout_destination_id for arrival in arrivals} - {""})
+        named = destinations.named(connection, ids) if ids else {}
+        return cls(schedules.holding(connection, keys), destinations.current(connection, keys), named)
+
+    def terms(self, key: tuple[str, str]) -> Terms:
+        row = self.schedules.get(key)
+        return Terms() if row is None else Terms(row.minimum_amount, row.fee, row.reserve)
+
+    def destination(self, payout: NewPayout) -> Row[Any] | None:
+        """Where it is to be paid. Raises NOT_FOUND, FIELD_INVALID for one that is named and cannot be it."""
+        if not payout.payout_destination_id:
+            return self.current.get((payout.seller_account, payout.currency))
+        row = self.named.get(payout.payout_destination_id)
+        if row is None or row.caller != payout.caller:
+            raise not_found("payout destination")
+        if (row.seller_account, row.currency) != (payout.seller_account, payout.currency):
+            message = "payout_destination_id must be a destination of the seller in this currency."
+            raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
+        return row
+
+
+def _repeat(sent: NewPayout, row: Row[Any]) -> Result:
+    """The answer to an id that exists: the payout, or why not."""
+    if row.caller != sent.caller:
+        return Refused(Reason.ID_TAKEN, "This payout_id is taken.", field="payout_id")
+    if bytes(row.fingerprint) == sent.fingerprint():
+        return Accepted(row.payout_id, replayed=True)
+    stored = NewPayout(row.payout_id, row.caller, row.seller_account, row.asked_amount, row.currency, row.asked_destination)
+    return key_reused(first_difference(sent, stored))

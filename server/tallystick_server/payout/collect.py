@@ -1,0 +1,192 @@
+"""Collect: the payouts of batches and schedules are made, page by page. One process does it for all; killed, another goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.payable import Funds
+from tallystick_core.payout import NewBatch, NewPayout, made_payout_id, run_id
+from tallystick_core.refusal import Refused
+from tallystick_core.schedule import next_time
+from tallystick_server.payout.accept import Accept, Arrival, Result, Stored
+from tallystick_server.payout.batches import insert, tell
+from tallystick_server.payout.funds import Funding
+from tallystick_server.payout.schedules import stored_schedule
+from tallystick_server.runtime.errors import to_status
+from tallystick_server.runtime.telemetry import context_of
+from tallystick_storage import alert, schedule
+from tallystick_storage import batch as store
+from tallystick_storage.database import Database
+
+_MOST_AT_ONCE = 200
+_MOST_BATCHES = 20
+_TURN = 60.0  # seconds after which another process goes on; a page takes far less
+_MOST_IN_HAND = 4000  # payouts of this process that are under way, before more are made
+_LOOK_AGAIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A part of a batch: its payouts, and where to go on; `last`: there is no more."""
+
+    arrivals: Sequence[Arrival]
+    place: str
+    last: bool
+
+
+class Collect:
+    """Runs schedules whose cut-off has come, and collects batches. `holder` names this process, `in_hand` says how much it works on."""
+
+    def __init__(self, database: Database, accept: Accept, funding: Funding, holder: UUID, in_hand: Callable[[], int]) -> None:
+        self._database = database
+        self._accept = accept
+        self._funding = funding
+        self._holder = holder
+        self._in_hand = in_hand
+
+    async def turn(self) -> None:
+        """Goes on with all that is to be collected, if it is this process's turn."""
+        if not await self._database.transact(self._is_ours):
+            return
+        await self._begin_runs()
+        while await self._pay_sellers():
+            pass
+        for row in await self._database.read(lambda connection: store.open_(connection, _MOST_BATCHES)):
+            await self._bring_on(row)
+
+    async def _bring_on(self, row: Row[Any]) -> None:
+        """Takes a batch as far as it comes now."""
+        batch: Row[Any] | None = row
+        while batch is not None and batch.state == "COLLECTING":
+            batch = await self._collect(batch)
+        if batch is not None and batch.state == "OPEN":
+            await self._close(batch)
+
+    def _is_ours(self, connection: Connection) -> bool:
+        return alert.take_turn(connection, "collect", self._holder, _TURN)
+
+    async def _begin_runs(self) -> None:
+        """Makes a batch of each default schedule whose cut-off has come; one that was missed for days has one."""
+
+        def begin(connection: Connection) -> None:
+            now = schedule.now(connection)
+            for row in schedule.due(connection, _MOST_BATCHES, default=True):
+                new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
+                insert(connection, new, row.traceparent, row.next_time)
+                schedule.advance(connection, [("", row.currency, row.next_time, next_time(stored_schedule(row), now))])
+
+        await self._database.transact(begin)
+
+    async def _pay_sellers(self) -> bool:
+        """Makes the payouts of sellers with schedules of their own; whether there may be more."""
+        await self._room()
+        rows = await self._database.read(lambda connection: schedule.due(connection, _MOST_AT_ONCE, default=False))
+        if not rows:
+            return False
+        arrivals = [self._arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row in rows]
+
+        def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
+            now = schedule.now(connection)
+            times = [(row.seller_account, row.currency, row.next_time, next_time(stored_schedule(row), now)) for row in rows]
+            return schedule.advance(connection, times) > 0
+
+        return await self._make(arrivals, advance) and len(rows) == _MOST_AT_ONCE
+
+    async def _collect(self, row: Row[Any]) -> Row[Any] | None:
+        """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""
+        await self._room()
+        page = await self._page(row)
+
+        def note(connection: Connection, results: Mapping[str, Result]) -> bool:
+            locked = store.lock(connection, row.payout_batch_id)
+            if (locked.state, locked.place, locked.collected_count) != (row.state, row.place, row.collected_count):
+                return False
+            items = [_item(row.payout_batch_id, arrival, results[arrival.payout.payout_id]) for arrival in page.arrivals]
+            store.collected(connection, row.payout_batch_id, items, page.place)
+            moved = store.move(connection, row.payout_batch_id, "COLLECTING", "OPEN") if page.last else None
+            if moved is not None:
+                tell(connection, moved)
+            return True
+
+        if not await self._make(page.arrivals, note):
+            return None
+        return await self._database.read(lambda connection: store.find(connection, row.payout_batch_id))
+
+    async def _page(self, row: Row[Any]) -> _Page:
+        """What a batch is to pay next."""
+        if not row.is_run:
+            asked = await self._database.read(lambda connection: store.asked(connection, row.payout_batch_id, _MOST_AT_ONCE))
+            arrivals = [_asked(row, one) for one in asked]
+            return _Page(arrivals, "", last=len(asked) < _MOST_AT_ONCE)
+        if row.seller_account:
+            return _Page([self._arrival(row, row.payout_batch_id, row.seller_account, None, row.payout_batch_id)], "", last=True)
+        page = await self._funding.page(row.currency, row.place)
+        sellers = sorted(seller for seller, funds in page.funds.items() if funds.available > 0)
+        own = await self._database.read(lambda connection: schedule.with_own(connection, sellers, row.currency))
+        arrivals = [
+            self._arrival(row, row.payout_batch_id, seller, page.funds[seller], row.payout_batch_id) for seller in sellers if seller not in own
+        ]
+        return _Page(arrivals, page.place, last=not page.place)
+
+    def _arrival(self, row: Row[Any], run: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
+        """Whatever can be paid to a seller, as a schedule or a batch of its run has it."""
+        payout = NewPayout(made_payout_id(run, seller), row.caller, seller, None, row.currency)
+        return Arrival(payout, row.traceparent, context_of(row.traceparent), funds, batch_id)
+
+    async def _make(self, arrivals: Sequence[Arrival], note: Callable[[Connection, Mapping[str, Result]], bool]) -> bool:
+        """Makes payouts, with what is noted of them in the same transaction; whether it was ours to do."""
+        judged = await self._accept.judge(arrivals)
+        deadline = self._accept.deadline()
+
+        def make(connection: Connection) -> Stored | None:
+            if not self._is_ours(connection):
+                return None
+            stored = self._accept.insert(connection, judged, deadline)
+            if not note(connection, judged.results | stored.results):
+                raise _TakenOver
+            return stored
+
+        try:
+            stored = await self._database.transact(make)
+        except _TakenOver:
+            return False
+        if stored is not None:
+            self._accept.hand_on(stored.payouts)
+        return stored is not None
+
+    async def _room(self) -> None:
+        """Waits until this process has not too much in hand."""
+        while self._in_hand() >= _MOST_IN_HAND:  # noqa: ASYNC110 - payouts come to rest by many ways
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _close(self, row: Row[Any]) -> None:
+        """Ends a batch whose payouts have all come to rest."""
+
+        def close(connection: Connection) -> None:
+            moved = None if store.is_under_way(connection, row.payout_batch_id) else store.move(connection, row.payout_batch_id, "OPEN", "DONE")
+            if moved is not None:
+                tell(connection, moved)
+
+        await self._database.transact(close)
+
+
+class _TakenOver(Exception):
+    """Another process has gone on with it; nothing is stored."""
+
+
+def _asked(row: Row[Any], one: Row[Any]) -> Arrival:
+    payout = NewPayout(one.payout_id, row.caller, one.seller_account, one.amount, one.currency, one.payout_destination_id)
+    return Arrival(payout, row.traceparent, context_of(row.traceparent), None, row.payout_batch_id)
+
+
+def _item(batch_id: str, arrival: Arrival, result: Result) -> store.Item:
+    payout = arrival.payout
+    refusal = to_status(result).SerializeToString().hex() if isinstance(result, Refused) else None
+    state = "MADE" if refusal is None else "REFUSED"
+    return store.Item(batch_id, payout.payout_id, payout.seller_account, payout.amount, payout.currency, payout.payout_destination_id, state, refusal)

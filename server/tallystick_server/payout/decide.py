@@ -1,0 +1,95 @@
+"""Decide: what people do with payouts: approve, reject, cancel, and have them tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.dead_letter import DeadLetterState
+from tallystick_core.payout import Cause, Happening, PayoutState, demand, move, require_second_person
+from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_server.payout.move import Move, move_payouts
+from tallystick_server.payout.payout import Payout, stored_payouts
+from tallystick_server.payout.standing import Turn
+from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_storage import dead_letter, due
+from tallystick_storage import payout as store
+from tallystick_storage import payout_reads as reads
+from tallystick_storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What somebody decides about a payout, and why. Its cause has the name of what happens to the payout."""
+
+    cause: Cause
+    actor: str
+    reason: str
+    second_person: bool = False
+    """The creator must not decide it."""
+
+
+class Decide:
+    """Carries decisions out, whoever works on the payout meanwhile. The payout is handed on, leased to this process."""
+
+    def __init__(self, database: Database, environment: str, lease: float, hand_on: Callable[[Payout], None]) -> None:
+        self._database = database
+        self._environment = environment
+        self._lease = lease
+        self._hand_on = hand_on
+
+    async def decide(self, payout_id: str, decision: Decision) -> bool:
+        """Whether it was decided now; the same was decided before, if not. Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED, KEY_REUSED."""
+        deadline = asyncio.get_running_loop().time() + self._lease
+
+        def decide(connection: Connection) -> Payout | None:
+            row = store.lock(connection, [payout_id])[payout_id]
+            if _was_decided(reads.history(connection, payout_id), decision):
+                return None
+            happening = Happening(decision.cause)
+            move(PayoutState(row.state), happening)  # what its state forbids comes before who forbids it
+            if decision.second_person:
+                require_second_person(decision.actor, row.caller)
+            tokens = due.take_over(connection, [demand(payout_id)], self._lease)
+            (item,) = stored_payouts(store.to_do(connection, [payout_id]), tokens, self._environment, deadline)
+            turn = Turn(item.standing.after(happening), decision.cause, decision.actor, decision.reason)
+            return move_payouts(connection, [Move(item, (turn,))])[payout_id]
+
+        item = await self._database.transact(decide)
+        if item is not None:
+            self._hand_on(item)
+        return item is not None
+
+    async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
+        """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED."""
+
+        def retry(connection: Connection) -> bool:
+            known = store.retried(connection, payout_id, request_id)
+            if known is not None:
+                if (known.caller, known.reason) != (caller, reason):
+                    raise key_reused("reason")
+                return False
+            ended = dead_letter.end(connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason)
+            if not ended:
+                message = "The payout is not set aside, so it is on its way or has come to its end."
+                raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": "NOT_SET_ASIDE", "verb": "RETRY"})
+            store.retry(connection, payout_id, request_id, caller, reason)
+            tell_changed(connection, ended, lambda _: (caller, ""))
+            due.revive(connection, [demand(payout_id)])
+            return True
+
+        return await self._database.transact(retry)
+
+
+def _was_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
+    """Whether the same was decided before. Raises KEY_REUSED for a cancellation with another reason."""
+    before = [row for row in history if row.cause == decision.cause]
+    if any((row.actor, row.reason) == (decision.actor, decision.reason) for row in before):
+        return True
+    if before and decision.cause is Cause.CANCELLED:
+        raise key_reused("reason")
+    return False

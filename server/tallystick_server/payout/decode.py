@@ -1,0 +1,106 @@
+"""Requests of PayoutService as values. Parsing is validation: what comes out of here can be stored, paid and booked."""
+
+from __future__ import annotations
+
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick_core.identifier import parse_id, parse_text, parse_token
+from tallystick_core.money import parse_amount, parse_currency
+from tallystick_core.payable import Terms
+from tallystick_core.payout import MOST_PAYOUTS, NewBatch, NewDestination, NewPayout, parse_batch_id, parse_payout_id
+from tallystick_core.refusal import Reason, Refused
+from tallystick_core.schedule import Interval, Weekday, parse_schedule
+from tallystick_server.payout.encode import STATES
+from tallystick_server.payout.schedules import INTERVALS, WEEKDAYS, Wanted
+from tallystick_server.runtime.fields import parse_time
+from tallystick_storage.payout_reads import PayoutFilter
+
+_LONGEST_DESCRIPTION = 255
+
+
+def new_destination(request: pb.CreatePayoutDestinationRequest, caller: str) -> NewDestination:
+    """A bank account to register. Raises Refused with the first field that is wrong."""
+    return NewDestination(
+        parse_id(request.payout_destination_id, "payout_destination_id"),
+        caller,
+        parse_id(request.seller_account, "seller_account"),
+        parse_currency(request.currency),
+        parse_token(request.bank_account_token, "bank_account_token"),
+        parse_text(request.description, "description", _LONGEST_DESCRIPTION),
+    )
+
+
+def new_payout(request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: str, place: int = 0) -> NewPayout:
+    """A payout. Raises Refused with the first field that is wrong."""
+    payout_id = parse_payout_id(request.payout_id)
+    seller = parse_id(request.seller_account, "seller_account")
+    currency = parse_currency(request.currency)
+    amount = parse_amount(request.amount, currency) if request.amount else None
+    return NewPayout(payout_id, caller, seller, amount, currency, optional_id(request.payout_destination_id, "payout_destination_id"), place)
+
+
+def new_batch(request: pb.CreatePayoutBatchRequest, caller: str) -> NewBatch:
+    """A batch, its payouts sorted by id. Raises Refused with the path of the first field that is wrong."""
+    batch_id = parse_batch_id(request.payout_batch_id)
+    match request.WhichOneof("content"):
+        case "list":
+            return NewBatch(batch_id, caller, _payouts(request.list, caller))
+        case "run":
+            try:
+                seller = optional_id(request.run.seller_account, "seller_account")
+                return NewBatch(batch_id, caller, seller_account=seller, currency=parse_currency(request.run.currency))
+            except Refused as refused:
+                raise refused.below("run") from None
+        case _:
+            raise Refused(Reason.FIELD_REQUIRED, "content is required: set list or run.", field="content")
+
+
+def _payouts(asked: pb.PayoutList, caller: str) -> tuple[NewPayout, ...]:
+    if not asked.payouts:
+        raise Refused(Reason.FIELD_REQUIRED, "list.payouts must have at least one payout.", field="list.payouts")
+    if len(asked.payouts) > MOST_PAYOUTS:
+        raise Refused(Reason.TOO_MANY_ITEMS, f"list.payouts must have at most {MOST_PAYOUTS} payouts.", field="list.payouts")
+    payouts: dict[str, NewPayout] = {}
+    for place, new in enumerate(asked.payouts):
+        try:
+            payout = new_payout(new, caller, place)
+        except Refused as refused:
+            raise refused.below(f"list.payouts[{place}]") from None
+        if payout.payout_id in payouts:
+            path = f"list.payouts[{place}].payout_id"
+            raise Refused(Reason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path)
+        payouts[payout.payout_id] = payout
+    return tuple(payouts[id_] for id_ in sorted(payouts))
+
+
+def wanted_schedule(request: pb.SetPayoutScheduleRequest, caller: str, traceparent: str) -> Wanted:
+    """A schedule to set. Raises Refused with the first field that is wrong."""
+    seller = optional_id(request.seller_account, "seller_account")
+    currency = parse_currency(request.currency)
+    interval = Interval(INTERVALS.parse(request.interval, "interval"))
+    weekday = WEEKDAYS.parse(request.weekday, "weekday", "")
+    schedule = parse_schedule(interval, Weekday(weekday) if weekday else None, request.day_of_month, request.cut_off, request.time_zone)
+
+    def amount(field: str) -> int:
+        text: str = getattr(request, field)
+        return parse_amount(text, currency, field, least=0) if text else 0
+
+    terms = Terms(amount("minimum_amount"), amount("fee"), amount("reserve"))
+    return Wanted(seller, currency, schedule, request.cut_off, request.time_zone, terms, caller, traceparent)
+
+
+def payout_filter(request: pb.ListPayoutsRequest, caller: str | None) -> PayoutFilter:
+    """Which payouts to list; `caller` None: everybody's."""
+    return PayoutFilter(
+        caller,
+        optional_id(request.seller_account, "seller_account") or None,
+        STATES.parse(request.payout_state, "payout_state", "") or None,
+        optional_id(request.payout_batch_id, "payout_batch_id") or None,
+        parse_time(request, "create_time_from"),
+        parse_time(request, "create_time_until"),
+    )
+
+
+def optional_id(text: str, field: str) -> str:
+    """An id, or "". Raises FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    return parse_id(text, field) if text else ""

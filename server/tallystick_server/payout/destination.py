@@ -1,0 +1,168 @@
+"""Destinations: registered, verified by the provider, and ended. A destination that ends takes the payouts along that were not sent to it yet."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick_core.dead_letter import DeadLetterState
+from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
+from tallystick_core.payout import Cause, Happening
+from tallystick_core.provider import Declined, FailureReason, Verification
+from tallystick_core.recovery import Step
+from tallystick_server.payout import encode, events
+from tallystick_server.payout.move import Move, move_payouts
+from tallystick_server.payout.payout import stored_payouts
+from tallystick_server.payout.standing import Turn
+from tallystick_server.payout.submit import Port
+from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.stage import by_halves
+from tallystick_server.runtime.telemetry import context_of
+from tallystick_storage import dead_letter, due, outbox
+from tallystick_storage import destination as store
+from tallystick_storage import payout as payouts
+from tallystick_storage.database import Database
+
+PREFIX = "d-"
+"""What a destination's demand id begins with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unverified(InHand):
+    """A destination whose provider is asked whether it can pay there. Asking again is harmless."""
+
+    payout_destination_id: str
+    currency: str
+    bank_account_token: str
+    state: DestinationState
+
+    @property
+    def subject(self) -> str:
+        return f"payoutDestinations/{self.payout_destination_id}"
+
+    @property
+    def to_settle(self) -> bool:
+        return False
+
+    @property
+    def waits(self) -> bool:
+        return False
+
+    def ending(self, now: float) -> FailureReason | None:
+        return None
+
+    def step(self, now: float, key_window: float, lease: float) -> Step:
+        return Step.LOOK_UP if self.looking else Step.SEND
+
+    def ask(self, provider: Port, step: Step) -> Awaitable[Verification]:
+        return provider.verify(self.bank_account_token, self.currency)
+
+
+def unverified(rows: Iterable[Row[Any]], tokens: Mapping[str, int], deadline: float) -> list[Unverified]:
+    """Destinations out of the database, claimed under `tokens` until `deadline` (the loop's time)."""
+    return [
+        Unverified(
+            demand_id=f"{PREFIX}{row.payout_destination_id}",
+            caller=row.caller,
+            number=1,
+            provider=row.provider,
+            provider_key="",
+            lease_token=tokens[f"{PREFIX}{row.payout_destination_id}"],
+            lease_deadline=deadline,
+            traceparent=row.traceparent,
+            context=context_of(row.traceparent),
+            maybe_sent=True,  # so that it never fails for want of an answer
+            looking=row.looking,
+            tries=row.tries,
+            payout_destination_id=row.payout_destination_id,
+            currency=row.currency,
+            bank_account_token=row.bank_account_token,
+            state=DestinationState(row.state),
+        )
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A destination, and what its provider said of it."""
+
+    item: Unverified
+    outcome: Verification
+
+
+class Verify:
+    """The verify stage's work: what providers said of destinations, written down."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def run(self, items: Sequence[Said]) -> Sequence[Unverified | Exception]:
+        """Each destination as it stands after it."""
+        return await by_halves(self._record, items)
+
+    async def _record(self, items: Sequence[Said]) -> Sequence[Unverified | Exception]:
+        moved: dict[str, DestinationState] = {}
+
+        def record(connection: Connection) -> None:
+            moved.clear()
+            rows = store.lock(connection, sorted({one.item.payout_destination_id for one in items}))
+            moves = {}
+            for one in items:
+                id_, happening = one.item.payout_destination_id, VERIFICATIONS[type(one.outcome)]
+                before = DestinationState(rows[id_].state)
+                if before is DestinationState.PENDING_VERIFICATION:  # what has ended, or is verified, stays so
+                    after = move_destination(before, happening)
+                    if after is not before:
+                        code = one.outcome.code if isinstance(one.outcome, Declined) else ""
+                        moves[id_] = store.DestinationMove(id_, after, code)
+                        moved[id_] = after
+            move_destinations(connection, list(moves.values()))
+            _resolve(connection, [one.item for one in items if one.item.payout_destination_id in moved])
+
+        await self._database.transact(record)
+        return [replace(one.item, state=moved.get(one.item.payout_destination_id, one.item.state)) for one in items]
+
+
+def _resolve(connection: Connection, items: Sequence[Unverified]) -> None:
+    subjects = {item.subject: item for item in items}
+    if subjects:
+        resolved = dead_letter.end(connection, sorted(subjects), DeadLetterState.RESOLVED)
+        tell_changed(connection, resolved, lambda row: (subjects[row.subject].caller, subjects[row.subject].traceparent))
+
+
+def move_destinations(connection: Connection, moves: Sequence[store.DestinationMove]) -> Sequence[Row[Any]]:
+    """Moves locked destinations, and tells of them."""
+    rows = store.move(connection, moves) if moves else ()
+    if rows:
+        told = BatchPublishRequest()
+        for row in rows:
+            events.destination_changed(told, encode.destination(row), row.traceparent)
+        outbox.tell(connection, rows[0].told, told.SerializeToString())
+    return rows
+
+
+def end_destinations(connection: Connection, ids: Sequence[str], happening: DestinationHappening, *, actor: str = "", reason: str = "") -> None:
+    """Ends destinations, and cancels the payouts whose money is held for them; those are settled by a sweep. Raises STATE_FORBIDS."""
+    moves = []
+    for id_, row in store.lock(connection, sorted(ids)).items():
+        before = DestinationState(row.state)
+        after = move_destination(before, happening)
+        if after is not before:
+            moves.append(store.DestinationMove(id_, after, disabled_by=actor, disable_reason=reason))
+    move_destinations(connection, moves)
+    for move in moves:
+        _cancel_unsent(connection, move.payout_destination_id)
+
+
+def _cancel_unsent(connection: Connection, destination_id: str) -> None:
+    tokens = due.take_over(connection, payouts.unsent(connection, destination_id), 0.0)
+    if tokens:
+        items = stored_payouts(payouts.to_do(connection, [id_.removeprefix("p-") for id_ in tokens]), tokens, "")
+        moves = [Move(item, (Turn(item.standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED),)) for item in items]
+        move_payouts(connection, moves)

@@ -1,0 +1,135 @@
+"""Payouts, and what belongs to them, as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick.payout.v1 import payout_pb2
+from tallystick_core.money import format_amount
+from tallystick_server.payout.standing import Standing, stands
+from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_storage import payout as store
+
+STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
+DESTINATION_STATES = EnumNames(payout_pb2.PayoutDestinationState.DESCRIPTOR)
+_FAILURES = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
+_OUTCOMES = EnumNames(payout_pb2.PayoutOutcome.DESCRIPTOR)
+_FITS = EnumNames(payout_pb2.TransferFit.DESCRIPTOR)
+
+
+def new_payout(new: store.NewPayout, created: datetime) -> payout_pb2.Payout:
+    """A payout as it is first stored."""
+    return _payout(new, Standing(), created, created)
+
+
+def payout(row: Row[Any]) -> payout_pb2.Payout:
+    """A stored payout, without the time of its next attempt."""
+    return _payout(row, stands(row), row.create_time, row.update_time)
+
+
+def shown_payout(row: Row[Any]) -> payout_pb2.Payout:
+    """A stored payout as it stands; the row has next_attempt_time too."""
+    message = payout(row)
+    if row.next_attempt_time is not None:
+        message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
+    return message
+
+
+def _payout(of: Row[Any] | store.NewPayout, standing: Standing, created: datetime, updated: datetime) -> payout_pb2.Payout:
+    message = payout_pb2.Payout(
+        payout_id=of.payout_id,
+        seller_account=of.seller_account,
+        amount=format_amount(of.amount, of.currency),
+        currency=of.currency,
+        fee=format_amount(of.fee, of.currency),
+        net_amount=format_amount(of.amount - of.fee, of.currency),
+        payout_destination_id=of.payout_destination_id,
+        payout_batch_id=of.payout_batch_id,
+        provider=of.provider,
+        caller=of.caller,
+        create_time=to_timestamp(created),
+    )
+    stand(message, standing, updated)
+    return message
+
+
+def stand(message: payout_pb2.Payout, standing: Standing, updated: datetime) -> None:
+    """Makes the message of a payout say where it stands."""
+    message.payout_state = STATES.number(standing.state)
+    message.wallet_updated = message.ledger_updated = standing.settled
+    message.failure_reason = _FAILURES.number(standing.failure_reason)
+    message.decline_code = standing.decline_code
+    message.provider_reference = standing.provider_reference
+    message.attempt_count = standing.attempt_count
+    message.paid_amount = format_amount(standing.paid_amount, message.currency)
+    message.returned_amount = format_amount(standing.returned_amount, message.currency)
+    message.version = standing.version
+    message.update_time.CopyFrom(to_timestamp(updated))
+
+
+def destination(row: Row[Any]) -> payout_pb2.PayoutDestination:
+    return payout_pb2.PayoutDestination(
+        payout_destination_id=row.payout_destination_id,
+        seller_account=row.seller_account,
+        currency=row.currency,
+        description=row.description,
+        state=DESTINATION_STATES.number(row.state),
+        usable_time=to_timestamp(row.usable_time),
+        decline_code=row.decline_code,
+        provider=row.provider,
+        caller=row.caller,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+    )
+
+
+def transitions(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransition]:
+    return [
+        payout_pb2.PayoutTransition(
+            version=row.version,
+            from_state=STATES.number(row.from_state),
+            to_state=STATES.number(row.to_state),
+            cause=row.cause,
+            actor=row.actor,
+            reason=row.reason,
+            create_time=to_timestamp(row.create_time),
+        )
+        for row in rows
+    ]
+
+
+def attempts(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutAttempt]:
+    return [
+        payout_pb2.PayoutAttempt(
+            number=row.number,
+            provider=row.provider,
+            provider_key=row.provider_key,
+            outcome=_OUTCOMES.number(row.outcome),
+            provider_reference=row.provider_reference,
+            start_time=to_timestamp(row.start_time),
+            end_time=to_timestamp(row.end_time) if row.end_time else None,
+        )
+        for row in rows
+    ]
+
+
+def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
+    return [
+        payout_pb2.PayoutTransfer(
+            provider=row.provider,
+            provider_reference=row.provider_reference,
+            fit=_FITS.number(row.fit),
+            amount=format_amount(row.amount, row.currency),
+            currency=row.currency,
+            returned_amount="" if row.returned_amount is None else format_amount(row.returned_amount, row.returned_currency),
+            returned_currency=row.returned_currency,
+            create_time=to_timestamp(row.create_time),
+            return_time=to_timestamp(row.return_time) if row.return_time else None,
+        )
+        for row in rows
+    ]

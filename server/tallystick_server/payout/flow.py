@@ -1,0 +1,175 @@
+"""The way of a payout: accept → prepare → execute → record → settle, and of a destination: register → verify. Their stages, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from tallystick.payout.v1 import payout_pb2
+from tallystick_core.payable import DestinationHappening, DestinationState, move_destination
+from tallystick_core.payout import Cause, Happening, PayoutState, demand
+from tallystick_core.provider import PayoutFailure, PayoutProvider
+from tallystick_server.payout.accept import Accept, Accepted, Arrival
+from tallystick_server.payout.collect import Collect
+from tallystick_server.payout.decide import Decide
+from tallystick_server.payout.destination import PREFIX, Said, Unverified, Verify, move_destinations, unverified
+from tallystick_server.payout.funds import Funding
+from tallystick_server.payout.move import Move, move_payouts
+from tallystick_server.payout.payout import Payout, stored_payouts
+from tallystick_server.payout.prepare import Prepare
+from tallystick_server.payout.record import Answered, Record
+from tallystick_server.payout.settle import Settle
+from tallystick_server.payout.standing import Turn
+from tallystick_server.payout.submit import Port
+from tallystick_server.payout.watch import Watch
+from tallystick_server.runtime.changes import Changes
+from tallystick_server.runtime.fields import MOST_ITEMS
+from tallystick_server.runtime.flow import Flow, FlowSettings
+from tallystick_server.runtime.operator import DeadLetters
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.periodic import Periodic
+from tallystick_server.runtime.postpone import Troubled
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage import destination as destinations
+from tallystick_storage import payout as store
+from tallystick_storage.database import Database
+
+Item = Payout | Unverified
+_PAYOUT = demand("")
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutSettings:
+    """What only payouts have to be told."""
+
+    provider: str
+    """Who pays new payouts."""
+    environment: str
+    """What the provider's keys begin with."""
+    approve_above: Mapping[str, int]
+    """By currency, in minor units, the amount above which a second person has to approve."""
+    waiting_period: float
+    """Seconds that a changed destination waits before it is used."""
+
+
+class PayOut(Flow[Item, Mapping[str, Item]]):
+    """Payouts and destinations on their way. `holder` names this process."""
+
+    def __init__(
+        self,
+        database: Database,
+        providers: Mapping[str, PayoutProvider],
+        peers: Peers,
+        wallet_address: str,
+        ledger_address: str,
+        settings: FlowSettings,
+        own: PayoutSettings,
+        holder: UUID,
+    ) -> None:
+        self._ports = {name: Port(provider) for name, provider in providers.items()}
+        super().__init__("payout", database, self._ports, settings)
+        self.changes: Changes[payout_pb2.Payout] = Changes()
+        self.dead_letters = DeadLetters(database, self)
+        self.settings = own
+        self.funding = Funding(peers, wallet_address)
+        self.accept = Accept(database, self.funding.of, own.provider, own.environment, settings.lease, self.take)
+        self.decide = Decide(database, own.environment, settings.lease, self.take)
+        self._accept: Stage[Arrival, Accepted] = Stage("payout.accept", self.accept.run, most=MOST_ITEMS)
+        self._prepare: Stage[Payout, Payout] = Stage(
+            "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=2
+        )
+        self._record: Stage[Answered, Payout] = Stage("payout.record", Record(database).run, most=MOST_ITEMS)
+        self._settle: Stage[Payout, Payout] = Stage(
+            "payout.settle", Settle(database, peers, wallet_address, ledger_address, settings.policies).run, most=MOST_ITEMS, lanes=2
+        )
+        self._verify: Stage[Said, Unverified] = Stage("payout.verify", Verify(database).run)
+        self._stages += [self._accept, self._prepare, self._record, self._settle, self._verify]
+        watch = Watch(database, self.execute, settings.policies, self.record)
+        collect = Collect(database, self.accept, self.funding, holder, lambda: self.in_hand)
+        self.collecting = Periodic("payout.collect", settings.sweep_interval, collect.turn)
+        self._periodic += [Periodic("payout.watch", settings.sweep_interval, watch.turn), self.collecting]
+
+    def start(self) -> None:
+        for port in self._ports.values():
+            port.start()
+        super().start()
+
+    async def stop(self, patience: float) -> None:
+        await super().stop(patience)
+        for port in self._ports.values():
+            await port.stop()
+
+    async def pay(self, arrival: Arrival) -> Accepted:
+        """Stores a payout or finds it; it is under way when this returns. Raises Refused, and then nothing was stored."""
+        return await self._accept.submit(arrival)
+
+    async def bring_on(self, item: Item) -> None:
+        if isinstance(item, Payout) and item.state in (PayoutState.CREATED, PayoutState.READY):
+            prepared = await self.told(item, self._prepare.submit(item, item.context))
+            if prepared is None or prepared.standing == item.standing:  # the lease was lost: whoever has it goes on
+                return
+            item = prepared
+            self._happened(item)
+            if item.state is PayoutState.AWAITING_APPROVAL:
+                return
+        await super().bring_on(item)
+
+    def demand_id(self, subject: str) -> str:
+        collection, _, id_ = subject.partition("/")
+        return demand(id_) if collection == "payouts" else f"{PREFIX}{id_}"
+
+    def lock_undecided(self, connection: Connection, demand_ids: list[str]) -> set[str]:
+        ends, starts = _apart(demand_ids)
+        decided = {f"{PREFIX}{id_}" for id_ in destinations.lock_undecided(connection, ends)} if ends else set()
+        return decided | ({demand(id_) for id_ in store.lock_undecided(connection, starts)} if starts else set())
+
+    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Item]:
+        ends, starts = _apart(tokens)
+        deadline = now + self.lease
+        payouts = stored_payouts(store.to_do(connection, starts), tokens, self.settings.environment, deadline) if starts else []
+        return [*payouts, *(unverified(destinations.to_do(connection, ends), tokens, deadline) if ends else ())]
+
+    async def record(self, item: Item, outcome: object) -> Item:
+        if isinstance(item, Unverified):
+            return await self._verify.submit(Said(item, outcome), item.context)  # type: ignore[arg-type]
+        recorded = await self._record.submit(Answered(item, outcome), item.context)  # type: ignore[arg-type]
+        self._happened(recorded)
+        return recorded
+
+    async def settle(self, item: Item) -> None:
+        if isinstance(item, Payout):
+            self._happened(await self._settle.submit(item, item.context))
+
+    def fail(self, connection: Connection, given_up: Sequence[Troubled[Item]]) -> Mapping[str, Item]:
+        payouts = [one.item for one in given_up if isinstance(one.item, Payout)]
+        return _failed(connection, payouts, Happening.GIVEN_UP, Cause.GIVEN_UP, PayoutFailure.PROVIDER_UNREACHABLE)
+
+    def close(self, connection: Connection, item: Item) -> Mapping[str, Item]:
+        if isinstance(item, Payout):
+            return _failed(connection, [item], Happening.CLOSED, Cause.CLOSED_BY_OPERATOR, PayoutFailure.CLOSED_BY_OPERATOR)
+        after = move_destination(DestinationState(item.state), DestinationHappening.CLOSED)
+        move_destinations(connection, [destinations.DestinationMove(item.payout_destination_id, after)])
+        return {}
+
+    def failed(self, item: Item, made: Mapping[str, Item]) -> None:
+        moved = made.get(item.demand_id)
+        if isinstance(moved, Payout):
+            self._happened(moved)
+            self.take(moved)  # its hold is to be released
+
+    def _happened(self, item: Payout) -> None:
+        self.changes.happened(item.payout_id, rest=True)
+
+
+def _failed(connection: Connection, items: Sequence[Payout], happening: Happening, cause: Cause, failure: PayoutFailure) -> Mapping[str, Item]:
+    moves = [Move(item, (Turn(item.standing.after(happening, failure_reason=failure), cause),)) for item in items]
+    return {moved.demand_id: moved for moved in move_payouts(connection, moves).values()}
+
+
+def _apart(demand_ids: Sequence[str] | Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """The ids of destinations, and those of payouts."""
+    ends = [id_.removeprefix(PREFIX) for id_ in demand_ids if id_.startswith(PREFIX)]
+    return ends, [id_.removeprefix(_PAYOUT) for id_ in demand_ids if not id_.startswith(PREFIX)]

@@ -1,0 +1,175 @@
+"""Record: what providers said of payouts, judged and written down in one transaction for each batch.
+
+Every answer ends here, from whatever side it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.dead_letter import DeadLetterState
+from tallystick_core.payable import DestinationHappening, account_refused
+from tallystick_core.payout import HAPPENINGS, Cause, Happening
+from tallystick_core.provider import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
+from tallystick_core.transfer import Known, Transfer, Verdict, judge
+from tallystick_server.payout.destination import end_destinations
+from tallystick_server.payout.move import Move, move_payouts
+from tallystick_server.payout.payout import Payout
+from tallystick_server.payout.standing import Turn, stands, transfer_of
+from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.stage import by_halves
+from tallystick_storage import dead_letter, due
+from tallystick_storage import payout as store
+from tallystick_storage import transfer as transfers
+from tallystick_storage.database import Database
+
+_CAUSES = {Happening.STRAY: Cause.STRAY_TRANSFER}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A payout, and what its provider said of it."""
+
+    payout: Payout
+    outcome: PayoutOutcome
+
+
+class Record:
+    """The record stage's work. An answer is a fact: it is judged by what is on disk, locked, and counts whoever brings it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def run(self, items: Sequence[Answered]) -> Sequence[Payout | Exception]:
+        """Each payout as it stands after the answers."""
+        return await by_halves(self._record, items)
+
+    async def _record(self, items: Sequence[Answered]) -> Sequence[Payout | Exception]:
+        ids = sorted({item.payout.payout_id for item in items})
+        refused = sorted({item.payout.payout_destination_id for item in items if account_refused(item.outcome)})
+
+        def record(connection: Connection) -> dict[str, Payout]:
+            if refused:
+                end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED)
+            due.record_answers(connection, [_answer(item) for item in items])
+            rows = store.lock(connection, ids)
+            known = transfers.of(connection, ids)
+            books = {item.payout.payout_id: _Book(item.payout, rows[item.payout.payout_id], known.get(item.payout.payout_id, ())) for item in items}
+            for item in items:
+                books[item.payout.payout_id].take(item.outcome)
+            return _write(connection, list(books.values()))
+
+        stand = await self._database.transact(record)
+        return [_as(item.payout, stand[item.payout.payout_id]) for item in items]
+
+
+def _as(item: Payout, now: Payout) -> Payout:
+    """A payout in hand, under the lease it is held by, as it stands now."""
+    return replace(item, standing=now.standing, message=now.message, tries=now.tries)
+
+
+class _Book:
+    """One payout under its lock, with all that the batch tells of it, in order."""
+
+    def __init__(self, item: Payout, row: Row[Any], known: Sequence[Row[Any]]) -> None:
+        self.item = item.as_stored(row)
+        self.rested = row.settled
+        self.turns: list[Turn] = []
+        self.told: dict[str, Transfer] = {}
+        self.heard = False
+        """Whether something definite was said, so that what was set aside goes on."""
+        self._standing = stands(row)
+        self._transfers = {one.provider_reference: transfer_of(one) for one in known}
+
+    def take(self, outcome: PayoutOutcome) -> None:
+        """What an answer makes of it."""
+        known = Known(self._standing.state, self.item.net_amount, self.item.currency, self._transfers)
+        verdict = judge(known, outcome)
+        self._transfers |= {one.reference: one for one in verdict.transfers}
+        self.told |= {one.reference: one for one in verdict.transfers}
+        self.heard = self.heard or isinstance(outcome, Submitted | InTransit | Succeeded | Returned | Declined)
+        for happening in verdict.happenings:
+            self._turn(happening, outcome, verdict)
+        if verdict.contradicted and not self._standing.contradiction:
+            self._contradict(outcome)
+
+    def _turn(self, happening: Happening, outcome: PayoutOutcome, verdict: Verdict) -> None:
+        before = self._standing
+        after = before.after(happening, **self._changes(happening, outcome, verdict))
+        if happening is not Happening.STRAY and after.state is before.state:
+            return  # the same again
+        self._standing = after
+        self.turns.append(Turn(after, _CAUSES.get(happening, Cause.PROVIDER_ANSWER)))
+
+    def _changes(self, happening: Happening, outcome: PayoutOutcome, verdict: Verdict) -> dict[str, Any]:
+        """What an answer says of the payout beside its state."""
+        changes: dict[str, Any] = {}
+        if reference := getattr(outcome, "reference", ""):
+            changes["provider_reference"] = self._standing.provider_reference or reference
+        if code := getattr(outcome, "code", ""):
+            changes["decline_code"] = code
+        if happening is Happening.DECLINED:
+            changes["failure_reason"] = verdict.failure
+        ours = [one for one in self._transfers.values() if one.currency == self.item.currency]
+        changes["paid_amount"] = sum(one.amount for one in ours)
+        if happening in (Happening.RETURNED, Happening.STRAY):
+            changes["returned_amount"] = sum(one.returned_amount or 0 for one in ours if one.returned_currency == self.item.currency)
+        return changes
+
+    def _contradict(self, outcome: PayoutOutcome) -> None:
+        """Notes for a person that the provider tells otherwise than before; where the money is stays as it was told first."""
+        says = f"{type(outcome).__name__} {getattr(outcome, 'reference', '')} {getattr(outcome, 'amount', '')}".strip()
+        after = replace(self._standing.after(Happening.STRAY), contradiction=says[:255])
+        self._standing = after
+        self.turns.append(Turn(after, Cause.STRAY_TRANSFER))
+
+
+def _write(connection: Connection, books: Sequence[_Book]) -> dict[str, Payout]:
+    """Writes all of it down; the payouts as they stand."""
+    told = [_told(book.item, one) for book in books for one in book.told.values()]
+    if told:
+        transfers.tell(connection, told)
+    reopened = [book.item.payout_id for book in books if book.rested and book.turns]
+    if reopened:
+        store.reopen(connection, reopened)
+    moves = [Move(book.item, tuple(book.turns), fact=True) for book in books if book.turns]
+    moved = move_payouts(connection, moves)
+    if len(moved) < len(moves):
+        raise RuntimeError("a fact about a locked payout was not written down")
+    _resolve(connection, [book.item for book in books if book.heard])
+    return {book.item.payout_id: moved.get(book.item.payout_id, book.item) for book in books}
+
+
+def _resolve(connection: Connection, items: Sequence[Payout]) -> None:
+    """What was set aside goes on once something definite is known."""
+    subjects = {item.subject: item for item in items}
+    if not subjects:
+        return
+    resolved = dead_letter.end(connection, sorted(subjects), DeadLetterState.RESOLVED)
+    tell_changed(connection, resolved, lambda row: (subjects[row.subject].caller, subjects[row.subject].traceparent))
+    due.revive(connection, [subjects[row.subject].demand_id for row in resolved])
+
+
+def _told(item: Payout, one: Transfer) -> transfers.ToldTransfer:
+    return transfers.ToldTransfer(
+        item.provider, one.reference, item.payout_id, one.fit, one.amount, one.currency, one.returned_amount, one.returned_currency
+    )
+
+
+def _answer(item: Answered) -> due.Answer:
+    outcome = item.outcome
+    moved = outcome if isinstance(outcome, Succeeded) else None
+    return due.Answer(
+        demand_id=item.payout.demand_id,
+        number=item.payout.number,
+        outcome=HAPPENINGS[type(outcome)],
+        provider_reference=getattr(outcome, "reference", ""),
+        moved_amount=moved.amount if moved else None,
+        moved_currency=moved.currency if moved else None,
+        failure_reason=outcome.reason if isinstance(outcome, Declined) else "",
+        decline_code=outcome.code if isinstance(outcome, Declined) else "",
+    )

@@ -1,0 +1,88 @@
+"""Register: destinations are stored, or found, and disabled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick_core.payable import DestinationHappening, wait_before_use
+from tallystick_core.payout import NewDestination
+from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_server.payout import encode, events
+from tallystick_server.payout.destination import PREFIX, end_destinations, unverified
+from tallystick_server.payout.flow import PayOut
+from tallystick_storage import destination as store
+from tallystick_storage import outbox
+from tallystick_storage.database import Database
+
+_FIRST_TOKEN = 1
+_FIELDS = ("seller_account", "currency", "bank_account_token", "description")
+
+
+class Register:
+    """Stores destinations, and hands them on to be verified."""
+
+    def __init__(self, database: Database, flow: PayOut) -> None:
+        self._database = database
+        self._flow = flow
+
+    async def create(self, new: NewDestination, traceparent: str) -> tuple[Row[Any], bool]:
+        """The destination as it stands, and whether it was there before. Raises ID_TAKEN, KEY_REUSED."""
+        period, lease = self._flow.settings.waiting_period, self._flow.lease
+        wait, wait_if_verified = (wait_before_use(period, verified_before=before) for before in (False, True))
+        deadline = self._flow.accept.deadline()
+
+        def create(connection: Connection) -> Row[Any] | None:
+            row = store.insert(connection, _to_store(new, self._flow.settings.provider, traceparent), wait, wait_if_verified, lease)
+            if row is not None:
+                told = BatchPublishRequest()
+                events.destination_changed(told, encode.destination(row), traceparent)
+                outbox.tell(connection, row.told, told.SerializeToString())
+            return row
+
+        row = await self._database.transact(create)
+        if row is None:
+            found = await self._database.read(lambda connection: store.find(connection, [new.payout_destination_id]))
+            return _repeat(new, found[new.payout_destination_id]), True
+        (item,) = unverified([row], {f"{PREFIX}{row.payout_destination_id}": _FIRST_TOKEN}, deadline)
+        self._flow.take(item)
+        return row, False
+
+    async def disable(self, payout_destination_id: str, caller: str, reason: str) -> bool:
+        """Whether it was disabled now; it was before, if not. Raises STATE_FORBIDS, KEY_REUSED."""
+
+        def disable(connection: Connection) -> bool:
+            row = store.lock(connection, [payout_destination_id])[payout_destination_id]
+            if row.disabled_by:
+                if row.disable_reason != reason:
+                    raise key_reused("reason")
+                return False
+            end_destinations(connection, [payout_destination_id], DestinationHappening.DISABLED, actor=caller, reason=reason)
+            return True
+
+        return await self._database.transact(disable)
+
+
+def _to_store(new: NewDestination, provider: str, traceparent: str) -> store.NewDestination:
+    return store.NewDestination(
+        payout_destination_id=new.payout_destination_id,
+        caller=new.caller,
+        fingerprint=new.fingerprint().hex(),
+        seller_account=new.seller_account,
+        currency=new.currency,
+        bank_account_token=new.bank_account_token,
+        description=new.description,
+        provider=provider,
+        traceparent=traceparent,
+    )
+
+
+def _repeat(sent: NewDestination, row: Row[Any]) -> Row[Any]:
+    """The answer to an id that exists: the destination, or why not."""
+    if row.caller != sent.caller:
+        raise Refused(Reason.ID_TAKEN, "This payout_destination_id is taken.", field="payout_destination_id")
+    if bytes(row.fingerprint) != sent.fingerprint():
+        raise key_reused(next(name for name in _FIELDS if getattr(sent, name) != getattr(row, name)))
+    return row

@@ -1,0 +1,113 @@
+"""Schedules: set whole, shown as they hold, and previewed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick.payout.v1 import payout_pb2
+from tallystick_core.money import format_amount
+from tallystick_core.payable import Terms
+from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
+from tallystick_server.payout import events
+from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_storage import outbox
+from tallystick_storage import schedule as store
+from tallystick_storage.database import Database
+
+INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
+WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A schedule as a caller sets it, parsed; `seller_account` "": the default. `cut_off` and `time_zone` as they were sent."""
+
+    seller_account: str
+    currency: str
+    schedule: Schedule
+    cut_off: str
+    time_zone: str
+    terms: Terms
+    caller: str
+    traceparent: str
+
+
+class Schedules:
+    """When sellers are paid, and on what terms."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def set(self, wanted: Wanted) -> bool:
+        """Whether it holds only now; equal values held before, if not."""
+
+        def set_(connection: Connection) -> bool:
+            row = store.set_(connection, _to_store(wanted, store.now(connection)))
+            if row is not None:
+                told = BatchPublishRequest()
+                events.schedule_changed(told, message(row), row.traceparent)
+                outbox.tell(connection, row.told, told.SerializeToString())
+            return row is not None
+
+        return await self._database.transact(set_)
+
+    async def get(self, seller_account: str, currency: str) -> payout_pb2.PayoutSchedule:
+        """The schedule that holds; MANUAL without any terms where none was set."""
+        key = (seller_account, currency)
+        held = await self._database.read(lambda connection: store.holding(connection, [key]))
+        if key in held:
+            return message(held[key])
+        zero = format_amount(0, currency)
+        return payout_pb2.PayoutSchedule(currency=currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL, minimum_amount=zero, fee=zero, reserve=zero)
+
+
+def _to_store(wanted: Wanted, now: datetime) -> store.NewSchedule:
+    schedule = wanted.schedule
+    return store.NewSchedule(
+        seller_account=wanted.seller_account,
+        currency=wanted.currency,
+        interval=schedule.interval,
+        weekday=schedule.weekday or "",
+        day_of_month=schedule.day_of_month,
+        cut_off=wanted.cut_off,
+        time_zone=wanted.time_zone,
+        minimum_amount=wanted.terms.minimum_amount,
+        fee=wanted.terms.fee,
+        reserve=wanted.terms.reserve,
+        next_time=next_time(schedule, now),
+        caller=wanted.caller,
+        traceparent=wanted.traceparent,
+    )
+
+
+def stored_schedule(row: Row[Any]) -> Schedule:
+    """The cut-offs of a stored schedule."""
+    weekday = Weekday(row.weekday) if row.weekday else None
+    return parse_schedule(Interval(row.interval), weekday, row.day_of_month, row.cut_off, row.time_zone)
+
+
+def message(row: Row[Any]) -> payout_pb2.PayoutSchedule:
+    def amount(minor: int) -> str:
+        return format_amount(minor, row.currency)
+
+    return payout_pb2.PayoutSchedule(
+        seller_account=row.seller_account,
+        currency=row.currency,
+        interval=INTERVALS.number(row.interval),
+        weekday=WEEKDAYS.number(row.weekday),
+        day_of_month=row.day_of_month,
+        cut_off=row.cut_off,
+        time_zone=row.time_zone,
+        minimum_amount=amount(row.minimum_amount),
+        fee=amount(row.fee),
+        reserve=amount(row.reserve),
+        next_time=to_timestamp(row.next_time) if row.next_time else None,
+        caller=row.caller,
+        version=row.version,
+        update_time=to_timestamp(row.update_time),
+    )

@@ -1,0 +1,160 @@
+"""Payout batches: what they are to pay, how far they are, and their reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import rows
+
+_COLUMNS = """b.payout_batch_id, b.caller, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
+    b.collected_count, b.refused_count, b.version, b.create_time, b.update_time, b.done_time"""
+
+
+@dataclass(slots=True)
+class NewBatch:
+    """A batch to store, COLLECTING; `fingerprint` in hex."""
+
+    payout_batch_id: str
+    caller: str
+    fingerprint: str
+    traceparent: str
+    is_run: bool
+    seller_account: str
+    currency: str
+    cut_off_time: datetime | None
+    item_count: int
+
+
+@dataclass(slots=True)
+class Item:
+    """One payout of a batch: ASKED, MADE, or REFUSED with a google.rpc.Status, serialized, in hex."""
+
+    payout_batch_id: str
+    payout_id: str
+    seller_account: str
+    amount: int | None
+    currency: str
+    payout_destination_id: str
+    state: str
+    refusal: str | None = None
+
+
+_INSERT = text(f"""
+    with b as (
+        insert into payout_batch (payout_batch_id, caller, fingerprint, traceparent, is_run, seller_account, currency, cut_off_time, state, place,
+            item_count, collected_count, refused_count, version, create_time, update_time)
+        select :payout_batch_id, :caller, decode(:fingerprint, 'hex'), :traceparent, :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
+            :item_count, 0, 0, 1, t.now, t.now from (select clock() as now) t
+        on conflict do nothing returning *),
+    items as (
+        insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state)
+        select r.payout_batch_id, r.payout_id, r.seller_account, r.amount, r.currency, r.payout_destination_id, r.state
+        from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text, seller_account text, amount bigint, currency text,
+            payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id order by r.payout_id),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('payoutBatches/' || payout_batch_id), array_agg(1) from b having count(*) > 0
+        returning sequence)
+    select {_COLUMNS}, sequence as told from b, told
+""")
+_FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
+_OPEN = text(f"select {_COLUMNS} from payout_batch b where b.state <> 'DONE' order by b.create_time, b.payout_batch_id limit :most")
+_LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
+_ASKED = text("""
+    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
+    where payout_batch_id = :id and state = 'ASKED' order by payout_id limit :most
+""")
+_ADD = text("""
+    insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, refusal)
+    select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, decode(refusal, 'hex')
+    from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text, seller_account text, amount bigint, currency text,
+        payout_destination_id text, state text, refusal text) order by payout_id
+    on conflict (payout_batch_id, payout_id) do update set state = excluded.state, refusal = excluded.refusal
+    returning state
+""")
+_COLLECTED = text("""
+    update payout_batch set place = :place, item_count = greatest(item_count, collected_count + :collected), collected_count = collected_count + :collected,
+        refused_count = refused_count + :refused where payout_batch_id = :id
+""")
+_MOVE = text(f"""
+    with b as (
+        update payout_batch p set state = :state, version = p.version + 1, update_time = greatest(p.update_time, t.now),
+            done_time = case when :state = 'DONE' then t.now end
+        from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before returning p.*),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('payoutBatches/' || payout_batch_id), array_agg(version) from b having count(*) > 0
+        returning sequence)
+    select {_COLUMNS}, sequence as told from b, told
+""")
+# Whatever of a batch is under way is due, so `due` leads to all of it, and stays small.
+_UNDER_WAY = text("""
+    select exists (select from due d join payout p on p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' where p.payout_batch_id = :id)
+""")
+_TOTALS = text("""
+    select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee, sum(returned_amount) as returned_amount
+    from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency order by state, currency
+""")
+_REPORT = text("""
+    select i.payout_id, i.seller_account, i.state as item_state, i.refusal from payout_batch_item i
+    where i.payout_batch_id = :id and i.payout_id > :after and i.state <> 'ASKED' and (not :refused or i.state = 'REFUSED')
+        and (:state = '' or i.state = 'MADE' and exists (select from payout p where p.payout_id = i.payout_id and p.state = :state))
+    order by i.payout_id limit :most
+""")
+
+
+def insert(connection: Connection, new: NewBatch, items: Sequence[Item] = ()) -> Row[Any] | None:
+    """Stores a batch with what it is to pay; it with the outbox row in which it is to be told, or None if the id exists."""
+    values: dict[str, Any] = {field: getattr(new, field) for field in new.__slots__}
+    return connection.execute(_INSERT, {**values, "items": rows(items)}).one_or_none()
+
+
+def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
+    return connection.execute(_FIND, {"id": payout_batch_id}).one_or_none()
+
+
+def open_(connection: Connection, most: int) -> Sequence[Row[Any]]:
+    """Batches that are not done, oldest first."""
+    return connection.execute(_OPEN, {"most": most}).all()
+
+
+def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:
+    """A batch, locked to be collected."""
+    return connection.execute(_LOCK, {"id": payout_batch_id}).one()
+
+
+def asked(connection: Connection, payout_batch_id: str, most: int) -> Sequence[Row[Any]]:
+    """What a batch is still to pay, by payout id."""
+    return connection.execute(_ASKED, {"id": payout_batch_id, "most": most}).all()
+
+
+def collected(connection: Connection, payout_batch_id: str, items: Sequence[Item], place: str) -> None:
+    """Notes what became of so many payouts of a locked batch, and where its reading of the wallets is."""
+    refused = sum(item.state == "REFUSED" for item in items)
+    if items:
+        connection.execute(_ADD, {"items": rows(items)})
+    connection.execute(_COLLECTED, {"id": payout_batch_id, "place": place, "collected": len(items), "refused": refused})
+
+
+def move(connection: Connection, payout_batch_id: str, before: str, state: str) -> Row[Any] | None:
+    """Moves a batch from a state; it with the outbox row in which it is to be told, or None if it is in another."""
+    return connection.execute(_MOVE, {"id": payout_batch_id, "before": before, "state": state}).one_or_none()
+
+
+def is_under_way(connection: Connection, payout_batch_id: str) -> bool:
+    """Whether some payout of a batch has not come to rest."""
+    return bool(connection.execute(_UNDER_WAY, {"id": payout_batch_id}).scalar_one())
+
+
+def totals(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
+    """Its payouts by state and currency, in minor units."""
+    return connection.execute(_TOTALS, {"id": payout_batch_id}).all()
+
+
+def report(connection: Connection, payout_batch_id: str, after: str, state: str, most: int, *, refused: bool) -> Sequence[Row[Any]]:
+    """What became of its payouts, by id after a given one; `state`: only payouts in it, "": all."""
+    values = {"id": payout_batch_id, "after": after, "state": state, "refused": refused, "most": most}
+    return connection.execute(_REPORT, values).all()

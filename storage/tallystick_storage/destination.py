@@ -1,0 +1,167 @@
+"""Payout destinations: where sellers are paid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_core.payable import DestinationState
+from tallystick_storage.database import rows
+
+_COLUMNS = """payout_destination_id, caller, fingerprint, seller_account, currency, description, provider, traceparent, state, usable_time, decline_code,
+    disabled_by, disable_reason, version, create_time, update_time"""
+
+
+@dataclass(slots=True)
+class NewDestination:
+    """A destination to store, pending; `fingerprint` in hex."""
+
+    payout_destination_id: str
+    caller: str
+    fingerprint: str
+    seller_account: str
+    currency: str
+    bank_account_token: str
+    description: str
+    provider: str
+    traceparent: str
+
+
+@dataclass(slots=True)
+class DestinationMove:
+    """What becomes of a locked destination."""
+
+    payout_destination_id: str
+    state: str
+    decline_code: str = ""
+    disabled_by: str = ""
+    disable_reason: str = ""
+
+
+_FIND = text(f"select {_COLUMNS}, bank_account_token from payout_destination where payout_destination_id = any (cast(:ids as text[]))")
+# How long it waits is said by whether another one had been verified before, of which one row more or less makes no difference to any other.
+_INSERT = text(f"""
+    with new as (
+        insert into payout_destination (payout_destination_id, caller, fingerprint, seller_account, currency, bank_account_token, description, provider,
+            traceparent, state, usable_time, decline_code, disabled_by, disable_reason, version, create_time, update_time)
+        select :payout_destination_id, :caller, decode(:fingerprint, 'hex'), :seller_account, :currency, :bank_account_token, :description, :provider,
+            :traceparent, :state, t.now + make_interval(secs => case when exists (
+                select from payout_destination o where o.seller_account = :seller_account and o.currency = :currency and o.verified_time is not null)
+                then cast(:wait_if_verified as float) else cast(:wait as float) end), '', '', '', 1, t.now, t.now
+        from (select clock() as now) t
+        on conflict do nothing returning *),
+    to_do as (
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
+        select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, 0, '', '' from new),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('payoutDestinations/' || payout_destination_id), array_agg(1) from new
+        having count(*) > 0 returning sequence)
+    select {_COLUMNS}, bank_account_token, false as looking, 0 as tries, sequence as told from new, told
+""")
+_LOCK = text(f"""
+    select {_COLUMNS} from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for update
+""")
+_SHARE = text("""
+    select payout_destination_id, state from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for share
+""")
+_MOVE = text(f"""
+    with moved as (
+        update payout_destination d set state = r.state, decline_code = r.decline_code, disabled_by = r.disabled_by, disable_reason = r.disable_reason,
+            verified_time = case when r.state = 'VERIFIED' then t.now else d.verified_time end, version = d.version + 1,
+            update_time = greatest(d.update_time, t.now)
+        from json_to_recordset(cast(:moves as json)) as r (payout_destination_id text, state text, decline_code text, disabled_by text, disable_reason text),
+            (select clock() as now) t
+        where d.payout_destination_id = r.payout_destination_id returning d.*),
+    done as (delete from due where demand_id = any (array(select 'd-' || payout_destination_id from moved))),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('payoutDestinations/' || payout_destination_id), array_agg(version) from moved
+        having count(*) > 0 returning sequence)
+    select {_COLUMNS}, sequence as told from moved, told
+""")
+_TO_DO = text("""
+    select s.*, d.looking, d.tries from unnest(cast(:ids as text[])) as g (id)
+    join payout_destination s on s.payout_destination_id = g.id join due d on d.demand_id = 'd-' || g.id order by s.payout_destination_id
+""")
+_UNDECIDED = text("""
+    select payout_destination_id from payout_destination where payout_destination_id = any (cast(:ids as text[])) and state = 'PENDING_VERIFICATION'
+    order by payout_destination_id for update
+""")
+_CURRENT = text("""
+    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.usable_time > clock() as waits, c.bank_account_token
+    from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
+    cross join lateral (
+        select d.payout_destination_id, d.state, d.usable_time, d.bank_account_token from payout_destination d
+        where d.seller_account = g.seller_account and d.currency = g.currency and d.state not in ('UNUSABLE', 'DISABLED')
+        order by d.create_time desc, d.payout_destination_id desc limit 1) c
+""")
+_NAMED = text("""
+    select payout_destination_id, caller, seller_account, currency, state, usable_time, usable_time > clock() as waits, bank_account_token
+    from payout_destination where payout_destination_id = any (cast(:ids as text[]))
+""")
+
+
+def insert(connection: Connection, new: NewDestination, wait: float, wait_if_verified: float, lease: float) -> Row[Any] | None:
+    """Stores a destination that is not used before `wait` seconds, or so many others where another one of the seller and currency had been verified; it
+    with the outbox row in which it is to be told, or None if the id exists."""
+    values = {field: getattr(new, field) for field in new.__slots__}
+    values |= {"state": DestinationState.PENDING_VERIFICATION, "wait": wait, "wait_if_verified": wait_if_verified, "lease": f"{lease} seconds"}
+    return connection.execute(_INSERT, values).one_or_none()
+
+
+def find(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
+    return {row.payout_destination_id: row for row in connection.execute(_FIND, {"ids": ids})}
+
+
+def lock(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
+    """Destinations, locked to be moved."""
+    return {row.payout_destination_id: row for row in connection.execute(_LOCK, {"ids": ids})}
+
+
+def states(connection: Connection, ids: list[str]) -> dict[str, DestinationState]:
+    """The states of destinations, which stay as they are until the transaction ends."""
+    return {row.payout_destination_id: DestinationState(row.state) for row in connection.execute(_SHARE, {"ids": ids})}
+
+
+def move(connection: Connection, moves: Sequence[DestinationMove]) -> Sequence[Row[Any]]:
+    """Moves locked destinations, whose verification is not due any more; each with the outbox row in which all are to be told."""
+    return connection.execute(_MOVE, {"moves": rows(moves)}).all()
+
+
+def to_do(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
+    """Destinations whose verification is due."""
+    return connection.execute(_TO_DO, {"ids": ids}).all()
+
+
+def lock_undecided(connection: Connection, ids: list[str]) -> set[str]:
+    """Those of the destinations that the provider has said nothing about, locked."""
+    return set(connection.execute(_UNDECIDED, {"ids": ids}).scalars())
+
+
+def current(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
+    """The newest destination of each (seller, currency) that has not ended; `waits`: its time to be used has not come."""
+    values = {"sellers": [seller for seller, _ in keys], "currencies": [currency for _, currency in keys]}
+    return {(row.seller_account, row.currency): row for row in connection.execute(_CURRENT, values)}
+
+
+def named(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
+    """Destinations by id, with `waits` as in `current`."""
+    return {row.payout_destination_id: row for row in connection.execute(_NAMED, {"ids": ids})}
+
+
+_LIST = text(f"""
+    select {_COLUMNS} from payout_destination
+    where (:caller = '' or caller = :caller) and (:seller_account = '' or seller_account = :seller_account) and (:currency = '' or currency = :currency)
+        and (:state = '' or state = :state)
+        and (create_time, payout_destination_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+    order by create_time desc, payout_destination_id desc limit :most
+""")
+
+
+def list_(connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+    """Destinations, newest first, before a given (create_time, id); a filter "" does not filter."""
+    time, before_id = before or (None, "")
+    return connection.execute(_LIST, {**filters, "before_time": time, "before_id": before_id, "most": most}).all()

@@ -1,0 +1,368 @@
+"""Destinations, payouts, history, transfers, schedules, batches."""
+
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OUTBOX, create
+
+revision = "payout_0001"
+down_revision = None
+branch_labels = ("payout",)
+depends_on = None
+
+TABLES = """
+create table payout_destination (
+    payout_destination_id text collate "C" primary key,
+    caller text collate "C" not null,
+    fingerprint bytea not null check (length(fingerprint) = 32),
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    bank_account_token text not null,  -- the provider's; never leaves but to the provider
+    description text not null,
+    provider text not null,
+    traceparent text not null,
+    state text not null check (state in ('PENDING_VERIFICATION', 'VERIFIED', 'UNUSABLE', 'DISABLED')),
+    usable_time timestamptz not null check (usable_time >= create_time),
+    verified_time timestamptz check (verified_time is not null or state <> 'VERIFIED'),  -- it was, at some time
+    decline_code text not null,
+    disabled_by text not null check ((disabled_by <> '') = (state = 'DISABLED')),
+    disable_reason text not null check ((disable_reason <> '') = (state = 'DISABLED')),
+    version int not null check (version > 0),
+    create_time timestamptz not null,
+    update_time timestamptz not null check (update_time >= create_time)
+);
+create index payout_destination_by_seller on payout_destination (seller_account, currency, create_time desc, payout_destination_id desc);
+create index payout_destination_by_time on payout_destination (create_time desc, payout_destination_id desc);
+
+create table payout (
+    payout_id text collate "C" primary key,
+    caller text collate "C" not null,
+    fingerprint bytea not null check (length(fingerprint) = 32),
+    asked_amount bigint,  -- null: whatever could be paid
+    asked_destination text not null,  -- "": the current one
+    seller_account text collate "C" not null,
+    amount bigint not null check (amount between 1 and 999999999999999999),
+    fee bigint not null check (fee >= 0),
+    net_amount bigint not null check (net_amount > 0 and net_amount + fee = amount),
+    reserve bigint not null check (reserve >= 0),
+    currency text not null,
+    payout_destination_id text collate "C" not null references payout_destination,
+    payout_batch_id text collate "C" not null,
+    provider text not null,
+    traceparent text not null,
+    state text not null check (state in ('CREATED', 'AWAITING_APPROVAL', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT', 'PAID', 'FAILED', 'REJECTED',
+        'CANCELLED', 'RETURNED')),
+    settled boolean not null check (not settled or state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')),  -- wallet and ledger show its end
+    failure_reason text not null check ((failure_reason = '') = (state <> 'FAILED') and failure_reason in (
+        '', 'INSUFFICIENT_FUNDS', 'WALLET_FROZEN', 'DESTINATION_REFUSED', 'PROVIDER_DECLINED', 'PROVIDER_REFUSED', 'PROVIDER_MISMATCH',
+        'PROVIDER_UNREACHABLE', 'CLOSED_BY_OPERATOR')),
+    decline_code text not null,
+    provider_reference text not null check (provider_reference <> '' or state not in ('PAID', 'RETURNED')),
+    attempt_count int not null check (attempt_count in (0, 1) and (attempt_count = 1 or state not in (
+        'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED'))),
+    paid_amount bigint not null check (paid_amount >= 0),
+    returned_amount bigint not null check (returned_amount >= 0),
+    contradiction text not null,  -- what the provider told otherwise than before
+    version int not null check (version > 0),
+    create_time timestamptz not null,
+    update_time timestamptz not null check (update_time >= create_time)
+) with (fillfactor = 45);  -- the moves until it is settled find room beside the row, and touch no index
+create index payout_by_time on payout (create_time desc, payout_id desc);
+create index payout_by_caller on payout (caller, create_time desc, payout_id desc);
+create index payout_by_seller on payout (seller_account, create_time desc, payout_id desc);
+create index payout_by_batch on payout (payout_batch_id, payout_id) where payout_batch_id <> '';
+
+-- Each move, and what it did to the flags.
+create table payout_history (
+    payout_id text collate "C" not null,
+    version int not null check (version > 0),
+    from_state text,
+    to_state text not null,
+    cause text not null,
+    settled boolean not null,
+    actor text not null,  -- who decided it; "": the platform by itself
+    reason text not null check (reason = '' or actor <> ''),
+    create_time timestamptz not null,
+    primary key (payout_id, version)
+);
+
+-- Money that a provider says it paid, and what came back of it. Always taken for true, once for each reference.
+create table transfer (
+    provider text not null,
+    provider_reference text collate "C" not null check (provider_reference <> ''),
+    payout_id text collate "C" not null references payout,
+    fit text not null check (fit in ('AS_ASKED', 'LATE', 'MISMATCH', 'TWICE', 'OTHER_CURRENCY')),
+    amount bigint not null check (amount > 0),
+    currency text not null,
+    returned_amount bigint check (returned_amount > 0),
+    returned_currency text not null check ((returned_currency <> '') = (returned_amount is not null)),
+    create_time timestamptz not null,
+    return_time timestamptz check ((return_time is not null) = (returned_amount is not null)),
+    primary key (provider, provider_reference)
+);
+create unique index transfer_as_asked on transfer (payout_id) where fit in ('AS_ASKED', 'LATE');  -- O2
+create index transfer_by_payout on transfer (payout_id, create_time);
+create index transfer_stray on transfer (payout_id)
+    where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency);
+
+-- Payouts at rest of which the provider may still tell something: that the money came back, or was paid after all.
+create table watch (
+    payout_id text collate "C" primary key references payout,
+    next_time timestamptz not null,
+    looks int not null check (looks >= 0)
+) with (fillfactor = 70);
+create index payout_contradicted on payout (payout_id) where contradiction <> '';
+create index watch_by_time on watch (next_time, payout_id);
+
+-- When sellers are paid by themselves, and on what terms; "" is every seller without one of his own. The last version is what holds.
+create table payout_schedule (
+    seller_account text collate "C" not null,
+    currency text collate "C" not null,
+    interval text not null check (interval in ('DAILY', 'WEEKDAYS', 'WEEKLY', 'MONTHLY', 'MANUAL')),
+    weekday text not null check ((weekday <> '') = (interval = 'WEEKLY')),
+    day_of_month int not null check (day_of_month between 0 and 31 and (day_of_month > 0) = (interval = 'MONTHLY')),
+    cut_off text not null check ((cut_off <> '') = (interval <> 'MANUAL')),
+    time_zone text not null check ((time_zone <> '') = (interval <> 'MANUAL')),
+    minimum_amount bigint not null check (minimum_amount >= 0),
+    fee bigint not null check (fee >= 0),
+    reserve bigint not null check (reserve >= 0),
+    next_time timestamptz check ((next_time is null) = (interval = 'MANUAL')),
+    caller text not null,
+    traceparent text not null,
+    version int not null check (version > 0),
+    update_time timestamptz not null,
+    primary key (seller_account, currency)
+);
+create index payout_schedule_by_time on payout_schedule (next_time, seller_account, currency) where next_time is not null;
+
+create table payout_batch (
+    payout_batch_id text collate "C" primary key,
+    caller text collate "C" not null,
+    fingerprint bytea not null check (length(fingerprint) = 32),
+    traceparent text not null,
+    is_run boolean not null,
+    seller_account text not null,  -- of a run: whose schedule; "": the default
+    currency text not null check ((currency <> '') = is_run),
+    cut_off_time timestamptz check (cut_off_time is null or is_run),
+    state text not null check (state in ('COLLECTING', 'OPEN', 'DONE')),
+    place text not null,  -- of a run: where its reading of the wallets is
+    item_count bigint not null check (item_count >= collected_count),
+    collected_count bigint not null check (collected_count >= refused_count),
+    refused_count bigint not null check (refused_count >= 0),
+    version int not null check (version = case state when 'COLLECTING' then 1 when 'OPEN' then 2 else 3 end),
+    create_time timestamptz not null,
+    update_time timestamptz not null check (update_time >= create_time),
+    done_time timestamptz check ((done_time is not null) = (state = 'DONE'))
+);
+create index payout_batch_open on payout_batch (create_time, payout_batch_id) where state <> 'DONE';
+
+-- What a batch is to pay, or could not.
+create table payout_batch_item (
+    payout_batch_id text collate "C" not null references payout_batch,
+    payout_id text collate "C" not null,
+    seller_account text collate "C" not null,
+    amount bigint,  -- null: whatever can be paid
+    currency text not null,
+    payout_destination_id text not null,
+    state text not null check (state in ('ASKED', 'MADE', 'REFUSED')),
+    refusal bytea check ((refusal is not null) = (state = 'REFUSED')),  -- a google.rpc.Status, serialized
+    primary key (payout_batch_id, payout_id)
+);
+create index payout_batch_item_refused on payout_batch_item (payout_batch_id, payout_id) where state = 'REFUSED';
+create index payout_batch_item_asked on payout_batch_item (payout_batch_id, payout_id) where state = 'ASKED';
+
+-- Retries that callers asked for, each done once.
+create table payout_retry (
+    payout_id text collate "C" not null references payout,
+    request_id text collate "C" not null,
+    caller text not null,
+    reason text not null,
+    create_time timestamptz not null,
+    primary key (payout_id, request_id)
+);
+"""
+
+RULES = """
+create function refuse_move() returns trigger language plpgsql as $$
+begin
+    raise exception '% cannot change like that', tg_table_name using errcode = 'P0001';
+end $$;
+
+create trigger moves_on before update on payout for each row
+when (new.version <= old.version or new.update_time < old.update_time or new.paid_amount < old.paid_amount or new.returned_amount < old.returned_amount)
+execute function refuse_move();
+
+create trigger moves_along_the_table before update on payout_destination for each row
+when (new.version <> old.version + 1 or new.update_time < old.update_time or not ((old.state, new.state) in (
+    ('PENDING_VERIFICATION', 'VERIFIED'), ('PENDING_VERIFICATION', 'UNUSABLE'), ('PENDING_VERIFICATION', 'DISABLED'),
+    ('VERIFIED', 'UNUSABLE'), ('VERIFIED', 'DISABLED'))))
+execute function refuse_move();
+
+create trigger moves_along_the_table before update on payout_batch for each row
+when (new.version < old.version or new.version > old.version + 1 or new.collected_count < old.collected_count or new.refused_count < old.refused_count)
+execute function refuse_move();
+
+create trigger returns_once before update on transfer for each row when (old.returned_amount is not null or new.returned_amount is null)
+execute function refuse_change();
+
+create trigger decided_once before update on payout_batch_item for each row when (old.state <> 'ASKED' or new.state = 'ASKED')
+execute function refuse_change();
+
+create trigger versions before update on payout_schedule for each row
+when (not (new.version = old.version + 1 or new.version = old.version and new.next_time > old.next_time)) execute function refuse_move();
+
+-- P4, E1: each version of a payout has its history row, each history row its event, and the last one says what the payout is.
+create function payout_has_history() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from changed p where exists (
+            select from payout_history h where h.payout_id = p.payout_id and h.version = p.version and h.to_state = p.state
+                and h.settled = p.settled offset 0) is not true
+    ) then
+        raise exception 'a payout changed without its history row' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_payout_has_history after insert on payout referencing new table as changed
+    for each statement execute function payout_has_history();
+create trigger updated_payout_has_history after update on payout referencing new table as changed
+    for each statement execute function payout_has_history();
+
+-- The same table as core's MOVES, and settling, and money that fits no move.
+create function history_has_payout() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from added h where (
+            exists (select from payout p where p.payout_id = h.payout_id and p.version >= h.version offset 0)
+            and case when h.version = 1 then h.from_state is null and h.to_state = 'CREATED' and not h.settled else h.from_state = (
+                select b.to_state from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1) end
+            and (h.version = 1 or case h.cause
+                when 'SETTLED' then h.from_state = h.to_state and h.settled
+                    and h.to_state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')
+                when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled and h.to_state in ('PAID', 'FAILED', 'RETURNED')
+                else not h.settled and (h.from_state, h.to_state) in (
+                    ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'),
+                    ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'), ('AWAITING_APPROVAL', 'CANCELLED'),
+                    ('READY', 'SUBMITTING'), ('READY', 'CANCELLED'),
+                    ('SUBMITTING', 'SUBMITTED'), ('SUBMITTING', 'IN_TRANSIT'), ('SUBMITTING', 'PAID'), ('SUBMITTING', 'FAILED'),
+                    ('SUBMITTED', 'IN_TRANSIT'), ('SUBMITTED', 'PAID'), ('SUBMITTED', 'FAILED'),
+                    ('IN_TRANSIT', 'PAID'), ('IN_TRANSIT', 'FAILED'), ('PAID', 'RETURNED')) end)) is not true
+    ) then
+        raise exception 'a history row does not follow its payout' using errcode = 'P0001';
+    end if;
+    if exists (select 'payouts/' || h.payout_id, h.version from added h except select * from told) then
+        raise exception 'a change that no event tells of' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger history_has_payout after insert on payout_history referencing new table as added
+    for each statement execute function history_has_payout();
+
+create function event_has_change() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case
+            when x.aggregate_id like 'payouts/%' then exists (
+                select from payout_history h where h.payout_id = substr(x.aggregate_id, 9) and h.version = x.version offset 0)
+            when x.aggregate_id like 'payoutDestinations/%' then exists (
+                select from payout_destination d where d.payout_destination_id = substr(x.aggregate_id, 20) and d.version = x.version offset 0)
+            when x.aggregate_id like 'payoutBatches/%' then exists (
+                select from payout_batch b where b.payout_batch_id = substr(x.aggregate_id, 15) and b.version = x.version offset 0)
+            when x.aggregate_id like 'payoutSchedules/%' then exists (
+                select from payout_schedule s where x.version = s.version
+                    and s.seller_account = case split_part(x.aggregate_id, '/', 2) when '-' then '' else split_part(x.aggregate_id, '/', 2) end
+                    and s.currency = split_part(x.aggregate_id, '/', 3) offset 0)
+            when x.aggregate_id like 'deadLetters/%' then exists (
+                select from dead_letter d where d.dead_letter_id = substr(x.aggregate_id, 13)
+                    and x.version = case when d.state = 'OPEN' then 1 else 2 end offset 0)
+            when x.aggregate_id like 'alerts/%' then exists (
+                select from alert a where a.alert_id = substr(x.aggregate_id, 8)
+                    and x.version = case when a.end_time is null then 1 else 2 end offset 0)
+            end) is not true
+    ) then
+        raise exception 'an event tells of no change' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger event_has_change after insert on outbox referencing new table as added
+    for each statement execute function event_has_change();
+
+create function destination_has_event() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp as $$
+begin
+    if exists (select 'payoutDestinations/' || payout_destination_id, version from changed except select * from told) then
+        raise exception 'a destination changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_destination_has_event after insert on payout_destination referencing new table as changed
+    for each statement execute function destination_has_event();
+create trigger updated_destination_has_event after update on payout_destination referencing new table as changed
+    for each statement execute function destination_has_event();
+
+create function changed_batch_has_event() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp as $$
+begin
+    if exists (
+        select 'payoutBatches/' || c.payout_batch_id, c.version from changed c join before b on b.payout_batch_id = c.payout_batch_id
+        where c.version > b.version except select * from told
+    ) then
+        raise exception 'a batch changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create function new_batch_has_event() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp as $$
+begin
+    if exists (select 'payoutBatches/' || payout_batch_id, version from changed except select * from told) then
+        raise exception 'a batch was made without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_batch_has_event after insert on payout_batch referencing new table as changed
+    for each statement execute function new_batch_has_event();
+create trigger updated_batch_has_event after update on payout_batch referencing new table as changed old table as before
+    for each statement execute function changed_batch_has_event();
+
+-- An attempt demands what its payout is to give to the bank.
+create function attempt_covers_payout() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from added a where exists (
+            select from payout p where 'p-' || p.payout_id = a.demand_id and p.payout_id = substr(a.demand_id, 3) and p.net_amount = a.amount
+                and p.currency = a.currency and p.provider = a.provider offset 0) is not true
+    ) then
+        raise exception 'an attempt does not demand what its payout is' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger attempt_covers_payout after insert on attempt referencing new table as added
+    for each statement execute function attempt_covers_payout();
+
+create trigger append_only before update or delete or truncate on payout_history for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on payout_retry for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_destination for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on transfer for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_schedule for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_batch for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_batch_item for each statement execute function refuse_change();
+"""
+
+GRANTS = """
+grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry to {service};
+grant update (state, verified_time, decline_code, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
+grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, contradiction, version,
+              update_time) on payout to {service};
+grant update (returned_amount, returned_currency, return_time) on transfer to {service};
+grant select, insert, update, delete on watch to {service};
+grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, next_time, caller, traceparent, version, update_time)
+    on payout_schedule to {service};
+grant update (state, place, item_count, collected_count, refused_count, version, update_time, done_time) on payout_batch to {service};
+grant update (state, refusal) on payout_batch_item to {service};
+"""
+
+
+def upgrade() -> None:
+    create("payout", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, GRANTS)

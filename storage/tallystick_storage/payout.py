@@ -1,0 +1,301 @@
+"""Payouts: stored, moved, and what it takes to work on them. Lock order: batches, destinations, attempts, due, payouts, transfers, each by id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_core.payout import Cause, PayoutState
+from tallystick_storage.alert import Findings
+from tallystick_storage.database import rows
+
+COLUMNS = """p.payout_id, p.caller, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
+    p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code, p.provider_reference, p.attempt_count, p.paid_amount,
+    p.returned_amount, p.contradiction, p.version, p.create_time, p.update_time"""
+
+
+@dataclass(slots=True)
+class NewPayout:
+    """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units, `asked_amount` None: whatever could be paid."""
+
+    payout_id: str
+    caller: str
+    fingerprint: str
+    asked_amount: int | None
+    asked_destination: str
+    seller_account: str
+    amount: int
+    fee: int
+    reserve: int
+    currency: str
+    payout_destination_id: str
+    payout_batch_id: str
+    provider: str
+    traceparent: str
+
+
+@dataclass(slots=True)
+class Step:
+    """One version of a payout that a move makes."""
+
+    payout_id: str
+    version: int
+    from_state: str
+    to_state: str
+    cause: str
+    settled: bool
+    actor: str
+    reason: str
+
+
+@dataclass(slots=True)
+class PayoutMove:
+    """A move of a payout from `from_version` to what it is after it, in one step or several.
+
+    It happens only from that version, and only under the lease of `lease_token`; None: it is a fact, and happens whoever holds the lease.
+    `provider_key`: that of the attempt it begins, or "". `waits`: nothing is due before a person has decided. `watch_after`: seconds until the provider is asked
+    whether there is news of it, once it is settled; None: it is not asked.
+    """
+
+    payout_id: str
+    lease_token: int | None
+    from_version: int
+    version: int
+    state: str
+    settled: bool
+    failure_reason: str
+    decline_code: str
+    provider_reference: str
+    attempt_count: int
+    paid_amount: int
+    returned_amount: int
+    contradiction: str
+    provider_key: str = ""
+    waits: bool = False
+    watch_after: float | None = None
+
+
+_TAKEN = text("""
+    select payout_id, caller, fingerprint, asked_amount, asked_destination, seller_account, currency from payout
+    where payout_id = any (cast(:ids as text[]))
+""")
+
+
+def taken(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+    """Which of the ids exist, with what their callers had asked for."""
+    return {row.payout_id: row for row in connection.execute(_TAKEN, {"ids": payout_ids})}
+
+
+# Only what the first insert returns is stored with it: a payout that another process stored meanwhile brings nothing along.
+_INSERT = text("""
+    with t as materialized (select clock() as now),
+    new as (
+        insert into payout (payout_id, caller, fingerprint, asked_amount, asked_destination, seller_account, amount, fee, net_amount, reserve, currency,
+            payout_destination_id, payout_batch_id, provider, traceparent, state, settled, failure_reason, decline_code, provider_reference,
+            attempt_count, paid_amount, returned_amount, contradiction, version, create_time, update_time)
+        select payout_id, caller, decode(fingerprint, 'hex'), asked_amount, asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
+            payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '', '', 0, 0, 0, '', 1, now, now
+        from json_to_recordset(cast(:payouts as json)) as r (payout_id text, caller text, fingerprint text, asked_amount bigint, asked_destination text,
+            seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
+            provider text, traceparent text), t
+        order by payout_id
+        on conflict do nothing returning payout_id, provider, create_time),
+    history as (
+        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
+        select payout_id, 1, null, :state, :cause, false, '', '', create_time from new),
+    to_do as (
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
+        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, 0, '', '' from new),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('payouts/' || payout_id), array_agg(1) from new having count(*) > 0
+        returning sequence)
+    select payout_id, create_time, sequence as told from new, told
+""")
+
+
+def insert(connection: Connection, payouts: Sequence[NewPayout], lease: float) -> dict[str, Row[Any]]:
+    """Stores payouts, leased for `lease` seconds under token 1; those that were new, each with its create_time and the outbox row in which all are to be told."""
+    values = {"payouts": rows(payouts), "lease": f"{lease} seconds", "state": PayoutState.CREATED, "cause": Cause.ACCEPTED}
+    return {row.payout_id: row for row in connection.execute(_INSERT, values)}
+
+
+_MOVE = text("""
+    with t as materialized (select clock() as now),
+    leased as materialized (
+        select r.*
+        from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text, lease_token bigint, from_version int, version int, state text,
+                settled boolean, failure_reason text, decline_code text, provider_reference text, attempt_count int, paid_amount bigint,
+                returned_amount bigint, contradiction text, provider_key text, waits boolean, watch_after float) order by payout_id) r
+        cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
+            select from due d where d.demand_id = 'p-' || r.payout_id and (r.lease_token is null or d.lease_token = r.lease_token) limit 1 for update) d),
+    locked as materialized (
+        select l.* from (select * from leased order by payout_id) l
+        cross join lateral (select from payout p where p.payout_id = l.payout_id and p.version = l.from_version limit 1 for update) p),
+    moved as (
+        update payout p set state = l.state, settled = l.settled, failure_reason = l.failure_reason, decline_code = l.decline_code,
+            provider_reference = l.provider_reference, attempt_count = l.attempt_count, paid_amount = l.paid_amount,
+            returned_amount = l.returned_amount, contradiction = l.contradiction, version = l.version, update_time = greatest(p.update_time, t.now)
+        from locked l, t where p.payout_id = l.payout_id and p.version = l.from_version
+        returning p.payout_id, p.version, p.update_time, p.provider, p.net_amount, p.currency, l.provider_key),
+    history as (
+        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
+        select s.payout_id, s.version, s.from_state, s.to_state, s.cause, s.settled, s.actor, s.reason, m.update_time
+        from json_to_recordset(cast(:steps as json)) as s (payout_id text, version int, from_state text, to_state text, cause text, settled boolean,
+            actor text, reason text) join moved m on m.payout_id = s.payout_id
+        returning payout_id, version),
+    begun as (
+        insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason, decline_code,
+            start_time)
+        select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '', update_time from moved where provider_key <> ''),
+    waiting as (
+        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = 0, trouble = '', detail = ''
+        from locked l, t where l.waits and d.demand_id = 'p-' || l.payout_id),
+    heard as (  -- what a fact has moved goes on now, whoever was to ask later
+        update due d set next_attempt_time = t.now from locked l, t
+        where l.lease_token is null and not l.settled and d.demand_id = 'p-' || l.payout_id and d.next_attempt_time > t.now),
+    done as (delete from due d where d.demand_id = any (array(select 'p-' || payout_id from locked where settled))),
+    watched as (
+        insert into watch (payout_id, next_time, looks)
+        select payout_id, t.now + make_interval(secs => watch_after), 0 from locked, t where watch_after is not null
+        on conflict (payout_id) do update set next_time = excluded.next_time),
+    told as (
+        insert into outbox (aggregate_ids, versions) select array_agg('payouts/' || payout_id), array_agg(version) from history having count(*) > 0
+        returning sequence)
+    select payout_id, version, update_time, sequence as told from moved, told
+""")
+
+
+def move(connection: Connection, moves: Sequence[PayoutMove], steps: Sequence[Step]) -> dict[str, Row[Any]]:
+    """Moves payouts, one move for each.
+
+    Returns for each that moved its version, update_time, and the outbox row in which all is to be told. One that is missing had lost its lease, or had
+    moved already.
+    """
+    found = connection.execute(_MOVE, {"moves": rows(moves), "steps": rows(steps)})
+    return {row.payout_id: row for row in found}
+
+
+_LOCK = text(f"""
+    with locked_due as materialized (
+        select demand_id from due where demand_id = any (select 'p-' || id from unnest(cast(:ids as text[])) as i (id)) order by demand_id for update)
+    select {COLUMNS} from payout p
+    where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0 order by p.payout_id for update
+""")
+_REOPEN = text("""
+    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
+    select 'p-' || payout_id, provider, clock(), clock(), 1, false, true, false, 0, '', '' from payout where payout_id = any (cast(:ids as text[]))
+    order by payout_id on conflict do nothing
+""")
+
+
+def lock(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+    """Payouts, locked with their due work, so that nobody moves them meanwhile."""
+    return {row.payout_id: row for row in connection.execute(_LOCK, {"ids": payout_ids})}
+
+
+def reopen(connection: Connection, payout_ids: list[str]) -> None:
+    """Makes locked payouts due that had come to rest."""
+    connection.execute(_REOPEN, {"ids": payout_ids})
+
+
+_TO_DO = text(f"""
+    select {COLUMNS}, s.bank_account_token, a.provider_key, extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
+    from unnest(cast(:ids as text[])) as g (id)
+    join payout p on p.payout_id = g.id
+    join payout_destination s on s.payout_destination_id = p.payout_destination_id
+    left join due d on d.demand_id = 'p-' || g.id
+    left join attempt a on a.demand_id = 'p-' || g.id and a.number = 1
+    order by p.payout_id
+""")
+_UNDECIDED = text("""
+    select payout_id from payout where payout_id = any (cast(:ids as text[])) and state in ('SUBMITTING', 'SUBMITTED', 'IN_TRANSIT') order by payout_id for update
+""")
+_UNSENT = text("""
+    select d.demand_id from due d join payout p on p.payout_id = substr(d.demand_id, 3)
+    where d.demand_id like 'p-%' and p.payout_destination_id = :destination and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
+""")
+
+
+def to_do(connection: Connection, payout_ids: list[str]) -> Sequence[Row[Any]]:
+    """Payouts with what it takes to go on with them; `age` of the attempt in seconds."""
+    return connection.execute(_TO_DO, {"ids": payout_ids}).all()
+
+
+def lock_undecided(connection: Connection, payout_ids: list[str]) -> set[str]:
+    """Those of the payouts that the provider may have and has not told the end of, locked."""
+    return set(connection.execute(_UNDECIDED, {"ids": payout_ids}).scalars())
+
+
+def unsent(connection: Connection, payout_destination_id: str) -> list[str]:
+    """The demand ids of payouts to a destination whose money is held and that have not been sent."""
+    return list(connection.execute(_UNSENT, {"destination": payout_destination_id}).scalars())
+
+
+_RETRIED = text("select caller, reason from payout_retry where payout_id = :payout_id and request_id = :request_id")
+_RETRY = text("insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock()) on conflict do nothing returning request_id")
+
+
+def retried(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
+    """The retry of that id, with its caller and reason."""
+    return connection.execute(_RETRIED, {"payout_id": payout_id, "request_id": request_id}).one_or_none()
+
+
+def retry(connection: Connection, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
+    """Notes a retry; whether it was not noted before."""
+    values = {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason}
+    return connection.execute(_RETRY, values).one_or_none() is not None
+
+
+_TO_WATCH = text("select payout_id, looks from watch where next_time <= clock() order by next_time, payout_id limit :most")
+_WATCH = text("""
+    update watch w set next_time = clock() + make_interval(secs => r.delay), looks = w.looks + 1
+    from json_to_recordset(cast(:again as json)) as r (payout_id text, delay float) where w.payout_id = r.payout_id
+""")
+_UNWATCH = text("delete from watch where payout_id = any (cast(:ids as text[]))")
+
+
+def to_watch(connection: Connection, most: int) -> dict[str, int]:
+    """Payouts at rest of which the provider is to be asked now, and how often it has been."""
+    return {row.payout_id: row.looks for row in connection.execute(_TO_WATCH, {"most": most})}
+
+
+def watch_again(connection: Connection, delays: Mapping[str, float | None]) -> None:
+    """Has payouts looked at again in so many seconds, or, None, no more."""
+    again = [{"payout_id": payout_id, "delay": delay} for payout_id, delay in sorted(delays.items()) if delay is not None]
+    connection.execute(_WATCH, {"again": rows(again)})
+    connection.execute(_UNWATCH, {"ids": sorted(payout_id for payout_id, delay in delays.items() if delay is None)})
+
+
+# Whatever is open is due, so `due` leads to all of it, and stays small.
+_FINDINGS = """
+    select case p.state when 'AWAITING_APPROVAL' then 'APPROVAL_OVERDUE' else 'PAYOUT_STUCK' end as kind, 'payouts/' || p.payout_id as subject,
+        p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+    from due d join payout p on p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%'
+    where p.update_time < clock() - case p.state when 'AWAITING_APPROVAL' then cast(:awaiting_approval as interval)
+        when 'SUBMITTED' then cast(:submitted as interval) when 'IN_TRANSIT' then cast(:in_transit as interval) else cast(:moving as interval) end
+    union all
+    select 'DESTINATION_STUCK', 'payoutDestinations/' || s.payout_destination_id, s.state || case when d.trouble = '' then '' else ': ' || d.trouble end
+    from due d join payout_destination s on s.payout_destination_id = substr(d.demand_id, 3) and d.demand_id like 'd-%'
+    where s.update_time < clock() - cast(:verifying as interval)
+    union all
+    select 'BATCH_STUCK', 'payoutBatches/' || payout_batch_id, state || ': ' || collected_count || ' of ' || item_count
+    from payout_batch where state = 'COLLECTING' and update_time < clock() - cast(:collecting as interval)
+    union all
+    select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
+    union all
+    select 'STRAY_TRANSFER', 'payouts/' || payout_id, string_agg(distinct fit || ' ' || provider_reference, ', ') from transfer
+    where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency) group by payout_id
+    union all
+    select 'PAYOUT_CONTRADICTED', 'payouts/' || payout_id, contradiction from payout where contradiction <> ''
+    union all
+    select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' payouts wait'
+    from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
+"""
+
+
+def findings(alert_after: Mapping[str, float]) -> Findings:
+    """What a person should know of; `alert_after`: seconds that a payout may rest in a state."""
+    return Findings(_FINDINGS, {state.lower(): f"{seconds} seconds" for state, seconds in alert_after.items()})

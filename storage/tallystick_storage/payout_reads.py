@@ -1,0 +1,75 @@
+"""Payouts as they are shown: one with its story, and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.payout import COLUMNS
+
+_SHOWN = text(f"""
+    select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
+    where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
+""")
+_HISTORY = text("""
+    select version, from_state, to_state, cause, actor, reason, create_time from payout_history where payout_id = :id order by version
+""")
+_ATTEMPTS = text("""
+    select number, provider, provider_key, outcome, provider_reference, start_time, end_time from attempt where demand_id = 'p-' || :id order by number
+""")
+
+
+def shown(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+    """Payouts, those that exist, each with the time of its next attempt."""
+    return {row.payout_id: row for row in connection.execute(_SHOWN, {"ids": payout_ids})}
+
+
+def history(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
+    """Every move of a payout, oldest first."""
+    return connection.execute(_HISTORY, {"id": payout_id}).all()
+
+
+def attempts(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
+    """Every attempt to pay it, oldest first."""
+    return connection.execute(_ATTEMPTS, {"id": payout_id}).all()
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutFilter:
+    """Which payouts to list; None does not filter."""
+
+    caller: str | None = None
+    seller_account: str | None = None
+    state: str | None = None
+    payout_batch_id: str | None = None
+    create_time_from: datetime | None = None
+    create_time_until: datetime | None = None
+
+
+_FILTERS = {
+    "caller": "p.caller = :caller",
+    "seller_account": "p.seller_account = :seller_account",
+    "state": "p.state = :state",
+    "payout_batch_id": "p.payout_batch_id = :payout_batch_id and p.payout_batch_id <> ''",
+    "create_time_from": "p.create_time >= :create_time_from",
+    "create_time_until": "p.create_time < :create_time_until",
+}
+
+
+def list_(connection: Connection, wanted: PayoutFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+    """Payouts, newest first, before a given (create_time, id)."""
+    values: dict[str, Any] = {name: value for name in _FILTERS if (value := getattr(wanted, name)) is not None}
+    conditions = [_FILTERS[name] for name in values]
+    if before is not None:
+        conditions.append("(p.create_time, p.payout_id) < (:before_time, :before_id)")
+        values["before_time"], values["before_id"] = before
+    where = f"where {' and '.join(conditions)}" if conditions else ""
+    statement = text(f"""
+        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
+        {where} order by p.create_time desc, p.payout_id desc limit :most
+    """)
+    return connection.execute(statement, {**values, "most": most}).all()

@@ -1,0 +1,105 @@
+"""Payout schedules: when sellers are paid by themselves, and on what terms. "" is the seller of the default."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import rows
+
+
+@dataclass(slots=True)
+class NewSchedule:
+    """A schedule as it is set, whole; amounts in minor units, `next_time` its next cut-off."""
+
+    seller_account: str
+    currency: str
+    interval: str
+    weekday: str
+    day_of_month: int
+    cut_off: str
+    time_zone: str
+    minimum_amount: int
+    fee: int
+    reserve: int
+    next_time: datetime | None
+    caller: str
+    traceparent: str
+
+
+_HOLDING = text("""
+    select g.seller_account as seller, g.currency as of_currency, s.*
+    from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
+    cross join lateral (
+        select * from payout_schedule p where p.currency = g.currency and p.seller_account in (g.seller_account, '')
+        order by p.seller_account desc limit 1) s
+""")
+_NOW = text("select clock()")
+_SET = text("""
+    with new as (
+        insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
+            next_time, caller, traceparent, version, update_time)
+        values (:seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :next_time,
+            :caller, :traceparent, 1, clock())
+        on conflict (seller_account, currency) do update set interval = excluded.interval, weekday = excluded.weekday,
+            day_of_month = excluded.day_of_month, cut_off = excluded.cut_off, time_zone = excluded.time_zone,
+            minimum_amount = excluded.minimum_amount, fee = excluded.fee, reserve = excluded.reserve, next_time = excluded.next_time,
+            caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1, update_time = excluded.update_time
+            where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone,
+                payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve)
+                <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone, excluded.minimum_amount,
+                    excluded.fee, excluded.reserve)
+        returning *),
+    told as (
+        insert into outbox (aggregate_ids, versions)
+        select array_agg('payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency), array_agg(version)
+        from new having count(*) > 0 returning sequence)
+    select new.*, sequence as told from new, told
+""")
+_DUE = text("""
+    select * from payout_schedule where next_time <= clock() and (seller_account = '') = :default order by next_time, seller_account, currency limit :most
+""")
+_ADVANCE = text("""
+    update payout_schedule s set next_time = r.next_time
+    from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, old_time timestamptz, next_time timestamptz)
+    where s.seller_account = r.seller_account and s.currency = r.currency and s.next_time = r.old_time
+    returning s.seller_account
+""")
+_OWN = text("select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))")
+
+
+def holding(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
+    """The schedule that holds for each (seller, currency): its own, else the default; those without any are missing."""
+    values = {"sellers": [seller for seller, _ in keys], "currencies": [currency for _, currency in keys]}
+    return {(row.seller, row.of_currency): row for row in connection.execute(_HOLDING, values)}
+
+
+def now(connection: Connection) -> datetime:
+    """The database's time, which cut-offs are compared with."""
+    time: datetime = connection.execute(_NOW).scalar_one()
+    return time
+
+
+def set_(connection: Connection, new: NewSchedule) -> Row[Any] | None:
+    """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values hold already."""
+    return connection.execute(_SET, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
+
+
+def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any]]:
+    """Schedules whose cut-off has come: defaults, or those of single sellers."""
+    return connection.execute(_DUE, {"most": most, "default": default}).all()
+
+
+def advance(connection: Connection, times: Sequence[tuple[str, str, datetime, datetime | None]]) -> int:
+    """Sets the next cut-offs of (seller, currency) whose last one is as given; how many there were."""
+    items = [dict(zip(("seller_account", "currency", "old_time", "next_time"), one, strict=True)) for one in times]
+    return len(connection.execute(_ADVANCE, {"times": rows(items)}).all())
+
+
+def with_own(connection: Connection, sellers: list[str], currency: str) -> set[str]:
+    """Those of the sellers who have a schedule of their own in the currency."""
+    return set(connection.execute(_OWN, {"sellers": sellers, "currency": currency}).scalars())

@@ -1,0 +1,55 @@
+"""Transfers: money that payout providers say they paid, and what came back of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.database import rows
+
+
+@dataclass(slots=True)
+class ToldTransfer:
+    """A transfer as the provider tells of it now, in minor units; `returned_amount` None: nothing came back."""
+
+    provider: str
+    provider_reference: str
+    payout_id: str
+    fit: str
+    amount: int
+    currency: str
+    returned_amount: int | None
+    returned_currency: str
+
+
+_OF = text("select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, create_time, provider_reference")
+_TELL = text("""
+    insert into transfer (provider, provider_reference, payout_id, fit, amount, currency, returned_amount, returned_currency, create_time, return_time)
+    select provider, provider_reference, payout_id, fit, amount, currency, returned_amount, returned_currency, t.now,
+        case when returned_amount is not null then t.now end
+    from json_to_recordset(cast(:transfers as json)) as r (provider text, provider_reference text, payout_id text, fit text, amount bigint, currency text,
+        returned_amount bigint, returned_currency text), (select clock() as now) t
+    order by payout_id, provider_reference
+    on conflict (provider, provider_reference) do update set returned_amount = excluded.returned_amount, returned_currency = excluded.returned_currency,
+        return_time = excluded.return_time
+        where transfer.payout_id = excluded.payout_id and transfer.returned_amount is null
+    returning payout_id
+""")
+
+
+def of(connection: Connection, payout_ids: list[str]) -> dict[str, list[Row[Any]]]:
+    """The transfers of payouts, oldest first, by payout id; those without any are missing."""
+    found: dict[str, list[Row[Any]]] = {}
+    for row in connection.execute(_OF, {"ids": payout_ids}):
+        found.setdefault(row.payout_id, []).append(row)
+    return found
+
+
+def tell(connection: Connection, transfers: Sequence[ToldTransfer]) -> None:
+    """Stores transfers that are new, or have come back, of locked payouts. Raises ValueError for a reference that belongs to another payout."""
+    told = connection.execute(_TELL, {"transfers": rows(transfers)}).all()
+    if len(told) != len(transfers):
+        raise ValueError("a provider's reference names transfers of two payouts")

@@ -1,0 +1,306 @@
+"""Pay-out, through the contract on a real socket, from the wallet to the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tallystick import Client, TallystickError, new_order
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.provider import Declined, InTransit, PayoutFailure, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.retry import Policy, Strategy
+
+from .banks import Bank
+from .conftest import QUICK, Platform, eventually, serving, unique
+
+RETRY = {**QUICK, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 3)}
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    return Bank()
+
+
+@pytest.fixture(scope="module")
+def paying(database: Databases, bank: Bank) -> Iterator[Platform]:
+    """All services, with a bank that does as it is told."""
+    settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.1, payout_waiting_period=3600, payout_approve_above={"EUR": 100_000})
+    with serving(database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def teller(paying: Platform) -> Iterator[Client]:
+    with paying.client() as made:
+        yield made
+
+
+def sell(client: Client, amount: str, seller: str = "") -> str:
+    """A seller who has sold for an amount in EUR."""
+    seller, checkout = seller or unique("s"), unique("c")
+    assert client.create_payment(
+        checkout, [new_order(f"{checkout}-1", "buyer-1", seller, amount, "EUR")], credit_card_info="tok_visa"
+    ).is_payment_done
+    return seller
+
+
+def destination(client: Client, seller: str, token: str = "") -> str:
+    """A verified destination of a seller; its token is its id unless one is given."""
+    id_ = unique("d")
+    client.payout.CreatePayoutDestination(
+        pb.CreatePayoutDestinationRequest(payout_destination_id=id_, seller_account=seller, currency="EUR", bank_account_token=token or id_)
+    )
+    got = pb.GetPayoutDestinationRequest(payout_destination_id=id_)
+    assert eventually(lambda: client.payout.GetPayoutDestination(got).payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+    return id_
+
+
+def pay_out(client: Client, seller: str, amount: str = "", **values: Any) -> payout_pb2.Payout:
+    request = pb.CreatePayoutRequest(payout_id=values.pop("payout_id", unique("p")), seller_account=seller, amount=amount, currency="EUR", **values)
+    return client.payout.CreatePayout(request).payout
+
+
+def state(payout: payout_pb2.Payout) -> str:
+    return payout_pb2.PayoutState.Name(payout.payout_state).removeprefix("PAYOUT_STATE_")
+
+
+def story(client: Client, payout_id: str) -> pb.GetPayoutResponse:
+    return client.payout.GetPayout(pb.GetPayoutRequest(payout_id=payout_id))
+
+
+def comes_to(client: Client, payout_id: str, wanted: str) -> pb.GetPayoutResponse:
+    """The payout's story once it is in a state, and settled if it is at rest."""
+    resting = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
+
+    def there() -> bool:
+        payout = story(client, payout_id).payout
+        return state(payout) == wanted and (payout.ledger_updated or wanted not in resting)
+
+    eventually(there)
+    found = story(client, payout_id)
+    assert (state(found.payout), found.payout.ledger_updated) == (wanted, wanted in resting), found
+    return found
+
+
+def wallet(client: Client, seller: str) -> tuple[str, str, str]:
+    """What is available, held and owed."""
+    found = client.wallet.GetWallet(wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")).wallet
+    return found.available, found.held, found.owed
+
+
+def balance(client: Client, account: str) -> str:
+    return client.ledger.GetAccount(ledger_service_pb2.GetAccountRequest(account=account, currency="EUR")).account.balance
+
+
+def test_a_payout_is_paid(teller: Client) -> None:
+    """The hold is captured, the ledger posted, each move kept: what leaves the wallet is what the bank got and the fee."""
+    seller = sell(teller, "50.00")
+    to = destination(teller, seller)
+    payout = pay_out(teller, seller, "20.00")
+    found = comes_to(teller, payout.payout_id, "PAID")
+    assert [t.cause for t in found.history] == ["ACCEPTED", "FUNDS_HELD", "SENDING", "PROVIDER_ANSWER", "SETTLED"]
+    assert [t.version for t in found.history] == [1, 2, 3, 4, 5]
+    assert (found.payout.payout_destination_id, found.payout.net_amount, found.payout.paid_amount) == (to, "20.00", "20.00")
+    (attempt,) = found.attempts
+    assert (attempt.provider_key, attempt.outcome) == (f"dev-p-{payout.payout_id}-1", payout_pb2.PAYOUT_OUTCOME_SUCCEEDED)
+    (transfer,) = found.transfers
+    assert (transfer.fit, transfer.amount) == (payout_pb2.TRANSFER_FIT_AS_ASKED, "20.00")
+    assert wallet(teller, seller) == ("30.00", "0.00", "0.00")
+    assert balance(teller, f"sellers/{seller}") == "30.00"
+    hold = teller.wallet.GetHold(wallet_service_pb2.GetHoldRequest(hold_id=payout.payout_id)).hold
+    assert (hold.state, hold.captured_amount) == (wallet_pb2.HOLD_STATE_CAPTURED, "20.00")
+
+
+def reason_of(error: pytest.ExceptionInfo[TallystickError]) -> str:
+    return str(error.value.reason)
+
+
+def test_the_fee_stays_with_the_platform(teller: Client) -> None:
+    """What leaves the wallet is the fee and what the bank gets; the ledger says so, and the terms are those of the seller's schedule."""
+    seller = sell(teller, "50.00")
+    destination(teller, seller)
+    manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
+    teller.payout.SetPayoutSchedule(
+        pb.SetPayoutScheduleRequest(seller_account=seller, currency="EUR", interval=manual, minimum_amount="5.00", fee="0.35", reserve="10.00")
+    )
+    payout = pay_out(teller, seller)
+    assert (payout.amount, payout.fee, payout.net_amount) == ("40.00", "0.35", "39.65")
+    found = comes_to(teller, payout.payout_id, "PAID")
+    assert found.payout.paid_amount == "39.65"
+    assert wallet(teller, seller) == ("10.00", "0.00", "0.00")
+    (transaction,) = teller.ledger.ListTransactions(ledger_service_pb2.ListTransactionsRequest(cause_id=payout.payout_id)).transactions
+    assert {(entry.account, entry.amount) for entry in transaction.entries} == {
+        (f"sellers/{seller}", "40.00"),
+        ("payouts/sandbox/clearing", "39.65"),
+        ("platform/fees", "0.35"),
+    }
+    with pytest.raises(TallystickError) as error:
+        pay_out(teller, seller, "4.99")
+    assert reason_of(error) == "AMOUNT_OUT_OF_RANGE"
+
+
+def test_the_same_payout_again_is_the_same_payout(teller: Client, bank: Bank) -> None:
+    """K1: equal values answer with the payout as it stands, also where the amount was left open; other values and other callers are refused."""
+    seller = sell(teller, "9.00")
+    destination(teller, seller)
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "PAID")
+    again = pay_out(teller, seller, payout_id=payout.payout_id)
+    assert (again.amount, state(again)) == ("9.00", "PAID")
+    assert [demand.payout_id for demand in bank.submitted].count(payout.payout_id) == 1
+    with pytest.raises(TallystickError) as error:
+        pay_out(teller, seller, "9.00", payout_id=payout.payout_id)
+    assert (reason_of(error), error.value.field_violations[0].field) == ("KEY_REUSED", "amount")
+
+
+@pytest.mark.parametrize(
+    ("amount", "with_destination", "reason"),
+    [
+        ("10.01", True, "INSUFFICIENT_FUNDS"),
+        ("1.00", False, "DESTINATION_UNUSABLE"),
+        ("0", True, "AMOUNT_OUT_OF_RANGE"),
+        ("1.001", True, "AMOUNT_PRECISION"),
+    ],
+)
+def test_a_refused_payout_leaves_nothing(teller: Client, amount: str, with_destination: bool, reason: str) -> None:
+    """What cannot be paid is refused by name, is not kept, and its id stays free."""
+    seller = sell(teller, "10.00")
+    if with_destination:
+        destination(teller, seller)
+    with pytest.raises(TallystickError) as error:
+        pay_out(teller, seller, amount, payout_id=(id_ := unique("p")))
+    assert reason_of(error) == reason
+    with pytest.raises(TallystickError) as missing:
+        story(teller, id_)
+    assert reason_of(missing) == "NOT_FOUND"
+    assert wallet(teller, seller) == ("10.00", "0.00", "0.00")
+
+
+def test_a_declined_payout_gives_the_money_back(teller: Client, bank: Bank) -> None:
+    """FAILED only on a definite answer, and then the hold is released; an account at fault ends the destination and what was to be paid there."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].append(Declined(PayoutFailure.DESTINATION_REFUSED, "account_closed"))
+    payout = pay_out(teller, seller, "4.00")
+    found = comes_to(teller, payout.payout_id, "FAILED")
+    assert found.payout.failure_reason == payout_pb2.PAYOUT_FAILURE_REASON_DESTINATION_REFUSED
+    assert found.payout.decline_code == "account_closed"
+    assert wallet(teller, seller) == ("10.00", "0.00", "0.00")
+    got = teller.payout.GetPayoutDestination(pb.GetPayoutDestinationRequest(payout_destination_id=to)).payout_destination
+    assert got.state == payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE
+    with pytest.raises(TallystickError) as error:
+        pay_out(teller, seller, "4.00")
+    assert reason_of(error) == "DESTINATION_UNUSABLE"
+
+
+def test_a_payout_goes_through_the_banks(teller: Client, bank: Bank) -> None:
+    """SUBMITTED and IN_TRANSIT are honest answers; the provider is asked until it tells the end."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].extend([Submitted("tr_a"), Submitted("tr_a"), InTransit("tr_a"), Unknown("lost"), Succeeded(unique("tr"), 1000, "EUR")])
+    payout = pay_out(teller, seller)
+    found = comes_to(teller, payout.payout_id, "PAID")
+    states = [payout_pb2.PayoutState.Name(t.to_state).removeprefix("PAYOUT_STATE_") for t in found.history]
+    assert states == ["CREATED", "READY", "SUBMITTING", "SUBMITTED", "IN_TRANSIT", "PAID", "PAID"]
+
+
+def test_a_lost_answer_never_pays_twice(teller: Client, bank: Bank) -> None:
+    """An unknown outcome is sent again under the same key, and what was paid under it is found."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].extend([Unknown("lost"), Unknown("lost")])
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "PAID")
+    assert {demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id} == {f"dev-p-{payout.payout_id}-1"}
+
+
+def test_a_payout_that_comes_back_is_credited_once(teller: Client, bank: Bank) -> None:
+    """RETURNED credits what came back, a part too, whenever it is told and however often; the fee is not given back."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    reference = unique("tr")
+    back = Returned(reference, 600, "EUR", "account_closed")
+    bank.script[to].extend([Succeeded(reference, 1000, "EUR"), back, back, back])
+    payout = pay_out(teller, seller)
+    found = comes_to(teller, payout.payout_id, "RETURNED")
+    assert (found.payout.paid_amount, found.payout.returned_amount, found.payout.decline_code) == ("10.00", "6.00", "account_closed")
+    assert wallet(teller, seller) == ("6.00", "0.00", "0.00")
+    assert balance(teller, f"sellers/{seller}") == "6.00"
+
+
+def test_what_was_paid_after_it_failed_is_taken_as_a_fact(teller: Client, bank: Bank) -> None:
+    """A payout paid after FAILED stays FAILED; the wallet is debited all the same, what is not available is owed, and an alert is raised."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    reference = unique("tr")
+    bank.script[to].append(Declined(PayoutFailure.PROVIDER_DECLINED, "risk"))
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "FAILED")
+    second = pay_out(teller, seller, "8.00")
+    comes_to(teller, second.payout_id, "PAID")
+    bank.script[to].extend([Succeeded(reference, 1000, "EUR")] * 6)
+    assert eventually(lambda: story(teller, payout.payout_id).payout.paid_amount == "10.00")
+    found = comes_to(teller, payout.payout_id, "FAILED")
+    assert found.transfers[0].fit == payout_pb2.TRANSFER_FIT_LATE
+    assert wallet(teller, seller) == ("0.00", "0.00", "8.00")
+    assert balance(teller, f"sellers/{seller}") == "-8.00"
+    assert eventually(lambda: ("STRAY_TRANSFER", f"payouts/{payout.payout_id}") in alerts(teller), 15)
+
+
+def alerts(client: Client) -> set[tuple[str, str]]:
+    found = client.payout.ListAlerts(pb.ListAlertsRequest(page_size=200)).alerts
+    return {(alert.kind, alert.subject) for alert in found}
+
+
+def test_another_amount_is_a_mismatch(teller: Client, bank: Bank) -> None:
+    """A payout that paid another amount is FAILED(PROVIDER_MISMATCH), and what was paid is taken from the seller."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].append(Succeeded(unique("tr"), 501, "EUR"))
+    payout = pay_out(teller, seller, "5.00")
+    found = comes_to(teller, payout.payout_id, "FAILED")
+    assert found.payout.failure_reason == payout_pb2.PAYOUT_FAILURE_REASON_PROVIDER_MISMATCH
+    assert wallet(teller, seller) == ("4.99", "0.00", "0.00")
+    assert balance(teller, f"sellers/{seller}") == "4.99"
+
+
+def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(teller: Client, bank: Bank) -> None:
+    """Only a return gives a paid payout's money back; that it failed after all changes nothing and raises an alert."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].extend([Succeeded(unique("tr"), 1000, "EUR"), *[Declined(PayoutFailure.PROVIDER_DECLINED, "late")] * 3])
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "PAID")
+    assert eventually(lambda: ("PAYOUT_CONTRADICTED", f"payouts/{payout.payout_id}") in alerts(teller), 15)
+    comes_to(teller, payout.payout_id, "PAID")
+    assert wallet(teller, seller) == ("0.00", "0.00", "0.00")
+
+
+def test_fifty_at_once_one_wins(teller: Client) -> None:
+    """Of fifty concurrent payouts of a wallet's whole balance one is paid; the others are refused or FAILED, and the wallet is empty, not below."""
+    seller = sell(teller, "10.00")
+    destination(teller, seller)
+
+    def one(_: int) -> str:
+        try:
+            return pay_out(teller, seller, "10.00").payout_id
+        except TallystickError as error:
+            assert error.reason == "INSUFFICIENT_FUNDS"
+            return ""
+
+    with ThreadPoolExecutor(50) as pool:
+        ids = [id_ for id_ in pool.map(one, range(50)) if id_]
+    ends = [state(story(teller, id_).payout) for id_ in ids if eventually(lambda id_=id_: story(teller, id_).payout.ledger_updated)]  # type: ignore[misc]
+    assert ends.count("PAID") == 1
+    assert set(ends) <= {"PAID", "FAILED"}
+    assert wallet(teller, seller) == ("0.00", "0.00", "0.00")
+    assert balance(teller, f"sellers/{seller}") == "0.00"

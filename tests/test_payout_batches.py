@@ -1,0 +1,224 @@
+"""Payouts that are made together: lists, runs of schedules, and what happens at a cut-off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tallystick import Client, TallystickError
+from tallystick._errors import from_status
+from tallystick.event.v1 import event_service_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick_core.provider import Declined, PayoutFailure
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.wiring import Ports
+
+from .banks import Bank
+from .conftest import Platform, eventually, serving, unique
+from .test_payout import RETRY, comes_to, destination, pay_out, sell, state, wallet
+from .test_payout_people import refusal
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return Bank()
+
+
+@pytest.fixture
+def paying(own_database: Databases, bank: Bank) -> Iterator[Platform]:
+    """All services on a database of their own, since a run takes every seller there is."""
+    settings = Settings(retry=RETRY, sweep_interval=0.05, payout_waiting_period=3600)
+    with serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
+        yield running
+
+
+@pytest.fixture
+def teller(paying: Platform) -> Iterator[Client]:
+    with paying.client() as client:
+        yield client
+
+
+def batch(client: Client, batch_id: str, **values: object) -> pb.GetPayoutBatchResponse:
+    return client.payout.GetPayoutBatch(pb.GetPayoutBatchRequest(payout_batch_id=batch_id, **values))  # type: ignore[arg-type]
+
+
+def done(client: Client, batch_id: str) -> pb.GetPayoutBatchResponse:
+    """The batch once it is DONE."""
+    assert eventually(lambda: batch(client, batch_id).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE)
+    return batch(client, batch_id)
+
+
+def totals(answer: pb.GetPayoutBatchResponse) -> dict[str, tuple[int, str, str]]:
+    names = payout_pb2.PayoutState
+    return {
+        names.Name(total.payout_state).removeprefix("PAYOUT_STATE_"): (total.payout_count, total.amount, total.fee)
+        for total in answer.payout_batch.totals
+    }
+
+
+def test_a_list_is_paid_each_on_its_own(teller: Client, bank: Bank) -> None:
+    """Of a list each payout goes its own way: paid, failed, or refused with its reason; the batch is DONE when none is under way, and its totals are theirs."""
+    good, poor, bad = sell(teller, "10.00"), sell(teller, "1.00"), sell(teller, "5.00")
+    for seller in (good, poor):
+        destination(teller, seller)
+    to = destination(teller, bad)
+    bank.script[to].append(Declined(PayoutFailure.PROVIDER_DECLINED, "risk"))
+    ids = sorted(unique("p") for _ in range(3))
+    asked = [
+        payout_pb2.NewPayout(payout_id=id_, seller_account=seller, amount=amount, currency="EUR")
+        for id_, seller, amount in zip(ids, (good, poor, bad), ("4.00", "1.01", ""), strict=True)
+    ]
+    request = pb.CreatePayoutBatchRequest(payout_batch_id=(id_ := unique("b")), list=pb.PayoutList(payouts=asked))
+    created = teller.payout.CreatePayoutBatch(request).payout_batch
+    assert (created.item_count, created.caller) == (3, "dev")
+    found = done(teller, id_)
+    assert (found.payout_batch.collected_count, found.payout_batch.refused_count, found.payout_batch.version) == (3, 1, 3)
+    assert totals(found) == {"PAID": (1, "4.00", "0.00"), "FAILED": (1, "5.00", "0.00")}
+    assert [line.payout_id for line in found.items] == ids
+    assert [line.WhichOneof("result") for line in found.items] == ["payout", "error", "payout"]
+    assert from_status(found.items[1].error).reason == "INSUFFICIENT_FUNDS"
+    assert [line.payout_id for line in batch(teller, id_, refused=True).items] == [ids[1]]
+    assert [line.payout_id for line in batch(teller, id_, payout_state=payout_pb2.PAYOUT_STATE_PAID).items] == [ids[0]]
+    assert [
+        line.payout_id for line in teller.pages(teller.payout.GetPayoutBatch, pb.GetPayoutBatchRequest(payout_batch_id=id_, page_size=1), "items")
+    ] == ids
+    reordered = pb.CreatePayoutBatchRequest(payout_batch_id=id_, list=pb.PayoutList(payouts=asked[::-1]))
+    assert teller.payout.CreatePayoutBatch(reordered).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE
+    shorter = pb.CreatePayoutBatchRequest(payout_batch_id=id_, list=pb.PayoutList(payouts=asked[:2]))
+    assert refusal(teller.payout.CreatePayoutBatch, shorter) == "KEY_REUSED"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason", "field"),
+    [
+        (pb.CreatePayoutBatchRequest(payout_batch_id="b"), "FIELD_REQUIRED", "content"),
+        (pb.CreatePayoutBatchRequest(payout_batch_id="b", list=pb.PayoutList()), "FIELD_REQUIRED", "list.payouts"),
+        (pb.CreatePayoutBatchRequest(payout_batch_id="run-1", run=pb.NewPayoutRun(currency="EUR")), "FIELD_INVALID", "payout_batch_id"),
+        (pb.CreatePayoutBatchRequest(payout_batch_id="b", run=pb.NewPayoutRun(currency="XXX")), "CURRENCY_UNKNOWN", "run.currency"),
+        (
+            pb.CreatePayoutBatchRequest(payout_batch_id="b", list=pb.PayoutList(payouts=[payout_pb2.NewPayout(payout_id="p")] * 1001)),
+            "TOO_MANY_ITEMS",
+            "list.payouts",
+        ),
+        (
+            pb.CreatePayoutBatchRequest(
+                payout_batch_id="b",
+                list=pb.PayoutList(payouts=[payout_pb2.NewPayout(payout_id="p", seller_account="s", currency="EUR", amount="1")] * 2),
+            ),
+            "DUPLICATE_ITEM",
+            "list.payouts[1].payout_id",
+        ),
+        (
+            pb.CreatePayoutBatchRequest(payout_batch_id="b", list=pb.PayoutList(payouts=[payout_pb2.NewPayout(payout_id="r-p", seller_account="s")])),
+            "FIELD_INVALID",
+            "list.payouts[0].payout_id",
+        ),
+    ],
+)
+def test_a_bad_list_is_refused_whole(client: Client, request_: pb.CreatePayoutBatchRequest, reason: str, field: str) -> None:
+    """Form is checked as a whole, and the first fault names its field; nothing is stored."""
+    with pytest.raises(TallystickError) as error:
+        client.payout.CreatePayoutBatch(request_)
+    assert (error.value.reason, error.value.field_violations[0].field) == (reason, field)
+    assert refusal(client.payout.GetPayoutBatch, pb.GetPayoutBatchRequest(payout_batch_id="b")) == "NOT_FOUND"
+
+
+def at_the_cut_off(databases: Databases) -> None:
+    """Makes every schedule due."""
+    with psycopg.connect(databases.admin.replace("+psycopg", "")) as connection:
+        connection.execute("set session_replication_role = replica")  # no triggers
+        connection.execute(
+            "update payout.payout_schedule set next_time = date_trunc('minute', now()) - interval '1 hour' where next_time is not null"
+        )
+
+
+def daily(client: Client, seller: str = "", **values: Any) -> payout_pb2.PayoutSchedule:
+    request = pb.SetPayoutScheduleRequest(
+        seller_account=seller, currency="EUR", interval=payout_pb2.PAYOUT_INTERVAL_DAILY, cut_off="16:00", time_zone="Europe/Berlin", **values
+    )
+    return client.payout.SetPayoutSchedule(request).payout_schedule
+
+
+def test_a_cut_off_pays_every_seller_once(teller: Client, paying: Platform) -> None:
+    """At its cut-off the default pays all that follow it, as one batch: what can be paid by the terms, the rest refused with its reason; a seller with a
+    schedule of his own is paid by that; the next cut-off is later, and no cut-off pays twice."""
+    sellers = [sell(teller, "10.00") for _ in range(5)]
+    own, nowhere, small = sell(teller, "8.00"), sell(teller, "10.00"), sell(teller, "0.50")
+    for seller in (*sellers, own, small):
+        destination(teller, seller)
+    assert daily(teller, fee="0.20", reserve="1.00", minimum_amount="1.00").version == 1
+    assert daily(teller, fee="0.20", reserve="1.00", minimum_amount="1.00").version == 1
+    assert daily(teller, own, fee="0.10").version == 1
+    at_the_cut_off(paying.databases)
+    cut_off = teller.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(currency="EUR")).payout_schedule.next_time.ToDatetime()
+    id_ = f"run-EUR-{cut_off:%Y%m%dT%H%MZ}"
+    assert eventually(
+        lambda: teller.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(currency="EUR")).payout_schedule.next_time.ToDatetime() > cut_off
+    )
+    found = done(teller, id_)
+    assert totals(found) == {"PAID": (5, "45.00", "1.00")}
+    assert found.payout_batch.run.cut_off_time.ToDatetime() == cut_off
+    assert (found.payout_batch.collected_count, found.payout_batch.refused_count) == (7, 2)
+    refused = {line.seller_account: from_status(line.error).reason for line in batch(teller, id_, refused=True).items}
+    assert refused == {nowhere: "DESTINATION_UNUSABLE", small: "INSUFFICIENT_FUNDS"}
+    assert {wallet(teller, seller) for seller in sellers} == {("1.00", "0.00", "0.00")}
+    (by_himself,) = teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=own), "payouts")
+    comes_to(teller, by_himself.payout_id, "PAID")
+    assert (by_himself.amount, by_himself.fee, by_himself.payout_batch_id) == ("8.00", "0.10", "")
+    at_the_cut_off(paying.databases)  # the same cut-off again, as if the time that was set had been lost
+    assert eventually(
+        lambda: teller.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(currency="EUR")).payout_schedule.next_time.ToDatetime() > cut_off
+    )
+    assert len(list(teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(payout_batch_id=id_), "payouts"))) == 5
+
+
+def test_a_run_now(teller: Client) -> None:
+    """A caller has a seller's schedule run at once, whatever its interval: it is the batch he asked for."""
+    seller = sell(teller, "10.00")
+    destination(teller, seller)
+    request = pb.CreatePayoutBatchRequest(payout_batch_id=(id_ := unique("b")), run=pb.NewPayoutRun(seller_account=seller, currency="EUR"))
+    teller.payout.CreatePayoutBatch(request)
+    found = done(teller, id_)
+    assert totals(found) == {"PAID": (1, "10.00", "0.00")}
+    assert not found.payout_batch.run.HasField("cut_off_time")
+    assert wallet(teller, seller) == ("0.00", "0.00", "0.00")
+
+
+def test_every_change_is_told(teller: Client) -> None:
+    """E1: payouts, destinations, batches and schedules tell of each of their versions, in order, and the bank account's token is in none of it."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller, token := unique("secret"))
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "PAID")
+    daily(teller, seller)
+
+    def told(aggregate: str) -> list[int]:
+        request = event_service_pb2.StreamEventsRequest(aggregate_id=aggregate)
+        events = [answer.event for answer in teller.event.StreamEvents(request)]
+        assert not any(token in str(event) for event in events)
+        return [event.aggregate_version for event in events]
+
+    assert eventually(lambda: told(f"payouts/{payout.payout_id}") == [1, 2, 3, 4, 5])
+    assert eventually(lambda: told(f"payoutDestinations/{to}") == [1, 2])
+    assert eventually(lambda: told(f"payoutSchedules/{seller}/EUR") == [1])
+
+
+def test_a_preview_says_why_not_more(teller: Client) -> None:
+    """Each limit is named with what it keeps; what is previewed is what is then paid."""
+    seller = sell(teller, "10.00")
+    preview = teller.payout.PreviewPayout(pb.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
+    assert [one.limit for one in preview.shortfalls] == [payout_pb2.PAYOUT_LIMIT_NO_DESTINATION]
+    to = destination(teller, seller)
+    daily(teller, seller, reserve="2.50", fee="0.50")
+    preview = teller.payout.PreviewPayout(pb.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
+    assert [(one.limit, one.amount) for one in preview.shortfalls] == [(payout_pb2.PAYOUT_LIMIT_RESERVE, "2.50")]
+    assert (preview.amount, preview.net_amount, preview.fee, preview.payout_destination_id) == ("7.50", "7.00", "0.50", to)
+    assert preview.HasField("next_time")
+    payout = pay_out(teller, seller)
+    assert (payout.amount, payout.net_amount) == (preview.amount, preview.net_amount)
+    assert state(comes_to(teller, payout.payout_id, "PAID").payout) == "PAID"

@@ -1,0 +1,308 @@
+"""What people do with payouts and destinations: approve, reject, cancel, disable, retry, close."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tallystick import Client, TallystickError
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_core.caller import Caller, Role
+from tallystick_core.provider import Declined, PayoutFailure, Pending, PendingReason, Submitted, Succeeded, Trouble, Unknown
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.retry import Policy, Strategy
+
+from .banks import Bank
+from .conftest import QUICK, Platform, eventually, fresh_database, serving, unique
+from .test_payout import comes_to, destination, pay_out, reason_of, sell, state, story, wallet
+
+TOKENS = {name: f"token-of-{name}-aaaa" for name in ("shop", "other", "boss", "chief", "platform")}
+CALLERS = {
+    TOKENS["shop"]: Caller("shop", frozenset({Role.TEAM})),
+    TOKENS["other"]: Caller("other", frozenset({Role.TEAM})),
+    TOKENS["boss"]: Caller("boss", frozenset({Role.TEAM, Role.OPERATOR})),
+    TOKENS["chief"]: Caller("chief", frozenset({Role.OPERATOR})),
+    TOKENS["platform"]: Caller("platform", frozenset({Role.SERVICE})),
+}
+RETRY = {**QUICK, ("", Trouble.REJECTED): Policy(Strategy.CANCEL), ("", Trouble.UNRESOLVED): Policy(Strategy.CANCEL)}
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    return Bank()
+
+
+@pytest.fixture(scope="module")
+def office(admin_url: str, tmp_path_factory: pytest.TempPathFactory, bank: Bank) -> Iterator[Platform]:
+    """All services, with callers who have names."""
+    settings = Settings(
+        retry=RETRY,
+        sweep_interval=0.05,
+        payout_approve_above={"EUR": 10_000},
+        payout_waiting_period=3600,
+        authentication="tokens",
+        callers=CALLERS,
+        service_token=TOKENS["platform"],
+    )
+    folder: Path = tmp_path_factory.mktemp("office")
+    with fresh_database(admin_url, folder) as known, serving(known, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
+        yield running
+
+
+def client_of(platform: Platform, name: str) -> Iterator[Client]:
+    with platform.client(TOKENS[name]) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shop(office: Platform) -> Iterator[Client]:
+    yield from client_of(office, "shop")
+
+
+@pytest.fixture(scope="module")
+def other(office: Platform) -> Iterator[Client]:
+    yield from client_of(office, "other")
+
+
+@pytest.fixture(scope="module")
+def boss(office: Platform) -> Iterator[Client]:
+    """Somebody who may create payouts and approve them."""
+    yield from client_of(office, "boss")
+
+
+@pytest.fixture(scope="module")
+def chief(office: Platform) -> Iterator[Client]:
+    yield from client_of(office, "chief")
+
+
+def approve(client: Client, payout_id: str, reason: str = "checked") -> payout_pb2.Payout:
+    return client.payout.ApprovePayout(pb.ApprovePayoutRequest(payout_id=payout_id, reason=reason)).payout
+
+
+def reject(client: Client, payout_id: str, reason: str = "no") -> payout_pb2.Payout:
+    return client.payout.RejectPayout(pb.RejectPayoutRequest(payout_id=payout_id, reason=reason)).payout
+
+
+def cancel(client: Client, payout_id: str, reason: str = "no more") -> payout_pb2.Payout:
+    return client.payout.CancelPayout(pb.CancelPayoutRequest(payout_id=payout_id, reason=reason)).payout
+
+
+def refusal(call: object, *arguments: object) -> str:
+    with pytest.raises(TallystickError) as error:
+        call(*arguments)  # type: ignore[operator]
+    return reason_of(error)
+
+
+def test_two_people_for_large_payouts(shop: Client, boss: Client, chief: Client) -> None:
+    """Above the threshold a payout waits, with its money held, for somebody else than its creator; who approved it, and why, is in its history."""
+    seller = sell(boss, "300.00")
+    destination(boss, seller)
+    at_the_threshold = pay_out(boss, seller, "100.00")
+    comes_to(boss, at_the_threshold.payout_id, "PAID")
+    payout = pay_out(boss, seller, "100.01")
+    assert state(payout) == "AWAITING_APPROVAL"
+    assert wallet(chief, seller) == ("99.99", "100.01", "0.00")
+    assert refusal(approve, boss, payout.payout_id) == "SECOND_PERSON_REQUIRED"
+    assert refusal(approve, shop, payout.payout_id) == "METHOD_FORBIDDEN"
+    approve(chief, payout.payout_id)
+    assert approve(chief, payout.payout_id).payout_id == payout.payout_id
+    found = comes_to(boss, payout.payout_id, "PAID")
+    (approval,) = [move for move in found.history if move.cause == "APPROVED"]
+    assert (approval.actor, approval.reason) == ("chief", "checked")
+    assert refusal(approve, chief, payout.payout_id, "another reason") == "STATE_FORBIDS"
+    assert refusal(reject, chief, payout.payout_id) == "STATE_FORBIDS"
+
+
+def test_a_rejected_payout_gives_the_money_back(boss: Client, chief: Client) -> None:
+    """The second person's no is final, kept with its reason, and releases the hold; it cannot be approved afterwards."""
+    seller = sell(boss, "200.00")
+    destination(boss, seller)
+    payout = pay_out(boss, seller)
+    reject(chief, payout.payout_id)
+    found = comes_to(boss, payout.payout_id, "REJECTED")
+    assert [(m.actor, m.reason) for m in found.history if m.cause == "REJECTED"] == [("chief", "no")]
+    assert wallet(chief, seller) == ("200.00", "0.00", "0.00")
+    assert refusal(approve, chief, payout.payout_id) == "STATE_FORBIDS"
+
+
+def test_a_payout_is_cancelled_before_it_is_sent(shop: Client, other: Client, chief: Client, bank: Bank) -> None:
+    """AWAITING_APPROVAL is cancelled by its caller or an operator and nothing is paid; a repeat is a repeat; once it may have been sent it is STATE_FORBIDS."""
+    seller = sell(shop, "200.00")
+    destination(shop, seller)
+    payout = pay_out(shop, seller, "150.00")
+    assert refusal(cancel, other, payout.payout_id) == "NOT_FOUND"
+    cancel(shop, payout.payout_id)
+    comes_to(shop, payout.payout_id, "CANCELLED")
+    assert state(cancel(shop, payout.payout_id)) == "CANCELLED"
+    assert refusal(cancel, shop, payout.payout_id, "another reason") == "KEY_REUSED"
+    assert wallet(chief, seller) == ("200.00", "0.00", "0.00")
+    assert payout.payout_id not in {demand.payout_id for demand in bank.submitted}
+    paid = pay_out(shop, seller, "10.00")
+    comes_to(shop, paid.payout_id, "PAID")
+    assert refusal(cancel, shop, paid.payout_id) == "STATE_FORBIDS"
+
+
+def test_others_see_and_change_nothing(shop: Client, other: Client) -> None:
+    """S3: another caller's payout and destination are NOT_FOUND, and their ids are taken without anything being told."""
+    seller = sell(shop, "10.00")
+    to = destination(shop, seller)
+    payout = pay_out(shop, seller, "1.00")
+    assert refusal(story, other, payout.payout_id) == "NOT_FOUND"
+    assert refusal(lambda: pay_out(other, seller, "1.00", payout_id=payout.payout_id)) == "ID_TAKEN"
+    assert refusal(lambda: pay_out(other, seller, "1.00", payout_destination_id=to)) == "NOT_FOUND"
+    assert refusal(other.payout.GetPayoutDestination, pb.GetPayoutDestinationRequest(payout_destination_id=to)) == "NOT_FOUND"
+    taken = pb.CreatePayoutDestinationRequest(payout_destination_id=to, seller_account=seller, currency="EUR", bank_account_token="t")
+    assert refusal(other.payout.CreatePayoutDestination, taken) == "ID_TAKEN"
+    assert not list(other.pages(other.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))
+    assert [p.payout_id for p in shop.pages(shop.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts")] == [payout.payout_id]
+
+
+def test_a_changed_destination_waits(shop: Client) -> None:
+    """The first destination is used at once; another one is the current one at once, and is not used before the waiting period, also if the first is gone."""
+    seller = sell(shop, "10.00")
+    first = destination(shop, seller)
+    comes_to(shop, pay_out(shop, seller, "1.00").payout_id, "PAID")
+    destination(shop, seller)
+    assert refusal(lambda: pay_out(shop, seller, "1.00")) == "DESTINATION_UNUSABLE"
+    preview = shop.payout.PreviewPayout(pb.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
+    assert [one.limit for one in preview.shortfalls] == [payout_pb2.PAYOUT_LIMIT_DESTINATION_WAITING]
+    assert preview.HasField("usable_time")
+    assert (preview.available, preview.amount) == ("9.00", "0.00")
+    comes_to(shop, pay_out(shop, seller, "1.00", payout_destination_id=first).payout_id, "PAID")
+
+
+def test_a_disabled_destination_takes_its_unsent_payouts_along(shop: Client, chief: Client) -> None:
+    """A payout that waits for approval is CANCELLED with its destination, and its money is free; the destination is final, a repeat is a repeat."""
+    seller = sell(shop, "200.00")
+    to = destination(shop, seller)
+    payout = pay_out(shop, seller, "150.00")
+    request = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="sold the bank")
+    for _ in range(2):
+        assert shop.payout.DisablePayoutDestination(request).payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_DISABLED
+    found = comes_to(shop, payout.payout_id, "CANCELLED")
+    assert found.history[-2].cause == "DESTINATION_ENDED"
+    assert wallet(chief, seller) == ("200.00", "0.00", "0.00")
+    other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")
+    assert refusal(shop.payout.DisablePayoutDestination, other_reason) == "KEY_REUSED"
+    assert refusal(approve, chief, payout.payout_id) == "STATE_FORBIDS"
+
+
+def test_a_destination_is_verified_before_use(shop: Client, bank: Bank) -> None:
+    """Until the provider has said that it can pay there nothing is paid there; its no is final; an answer that is late is waited for."""
+    seller = sell(shop, "10.00")
+    bad, slow = unique("d"), unique("d")
+    bank.verifications[bad].append(Declined(PayoutFailure.DESTINATION_REFUSED, "no_account"))
+    bank.verifications[slow].extend([Pending(PendingReason.PROVIDER_REVIEW), Unknown("lost"), Pending(PendingReason.PROVIDER_REVIEW)])
+
+    def register(id_: str) -> None:
+        request = pb.CreatePayoutDestinationRequest(payout_destination_id=id_, seller_account=seller, currency="EUR", bank_account_token=id_)
+        assert shop.payout.CreatePayoutDestination(request).payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION
+        assert refusal(lambda: pay_out(shop, seller, "1.00", payout_destination_id=id_)) == "DESTINATION_UNUSABLE"
+
+    def get(id_: str) -> payout_pb2.PayoutDestination:
+        return shop.payout.GetPayoutDestination(pb.GetPayoutDestinationRequest(payout_destination_id=id_)).payout_destination
+
+    register(bad)
+    assert eventually(lambda: get(bad).state == payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE)
+    assert get(bad).decline_code == "no_account"
+    register(slow)
+    assert eventually(lambda: get(slow).state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+    comes_to(shop, pay_out(shop, seller, "1.00").payout_id, "PAID")
+
+
+def dead_letter(chief: Client, subject: str) -> recovery_pb2.DeadLetter:
+    """The open dead letter of a subject, once there is one."""
+
+    def find() -> list[recovery_pb2.DeadLetter]:
+        request = pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)
+        return [one for one in chief.payout.ListDeadLetters(request).dead_letters if one.subject == subject]
+
+    (found,) = eventually(find)
+    return found
+
+
+def test_a_payout_that_was_set_aside_is_retried(shop: Client, chief: Client, bank: Bank) -> None:
+    """What the provider finds fault with is a dead letter, still SUBMITTING with its money held; a retry sends the same key again, once for a request id."""
+    seller = sell(shop, "10.00")
+    to = destination(shop, seller)
+    bank.script[to].append(Unknown("malformed", Trouble.REJECTED))
+    payout = pay_out(shop, seller)
+    letter = dead_letter(chief, f"payouts/{payout.payout_id}")
+    assert letter.cause == "REJECTED"
+    shown = chief.payout.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id))
+    assert state(shown.payout) == "SUBMITTING"
+    assert wallet(chief, seller) == ("0.00", "10.00", "0.00")
+    request = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended", request_id=unique("r"))
+    shop.payout.RetryPayout(request)
+    comes_to(shop, payout.payout_id, "PAID")
+    shop.payout.RetryPayout(request)
+    assert (
+        refusal(shop.payout.RetryPayout, pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="x", request_id=request.request_id)) == "KEY_REUSED"
+    )
+    again = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended", request_id=unique("r"))
+    assert refusal(shop.payout.RetryPayout, again) == "STATE_FORBIDS"
+    assert len({demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id}) == 1
+
+
+def close(chief: Client, letter: recovery_pb2.DeadLetter) -> recovery_pb2.DeadLetter:
+    request = pb.CloseDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="asked them", evidence="ticket 7")
+    return chief.payout.CloseDeadLetter(request).dead_letter
+
+
+def test_closing_needs_that_nothing_was_paid(shop: Client, chief: Client, bank: Bank) -> None:
+    """A dead letter is closed as FAILED with evidence, and the money is free again; if the provider knows of a transfer, that is applied instead."""
+    seller = sell(shop, "20.00")
+    to = destination(shop, seller)
+    bank.script[to].append(Unknown("malformed", Trouble.REJECTED))
+    payout = pay_out(shop, seller, "5.00")
+    letter = dead_letter(chief, f"payouts/{payout.payout_id}")
+    assert close(chief, letter).state == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+    found = comes_to(shop, payout.payout_id, "FAILED")
+    assert found.payout.failure_reason == payout_pb2.PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR
+    assert wallet(chief, seller) == ("20.00", "0.00", "0.00")
+    bank.script[to].extend([Unknown("malformed", Trouble.REJECTED), Succeeded(unique("tr"), 600, "EUR")])
+    paid = pay_out(shop, seller, "6.00")
+    assert close(chief, dead_letter(chief, f"payouts/{paid.payout_id}")).state == recovery_pb2.DEAD_LETTER_STATE_RESOLVED
+    comes_to(shop, paid.payout_id, "PAID")
+    bank.script[to].extend([Unknown("malformed", Trouble.REJECTED), Submitted("tr_x")])
+    slow = pay_out(shop, seller, "7.00")
+    assert refusal(close, chief, dead_letter(chief, f"payouts/{slow.payout_id}")) == "STATE_FORBIDS"
+    assert wallet(chief, seller) == ("7.00", "7.00", "0.00")
+
+
+def test_a_destination_that_nobody_verifies_is_closed(shop: Client, chief: Client, bank: Bank) -> None:
+    """A verification that is refused as malformed is a dead letter of the destination; closed, it is UNUSABLE; retried, it is asked again."""
+    seller = sell(shop, "10.00")
+    one, two = unique("d"), unique("d")
+    for id_ in (one, two):
+        bank.verifications[id_].extend([Unknown("malformed", Trouble.REJECTED)] * (3 if id_ == one else 1))
+        shop.payout.CreatePayoutDestination(
+            pb.CreatePayoutDestinationRequest(payout_destination_id=id_, seller_account=seller, currency="EUR", bank_account_token=id_)
+        )
+    letters = {id_: dead_letter(chief, f"payoutDestinations/{id_}") for id_ in (one, two)}
+    shown = chief.payout.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=letters[one].dead_letter_id))
+    assert shown.payout_destination.payout_destination_id == one
+    assert close(chief, letters[one]).state == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+    chief.payout.RetryDeadLetter(pb.RetryDeadLetterRequest(dead_letter_id=letters[two].dead_letter_id, reason="again"))
+
+    def get(id_: str) -> int:
+        return shop.payout.GetPayoutDestination(pb.GetPayoutDestinationRequest(payout_destination_id=id_)).payout_destination.state
+
+    assert get(one) == payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE
+    assert eventually(lambda: get(two) == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+
+
+def test_the_default_schedule_is_for_operators(shop: Client, chief: Client) -> None:
+    """A team sets its sellers' schedules and runs them; the default, which holds for everybody, only an operator."""
+    manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
+    assert refusal(shop.payout.SetPayoutSchedule, pb.SetPayoutScheduleRequest(currency="SEK", interval=manual)) == "METHOD_FORBIDDEN"
+    run = pb.CreatePayoutBatchRequest(payout_batch_id=unique("b"), run=pb.NewPayoutRun(currency="SEK"))
+    assert refusal(shop.payout.CreatePayoutBatch, run) == "METHOD_FORBIDDEN"
+    chief.payout.SetPayoutSchedule(pb.SetPayoutScheduleRequest(currency="SEK", interval=manual, fee="1.00"))
+    got = shop.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(seller_account="s-1", currency="SEK")).payout_schedule
+    assert (got.seller_account, got.fee, got.version, got.caller) == ("", "1.00", 1, "chief")
