@@ -230,10 +230,10 @@ def test_triggers_refuse_where_privileges_do_not(filled: Databases, service: str
     assert attempt(filled, service, sql.format(f"{service}.{table}", column, column), role="owner") == "P0001"
 
 
-@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "event", "sandbox"])
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_a_role_reaches_its_own_schema_only(filled: Databases, service: str) -> None:
     """A service's role sees no other service's tables, makes no tables, and cannot become its owner."""
-    tables = {"payment": "checkout", "ledger": "tx", "wallet": "wallet", "event": "event", "sandbox": "charge"}
+    tables = {"payment": "checkout", "ledger": "tx", "wallet": "wallet", "payout": "payout", "event": "event", "sandbox": "charge"}
     for other, table in tables.items():
         expected = "" if other == service else "42501"
         assert attempt(filled, service, f"select from {other}.{table}") == expected
@@ -243,7 +243,7 @@ def test_a_role_reaches_its_own_schema_only(filled: Databases, service: str) -> 
     assert attempt(filled, service, f'set role "{filled._name}_{service}_owner"') == "42501"
 
 
-@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "event", "sandbox"])
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_the_reader_only_reads(filled: Databases, service: str) -> None:
     """verify's role can read its service's tables and change nothing."""
     with psycopg.connect(filled.reader(service).replace("+psycopg", "")) as connection:
@@ -252,7 +252,7 @@ def test_the_reader_only_reads(filled: Databases, service: str) -> None:
             connection.execute("delete from mark")
 
 
-@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "event", "sandbox"])
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
 def test_the_reader_may_rest(filled: Databases, service: str) -> None:
     """verify merges streams: one that waits for another, for as long as a statement may take, is not cut off."""
     with psycopg.connect(filled.reader(service).replace("+psycopg", "")) as connection:
@@ -263,7 +263,9 @@ def test_the_reader_may_rest(filled: Databases, service: str) -> None:
 def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> None:
     """P3: the trigger's condition lists exactly the moves that core's table has."""
     with psycopg.connect(filled.admin) as connection:
-        row = connection.execute("select pg_get_triggerdef(oid) from pg_trigger where tgname = 'moves_along_the_table'").fetchone()
+        row = connection.execute(
+            "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'moves_along_the_table' and tgrelid = 'payment.payment_order'::regclass"
+        ).fetchone()
     assert row is not None
     found = set(re.findall(r"old\.status = '(\w+)'::text\) AND \(new\.status = '(\w+)'::text", row[0]))
     assert found == {(str(before), str(after)) for (before, why), after in MOVES.items() if before != after or why is Happening.SETTLED}

@@ -16,6 +16,7 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider import Declined, InTransit, PayoutFailure, Returned, Submitted, Succeeded, Trouble, Unknown
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policy, Strategy
 
@@ -304,3 +305,16 @@ def test_fifty_at_once_one_wins(teller: Client) -> None:
     assert set(ends) <= {"PAID", "FAILED"}
     assert wallet(teller, seller) == ("0.00", "0.00", "0.00")
     assert balance(teller, f"sellers/{seller}") == "0.00"
+
+
+def test_the_whole_database_verifies(teller: Client, bank: Bank, paying: Platform) -> None:
+    """After all of it, a return of more than was paid and a transfer in another currency too, every check of `tallystick verify` passes."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    reference = unique("tr")
+    bank.script[to].extend([Succeeded(reference, 1000, "EUR"), Returned(reference, 1001, "EUR"), Succeeded(unique("tr"), 5, "USD")])
+    payout = pay_out(teller, seller)
+    assert eventually(lambda: len(story(teller, payout.payout_id).transfers) == 2)
+    assert eventually(lambda: story(teller, payout.payout_id).payout.ledger_updated)
+    report = verify(paying.databases)
+    assert report.passed, report.as_text()

@@ -12,18 +12,26 @@ import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from tallystick import new_order
+from tallystick import Client, new_order
+from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.provider import Trouble
+from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
+from tallystick_server.runtime.retry import Policy, Strategy
 
 from .conftest import eventually, fresh_database, serving
+
+RETRY = {("", trouble): Policy(Strategy.FIXED, 0.2, 0.2, 5) for trouble in (Trouble.WATCHED, Trouble.WAITING)}
 
 
 def waiting(known: Databases) -> int:
     """How many transactions are still in an outbox."""
     with psycopg.connect(known.admin) as connection:
-        row = connection.execute("select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox)").fetchone()
+        row = connection.execute(
+            "select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*) from payout.outbox)"
+        ).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -31,7 +39,8 @@ def waiting(known: Databases) -> int:
 def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """A database with payments of each end and a hold, whose events have all been published."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as known:
-        with serving(known) as platform, platform.client() as client:
+        settings = Settings(retry=RETRY, payout_approve_above={"EUR": 400}, payout_waiting_period=0)
+        with serving(known, settings) as platform, platform.client() as client:
             for number in range(3):
                 orders = [new_order(f"o-{number}-{k}", "b", f"s-{k}", "10.00", "EUR", platform_fee="1.00") for k in range(2)]
                 client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa")
@@ -47,8 +56,37 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
             )
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
+            payouts(client)
             assert eventually(lambda: not waiting(known))
         yield known
+
+
+def payouts(client: Client) -> None:
+    """Payouts of each end, of what seller s-1 has: paid, returned, declined, paid after all, waiting for approval, and a destination in review."""
+    for name, token, amount in (
+        ("paid", "ba_ok", "1.00"),
+        ("returned", "ba_returned_part", "2.00"),
+        ("declined", "ba_decline", "1.50"),
+        ("late", "ba_paid_late", "0.50"),
+        ("waiting", "ba_ok", "5.00"),
+        ("slow", "ba_slow:3600", "1.00"),
+    ):
+        ids = {"payout_destination_id": f"d-{name}", "seller_account": "s-1", "currency": "EUR"}
+        client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token=token))
+        got = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=f"d-{name}")
+        assert eventually(lambda: client.payout.GetPayoutDestination(got).payout_destination.state == 2)  # noqa: B023
+        client.payout.CreatePayout(payout_service_pb2.CreatePayoutRequest(payout_id=f"x-{name}", amount=amount, **ids))
+    ids = {"payout_destination_id": "d-review", "seller_account": "s-1", "currency": "EUR"}
+    client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token="ba_rejected"))
+    ends = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
+    for name, amount in ends.items():
+        assert eventually(lambda: _came_to(client, name, amount)), name  # noqa: B023
+
+
+def _came_to(client: Client, name: str, paid: str) -> bool:
+    payout = client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")).payout
+    returned = "1.00" if name == "returned" else "0.00"
+    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (paid, returned)
 
 
 def settled(databases: Databases) -> bool:
@@ -77,16 +115,16 @@ PLANTS = [
     ("L6", "update ledger.tx set description = 'x' where sequence = 4", "ledger.tx main-4: its hash is not that of its content"),
     ("L6", "update ledger.tx set hash = previous_hash where sequence = 2", "ledger.tx main-3: previous_hash is not the hash"),
     ("L6", "delete from ledger.tx where sequence = 3", "ledger.tx main-4: follows 2, with a gap"),
-    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 8"),
+    ("L6", "update ledger.head set sequence = 9", "ledger.head main: is at 9, but the book ends at 12"),
     ("L7", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "ledger.account sellers/s-1 EUR: balance is"),
     ("L7", "update ledger.entry set balance_after = 7 where sequence = 2 and place = 4", "ledger.entry 2/4: balance_after is 7"),
-    ("W1", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "wallet.wallet s-1 EUR: balance is 2700, but"),
-    ("W2", "update wallet.wallet set available = available + 1, balance = balance + 1 where seller_account = 's-1'", "wallet.wallet s-1 EUR: is at version 3"),
+    ("W1", "update ledger.account set balance = balance + 1 where account = 'sellers/s-1'", "wallet.wallet s-1 EUR: balance is 2450, but"),
+    ("W2", "update wallet.wallet set available = available + 1, balance = balance + 1 where seller_account = 's-1'", "wallet.wallet s-1 EUR: is at version"),
     ("W2", "update wallet.wallet_entry set available_after = 5 where seller_account = 's-1' and number = 2", "wallet.wallet_entry s-1 EUR 2: moves the balance"),
     ("W2", "update wallet.pending_credit set amount = 5", "wallet.wallet s-slow EUR: has 100 pending, but its pending credits sum to 5"),
     ("W2", "update wallet.pending_credit set amount = 5", "wallet.pending_credit PAY_IN/o-slow: is not what was credited"),
     ("W2", "update wallet.pending_credit set release_time = '2020-01-01'", "wallet.pending_credit PAY_IN/o-slow: is pending, though its time came"),
-    ("W3", "update wallet.hold set amount = 50", "wallet.wallet s-0 EUR: holds 100, but its open holds sum to 50"),
+    ("W3", "update wallet.hold set amount = 50 where hold_id = 'h'", "wallet.wallet s-0 EUR: holds 100, but its open holds sum to 50"),
     ("P1", "update payment.attempt set amount = 5 where demand_id = 'o-o-1-0'", "payment.attempt o-o-1-0 1: demands 5 EUR"),
     ("P2", "delete from payment.attempt where demand_id = 'o-o-1-0'", "payment.payment_order o-1-0: is SUCCESS without an attempt"),
     ("P3", "update payment.order_history set to_status = 'PENDING' where payment_order_id = 'o-1-0' and version = 2", "payment.order_history o-1-0 2: NOT_STARTED to PENDING"),
@@ -95,9 +133,9 @@ PLANTS = [
     ("P2", "update payment.unapplied_charge set amount = 7", "payment.attempt o-o-other 1: took money that is no SUCCESS order's share"),
     ("P2", "update payment.unapplied_charge set currency = 'USD'", "its ledger transaction is not exactly one with its entries"),
     ("P2", "delete from payment.unapplied_charge", "is booked, but there is no such charge"),
-    ("P5", "delete from payment.due where demand_id = 'o-o-pending'", "payment.due o-o-pending: is missing, but order o-pending is open"),
+    ("P5", "delete from payment.due where demand_id = 'o-o-pending'", "payment.due o-o-pending: is missing, but o-pending is open"),
     ("P5", "update payment.due set next_attempt_time = null where demand_id = 'o-o-pending'", "payment.due o-o-pending: is not due and has no open"),
-    ("P5", "update payment.due set demand_id = 'o-x' where demand_id = 'o-o-pending'", "payment.due o-x: is due, but all its orders are at their end"),
+    ("P5", "update payment.due set demand_id = 'o-x' where demand_id = 'o-o-pending'", "payment.due o-x: is due, but has come to its end"),
     ("P5", "update payment.due set next_attempt_time = clock_timestamp() where demand_id = 'o-o-rejected'", "payment.due o-o-rejected: has an open dead letter"),
     ("P5", "update payment.payment_order set delivery_confirmed_time = clock_timestamp() where payment_order_id = 'o-slow'",
      "wallet.pending_credit PAY_IN/o-slow: is pending, but its order was delivered"),
@@ -107,6 +145,30 @@ PLANTS = [
     ("P7", "delete from wallet.wallet_entry where cause = 'PAY_IN/o-1-0'", "payment.payment_order o-1-0: its wallet credits are not exactly one"),
     ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order o-1-0: its ledger transaction is not exactly one"),
     ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order nobody: was credited or posted, but there is no such order"),
+    ("P3", "update payout.payout_history set to_state = 'PAID' where payout_id = 'x-paid' and version = 2", "payout.payout_history x-paid 2: CREATED to PAID"),
+    ("P3", "update payout.payout_history set settled = true where payout_id = 'x-paid' and version = 4", "payout.payout_history x-paid 4: SUBMITTING to PAID"),
+    ("P4", "delete from payout.payout_history where payout_id = 'x-paid' and version = 2", "payout.payout_history x-paid 3: READY to SUBMITTING does not"),
+    ("P4", "update payout.payout set version = 9 where payout_id = 'x-paid'", "payout.payout x-paid: is PAID at version 9"),
+    ("O1", "update wallet.hold set state = 'RELEASED', end_time = now() where hold_id = 'x-waiting'",
+     "wallet.hold x-waiting: is RELEASED, but its payout is AWAITING_APPROVAL"),
+    ("O1", "update wallet.hold set amount = 77 where hold_id = 'x-slow'", "wallet.hold x-slow: is not of 100 EUR of s-1"),
+    ("O1", "update wallet.hold set captured_amount = 99 where hold_id = 'x-paid'", "wallet.hold x-paid: is CAPTURED, but its payout is PAID"),
+    ("O1", "delete from wallet.hold where hold_id = 'x-slow'", "wallet.hold x-slow: is missing, but its payout is"),
+    ("O1", "update wallet.hold set state = 'OPEN', end_time = null where hold_id = 'x-declined'", "wallet.hold x-declined: is OPEN, but its payout is FAILED"),
+    ("O1", "update wallet.hold set hold_id = 'x-nobody' where hold_id = 'x-declined'", "wallet.hold x-nobody: is a payout's, but there is no such payout"),
+    ("O2", "delete from payout.transfer where payout_id = 'x-paid'", "payout.payout x-paid: is PAID, but no transfer was made as asked"),
+    ("O2", "update payout.transfer set returned_amount = null, returned_currency = '', return_time = null where payout_id = 'x-returned'", "payout.payout x-returned: is RETURNED, but nothing came back"),
+    ("P7", "delete from payout.transfer where payout_id = 'x-late'", "payout.transfer PAYOUT/x-late: is posted, but no provider told of it"),
+    ("P7", "update payout.transfer set returned_amount = 99 where payout_id = 'x-returned'",
+     "payout.transfer PAYOUT_RETURN/x-returned: its ledger transaction is not exactly one"),
+    ("P7", "delete from wallet.wallet_entry where cause = 'PAYOUT_RETURN/x-returned'", "payout.transfer PAYOUT_RETURN/x-returned: its wallet entry is None"),
+    ("P7", "delete from wallet.wallet_entry where cause = 'PAYOUT/x-late'", "payout.transfer PAYOUT/x-late: its wallet entry is None, and must be ('s-1', 'EUR', -50)"),
+    ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'x-paid'", "payout.transfer PAYOUT/x-paid: its ledger transaction is not exactly one"),
+    ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'x-paid'", "payout.transfer PAYOUT/nobody: is posted, but no provider"),
+    ("P5", "delete from payout.due where demand_id = 'p-x-slow'", "payout.due p-x-slow: is missing, but p-x-slow is open"),
+    ("P5", "update payout.due set next_attempt_time = null where demand_id = 'p-x-waiting'", "payout.due p-x-waiting: is not due and has no open dead letter"),
+    ("P5", "update payout.due set demand_id = 'p-x' where demand_id = 'p-x-slow'", "payout.due p-x: is due, but has come to its end"),
+    ("E1", "delete from event.event where aggregate_id = 'payouts/x-paid' and aggregate_version = 3", "payout payouts/x-paid version 3: has no event"),
     ("E1", "delete from event.event where aggregate_id = 'paymentOrders/o-1-0' and aggregate_version = 2", "payment paymentOrders/o-1-0 version 2: has no event"),
     ("E2", "update event.head set cursor = cursor + 1", "event.head: is at"),
     ("E2", "delete from event.event where cursor = 5", "event.event 6: follows 4, with a gap"),
@@ -116,7 +178,7 @@ PLANTS = [
 @pytest.mark.parametrize(("invariant", "sql", "expected"), PLANTS, ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTS)])
 def test_a_planted_row_is_named(filled: Databases, invariant: str, sql: str, expected: str) -> None:
     """What constraints would have refused is planted with triggers off; verify fails and names it under its invariant."""
-    tables = {word for word in sql.split() if word.count(".") == 1 and word.split(".")[0] in ("ledger", "wallet", "payment", "event")}
+    tables = {word for word in sql.split() if word.count(".") == 1 and word.split(".")[0] in ("ledger", "wallet", "payment", "payout", "event")}
     with psycopg.connect(filled.admin) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers
         for table in tables:

@@ -138,13 +138,19 @@ class Fact:
     """Minor units: the wallet's debit below 0, its credit above; 0: it is not the seller's. A transfer AS_ASKED is debited by capturing the hold."""
 
 
-def facts(payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer) -> tuple[Fact, ...]:
-    """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the payout's. Posting is idempotent by the keys.
+ASKED = frozenset({Fit.AS_ASKED, Fit.LATE})
+"""It is what was asked for, of which there is at most one for each payout."""
 
-    The one that was asked for has the payout's id, whether it came in time or late, so that the ledger too takes it once.
-    """
-    asked = transfer.fit in (Fit.AS_ASKED, Fit.LATE)
-    cause_id = payout_id if asked else f"t-{letters(provider, transfer.reference)}"
+
+def cause_of(payout_id: str, provider: str, transfer: Transfer) -> str:
+    """The id under which a transfer is posted: the payout's for what was asked for, in time or late, so that wallet and ledger too take it once."""
+    return payout_id if transfer.fit in ASKED else f"t-{letters(provider, transfer.reference)}"
+
+
+def facts(payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer) -> tuple[Fact, ...]:
+    """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the payout's. Posting is idempotent by the keys."""
+    asked = transfer.fit in ASKED
+    cause_id = cause_of(payout_id, provider, transfer)
     if transfer.fit is Fit.OTHER_CURRENCY:
         out = Fact(Kind.UNAPPLIED, cause_id, unapplied_payout(provider, transfer.currency, transfer.amount), 0)
     elif asked:

@@ -19,6 +19,7 @@ class ToldTransfer:
     provider_reference: str
     payout_id: str
     fit: str
+    cause_id: str
     amount: int
     currency: str
     returned_amount: int | None
@@ -27,10 +28,12 @@ class ToldTransfer:
 
 _OF = text("select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, create_time, provider_reference")
 _TELL = text("""
-    insert into transfer (provider, provider_reference, payout_id, fit, amount, currency, returned_amount, returned_currency, create_time, return_time)
-    select provider, provider_reference, payout_id, fit, amount, currency, returned_amount, returned_currency, t.now,
+    insert into transfer (provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, create_time,
+        return_time)
+    select provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, t.now,
         case when returned_amount is not null then t.now end
-    from json_to_recordset(cast(:transfers as json)) as r (provider text, provider_reference text, payout_id text, fit text, amount bigint, currency text,
+    from json_to_recordset(cast(:transfers as json)) as r (provider text, provider_reference text, payout_id text, fit text, cause_id text, amount bigint,
+        currency text,
         returned_amount bigint, returned_currency text), (select clock() as now) t
     order by payout_id, provider_reference
     on conflict (provider, provider_reference) do update set returned_amount = excluded.returned_amount, returned_currency = excluded.returned_currency,

@@ -29,6 +29,7 @@ QUERIES = {
         where account like 'sellers/%' and entry_count > 0 order by seller_account, currency""",
     "wallet.wallets": "select * from wallet order by seller_account, currency",
     "wallet.entries": "select * from wallet_entry order by seller_account, currency, number",
+    "wallet.versions": "select seller_account, currency, number as version from wallet_entry order by seller_account, currency, number",
     "wallet.holds": """
         select seller_account, currency, sum(amount) as held from hold where state = 'OPEN' group by seller_account, currency
         order by seller_account, currency""",
@@ -61,7 +62,7 @@ QUERIES = {
             select charge_id, min(payment_order_id) as payment_order_id from payment_order
             where status <> 'FAILED' and not (status = 'SUCCESS' and wallet_updated and ledger_updated) group by charge_id),
         l as (select substr(subject, 9) as charge_id from dead_letter where state = 'OPEN' and subject like 'charges/%')
-        select charge_id, o.payment_order_id as open_order, d.lease_token is not null as listed, d.next_attempt_time is not null as due,
+        select charge_id as demand_id, o.payment_order_id as open, d.lease_token is not null as listed, d.next_attempt_time is not null as due,
             l.charge_id is not null as set_aside
         from o full join (select demand_id as charge_id, lease_token, next_attempt_time from due) d using (charge_id) full join l using (charge_id) order by charge_id""",
     "payment.delivered": """
@@ -74,8 +75,42 @@ QUERIES = {
     "ledger.unapplied": """
         select t.cause_id, t.sequence, e.place, a.account, e.currency, e.amount
         from tx t join entry e on e.book = t.book and e.sequence = t.sequence join account a on a.account_id = e.account_id
-        where t.kind = 'UNAPPLIED' order by t.cause_id, t.sequence, e.place""",
+        where t.kind = 'UNAPPLIED' and t.cause_id like 'u-%' order by t.cause_id, t.sequence, e.place""",
     "payment.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
+    "payout.payouts": "select * from payout order by payout_id",
+    "payout.history": "select payout_id, version, from_state, to_state, cause, settled from payout_history order by payout_id, version",
+    "payout.in_flight": """
+        select distinct seller_account, currency from payout
+        where not settled and state in ('PAID', 'RETURNED', 'FAILED', 'REJECTED', 'CANCELLED')""",
+    "payout.due": """
+        with o as (
+            select 'p-' || payout_id as demand_id from payout where not settled
+            union all select 'd-' || payout_destination_id from payout_destination where state = 'PENDING_VERIFICATION'),
+        l as (
+            select case split_part(subject, '/', 1) when 'payouts' then 'p-' else 'd-' end || split_part(subject, '/', 2) as demand_id
+            from dead_letter where state = 'OPEN'),
+        d as (select demand_id, next_attempt_time from due)
+        select demand_id, o.demand_id as open, d.demand_id is not null as listed, d.next_attempt_time is not null as due, l.demand_id is not null as set_aside
+        from o full join d using (demand_id) full join l using (demand_id) order by demand_id""",
+    "payout.transfers": """
+        select t.*, p.version
+        from transfer t join payout p on p.payout_id = t.payout_id order by t.payout_id, t.provider_reference""",
+    "payout.facts": """
+        select (case when b.is_return then 'PAYOUT_RETURN' when t.fit = 'OTHER_CURRENCY' then 'UNAPPLIED' else 'PAYOUT' end || '/' || t.cause_id)
+                collate "C" as cause,
+            b.is_return, t.*, p.seller_account, p.amount as payout_amount, p.fee as payout_fee, p.currency as payout_currency, p.settled
+        from transfer t join payout p on p.payout_id = t.payout_id
+        cross join lateral (select false as is_return union all select true where t.returned_amount is not null) b order by cause""",
+    "payout.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
+    "wallet.payout_holds": "select hold_id, seller_account, currency, amount, captured_amount, state from hold where purpose = 'PAYOUT' order by hold_id",
+    "wallet.payouts": """
+        select cause, seller_account, currency, case kind when 'DEBIT' then -amount else amount end as amount from wallet_entry
+        where (kind = 'DEBIT' and cause like 'PAYOUT/%') or (kind = 'CREDIT' and starts_with(cause, 'PAYOUT_RETURN/')) order by cause""",
+    "ledger.payouts": """
+        select (t.kind || '/' || t.cause_id) collate "C" as cause, t.sequence, e.place, a.account, e.currency, e.amount
+        from tx t join entry e on e.book = t.book and e.sequence = t.sequence join account a on a.account_id = e.account_id
+        where t.kind in ('PAYOUT', 'PAYOUT_RETURN') or (t.kind = 'UNAPPLIED' and t.cause_id like 't-%')
+        order by cause, t.sequence, e.place""",
     "event.head": "select cursor from head",
     "event.events": "select cursor, aggregate_id, aggregate_version from event order by cursor",
     "event.by_aggregate": """

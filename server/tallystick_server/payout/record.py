@@ -15,7 +15,7 @@ from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payable import DestinationHappening, account_refused
 from tallystick_core.payout import HAPPENINGS, Cause, Happening
 from tallystick_core.provider import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
-from tallystick_core.transfer import Known, Transfer, Verdict, judge
+from tallystick_core.transfer import Known, Transfer, Verdict, cause_of, judge
 from tallystick_server.payout.destination import end_destinations
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
@@ -156,7 +156,15 @@ def _resolve(connection: Connection, items: Sequence[Payout]) -> None:
 
 def _told(item: Payout, one: Transfer) -> transfers.ToldTransfer:
     return transfers.ToldTransfer(
-        item.provider, one.reference, item.payout_id, one.fit, one.amount, one.currency, one.returned_amount, one.returned_currency
+        provider=item.provider,
+        provider_reference=one.reference,
+        payout_id=item.payout_id,
+        fit=one.fit,
+        cause_id=cause_of(item.payout_id, item.provider, one),
+        amount=one.amount,
+        currency=one.currency,
+        returned_amount=one.returned_amount,
+        returned_currency=one.returned_currency,
     )
 
 

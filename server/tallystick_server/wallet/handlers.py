@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row
@@ -176,7 +175,11 @@ class WalletHandlers:
         """Makes all changes of a kind that are due, page by page; what was refused, in words."""
         refused: list[str] = []
         place: store.Due | None = None
-        while rows := await self._database.read(partial(due, after=place, most=_MOST_DUE)):
+
+        def page(connection: Connection) -> Sequence[Row[Any]]:
+            return due(connection, place, _MOST_DUE)
+
+        while rows := await self._database.read(page):
             place = (rows[-1].time, rows[-1].cause)
             instructions = [Instruction(kind, row.cause, "wallet") for row in rows]
             results = await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions])

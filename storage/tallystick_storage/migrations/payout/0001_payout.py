@@ -89,6 +89,8 @@ create table transfer (
     provider_reference text collate "C" not null check (provider_reference <> ''),
     payout_id text collate "C" not null references payout,
     fit text not null check (fit in ('AS_ASKED', 'LATE', 'MISMATCH', 'TWICE', 'OTHER_CURRENCY')),
+    cause_id text collate "C" not null unique,  -- O2: what it is posted under; the payout's id, once, for what was asked for
+    check ((cause_id = payout_id) = (fit in ('AS_ASKED', 'LATE'))),
     amount bigint not null check (amount > 0),
     currency text not null,
     returned_amount bigint check (returned_amount > 0),
@@ -97,7 +99,6 @@ create table transfer (
     return_time timestamptz check ((return_time is not null) = (returned_amount is not null)),
     primary key (provider, provider_reference)
 );
-create unique index transfer_as_asked on transfer (payout_id) where fit in ('AS_ASKED', 'LATE');  -- O2
 create index transfer_by_payout on transfer (payout_id, create_time);
 create index transfer_stray on transfer (payout_id)
     where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency);
@@ -206,7 +207,7 @@ create trigger decided_once before update on payout_batch_item for each row when
 execute function refuse_change();
 
 create trigger versions before update on payout_schedule for each row
-when (not (new.version = old.version + 1 or new.version = old.version and new.next_time > old.next_time)) execute function refuse_move();
+when ((new.version = old.version + 1 or new.version = old.version and new.next_time > old.next_time) is not true) execute function refuse_move();
 
 -- P4, E1: each version of a payout has its history row, each history row its event, and the last one says what the payout is.
 create function payout_has_history() returns trigger language plpgsql security definer

@@ -1,0 +1,1 @@
+"""What `tallystick verify` checks, a file for each part of the platform."""

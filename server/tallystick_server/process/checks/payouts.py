@@ -1,0 +1,142 @@
+"""Payouts hang together: with their history, their holds, their transfers, and what wallet and ledger were told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from tallystick_core.booking import Line
+from tallystick_core.payout import CAPTURED, GIVEN_BACK, HELD, MOVES, Cause, PayoutState
+from tallystick_core.transfer import Fit, Transfer, facts
+from tallystick_server.process.checks.report import Check, Read, listed, merged, opened
+
+_MOVED = {(before, after) for (before, _), after in MOVES.items() if before != after}
+_STAYED = {Cause.SETTLED: True, Cause.STRAY_TRANSFER: False}
+"""The causes of versions that leave the state as it is, and whether the payout is settled after them."""
+
+
+def check_payouts(read: Read) -> Check:
+    """Every payout's history is contiguous, moves along the table, and ends in what the payout is."""
+    check = Check("each payout's history leads to what it is", "P3 P4")
+    history = groupby(read("payout.history"), key=lambda row: row.payout_id)
+    for key, payout, grouped in merged(read("payout.payouts"), lambda row: row.payout_id, history, lambda pair: pair[0]):
+        check.row()
+        name = f"payout.payout {key}"
+        moves = list(grouped[1]) if grouped is not None else []
+        if payout is None or not moves:
+            check.fail(name, "has history and no payout" if payout is None else "has no history")
+            continue
+        before = None
+        for number, row in enumerate(moves, 1):
+            if row.version != number or row.from_state != before or not _follows(before, row):
+                check.fail(f"payout.payout_history {key} {row.version}", f"{row.from_state} to {row.to_state} does not follow {before}")
+            before = row.to_state
+        last = moves[-1]
+        if (last.version, last.to_state, last.settled) != (payout.version, payout.state, payout.settled):
+            check.fail(name, f"is {payout.state} at version {payout.version}, but its history ends in {last.to_state} at {last.version}")
+        if payout.net_amount + payout.fee != payout.amount or payout.fee < 0 or payout.net_amount <= 0:
+            check.fail(name, "what the bank gets and the fee do not sum to the amount")
+    return check
+
+
+def _follows(before: str | None, row: Any) -> bool:
+    if before is None:
+        return bool(row.to_state == PayoutState.CREATED and not row.settled)
+    if before == row.to_state:
+        return _STAYED.get(row.cause) is row.settled
+    return (before, row.to_state) in _MOVED and not row.settled
+
+
+def check_holds(read: Read) -> Check:
+    """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a captured one, any other none that is open.
+
+    Payouts are read before and after the holds: what moved meanwhile is judged by its amount alone.
+    """
+    check = Check("each payout has the hold that its state says", "O1")
+    before, holds = opened(read("payout.payouts")), opened(read("wallet.payout_holds"))
+    now = opened(read("payout.payouts"))
+    pairs = merged(before, lambda row: row.payout_id, holds, lambda row: row.hold_id)
+    for key, pair, after in merged(pairs, lambda pair: pair[0], now, lambda row: row.payout_id):
+        check.row()
+        payout, hold = (pair[1], pair[2]) if pair is not None else (None, None)
+        name = f"wallet.hold {key}"
+        if after is None:
+            check.fail(name, "is a payout's, but there is no such payout")
+        elif hold is not None and (hold.seller_account, hold.currency, hold.amount) != (after.seller_account, after.currency, after.amount):
+            check.fail(name, f"is not of {after.amount} {after.currency} of {after.seller_account}, as its payout is")
+        elif payout is not None and payout.version == after.version and not _holds(payout, hold):
+            check.fail(name, f"is {hold.state if hold is not None else 'missing'}, but its payout is {payout.state}")
+    return check
+
+
+def _holds(payout: Any, hold: Any) -> bool:
+    """Whether a payout that stood still has the hold that it must have."""
+    state = hold.state if hold is not None else "NONE"
+    if payout.state in HELD:
+        return bool(state == "OPEN")
+    if payout.settled and payout.state in CAPTURED:
+        return bool(state == "CAPTURED" and hold.captured_amount == payout.amount)
+    if payout.settled and payout.state in GIVEN_BACK:
+        return state in ("NONE", "RELEASED")
+    return True
+
+
+def check_transfers(read: Read) -> Check:
+    """A payout is PAID, or RETURNED, by the transfer that was made as asked, of which the database has at most one."""
+    check = Check("each payout was paid once", "O2")
+    transfers = groupby(read("payout.transfers"), key=lambda row: row.payout_id)
+    for key, payout, rows in merged(read("payout.payouts"), lambda row: row.payout_id, listed(transfers), lambda pair: pair[0]):
+        check.row()
+        known = rows[1] if rows is not None else []
+        if payout is None:
+            check.fail(f"payout.transfer {key}", "is of no payout")
+            continue
+        name = f"payout.payout {key}"
+        as_asked = [row for row in known if row.fit == Fit.AS_ASKED]
+        if (payout.state in CAPTURED) != bool(as_asked) and payout.version == max((row.version for row in known), default=payout.version):
+            check.fail(name, f"is {payout.state}, but {'a' if as_asked else 'no'} transfer was made as asked")
+        if payout.state == PayoutState.RETURNED and not any(row.returned_amount for row in as_asked):
+            check.fail(name, "is RETURNED, but nothing came back")
+    return check
+
+
+def check_facts(read: Read) -> Check:
+    """Money that moved for a payout is in wallet and ledger once, as what it is; nothing else is.
+
+    What is known is read before and after wallet and ledger: what is settled before is posted, and what is posted is known after.
+    """
+    check = Check("what moved for payouts is posted as it was", "P7")
+    before = opened(read("payout.facts"))
+    posted = opened(_lines(read))
+    entries = opened(read("wallet.payouts"))
+    told = merged(posted, lambda pair: pair[0], entries, lambda row: row.cause)
+    known = merged(before, lambda row: row.cause, opened(read("payout.facts")), lambda row: row.cause)
+    for cause, fact, booked in merged(known, lambda one: one[0], told, lambda one: one[0]):
+        check.row()
+        earlier, now = (fact[1], fact[2]) if fact is not None else (None, None)
+        lines, entry = (booked[1], booked[2]) if booked is not None else (None, None)
+        if now is None:
+            check.fail(f"payout.transfer {cause}", "is posted, but no provider told of it")
+        else:
+            _check_fact(check, cause, now, lines[1] if lines is not None else None, entry, settled=earlier is not None and earlier.settled)
+    return check
+
+
+def _lines(read: Read) -> Iterator[tuple[str, tuple[Line, ...]]]:
+    """What the ledger has for payouts, by cause."""
+    for cause, rows in groupby(read("ledger.payouts"), key=lambda row: row.cause):
+        yield cause, tuple(Line(row.account, row.currency, row.amount) for row in rows)
+
+
+def _check_fact(check: Check, cause: str, row: Any, lines: tuple[Line, ...] | None, entry: Any, *, settled: bool) -> None:
+    name = f"payout.transfer {cause}"
+    transfer = Transfer(row.provider_reference, row.amount, row.currency, Fit(row.fit), row.returned_amount, row.returned_currency)
+    fact = facts(row.payout_id, row.provider, row.seller_account, row.payout_amount, row.payout_fee, transfer)[row.is_return]
+    if (settled or lines is not None) and lines != fact.lines:
+        check.fail(name, "its ledger transaction is not exactly one with its entries")
+    by_hold = transfer.fit is Fit.AS_ASKED and not row.is_return
+    wanted = (row.seller_account, row.payout_currency, fact.seller_change) if fact.seller_change and not by_hold else None
+    found = (entry.seller_account, entry.currency, entry.amount) if entry is not None else None
+    if (settled or entry is not None) and found != wanted:
+        check.fail(name, f"its wallet entry is {found}, and must be {wanted}")

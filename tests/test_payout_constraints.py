@@ -1,0 +1,136 @@
+"""Each invariant of payouts that the database holds: broken by direct SQL under the service's own role, and refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tallystick import new_order
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick_core.payable import DESTINATION_MOVES
+from tallystick_core.payout import MOVES, Happening
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+
+from .conftest import eventually, fresh_database, serving
+from .test_constraints import ZEROS, attempt, told
+
+
+@pytest.fixture(scope="module")
+def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """A database with a paid payout, one that waits for approval, a schedule and a batch; nobody serves it any more."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as known:
+        settings = Settings(sweep_interval=0.05, payout_approve_above={"EUR": 200})
+        with serving(known, settings) as platform, platform.client() as client:
+            client.create_payment("c", [new_order("o", "b", "s", "10.00", "EUR")], credit_card_info="tok_visa")
+            to = pb.CreatePayoutDestinationRequest(payout_destination_id="d", seller_account="s", currency="EUR", bank_account_token="ba_ok")
+            client.payout.CreatePayoutDestination(to)
+            got = pb.GetPayoutDestinationRequest(payout_destination_id="d")
+            verified = payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
+            assert eventually(lambda: client.payout.GetPayoutDestination(got).payout_destination.state == verified)
+            for id_, amount in (("paid", "2.00"), ("waiting", "3.00")):
+                client.payout.CreatePayout(pb.CreatePayoutRequest(payout_id=id_, seller_account="s", amount=amount, currency="EUR"))
+            assert eventually(lambda: client.payout.GetPayout(pb.GetPayoutRequest(payout_id="paid")).payout.ledger_updated)
+            manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
+            client.payout.SetPayoutSchedule(pb.SetPayoutScheduleRequest(seller_account="s", currency="EUR", interval=manual))
+            run = pb.CreatePayoutBatchRequest(payout_batch_id="b", run=pb.NewPayoutRun(seller_account="nobody", currency="EUR"))
+            client.payout.CreatePayoutBatch(run)
+            done = payout_pb2.PAYOUT_BATCH_STATE_DONE
+            assert eventually(lambda: client.payout.GetPayoutBatch(pb.GetPayoutBatchRequest(payout_batch_id="b")).payout_batch.state == done)
+        yield known
+
+
+def moved(to: str, *, version: int = 6, cause: str = "PROVIDER_ANSWER", settled: str = "false", payout_id: str = "paid", told_: bool = True) -> str:
+    """A move of the paid payout, with its history and its event, in one statement."""
+    tell = f"x as ({told(f'payouts/{payout_id}', version)})," if told_ else ""
+    return (
+        f"with {tell} h as (insert into payout_history select payout_id, {version}, state, '{to}', '{cause}', {settled}, '', '', clock() from payout "
+        f"where payout_id = '{payout_id}') update payout set state = '{to}', settled = {settled}, version = {version}, update_time = clock() "
+        f"where payout_id = '{payout_id}'"
+    )
+
+
+CASES = [
+    ("P3 a paid payout that fails", moved("FAILED").replace("settled = false", "settled = false, failure_reason = 'PROVIDER_DECLINED'"), "P0001"),
+    ("P3 a payout that goes back", moved("SUBMITTED"), "P0001"),
+    ("P3 a payout that waits for approval and is sent", moved("SUBMITTING", version=3, payout_id="waiting").replace("settled = false", "settled = false, attempt_count = 1"),
+     "P0001"),
+    ("P3 a payout that is settled in flight", "update payout set settled = true, version = 3 where payout_id = 'waiting'", "23514"),
+    ("P3 a payout that is settled by no settling", moved("PAID", settled="true"), "P0001"),
+    ("P3 a payout that fails without a reason", "update payout set state = 'FAILED', version = 3 where payout_id = 'waiting'", "23514"),
+    ("P4 a payout without its history", f"with x as ({told('payouts/paid', 6)}) update payout set version = 6 where payout_id = 'paid'", "P0001"),
+    ("P4 history without its payout",
+     f"with x as ({told('payouts/none', 1)}) insert into payout_history values ('none', 1, null, 'CREATED', 'ACCEPTED', false, '', '', clock())", "P0001"),
+    ("P4 history with a gap", moved("RETURNED", version=7), "P0001"),
+    ("P4 history that is changed", "update payout_history set actor = 'me'", "42501"),
+    ("E1 a move that nobody tells", moved("RETURNED", told_=False), "P0001"),
+    ("E1 an event of no change", told("payouts/paid", 6), "P0001"),
+    ("E1 an event of no destination", told("payoutDestinations/x", 1), "P0001"),
+    ("E1 an event of no batch", told("payoutBatches/x", 1), "P0001"),
+    ("E1 an event of no schedule", told("payoutSchedules/x/EUR", 1), "P0001"),
+    ("O1 an amount that is not the fee and what the bank gets", "update payout set amount = 1", "42501"),
+    ("O2 a second transfer that was asked for",
+     "insert into transfer values ('sandbox', 'r2', 'paid', 'LATE', 'paid', 200, 'EUR', null, '', clock(), null)", "23505"),
+    ("O2 a transfer that was asked for under another id",
+     "insert into transfer values ('sandbox', 'r2', 'paid', 'AS_ASKED', 't-x', 200, 'EUR', null, '', clock(), null)", "23514"),
+    ("O2 the same transfer twice",
+     "insert into transfer select provider, provider_reference, payout_id, 'TWICE', 't-x', 1, 'EUR', null, '', clock(), null from transfer", "23505"),
+    ("O2 a transfer that is changed", "update transfer set amount = 1", "42501"),
+    ("O2 a transfer that comes back without a time", "update transfer set returned_amount = 5, returned_currency = 'EUR'", "23514"),
+    ("O2 a second attempt",
+     "insert into attempt select demand_id, 2, provider, 'k', amount, currency, '', '', null, null, '', '', clock(), null from attempt", "23505"),
+    ("O2 an attempt for another amount",
+     "insert into attempt values ('p-waiting', 1, 'sandbox', 'k', 1, 'EUR', '', '', null, null, '', '', clock(), null)", "P0001"),
+    ("a destination without its event",
+     f"insert into payout_destination values ('d2', 'c', {ZEROS}, 's', 'EUR', 't', '', 'sandbox', '', 'PENDING_VERIFICATION', clock(), null, '', '', '', 1, "
+     "'2020-01-01', clock())", "P0001"),
+    ("a destination that is verified again", "update payout_destination set state = 'PENDING_VERIFICATION', version = 3", "P0001"),
+    ("a disabled destination without a name", "update payout_destination set state = 'DISABLED', version = 3", "23514"),
+    ("the account of a destination", "update payout_destination set bank_account_token = 'mine'", "42501"),
+    ("a batch that opens again", "update payout_batch set state = 'OPEN', version = 2, done_time = null", "P0001"),
+    ("a batch that counts less", "update payout_batch set refused_count = 0", "P0001"),
+    ("a schedule whose version stays", "update payout_schedule set fee = 7", "P0001"),
+    ("a line of a report that is changed", "update payout_batch_item set state = 'MADE', refusal = null", "P0001"),
+    ("a line that is refused without a reason", "insert into payout_batch_item values ('b', 'x', 's', 1, 'EUR', '', 'REFUSED', null)", "23514"),
+    ("a payout that is deleted", "delete from payout", "42501"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "sqlstate"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_the_database_refuses(filled: Databases, sql: str, sqlstate: str) -> None:
+    """The row that would break the invariant is refused, by the constraint, trigger or privilege it is meant for."""
+    assert attempt(filled, "payout", sql) == sqlstate
+
+
+@pytest.mark.parametrize("table", ["payout_history", "payout_retry", "transfer"])
+@pytest.mark.parametrize("sql", ["delete from {}", "truncate {} cascade"])
+def test_triggers_refuse_where_privileges_do_not(filled: Databases, table: str, sql: str) -> None:
+    """L4: with the privilege off (as administrator) the trigger still refuses."""
+    assert attempt(filled, "payout", sql.format(f"payout.{table}"), role="owner") == "P0001"
+
+
+def definition(known: Databases, query: str) -> str:
+    with psycopg.connect(known.admin) as connection:
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> None:
+    """P3: the trigger on the history lists exactly the moves that core's table has, as the one on destinations lists theirs."""
+    body = definition(filled, "select prosrc from pg_proc where proname = 'history_has_payout'")
+    found = set(re.findall(r"\('(\w+)', '(\w+)'\)", body))
+    assert found == {(str(before), str(after)) for (before, _), after in MOVES.items() if before != after}
+    stray = re.search(r"'STRAY_TRANSFER'.*?h\.to_state in \((.*?)\)", body, re.DOTALL)
+    assert stray is not None
+    assert set(re.findall(r"\w+", stray[1])) == {str(state) for state, why in MOVES if why is Happening.STRAY}
+    trigger = definition(
+        filled,
+        "select pg_get_triggerdef(oid) from pg_trigger where tgname = 'moves_along_the_table' and tgrelid = 'payout.payout_destination'::regclass",
+    )
+    found = set(re.findall(r"old\.state = '(\w+)'::text\) AND \(new\.state = '(\w+)'::text", trigger))
+    assert found == {(str(before), str(after)) for (before, _), after in DESTINATION_MOVES.items() if before != after}
