@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -306,3 +310,37 @@ def test_the_default_schedule_is_for_operators(shop: Client, chief: Client) -> N
     chief.payout.SetPayoutSchedule(pb.SetPayoutScheduleRequest(currency="SEK", interval=manual, fee="1.00"))
     got = shop.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(seller_account="s-1", currency="SEK")).payout_schedule
     assert (got.seller_account, got.fee, got.version, got.caller) == ("", "1.00", 1, "chief")
+
+
+def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, office: Platform, bank: Bank) -> None:
+    """`tallystick payouts`, `payout-batch` and `dead-letters --service payout` do what the calls do, under the operator's token; refusals are one sentence."""
+    environment = {**os.environ, "TALLYSTICK_TOKEN": TOKENS["chief"], "TALLYSTICK_LISTEN": office.address}
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tallystick_server.process.cli", *arguments], env=environment, capture_output=True, text=True, check=False
+        )
+
+    seller = sell(shop, "300.00")
+    to = destination(shop, seller)
+    payout = pay_out(shop, seller, "150.00")
+    approved = command("payouts", "approve", payout.payout_id, "--reason", "seen")
+    assert json.loads(approved.stdout)["payout_id"] == payout.payout_id, approved.stderr
+    comes_to(shop, payout.payout_id, "PAID")
+    shown = json.loads(command("payouts", "show", payout.payout_id).stdout)
+    assert [(m["actor"], m["reason"]) for m in shown["history"] if m["cause"] == "APPROVED"] == [("chief", "seen")]
+    refused = command("payouts", "reject", payout.payout_id, "--reason", "late")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "STATE_FORBIDS" in refused.stderr
+    batch_id = unique("b")
+    run = pb.NewPayoutRun(seller_account="nobody", currency="EUR")
+    chief.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=batch_id, run=run))
+    states = [json.loads(line)["state"] for line in command("payout-batch", batch_id, "--follow").stdout.splitlines()]
+    assert states[-1] == "PAYOUT_BATCH_STATE_DONE"
+    bank.script[to].append(Unknown("malformed", Trouble.REJECTED))
+    stuck = pay_out(shop, seller, "1.00")
+    letter = dead_letter(chief, f"payouts/{stuck.payout_id}")
+    listed = [json.loads(line)["dead_letter_id"] for line in command("dead-letters", "list", "--service", "payout").stdout.splitlines()]
+    assert letter.dead_letter_id in listed
+    command("dead-letters", "retry", letter.dead_letter_id, "--service", "payout", "--reason", "again")
+    comes_to(shop, stuck.payout_id, "PAID")

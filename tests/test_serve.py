@@ -287,7 +287,9 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
         assert "PAID, is_payment_done = true" in run.stdout
         assert "trial balance of the whole book: 0.00 EUR" in run.stdout
         assert "verify: every check passed" in run.stdout
-    assert "23.65 →      47.30" in second.stdout
+        assert "0.00 available, 0.00 pending → 0.00 available, 23.65 pending" in run.stdout
+        assert "PAYOUT_RETURN" in run.stdout
+    assert "8.77 available, 0.00 pending → 8.77 available, 9.02 pending" in second.stdout
     assert {p: p.stat().st_mode for p in before} == before
 
 

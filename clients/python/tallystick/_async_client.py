@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, cast
 
@@ -12,11 +13,12 @@ from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
+from tallystick._money import amount_text
 from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
@@ -78,23 +80,37 @@ class AsyncClient:
         """The payment as it stands."""
         return (await self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id))).payment
 
-    async def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncIterator[payment_pb2.Payment]:
+    def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncIterator[payment_pb2.Payment]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
-        async for response in self._reopened(self.payment.WatchPayment, request):
-            request.after_version = response.payment.version
-            yield response.payment
+        return self._watched(self.payment.WatchPayment, request, "payment")
 
     async def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
         """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
-        try:
-            async with asyncio.timeout(timeout):
-                payment = None
-                async for latest in self.watch_payment(checkout_id):
-                    payment = latest
-                return payment or await self.get_payment(checkout_id)
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error
+        return await self._waited(self.watch_payment(checkout_id), "payment", timeout) or await self.get_payment(checkout_id)
+
+    async def create_payout(self, payout_id: str, seller_account: str, currency: str, amount: str | Decimal = "", **values: Any) -> payout_pb2.Payout:
+        """Pays a seller out, and waits until the money is held. `amount` in major units, "": whatever can be paid.
+
+        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with the payout as it stands, and never pays again.
+        """
+        request = payout_service_pb2.CreatePayoutRequest(
+            payout_id=payout_id, seller_account=seller_account, currency=currency, amount=amount_text(amount), **values
+        )
+        return (await self.payout.CreatePayout(request)).payout
+
+    async def get_payout(self, payout_id: str) -> payout_pb2.Payout:
+        """The payout as it stands."""
+        return (await self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))).payout
+
+    def watch_payout(self, payout_id: str, after_version: int = 0) -> AsyncIterator[payout_pb2.Payout]:
+        """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
+        request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
+        return self._watched(self.payout.WatchPayout, request, "payout")
+
+    async def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
+        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
+        return await self._waited(self.watch_payout(payout_id), "payout", timeout) or await self.get_payout(payout_id)
 
     async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncIterator[event_pb2.Event]:
         """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
@@ -113,6 +129,24 @@ class AsyncClient:
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
+
+    async def _watched(self, stream: Callable[..., Any], request: Any, field: str) -> AsyncIterator[Any]:
+        """The versions of a resource, from the one after the request's on."""
+        async for response in self._reopened(stream, request):
+            resource = getattr(response, field)
+            request.after_version = resource.version
+            yield resource
+
+    async def _waited(self, versions: AsyncIterator[Any], field: str, timeout: float) -> Any:
+        """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
+        last = None
+        try:
+            async with asyncio.timeout(timeout):
+                async for resource in versions:
+                    last = resource
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
+        return last
 
     async def _reopened(self, stream: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
         """A stream's messages, over as many openings as it takes; the request is moved on by who reads them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +14,12 @@ from opentelemetry.trace import SpanKind
 from tenacity import Retrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
+from tallystick._money import amount_text
 from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick.payout.v1 import payout_service_pb2_grpc
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
@@ -75,24 +77,36 @@ class Client:
     def watch_payment(self, checkout_id: str, after_version: int = 0) -> Iterator[payment_pb2.Payment]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
-        for response in self._reopened(self.payment.WatchPayment, request):
-            request.after_version = response.payment.version
-            yield response.payment
+        return self._watched(self.payment.WatchPayment, request, "payment")
 
     def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
         """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
-        end = time.monotonic() + timeout
-        payment = None
-        try:
-            request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
-            for response in self._reopened(self.payment.WatchPayment, request, end):
-                payment = response.payment
-                request.after_version = payment.version
-        except TallystickError as error:
-            if time.monotonic() < end:
-                raise
-            raise DeadlineExceededError(f"the payment was not final within {timeout:g} seconds") from error
-        return payment or self.get_payment(checkout_id)
+        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
+        return self._waited(self.payment.WatchPayment, request, "payment", timeout) or self.get_payment(checkout_id)
+
+    def create_payout(self, payout_id: str, seller_account: str, currency: str, amount: str | Decimal = "", **values: Any) -> payout_pb2.Payout:
+        """Pays a seller out, and waits until the money is held. `amount` in major units, "": whatever can be paid.
+
+        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with the payout as it stands, and never pays again.
+        """
+        request = payout_service_pb2.CreatePayoutRequest(
+            payout_id=payout_id, seller_account=seller_account, currency=currency, amount=amount_text(amount), **values
+        )
+        return self.payout.CreatePayout(request).payout
+
+    def get_payout(self, payout_id: str) -> payout_pb2.Payout:
+        """The payout as it stands."""
+        return self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id)).payout
+
+    def watch_payout(self, payout_id: str, after_version: int = 0) -> Iterator[payout_pb2.Payout]:
+        """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
+        request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
+        return self._watched(self.payout.WatchPayout, request, "payout")
+
+    def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
+        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
+        request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id)
+        return self._waited(self.payout.WatchPayout, request, "payout", timeout) or self.get_payout(payout_id)
 
     def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Iterator[event_pb2.Event]:
         """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
@@ -110,6 +124,26 @@ class Client:
             if not response.next_page_token:
                 return
             request.page_token = response.next_page_token
+
+    def _watched(self, stream: Callable[..., Iterator[Any]], request: Any, field: str, end: float = math.inf) -> Iterator[Any]:
+        """The versions of a resource, from the one after the request's on."""
+        for response in self._reopened(stream, request, end):
+            resource = getattr(response, field)
+            request.after_version = resource.version
+            yield resource
+
+    def _waited(self, stream: Callable[..., Iterator[Any]], request: Any, field: str, timeout: float) -> Any:
+        """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
+        end = time.monotonic() + timeout
+        last = None
+        try:
+            for resource in self._watched(stream, request, field, end):
+                last = resource
+        except TallystickError as error:
+            if time.monotonic() < end:
+                raise
+            raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
+        return last
 
     def _reopened(self, stream: Callable[..., Iterator[Any]], request: Any, end: float = math.inf) -> Iterator[Any]:
         """A stream's messages, over as many openings as it takes; the request is moved on by who reads them. `end`: when no more are waited for."""

@@ -14,15 +14,15 @@ from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
 
 from tallystick._errors import DeadlineExceededError, TallystickError
 
-DEFAULT_DEADLINES = {"CreatePayment": 30.0}
+DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method name, over the defaults (30 s for CreatePayment,
-    10 s for the others). `attempts`: the most sendings of one call, all within its one deadline."""
+    """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method name, over the defaults (30 s for CreatePayment
+    and CreatePayout, 10 s for the others). `attempts`: the most sendings of one call, all within its one deadline."""
 
     token: str = ""
     credentials: grpc.ChannelCredentials | None = None

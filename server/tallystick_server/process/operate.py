@@ -5,41 +5,55 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from tallystick import Client, ClientSettings, TallystickError
-from tallystick.payment.v1 import payment_service_pb2 as pb
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.fields import EnumNames
 
 _STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
+_SERVICES: dict[str, ModuleType] = {"payment": payment_service_pb2, "payout": payout_service_pb2}
+"""The services that have dead letters, and their messages."""
+_LOOK_AGAIN = 1.0
+
+Work = Callable[[argparse.Namespace, Client], Iterable[Message]]
+Commands = Any  # argparse keeps its type to itself
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: Commands) -> None:
     """The commands for operators."""
     letters = commands.add_parser("dead-letters", help="what waits for a person: list, show, retry, close")
     verbs = letters.add_subparsers(required=True, metavar="VERB")
-    one = _command(verbs, "list", "newest first", _list)
+    one = _of_service(_command(verbs, "list", "newest first", _list))
     one.add_argument("--all", action="store_true", help="also those that have ended")
-    _letter(_command(verbs, "show", "one, with the orders of its charge", _show))
-    one = _letter(_command(verbs, "retry", "have it tried again", _retry))
-    one.add_argument("--reason", required=True, help="kept in the history")
-    one = _letter(_command(verbs, "close", "fail its orders", _close))
-    one.add_argument("--reason", required=True, help="kept in the history")
-    one.add_argument("--evidence", required=True, help="what shows that the provider charged nothing")
+    _letter(_command(verbs, "show", "one, with what it is about", _show))
+    _reason(_letter(_command(verbs, "retry", "have it tried again", _retry)))
+    one = _reason(_letter(_command(verbs, "close", "fail what it is about", _close)))
+    one.add_argument("--evidence", required=True, help="what shows that the provider charged or paid nothing")
     _command(commands, "unapplied-charges", "money that fits no order, newest first", _unapplied)
+    payouts = commands.add_parser("payouts", help="one payout: show, approve, reject, cancel")
+    verbs = payouts.add_subparsers(required=True, metavar="VERB")
+    _payout(_command(verbs, "show", "it, with every move, attempt and transfer", _show_payout))
+    for verb, about in (("approve", "as the second person"), ("reject", "as the second person"), ("cancel", "before it is sent")):
+        _reason(_payout(_command(verbs, verb, about, _decide(verb.capitalize()))))
+    one = _command(commands, "payout-batch", "a batch of payouts, with its totals", _batch)
+    one.add_argument("payout_batch_id")
+    one.add_argument("--follow", action="store_true", help="again each second, until it is DONE")
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, about: str, work: Callable[[argparse.Namespace, Client], list[Message]]
-) -> argparse.ArgumentParser:
-    one = commands.add_parser(name, help=about)
-    one.add_argument("--address", help="where PaymentService is; by default TALLYSTICK_LISTEN")
+def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = commands.add_parser(name, help=about)
+    one.add_argument("--address", help="where the platform is; by default TALLYSTICK_LISTEN")
 
     def run(options: argparse.Namespace, settings: Settings) -> int:
         address = options.address or settings.listen
@@ -47,7 +61,7 @@ def _command(
         try:
             with Client(address, settings=ClientSettings(token=token)) as client:
                 for message in work(options, client):
-                    print(json.dumps(MessageToDict(message, preserving_proto_field_name=True)))
+                    print(json.dumps(MessageToDict(message, preserving_proto_field_name=True)), flush=True)
         except TallystickError as error:
             raise Failure(f"{address}: {error}") from None
         return 0
@@ -56,41 +70,72 @@ def _command(
     return one
 
 
-def _letter(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    one.add_argument("dead_letter_id")
+def _of_service(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    one.add_argument("--service", choices=_SERVICES, default="payment", help="whose dead letters; by default payment's")
     return one
 
 
-def _list(options: argparse.Namespace, client: Client) -> list[Message]:
-    request = pb.ListDeadLettersRequest(state=_STATES.number("" if options.all else "OPEN"), page_size=200)
-    found: list[Message] = []
-    while True:
-        answer = client.payment.ListDeadLetters(request)
-        found += answer.dead_letters
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+def _letter(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    one.add_argument("dead_letter_id")
+    return _of_service(one)
+
+
+def _payout(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    one.add_argument("payout_id")
+    return one
+
+
+def _reason(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    one.add_argument("--reason", required=True, help="kept in the history")
+    return one
+
+
+def _ask(options: argparse.Namespace, client: Client, method: str, **values: Any) -> Any:
+    """The answer of the service that was named."""
+    request = getattr(_SERVICES[options.service], f"{method}Request")(**values)
+    return getattr(getattr(client, options.service), method)(request)
+
+
+def _list(options: argparse.Namespace, client: Client) -> Iterable[Message]:
+    request = _SERVICES[options.service].ListDeadLettersRequest(state=_STATES.number("" if options.all else "OPEN"), page_size=200)
+    return client.pages(getattr(client, options.service).ListDeadLetters, request, "dead_letters")
 
 
 def _show(options: argparse.Namespace, client: Client) -> list[Message]:
-    return [client.payment.GetDeadLetter(pb.GetDeadLetterRequest(dead_letter_id=options.dead_letter_id))]
+    return [_ask(options, client, "GetDeadLetter", dead_letter_id=options.dead_letter_id)]
 
 
 def _retry(options: argparse.Namespace, client: Client) -> list[Message]:
-    return [client.payment.RetryDeadLetter(pb.RetryDeadLetterRequest(dead_letter_id=options.dead_letter_id, reason=options.reason))]
+    return [_ask(options, client, "RetryDeadLetter", dead_letter_id=options.dead_letter_id, reason=options.reason)]
 
 
 def _close(options: argparse.Namespace, client: Client) -> list[Message]:
-    request = pb.CloseDeadLetterRequest(dead_letter_id=options.dead_letter_id, reason=options.reason, evidence=options.evidence)
-    return [client.payment.CloseDeadLetter(request)]
+    values = {"dead_letter_id": options.dead_letter_id, "reason": options.reason, "evidence": options.evidence}
+    return [_ask(options, client, "CloseDeadLetter", **values)]
 
 
-def _unapplied(_options: argparse.Namespace, client: Client) -> list[Message]:
-    request = pb.ListUnappliedChargesRequest(page_size=200)
-    found: list[Message] = []
+def _unapplied(_options: argparse.Namespace, client: Client) -> Iterable[Message]:
+    request = payment_service_pb2.ListUnappliedChargesRequest(page_size=200)
+    return client.pages(client.payment.ListUnappliedCharges, request, "unapplied_charges")
+
+
+def _show_payout(options: argparse.Namespace, client: Client) -> list[Message]:
+    return [client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=options.payout_id))]
+
+
+def _decide(verb: str) -> Work:
+    def work(options: argparse.Namespace, client: Client) -> list[Message]:
+        request = getattr(payout_service_pb2, f"{verb}PayoutRequest")(payout_id=options.payout_id, reason=options.reason)
+        return [getattr(client.payout, f"{verb}Payout")(request).payout]
+
+    return work
+
+
+def _batch(options: argparse.Namespace, client: Client) -> Iterable[Message]:
+    request = payout_service_pb2.GetPayoutBatchRequest(payout_batch_id=options.payout_batch_id, page_size=1)
     while True:
-        answer = client.payment.ListUnappliedCharges(request)
-        found += answer.unapplied_charges
-        if not answer.next_page_token:
-            return found
-        request.page_token = answer.next_page_token
+        batch = client.payout.GetPayoutBatch(request).payout_batch
+        yield batch
+        if not options.follow or batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE:
+            return
+        time.sleep(_LOOK_AGAIN)
