@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from benchmarks import ledger, pay_in
+from benchmarks import ledger, pay_in, payouts
 from tallystick_server.process.failure import Failure
 
-_BENCHES = {"pay-in": pay_in.bench, "ledger": ledger.bench}
+_BENCHES = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.bench}
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(_BENCHES))
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long each part is measured")
-    parser.add_argument("--in-flight", type=int, default=0, help="calls under way at a time; 0: the benchmark's own")
+    parser.add_argument("--in-flight", type=int, default=0, help="calls under way at a time, or how many sellers are paid; 0: the benchmark's own")
     options = parser.parse_args()
     try:
         result = _BENCHES[options.name](options.seconds, options.in_flight, lambda line: print(line, file=sys.stderr, flush=True))

@@ -97,15 +97,15 @@ async def _turn(call: Call, numbers: Iterator[int], in_flight: int, seconds: flo
 
 
 @contextmanager
-def server(arguments: list[str], environment: dict[str, str], address: str) -> Iterator[int]:
-    """A server process of its own, up when the block begins and drained when it ends; yields its pid."""
+def server(arguments: list[str], environment: dict[str, str], address: str, *, kill: bool = False) -> Iterator[int]:
+    """A server process of its own, up when the block begins and drained, or killed, when it ends; yields its pid."""
     with Path(".data/bench.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **environment}, stderr=log)
     try:
         _wait_for(address, process)
         yield process.pid
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:

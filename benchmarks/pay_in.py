@@ -51,7 +51,7 @@ def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[st
         payment = {**environment, "TALLYSTICK_LISTEN": _ADDRESS, "TALLYSTICK_ADDRESS": reached}
         with (
             server(["-m", "benchmarks.echo", _ECHO], {}, _ECHO),
-            server([*_SERVE, "wallet", "ledger", "event", "payout"], others, _INSIDE) as called,
+            server([*_SERVE, "wallet", "ledger", "event"], others, _INSIDE) as called,
             server([*_SERVE, "payment"], payment, _ADDRESS) as calling,
         ):
             parts = run(_measure(in_flight, seconds, say))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tallystick_server.payment import charge
-from tests.simulation.crash_points import PAY_IN, crash, singles
+from tests.simulation.crash_points import CRASHES, PAY_IN, PAY_OUT, crash, singles
 from tests.simulation.faults import Fault
 from tests.simulation.kept import kept
 from tests.simulation.run import Plan, Simulation
@@ -18,7 +18,7 @@ from tests.simulation.workers import watch, workers
 
 from .conftest import fresh_database
 
-PLAN = Plan(seed=7, payments=25, share=0.05)
+PLAN = Plan(seed=7, payments=25, share=0.05, payouts=8)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Pa
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_worlds_hold(simulation: Simulation, seed: int) -> None:
-    """Whatever goes wrong, no cent is lost, nothing is charged twice, every answer stays true, and everything comes to rest."""
-    assert simulation.run(Plan(seed, 25)).violations == []
+    """Whatever goes wrong, no cent is lost, nothing is charged or paid out twice, every answer stays true, and everything comes to rest."""
+    assert simulation.run(Plan(seed, 25, payouts=8)).violations == []
 
 
 def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
     """No kind is there only by name."""
-    happened = {fault for seed in range(20, 24) for fault in simulation.run(Plan(seed, 20, share=0.15)).faults.values()}
+    happened = {fault for seed in range(20, 24) for fault in simulation.run(Plan(seed, 20, share=0.15, payouts=5)).faults.values()}
     assert happened == set(Fault)
 
 
@@ -59,13 +59,19 @@ def test_what_failed_once_does_not_fail_again(simulation: Simulation, plan: Plan
     assert simulation.run(plan).violations == []
 
 
-def test_a_crash_at_each_point(simulation: Simulation) -> None:
-    """A process dies before and after each port call of a payment: the payment is paid once, whoever finishes it. Pairs: scripts/simulate --crash-points."""
-    quiet = simulation.run(PAY_IN)
+@pytest.mark.parametrize(
+    ("plan", "nodes"), [(PAY_IN, {"payment", "wallet", "ledger", "event"}), (PAY_OUT, {"payout", "wallet", "ledger"})], ids=CRASHES
+)
+def test_a_crash_at_each_point(simulation: Simulation, plan: Plan, nodes: set[str]) -> None:
+    """A process dies before and after each port call of a payment, and of a payout: it is paid once, whoever finishes it.
+
+    Pairs: scripts/simulate --crash-points.
+    """
+    quiet = simulation.run(plan)
     assert quiet.violations == []
     plans = singles(quiet)
     assert len(plans) > 50
-    assert {call.split("-")[0] for plan in plans for call in plan.planned} == {"payment", "wallet", "ledger", "event"}
+    assert {call.split("-")[0] for plan in plans for call in plan.planned} == nodes
     failed = [result for plan in plans for result in crash(simulation.run, plan, pairs=False).failed]
     assert [(result.plan.planned, result.violations) for result in failed] == []
 

@@ -78,6 +78,15 @@ class PayoutMove:
     watch_after: float | None = None
 
 
+@dataclass(slots=True)
+class Look:
+    """When a payout at rest is looked at again, in seconds, None: no more; and how often it has been."""
+
+    payout_id: str
+    delay: float | None
+    looks: int
+
+
 _TAKEN = text("""
     select payout_id, caller, fingerprint, asked_amount, asked_destination, seller_account, currency from payout
     where payout_id = any (cast(:ids as text[]))
@@ -251,8 +260,8 @@ def retry(connection: Connection, payout_id: str, request_id: str, caller: str, 
 
 _TO_WATCH = text("select payout_id, looks from watch where next_time <= clock() order by next_time, payout_id limit :most")
 _WATCH = text("""
-    update watch w set next_time = clock() + make_interval(secs => r.delay), looks = w.looks + 1
-    from json_to_recordset(cast(:again as json)) as r (payout_id text, delay float) where w.payout_id = r.payout_id
+    update watch w set next_time = clock() + make_interval(secs => r.delay), looks = r.looks
+    from json_to_recordset(cast(:again as json)) as r (payout_id text, delay float, looks int) where w.payout_id = r.payout_id
 """)
 _UNWATCH = text("delete from watch where payout_id = any (cast(:ids as text[]))")
 
@@ -262,11 +271,10 @@ def to_watch(connection: Connection, most: int) -> dict[str, int]:
     return {row.payout_id: row.looks for row in connection.execute(_TO_WATCH, {"most": most})}
 
 
-def watch_again(connection: Connection, delays: Mapping[str, float | None]) -> None:
-    """Has payouts looked at again in so many seconds, or, None, no more."""
-    again = [{"payout_id": payout_id, "delay": delay} for payout_id, delay in sorted(delays.items()) if delay is not None]
-    connection.execute(_WATCH, {"again": rows(again)})
-    connection.execute(_UNWATCH, {"ids": sorted(payout_id for payout_id, delay in delays.items() if delay is None)})
+def watch_again(connection: Connection, looks: Sequence[Look]) -> None:
+    """Has payouts looked at again, or no more."""
+    connection.execute(_WATCH, {"again": rows([look for look in looks if look.delay is not None])})
+    connection.execute(_UNWATCH, {"ids": [look.payout_id for look in looks if look.delay is None]})
 
 
 # Whatever is open is due, so `due` leads to all of it, and stays small.

@@ -1,6 +1,6 @@
 """scripts/simulate --seeds N [--seed S] [--payments N] [--json]: worlds that follow from their seeds, each audited to the last cent.
 
-With --crash-points: one payment whose processes die before and after each of its port calls, then at every two of them.
+With --crash-points: one payment, and one payout, whose processes die before and after each of their port calls, then at every two of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from .crash_points import PAY_IN, singles
+from .crash_points import CRASHES, singles
 from .kept import keep
 from .run import Plan, Result
 from .workers import play, play_crashes, watch, workers
@@ -30,13 +30,14 @@ def say(line: str) -> None:
 
 def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: float) -> dict[str, Any]:
     faults: Counter[str] = Counter()
-    payments = violations = 0
+    payments = payouts = violations = 0
     rest = 0.0
-    plans = [Plan(seed, options.payments) for seed in range(options.seed, options.seed + options.seeds)]
+    plans = [Plan(seed, options.payments, payouts=options.payments // 5) for seed in range(options.seed, options.seed + options.seeds)]
     running = [pool.submit(watch if options.stop else play, plan) for plan in plans]
     for done, ready in enumerate(as_completed(running), 1):
         result = ready.result()
         payments += options.payments
+        payouts += result.plan.payouts
         faults.update(str(fault) for fault in result.faults.values())
         rest = max(rest, result.to_rest)
         if result.violations:
@@ -48,11 +49,18 @@ def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: flo
             _failed(result)
         if done % 20 == 0:
             say(f"{time.monotonic() - began:5.0f} s: {done} seeds, {payments} payments, {faults.total()} faults, {violations} violations")
-    return {"seeds": len(plans), "payments": payments, "faults": dict(sorted(faults.items())), "violations": violations, "longest_rest": round(rest)}
+    return {
+        "seeds": len(plans),
+        "payments": payments,
+        "payouts": payouts,
+        "faults": dict(sorted(faults.items())),
+        "violations": violations,
+        "longest_rest": round(rest),
+    }
 
 
-def _crash(pool: ProcessPoolExecutor, began: float) -> dict[str, Any]:
-    plans = singles(pool.submit(watch, PAY_IN).result())
+def _crash(pool: ProcessPoolExecutor, began: float, of: str) -> dict[str, Any]:
+    plans = [one for name, plan in CRASHES.items() if of in (name, "all") for one in singles(pool.submit(watch, plan).result())]
     pairs = violations = 0
     for done, ready in enumerate(as_completed([pool.submit(play_crashes, plan) for plan in plans]), 1):
         crashes = ready.result()
@@ -85,10 +93,14 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=200, help="how many worlds")
     parser.add_argument("--seed", type=int, default=1, help="the first one's seed")
-    parser.add_argument("--payments", type=int, default=50, help="how many in each world")
+    parser.add_argument("--payments", type=int, default=50, help="how many in each world, with a fifth as many payouts")
     parser.add_argument("--workers", type=int, default=2, help="how many worlds at a time")
     parser.add_argument(
-        "--crash-points", action="store_true", help="instead of worlds by chance: every crash point of a payment, singly and in pairs"
+        "--crash-points",
+        choices=(*CRASHES, "all"),
+        nargs="?",
+        const="all",
+        help="instead of worlds by chance: every crash point of a payment and of a payout, singly and in pairs",
     )
     parser.add_argument("--stop", action="store_true", help="end with the first world that fails, and keep nothing of it")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -96,7 +108,7 @@ def main() -> None:
     began = time.monotonic()
     _FOLDER.mkdir(parents=True, exist_ok=True)
     with workers(_FOLDER, options.workers) as pool:
-        found = _crash(pool, began) if options.crash_points else _simulate(pool, options, began)
+        found = _crash(pool, began, options.crash_points) if options.crash_points else _simulate(pool, options, began)
     found["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
     sys.exit(1 if found["violations"] else 0)

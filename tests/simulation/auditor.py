@@ -16,9 +16,11 @@ from tallystick_core.money import parse_amount
 
 from .cluster import FEE_RATE
 from .load import Told, Wish
+from .payout_auditor import PayoutAuditor
 
 _FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
 _BLOCKED = "seller-blocked"
+_VERSIONED = ("payments/", "paymentOrders/", "wallets/", "payouts/", "payoutDestinations/")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,20 @@ class Charged:
 
 class Auditor:
     """Reads the platform through its doors, once everything is quiet. `log`: the provider's; `quiet`: nothing went wrong by chance, so that what can
-    be paid is paid; `violations` fills while it reads."""
+    be paid is paid; `bank`: audits the payouts; `violations` fills while it reads."""
 
     def __init__(
-        self, operator: AsyncClient, teams: Mapping[str, AsyncClient], told: Mapping[str, Told], log: Sequence[Charged], *, quiet: bool
+        self,
+        operator: AsyncClient,
+        teams: Mapping[str, AsyncClient],
+        told: Mapping[str, Told],
+        log: Sequence[Charged],
+        bank: PayoutAuditor,
+        *,
+        quiet: bool,
     ) -> None:
         self._quiet = quiet
+        self._bank = bank
         self._operator = operator
         self._teams = teams
         self._told = told
@@ -64,6 +74,11 @@ class Auditor:
             await self._payment(told)
         wished = {wish.charge_id(place) for wish in (told.wish for told in self._told.values()) for place in range(len(wish.amounts))}
         self.violations += [f"charge {charge} was wished by nobody" for charge in self._log if charge not in wished]
+        await self._bank.audit()
+        self.violations += self._bank.violations
+        self._versions |= self._bank.versions
+        for account, moved in self._bank.accounts.items():
+            self._accounts[account] += moved
         await self._compare_unapplied()
         await self._compare_wallets()
         await self._compare_ledger()
@@ -252,9 +267,13 @@ class Auditor:
         async for wallet in self._operator.pages(self._operator.wallet.ListWallets, request, "wallets"):
             key = (wallet.seller_account, wallet.currency)
             parts = (wallet.balance, wallet.pending, wallet.available, wallet.held, wallet.owed)
-            found[key] = tuple(parse_amount(part, wallet.currency, least=0) for part in parts)
+            found[key] = tuple(_signed(part, wallet.currency) for part in parts)
             self._versions[f"wallets/{wallet.seller_account}/{wallet.currency}"] = wallet.version
-        must = {key: (balance, self._pending[key], balance - self._pending[key], 0, 0) for key, balance in self._wallets.items()}
+        must = {}
+        for key, sold in self._wallets.items():
+            balance, pending, held = sold + self._bank.balances[key], self._pending[key], self._bank.held[key]
+            free = balance - pending - held
+            must[key] = (balance, pending, max(free, 0), held, max(-free, 0))
         if found != must:
             self.violations.append(f"the wallets are {found}, and must be {must}")
 
@@ -262,9 +281,7 @@ class Auditor:
         found = {}
         request = ledger_service_pb2.GetTrialBalanceRequest()
         async for account in self._operator.pages(self._operator.ledger.GetTrialBalance, request, "lines"):
-            negative = account.balance.startswith("-")
-            balance = parse_amount(account.balance.removeprefix("-"), account.currency, least=0)
-            found[account.account, account.currency] = -balance if negative else balance
+            found[account.account, account.currency] = _signed(account.balance, account.currency)
         found = {account: balance for account, balance in found.items() if balance}
         must = {account: balance for account, balance in self._accounts.items() if balance}
         if found != must:
@@ -283,7 +300,7 @@ class Auditor:
                 self.violations.append(f"{event.aggregate_id}: version {event.aggregate_version} is told after {told[event.aggregate_id]}")
             told[event.aggregate_id] = event.aggregate_version
             statuses[event.aggregate_id] = event.payment_order.payment_order_status
-        known = {aggregate: version for aggregate, version in told.items() if aggregate.startswith(("payments/", "paymentOrders/", "wallets/"))}
+        known = {aggregate: version for aggregate, version in told.items() if aggregate.startswith(_VERSIONED)}
         if known != self._versions:
             differing = {
                 name: (known.get(name), self._versions.get(name)) for name in known | self._versions if known.get(name) != self._versions.get(name)
@@ -292,6 +309,11 @@ class Auditor:
         for aggregate, status in self._statuses.items():
             if statuses.get(aggregate) != status:
                 self.violations.append(f"{aggregate} was last told with status {statuses.get(aggregate)}, and has {status}")
+
+
+def _signed(text: str, currency: str) -> int:
+    amount = parse_amount(text.removeprefix("-"), currency, least=0)
+    return -amount if text.startswith("-") else amount
 
 
 def _lasting(order: payment_pb2.PaymentOrder) -> tuple[str, ...]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from tallystick import AsyncClient, ClientSettings
 from tallystick_core.caller import Caller, Role
-from tallystick_core.provider import ChargeDemand, NotSent, Outcome, Trouble, Unknown
+from tallystick_core.provider import ChargeDemand, NotSent, Outcome, PayoutDemand, PayoutOutcome, Trouble, Unknown, Verification
+from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports, Service, Wiring
-from tallystick_server.providers.sandbox import outcome
+from tallystick_server.providers.sandbox import MOST_AT_ONCE, outcome, payout_outcome, verification
 from tallystick_server.runtime.authentication import BearerTokens
 from tallystick_server.runtime.door import Door
 from tallystick_server.runtime.peers import Peers
@@ -27,7 +28,9 @@ from .loop import Node
 from .network import Broken, Network, Server, Unreached, exchange
 from .world import PROVIDER, World
 
-SERVICES = ("payment", "ledger", "wallet", "event")
+T = TypeVar("T")
+
+SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 TEAMS = ("team-1", "team-2")
 OPERATOR = "operator"
 LEASE = 6.0
@@ -40,6 +43,7 @@ _QUICK = {
     Trouble.WAITING: "fixed:1:0",
     Trouble.UNRESOLVED: "exponential:0.5:3:12",
     Trouble.UNSETTLED: "exponential:0.2:2:1000",
+    Trouble.WATCHED: "fixed:1.5:4",
 }
 _ONCE: Mapping[Fault, float] = {fault: weight for fault, weight in CALL.items() if fault is not Fault.REPEATED}
 FEE_RATE = 25_000
@@ -55,7 +59,8 @@ def settings(key_window: float) -> Settings:
         environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=1.0, relay_interval=2.0,
         breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE, release_delay=86_400,
         alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): parse_policy(text) for trouble, text in _QUICK.items()},
-        risk_blocked_accounts=frozenset({"seller-blocked"}),
+        risk_blocked_accounts=frozenset({"seller-blocked"}), payout_waiting_period=0.0, payout_approve_above={"EUR": 200_000},
+        payout_alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
     )  # fmt: skip
 
 
@@ -72,6 +77,7 @@ class Cluster:
         self._ids = count()
         self._provider = Node(PROVIDER, world.chance.between("clock of the provider", 0, 1000))
         self.sandbox: Sandbox
+        self.bank: SandboxPayouts
         world.died = self._died
 
     def start(self, processes: int) -> None:
@@ -86,7 +92,7 @@ class Cluster:
         """The SDK's client, for a caller with this token."""
         attempts = count()
         jitter = lambda: self._world.chance.number(f"jitter of {name} {next(attempts)}")  # noqa: E731
-        return _Client(self.network, ClientSettings(token=token, attempts=6, deadlines={"CreatePayment": 8.0}, jitter=jitter))
+        return _Client(self.network, ClientSettings(token=token, attempts=6, deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0}, jitter=jitter))
 
     def _id(self) -> UUID:
         return self._world.chance.id(f"id {next(self._ids)}")
@@ -98,6 +104,8 @@ class Cluster:
         database = self._database(self._databases.service("sandbox"), 1, self._id)
         self.sandbox = Sandbox(database, window=self._settings.provider_key_window)
         self.sandbox.start()
+        self.bank = SandboxPayouts(database, window=self._settings.provider_key_window)
+        self.bank.start()
 
     def _boot(self, name: str, life: int) -> None:
         node = Node(name, self._world.chance.between(f"clock of {name} {life}", 0, 1000), life)
@@ -109,7 +117,8 @@ class Cluster:
         self._world.tell(f"{node.name} starts")
         peers = Peers(self._settings.service_token, self.network.channel)
         provider = _Provider(self._world, lambda: self.sandbox, self._provider, self._settings.provider_key_window)
-        ports = Ports(self._id, self._database, {provider.name: provider})
+        bank = _Bank(self._world, lambda: self.bank, self._provider, self._settings.provider_key_window)
+        ports = Ports(self._id, self._database, {provider.name: provider}, {bank.name: bank})
         urls, addresses = self._databases.all(), {service: service for service in SERVICES}
         (service,) = Wiring(self._settings, urls, addresses, peers, ports).build([name])
         door, server = Door(BearerTokens(self._settings.callers), most_calls=1000), Server()
@@ -135,16 +144,41 @@ class _Client(AsyncClient):
         return self._network.channel(target)
 
 
-class _Provider:
-    """The sandbox as a process sees it over the network; the adapter's own way from reply to outcome."""
+class _Remote:
+    """A provider as a process sees it over the network."""
 
     name = "sandbox"
 
-    def __init__(self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float) -> None:
+    def __init__(self, world: World, node: Node, key_window: float) -> None:
         self.key_window = key_window
         self._world = world
-        self._sandbox = sandbox
         self._node = node
+
+    async def ask(
+        self, verb: str, what: str, kinds: Mapping[Fault, float], work: Callable[[], Awaitable[T]], told: Callable[[T], str]
+    ) -> T | NotSent | Unknown:
+        """The answer, if it comes. What comes instead is an outcome."""
+        place = f"{self._world.loop.node.name} asks to {verb} {what}"
+
+        async def answer(_: Node) -> T:
+            reply = await work()
+            self._world.tell(f"provider answers to {verb} {what}: {told(reply)}")
+            return reply
+
+        try:
+            return await exchange(self._world, place, kinds, lambda: self._node, answer, hears=False)
+        except Unreached:
+            return NotSent("the connection was refused")
+        except Broken:
+            return Unknown("the connection broke")
+
+
+class _Provider(_Remote):
+    """The sandbox that charges; the adapter's own way from reply to outcome."""
+
+    def __init__(self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float) -> None:
+        super().__init__(world, node, key_window)
+        self._sandbox = sandbox
 
     async def send(self, demand: ChargeDemand) -> Outcome:
         return await self._ask("charge", demand, lambda: self._sandbox().charge(demand))
@@ -156,18 +190,38 @@ class _Provider:
         return await self._ask("cancel", demand, lambda: self._sandbox().cancel(demand.charge_id))
 
     async def _ask(self, verb: str, demand: ChargeDemand, work: Callable[[], Awaitable[Reply]]) -> Outcome:
-        place = f"{self._world.loop.node.name} asks to {verb} {demand.charge_id}"
+        reply = await self.ask(verb, demand.charge_id, _kinds(demand.payment_token), work, _told)
+        return outcome(reply) if isinstance(reply, Reply) else reply
 
-        async def answer(_: Node) -> Reply:
-            reply = await work()
-            self._world.tell(f"provider answers to {verb} {demand.key}: {reply.status} {reply.code}")
-            return reply
 
-        # what a refused connection never carried does not arrive a second time
-        kinds = _ONCE if demand.payment_token.startswith("tok_unreachable") else CALL
-        try:
-            return outcome(await exchange(self._world, place, kinds, lambda: self._node, answer, hears=False))
-        except Unreached:
-            return NotSent("the connection was refused")
-        except Broken:
-            return Unknown("the connection broke")
+class _Bank(_Remote):
+    """The sandbox that pays out; the adapter's own way from reply to outcome."""
+
+    most_at_once = MOST_AT_ONCE
+
+    def __init__(self, world: World, bank: Callable[[], SandboxPayouts], node: Node, key_window: float) -> None:
+        super().__init__(world, node, key_window)
+        self._bank = bank
+
+    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
+        kinds = _ONCE if any(_kinds(demand.bank_account_token) is _ONCE for demand in demands) else CALL
+        what = " ".join(demand.payout_id for demand in demands)
+        replies = await self.ask("pay", what, kinds, lambda: self._bank().submit(demands), lambda found: ", ".join(map(_told, found)))
+        return [replies] * len(demands) if isinstance(replies, NotSent | Unknown) else [payout_outcome(reply) for reply in replies]
+
+    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+        reply = await self.ask("look up payout", demand.payout_id, CALL, lambda: self._bank().look_up(demand.payout_id), _told)
+        return payout_outcome(reply) if isinstance(reply, Reply) else reply
+
+    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+        reply = await self.ask("verify", f"{bank_account_token} {currency}", CALL, lambda: self._bank().verify(bank_account_token), _told)
+        return verification(reply) if isinstance(reply, Reply) else reply
+
+
+def _kinds(token: str) -> Mapping[Fault, float]:
+    """What can befall the way: what a refused connection never carried does not arrive a second time."""
+    return _ONCE if "unreachable" in token else CALL
+
+
+def _told(reply: Reply) -> str:
+    return f"{reply.status} {reply.state or reply.code}"

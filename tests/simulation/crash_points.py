@@ -1,4 +1,4 @@
-"""A payment whose processes die before and after each of its port calls, then at every two of them."""
+"""A payment, and a payout, whose processes die before and after each of their port calls, then at every two of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from .faults import Fault
 from .load import Then, Wish
+from .payout_load import Then as PayoutThen
+from .payout_load import Withdrawal
 from .run import Plan, Result
 from .world import DEATH
 
@@ -16,6 +18,14 @@ _WISH = Wish(
 )  # fmt: skip
 PAY_IN = Plan(seed=1, payments=0, share=0.0, wishes=(_WISH,))
 """A payment of two orders in one charge, and nothing that goes wrong by chance."""
+_SALE = replace(_WISH, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,))
+_WITHDRAWAL = Withdrawal(
+    number=0, team="team-1", start=5.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, at_once=1, approves=True, then=PayoutThen.NOTHING,
+)  # fmt: skip
+PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,), processes=1)
+"""A payout of a seller who has sold before: its destination, the payout, and what its bank sends back."""
+CRASHES = {"payment": PAY_IN, "payout": PAY_OUT}
+_TELLING = ("event-", "FromOutbox", "BatchPublish", "relayed", "LedgerEvents")
 _IMMORTAL = ("caller", "outside", "provider")
 
 
@@ -30,7 +40,7 @@ class Crashes:
 
 def singles(quiet: Result) -> list[Plan]:
     """A plan for each death that can befall a run in which nothing goes wrong yet."""
-    return [replace(quiet.plan, planned={call: death}) for call, death in _deaths(quiet.calls)]
+    return [replace(quiet.plan, planned={call: death}) for call, death in _deaths(_of_interest(quiet.plan, quiet.calls))]
 
 
 def crash(run: Callable[[Plan], Result], plan: Plan, *, pairs: bool = True) -> Crashes:
@@ -38,11 +48,19 @@ def crash(run: Callable[[Plan], Result], plan: Plan, *, pairs: bool = True) -> C
     crashes = Crashes(singles=1)
     first = run(plan)
     _judge(crashes, first, deaths=1)
-    later = first.calls[first.calls.index(DEATH) + 1 :] if not first.violations else []
+    later = _of_interest(plan, first.calls[first.calls.index(DEATH) + 1 :]) if not first.violations else []
     for call, death in _deaths(later) if pairs else []:
         crashes.pairs += 1
         _judge(crashes, run(replace(plan, planned={**plan.planned, call: death})), deaths=2)
     return crashes
+
+
+def _of_interest(plan: Plan, calls: Sequence[str]) -> Sequence[str]:
+    """All calls; of a payout those from its first on, but not those that tell of changes, which are a payment's too."""
+    if not plan.withdrawals:
+        return calls
+    first = next((place for place, call in enumerate(calls) if call.startswith("payout-")), 0)
+    return [call for call in calls[first:] if not any(name in call for name in _TELLING)]
 
 
 def _judge(crashes: Crashes, result: Result, deaths: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -23,9 +24,11 @@ T = TypeVar("T")
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="")
 """What the transaction that is about to run is called."""
 
+BEGINNING = datetime(2026, 1, 1, 0, 0, 50, tzinfo=UTC)
+"""When every world begins: seconds before a full minute, since cut-offs are at one."""
 _CLOCK = """
 create or replace function {schema}.clock() returns timestamptz language sql volatile as
-    'select timestamptz ''2026-01-01 00:00:00+00'' + cast(current_setting(''simulation.now'') as float8) * interval ''1 second'''
+    'select timestamptz ''{beginning}'' + cast(current_setting(''simulation.now'') as float8) * interval ''1 second'''
 """
 _NEVER_BY_ITSELF = "alter table {schema}.{table} set (autovacuum_enabled = off)"
 
@@ -115,7 +118,7 @@ class Tables:
         self._names = []
         self._rows: list[tuple[str, list[tuple[Any, ...]]]] = []
         for schema in SCHEMAS:
-            self._connection.execute(_CLOCK.format(schema=schema))
+            self._connection.execute(_CLOCK.format(schema=schema, beginning=BEGINNING.isoformat()))
             found = self._connection.execute("select tablename from pg_tables where schemaname = %s order by 1", (schema,)).fetchall()
             for (table,) in found:
                 name = f"{schema}.{table}"

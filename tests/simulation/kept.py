@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .crash_points import PAY_IN
+from .crash_points import CRASHES
 from .faults import Fault
 from .run import Plan
 
@@ -28,7 +28,9 @@ def keep(plan: Plan, violation: str) -> None:
         "without_payments": sorted(plan.without_payments),
         "without_faults": sorted(plan.without_faults),
         "planned": dict(plan.planned),
-        "crash_point": plan.wishes == PAY_IN.wishes,
+        "payouts": plan.payouts,
+        "without_payouts": sorted(plan.without_payouts),
+        "crash_point": next((name for name, known in CRASHES.items() if (plan.wishes, plan.withdrawals) == (known.wishes, known.withdrawals)), ""),
     }
     KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in [*json.loads(KEPT.read_text()), entry]) + "\n]\n")
 
@@ -41,5 +43,8 @@ def _plan(entry: dict[str, Any]) -> Plan:
         frozenset(entry["without_payments"]),
         frozenset(entry["without_faults"]),
         {call: Fault(fault) for call, fault in entry["planned"].items()},
-        PAY_IN.wishes if entry["crash_point"] else (),
+        CRASHES[entry["crash_point"]].wishes if entry["crash_point"] else (),
+        entry["payouts"],
+        frozenset(entry["without_payouts"]),
+        CRASHES[entry["crash_point"]].withdrawals if entry["crash_point"] else (),
     )

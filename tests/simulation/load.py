@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import AsyncClient, DeadlineExceededError, TallystickError, new_order
+from tallystick import AsyncClient, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.money import format_amount
 
 from .chance import Chance
 from .cluster import TEAMS, Cluster
+from .database import BEGINNING
+from .insist import insist, refused
 from .loop import Node
 from .world import World
 
-BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 _CURRENCIES = {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
 _TOKENS = {
     "tok_visa": 40.0, "tok_delay:200": 4.0, "tok_delay:2500": 1.0, "tok_delay:4000": 1.5, "tok_lost_before": 4.0, "tok_lost_after": 4.0, "tok_lost_after:3": 3.0, "tok_lost_after:20": 1.0,
@@ -44,8 +45,6 @@ class Then(StrEnum):
 
 _THEN = {Then.NOTHING: 50.0, Then.REPEAT: 15.0, Then.OTHER_VALUES: 8.0, Then.OTHER_CALLER: 5.0, Then.CANCEL: 12.0, Then.WATCH: 10.0}
 _BURST = 8
-_PATIENCE = 40
-"""How often a caller comes back before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -173,32 +172,10 @@ class Load:
             told.answers.append(answer.payment)
 
     async def _insist(self, call: Any, told: Told, allowed: frozenset[str] = frozenset()) -> Any:
-        """The call's answer, come what may; None if it is refused, which is wrong but for some reasons."""
-        answer, refusal = await self._asked(call, told)
-        if refusal is not None and refusal.reason not in allowed:
-            told.wrong.append(f"{told.wish.checkout_id} was refused: {refusal}")
-        return answer
+        return await insist(call, told.wish.checkout_id, told.wrong, allowed)
 
     async def _refused(self, call: Any, told: Told, reason: str) -> None:
-        """A call that must be refused for a reason."""
-        answer, refusal = await self._asked(call, told)
-        if answer is not None:
-            told.wrong.append(f"{told.wish.checkout_id}: what had to be refused with {reason} was not")
-        elif refusal is not None and refusal.reason != reason:
-            told.wrong.append(f"{told.wish.checkout_id}: refused with {refusal}, not with {reason}")
-
-    async def _asked(self, call: Any, told: Told) -> tuple[Any, TallystickError | None]:
-        """The call's answer, or its refusal, after as many calls as it takes. One that never gets through is wrong, and has neither."""
-        for turn in range(_PATIENCE):
-            try:
-                return await call(), None
-            except TallystickError as error:
-                last = error
-                if not (error.may_retry or isinstance(error, DeadlineExceededError)):
-                    return None, error
-            await asyncio.sleep(0.2 * (turn + 1))
-        told.wrong.append(f"{told.wish.checkout_id} never got through: {last}")
-        return None, None
+        await refused(call, told.wish.checkout_id, told.wrong, reason)
 
     async def _go_on(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, told: Told) -> None:
         wish = told.wish

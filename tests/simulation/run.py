@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tallystick import AsyncClient, TallystickError
 from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify_by
@@ -22,11 +24,13 @@ from tests.torture.check import AT_REST
 
 from .auditor import Auditor, Charged
 from .chance import Chance
-from .cluster import OPERATOR, TEAMS, Cluster
+from .cluster import OPERATOR, SERVICES, TEAMS, Cluster
 from .database import Conditions, Engines, Tables
 from .faults import Fault, Faults
 from .load import Load, Wish, wish
 from .loop import Deadlock
+from .payout_auditor import PayoutAuditor, Transferred
+from .payout_load import PayoutLoad, Withdrawal, withdrawal
 from .world import SLOW, World
 
 _CALLS_AT_MOST = 400.0
@@ -51,6 +55,11 @@ class Plan:
     planned: Mapping[str, Fault] = field(default_factory=dict)
     wishes: tuple[Wish, ...] = ()
     """Payments beside those of chance."""
+    payouts: int = 0
+    """By chance, and a schedule with a cut-off, if there are any."""
+    without_payouts: frozenset[int] = frozenset()
+    withdrawals: tuple[Withdrawal, ...] = ()
+    """Payouts beside those of chance."""
     processes: int = 2
     """Of each service."""
 
@@ -112,7 +121,7 @@ class Simulation:
         telemetry.seed(plan.seed)
         chance = Chance(plan.seed)
         faults = Faults(chance, result.plan.share or 0.0, plan.without_faults, plan.planned)
-        drift = {service: chance.between(f"drift of {service}", -5, 5) for service in ("payment", "ledger", "wallet", "event")}
+        drift = {service: chance.between(f"drift of {service}", -5, 5) for service in SERVICES}
         window = _SHORT_WINDOW if chance.number("window") < 0.3 else _LONG_WINDOW
         # what is still under way when a lease ends could reach the provider after it has forgotten the key
         slow = (SLOW[0], 5.0) if window == _SHORT_WINDOW else SLOW
@@ -141,16 +150,19 @@ class Simulation:
         span = 5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
         wishes = [wish(world.chance, number, span) for number in range(plan.payments) if number not in plan.without_payments]
         load = Load(world, cluster, [*plan.wishes, *wishes])
+        withdrawals = [withdrawal(world.chance, number, span) for number in range(plan.payouts) if number not in plan.without_payouts]
+        payouts = PayoutLoad(world, cluster, [*plan.withdrawals, *withdrawals])
         cluster.start(plan.processes)
         load.start()
+        payouts.start(schedule=plan.payouts > 0)
         await asyncio.sleep(span)
         world.tell("heals")
         world.faults.healed = True
         healed = world.loop.now
         operator = cluster.client(OPERATOR, OPERATOR)
-        while not load.idle and world.loop.now < healed + _CALLS_AT_MOST:  # noqa: ASYNC110 - nodes do not share what one waits for
+        while not (load.idle and payouts.idle) and world.loop.now < healed + _CALLS_AT_MOST:  # noqa: ASYNC110 - nodes do not share what one waits for
             await asyncio.sleep(1.0)
-        if not load.idle:
+        if not (load.idle and payouts.idle):
             result.violations.append(f"callers wait {_CALLS_AT_MOST:g} s after healing")
         await self._rests(world, result, healed + (_LAST_MESSAGES if world.faults.share else 0.0), healed)
         result.to_rest = world.loop.now - healed
@@ -159,8 +171,11 @@ class Simulation:
             if await self._clear_up(operator, world):
                 await self._rests(world, result, world.loop.now, world.loop.now)
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
-        auditor = Auditor(operator, teams, load.told, self._log(), quiet=not world.faults.share)
+        quiet = not world.faults.share
+        bank = PayoutAuditor(operator, payouts.told, self._transfers(), quiet=quiet)
+        auditor = Auditor(operator, teams, load.told, self._log(), bank, quiet=quiet)
         await auditor.audit()
+        result.violations += payouts.wrong
         result.violations += auditor.violations
         report = verify_by(self._reader)
         result.violations += [f"verify: {wrong}" for check in report.checks for wrong in check.wrong]
@@ -176,26 +191,37 @@ class Simulation:
 
     async def _clear_up(self, operator: AsyncClient, world: World) -> bool:
         """An operator has dead letters tried again, or closes them; whether there were any."""
-        request = payment_service_pb2.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
-        letters = [letter async for letter in operator.pages(operator.payment.ListDeadLetters, request, "dead_letters")]
-        for letter in letters:
-            name = letter.dead_letter_id
-            try:
-                if world.chance.number(f"retry {name}") < 0.5:
-                    await operator.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id=name, reason="once more"))
-                else:
-                    close = payment_service_pb2.CloseDeadLetterRequest(dead_letter_id=name, reason="not charged", evidence="the provider's log")
-                    await operator.payment.CloseDeadLetter(close)
-            except TallystickError as error:
-                if error.reason != "STATE_FORBIDS":
-                    raise
-        return bool(letters)
+        found = False
+        services: tuple[tuple[Any, Any], ...] = ((operator.payment, payment_service_pb2), (operator.payout, payout_service_pb2))
+        for service, pb in services:
+            request = pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
+            for letter in [letter async for letter in operator.pages(service.ListDeadLetters, request, "dead_letters")]:
+                found = True
+                await _decide(service, pb, letter.dead_letter_id, retry=world.chance.number(f"retry {letter.dead_letter_id}") < 0.5)
+        return found
 
     def _log(self) -> list[Charged]:
         rows = self._tables.query(
             "select charge_id, state, amount, currency, reference, code from sandbox.charge order by charge_id, key, generation"
         )
         return [Charged(*row) for row in rows]
+
+    def _transfers(self) -> list[Transferred]:
+        columns = "payout_id, generation, state, amount, currency, returned_amount, reference"
+        return [Transferred(*row) for row in self._tables.query(f"select {columns} from sandbox.transfer order by payout_id, key, generation")]
+
+
+async def _decide(service: Any, pb: Any, dead_letter_id: str, *, retry: bool) -> None:
+    """What an operator does with a dead letter, if that can be done."""
+    try:
+        if retry:
+            await service.RetryDeadLetter(pb.RetryDeadLetterRequest(dead_letter_id=dead_letter_id, reason="once more"))
+        else:
+            close = pb.CloseDeadLetterRequest(dead_letter_id=dead_letter_id, reason="no money moved", evidence="the provider's log")
+            await service.CloseDeadLetter(close)
+    except TallystickError as error:
+        if error.reason != "STATE_FORBIDS":
+            raise
 
 
 @contextmanager

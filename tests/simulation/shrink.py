@@ -29,16 +29,23 @@ def shrink(run: Callable[[Plan], Result], failed: Result, seconds: float) -> Res
             return True
         return False
 
-    def without(faults: Sequence[str], payments: Sequence[int]) -> Plan:
+    def without(faults: Sequence[str] = (), payments: Sequence[int] = (), payouts: Sequence[int] = ()) -> Plan:
         plan = shortest.plan
-        return replace(plan, without_faults=plan.without_faults | set(faults), without_payments=plan.without_payments | set(payments))
+        return replace(
+            plan,
+            without_faults=plan.without_faults | set(faults),
+            without_payments=plan.without_payments | set(payments),
+            without_payouts=plan.without_payouts | set(payouts),
+        )
 
     before = None
     while before != shortest.plan and time.monotonic() < end:  # what one leaves out may make another needless
         before = shortest.plan
         payments = [number for number in range(before.payments) if number not in before.without_payments]
-        _leave_out(payments, lambda some: fails(without((), some)))
-        _leave_out(list(shortest.faults), lambda some: fails(without(some, ())))
+        _leave_out(payments, lambda some: fails(without(payments=some)))
+        payouts = [number for number in range(before.payouts) if number not in before.without_payouts]
+        _leave_out(payouts, lambda some: fails(without(payouts=some)))
+        _leave_out(list(shortest.faults), lambda some: fails(without(faults=some)))
     return shortest
 
 

@@ -16,10 +16,14 @@ STOPPED = (7.0, 15.0)
 SLOW = (0.5, 12.0)
 """Seconds that something slow takes: some of it longer than its caller waits."""
 _POLLS = frozenset({
-    "transaction Flow.sweep.claim", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read Deliver.turn.<lambda>", "read WalletHandlers.sweep.due",
-    "read FromOutbox.__call__.<lambda>", "read relayed", "read LedgerEvents.__call__.unpublished", "read PaymentHandlers._read.payments",
+    "transaction Flow.sweep.claim", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read Deliver.turn.<lambda>", "read WalletHandlers._sweep.page",
+    "read FromOutbox.__call__.<lambda>", "read relayed", "read LedgerEvents.__call__.unpublished", "read PaymentHandlers._read.payments", "read Watch.turn.read",
+    "transaction Collect._close.close",
+    "read PayoutHandlers._payout.<lambda>", "read PayoutHandlers._destination.<lambda>",
 })  # fmt: skip
 """What is done again and again, and mostly finds nothing."""
+_TURNS = frozenset({"transaction Collect._begin", "read Collect.turn.look"})
+"""What tells whose turn it is; only worlds by chance let processes die there."""
 DEATH = "a process dies"
 """What stands among the calls when one does."""
 PROVIDER = "provider"
@@ -105,7 +109,7 @@ class World:
                 self._server.fault = None
             if fault in AT_COMMIT and not self._server.at_commit:
                 self.faults.had_no_effect(place)
-            if result or label not in _POLLS:
+            if (result or label not in _POLLS) and label not in _TURNS:
                 self.calls.append(place)
             self.tell(f"{place}{f' raised {type(error).__name__}' if error else ''}")
             if fault is Fault.DIES_AFTER:

@@ -52,12 +52,16 @@ class Collect:
 
     async def turn(self) -> None:
         """Goes on with all that is to be collected, if it is this process's turn."""
-        if not await self._database.transact(self._is_ours):
+        if not await self._database.transact(self._begin):
             return
-        await self._begin_runs()
-        while await self._pay_sellers():
-            pass
-        for row in await self._database.read(lambda connection: store.open_(connection, _MOST_BATCHES)):
+
+        def look(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
+            return schedule.due(connection, _MOST_AT_ONCE, default=False), store.open_(connection, _MOST_BATCHES)
+
+        sellers, batches = await self._database.read(look)
+        while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
+            sellers, batches = await self._database.read(look)
+        for row in batches:
             await self._bring_on(row)
 
     async def _bring_on(self, row: Row[Any]) -> None:
@@ -71,24 +75,19 @@ class Collect:
     def _is_ours(self, connection: Connection) -> bool:
         return alert.take_turn(connection, "collect", self._holder, _TURN)
 
-    async def _begin_runs(self) -> None:
-        """Makes a batch of each default schedule whose cut-off has come; one that was missed for days has one."""
-
-        def begin(connection: Connection) -> None:
-            now = schedule.now(connection)
-            for row in schedule.due(connection, _MOST_BATCHES, default=True):
-                new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
-                insert(connection, new, row.traceparent, row.next_time)
-                schedule.advance(connection, [("", row.currency, row.next_time, next_time(stored_schedule(row), now))])
-
-        await self._database.transact(begin)
-
-    async def _pay_sellers(self) -> bool:
-        """Makes the payouts of sellers with schedules of their own; whether there may be more."""
-        await self._room()
-        rows = await self._database.read(lambda connection: schedule.due(connection, _MOST_AT_ONCE, default=False))
-        if not rows:
+    def _begin(self, connection: Connection) -> bool:
+        """Whether it is our turn; then a batch is made of each default schedule whose cut-off has come: one, also if it was missed for days."""
+        if not self._is_ours(connection):
             return False
+        for row in schedule.due(connection, _MOST_BATCHES, default=True):
+            new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
+            insert(connection, new, row.traceparent, row.next_time)
+            schedule.advance(connection, [("", row.currency, row.next_time, next_time(stored_schedule(row), schedule.now(connection)))])
+        return True
+
+    async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
+        """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether it was ours to do."""
+        await self._room()
         arrivals = [self._arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row in rows]
 
         def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
@@ -96,7 +95,7 @@ class Collect:
             times = [(row.seller_account, row.currency, row.next_time, next_time(stored_schedule(row), now)) for row in rows]
             return schedule.advance(connection, times) > 0
 
-        return await self._make(arrivals, advance) and len(rows) == _MOST_AT_ONCE
+        return await self._make(arrivals, advance)
 
     async def _collect(self, row: Row[Any]) -> Row[Any] | None:
         """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""

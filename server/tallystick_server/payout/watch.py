@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy import Connection
 
 from tallystick_core.payout import PayoutState
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import Answer, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.runtime.execute import Execute, HeldBack
@@ -17,7 +17,17 @@ from tallystick_storage import payout as store
 from tallystick_storage.database import Database
 
 _MOST_WATCHED = 200
-_UNANSWERED = 60.0  # seconds; no look is spent on it
+
+
+def _answered(outcome: Answer | HeldBack | None) -> bool:
+    """Whether the provider has said something, be it that it knows nothing of the payout."""
+    match outcome:
+        case None | HeldBack() | NotSent():
+            return False
+        case Unknown():
+            return outcome.trouble is Trouble.REJECTED
+        case _:
+            return True
 
 
 class Watch:
@@ -32,23 +42,28 @@ class Watch:
     async def turn(self) -> None:
         """Asks once about each that is due."""
 
-        def read(connection: Connection) -> tuple[dict[str, int], list[Payout]]:
+        def read(connection: Connection) -> list[tuple[Payout, int]]:
             looks = store.to_watch(connection, _MOST_WATCHED)
-            return looks, stored_payouts(store.to_do(connection, list(looks)), {}, "") if looks else []
+            items = stored_payouts(store.to_do(connection, list(looks)), {}, "") if looks else ()
+            return [(item, looks[item.payout_id]) for item in items]
 
-        looks, items = await self._database.read(read)
-        if not items:
+        watched = await self._database.read(read)
+        if not watched:
             return
-        next_looks = await asyncio.gather(*(self._look(item, looks[item.payout_id]) for item in items))
-        delays = {item.payout_id: delay for item, delay in zip(items, next_looks, strict=True)}
-        await self._database.transact(lambda connection: store.watch_again(connection, delays))
+        again = await asyncio.gather(*(self._look(item, looks) for item, looks in watched))
 
-    async def _look(self, item: Payout, looks: int) -> float | None:
-        """Seconds until the next look; None: there is none."""
+        def note(connection: Connection) -> None:
+            store.watch_again(connection, again)
+
+        await self._database.transact(note)
+
+    async def _look(self, item: Payout, looks: int) -> store.Look:
+        """When it is looked at again, and how often it has been; what is not answered counts for nothing."""
+        policy = self._policies.of(item.provider, Trouble.WATCHED)
         if item.state not in (PayoutState.PAID, PayoutState.FAILED):
-            return None
+            return store.Look(item.payout_id, None, looks)
         outcome = await self._execute.ask(item, Step.LOOK_UP)
-        if outcome is None or isinstance(outcome, HeldBack):
-            return _UNANSWERED
+        if not _answered(outcome):
+            return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         await self._record(item, outcome)
-        return self._policies.of(item.provider, Trouble.WATCHED).delay(looks + 2, item.demand_id)
+        return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
