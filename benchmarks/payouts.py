@@ -20,7 +20,7 @@ from benchmarks.measure import Load, by_turns, peak_mb, server
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
-from tallystick_core.booking import Kind, pay_in
+from tallystick_core.booking import Kind, Line
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.failure import Failure
@@ -96,7 +96,7 @@ def _register(known: Databases, sellers: int) -> None:
 
 
 async def _sell(sellers: int, name: str, say: Callable[[str], None]) -> None:
-    """A sale of each seller, in wallet and ledger."""
+    """Something to be paid for each seller, in wallet and ledger."""
     async with grpc.aio.insecure_channel(_INSIDE) as channel:
         wallet: Any = wallet_service_pb2_grpc.WalletServiceStub(channel)
         ledger: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
@@ -104,16 +104,17 @@ async def _sell(sellers: int, name: str, say: Callable[[str], None]) -> None:
             numbers = range(start, min(start + _PAGE, sellers))
             credits_ = [
                 wallet_service_pb2.Credit(
-                    cause=f"PAY_IN/{name}-{n}", caller="bench", seller_account=f"seller-{n}", amount=f"{_SALE // 100}.00", currency="EUR"
+                    cause=f"ADJUSTMENT/{name}-{n}", caller="bench", seller_account=f"seller-{n}", amount=f"{_SALE // 100}.00", currency="EUR"
                 )
                 for n in numbers
             ]
             postings = ledger_service_pb2.BatchPostRequest(outcome_only=True)
             for n in numbers:
-                add_posting(postings, Kind.PAY_IN, f"{name}-{n}", "bench", pay_in("sandbox", f"buyer-{n % 1000}", f"seller-{n}", "EUR", _SALE, 0))
+                lines = (Line("platform/losses", "EUR", -_SALE), Line(f"sellers/seller-{n}", "EUR", _SALE))
+                add_posting(postings, Kind.ADJUSTMENT, f"{name}-{n}", "bench", lines)
             await wallet.BatchCredit(wallet_service_pb2.BatchCreditRequest(credits=credits_, outcome_only=True), timeout=30, metadata=_PLATFORM)
             await ledger.BatchPost(postings, timeout=30, metadata=_PLATFORM)
-    say(f"{sellers} sellers have sold something")
+    say(f"{sellers} sellers have something to be paid")
 
 
 async def _echo(seconds: float, say: Callable[[str], None]) -> float:

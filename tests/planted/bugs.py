@@ -42,14 +42,14 @@ BUGS = (
     Bug(
         "a server error is taken for a decline",
         f"{_SERVER}/providers/sandbox.py",
-        "case 400 if reply.code in _REFUSALS:",
-        "case 400 | 500:",
+        "case 400 if reply.code in _REFUSALS:\n            return Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
+        "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
     ),
     Bug(
         "a charge that is not found was never sent",
         f"{_SERVER}/providers/sandbox.py",
-        "case 0 if reply == UNREACHED:",
-        "case 0 | 404 if reply == UNREACHED or reply.status == 404:",
+        "    if reply == UNREACHED:",
+        "    if reply == UNREACHED or reply.status == 404:",
         "tests/test_providers.py tests/test_recovery.py",
     ),
     Bug(
@@ -287,6 +287,52 @@ BUGS = (
         "if outcome is None or isinstance(outcome, HeldBack):",
         "if isinstance(outcome, HeldBack):",
         "tests/test_recovery.py -k cannot_be_asked",
+    ),
+    # payouts
+    Bug(
+        "each sending of a payout has a key of its own",
+        f"{_SERVER}/payout/payout.py",
+        "return PayoutDemand(self.provider_key, ",
+        'return PayoutDemand(f"{self.provider_key}-{self.lease_token}", ',
+    ),
+    Bug(
+        "a payout whose key may be forgotten is sent again",
+        f"{_SERVER}/payout/payout.py",
+        "and self.age + lease < key_window",
+        "",
+    ),
+    Bug(
+        "what a bank sends back is not credited",
+        f"{_SERVER}/payout/settle.py",
+        "[one for one in otherwise if one[1].seller_change > 0]",
+        "[]",
+    ),
+    Bug(
+        "what was paid after it failed is not taken from the seller",
+        f"{_CORE}/transfer.py",
+        "        return Verdict((Happening.STRAY,), (transfer,))\n    if transfer.fit",
+        "        return Verdict()\n    if transfer.fit",
+    ),
+    Bug(
+        "a payout moves under a lease that was taken over",
+        f"{_STORAGE}/payout.py",
+        "and (r.lease_token is null or d.lease_token = r.lease_token)",
+        "",
+        "tests/test_payout_constraints.py tests/test_payout_people.py tests/test_payout.py",
+    ),
+    Bug(
+        "who made a payout approves it",
+        f"{_CORE}/payout.py",
+        "    if approver == creator:",
+        "    if approver == creator and not creator:",
+        "tests/test_payout_people.py -k two_people",
+    ),
+    Bug(
+        "a hold that was released first can still be placed",
+        f"{_SERVER}/wallet/change.py",
+        "        if unknown:\n",
+        "        if unknown and not unknown:\n",
+        "tests/test_wallet_service.py -k released_first",
     ),
     # ids and callers
     Bug(

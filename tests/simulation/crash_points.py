@@ -22,7 +22,7 @@ _SALE = replace(_WISH, together=False, sellers=("seller-a",), amounts=(5000,), f
 _WITHDRAWAL = Withdrawal(
     number=0, team="team-1", start=5.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, at_once=1, approves=True, then=PayoutThen.NOTHING,
 )  # fmt: skip
-PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,), processes=1)
+PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,))
 """A payout of a seller who has sold before: its destination, the payout, and what its bank sends back."""
 CRASHES = {"payment": PAY_IN, "payout": PAY_OUT}
 _TELLING = ("event-", "FromOutbox", "BatchPublish", "relayed", "LedgerEvents")

@@ -80,7 +80,7 @@ async def _torture(platform: Platform, postgres: EmbeddedPostgres, minutes: floa
     proxy = Proxy(postgres._sockets / ".s.PGSQL.5432")
     platform.set_up(await proxy.start(), _FIRST_PORT)
     keeper = asyncio.create_task(_keep_up(platform))
-    load = Load(platform.address, seed, callers)
+    load = Load(platform.address, platform.payout_address, seed, callers)
     nemesis = Nemesis(platform, proxy, seed)
     try:
         await asyncio.sleep(5)
@@ -104,12 +104,12 @@ async def _torture(platform: Platform, postgres: EmbeddedPostgres, minutes: floa
         platform.end()
         await proxy.stop()
     say("Checking")
-    found = check(platform.databases, load.told)
+    found = check(platform.databases, load.told, load.paid_out)
     if not rests:
         found["violations"].append(f"no rest within {_PATIENCE:g} s")
     return {
         "seed": seed, "minutes": minutes, "kills": nemesis.kills, "stops": nemesis.stops, "cuts": proxy.cuts, "database_crashes": nemesis.database_crashes,
-        "calls": load.calls, "payments": len(load.told), **found, "seconds_to_rest": round(seconds_to_rest, 1),
+        "calls": load.calls, "payments": len(load.told), "payouts": len(load.paid_out), **found, "seconds_to_rest": round(seconds_to_rest, 1),
     }  # fmt: skip
 
 

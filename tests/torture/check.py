@@ -8,10 +8,11 @@ from typing import Any
 import psycopg
 
 from tallystick.payment.v1 import payment_pb2
+from tallystick.payout.v1 import payout_pb2
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 
-from .load import Told
+from .load import PaidOut, Told
 
 _FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
 
@@ -31,7 +32,7 @@ def at_rest(admin: str) -> bool:
     return row is not None and row[0] == 0
 
 
-def check(databases: Databases, told: dict[str, Told]) -> dict[str, Any]:
+def check(databases: Databases, told: dict[str, Told], paid_out: dict[str, PaidOut]) -> dict[str, Any]:
     """`lost`, `doubled` and `violations`: the count of what was acknowledged and is not there, of orders charged twice, and a line for each breach."""
     with psycopg.connect(databases.admin) as connection:
         orders = connection.execute("""
@@ -62,9 +63,49 @@ def check(databases: Databases, told: dict[str, Told]) -> dict[str, Any]:
         for answer in one.answers:
             violations += _contradictions(answer, states[checkout], by_checkout[checkout])
         violations += [f"payment {checkout} was refused with {refusal}" for refusal in one.refusals]
+    gone, again, wrong_payouts = _check_payouts(databases, paid_out)
+    lost, doubled, violations = lost + gone, doubled + again, violations + wrong_payouts
     report = verify(databases)
     violations += [wrong for one in report.checks for wrong in one.wrong]
     return {"lost": lost, "doubled": doubled, "violations": violations}
+
+
+def _check_payouts(databases: Databases, paid_out: dict[str, PaidOut]) -> tuple[int, int, list[str]]:
+    """How many payouts were acknowledged and are not there, and were paid twice; and a line for each breach."""
+    with psycopg.connect(databases.admin) as connection:
+        payouts = {row[0]: row[1:] for row in connection.execute("select payout_id, state, settled, net_amount from payout.payout").fetchall()}
+        made = connection.execute(
+            "select payout_id, amount, coalesce(returned_amount, 0), reference from sandbox.transfer where state in ('PAID', 'RETURNED')"
+        ).fetchall()
+        known = {
+            row[0]: row[1:]
+            for row in connection.execute(
+                "select provider_reference, payout_id, amount, coalesce(returned_amount, 0) from payout.transfer"
+            ).fetchall()
+        }
+        aside = {row[0].removeprefix("payouts/") for row in connection.execute("select subject from payout.dead_letter where state = 'OPEN'")}
+    times = Counter(payout for payout, _, _, _ in made)
+    violations = [f"payout {payout} was paid {count} times" for payout, count in times.items() if count > 1]
+    doubled, lost = len(violations), 0
+    for payout, amount, returned, reference in made:
+        if known.get(reference) != (payout, amount, returned):
+            violations.append(f"payout {payout} was paid {amount} and {returned} came back, and known is {known.get(reference)}")
+    for payout, (state, settled, _) in payouts.items():
+        if state in ("PAID", "RETURNED") and not times[payout]:
+            violations.append(f"payout {payout} is {state}, and was not paid")
+        if not settled and payout not in aside:
+            violations.append(f"payout {payout} is {state}, and nobody will move it on")
+    for payout, one in paid_out.items():
+        violations += [f"payout {payout} was refused with {refusal}" for refusal in one.refusals]
+        if one.answers and payout not in payouts:
+            lost += 1
+            violations.append(f"payout {payout} was acknowledged, and is not there")
+            continue
+        for answer in one.answers:
+            before, now = payout_pb2.PayoutState.Name(answer.payout_state).removeprefix("PAYOUT_STATE_"), payouts[payout][0]
+            if before in ("PAID", "FAILED", "RETURNED") and now != before and (before, now) != ("PAID", "RETURNED"):
+                violations.append(f"payout {payout} was told to be {before}, and is {now}")
+    return lost, doubled, violations
 
 
 def _contradictions(answer: payment_pb2.Payment, state: str, statuses: dict[str, str]) -> list[str]:

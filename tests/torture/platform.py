@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
 
-SERVICES = ("payment", "ledger", "wallet", "event")
+SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 _QUICK = {
     "TALLYSTICK_REUSE_PORT": "true",
@@ -25,7 +25,8 @@ _QUICK = {
     "TALLYSTICK_BREAKER_REST": "0.5",
     "TALLYSTICK_DRAIN": "2",
     "TALLYSTICK_RETRY": "not_sent=exponential:0.2:3:1000,no_answer=exponential:0.2:3:40,server_error=exponential:0.2:1:4,busy=fixed:0.3:1000,waiting=fixed:1:0,"
-    "unresolved=exponential:0.5:3:40,unsettled=exponential:0.2:2:1000",
+    "unresolved=exponential:0.5:3:40,unsettled=exponential:0.2:2:1000,watched=fixed:1:4",
+    "TALLYSTICK_PAYOUT_WAITING_PERIOD": "0",
 }
 LEASE_SECONDS = 6.0
 
@@ -71,13 +72,13 @@ class Platform:
         self._folder = folder
         self._postgres = postgres
         self.processes: list[Process] = []
-        self.address = ""
+        self.address = self.payout_address = ""
 
     def set_up(self, proxy_port: int, first_port: int) -> None:
         """Names the processes; `proxy_port` is where they reach PostgreSQL."""
         addresses = {name: f"127.0.0.1:{first_port + place}" for place, name in enumerate(SERVICES)}
         sandbox = first_port + len(SERVICES)
-        self.address = addresses["payment"]
+        self.address, self.payout_address = addresses["payment"], addresses["payout"]
         reached = ",".join(f"{name}={address}" for name, address in addresses.items())
         log = self._folder / "processes.log"
         for name in SERVICES:

@@ -19,7 +19,7 @@ from tallystick_core.transfer import Known, Transfer, Verdict, cause_of, judge
 from tallystick_server.payout.destination import end_destinations
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
-from tallystick_server.payout.standing import Turn, stands, transfer_of
+from tallystick_server.payout.standing import Turn, transfer_of
 from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import dead_letter, due
@@ -76,13 +76,13 @@ class _Book:
     """One payout under its lock, with all that the batch tells of it, in order."""
 
     def __init__(self, item: Payout, row: Row[Any], known: Sequence[Row[Any]]) -> None:
-        self.item = item.as_stored(row)
+        self.item = item if item.standing.version == row.version else item.as_stored(row)  # mostly nobody has moved it meanwhile
         self.rested = row.settled
         self.turns: list[Turn] = []
         self.told: dict[str, Transfer] = {}
         self.heard = False
         """Whether something definite was said, so that what was set aside goes on."""
-        self._standing = stands(row)
+        self._standing = self.item.standing
         self._transfers = {one.provider_reference: transfer_of(one) for one in known}
 
     def take(self, outcome: PayoutOutcome) -> None:
