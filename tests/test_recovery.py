@@ -244,7 +244,7 @@ def charge_by_hand(databases: Databases, payment: payment_pb2.Payment, reference
     charge = payment.payment_orders[0].charge_id
     with psycopg.connect(databases.admin) as connection:
         connection.execute(
-            "insert into sandbox.charge values (%s, 1, '', %s, %s, 'SUCCEEDED', %s, 'EUR', '', clock_timestamp())",
+            "insert into sandbox.charge values (%s, 1, '', %s, %s, 'SUCCEEDED', %s, 'EUR', '', '', clock_timestamp())",
             (f"dev-{charge}-1", charge, reference, amount),
         )
 
