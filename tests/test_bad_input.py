@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tallystick import Client, InvalidArgumentError, NotFoundError
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
 from .conftest import Platform, unique
 
@@ -147,10 +148,72 @@ def test_a_million_characters(platform: Platform) -> None:
     assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
 
 
+def payout_refused(client: Client, method: str, **values: Any) -> InvalidArgumentError:
+    request = getattr(payout_service_pb2, f"{method}Request")(**values)
+    with pytest.raises(InvalidArgumentError) as error:
+        getattr(client.payout, method)(request)
+    return error.value
+
+
+PAYOUT = {"payout_id": "p", "seller_account": "s", "amount": "1.00", "currency": "EUR"}
+DESTINATION = {"payout_destination_id": "d", "seller_account": "s", "currency": "EUR", "bank_account_token": "ba_ok"}
+SCHEDULE = {"seller_account": "s", "currency": "EUR", "interval": payout_pb2.PAYOUT_INTERVAL_DAILY, "cut_off": "16:00", "time_zone": "UTC"}
+
+
+@pytest.mark.parametrize(("amount", "currency", "reason"), [case for case in BAD_AMOUNTS if case[0]])
+def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reason: str) -> None:
+    """Each is refused with its reason; only an empty one has a meaning."""
+    error = payout_refused(client, "CreatePayout", **{**PAYOUT, "amount": amount, "currency": currency})
+    assert (error.reason, error.field_violations[0].field) == (reason, "amount")
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "reason", "field"),
+    [
+        ("CreatePayout", {**PAYOUT, "payout_id": ""}, "FIELD_REQUIRED", "payout_id"),
+        ("CreatePayout", {**PAYOUT, "payout_id": "r-1"}, "FIELD_INVALID", "payout_id"),
+        ("CreatePayout", {**PAYOUT, "payout_id": "a b"}, "FIELD_INVALID", "payout_id"),
+        ("CreatePayout", {**PAYOUT, "payout_id": CARD}, "CARD_NUMBER_REFUSED", "payout_id"),
+        ("CreatePayout", {**PAYOUT, "seller_account": ""}, "FIELD_REQUIRED", "seller_account"),
+        ("CreatePayout", {**PAYOUT, "seller_account": "a" * 65}, "FIELD_INVALID", "seller_account"),
+        ("CreatePayout", {**PAYOUT, "currency": "usd"}, "CURRENCY_UNKNOWN", "currency"),
+        ("CreatePayout", {**PAYOUT, "payout_destination_id": "'; drop"}, "FIELD_INVALID", "payout_destination_id"),
+        ("CreatePayoutDestination", {**DESTINATION, "payout_destination_id": ""}, "FIELD_REQUIRED", "payout_destination_id"),
+        ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": ""}, "FIELD_REQUIRED", "bank_account_token"),
+        ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": CARD}, "CARD_NUMBER_REFUSED", "bank_account_token"),
+        ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": "tök"}, "FIELD_INVALID", "bank_account_token"),
+        ("CreatePayoutDestination", {**DESTINATION, "description": "a\0b"}, "FIELD_INVALID", "description"),
+        ("CreatePayoutDestination", {**DESTINATION, "description": "x" * 256}, "FIELD_INVALID", "description"),
+        ("ListPayoutDestinations", {"state": 99}, "FIELD_INVALID", "state"),
+        ("ListPayouts", {"payout_state": 99}, "FIELD_INVALID", "payout_state"),
+        ("ListPayouts", {"page_size": -1}, "FIELD_INVALID", "page_size"),
+        ("ListPayouts", {"page_token": "x"}, "PAGE_TOKEN_INVALID", "page_token"),
+        ("CancelPayout", {"payout_id": "p"}, "FIELD_REQUIRED", "reason"),
+        ("ApprovePayout", {"payout_id": "p", "reason": " "}, "FIELD_REQUIRED", "reason"),
+        ("RejectPayout", {"payout_id": "p", "reason": CARD}, "CARD_NUMBER_REFUSED", "reason"),
+        ("RetryPayout", {"payout_id": "p", "reason": "x"}, "FIELD_REQUIRED", "request_id"),
+        ("DisablePayoutDestination", {"payout_destination_id": "d"}, "FIELD_REQUIRED", "reason"),
+        ("PreviewPayout", {"seller_account": "s"}, "FIELD_REQUIRED", "currency"),
+        ("SetPayoutSchedule", {**SCHEDULE, "interval": 99}, "FIELD_INVALID", "interval"),
+        ("SetPayoutSchedule", {**SCHEDULE, "interval": 0}, "FIELD_REQUIRED", "interval"),
+        ("SetPayoutSchedule", {**SCHEDULE, "cut_off": "24:00"}, "FIELD_INVALID", "cut_off"),
+        ("SetPayoutSchedule", {**SCHEDULE, "time_zone": "Mars/Olympus"}, "FIELD_INVALID", "time_zone"),
+        ("SetPayoutSchedule", {**SCHEDULE, "fee": "-1"}, "AMOUNT_OUT_OF_RANGE", "fee"),
+        ("SetPayoutSchedule", {**SCHEDULE, "reserve": "1.005"}, "AMOUNT_PRECISION", "reserve"),
+        ("SetPayoutSchedule", {**SCHEDULE, "weekday": 1}, "FIELD_INVALID", "weekday"),
+        ("GetPayoutBatch", {"payout_batch_id": ""}, "FIELD_REQUIRED", "payout_batch_id"),
+    ],
+)
+def test_bad_values_of_payouts(client: Client, method: str, values: dict[str, Any], reason: str, field: str) -> None:
+    """Each is refused with its reason and the field's name, and nothing is stored."""
+    error = payout_refused(client, method, **values)
+    assert (error.reason, error.field_violations[0].field) == (reason, field)
+
+
 def test_no_card_number_is_anywhere(client: Client, platform: Platform) -> None:
     """S1: after all of these, no table of any service holds a card number."""
     refused(client, buyer_info=CARD)
-    for service in ("payment", "wallet", "ledger", "event", "sandbox"):
+    for service in ("payment", "wallet", "ledger", "payout", "event", "sandbox"):
         with psycopg.connect(platform.databases.reader(service).replace("+psycopg", "")) as connection:
             tables = connection.execute("select table_name from information_schema.tables where table_schema = %s", (service,)).fetchall()
             assert tables

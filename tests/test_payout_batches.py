@@ -128,6 +128,17 @@ def test_a_bad_list_is_refused_whole(client: Client, request_: pb.CreatePayoutBa
     assert refusal(client.payout.GetPayoutBatch, pb.GetPayoutBatchRequest(payout_batch_id="b")) == "NOT_FOUND"
 
 
+def test_a_thousand_payouts_are_one_batch(teller: Client) -> None:
+    """A batch as large as may be is accepted whole; that nobody in it can be paid is said line by line."""
+    asked = [
+        payout_pb2.NewPayout(payout_id=f"p-{'x' * 50}-{n}", seller_account=f"nobody-{'y' * 50}-{n}", amount="1.00", currency="EUR")
+        for n in range(1000)
+    ]
+    teller.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=(id_ := unique("b")), list=pb.PayoutList(payouts=asked)))
+    found = done(teller, id_)
+    assert (found.payout_batch.collected_count, found.payout_batch.refused_count) == (1000, 1000)
+
+
 def at_the_cut_off(databases: Databases) -> None:
     """Makes every schedule due."""
     with psycopg.connect(databases.admin.replace("+psycopg", "")) as connection:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from itertools import product
+from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick.payout.v1 import payout_pb2
 from tallystick_core.payment import Status, next_step
+from tallystick_core.payout import AT_REST, PayoutState
 from tallystick_core.provider import Trouble
 from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.payment.charge import Charge
+from tallystick_server.payout.payout import Payout
+from tallystick_server.payout.standing import Standing
 from tallystick_server.runtime.postpone import Postpone, Troubled
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy, parse_policy
 from tallystick_server.runtime.telemetry import current_context
@@ -38,6 +43,27 @@ def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: Status
         assert step is Step.LOOK_UP
     else:
         assert step is Step.SEND
+
+
+def in_hand(state: PayoutState, *, looking: bool, age: float, settled: bool = False) -> Payout:
+    return Payout(
+        demand_id="p-1", caller="c", number=1, provider="sandbox", provider_key="k", lease_token=1, lease_deadline=inf, traceparent="",
+        context=current_context(), age=age, looking=looking, payout_id="1", seller_account="s", amount=2, fee=1, reserve=0, currency="EUR",
+        payout_destination_id="d", bank_account_token="ba_ok", standing=Standing(2, state, settled), message=payout_pb2.Payout(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "looking", "age"), list(product(PayoutState, [False, True], [0.0, 39.9, 40.0])))
+def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(state: PayoutState, looking: bool, age: float) -> None:
+    """K3: a payout is sent only while it is SUBMITTING, sending was not given up, and its key lasts longer than the lease; at rest it is only settled."""
+    step = in_hand(state, looking=looking, age=age).step(0.0, key_window=100.0, lease=60.0)
+    if state in AT_REST:
+        assert step is Step.SETTLE
+    elif state in (PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY):
+        assert step is Step.PREPARE
+    else:
+        assert (step is Step.SEND) == (state is PayoutState.SUBMITTING and not looking and age < 40.0)
+        assert step in (Step.SEND, Step.LOOK_UP)
 
 
 @pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(Trouble, [False, True])))

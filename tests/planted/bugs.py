@@ -296,12 +296,6 @@ BUGS = (
         'return PayoutDemand(f"{self.provider_key}-{self.lease_token}", ',
     ),
     Bug(
-        "a payout whose key may be forgotten is sent again",
-        f"{_SERVER}/payout/payout.py",
-        "and self.age + lease < key_window",
-        "",
-    ),
-    Bug(
         "what a bank sends back is not credited",
         f"{_SERVER}/payout/settle.py",
         "[one for one in otherwise if one[1].seller_change > 0]",
@@ -312,13 +306,6 @@ BUGS = (
         f"{_CORE}/transfer.py",
         "        return Verdict((Happening.STRAY,), (transfer,))\n    if transfer.fit",
         "        return Verdict()\n    if transfer.fit",
-    ),
-    Bug(
-        "a payout moves under a lease that was taken over",
-        f"{_STORAGE}/payout.py",
-        "and (r.lease_token is null or d.lease_token = r.lease_token)",
-        "",
-        "tests/test_payout_constraints.py tests/test_payout_people.py tests/test_payout.py",
     ),
     Bug(
         "who made a payout approves it",

@@ -86,7 +86,7 @@ class Door:
         server.add_generic_rpc_handlers((_Unknown(self._unknown),))
 
     def _handler(self, method: MethodDescriptor, run: Callable[[Any, Call], Any], roles: frozenset[Role]) -> Any:
-        most_bytes = BATCH_BYTES if method.name.startswith("Batch") else MESSAGE_BYTES
+        most_bytes = BATCH_BYTES if "Batch" in method.name else MESSAGE_BYTES
         known = _Method(f"{method.containing_service.full_name}/{method.name}", run, GetMessageClass(method.input_type), roles, most_bytes)
         if method.server_streaming:
 
