@@ -309,14 +309,17 @@ def test_fifty_at_once_one_wins(teller: Client, keys: int) -> None:
             assert balance(teller, f"sellers/{seller}") == "0.00"
 
 
-def test_the_whole_database_verifies(teller: Client, bank: Bank, paying: Platform) -> None:
-    """After all of it, a return of more than was paid and a transfer in another currency too, every check of `tallystick verify` passes."""
-    seller = sell(teller, "10.00")
-    to = destination(teller, seller)
-    reference = unique("tr")
-    bank.script[to].extend([Succeeded(reference, 1000, "EUR"), Returned(reference, 1001, "EUR"), Succeeded(unique("tr"), 5, "USD")])
-    payout = pay_out(teller, seller)
-    assert eventually(lambda: len(story(teller, payout.payout_id).transfers) == 2)
-    assert eventually(lambda: story(teller, payout.payout_id).payout.ledger_updated)
-    report = verify(paying.databases)
+def test_the_whole_database_verifies(own_database: Databases) -> None:
+    """After a return of more than was paid, and a transfer in another currency, every check of `tallystick verify` passes."""
+    bank = Bank()
+    settings, ports = Settings(retry=RETRY, sweep_interval=0.05), Ports(payout_providers={"sandbox": bank})
+    with serving(own_database, settings, ports=ports) as running, running.client() as client:
+        seller = sell(client, "10.00")
+        to = destination(client, seller)
+        reference = unique("tr")
+        bank.script[to].extend([Succeeded(reference, 1000, "EUR"), Returned(reference, 1001, "EUR"), Succeeded(unique("tr"), 5, "USD")])
+        payout = pay_out(client, seller)
+        assert eventually(lambda: len(story(client, payout.payout_id).transfers) == 2)
+        assert eventually(lambda: story(client, payout.payout_id).payout.ledger_updated)
+    report = verify(own_database)
     assert report.passed, report.as_text()
