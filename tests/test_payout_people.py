@@ -15,6 +15,7 @@ from tallystick import Client, TallystickError
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_core.provider import Declined, PayoutFailure, Pending, PendingReason, Submitted, Succeeded, Trouble, Unknown
 from tallystick_server.process.configuration import Settings
@@ -277,6 +278,26 @@ def test_closing_needs_that_nothing_was_paid(shop: Client, chief: Client, bank: 
     slow = pay_out(shop, seller, "7.00")
     assert refusal(close, chief, dead_letter(chief, f"payouts/{slow.payout_id}")) == "STATE_FORBIDS"
     assert wallet(chief, seller) == ("7.00", "7.00", "0.00")
+
+
+def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platform, shop: Client, chief: Client, bank: Bank) -> None:
+    """A hold that contradicts another under its id says nothing about the seller's money: a dead letter, CREATED; nothing is sent, and closing is refused."""
+    seller = sell(shop, "10.00")
+    destination(shop, seller)
+    payout_id = unique("p")
+    hold = wallet_service_pb2.NewHold(
+        hold_id=payout_id, caller="shop", seller_account=seller, amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT
+    )
+    with office.client(TOKENS["platform"]) as service:
+        service.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
+    pay_out(shop, seller, "5.00", payout_id=payout_id)
+    letter = dead_letter(chief, f"payouts/{payout_id}")
+    assert letter.cause == "SETTLING_REFUSED"
+    assert refusal(close, chief, letter) == "STATE_FORBIDS"
+    chief.payout.RetryDeadLetter(pb.RetryDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="again"))
+    assert dead_letter(chief, f"payouts/{payout_id}").dead_letter_id != letter.dead_letter_id
+    assert state(story(shop, payout_id).payout) == "CREATED"
+    assert payout_id not in {demand.payout_id for demand in bank.submitted}
 
 
 def test_a_destination_that_nobody_verifies_is_closed(shop: Client, chief: Client, bank: Bank) -> None:

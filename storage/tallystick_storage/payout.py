@@ -220,7 +220,9 @@ _TO_DO = text(f"""
     order by p.payout_id
 """)
 _UNDECIDED = text("""
-    select payout_id from payout where payout_id = any (cast(:ids as text[])) and state in ('SUBMITTING', 'SUBMITTED', 'IN_TRANSIT') order by payout_id for update
+    select payout_id from payout
+    where payout_id = any (cast(:ids as text[])) and state in ('CREATED', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT')
+    order by payout_id for update
 """)
 _UNSENT = text("""
     select d.demand_id from due d join payout p on p.payout_id = substr(d.demand_id, 3)
@@ -234,7 +236,7 @@ def to_do(connection: Connection, payout_ids: list[str]) -> Sequence[Row[Any]]:
 
 
 def lock_undecided(connection: Connection, payout_ids: list[str]) -> set[str]:
-    """Those of the payouts that the provider may have and has not told the end of, locked."""
+    """Those of the payouts under way whose provider has not told an end, locked: also those it was not asked for yet."""
     return set(connection.execute(_UNDECIDED, {"ids": payout_ids}).scalars())
 
 
