@@ -1,9 +1,51 @@
 """One Alembic history for each service's schema. Its first makes what every schema has, `clock()` and `mark` among it, by `create`; every later one only calls `run`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from alembic import op
 from sqlalchemy import text
+
+
+def has_event(table: str, what: str, subject: str, version: str = "version", *, where: str = "true") -> str:
+    """E1: a rule that no row of a table is written without its event. `what` it is, in its message; `where`: the rows that are told."""
+    return f"""
+create function {table}_has_event() returns trigger language plpgsql security definer
+set search_path from current set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (select {subject}, {version} from changed where {where} except select * from told) then
+        raise exception '{what} changed without its event' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger inserted_{table}_has_event after insert on {table} referencing new table as changed for each statement execute function {table}_has_event();
+create trigger updated_{table}_has_event after update on {table} referencing new table as changed for each statement execute function {table}_has_event();
+"""
+
+
+def event_has_change(found_by: Mapping[str, str]) -> str:
+    """E1: a rule that no event tells of what has not changed. `found_by`: by collection, a select of version x.version of what {id} names."""
+    cases = "".join(
+        f"""
+            when x.aggregate_id like '{collection}/%' then exists ({select.replace("{id}", f"substr(x.aggregate_id, {len(collection) + 2})")} offset 0)"""
+        for collection, select in found_by.items()
+    )
+    return f"""
+create function event_has_change() returns trigger language plpgsql security definer
+set search_path from current set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if exists (
+        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case{cases}
+            end) is not true
+    ) then
+        raise exception 'an event tells of no change' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger event_has_change after insert on outbox referencing new table as added
+    for each statement execute function event_has_change();
+"""
+
 
 _EVERY_SCHEMA = """
 -- The only clock. The simulation replaces it.
@@ -119,22 +161,8 @@ create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_i
 create trigger ends_once before update on dead_letter for each row when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
 create trigger never_deleted before delete or truncate on dead_letter for each statement execute function refuse_change();
 
--- E1
-create function dead_letter_has_event() returns trigger language plpgsql security definer set search_path from current as $$
-begin
-    if exists (
-        select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1 else 2 end from changed except select * from told
-    ) then
-        raise exception 'a dead letter changed without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_dead_letter_has_event after insert on dead_letter referencing new table as changed
-    for each statement execute function dead_letter_has_event();
-create trigger updated_dead_letter_has_event after update on dead_letter referencing new table as changed
-    for each statement execute function dead_letter_has_event();
 grant select, insert, update (state, operator, reason, evidence, end_time) on dead_letter to {service};
-"""
+""" + has_event("dead_letter", "a dead letter", "'deadLetters/' || dead_letter_id", "case when state = 'OPEN' then 1 else 2 end")
 """The dead letters of a schema that has due work; after its outbox."""
 
 ALERTS = """
@@ -154,26 +182,19 @@ create index alert_by_time on alert (create_time desc, alert_id desc);
 create trigger ends_once before update on alert for each row when (old.end_time is not null) execute function refuse_change();
 create trigger never_deleted before delete or truncate on alert for each statement execute function refuse_change();
 
--- E1
-create function alert_has_event() returns trigger language plpgsql security definer set search_path from current as $$
-begin
-    if exists (
-        select 'alerts/' || alert_id, case when end_time is null then 1 else 2 end from changed
-        except select * from told
-    ) then
-        raise exception 'an alert changed without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_alert_has_event after insert on alert referencing new table as changed for each statement execute function alert_has_event();
-create trigger updated_alert_has_event after update on alert referencing new table as changed for each statement execute function alert_has_event();
 grant select, insert, update (end_time) on alert to {service};
 
 -- Work that one process does at a time for all of them.
 create table duty (name text primary key, holder uuid not null, until_time timestamptz not null);
 grant select, insert, update on duty to {service};
-"""
+""" + has_event("alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end")
 """The alerts of a schema, and whose turn it is to raise them; after its outbox."""
+
+OPERATED = {
+    "deadLetters": "select from dead_letter d where d.dead_letter_id = {id} and x.version = case when d.state = 'OPEN' then 1 else 2 end",
+    "alerts": "select from alert a where a.alert_id = {id} and x.version = case when a.end_time is null then 1 else 2 end",
+}
+"""How dead letters and alerts are found by what `event_has_change` is asked for."""
 
 
 def create(schema: str, *scripts: str) -> None:

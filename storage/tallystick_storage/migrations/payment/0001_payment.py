@@ -1,6 +1,6 @@
 """Checkouts, orders, history, unapplied charges."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OUTBOX, create
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event
 
 revision = "payment_0001"
 down_revision = None
@@ -188,59 +188,6 @@ end $$;
 create trigger history_has_order after insert on order_history referencing new table as added
     for each statement execute function history_has_order();
 
-create function event_has_change() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case
-            when x.aggregate_id like 'paymentOrders/%' then exists (
-                select from order_history h where h.payment_order_id = substr(x.aggregate_id, 15) and h.version = x.version offset 0)
-            when x.aggregate_id like 'payments/%' then exists (
-                select from checkout c where c.checkout_id = substr(x.aggregate_id, 10) and x.version between 1 and c.version offset 0)
-            when x.aggregate_id like 'deadLetters/%' then exists (
-                select from dead_letter d where d.dead_letter_id = substr(x.aggregate_id, 13)
-                    and x.version = case when d.state = 'OPEN' then 1 else 2 end offset 0)
-            when x.aggregate_id like 'alerts/%' then exists (
-                select from alert a where a.alert_id = substr(x.aggregate_id, 8)
-                    and x.version = case when a.end_time is null then 1 else 2 end offset 0)
-            when x.aggregate_id like 'unappliedCharges/%' then exists (
-                select from unapplied_charge u where u.unapplied_charge_id = substr(x.aggregate_id, 18) and u.version = x.version offset 0)
-            end) is not true
-    ) then
-        raise exception 'an event tells of no change' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger event_has_change after insert on outbox referencing new table as added
-    for each statement execute function event_has_change();
-
-create function checkout_has_event() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select 'payments/' || c.checkout_id, c.version from changed c where tg_op = 'INSERT' or c.version = 2 except select * from told
-    ) then
-        raise exception 'a checkout changed without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_checkout_has_event after insert on checkout referencing new table as changed
-    for each statement execute function checkout_has_event();
-create trigger updated_checkout_has_event after update on checkout referencing new table as changed
-    for each statement execute function checkout_has_event();
-
-create function unapplied_charge_has_event() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (select 'unappliedCharges/' || unapplied_charge_id, version from changed except select * from told) then
-        raise exception 'an unapplied charge changed without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_unapplied_charge_has_event after insert on unapplied_charge referencing new table as changed
-    for each statement execute function unapplied_charge_has_event();
-create trigger updated_unapplied_charge_has_event after update on unapplied_charge referencing new table as changed
-    for each statement execute function unapplied_charge_has_event();
 create trigger booked_once before update on unapplied_charge for each row when (old.ledger_updated or not new.ledger_updated)
     execute function refuse_change();
 
@@ -268,6 +215,19 @@ create trigger never_deleted before delete or truncate on checkout for each stat
 create trigger never_deleted before delete or truncate on unapplied_charge for each statement execute function refuse_change();
 """
 
+EVENTS = (
+    event_has_change(
+        {
+            "paymentOrders": "select from order_history h where h.payment_order_id = {id} and h.version = x.version",
+            "payments": "select from checkout c where c.checkout_id = {id} and x.version between 1 and c.version",
+            **OPERATED,
+            "unappliedCharges": "select from unapplied_charge u where u.unapplied_charge_id = {id} and u.version = x.version",
+        }
+    )
+    + has_event("checkout", "a checkout", "'payments/' || checkout_id", where="tg_op = 'INSERT' or version = 2")
+    + has_event("unapplied_charge", "an unapplied charge", "'unappliedCharges/' || unapplied_charge_id")
+)
+
 GRANTS = """
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
@@ -279,4 +239,4 @@ grant select, insert, delete, update (refused) on to_release to {service};
 
 
 def upgrade() -> None:
-    create("payment", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, GRANTS)
+    create("payment", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)

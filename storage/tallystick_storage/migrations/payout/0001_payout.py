@@ -1,6 +1,6 @@
 """Destinations, payouts, history, transfers, schedules, batches."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OUTBOX, create
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event
 
 revision = "payout_0001"
 down_revision = None
@@ -258,49 +258,6 @@ end $$;
 create trigger history_has_payout after insert on payout_history referencing new table as added
     for each statement execute function history_has_payout();
 
-create function event_has_change() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case
-            when x.aggregate_id like 'payouts/%' then exists (
-                select from payout_history h where h.payout_id = substr(x.aggregate_id, 9) and h.version = x.version offset 0)
-            when x.aggregate_id like 'payoutDestinations/%' then exists (
-                select from payout_destination d where d.payout_destination_id = substr(x.aggregate_id, 20) and d.version = x.version offset 0)
-            when x.aggregate_id like 'payoutBatches/%' then exists (
-                select from payout_batch b where b.payout_batch_id = substr(x.aggregate_id, 15) and b.version = x.version offset 0)
-            when x.aggregate_id like 'payoutSchedules/%' then exists (
-                select from payout_schedule s where x.version = s.version
-                    and s.seller_account = case split_part(x.aggregate_id, '/', 2) when '-' then '' else split_part(x.aggregate_id, '/', 2) end
-                    and s.currency = split_part(x.aggregate_id, '/', 3) offset 0)
-            when x.aggregate_id like 'deadLetters/%' then exists (
-                select from dead_letter d where d.dead_letter_id = substr(x.aggregate_id, 13)
-                    and x.version = case when d.state = 'OPEN' then 1 else 2 end offset 0)
-            when x.aggregate_id like 'alerts/%' then exists (
-                select from alert a where a.alert_id = substr(x.aggregate_id, 8)
-                    and x.version = case when a.end_time is null then 1 else 2 end offset 0)
-            end) is not true
-    ) then
-        raise exception 'an event tells of no change' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger event_has_change after insert on outbox referencing new table as added
-    for each statement execute function event_has_change();
-
-create function destination_has_event() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp as $$
-begin
-    if exists (select 'payoutDestinations/' || payout_destination_id, version from changed except select * from told) then
-        raise exception 'a destination changed without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_destination_has_event after insert on payout_destination referencing new table as changed
-    for each statement execute function destination_has_event();
-create trigger updated_destination_has_event after update on payout_destination referencing new table as changed
-    for each statement execute function destination_has_event();
-
 create function changed_batch_has_event() returns trigger language plpgsql security definer
 set search_path = payout, pg_temp as $$
 begin
@@ -351,6 +308,17 @@ create trigger never_deleted before delete or truncate on payout_batch for each 
 create trigger never_deleted before delete or truncate on payout_batch_item for each statement execute function refuse_change();
 """
 
+EVENTS = event_has_change(
+    {
+        "payouts": "select from payout_history h where h.payout_id = {id} and h.version = x.version",
+        "payoutDestinations": "select from payout_destination d where d.payout_destination_id = {id} and d.version = x.version",
+        "payoutBatches": "select from payout_batch b where b.payout_batch_id = {id} and b.version = x.version",
+        "payoutSchedules": """select from payout_schedule s where s.version = x.version and s.currency = split_part({id}, '/', 2)
+                and s.seller_account = case split_part({id}, '/', 1) when '-' then '' else split_part({id}, '/', 1) end""",
+        **OPERATED,
+    }
+) + has_event("payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id")
+
 GRANTS = """
 grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry to {service};
 grant update (state, verified_time, decline_code, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
@@ -366,4 +334,4 @@ grant update (state, refusal) on payout_batch_item to {service};
 
 
 def upgrade() -> None:
-    create("payout", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, GRANTS)
+    create("payout", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)

@@ -1,6 +1,6 @@
 """Wallets, their entries, holds, policies."""
 
-from tallystick_storage.migrations import OUTBOX, create
+from tallystick_storage.migrations import OUTBOX, create, event_has_change
 
 revision = "wallet_0001"
 down_revision = None
@@ -223,31 +223,19 @@ end $$;
 create trigger inserted_hold_is_held after insert on hold referencing new table as changed for each statement execute function hold_is_held();
 create trigger updated_hold_is_held after update on hold referencing new table as changed for each statement execute function hold_is_held();
 
-create function event_has_change() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case
-            when x.aggregate_id like 'wallets/%' then exists (
-                select from wallet_entry e where e.seller_account = split_part(x.aggregate_id, '/', 2)
-                    and e.currency = split_part(x.aggregate_id, '/', 3) and e.number = x.version offset 0)
-            when x.aggregate_id like 'walletPolicies/%' then exists (
-                select from wallet_policy p where p.seller_account = split_part(x.aggregate_id, '/', 2)
-                    and p.currency = split_part(x.aggregate_id, '/', 3) and p.version = x.version offset 0)
-            end) is not true
-    ) then
-        raise exception 'an event tells of no change' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger event_has_change after insert on outbox referencing new table as added
-    for each statement execute function event_has_change();
-
 create trigger append_only before update or delete or truncate on wallet_entry for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on wallet_policy for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on wallet for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on hold for each statement execute function refuse_change();
 """
+
+_OF_SELLER = "seller_account = split_part({id}, '/', 1) and currency = split_part({id}, '/', 2)"
+EVENTS = event_has_change(
+    {
+        "wallets": f"select from wallet_entry where {_OF_SELLER} and number = x.version",
+        "walletPolicies": f"select from wallet_policy where {_OF_SELLER} and version = x.version",
+    }
+)
 
 GRANTS = """
 grant select, insert on wallet, wallet_entry, hold, wallet_policy to {service};
@@ -258,4 +246,4 @@ grant update (captured_amount, state, end_time) on hold to {service};
 
 
 def upgrade() -> None:
-    create("wallet", TABLES, OUTBOX, RULES, GRANTS)
+    create("wallet", TABLES, OUTBOX, RULES, EVENTS, GRANTS)
