@@ -78,5 +78,10 @@ def key_reused(field: str) -> Refused:
     return Refused(Reason.KEY_REUSED, f"This id was used before with another value in {field}.", field=field, metadata={"field": field})
 
 
+def id_taken(field: str) -> Refused:
+    """The id in `field` is another caller's."""
+    return Refused(Reason.ID_TAKEN, f"{field} is taken.", field=field)
+
+
 def not_found(what: str) -> Refused:
     return Refused(Reason.NOT_FOUND, f"There is no such {what}.")

@@ -331,8 +331,8 @@ BUGS = (
     Bug(
         "another caller's id is a repeat",
         f"{_SERVER}/payment/accept.py",
-        '    if row.caller != arrival.event.caller:\n        return Refused(Reason.ID_TAKEN, "This checkout_id',
-        '    if not row.caller:\n        return Refused(Reason.ID_TAKEN, "This checkout_id',
+        '    if row.caller != arrival.event.caller:\n        return id_taken("checkout_id',
+        '    if not row.caller:\n        return id_taken("checkout_id',
     ),
     Bug(
         "everybody sees every payment",

@@ -29,7 +29,7 @@ from tallystick_core.payment import (
     refuse_siblings,
 )
 from tallystick_core.provider import FailureReason
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import Reason, Refused, id_taken, key_reused
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment import encode, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, new_charges
@@ -265,7 +265,7 @@ def _find(connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, Acce
 def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted | Exception:
     """The answer to an id that exists: the payment, or why not."""
     if row.caller != arrival.event.caller:
-        return Refused(Reason.ID_TAKEN, "This checkout_id is taken.", field="checkout_id")
+        return id_taken("checkout_id")
     if bytes(row.fingerprint) == arrival.fingerprint:
         return Accepted(row.id, replayed=True)
     rows = store.stored_event(connection, row.id)
@@ -291,5 +291,5 @@ def _order_taken(event: PaymentEvent, order: Order, row: Row[Any]) -> Exception:
     """The answer to an order id that belongs to another checkout."""
     path = f"payment_orders[{order.place}].payment_order_id"
     if row.caller != event.caller:
-        return Refused(Reason.ID_TAKEN, f"{path} is taken.", field=path)
+        return id_taken(path)
     return Refused(Reason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.payable import Destination, DestinationState, Funds, Terms, amount_to_pay
 from tallystick_core.payout import NewPayout, first_difference
-from tallystick_core.refusal import Reason, Refused, key_reused, not_found
+from tallystick_core.refusal import Reason, Refused, id_taken, key_reused, not_found
 from tallystick_server.payout import events
 from tallystick_server.payout.payout import Payout, new_payout
 from tallystick_server.runtime.stage import by_halves, once_per_key
@@ -216,16 +216,21 @@ class _Grounds:
         row = self.named.get(payout.payout_destination_id)
         if row is None or row.caller != payout.caller:
             raise not_found("payout destination")
-        if (row.seller_account, row.currency) != (payout.seller_account, payout.currency):
-            message = "payout_destination_id must be a destination of the seller in this currency."
-            raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
+        must_be_of(payout.seller_account, payout.currency, row)
         return row
+
+
+def must_be_of(seller: str, currency: str, destination: Row[Any]) -> None:
+    """Raises FIELD_INVALID for a destination that is another seller's, or in another currency."""
+    if (destination.seller_account, destination.currency) != (seller, currency):
+        message = "payout_destination_id must be a destination of the seller in this currency."
+        raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
 
 
 def _repeat(sent: NewPayout, row: Row[Any]) -> Result:
     """The answer to an id that exists: the payout, or why not."""
     if row.caller != sent.caller:
-        return Refused(Reason.ID_TAKEN, "This payout_id is taken.", field="payout_id")
+        return id_taken("payout_id")
     if bytes(row.fingerprint) == sent.fingerprint():
         return Accepted(row.payout_id, replayed=True)
     stored = NewPayout(row.payout_id, row.caller, row.seller_account, row.asked_amount, row.currency, row.asked_destination)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from google.rpc import status_pb2
@@ -12,7 +13,7 @@ from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
 from tallystick_core.payout import NewBatch
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_storage import batch as store
@@ -41,7 +42,7 @@ class Batches:
         return await self._database.transact(create)
 
 
-def insert(connection: Connection, new: NewBatch, traceparent: str, cut_off: Any = None) -> Row[Any] | None:
+def insert(connection: Connection, new: NewBatch, traceparent: str, cut_off: datetime | None = None) -> Row[Any] | None:
     """Stores a batch, and tells of it; None if its id exists. `cut_off`: of a run that the platform makes by itself."""
     row = store.insert(
         connection,
@@ -76,7 +77,7 @@ def tell(connection: Connection, row: Row[Any]) -> None:
 def _repeat(row: Row[Any] | None, new: NewBatch) -> None:
     """The answer to an id that exists. Raises ID_TAKEN, KEY_REUSED."""
     if row is None or row.caller != new.caller:
-        raise Refused(Reason.ID_TAKEN, "This payout_batch_id is taken.", field="payout_batch_id")
+        raise id_taken("payout_batch_id")
     if bytes(row.fingerprint) != new.fingerprint():
         raise key_reused("content")
 

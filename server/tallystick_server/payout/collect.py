@@ -88,7 +88,7 @@ class Collect:
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
         """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether it was ours to do."""
         await self._room()
-        arrivals = [self._arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row in rows]
+        arrivals = [_arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row in rows]
 
         def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
             now = schedule.now(connection)
@@ -124,19 +124,12 @@ class Collect:
             arrivals = [_asked(row, one) for one in asked]
             return _Page(arrivals, "", last=len(asked) < _MOST_AT_ONCE)
         if row.seller_account:
-            return _Page([self._arrival(row, row.payout_batch_id, row.seller_account, None, row.payout_batch_id)], "", last=True)
+            return _Page([_arrival(row, row.payout_batch_id, row.seller_account, None, row.payout_batch_id)], "", last=True)
         page = await self._funding.page(row.currency, row.place)
         sellers = sorted(seller for seller, funds in page.funds.items() if funds.available > 0)
         own = await self._database.read(lambda connection: schedule.with_own(connection, sellers, row.currency))
-        arrivals = [
-            self._arrival(row, row.payout_batch_id, seller, page.funds[seller], row.payout_batch_id) for seller in sellers if seller not in own
-        ]
+        arrivals = [_arrival(row, row.payout_batch_id, seller, page.funds[seller], row.payout_batch_id) for seller in sellers if seller not in own]
         return _Page(arrivals, page.place, last=not page.place)
-
-    def _arrival(self, row: Row[Any], run: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
-        """Whatever can be paid to a seller, as a schedule or a batch of its run has it."""
-        payout = NewPayout(made_payout_id(run, seller), row.caller, seller, None, row.currency)
-        return Arrival(payout, row.traceparent, context_of(row.traceparent), funds, batch_id)
 
     async def _make(self, arrivals: Sequence[Arrival], note: Callable[[Connection, Mapping[str, Result]], bool]) -> bool:
         """Makes payouts, with what is noted of them in the same transaction; whether it was ours to do."""
@@ -177,6 +170,12 @@ class Collect:
 
 class _TakenOver(Exception):
     """Another process has gone on with it; nothing is stored."""
+
+
+def _arrival(row: Row[Any], run: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
+    """Whatever can be paid to a seller, as a schedule or a batch of its run has it."""
+    payout = NewPayout(made_payout_id(run, seller), row.caller, seller, None, row.currency)
+    return Arrival(payout, row.traceparent, context_of(row.traceparent), funds, batch_id)
 
 
 def _asked(row: Row[Any], one: Row[Any]) -> Arrival:

@@ -17,7 +17,7 @@ from tallystick_core.money import parse_currency
 from tallystick_core.payout import AT_REST, Cause
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.payout import batches, decode, encode
-from tallystick_server.payout.accept import Arrival
+from tallystick_server.payout.accept import Arrival, must_be_of
 from tallystick_server.payout.batches import Batches
 from tallystick_server.payout.decide import Decision
 from tallystick_server.payout.flow import PayOut
@@ -112,9 +112,7 @@ class PayoutHandlers(OperatorHandlers):
         named = None
         if request.payout_destination_id:
             named = await self._destination(request.payout_destination_id, call)
-            if (named.seller_account, named.currency) != (seller, currency):
-                message = "payout_destination_id must be a destination of the seller in this currency."
-                raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
+            must_be_of(seller, currency, named)
         return await self._preview.show(seller, currency, named.payout_destination_id if named is not None else "")
 
     async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.payable import DestinationHappening, wait_before_use
 from tallystick_core.payout import NewDestination
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
 from tallystick_server.payout.destination import PREFIX, end_destinations, unverified
 from tallystick_server.payout.flow import PayOut
@@ -82,7 +82,7 @@ def _to_store(new: NewDestination, provider: str, traceparent: str) -> store.New
 def _repeat(sent: NewDestination, row: Row[Any]) -> Row[Any]:
     """The answer to an id that exists: the destination, or why not."""
     if row.caller != sent.caller:
-        raise Refused(Reason.ID_TAKEN, "This payout_destination_id is taken.", field="payout_destination_id")
+        raise id_taken("payout_destination_id")
     if bytes(row.fingerprint) != sent.fingerprint():
         raise key_reused(next(name for name in _FIELDS if getattr(sent, name) != getattr(row, name)))
     return row
