@@ -43,12 +43,13 @@ QUICK = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--keys", type=int, default=100, help="how many keys are called a hundred times at once (CI: 1,000)")
+    parser.addoption("--thorough", action="store_true", help="what takes minutes in its full measure, as .ci/run does")
 
 
 @pytest.fixture
-def keys(request: pytest.FixtureRequest) -> int:
-    return int(request.config.getoption("--keys"))
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether to measure in full, not a tenth of it."""
+    return bool(request.config.getoption("--thorough"))
 
 
 def unique(prefix: str = "t") -> str:

@@ -447,9 +447,9 @@ async def _drop_everything(platform: Platform) -> None:
         task.cancel()
 
 
-def test_ten_thousand_payments_from_three_hundred_callers(own_database: Databases) -> None:
-    """10,000 calls by 300 concurrent callers, every fifth a repeat: one charge for each order, every payment done, verify passes."""
-    numbers = [n if n % 5 else max(n - 5, 1) for n in range(10_000)]
+def test_ten_thousand_payments_from_three_hundred_callers(own_database: Databases, thorough: bool) -> None:
+    """10,000 calls (2,000 unless thorough) by 300 callers at once, every fifth a repeat: one charge for each order, every payment done, verify passes."""
+    numbers = [n if n % 5 else max(n - 5, 1) for n in range(10_000 if thorough else 2_000)]
     lock, taken = threading.Lock(), iter(numbers)
     failures: list[str] = []
 

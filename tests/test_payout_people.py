@@ -290,7 +290,8 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platfo
     )
     with office.client(TOKENS["platform"]) as service:
         service.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
-    pay_out(shop, seller, "5.00", payout_id=payout_id)
+    request = pb.CreatePayoutRequest(payout_id=payout_id, seller_account=seller, amount="5.00", currency="EUR")
+    shop.payout.CreatePayout(request, timeout=1)
     letter = dead_letter(chief, f"payouts/{payout_id}")
     assert letter.cause == "SETTLING_REFUSED"
     assert refusal(close, chief, letter) == "STATE_FORBIDS"

@@ -62,24 +62,24 @@ def test_what_failed_once_does_not_fail_again(simulation: Simulation, plan: Plan
 @pytest.mark.parametrize(
     ("plan", "nodes"), [(PAY_IN, {"payment", "wallet", "ledger", "event"}), (PAY_OUT, {"payout", "wallet", "ledger"})], ids=CRASHES
 )
-def test_a_crash_at_each_point(simulation: Simulation, plan: Plan, nodes: set[str]) -> None:
-    """A process dies before and after each port call of a payment, and of a payout: it is paid once, whoever finishes it.
+def test_a_crash_at_each_point(simulation: Simulation, plan: Plan, nodes: set[str], thorough: bool) -> None:
+    """A process dies before or after a port call of a payment, and of a payout: it is paid once, whoever finishes it.
 
-    Pairs: scripts/simulate --crash-points.
+    Thorough: before and after each. Pairs: scripts/simulate --crash-points.
     """
     quiet = simulation.run(plan)
     assert quiet.violations == []
     plans = singles(quiet)
     assert len(plans) > 50
     assert {call.split("-")[0] for plan in plans for call in plan.planned} == nodes
-    failed = [result for plan in plans for result in crash(simulation.run, plan, pairs=False).failed]
+    failed = [result for plan in (plans if thorough else plans[::5]) for result in crash(simulation.run, plan, pairs=False).failed]
     assert [(result.plan.planned, result.violations) for result in failed] == []
 
 
 def test_what_is_broken_is_found_and_made_short(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and a payment or two with a fault or two show it."""
     monkeypatch.setattr(charge.Charge, "demand", lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"))
-    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(1, 20))
+    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(4, 20))  # the first of them fails soon
     failed = next(result for result in worlds if any("was made 2 times" in violation for violation in result.violations))
     short = shrink(simulation.run, failed, seconds=25)
     assert short.violations
