@@ -156,7 +156,7 @@ async def _until_done(stub: Any, name: str, sellers: int, say: Callable[[str], N
             shown = now + 10
         if batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE or (part < 1 and batch.collected_count >= sellers * part):
             return
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1)  # each look counts all payouts of the run
     raise Failure(f"the run {name} was not done within {_RUN_SECONDS} s")
 
 

@@ -168,3 +168,9 @@ def test_requirements_carry_hashes_and_no_addresses() -> None:
     pinned = re.findall(r"^[a-z0-9_.-]+==[^\n\\]*(?:\\\n[^\n\\]*)*", text, re.MULTILINE)
     assert len(pinned) > 40
     assert all("--hash=sha256:" in pin for pin in pinned)
+
+
+def test_what_is_due_is_found_by_index() -> None:
+    """A time is compared with `(select clock())`: a bare `clock()` may change from row to row, so PostgreSQL would read every row and use no index."""
+    found = [f"{path.name}: {hit}" for path in sources("storage") for hit in re.findall(r"\w+_time\s*[<>]=?\s*clock\(\)", path.read_text())]
+    assert found == []

@@ -22,7 +22,7 @@ class Findings:
 _TURN = text("""
     insert into duty (name, holder, until_time) values (:name, :holder, clock() + cast(:seconds as interval))
     on conflict (name) do update set holder = excluded.holder, until_time = excluded.until_time
-        where duty.holder = excluded.holder or duty.until_time <= clock()
+        where duty.holder = excluded.holder or duty.until_time <= (select clock())
     returning name
 """)
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"

@@ -167,7 +167,7 @@ def _insert_mark(connection: Connection, mark: uuid.UUID) -> None:
 
 
 _MARK = text("insert into mark (id, create_time) values (:id, clock())")
-_FORGET = text("delete from mark where create_time < clock() - cast(:age as interval)")
+_FORGET = text("delete from mark where create_time < (select clock()) - cast(:age as interval)")
 
 
 def forget_marks(connection: Connection) -> None:

@@ -91,7 +91,7 @@ _UNDECIDED = text("""
     order by payout_destination_id for update
 """)
 _CURRENT = text("""
-    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.usable_time > clock() as waits, c.bank_account_token
+    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.usable_time > (select clock()) as waits, c.bank_account_token
     from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
     cross join lateral (
         select d.payout_destination_id, d.state, d.usable_time, d.bank_account_token from payout_destination d
@@ -99,7 +99,7 @@ _CURRENT = text("""
         order by d.create_time desc, d.payout_destination_id desc limit 1) c
 """)
 _NAMED = text("""
-    select payout_destination_id, caller, seller_account, currency, state, usable_time, usable_time > clock() as waits, bank_account_token
+    select payout_destination_id, caller, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, bank_account_token
     from payout_destination where payout_destination_id = any (cast(:ids as text[]))
 """)
 

@@ -131,7 +131,7 @@ def claim_aside(connection: Connection, demand_id: str, lease: float) -> int | N
 
 _CLAIM = text("""
     with c as materialized (
-        select demand_id from due where provider = :provider and next_attempt_time <= clock() and lease_until <= clock()
+        select demand_id from due where provider = :provider and next_attempt_time <= (select clock()) and lease_until <= (select clock())
         order by next_attempt_time, demand_id limit :most for update skip locked),
     d as (
         update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true

@@ -109,7 +109,7 @@ def taken(connection: Connection, checkout_ids: list[str], order_ids: list[str])
 
 _RECENT = text("""
     select b.buyer, (
-        select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > clock() - cast(:window as interval)) as orders
+        select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > (select clock()) - cast(:window as interval)) as orders
     from unnest(cast(:buyers as text[])) as b (buyer)
 """)
 
@@ -328,7 +328,7 @@ _CHARGES = text("""
     select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
-        o.resolve_by_time < clock() as overdue, d.maybe_sent, d.looking, d.tries
+        o.resolve_by_time < (select clock()) as overdue, d.maybe_sent, d.looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
     join due d on d.demand_id = g.charge_id
     join lateral (select * from attempt a where a.demand_id = g.charge_id order by number desc limit 1) a on true
@@ -409,20 +409,20 @@ _FINDINGS = """
         o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
     from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
     join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id and o.status <> 'FAILED'
-    where o.update_time < clock() - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
+    where o.update_time < (select clock()) - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
         else cast(:success as interval) end
     union all
     select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
     from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
     join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id
-    where o.resolve_by_time < clock() and o.pending_reason <> 'BUYER_ACTION'
+    where o.resolve_by_time < (select clock()) and o.pending_reason <> 'BUYER_ACTION'
     union all
     select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
     union all
     select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
     union all
     select 'RELEASE_STUCK', 'paymentOrders/' || payment_order_id, case when refused = '' then 'the wallet was not told' else refused end
-    from to_release where refused <> '' or create_time < clock() - cast(:success as interval)
+    from to_release where refused <> '' or create_time < (select clock()) - cast(:success as interval)
     union all
     select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' charges wait'
     from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider

@@ -260,7 +260,7 @@ def retry(connection: Connection, payout_id: str, request_id: str, caller: str, 
     return connection.execute(_RETRY, values).one_or_none() is not None
 
 
-_TO_WATCH = text("select payout_id, looks from watch where next_time <= clock() order by next_time, payout_id limit :most")
+_TO_WATCH = text("select payout_id, looks from watch where next_time <= (select clock()) order by next_time, payout_id limit :most")
 _WATCH = text("""
     update watch w set next_time = clock() + make_interval(secs => r.delay), looks = r.looks
     from json_to_recordset(cast(:again as json)) as r (payout_id text, delay float, looks int) where w.payout_id = r.payout_id
@@ -284,15 +284,15 @@ _FINDINGS = """
     select case p.state when 'AWAITING_APPROVAL' then 'APPROVAL_OVERDUE' else 'PAYOUT_STUCK' end as kind, 'payouts/' || p.payout_id as subject,
         p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
     from due d join payout p on p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%'
-    where p.update_time < clock() - case p.state when 'AWAITING_APPROVAL' then cast(:awaiting_approval as interval)
+    where p.update_time < (select clock()) - case p.state when 'AWAITING_APPROVAL' then cast(:awaiting_approval as interval)
         when 'SUBMITTED' then cast(:submitted as interval) when 'IN_TRANSIT' then cast(:in_transit as interval) else cast(:moving as interval) end
     union all
     select 'DESTINATION_STUCK', 'payoutDestinations/' || s.payout_destination_id, s.state || case when d.trouble = '' then '' else ': ' || d.trouble end
     from due d join payout_destination s on s.payout_destination_id = substr(d.demand_id, 3) and d.demand_id like 'd-%'
-    where s.update_time < clock() - cast(:verifying as interval)
+    where s.update_time < (select clock()) - cast(:verifying as interval)
     union all
     select 'BATCH_STUCK', 'payoutBatches/' || payout_batch_id, state || ': ' || collected_count || ' of ' || item_count
-    from payout_batch where state = 'COLLECTING' and update_time < clock() - cast(:collecting as interval)
+    from payout_batch where state = 'COLLECTING' and update_time < (select clock()) - cast(:collecting as interval)
     union all
     select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
     union all

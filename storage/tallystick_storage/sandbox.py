@@ -43,7 +43,7 @@ class Log:
             on conflict do nothing returning key
         """)
         self._find = text(f"""
-            select distinct on (key) {shown}, create_time < clock() - cast(:window as interval) as forgotten
+            select distinct on (key) {shown}, create_time < (select clock()) - cast(:window as interval) as forgotten
             from {table} where key = any (cast(:keys as text[])) order by key, generation desc
         """)
         self._last = text(f"""

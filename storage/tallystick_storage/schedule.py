@@ -61,7 +61,7 @@ _SET = text("""
     select new.*, sequence as told from new, told
 """)
 _DUE = text("""
-    select * from payout_schedule where next_time <= clock() and (seller_account = '') = :default order by next_time, seller_account, currency limit :most
+    select * from payout_schedule where next_time <= (select clock()) and (seller_account = '') = :default order by next_time, seller_account, currency limit :most
 """)
 _ADVANCE = text("""
     update payout_schedule s set next_time = r.next_time

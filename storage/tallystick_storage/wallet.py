@@ -114,7 +114,7 @@ _CREDITS = text("""
 """)
 _RELEASABLE = text("""
     select cause, release_time as time from pending_credit
-    where release_time <= clock() and (release_time, cause) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
+    where release_time <= (select clock()) and (release_time, cause) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
     order by release_time, cause limit :most
 """)
 
@@ -301,7 +301,7 @@ def set_policy(connection: Connection, key: WalletKey, *, frozen: bool, release_
 
 _EXPIRED = text("""
     select hold_id as cause, expire_time as time from hold
-    where state = 'OPEN' and expire_time <= clock() and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
+    where state = 'OPEN' and expire_time <= (select clock()) and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
     order by expire_time, hold_id limit :most
 """)
 

@@ -24,7 +24,8 @@ from tallystick_storage import alert, schedule
 from tallystick_storage import batch as store
 from tallystick_storage.database import Database
 
-_MOST_AT_ONCE = 200
+_MOST_AT_ONCE = 500
+_MOST_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
 _MOST_BATCHES = 20
 _TURN = 5.0  # seconds after which another process goes on; two at a time would do no harm
 _MOST_IN_HAND = 4000  # payouts of this process that are under way, before more are made
@@ -125,11 +126,22 @@ class Collect:
             return _Page(arrivals, "", last=len(asked) < _MOST_AT_ONCE)
         if row.seller_account:
             return _Page([_arrival(row, row.payout_batch_id, row.seller_account, None, row.payout_batch_id)], "", last=True)
-        page = await self._funding.page(row.currency, row.place)
-        sellers = sorted(seller for seller, funds in page.funds.items() if funds.available > 0)
+        funds, place = await self._funds(row.currency, row.place)
+        sellers = sorted(funds)
         own = await self._database.read(lambda connection: schedule.with_own(connection, sellers, row.currency))
-        arrivals = [_arrival(row, row.payout_batch_id, seller, page.funds[seller], row.payout_batch_id) for seller in sellers if seller not in own]
-        return _Page(arrivals, page.place, last=not page.place)
+        arrivals = [_arrival(row, row.payout_batch_id, seller, funds[seller], row.payout_batch_id) for seller in sellers if seller not in own]
+        return _Page(arrivals, place, last=not place)
+
+    async def _funds(self, currency: str, place: str) -> tuple[dict[str, Funds], str]:
+        """The next sellers who have something to be paid, and where to go on; "": that was all."""
+        found: dict[str, Funds] = {}
+        for _ in range(_MOST_PAGES):
+            page = await self._funding.page(currency, place)
+            found |= {seller: funds for seller, funds in page.funds.items() if funds.available > 0}
+            place = page.place
+            if not place or len(found) >= _MOST_AT_ONCE:
+                break
+        return found, place
 
     async def _make(self, arrivals: Sequence[Arrival], note: Callable[[Connection, Mapping[str, Result]], bool]) -> bool:
         """Makes payouts, with what is noted of them in the same transaction; whether it was ours to do."""
