@@ -321,6 +321,13 @@ BUGS = (
         "        if unknown and not unknown:\n",
         "tests/test_wallet_service.py -k released_first",
     ),
+    Bug(
+        "a payout whose key may be forgotten is sent again",
+        f"{_SERVER}/payout/payout.py",
+        "and not self.looking and self.age + lease < key_window",
+        "and not self.looking",
+        "tests/test_recovery_rules.py -k surely_honoured",
+    ),
     # ids and callers
     Bug(
         "another amount under the same id is a repeat",
