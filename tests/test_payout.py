@@ -12,8 +12,9 @@ from tallystick import Client, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.provider import Declined, InTransit, PayoutFailure, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_core.provider import Declined, InTransit, PayoutFailure, PayoutOutcome, Returned, Submitted, Succeeded, Trouble, Unknown
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
@@ -65,9 +66,9 @@ def destination(client: Client, seller: str, token: str = "") -> str:
     return id_
 
 
-def pay_out(client: Client, seller: str, amount: str = "", **values: Any) -> payout_pb2.Payout:
+def pay_out(client: Client, seller: str, amount: str = "", *, timeout: float | None = None, **values: Any) -> payout_pb2.Payout:
     request = pb.CreatePayoutRequest(payout_id=values.pop("payout_id", unique("p")), seller_account=seller, amount=amount, currency="EUR", **values)
-    return client.payout.CreatePayout(request).payout
+    return client.payout.CreatePayout(request, timeout=timeout).payout
 
 
 def state(payout: payout_pb2.Payout) -> str:
@@ -284,6 +285,57 @@ def test_a_paid_payout_that_is_said_to_have_failed_is_for_a_person(teller: Clien
     assert eventually(lambda: ("PAYOUT_CONTRADICTED", f"payouts/{payout.payout_id}") in alerts(teller), 15)
     comes_to(teller, payout.payout_id, "PAID")
     assert wallet(teller, seller) == ("0.00", "0.00", "0.00")
+
+
+def test_what_comes_back_in_parts_is_for_a_person(teller: Client, bank: Bank) -> None:
+    """After a part has come back the provider is still asked; that more came back under the same reference raises an alert."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    reference = unique("tr")
+    bank.script[to].extend([Succeeded(reference, 1000, "EUR"), Returned(reference, 100, "EUR"), *[Returned(reference, 1000, "EUR")] * 3])
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "RETURNED")
+    assert eventually(lambda: ("PAYOUT_CONTRADICTED", f"payouts/{payout.payout_id}") in alerts(teller), 15)
+    assert comes_to(teller, payout.payout_id, "RETURNED").payout.returned_amount == "1.00"
+    assert wallet(teller, seller) == ("1.00", "0.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    "answer", [Succeeded("tr", 1000, "eur"), Succeeded("tr", 0, "EUR"), Succeeded("", 1000, "EUR"), Returned("tr", 1000, "")], ids=repr
+)
+def test_what_is_no_money_is_no_answer(teller: Client, bank: Bank, answer: PayoutOutcome) -> None:
+    """An answer in no currency, of no amount or without a reference says nothing: the payout is asked for again under its key."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].extend([answer] * 2)
+    payout = pay_out(teller, seller)
+    assert comes_to(teller, payout.payout_id, "PAID").payout.paid_amount == "10.00"
+    assert balance(teller, f"sellers/{seller}") == "0.00"
+
+
+def test_an_answer_about_another_payout_is_set_aside_alone(teller: Client, bank: Bank) -> None:
+    """A reference that is another payout's cannot be stored: that payout alone waits for a person, who cannot close it; those beside it are paid."""
+    sellers = [sell(teller, "10.00") for _ in range(8)]
+    places = [destination(teller, seller) for seller in sellers]
+    first = pay_out(teller, sellers[0])
+    reference = comes_to(teller, first.payout_id, "PAID").payout.provider_reference
+    bank.script[places[1]].extend([Succeeded(reference, 1000, "EUR")] * 50)
+    with ThreadPoolExecutor(8) as pool:
+        payouts = list(pool.map(lambda seller: pay_out(teller, seller, timeout=2), sellers[1:]))
+    for payout in payouts[1:]:
+        comes_to(teller, payout.payout_id, "PAID")
+    assert eventually(lambda: letters(teller, payouts[0].payout_id))
+    (letter,) = letters(teller, payouts[0].payout_id)
+    assert letter.cause == "REJECTED"
+    with pytest.raises(TallystickError) as refused:
+        teller.payout.CloseDeadLetter(pb.CloseDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="x", evidence="y"))
+    assert refused.value.reason == "STATE_FORBIDS"
+    assert state(story(teller, payouts[0].payout_id).payout) == "SUBMITTING"
+
+
+def letters(client: Client, payout_id: str) -> list[recovery_pb2.DeadLetter]:
+    found = client.payout.ListDeadLetters(pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN, page_size=200)).dead_letters
+    return [one for one in found if one.subject == f"payouts/{payout_id}"]
 
 
 def test_fifty_at_once_one_wins(teller: Client, thorough: bool) -> None:

@@ -13,7 +13,8 @@ from tallystick._errors import from_status
 from tallystick.event.v1 import event_service_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.provider import Declined, PayoutFailure
+from tallystick_core.provider import Declined, PayoutFailure, Submitted
+from tallystick_server.payout import collect
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
@@ -198,6 +199,40 @@ def test_a_run_now(teller: Client) -> None:
     assert totals(found) == {"PAID": (1, "10.00", "0.00")}
     assert not found.payout_batch.run.HasField("cut_off_time")
     assert wallet(teller, seller) == ("0.00", "0.00", "0.00")
+
+
+def test_batches_that_stay_open_keep_no_other_waiting(teller: Client, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payouts may be on their way for days: however many batches wait for theirs, a new one is collected, and one whose payouts are at rest is DONE."""
+    monkeypatch.setattr(collect, "_MOST_BATCHES", 1)
+    for slow in (True, True, False, True, False):
+        seller = sell(teller, "10.00")
+        to = destination(teller, seller)
+        bank.script[to].extend([Submitted(unique("tr"))] * 500 * slow)
+        request = pb.CreatePayoutBatchRequest(payout_batch_id=(id_ := unique("b")), run=pb.NewPayoutRun(seller_account=seller, currency="EUR"))
+        teller.payout.CreatePayoutBatch(request)
+        if slow:
+            assert eventually(lambda: batch(teller, id_).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_OPEN)
+        else:
+            assert totals(done(teller, id_)) == {"PAID": (1, "10.00", "0.00")}
+
+
+def test_a_cut_off_that_has_come_is_not_lost_by_a_change(teller: Client, paying: Platform) -> None:
+    """A schedule that is changed after its cut-off, before it ran, still runs for it; one that is made MANUAL does not."""
+    daily(teller)
+    assert eventually(lambda: alone(paying.databases))
+    at_the_cut_off(paying.databases)
+    came = teller.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(currency="EUR")).payout_schedule.next_time
+    changed = daily(teller, fee="0.30")
+    assert (changed.version, changed.next_time) == (2, came)
+    manual = pb.SetPayoutScheduleRequest(currency="EUR", interval=payout_pb2.PAYOUT_INTERVAL_MANUAL)
+    assert not teller.payout.SetPayoutSchedule(manual).payout_schedule.HasField("next_time")
+
+
+def alone(databases: Databases) -> bool:
+    """Leaves collecting to a process that does nothing; whether there was somebody to take it from."""
+    with psycopg.connect(databases.admin) as connection:
+        statement = "update payout.duty set holder = gen_random_uuid(), until_time = now() + interval '1 hour' where name = 'collect'"
+        return connection.execute(statement).rowcount == 1
 
 
 def test_every_change_is_told(teller: Client) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tallystick import Client, TallystickError
@@ -18,6 +19,7 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_core.provider import Declined, PayoutFailure, Pending, PendingReason, Submitted, Succeeded, Trouble, Unknown
+from tallystick_server.payout.flow import PayOut
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policy, Strategy
@@ -278,6 +280,24 @@ def test_closing_needs_that_nothing_was_paid(shop: Client, chief: Client, bank: 
     slow = pay_out(shop, seller, "7.00")
     assert refusal(close, chief, dead_letter(chief, f"payouts/{slow.payout_id}")) == "STATE_FORBIDS"
     assert wallet(chief, seller) == ("7.00", "7.00", "0.00")
+
+
+def test_a_closed_payout_is_settled_by_whoever_comes(
+    shop: Client, chief: Client, bank: Bank, office: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that has closed a dead letter dies before it settles: once its lease is over another one gives the seller's money back."""
+    seller = sell(shop, "10.00")
+    to = destination(shop, seller)
+    bank.script[to].append(Unknown("malformed", Trouble.REJECTED))
+    payout = pay_out(shop, seller, timeout=1)
+    letter = dead_letter(chief, f"payouts/{payout.payout_id}")
+    monkeypatch.setattr(PayOut, "failed", lambda *_: None)
+    assert close(chief, letter).state == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+    assert state(story(shop, payout.payout_id).payout) == "FAILED"
+    monkeypatch.undo()
+    with psycopg.connect(office.databases.admin) as connection:
+        connection.execute("update payout.due set lease_until = now() where demand_id = %s", (f"p-{payout.payout_id}",))
+    assert eventually(lambda: wallet(chief, seller) == ("10.00", "0.00", "0.00"))
 
 
 def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platform, shop: Client, chief: Client, bank: Bank) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 from math import inf
 
@@ -10,17 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.payable import DestinationState
 from tallystick_core.payment import Status, next_step
 from tallystick_core.payout import AT_REST, PayoutState
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import Succeeded, Trouble
 from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payout.payout import Payout
+from tallystick_server.payout.prepare import prepared
 from tallystick_server.payout.standing import Standing
+from tallystick_server.payout.watch import Watch
 from tallystick_server.runtime.postpone import Postpone, Troubled
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy, parse_policy
 from tallystick_server.runtime.telemetry import current_context
+from tallystick_storage.database import DataRefused
 from tallystick_storage.due import Again
+from tallystick_storage.payout import Look
 
 BOUNDED = [strategy for strategy in Strategy if strategy is not Strategy.CANCEL]
 
@@ -64,6 +70,34 @@ def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(state: PayoutSta
     else:
         assert (step is Step.SEND) == (state is PayoutState.SUBMITTING and not looking and age < 40.0)
         assert step in (Step.SEND, Step.LOOK_UP)
+
+
+@pytest.mark.parametrize(
+    ("destination", "ends"), [(DestinationState.VERIFIED, []), (DestinationState.DISABLED, ["CANCELLED"]), (DestinationState.UNUSABLE, ["CANCELLED"])]
+)
+def test_nothing_waits_for_a_destination_that_has_ended(destination: DestinationState, ends: list[str]) -> None:
+    """A payout whose destination ended while its money was being held is CANCELLED, be it for a second person or to be sent."""
+    created = in_hand(PayoutState.CREATED, looking=False, age=0.0)
+    for thresholds, way in (({"EUR": 1}, ["AWAITING_APPROVAL"]), ({}, ["READY"])):
+        move = prepared(created, None, destination, thresholds)
+        states = [turn.standing.state for turn in move.turns]
+        assert states == [*way, *(ends or ["SUBMITTING"] * (way == ["READY"]))]
+        assert move.waits == (states == ["AWAITING_APPROVAL"])
+
+
+def test_what_cannot_be_recorded_is_watched_on() -> None:
+    """One payout whose answer cannot be stored is looked at again when its policy says, and raises nothing that would keep others from it."""
+
+    class Provider:
+        async def ask(self, _item: Payout, _step: Step) -> Succeeded:
+            return Succeeded("tr", 1, "EUR")
+
+    async def record(_item: Payout, _outcome: object) -> None:
+        raise DataRefused("23505", "transfer_pkey", "taken")
+
+    watch = Watch(None, Provider(), Policies(), record)  # type: ignore[arg-type]
+    look = asyncio.run(watch.look(in_hand(PayoutState.PAID, looking=False, age=0.0), 3))
+    assert look == Look("1", 86_400.0, 3)
 
 
 @pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(Trouble, [False, True])))

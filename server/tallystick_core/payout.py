@@ -142,10 +142,14 @@ CAPTURED = frozenset({_S.PAID, _S.RETURNED})
 """O1: its hold is captured, once it is settled."""
 GIVEN_BACK = frozenset({_S.FAILED, _S.REJECTED, _S.CANCELLED})
 """Its hold is released, once it is settled; one that FAILED for want of money never had any."""
+UNSENT = frozenset({_S.AWAITING_APPROVAL, _S.READY})
+"""Its money is held, and nothing was sent: it can be CANCELLED."""
 AT_REST = CAPTURED | GIVEN_BACK
 """Nothing is expected any more; PAID may still be RETURNED."""
 MAYBE_SENT = frozenset({_S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT, _S.FAILED}) | CAPTURED
 """The provider may tell of it."""
+WATCHED = MAYBE_SENT & AT_REST
+"""Money may still move: it comes back, in parts, or was paid after all."""
 
 ALERT_AFTER: Mapping[str, float] = {
     "MOVING": 600.0,

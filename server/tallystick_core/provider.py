@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from tallystick_core.currencies import EXPONENTS
+from tallystick_core.money import MAX_AMOUNT
+
 
 class FailureReason(StrEnum):
     """Why an order is FAILED."""
@@ -221,6 +224,15 @@ Verification = Verified | Declined | Pending | NotSent | Unknown
 
 Answer = Outcome | PayoutOutcome | Verification
 """Whatever a provider answers."""
+
+
+def tells_money(answer: Answer) -> bool:
+    """Whether what an answer says of money, if it does, is money, under a reference: what is not must not become a fact."""
+    match answer:
+        case Succeeded() | Returned():
+            return bool(answer.reference) and 0 < answer.amount <= MAX_AMOUNT and answer.currency in EXPONENTS
+        case _:
+            return True
 
 
 class PayoutProvider(Protocol):

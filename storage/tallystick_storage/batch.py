@@ -62,7 +62,8 @@ _INSERT = text(f"""
     select {_COLUMNS}, sequence as told from b, told
 """)
 _FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
-_OPEN = text(f"select {_COLUMNS} from payout_batch b where b.state <> 'DONE' order by b.create_time, b.payout_batch_id limit :most")
+_COLLECTING = text(f"select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING' order by b.create_time, b.payout_batch_id limit :most")
+_OPEN = text(f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after order by b.payout_batch_id limit :most")
 _LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
 _ASKED = text("""
     select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
@@ -116,9 +117,14 @@ def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
     return connection.execute(_FIND, {"id": payout_batch_id}).one_or_none()
 
 
-def open_(connection: Connection, most: int) -> Sequence[Row[Any]]:
-    """Batches that are not done, oldest first."""
-    return connection.execute(_OPEN, {"most": most}).all()
+def collecting(connection: Connection, most: int) -> Sequence[Row[Any]]:
+    """Batches whose payouts are not all made, oldest first."""
+    return connection.execute(_COLLECTING, {"most": most}).all()
+
+
+def open_(connection: Connection, after: str, most: int) -> Sequence[Row[Any]]:
+    """Batches whose payouts are all made and not all at rest, by id after a given one."""
+    return connection.execute(_OPEN, {"after": after, "most": most}).all()
 
 
 def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:

@@ -91,15 +91,17 @@ _UNDECIDED = text("""
     order by payout_destination_id for update
 """)
 _CURRENT = text("""
-    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.usable_time > (select clock()) as waits, c.bank_account_token
+    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.usable_time > (select clock()) as waits, c.bank_account_token,
+        c.provider
     from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
     cross join lateral (
-        select d.payout_destination_id, d.state, d.usable_time, d.bank_account_token from payout_destination d
+        select d.payout_destination_id, d.state, d.usable_time, d.bank_account_token, d.provider from payout_destination d
         where d.seller_account = g.seller_account and d.currency = g.currency and d.state not in ('UNUSABLE', 'DISABLED')
         order by d.create_time desc, d.payout_destination_id desc limit 1) c
 """)
 _NAMED = text("""
-    select payout_destination_id, caller, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, bank_account_token
+    select payout_destination_id, caller, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, bank_account_token,
+        provider
     from payout_destination where payout_destination_id = any (cast(:ids as text[]))
 """)
 

@@ -71,7 +71,7 @@ _REVIVE = text("""
     where demand_id = any (cast(:demands as text[])) and next_attempt_time is null and lease_until <= clock()
 """)
 _CLAIM_ASIDE = text("""
-    update due set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1
+    update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0
     where demand_id = :demand_id and next_attempt_time is null and lease_until <= clock() returning lease_token
 """)
 
@@ -125,7 +125,7 @@ def revive(connection: Connection, demand_ids: Sequence[str]) -> None:
 
 
 def claim_aside(connection: Connection, demand_id: str, lease: float) -> int | None:
-    """Leases a demand that was set aside; its lease token, or None if it is not, or somebody holds it."""
+    """Leases a demand that was set aside, which is due again; its lease token, or None if it is not, or somebody holds it."""
     return connection.execute(_CLAIM_ASIDE, {"demand_id": demand_id, "lease": f"{lease} seconds"}).scalar_one_or_none()
 
 

@@ -47,7 +47,10 @@ _SET = text("""
             :caller, :traceparent, 1, clock())
         on conflict (seller_account, currency) do update set interval = excluded.interval, weekday = excluded.weekday,
             day_of_month = excluded.day_of_month, cut_off = excluded.cut_off, time_zone = excluded.time_zone,
-            minimum_amount = excluded.minimum_amount, fee = excluded.fee, reserve = excluded.reserve, next_time = excluded.next_time,
+            minimum_amount = excluded.minimum_amount, fee = excluded.fee, reserve = excluded.reserve,
+            next_time = case  -- a cut-off that has come still runs, however late
+                when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
+                else excluded.next_time end,
             caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1, update_time = excluded.update_time
             where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone,
                 payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import rows
+from tallystick_storage.database import DataRefused, rows
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ def of(connection: Connection, payout_ids: list[str]) -> dict[str, list[Row[Any]
 
 
 def tell(connection: Connection, transfers: Sequence[ToldTransfer]) -> None:
-    """Stores transfers that are new, or have come back, of locked payouts. Raises ValueError for a reference that belongs to another payout."""
+    """Stores transfers that are new, or have come back, of locked payouts. Raises DataRefused for a reference that belongs to another payout."""
     told = connection.execute(_TELL, {"transfers": rows(transfers)}).all()
     if len(told) != len(transfers):
-        raise ValueError("a provider's reference names transfers of two payouts")
+        raise DataRefused("23505", "transfer_pkey", "a provider's reference names transfers of two payouts")

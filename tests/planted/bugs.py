@@ -156,15 +156,15 @@ BUGS = (
     Bug(
         "the sweep takes what another process works on",
         f"{_STORAGE}/due.py",
-        "select demand_id from due where provider = :provider and next_attempt_time <= clock() and lease_until <= clock()",
-        "select demand_id from due where provider = :provider and next_attempt_time <= clock()",
+        "select demand_id from due where provider = :provider and next_attempt_time <= (select clock()) and lease_until <= (select clock())",
+        "select demand_id from due where provider = :provider and next_attempt_time <= (select clock())",
         "tests/test_recovery.py",
     ),
     Bug(
         "the sweep takes nothing that was left behind",
         f"{_STORAGE}/due.py",
-        "next_attempt_time <= clock() and lease_until <= clock()\n        order by",
-        "next_attempt_time <= clock() and lease_until <= clock() and not held\n        order by",
+        "next_attempt_time <= (select clock()) and lease_until <= (select clock())\n        order by",
+        "next_attempt_time <= (select clock()) and lease_until <= (select clock()) and not held\n        order by",
     ),
     # COMMIT
     Bug(
@@ -327,6 +327,28 @@ BUGS = (
         "and not self.looking and self.age + lease < key_window",
         "and not self.looking",
         "tests/test_recovery_rules.py -k surely_honoured",
+    ),
+    Bug(
+        "a closed payout is settled only by the process that closed it",
+        f"{_STORAGE}/due.py",
+        "update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0\n"
+        "    where demand_id = :demand_id",
+        "update due set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1\n    where demand_id = :demand_id",
+        "tests/test_payout_people.py -k whoever_comes",
+    ),
+    Bug(
+        "one batch that stays open keeps all others waiting",
+        f"{_SERVER}/payout/collect.py",
+        'self._looked_at = batches[-1].payout_batch_id if len(batches) == _MOST_BATCHES else ""',
+        'self._looked_at = ""',
+        "tests/test_payout_batches.py -k stay_open",
+    ),
+    Bug(
+        "a payout for a destination that ended waits for approval",
+        f"{_SERVER}/payout/prepare.py",
+        "if standing.state in UNSENT and destination in ENDED:",
+        "if standing.state is PayoutState.READY and destination in ENDED:",
+        "tests/test_recovery_rules.py -k destination_that_has_ended",
     ),
     # ids and callers
     Bug(

@@ -80,14 +80,12 @@ class Accept:
         self,
         database: Database,
         funds: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], Funds]]],
-        provider: str,
         environment: str,
         lease: float,
         hand_on: Callable[[Payout], None],
     ) -> None:
         self._database = database
         self._funds = funds
-        self._provider = provider
         self._environment = environment
         self._lease = lease
         self._hand_on = hand_on
@@ -165,7 +163,7 @@ class Accept:
             currency=payout.currency,
             payout_destination_id=to.payout_destination_id,
             payout_batch_id=arrival.payout_batch_id,
-            provider=self._provider,
+            provider=to.provider,
             traceparent=arrival.traceparent,
         )
         judged.new[payout.payout_id] = (arrival, new, to.bank_account_token)

@@ -50,27 +50,27 @@ class Collect:
         self._funding = funding
         self._holder = holder
         self._in_hand = in_hand
+        self._looked_at = ""
+        """The last open batch that was looked at: some stay open for days, and keep no other waiting."""
 
     async def turn(self) -> None:
         """Goes on with all that is to be collected, if it is this process's turn."""
         if not await self._database.transact(self._begin):
             return
 
-        def look(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
-            return schedule.due(connection, _MOST_AT_ONCE, default=False), store.open_(connection, _MOST_BATCHES)
+        def due_sellers(connection: Connection) -> Sequence[Row[Any]]:
+            return schedule.due(connection, _MOST_AT_ONCE, default=False)
 
-        sellers, batches = await self._database.read(look)
+        sellers = await self._database.read(due_sellers)
         while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
-            sellers, batches = await self._database.read(look)
-        for row in batches:
-            await self._bring_on(row)
-
-    async def _bring_on(self, row: Row[Any]) -> None:
-        """Takes a batch as far as it comes now."""
-        batch: Row[Any] | None = row
-        while batch is not None and batch.state == "COLLECTING":
-            batch = await self._collect(batch)
-        if batch is not None and batch.state == "OPEN":
+            sellers = await self._database.read(due_sellers)
+        for row in await self._database.read(lambda connection: store.collecting(connection, _MOST_BATCHES)):
+            batch: Row[Any] | None = row
+            while batch is not None and batch.state == "COLLECTING":
+                batch = await self._collect(batch)
+        batches = await self._database.read(lambda connection: store.open_(connection, self._looked_at, _MOST_BATCHES))
+        self._looked_at = batches[-1].payout_batch_id if len(batches) == _MOST_BATCHES else ""
+        for batch in batches:
             await self._close(batch)
 
     def _is_ours(self, connection: Connection) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
-from tallystick_core.payout import Cause, Happening
+from tallystick_core.payout import UNSENT, Cause, Happening
 from tallystick_core.provider import Declined, FailureReason, Verification
 from tallystick_core.recovery import Step
 from tallystick_server.payout import encode, events
@@ -164,5 +164,5 @@ def _cancel_unsent(connection: Connection, destination_id: str) -> None:
     tokens = due.take_over(connection, payouts.unsent(connection, destination_id), 0.0)
     if tokens:
         items = stored_payouts(payouts.to_do(connection, [id_.removeprefix("p-") for id_ in tokens]), tokens, "")
-        moves = [Move(item, (Turn(item.standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED),)) for item in items]
-        move_payouts(connection, moves)
+        ended = [item for item in items if item.state in UNSENT]  # but what was decided since they were found
+        move_payouts(connection, [Move(item, (Turn(item.standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED),)) for item in ended])

@@ -75,7 +75,7 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self.dead_letters = DeadLetters(database, self)
         self.settings = own
         self.funding = Funding(peers, wallet_address)
-        self.accept = Accept(database, self.funding.of, own.provider, own.environment, settings.lease, self.take)
+        self.accept = Accept(database, self.funding.of, own.environment, settings.lease, self.take)
         self.decide = Decide(database, own.environment, settings.lease, self.take)
         self._accept: Stage[Arrival, Accepted] = Stage("payout.accept", self.accept.run, most=MOST_ITEMS)
         self._prepare: Stage[Payout, Payout] = Stage(

@@ -10,12 +10,12 @@ from sqlalchemy import Connection
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import format_amount
 from tallystick_core.payable import ENDED, DestinationState
-from tallystick_core.payout import Cause, Happening, PayoutState, hold_failure, needs_approval
+from tallystick_core.payout import UNSENT, Cause, Happening, PayoutState, hold_failure, needs_approval
 from tallystick_core.provider import PayoutFailure
 from tallystick_core.refusal import Refused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
-from tallystick_server.payout.standing import Standing, Turn
+from tallystick_server.payout.standing import Turn
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.flow import SettlingRefused
 from tallystick_server.runtime.peers import Peers
@@ -45,7 +45,8 @@ class Prepare:
 
         def prepare(connection: Connection) -> dict[str, Payout]:
             states = destinations.states(connection, sorted({item.payout_destination_id for item in able}))
-            return move_payouts(connection, [self._move(item, failures.get(item.payout_id), states[item.payout_destination_id]) for item in able])
+            moves = [prepared(item, failures.get(item.payout_id), states[item.payout_destination_id], self._thresholds) for item in able]
+            return move_payouts(connection, moves)
 
         moved = await self._database.transact(prepare) if able else {}
         return [ours.get(item.payout_id) or moved.get(item.payout_id, item) for item in items]
@@ -70,26 +71,24 @@ class Prepare:
         answered = zip(items, results, strict=True)
         return {item.payout_id: from_status(result.error) for item, result in answered if result.WhichOneof("result") == "error"}
 
-    def _move(self, item: Payout, failure: PayoutFailure | None, destination: DestinationState) -> Move:
-        turns: list[Turn] = []
-        standing = item.standing
-        if standing.state is PayoutState.CREATED:
-            turns.append(self._held(item, failure))
-            standing = turns[-1].standing
-        if standing.state is PayoutState.READY:
-            turns.append(_begun(standing, destination))
-        return Move(item, tuple(turns), waits=turns[-1].standing.state is PayoutState.AWAITING_APPROVAL)
 
-    def _held(self, item: Payout, failure: PayoutFailure | None) -> Turn:
-        """What the wallet's verdict makes of a payout."""
-        if failure is not None:
-            return Turn(item.standing.after(Happening.HOLD_REFUSED, failure_reason=failure), Cause.HOLD_REFUSED)
-        approval = needs_approval(item.amount, item.currency, self._thresholds)
-        return Turn(item.standing.after(Happening.HELD_FOR_APPROVAL if approval else Happening.FUNDS_HELD), Cause.FUNDS_HELD)
+def prepared(item: Payout, failure: PayoutFailure | None, destination: DestinationState, thresholds: Mapping[str, int]) -> Move:
+    """What becomes of a payout that is CREATED, with the wallet's verdict, or READY: an attempt, committed before it is sent, if its way is free."""
+    turns: list[Turn] = []
+    standing = item.standing
+    if standing.state is PayoutState.CREATED:
+        turns.append(_held(item, failure, thresholds))
+        standing = turns[-1].standing
+    if standing.state in UNSENT and destination in ENDED:  # it can be paid nowhere any more
+        turns.append(Turn(standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED))
+    elif standing.state is PayoutState.READY:
+        turns.append(Turn(standing.after(Happening.SENDING, attempt_count=standing.attempt_count + 1), Cause.SENDING))
+    return Move(item, tuple(turns), waits=turns[-1].standing.state is PayoutState.AWAITING_APPROVAL)
 
 
-def _begun(standing: Standing, destination: DestinationState) -> Turn:
-    """The attempt, committed before it is sent; or the end of a payout that can be paid nowhere any more."""
-    if destination in ENDED:
-        return Turn(standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED)
-    return Turn(standing.after(Happening.SENDING, attempt_count=standing.attempt_count + 1), Cause.SENDING)
+def _held(item: Payout, failure: PayoutFailure | None, thresholds: Mapping[str, int]) -> Turn:
+    """What the wallet's verdict makes of a payout."""
+    if failure is not None:
+        return Turn(item.standing.after(Happening.HOLD_REFUSED, failure_reason=failure), Cause.HOLD_REFUSED)
+    approval = needs_approval(item.amount, item.currency, thresholds)
+    return Turn(item.standing.after(Happening.HELD_FOR_APPROVAL if approval else Happening.FUNDS_HELD), Cause.FUNDS_HELD)

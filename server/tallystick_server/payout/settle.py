@@ -11,7 +11,7 @@ from typing import Any
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import format_amount
-from tallystick_core.payout import CAPTURED, Cause, Happening, PayoutState
+from tallystick_core.payout import CAPTURED, WATCHED, Cause, Happening
 from tallystick_core.provider import Trouble
 from tallystick_core.transfer import Fact, Fit, Transfer, facts
 from tallystick_server.payout.move import Move, move_payouts
@@ -62,7 +62,7 @@ class Settle:
 
     def _move(self, item: Payout) -> Move:
         """What was paid may come back, and what failed after it was sent may have been paid after all, so its provider is asked now and then."""
-        told = item.state is PayoutState.PAID or (item.state is PayoutState.FAILED and item.standing.attempt_count > 0)
+        told = item.state in WATCHED and item.standing.attempt_count > 0
         watch = self._policies.of(item.provider, Trouble.WATCHED).delay(1, item.demand_id) if told else None
         return Move(item, (Turn(item.standing.after(Happening.SETTLED), Cause.SETTLED),), watch_after=watch)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import Connection
 
-from tallystick_core.payout import PayoutState
+from tallystick_core.payout import WATCHED
 from tallystick_core.provider import Answer, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.payout.payout import Payout, stored_payouts
@@ -15,6 +16,8 @@ from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.retry import Policies
 from tallystick_storage import payout as store
 from tallystick_storage.database import Database
+
+log = logging.getLogger(__name__)
 
 _MOST_WATCHED = 200
 
@@ -50,20 +53,24 @@ class Watch:
         watched = await self._database.read(read)
         if not watched:
             return
-        again = await asyncio.gather(*(self._look(item, looks) for item, looks in watched))
+        again = await asyncio.gather(*(self.look(item, looks) for item, looks in watched))
 
         def note(connection: Connection) -> None:
             store.watch_again(connection, again)
 
         await self._database.transact(note)
 
-    async def _look(self, item: Payout, looks: int) -> store.Look:
+    async def look(self, item: Payout, looks: int) -> store.Look:
         """When it is looked at again, and how often it has been; what is not answered counts for nothing."""
         policy = self._policies.of(item.provider, Trouble.WATCHED)
-        if item.state not in (PayoutState.PAID, PayoutState.FAILED):
+        if item.state not in WATCHED:
             return store.Look(item.payout_id, None, looks)
         outcome = await self._execute.ask(item, Step.LOOK_UP)
         if not _answered(outcome):
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
-        await self._record(item, outcome)
+        try:
+            await self._record(item, outcome)
+        except Exception:  # what one payout's answer does keeps no other from being looked at
+            log.exception("what %s came to cannot be recorded; it is asked again", item.subject)
+            return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)

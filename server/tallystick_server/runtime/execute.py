@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry import trace
 
-from tallystick_core.provider import Answer, NotSent, Trouble, Unknown
+from tallystick_core.provider import Answer, NotSent, Trouble, Unknown, tells_money
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
 from tallystick_server.runtime.demand import InHand
@@ -84,12 +84,13 @@ class Execute:
     async def _ask(self, item: InHand, step: Step) -> Answer:
         try:
             async with asyncio.timeout(self._timeout):
-                return await item.ask(self._providers[item.provider], step)
+                outcome = await item.ask(self._providers[item.provider], step)
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:
             log.exception("the adapter of %s failed on %s (trace %s)", item.provider, item.subject, _trace(item))
             return Unknown("the provider's adapter failed")
+        return outcome if tells_money(outcome) else Unknown(f"{type(outcome).__name__} of what is no amount of money")
 
 
 def _trace(item: InHand) -> str:

@@ -23,7 +23,7 @@ from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
 from tallystick_server.runtime.retry import Policies, spread
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import due
-from tallystick_storage.database import Database
+from tallystick_storage.database import Database, DataRefused
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,12 @@ class Flow(ABC, Generic[H, G]):
             outcome = replace(outcome, reason=ending)
         trouble = troubled(item, outcome, step)
         if trouble is None or step is Step.SEND or trouble.trouble is Trouble.WAITING:
-            item = await self.record(item, outcome)
+            try:
+                item = await self.record(item, outcome)
+            except DataRefused as error:
+                log.error("the answer to %s cannot be stored: %s", item.subject, error)  # noqa: TRY400 - where it happened says nothing
+                await self._postponed(Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}"))
+                return
         if item.to_settle:
             await self.settled(item)
         elif trouble is not None:

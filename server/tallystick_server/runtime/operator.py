@@ -23,7 +23,7 @@ from tallystick_server.runtime.execute import HeldBack
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.flow import Flow
 from tallystick_storage import alert, dead_letter, due
-from tallystick_storage.database import Database
+from tallystick_storage.database import Database, DataRefused
 
 H = TypeVar("H", bound=InHand)
 G = TypeVar("G")
@@ -81,7 +81,12 @@ class DeadLetters(Generic[H, G]):
         item, outcome = await self._ask(row)
         match outcome:
             case Succeeded() | Declined() | Returned() | Verified():
-                await self._flow.record(item, outcome)  # which resolves it
+                try:
+                    await self._flow.record(item, outcome)  # which resolves it
+                except DataRefused:
+                    raise _forbidden(
+                        "What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE"
+                    ) from None
                 return await self.find(dead_letter_id)
             case NotSent() | Unknown():
                 pass
