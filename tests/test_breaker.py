@@ -108,7 +108,7 @@ class Moody:
     async def send(self, demand: ChargeDemand) -> Outcome:
         if self.hangs:
             await asyncio.Event().wait()
-        return Unknown("no") if self.fails else Succeeded("r", demand.amount, demand.currency)
+        return Unknown("no") if self.fails else Succeeded("r", 1, demand.currency)
 
     look_up = cancel = send
 

@@ -339,7 +339,7 @@ BUGS = (
     Bug(
         "one batch that stays open keeps all others waiting",
         f"{_SERVER}/payout/collect.py",
-        'self._looked_at = batches[-1].payout_batch_id if len(batches) == _MOST_BATCHES else ""',
+        'self._looked_at = open_[-1].payout_batch_id if len(open_) == _MOST_BATCHES else ""',
         'self._looked_at = ""',
         "tests/test_payout_batches.py -k stay_open",
     ),

@@ -58,19 +58,23 @@ class Collect:
         if not await self._database.transact(self._begin):
             return
 
-        def due_sellers(connection: Connection) -> Sequence[Row[Any]]:
-            return schedule.due(connection, _MOST_AT_ONCE, default=False)
+        def look(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
+            sellers = schedule.due(connection, _MOST_AT_ONCE, default=False)
+            return sellers, store.collecting(connection, _MOST_BATCHES), store.open_(connection, self._looked_at, _MOST_BATCHES)
 
-        sellers = await self._database.read(due_sellers)
+        sellers, new, open_ = await self._database.read(look)
         while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
-            sellers = await self._database.read(due_sellers)
-        for row in await self._database.read(lambda connection: store.collecting(connection, _MOST_BATCHES)):
-            batch: Row[Any] | None = row
-            while batch is not None and batch.state == "COLLECTING":
-                batch = await self._collect(batch)
-        batches = await self._database.read(lambda connection: store.open_(connection, self._looked_at, _MOST_BATCHES))
-        self._looked_at = batches[-1].payout_batch_id if len(batches) == _MOST_BATCHES else ""
-        for batch in batches:
+            sellers, new, open_ = await self._database.read(look)
+        self._looked_at = open_[-1].payout_batch_id if len(open_) == _MOST_BATCHES else ""
+        for row in (*new, *open_):
+            await self._bring_on(row)
+
+    async def _bring_on(self, row: Row[Any]) -> None:
+        """Takes a batch as far as it comes now."""
+        batch: Row[Any] | None = row
+        while batch is not None and batch.state == "COLLECTING":
+            batch = await self._collect(batch)
+        if batch is not None and batch.state == "OPEN":
             await self._close(batch)
 
     def _is_ours(self, connection: Connection) -> bool:
