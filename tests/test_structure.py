@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from tallystick.event.v1 import event_pb2, event_service_pb2
+from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
@@ -21,7 +21,6 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.booking import Kind
 from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.event import EventType
 from tallystick_core.payable import DestinationState, Limit
 from tallystick_core.payment import HAPPENINGS, Charging, MethodType, OnPartial, Status
 from tallystick_core.payout import HAPPENINGS as PAYOUT_HAPPENINGS
@@ -105,7 +104,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
     ("enum", "wire"),
     [
         (Status, payment_pb2.PaymentOrderStatus), (Kind, ledger_pb2.TransactionKind), (EntryKind, wallet_pb2.WalletEntryKind),
-        (HoldState, wallet_pb2.HoldState), (EventType, event_pb2.EventType), (FailureReason, payment_pb2.FailureReason),
+        (HoldState, wallet_pb2.HoldState), (FailureReason, payment_pb2.FailureReason),
         (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
         (OnPartial, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
         (PayoutFailure, payout_pb2.PayoutFailureReason), (Interval, payout_pb2.PayoutInterval), (Weekday, payout_pb2.Weekday),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -57,7 +57,7 @@ class Happening(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     STRAY = "STRAY"
-    """Money was paid, or came back, that fits no move."""
+    """Money was paid, or came back, that fits no move; or the provider tells otherwise than before, which moves nothing."""
     GIVEN_UP = "GIVEN_UP"
     """Sending has been given up, and surely nothing was paid."""
     CLOSED = "CLOSED"
@@ -94,7 +94,7 @@ MOVES: dict[tuple[PayoutState, Happening], PayoutState] = {
     (_S.AWAITING_APPROVAL, _H.REJECTED): _S.REJECTED,
     (_S.AWAITING_APPROVAL, _H.CANCELLED): _S.CANCELLED,
     (_S.AWAITING_APPROVAL, _H.DESTINATION_ENDED): _S.CANCELLED,
-    # moved on by the submit stage, at once, or when the provider is asked again after it failed
+    # moved on by the prepare stage, at once
     (_S.READY, _H.SENDING): _S.SUBMITTING,
     (_S.READY, _H.CANCELLED): _S.CANCELLED,
     (_S.READY, _H.DESTINATION_ENDED): _S.CANCELLED,
@@ -191,8 +191,6 @@ class NewPayout:
     currency: str
     payout_destination_id: str = ""
     """"": the seller's current one."""
-    place: int = field(default=0, compare=False)
-    """Where it stood in its batch; no part of its values."""
 
     def values(self) -> tuple[str | int, ...]:
         """What makes two payouts the same: what was asked for, never what was found to be payable."""

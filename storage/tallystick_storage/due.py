@@ -77,8 +77,9 @@ _CLAIM_ASIDE = text("""
 
 
 _TAKE_OVER = text("""
-    update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0
-    where demand_id = any (cast(:demands as text[])) returning demand_id, lease_token
+    with c as materialized (select demand_id from due where demand_id = any (cast(:demands as text[])) order by demand_id for update)
+    update due d set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0
+    from c where d.demand_id = c.demand_id returning d.demand_id, d.lease_token
 """)
 
 
@@ -86,14 +87,6 @@ def take_over(connection: Connection, demand_ids: Sequence[str], lease: float) -
     """Leases demands, whoever holds them, for `lease` seconds: demand_id to lease token. For what a person has decided, and must happen now."""
     found = connection.execute(_TAKE_OVER, {"demands": list(demand_ids), "lease": f"{lease} seconds"})
     return {row.demand_id: row.lease_token for row in found}
-
-
-_FORGET = text("delete from due where demand_id = any (cast(:demands as text[]))")
-
-
-def forget(connection: Connection, demand_ids: Sequence[str]) -> None:
-    """Takes demands out of the due work that have come to their end."""
-    connection.execute(_FORGET, {"demands": list(demand_ids)})
 
 
 def record_answers(connection: Connection, answers: Sequence[Answer]) -> None:

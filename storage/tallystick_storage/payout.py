@@ -187,9 +187,11 @@ def move(connection: Connection, moves: Sequence[PayoutMove], steps: Sequence[St
     return {row.payout_id: row for row in found}
 
 
+_LOCKED_DUE = (
+    "select demand_id from due where demand_id = any (select 'p-' || id from unnest(cast(:ids as text[])) as i (id)) order by demand_id for update"
+)
 _LOCK = text(f"""
-    with locked_due as materialized (
-        select demand_id from due where demand_id = any (select 'p-' || id from unnest(cast(:ids as text[])) as i (id)) order by demand_id for update)
+    with locked_due as materialized ({_LOCKED_DUE})
     select {COLUMNS} from payout p
     where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0 order by p.payout_id for update
 """)
@@ -219,10 +221,11 @@ _TO_DO = text(f"""
     left join attempt a on a.demand_id = 'p-' || g.id and a.number = 1
     order by p.payout_id
 """)
-_UNDECIDED = text("""
-    select payout_id from payout
+_UNDECIDED = text(f"""
+    with locked_due as materialized ({_LOCKED_DUE})
+    select payout_id from payout p
     where payout_id = any (cast(:ids as text[])) and state in ('CREATED', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT')
-    order by payout_id for update
+        and (select count(*) from locked_due) >= 0 order by payout_id for update
 """)
 _UNSENT = text("""
     select d.demand_id from due d join payout p on p.payout_id = substr(d.demand_id, 3)
@@ -246,7 +249,7 @@ def unsent(connection: Connection, payout_destination_id: str) -> list[str]:
 
 
 _RETRIED = text("select caller, reason from payout_retry where payout_id = :payout_id and request_id = :request_id")
-_RETRY = text("insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock()) on conflict do nothing returning request_id")
+_RETRY = text("insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock())")
 
 
 def retried(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
@@ -254,10 +257,9 @@ def retried(connection: Connection, payout_id: str, request_id: str) -> Row[Any]
     return connection.execute(_RETRIED, {"payout_id": payout_id, "request_id": request_id}).one_or_none()
 
 
-def retry(connection: Connection, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
-    """Notes a retry; whether it was not noted before."""
-    values = {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason}
-    return connection.execute(_RETRY, values).one_or_none() is not None
+def retry(connection: Connection, payout_id: str, request_id: str, caller: str, reason: str) -> None:
+    """Notes a retry of a locked payout."""
+    connection.execute(_RETRY, {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason})
 
 
 _TO_WATCH = text("select payout_id, looks from watch where next_time <= (select clock()) order by next_time, payout_id limit :most")

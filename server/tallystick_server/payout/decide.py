@@ -68,6 +68,7 @@ class Decide:
         """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED."""
 
         def retry(connection: Connection) -> bool:
+            store.lock(connection, [payout_id])  # the same call at once waits, and finds it made
             known = store.retried(connection, payout_id, request_id)
             if known is not None:
                 if (known.caller, known.reason) != (caller, reason):

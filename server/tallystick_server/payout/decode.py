@@ -30,13 +30,13 @@ def new_destination(request: pb.CreatePayoutDestinationRequest, caller: str) -> 
     )
 
 
-def new_payout(request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: str, place: int = 0) -> NewPayout:
+def new_payout(request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: str) -> NewPayout:
     """A payout. Raises Refused with the first field that is wrong."""
     payout_id = parse_payout_id(request.payout_id)
     seller = parse_id(request.seller_account, "seller_account")
     currency = parse_currency(request.currency)
     amount = parse_amount(request.amount, currency) if request.amount else None
-    return NewPayout(payout_id, caller, seller, amount, currency, optional_id(request.payout_destination_id, "payout_destination_id"), place)
+    return NewPayout(payout_id, caller, seller, amount, currency, optional_id(request.payout_destination_id, "payout_destination_id"))
 
 
 def new_batch(request: pb.CreatePayoutBatchRequest, caller: str) -> NewBatch:
@@ -63,7 +63,7 @@ def _payouts(asked: pb.PayoutList, caller: str) -> tuple[NewPayout, ...]:
     payouts: dict[str, NewPayout] = {}
     for place, new in enumerate(asked.payouts):
         try:
-            payout = new_payout(new, caller, place)
+            payout = new_payout(new, caller)
         except Refused as refused:
             raise refused.below(f"list.payouts[{place}]") from None
         if payout.payout_id in payouts:

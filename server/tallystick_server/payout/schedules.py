@@ -1,4 +1,4 @@
-"""Schedules: set whole, shown as they hold, and previewed."""
+"""Schedules: set whole, and shown as they hold."""
 
 from __future__ import annotations
 

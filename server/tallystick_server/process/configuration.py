@@ -63,7 +63,7 @@ class Settings:
     payout_approve_above: Mapping[str, int] = field(default_factory=dict)
     """Currency to the amount above which a payout needs a second person, such as EUR=10000.00; without one, none does."""
     payout_waiting_period: float = 259_200.0
-    """Seconds that a destination waits before it is used, where another one of the seller had been verified before."""
+    """Seconds that a destination waits before it is used, where another one of the seller in the currency had been verified before."""
     payout_alert_after: Mapping[str, float] = field(default_factory=dict)
     """State to the seconds after which a payout that rests in it raises an alert, over MOVING=600 (any other state, or not settled),
     AWAITING_APPROVAL=86400,SUBMITTED=86400,IN_TRANSIT=432000, and VERIFYING=259200 for destinations, COLLECTING=3600 for batches."""
@@ -84,9 +84,9 @@ class Settings:
     provider_calls: int = 2000
     """The most calls to one provider at a time."""
     lease: float = 60.0
-    """Seconds for which a process has a charge to itself; longer than a provider's call and the recording of its answer."""
+    """Seconds for which a process has a charge or a payout to itself; longer than a provider's call and the recording of its answer."""
     provider_key_window: float = 86_400.0
-    """Seconds for which the provider honours an idempotency key; after that a charge is looked up, never sent again."""
+    """Seconds for which the provider honours an idempotency key; after that a charge or a payout is looked up, never sent again."""
     retry: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
     """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12."""
     pending_action: float = 86_400.0
@@ -122,7 +122,7 @@ class Settings:
     trace_ratio: float = 0.01
     """The part of traces that is recorded when an endpoint is given."""
     drain: float = 20.0
-    """Seconds that calls and charges in hand get to end when the process is stopped."""
+    """Seconds that calls, charges and payouts in hand get to end when the process is stopped."""
 
 
 class _Bad(Exception):

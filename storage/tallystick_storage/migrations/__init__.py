@@ -124,7 +124,7 @@ grant update (outcome, provider_reference, moved_amount, moved_currency, failure
 create table due (
     demand_id text collate "C" primary key,
     provider text not null,
-    next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter
+    next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter; infinity: it waits for a person to decide
     lease_until timestamptz not null,
     lease_token bigint not null,
     held boolean not null,  -- false: the last holder gave its lease back; else it may have sent the demand and not have lived to say so
