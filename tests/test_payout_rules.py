@@ -142,9 +142,10 @@ def test_another_value_is_another_fingerprint_and_is_named(field: str, value: ob
     assert first_difference(other, PAYOUT) == ("payout_id" if field == "caller" else field)
 
 
-def test_everything_payable_is_one_request_whatever_it_comes_to() -> None:
-    """K1: a payout without amount has the fingerprint of what was asked; where it stood in its batch makes no difference."""
+def test_everything_payable_is_a_request_of_its_own() -> None:
+    """K1: a payout without amount is told apart from one of any amount, and what differs first is named."""
     everything = replace(PAYOUT, amount=None)
+    assert everything.fingerprint() == replace(PAYOUT, amount=None).fingerprint() != PAYOUT.fingerprint()
     assert first_difference(replace(everything, amount=1000, currency="USD"), everything) == "amount"
 
 
