@@ -7,7 +7,6 @@ echo of the same message: what one call costs on this machine at this moment.
 from __future__ import annotations
 
 import random
-import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server
+from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server, some_letters
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
@@ -73,7 +72,7 @@ async def _measure(in_flight: int, seconds: float, say: Callable[[str], None]) -
 
 
 def _pay(stub: Any, sellers: int) -> Call:
-    run_id = secrets.token_hex(4)
+    run_id = some_letters()
     metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
 
     async def pay(number: int) -> None:
