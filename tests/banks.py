@@ -17,7 +17,7 @@ class Bank:
 
     def __init__(self) -> None:
         self.script: dict[str, deque[PayoutOutcome]] = defaultdict(deque)
-        """Bank account token to its next answers, to whatever is asked."""
+        """Bank account token, or payout id, to its next answers, to whatever is asked."""
         self.verifications: dict[str, deque[Verification]] = defaultdict(deque)
         self.submitted: list[PayoutDemand] = []
         self.paid: dict[str, PayoutOutcome] = {}
@@ -35,7 +35,7 @@ class Bank:
         return answers.popleft() if answers else Verified()
 
     def _answer(self, demand: PayoutDemand) -> PayoutOutcome | None:
-        answers = self.script[demand.bank_account_token]
+        answers = self.script[demand.payout_id] or self.script[demand.bank_account_token]
         return answers.popleft() if answers else None
 
     def _pay(self, demand: PayoutDemand) -> PayoutOutcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,9 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.payout import PayoutState
 from tallystick_core.provider import Declined, InTransit, PayoutFailure, PayoutOutcome, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_server.payout.settle import Settle
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
@@ -22,7 +24,7 @@ from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policy, Strategy
 
 from .banks import Bank
-from .conftest import QUICK, Platform, eventually, serving, unique
+from .conftest import QUICK, Platform, eventually, fresh_database, serving, unique
 
 RETRY = {**QUICK, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 3)}
 
@@ -33,10 +35,11 @@ def bank() -> Bank:
 
 
 @pytest.fixture(scope="module")
-def paying(database: Databases, bank: Bank) -> Iterator[Platform]:
-    """All services, with a bank that does as it is told."""
+def paying(admin_url: str, tmp_path_factory: pytest.TempPathFactory, bank: Bank) -> Iterator[Platform]:
+    """All services, with a bank that does as it is told, on a database of their own: nobody else asks another bank what became of these payouts."""
     settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.1, payout_waiting_period=3600, payout_approve_above={"EUR": 100_000})
-    with serving(database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
+    folder, ports = tmp_path_factory.mktemp("paying"), Ports(payout_providers={"sandbox": bank})
+    with fresh_database(admin_url, folder) as known, serving(known, settings, ports=ports) as running:
         yield running
 
 
@@ -249,7 +252,7 @@ def test_what_was_paid_after_it_failed_is_taken_as_a_fact(teller: Client, bank: 
     comes_to(teller, payout.payout_id, "FAILED")
     second = pay_out(teller, seller, "8.00")
     comes_to(teller, second.payout_id, "PAID")
-    bank.script[to].extend([Succeeded(reference, 1000, "EUR")] * 6)
+    bank.script[payout.payout_id].extend([Succeeded(reference, 1000, "EUR")] * 6)
     assert eventually(lambda: story(teller, payout.payout_id).payout.paid_amount == "10.00")
     found = comes_to(teller, payout.payout_id, "FAILED")
     assert found.transfers[0].fit == payout_pb2.TRANSFER_FIT_LATE
@@ -297,6 +300,30 @@ def test_what_comes_back_in_parts_is_for_a_person(teller: Client, bank: Bank) ->
     comes_to(teller, payout.payout_id, "RETURNED")
     assert eventually(lambda: ("PAYOUT_CONTRADICTED", f"payouts/{payout.payout_id}") in alerts(teller), 15)
     assert comes_to(teller, payout.payout_id, "RETURNED").payout.returned_amount == "1.00"
+    assert wallet(teller, seller) == ("1.00", "0.00", "0.00")
+
+
+def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
+    teller: Client, paying: Platform, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fact that comes between wallet and flag moves the payout on under its settling, which is done again at once, not when its lease ends."""
+    (handlers,) = (service.servicer for service in paying.running._services if service.name == "payout")
+    post, payout_id, reference = Settle._post, unique("p"), unique("tr")
+    heard: list[object] = []
+
+    async def hear_meanwhile(settle: Settle, facts: Sequence[Any]) -> Any:
+        item = next((item for item, _ in facts if item.payout_id == payout_id and item.state is PayoutState.RETURNED), None)
+        if item is not None and not heard:
+            heard.append(await handlers._flow.record(item, Returned(reference, 1000, "EUR")))  # type: ignore[attr-defined]
+        return await post(settle, facts)
+
+    monkeypatch.setattr(Settle, "_post", hear_meanwhile)
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    bank.script[to].extend([Succeeded(reference, 1000, "EUR"), *[Returned(reference, 100, "EUR")] * 3])
+    pay_out(teller, seller, payout_id=payout_id)
+    assert comes_to(teller, payout_id, "RETURNED").payout.returned_amount == "1.00"
+    assert heard
     assert wallet(teller, seller) == ("1.00", "0.00", "0.00")
 
 

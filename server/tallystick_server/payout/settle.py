@@ -13,6 +13,7 @@ from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import format_amount
 from tallystick_core.payout import CAPTURED, WATCHED, Cause, Happening
 from tallystick_core.provider import Trouble
+from tallystick_core.refusal import Reason, Refused
 from tallystick_core.transfer import Fact, Fit, Transfer, facts
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
@@ -58,7 +59,7 @@ class Settle:
         moves = [self._move(item) for item in items if item.payout_id not in refused]
 
         settled = await self._database.transact(lambda connection: move_payouts(connection, moves)) if moves else {}
-        return [refused.get(item.payout_id) or settled.get(item.payout_id, item) for item in items]
+        return [refused.get(item.payout_id) or settled.get(item.payout_id) or _moved_meanwhile() for item in items]
 
     def _move(self, item: Payout) -> Move:
         """What was paid may come back, and what failed after it was sent may have been paid after all, so its provider is asked now and then."""
@@ -100,6 +101,10 @@ class Settle:
         for item, fact in facts_:
             add_posting(request, fact.kind, fact.cause_id, item.caller, fact.lines)
         return list((await self._peers.call(self._ledger.BatchPost, request)).results)
+
+
+def _moved_meanwhile() -> Refused:
+    return Refused(Reason.CONFLICT, "More became known of it while it was settled.")
 
 
 def _facts(items: Sequence[Payout], told: Mapping[str, Sequence[Transfer]]) -> tuple[list[_Fact], list[_Fact]]:
