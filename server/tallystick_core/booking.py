@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Kind(StrEnum):
@@ -24,8 +24,7 @@ class Kind(StrEnum):
     WRITE_OFF = "WRITE_OFF"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):  # and no dataclass: each payment makes some twenty, and a tuple is made in a third of the time
     """One entry to post: minor units, a credit above zero, a debit below."""
 
     account: str

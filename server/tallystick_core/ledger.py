@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -74,7 +74,7 @@ class Chained:
 
 def reversal(of: Posting, sequence: int, reason: str, caller: str) -> Posting:
     """The mirror image of a posted transaction."""
-    lines = tuple(replace(line, amount=-line.amount) for line in of.lines)
+    lines = tuple(line._replace(amount=-line.amount) for line in of.lines)
     return Posting(Kind.REVERSAL, transaction_id(sequence), caller, lines, description=reason, reverses=sequence)
 
 

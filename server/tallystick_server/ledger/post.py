@@ -115,7 +115,7 @@ class Post:
 
     async def _know(self, accounts: set[AccountKey]) -> None:
         """Learns the ids of accounts; those that are missing are opened in a transaction of their own."""
-        missing = sorted(accounts - self._ids.keys())
+        missing = sorted(account for account in accounts if account not in self._ids)  # a difference of sets would read all that are known
         if not missing:
             return
         if len(self._ids) > _MOST_KNOWN:

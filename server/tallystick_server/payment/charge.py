@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
@@ -24,8 +24,7 @@ FIRST_TOKEN = 1
 FIRST_ATTEMPT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class ChargedOrder:
+class ChargedOrder(NamedTuple):
     """One order of a charge, at a version; `message` is what was last told of it."""
 
     payment_order_id: str
@@ -42,7 +41,7 @@ class ChargedOrder:
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
         encode.move_order(message, move, row)
-        return replace(self, version=row.version, status=Status(move.status), message=message)
+        return self._replace(version=row.version, status=Status(move.status), message=message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.fields import MOST_ITEMS
-from tallystick_server.runtime.flow import Flow, FlowSettings
+from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
 from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
@@ -63,7 +63,7 @@ class PayIn(Flow[Charge, Moved]):
         )
         settle = Settle(database, peers, wallet_address, ledger_address)
         self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(
-            "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=2
+            "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=TELLING_LANES
         )
         deliver = Deliver(database, peers, wallet_address)
         self._releases = Periodic("payment.deliver", settings.sweep_interval, deliver.turn)

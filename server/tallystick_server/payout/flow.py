@@ -27,7 +27,7 @@ from tallystick_server.payout.submit import Port
 from tallystick_server.payout.watch import Watch
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.fields import MOST_ITEMS
-from tallystick_server.runtime.flow import Flow, FlowSettings
+from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
 from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
@@ -79,11 +79,11 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self.decide = Decide(database, own.environment, settings.lease, self.take)
         self._accept: Stage[Arrival, Accepted] = Stage("payout.accept", self.accept.run, most=MOST_ITEMS)
         self._prepare: Stage[Payout, Payout] = Stage(
-            "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=2
+            "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )
         self._record: Stage[Answered, Payout] = Stage("payout.record", Record(database).run, most=MOST_ITEMS)
         self._settle: Stage[Payout, Payout] = Stage(
-            "payout.settle", Settle(database, peers, wallet_address, ledger_address, settings.policies).run, most=MOST_ITEMS, lanes=2
+            "payout.settle", Settle(database, peers, wallet_address, ledger_address, settings.policies).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )
         self._verify: Stage[Said, Unverified] = Stage("payout.verify", Verify(database).run)
         self._stages += [self._accept, self._prepare, self._record, self._settle, self._verify]

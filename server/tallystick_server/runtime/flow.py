@@ -32,6 +32,8 @@ G = TypeVar("G")
 R = TypeVar("R")
 
 _MOST_CLAIMED = 200
+TELLING_LANES = 4
+"""Batches at a time of what is told to other services: most of that time goes by in waiting for them."""
 
 
 class SettlingRefused(Exception):

@@ -24,7 +24,7 @@ create table account (
     entry_count bigint not null check (entry_count >= 0),
     create_time timestamptz not null,
     unique (account, currency)
-) with (fillfactor = 70);
+) with (fillfactor = 45);
 
 create table tx (
     book text not null,
@@ -35,7 +35,7 @@ create table tx (
     fingerprint bytea not null check (length(fingerprint) = 32),
     n int not null check (n >= 2),  -- the number of its entries
     description text not null,
-    reverses bigint unique,
+    reverses bigint,
     effective_time timestamptz not null,
     post_time timestamptz not null,
     previous_hash bytea not null check (length(previous_hash) = 32),
@@ -45,6 +45,7 @@ create table tx (
     foreign key (book, reverses) references tx (book, sequence)
 );
 create index tx_by_time on tx (post_time);
+create unique index tx_reversed_once on tx (reverses) where reverses is not null;
 
 create table entry (
     book text not null,

@@ -33,7 +33,7 @@ create table checkout (
     version int not null check (version = case when open_orders = 0 then 2 else 1 end),  -- 1 created, 2 closed
     create_time timestamptz not null,
     done_time timestamptz check ((done_time is null) = (open_orders > 0))
-) with (fillfactor = 70);  -- closing it finds room beside the row, and touches no index
+) with (fillfactor = 45);  -- closing it finds room beside the row, and touches no index
 create index checkout_by_caller on checkout (caller, create_time desc, checkout_id desc);
 
 create table payment_order (
