@@ -1,18 +1,20 @@
 """scripts/simulate --seeds N [--seed S] [--payments N] [--json]: worlds that follow from their seeds, each audited to the last cent.
 
-With --crash-points: one payment, and one payout, whose processes die before and after each of their port calls, then at every two of them.
+With --crash-points: one payment, and one payout, whose processes die before and after each of their port calls, then at every two of them;
+with --part K/N only a part of the first deaths, so that what takes hours can be done in several sittings.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .crash_points import CRASHES, singles
 from .kept import keep
@@ -59,8 +61,9 @@ def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: flo
     }
 
 
-def _crash(pool: ProcessPoolExecutor, began: float, of: str) -> dict[str, Any]:
-    plans = [one for name, plan in CRASHES.items() if of in (name, "all") for one in singles(pool.submit(watch, plan).result())]
+def _crash(pool: ProcessPoolExecutor, began: float, of: str, part: Part) -> dict[str, Any]:
+    every = [one for name, plan in CRASHES.items() if of in (name, "all") for one in singles(pool.submit(watch, plan).result())]
+    plans = every[part.number - 1 :: part.of]
     pairs = violations = 0
     for done, ready in enumerate(as_completed([pool.submit(play_crashes, plan) for plan in plans]), 1):
         crashes = ready.result()
@@ -70,7 +73,21 @@ def _crash(pool: ProcessPoolExecutor, began: float, of: str) -> dict[str, Any]:
             _failed(result)
         if done % 4 == 0:
             say(f"{time.monotonic() - began:5.0f} s: {done} of {len(plans)} crash points, {pairs} pairs, {violations} violations")
-    return {"singles": len(plans), "pairs": pairs, "violations": violations}
+    return {"singles": len(plans), "of": len(every), "pairs": pairs, "violations": violations}
+
+
+class Part(NamedTuple):
+    """One of so many parts; the first is 1."""
+
+    number: int
+    of: int
+
+
+def _part(text: str) -> Part:
+    found = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a part such as 2/6")
+    return Part(int(found[1]), int(found[2]))
 
 
 def _failed(result: Result) -> None:
@@ -102,13 +119,14 @@ def main() -> None:
         const="all",
         help="instead of worlds by chance: every crash point of a payment and of a payout, singly and in pairs",
     )
+    parser.add_argument("--part", type=_part, default=Part(1, 1), metavar="K/N", help="with --crash-points: the K-th of N parts of the first deaths")
     parser.add_argument("--stop", action="store_true", help="end with the first world that fails, and keep nothing of it")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     began = time.monotonic()
     _FOLDER.mkdir(parents=True, exist_ok=True)
     with workers(_FOLDER, options.workers) as pool:
-        found = _crash(pool, began, options.crash_points) if options.crash_points else _simulate(pool, options, began)
+        found = _crash(pool, began, options.crash_points, options.part) if options.crash_points else _simulate(pool, options, began)
     found["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
     sys.exit(1 if found["violations"] else 0)
