@@ -33,6 +33,10 @@ class Caller:
         """Whether other callers' payments are visible too."""
         return Role.OPERATOR in self.roles
 
+    def sees(self, owner: str) -> bool:
+        """Whether what was made by this caller is visible."""
+        return self.sees_all or owner == self.name
+
 
 def authorize(caller: Caller, allowed: frozenset[Role]) -> None:
     """Raises METHOD_FORBIDDEN unless the caller has one of the roles."""

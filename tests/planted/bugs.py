@@ -126,8 +126,8 @@ BUGS = (
     ),
     Bug(
         "an answer that came late leaves its dead letter open",
-        f"{_SERVER}/payment/record.py",
-        "    due.revive(connection, [charges[row.subject].charge_id for row in resolved])",
+        f"{_SERVER}/runtime/dead_letters.py",
+        "    due.revive(connection, [known[row.subject].demand_id for row in resolved])",
         "    del resolved",
         "tests/test_recovery.py -k closing",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 from sqlalchemy import Connection
@@ -37,10 +38,7 @@ ACCESS: Access = {
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
 }
 
-_RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
-_LONGEST_WAIT = 30.0
-_LOOK_AGAIN = 0.5  # another process may have moved the payment
-_LOOK_AGAIN_AT_REST = 2.0
+_LOOK_AGAIN_AT_REST = 2.0  # seconds; another process may have moved the payment
 
 _RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
 
@@ -67,8 +65,7 @@ class PaymentHandlers(OperatorHandlers):
                 call.replayed()
             payment = None
             if wait_for == "RESULT":
-                until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
-                payment = await self._at_rest(event.checkout_id, waiter, until, look_first=not accepted.moving)
+                payment = await self._at_rest(event.checkout_id, waiter, call.answers_by, look_first=not accepted.moving)
         return pb.CreatePaymentResponse(payment=payment or await self._payment(event.checkout_id))
 
     async def CancelPayment(self, request: pb.CancelPaymentRequest, call: Call) -> pb.CancelPaymentResponse:
@@ -81,8 +78,8 @@ class PaymentHandlers(OperatorHandlers):
                 raise Refused(Reason.STATE_FORBIDS, f"The payment is {state} already.", metadata={"state": state, "verb": "CANCEL"})
             if stands != reason:
                 raise key_reused("reason")
-            until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
-            return pb.CancelPaymentResponse(payment=await self._at_end(payment.checkout_id, waiter, until))
+            ended = await waiter.outlast(_is_open, lambda: self._payment(payment.checkout_id), call.answers_by)
+            return pb.CancelPaymentResponse(payment=ended)
 
     async def ConfirmDelivery(self, request: pb.ConfirmDeliveryRequest, call: Call) -> pb.ConfirmDeliveryResponse:
         order, _, _ = await self._visible_order(request.payment_order_id, call)
@@ -121,33 +118,23 @@ class PaymentHandlers(OperatorHandlers):
         )
 
     async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:
-        if request.after_version < 0:
-            raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
-        seen = request.after_version
-        with self._flow.changes.of(request.checkout_id) as waiter:
-            while True:
-                payment = await self._visible(request.checkout_id, call)
-                if payment.version > seen:
-                    seen = payment.version
-                    yield pb.WatchPaymentResponse(payment=payment)
-                if payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN:
-                    return
-                await waiter.wait(_LOOK_AGAIN)
+        checkout_id, moved = request.checkout_id, self._flow.changes.versions
+        async with aclosing(moved(checkout_id, lambda: self._visible(checkout_id, call), request.after_version, _is_open)) as payments:
+            async for payment in payments:
+                yield pb.WatchPaymentResponse(payment=payment)
 
     async def _visible_order(self, payment_order_id: str, call: Call) -> store.OrderStory:
         """The order, if the caller may see it. Raises NOT_FOUND for another's as well."""
         order_id = parse_id(payment_order_id, "payment_order_id")
         found = await self._database.read(lambda connection: store.order(connection, order_id))
-        if found is None or not (call.caller.sees_all or found[0].caller == call.caller.name):
+        if found is None:
             raise not_found("payment order")
+        call.visible(found[0], "payment order")
         return found
 
     async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        payment = await self._payment(parse_id(checkout_id, "checkout_id"))
-        if payment is None or not (call.caller.sees_all or payment.caller == call.caller.name):
-            raise not_found("payment")
-        return payment
+        return call.visible(await self._payment(parse_id(checkout_id, "checkout_id")), "payment")
 
     async def _at_rest(self, checkout_id: str, waiter: Waiter[payment_pb2.Payment], until: float, *, look_first: bool) -> payment_pb2.Payment | None:
         """The payment once every order is final and settled, or pending; None when the time is up."""
@@ -165,15 +152,6 @@ class PaymentHandlers(OperatorHandlers):
             if waiter.closed is not None:
                 return waiter.closed
 
-    async def _at_end(self, checkout_id: str, waiter: Waiter[payment_pb2.Payment], until: float) -> payment_pb2.Payment | None:
-        """The payment once it is final, or as it stands when the time is up."""
-        loop = asyncio.get_running_loop()
-        while True:
-            payment = await self._payment(checkout_id)
-            if payment is None or payment.payment_state != payment_pb2.PAYMENT_STATE_OPEN or loop.time() >= until:
-                return payment
-            await waiter.wait(max(min(until - loop.time(), _LOOK_AGAIN), 0))
-
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)
 
@@ -184,6 +162,10 @@ class PaymentHandlers(OperatorHandlers):
         found = await self._database.read(payments)
         messages = {checkout_id: encode.payment(orders) for checkout_id, orders in found.items()}
         return [messages.get(checkout_id) for checkout_id in checkout_ids]
+
+
+def _is_open(payment: payment_pb2.Payment) -> bool:
+    return payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
 
 def _rests(order: payment_pb2.PaymentOrder) -> bool:

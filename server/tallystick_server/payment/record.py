@@ -9,15 +9,15 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payment import Cause, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, PendingReason, Succeeded
 from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.unapplied import find_unapplied
-from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.dead_letters import go_on
+from tallystick_server.runtime.demand import to_store
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import dead_letter, due
+from tallystick_storage import due
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database
 
@@ -50,7 +50,7 @@ class Record:
         return await by_halves(self._record, items)
 
     async def _record(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
-        answers = [_answer(item) for item in items]
+        answers = [to_store(item.charge, happening(item.outcome), item.outcome) for item in items]
         moves = [one for item in items for one in _moves(item, self._resolve_within)]
 
         def record(connection: Connection) -> Moved:
@@ -75,28 +75,11 @@ def _note_rest(connection: Connection, items: Sequence[Answered]) -> None:
     if not items:
         return
     find_unapplied(connection, [(item.charge, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
-    charges = {f"charges/{item.charge.charge_id}": item.charge for item in items}
-    resolved = dead_letter.end(connection, sorted(charges), DeadLetterState.RESOLVED)
-    tell_changed(connection, resolved, lambda row: (charges[row.subject].caller, charges[row.subject].traceparent))
-    due.revive(connection, [charges[row.subject].charge_id for row in resolved])
+    go_on(connection, [item.charge for item in items])
 
 
 def _judged(item: Answered) -> Outcome:
     return judge(item.outcome, item.charge.amount, item.charge.currency)
-
-
-def _answer(item: Answered) -> due.Answer:
-    outcome = item.outcome
-    return due.Answer(
-        demand_id=item.charge.charge_id,
-        number=item.charge.number,
-        outcome=happening(outcome),
-        provider_reference=getattr(outcome, "reference", ""),
-        moved_amount=outcome.amount if isinstance(outcome, Succeeded) else None,
-        moved_currency=outcome.currency if isinstance(outcome, Succeeded) else None,
-        failure_reason=outcome.reason if isinstance(outcome, Declined) else "",
-        decline_code=outcome.code if isinstance(outcome, Declined) else "",
-    )
 
 
 def _moves(item: Answered, resolve_within: Mapping[PendingReason, float]) -> list[Move]:

@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
-from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
 from tallystick_core.payout import UNSENT, Cause, Happening
 from tallystick_core.provider import Declined, FailureReason, Verification
@@ -19,12 +18,12 @@ from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import stored_payouts
 from tallystick_server.payout.standing import Turn
 from tallystick_server.payout.submit import Port
-from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.dead_letters import go_on
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
-from tallystick_storage import dead_letter, due, outbox
 from tallystick_storage import destination as store
+from tallystick_storage import due, outbox
 from tallystick_storage import payout as payouts
 from tallystick_storage.database import Database
 
@@ -123,17 +122,10 @@ class Verify:
                         moves[id_] = store.DestinationMove(id_, after, code)
                         moved[id_] = after
             move_destinations(connection, list(moves.values()))
-            _resolve(connection, [one.item for one in items if one.item.payout_destination_id in moved])
+            go_on(connection, [one.item for one in items if one.item.payout_destination_id in moved])
 
         await self._database.transact(record)
         return [replace(one.item, state=moved.get(one.item.payout_destination_id, one.item.state)) for one in items]
-
-
-def _resolve(connection: Connection, items: Sequence[Unverified]) -> None:
-    subjects = {item.subject: item for item in items}
-    if subjects:
-        resolved = dead_letter.end(connection, sorted(subjects), DeadLetterState.RESOLVED)
-        tell_changed(connection, resolved, lambda row: (subjects[row.subject].caller, subjects[row.subject].traceparent))
 
 
 def move_destinations(connection: Connection, moves: Sequence[store.DestinationMove]) -> Sequence[Row[Any]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import astuple
 from typing import Any
 
@@ -15,7 +15,7 @@ from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_currency
 from tallystick_core.payout import AT_REST, Cause
-from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payout import batches, decode, encode
 from tallystick_server.payout.accept import Arrival, must_be_of
 from tallystick_server.payout.batches import Batches
@@ -26,7 +26,6 @@ from tallystick_server.payout.preview import Preview
 from tallystick_server.payout.register import Register
 from tallystick_server.payout.schedules import Schedules
 from tallystick_server.runtime import operator
-from tallystick_server.runtime.changes import Waiter
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.telemetry import current_context, traceparent
@@ -60,9 +59,6 @@ ACCESS: Access = {
     **operator.ACCESS,
 }
 
-_RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
-_LONGEST_WAIT = 30.0
-_LOOK_AGAIN = 0.5  # another process may have moved the payout
 _AT_REST = frozenset(encode.STATES.number(state) for state in AT_REST)
 
 
@@ -121,8 +117,8 @@ class PayoutHandlers(OperatorHandlers):
             accepted = await self._flow.pay(Arrival(payout, traceparent(), current_context()))
             if accepted.replayed:
                 call.replayed()
-            until = min(call.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
-            return pb.CreatePayoutResponse(payout=await self._held(payout.payout_id, waiter, until))
+            held = await waiter.outlast(_is_new, lambda: self._payout(payout.payout_id), call.answers_by)
+            return pb.CreatePayoutResponse(payout=held)
 
     async def GetPayout(self, request: pb.GetPayoutRequest, call: Call) -> pb.GetPayoutResponse:
         payout = await self._visible(request.payout_id, call)
@@ -146,18 +142,10 @@ class PayoutHandlers(OperatorHandlers):
         return pb.ListPayoutsResponse(payouts=shown, next_page_token=following)
 
     async def WatchPayout(self, request: pb.WatchPayoutRequest, call: Call) -> AsyncIterator[pb.WatchPayoutResponse]:
-        if request.after_version < 0:
-            raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
-        seen = request.after_version
-        with self._flow.changes.of(request.payout_id) as waiter:
-            while True:
-                payout = await self._visible(request.payout_id, call)
-                if payout.version > seen:
-                    seen = payout.version
-                    yield pb.WatchPayoutResponse(payout=payout)
-                if payout.payout_state in _AT_REST and payout.ledger_updated:
-                    return
-                await waiter.wait(_LOOK_AGAIN)
+        payout_id, moved = request.payout_id, self._flow.changes.versions
+        async with aclosing(moved(payout_id, lambda: self._visible(payout_id, call), request.after_version, _moves)) as payouts:
+            async for payout in payouts:
+                yield pb.WatchPayoutResponse(payout=payout)
 
     async def CancelPayout(self, request: pb.CancelPayoutRequest, call: Call) -> pb.CancelPayoutResponse:
         return pb.CancelPayoutResponse(payout=await self._decided(request, Cause.CANCELLED, call))
@@ -226,38 +214,31 @@ class PayoutHandlers(OperatorHandlers):
     async def _destination(self, payout_destination_id: str, call: Call) -> Row[Any]:
         """The destination, if the caller may see it. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_destination_id, "payout_destination_id")
-        row = (await self._database.read(lambda connection: destinations.find(connection, [id_]))).get(id_)
-        if row is None or not (call.caller.sees_all or row.caller == call.caller.name):
-            raise not_found("payout destination")
-        return row
+        found = await self._database.read(lambda connection: destinations.find(connection, [id_]))
+        return call.visible(found.get(id_), "payout destination")
 
     async def _batch(self, payout_batch_id: str, call: Call) -> tuple[Row[Any], Any]:
         """The batch and its totals, if the caller may see it. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_batch_id, "payout_batch_id")
-        row = await self._database.read(lambda connection: batch_store.find(connection, id_))
-        if row is None or not (call.caller.sees_all or row.caller == call.caller.name):
-            raise not_found("payout batch")
+        row = call.visible(await self._database.read(lambda connection: batch_store.find(connection, id_)), "payout batch")
         return row, await self._database.read(lambda connection: batch_store.totals(connection, id_))
 
     async def _visible(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        payout = await self._payout(parse_id(payout_id, "payout_id"))
-        if payout is None or not (call.caller.sees_all or payout.caller == call.caller.name):
-            raise not_found("payout")
-        return payout
-
-    async def _held(self, payout_id: str, waiter: Waiter[payout_pb2.Payout], until: float) -> payout_pb2.Payout | None:
-        """The payout once its money is held or cannot be, or as it stands when the time is up."""
-        loop = asyncio.get_running_loop()
-        while True:
-            payout = await self._payout(payout_id)
-            if payout is None or payout.payout_state != payout_pb2.PAYOUT_STATE_CREATED or loop.time() >= until:
-                return payout
-            await waiter.wait(max(min(until - loop.time(), _LOOK_AGAIN), 0))
+        return call.visible(await self._payout(parse_id(payout_id, "payout_id")), "payout")
 
     async def _payout(self, payout_id: str) -> payout_pb2.Payout | None:
         row = (await self._database.read(lambda connection: store.shown(connection, [payout_id]))).get(payout_id)
         return None if row is None else encode.shown_payout(row)
+
+
+def _is_new(payout: payout_pb2.Payout) -> bool:
+    """Whether its money is not held yet."""
+    return payout.payout_state == payout_pb2.PAYOUT_STATE_CREATED
+
+
+def _moves(payout: payout_pb2.Payout) -> bool:
+    return payout.payout_state not in _AT_REST or not payout.ledger_updated
 
 
 def _operators_only(call: Call, message: str) -> None:

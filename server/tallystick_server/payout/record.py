@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payable import DestinationHappening, account_refused
 from tallystick_core.payout import HAPPENINGS, Cause, Happening
 from tallystick_core.provider import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
@@ -20,9 +19,10 @@ from tallystick_server.payout.destination import end_destinations
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn, transfer_of
-from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.dead_letters import go_on
+from tallystick_server.runtime.demand import to_store
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import dead_letter, due
+from tallystick_storage import due
 from tallystick_storage import payout as store
 from tallystick_storage import transfer as transfers
 from tallystick_storage.database import Database
@@ -55,7 +55,7 @@ class Record:
         def record(connection: Connection) -> dict[str, Payout]:
             if refused:
                 end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED)
-            due.record_answers(connection, [_answer(item) for item in items])
+            due.record_answers(connection, [to_store(item.payout, HAPPENINGS[type(item.outcome)], item.outcome) for item in items])
             rows = store.lock(connection, ids)
             known = transfers.of(connection, ids)
             books = {item.payout.payout_id: _Book(item.payout, rows[item.payout.payout_id], known.get(item.payout.payout_id, ())) for item in items}
@@ -140,18 +140,8 @@ def _write(connection: Connection, books: Sequence[_Book]) -> dict[str, Payout]:
     moved = move_payouts(connection, moves)
     if len(moved) < len(moves):
         raise RuntimeError("a fact about a locked payout was not written down")
-    _resolve(connection, [book.item for book in books if book.heard])
+    go_on(connection, [book.item for book in books if book.heard])
     return {book.item.payout_id: moved.get(book.item.payout_id, book.item) for book in books}
-
-
-def _resolve(connection: Connection, items: Sequence[Payout]) -> None:
-    """What was set aside goes on once something definite is known."""
-    subjects = {item.subject: item for item in items}
-    if not subjects:
-        return
-    resolved = dead_letter.end(connection, sorted(subjects), DeadLetterState.RESOLVED)
-    tell_changed(connection, resolved, lambda row: (subjects[row.subject].caller, subjects[row.subject].traceparent))
-    due.revive(connection, [subjects[row.subject].demand_id for row in resolved])
 
 
 def _told(item: Payout, one: Transfer) -> transfers.ToldTransfer:
@@ -165,19 +155,4 @@ def _told(item: Payout, one: Transfer) -> transfers.ToldTransfer:
         currency=one.currency,
         returned_amount=one.returned_amount,
         returned_currency=one.returned_currency,
-    )
-
-
-def _answer(item: Answered) -> due.Answer:
-    outcome = item.outcome
-    moved = outcome if isinstance(outcome, Succeeded) else None
-    return due.Answer(
-        demand_id=item.payout.demand_id,
-        number=item.payout.number,
-        outcome=HAPPENINGS[type(outcome)],
-        provider_reference=getattr(outcome, "reference", ""),
-        moved_amount=moved.amount if moved else None,
-        moved_currency=moved.currency if moved else None,
-        failure_reason=outcome.reason if isinstance(outcome, Declined) else "",
-        decline_code=outcome.code if isinstance(outcome, Declined) else "",
     )

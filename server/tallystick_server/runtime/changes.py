@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from tallystick_core.refusal import Reason, Refused
+
 M = TypeVar("M", bound=Message)
+
+_LOOK_AGAIN = 0.5  # seconds; another process may have made the change
 
 
 class Waiter(Generic[M]):
@@ -33,6 +37,15 @@ class Waiter(Generic[M]):
         finally:
             end.cancel()
         self._changed.clear()
+
+    async def outlast(self, moves: Callable[[M], bool], look: Callable[[], Awaitable[M | None]], until: float) -> M | None:
+        """The resource once it does not move any more, or as it stands when the time (the loop's) is up; None if there is none."""
+        loop = asyncio.get_running_loop()
+        while True:
+            found = await look()
+            if found is None or not moves(found) or loop.time() >= until:
+                return found
+            await self.wait(max(min(until - loop.time(), _LOOK_AGAIN), 0))
 
 
 class Changes(Generic[M]):
@@ -58,3 +71,20 @@ class Changes(Generic[M]):
         """Wakes those who wait for the resource. `rest`: a demand for it has come to rest; `closed`: so have all."""
         for waiter in self._waiting.get(key, ()):
             waiter.happened(rest=rest, closed=closed)
+
+    async def versions(
+        self, key: str, look: Callable[[], Awaitable[Any]], after_version: int, moves: Callable[[Any], bool]
+    ) -> AsyncGenerator[Any, None]:
+        """Each version of the resource that is seen after a given one, until it does not move any more. Raises FIELD_INVALID."""
+        if after_version < 0:
+            raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
+        seen = after_version
+        with self.of(key) as waiter:
+            while True:
+                found = await look()
+                if found.version > seen:
+                    seen = found.version
+                    yield found
+                if not moves(found):
+                    return
+                await waiter.wait(_LOOK_AGAIN)

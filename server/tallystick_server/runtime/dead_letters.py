@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -12,9 +12,10 @@ from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.relay import tell
-from tallystick_storage import outbox
+from tallystick_storage import dead_letter, due, outbox
 
 STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
 
@@ -46,6 +47,16 @@ def tell_changed(connection: Connection, rows: Sequence[Row[Any]], on_behalf: Ca
         type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
         tell(told, type_, aggregate, version, at, *on_behalf(row), dead_letter=letter)
     outbox.tell(connection, rows[0].told, told.SerializeToString())
+
+
+def go_on(connection: Connection, items: Iterable[InHand]) -> None:
+    """Ends the dead letters of demands of which something definite became known; what was set aside goes on."""
+    known = {item.subject: item for item in items}
+    if not known:
+        return
+    resolved = dead_letter.end(connection, sorted(known), DeadLetterState.RESOLVED)
+    tell_changed(connection, resolved, lambda row: (known[row.subject].caller, known[row.subject].traceparent))
+    due.revive(connection, [known[row.subject].demand_id for row in resolved])
 
 
 def must_be_open(row: Row[Any], verb: str) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from tallystick_core.provider import Answer, FailureReason
+from tallystick_core.provider import Answer, Declined, FailureReason, Succeeded
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.telemetry import SpanContext
+from tallystick_storage import due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +69,19 @@ class InHand(ABC):
     @abstractmethod
     def waits(self) -> bool:
         """Whether the provider has it, and will tell in its own time."""
+
+
+def to_store(item: InHand, says: str, outcome: Answer) -> due.Answer:
+    """What a provider said to a demand, as its attempt keeps it; `says`: what that is called there."""
+    succeeded = outcome if isinstance(outcome, Succeeded) else None
+    declined = outcome if isinstance(outcome, Declined) else None
+    return due.Answer(
+        demand_id=item.demand_id,
+        number=item.number,
+        outcome=says,
+        provider_reference=getattr(outcome, "reference", ""),
+        moved_amount=succeeded.amount if succeeded else None,
+        moved_currency=succeeded.currency if succeeded else None,
+        failure_reason=declined.reason if declined else "",
+        decline_code=declined.code if declined else "",
+    )

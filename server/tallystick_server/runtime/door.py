@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -16,13 +16,14 @@ from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.trace import Span
 
 from tallystick_core.caller import Caller, Role, authorize
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime.authentication import Authenticator
 from tallystick_server.runtime.errors import CODE, to_status
 from tallystick_server.runtime.telemetry import failed, server_span, trace_id
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Access = Mapping[str, frozenset[Role]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,6 +32,8 @@ LONGEST_DEADLINE = 60.0
 STREAM_TIME = 300.0
 MESSAGE_BYTES = 64 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
+_RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
+_LONGEST_WAIT = 30.0
 
 
 @dataclass(slots=True)
@@ -45,6 +48,18 @@ class Call:
     def replayed(self) -> None:
         """Tells the caller that the answer is to a repeat."""
         self.metadata["tallystick-replayed"] = "true"
+
+    def visible(self, found: T | None, what: str) -> T:
+        """What was found, if the caller may see it. Raises NOT_FOUND for another's as well."""
+        owned: Any = found
+        if found is None or not self.caller.sees(owned.caller):
+            raise not_found(what)
+        return found
+
+    @property
+    def answers_by(self) -> float:
+        """The loop's time at which the answer sets out, however things stand then."""
+        return min(self.deadline - _RESERVE, asyncio.get_running_loop().time() + _LONGEST_WAIT)
 
 
 @dataclass(frozen=True, slots=True)
