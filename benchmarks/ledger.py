@@ -6,6 +6,7 @@ The ceiling is plain multi-row INSERTs of the same rows by psycopg into bare tab
 from __future__ import annotations
 
 import random
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from typing import Any
 import grpc
 import psycopg
 
-from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server, some_letters
+from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick_core.canonical import letters
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
 from tallystick_server.process.failure import Failure
@@ -84,7 +86,7 @@ async def _measure(in_flight: int, seconds: float, say: Callable[[str], None]) -
 
 
 def _post(stub: Any, sellers: int) -> Call:
-    run_id = some_letters()
+    run_id = letters(secrets.token_hex(8))[:8]
 
     async def post(number: int) -> None:
         answer = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import signal
-import string
 import subprocess
 import sys
 import time
@@ -26,11 +25,6 @@ _TURN_SECONDS = 5.0
 
 Call = Callable[[int], Awaitable[None]]
 """Makes the call of a number; no number comes twice."""
-
-
-def some_letters() -> str:
-    """What makes a run's ids its own. No digits: with a number behind them they may look like a card's."""
-    return "".join(random.choices(string.ascii_lowercase, k=8))  # noqa: S311 - no secret
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ echo of the same message: what one call costs on this machine at this moment.
 from __future__ import annotations
 
 import random
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import grpc
 
-from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server, some_letters
+from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_core.canonical import letters
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import databases
 from tallystick_server.process.failure import Failure
@@ -72,7 +74,7 @@ async def _measure(in_flight: int, seconds: float, say: Callable[[str], None]) -
 
 
 def _pay(stub: Any, sellers: int) -> Call:
-    run_id = some_letters()
+    run_id = letters(secrets.token_hex(8))[:8]
     metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
 
     async def pay(number: int) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import secrets
-import string
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import pytest
 from sqlalchemy import make_url
 
 from tallystick import Client, ClientSettings
+from tallystick_core.canonical import letters
 from tallystick_core.provider import Trouble
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.process import serve
@@ -54,8 +54,8 @@ def thorough(request: pytest.FixtureRequest) -> bool:
 
 
 def unique(prefix: str = "t") -> str:
-    """An id that no other test uses. No digits: one time in a thousand they would look like a card number."""
-    return f"{prefix}-{''.join(secrets.choice(string.ascii_lowercase) for _ in range(10))}"
+    """An id that no other test uses."""
+    return f"{prefix}-{letters(secrets.token_hex(8))[:12]}"
 
 
 def eventually(look: Callable[[], T], seconds: float = 15.0) -> T:

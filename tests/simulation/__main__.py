@@ -119,14 +119,16 @@ def main() -> None:
         const="all",
         help="instead of worlds by chance: every crash point of a payment and of a payout, singly and in pairs",
     )
-    parser.add_argument("--part", type=_part, default=Part(1, 1), metavar="K/N", help="with --crash-points: the K-th of N parts of the first deaths")
+    parser.add_argument("--part", type=_part, metavar="K/N", help="with --crash-points: the K-th of N parts of the first deaths")
     parser.add_argument("--stop", action="store_true", help="end with the first world that fails, and keep nothing of it")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
+    if options.part and not options.crash_points:
+        parser.error("--part is a part of --crash-points; give both")
     began = time.monotonic()
     _FOLDER.mkdir(parents=True, exist_ok=True)
     with workers(_FOLDER, options.workers) as pool:
-        found = _crash(pool, began, options.crash_points, options.part) if options.crash_points else _simulate(pool, options, began)
+        found = _crash(pool, began, options.crash_points, options.part or Part(1, 1)) if options.crash_points else _simulate(pool, options, began)
     found["seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
     sys.exit(1 if found["violations"] else 0)

@@ -14,7 +14,7 @@ from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.payment import Happening, Status, move
-from tallystick_core.refusal import Reason, Refused, key_reused, not_found
+from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_server.payment import decode, encode
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.payment.operator import OperatorHandlers
@@ -127,10 +127,8 @@ class PaymentHandlers(OperatorHandlers):
         """The order, if the caller may see it. Raises NOT_FOUND for another's as well."""
         order_id = parse_id(payment_order_id, "payment_order_id")
         found = await self._database.read(lambda connection: store.order(connection, order_id))
-        if found is None:
-            raise not_found("payment order")
-        call.visible(found[0], "payment order")
-        return found
+        order, history, attempts = found or (None, (), ())
+        return call.visible(order, "payment order"), history, attempts
 
     async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
