@@ -365,9 +365,9 @@ BUGS = (
     ),
     Bug(
         "everybody sees every payment",
-        f"{_SERVER}/payment/handlers.py",
-        "if payment is None or not (call.caller.sees_all or payment.caller == call.caller.name):",
-        "if payment is None:",
+        f"{_SERVER}/runtime/door.py",
+        "if found is None or not self.caller.sees(owned.caller):",
+        "if found is None or not owned:",
     ),
     Bug(
         "siblings of a refused order are charged",
