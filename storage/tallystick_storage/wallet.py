@@ -182,15 +182,12 @@ _WRITE = text("""
         from json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text, pending numeric, available numeric, held numeric,
             owed numeric, version bigint), t
         where w.seller_account = r.seller_account and w.currency = r.currency)
-    select now, sequence from t, told
+    select now as create_time, sequence as told from t, told
 """)
 
 
-def write(connection: Connection, changes: Sequence[Decided]) -> tuple[datetime, int]:
-    """Writes changes of locked wallets, in order: entries, holds, and each wallet once.
-
-    Returns when that was, and the outbox row in which the entries are to be told.
-    """
+def write(connection: Connection, changes: Sequence[Decided]) -> Row[Any]:
+    """Writes changes of locked wallets, in order: entries, holds, and each wallet once; their create_time, and the outbox row in which they are to be told."""
     last: dict[WalletKey, Wallet] = {}
     entries, placed, ended, pending, released = [], [], [], [], []
     for item in changes:
@@ -215,8 +212,7 @@ def write(connection: Connection, changes: Sequence[Decided]) -> tuple[datetime,
         "ended": rows(ended),
         "wallets": rows(wallets),
     }
-    written = connection.execute(_WRITE, parameters).one()
-    return written.now, written.sequence
+    return connection.execute(_WRITE, parameters).one()
 
 
 def _parts(wallet: Wallet) -> dict[str, Any]:

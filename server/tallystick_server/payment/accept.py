@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import (
     Cause,
@@ -34,9 +33,9 @@ from tallystick_core.risk import RiskCheck
 from tallystick_server.payment import encode, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, new_charges
 from tallystick_server.payment.move import tell_closed
+from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
-from tallystick_storage import outbox
 from tallystick_storage import payment as store
 from tallystick_storage.database import Database, DataRefused
 
@@ -227,22 +226,20 @@ def _unavailable() -> Refused:
 
 def _tell(connection: Connection, stored: Sequence[_Judged], inserted: Mapping[str, Row[Any]]) -> None:
     """Tells of new payments: each order is first stored, then judged."""
-    told = BatchPublishRequest()
-    for one in stored:
-        caller, trace = one.checkout.caller, one.checkout.traceparent
-        payment = encode.new_payment(one.checkout, inserted[one.checkout.checkout_id].create_time)
-        events.payment_created(told, payment, trace)
-        for order, message in one.orders:
-            message.create_time.CopyFrom(payment.create_time)
-            message.update_time.CopyFrom(payment.create_time)
-            events.order_changed(told, message, caller, trace)
-            encode.judge_order(message, order)
-            events.order_changed(told, message, caller, trace)
-    closed = {row.checkout_id for row in inserted.values() if row.closed}
-    if closed:
-        tell_closed(connection, told, closed, (message for one in stored for _, message in one.orders))
-    if stored:
-        outbox.tell(connection, next(iter(inserted.values())).told, told.SerializeToString())
+    with telling(connection, inserted.values()) as told:
+        for one in stored:
+            caller, trace = one.checkout.caller, one.checkout.traceparent
+            payment = encode.new_payment(one.checkout, inserted[one.checkout.checkout_id].create_time)
+            events.payment_created(told, payment, trace)
+            for order, message in one.orders:
+                message.create_time.CopyFrom(payment.create_time)
+                message.update_time.CopyFrom(payment.create_time)
+                events.order_changed(told, message, caller, trace)
+                encode.judge_order(message, order)
+                events.order_changed(told, message, caller, trace)
+        closed = {row.checkout_id for row in inserted.values() if row.closed}
+        if closed:
+            tell_closed(connection, told, closed, (message for one in stored for _, message in one.orders))
 
 
 def _find(connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, Accepted | Exception]:

@@ -7,14 +7,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.payment import encode, events
 from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import delivery as store
-from tallystick_storage import outbox
 from tallystick_storage.database import Database
 
 _MOST_RELEASED = 500
@@ -35,11 +34,9 @@ class Deliver:
     async def _confirm(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
         def confirm(connection: Connection) -> set[str]:
             rows = store.confirm(connection, sorted(set(order_ids)))
-            told = BatchPublishRequest()
-            for row in rows:
-                events.order_changed(told, encode.stored_order(row), row.caller, row.traceparent)
-            if rows:
-                outbox.tell(connection, rows[0].told, told.SerializeToString())
+            with telling(connection, rows) as told:
+                for row in rows:
+                    events.order_changed(told, encode.stored_order(row), row.caller, row.traceparent)
             return {row.payment_order_id for row in rows}
 
         confirmed = await self._database.transact(confirm)

@@ -11,7 +11,7 @@ from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.payment import encode, events
 from tallystick_server.payment.charge import Charge, ChargedOrder
-from tallystick_storage import outbox
+from tallystick_server.runtime.relay import telling
 from tallystick_storage import payment as store
 
 
@@ -40,23 +40,20 @@ class Moved:
 def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:
     """Moves orders, as far as their leases and versions still hold."""
     rows = store.move_orders(connection, [move.to for move in moves]) if moves else ()
-    if not rows:
-        return Moved()
     asked = {move.order.payment_order_id: move for move in moves}
     moved = Moved()
-    told = BatchPublishRequest()
     closed = set()
-    for row in rows:
-        if row.payment_order_id is None:
-            closed.add(row.checkout_id)
-            continue
-        move = asked[row.payment_order_id]
-        order = move.order.moved(move.to, row)
-        moved.orders[row.payment_order_id] = order
-        events.order_changed(told, order.message, move.charge.caller, move.charge.traceparent)
-    if closed:
-        moved.closed.update(tell_closed(connection, told, closed, [order.message for order in moved.orders.values()]))
-    outbox.tell(connection, rows[0].told, told.SerializeToString())
+    with telling(connection, rows) as told:
+        for row in rows:
+            if row.payment_order_id is None:
+                closed.add(row.checkout_id)
+                continue
+            move = asked[row.payment_order_id]
+            order = move.order.moved(move.to, row)
+            moved.orders[row.payment_order_id] = order
+            events.order_changed(told, order.message, move.charge.caller, move.charge.traceparent)
+        if closed:
+            moved.closed.update(tell_closed(connection, told, closed, [order.message for order in moved.orders.values()]))
     return moved
 
 

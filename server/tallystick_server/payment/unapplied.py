@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.booking import Kind, unapplied
@@ -20,8 +19,7 @@ from tallystick_server.runtime.errors import from_status
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
-from tallystick_server.runtime.relay import tell
-from tallystick_storage import outbox
+from tallystick_server.runtime.relay import tell, telling
 from tallystick_storage import unapplied as store
 from tallystick_storage.database import Database
 
@@ -93,11 +91,8 @@ class BookUnapplied:
 
 
 def _tell(connection: Connection, rows: Sequence[Row[Any]]) -> None:
-    if not rows:
-        return
-    told = BatchPublishRequest()
-    for row in rows:
-        charge, aggregate = message(row), f"unappliedCharges/{row.unapplied_charge_id}"
-        type_ = event_pb2.EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED
-        tell(told, type_, aggregate, row.version, charge.update_time, row.caller, row.traceparent, unapplied_charge=charge)
-    outbox.tell(connection, rows[0].told, told.SerializeToString())
+    with telling(connection, rows) as told:
+        for row in rows:
+            charge, aggregate = message(row), f"unappliedCharges/{row.unapplied_charge_id}"
+            type_ = event_pb2.EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED
+            tell(told, type_, aggregate, row.version, charge.update_time, row.caller, row.traceparent, unapplied_charge=charge)

@@ -12,16 +12,15 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.payable import Destination, DestinationState, Funds, Terms, amount_to_pay
 from tallystick_core.payout import NewPayout, first_difference
 from tallystick_core.refusal import Reason, Refused, id_taken, key_reused, not_found
 from tallystick_server.payout import events
 from tallystick_server.payout.payout import Payout, new_payout
+from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage import destination as destinations
-from tallystick_storage import outbox
 from tallystick_storage import payout as store
 from tallystick_storage import schedule as schedules
 from tallystick_storage.database import Database
@@ -171,16 +170,14 @@ class Accept:
     def insert(self, connection: Connection, judged: Judged, deadline: float) -> Stored:
         """Stores what is new, in the transaction of whoever asks; `deadline` is the loop's time at which the lease ends."""
         rows = store.insert(connection, [new for _, new, _ in judged.new.values()], self._lease)
-        told = BatchPublishRequest()
         stored = Stored()
-        for payout_id, row in rows.items():
-            arrival, new, token = judged.new[payout_id]
-            payout = new_payout(new, row, token, self._environment, deadline, arrival.context)
-            events.payout_changed(told, payout.message, new.traceparent)
-            stored.payouts.append(payout)
-            stored.results[payout_id] = Accepted(payout_id, replayed=False)
-        if rows:
-            outbox.tell(connection, next(iter(rows.values())).told, told.SerializeToString())
+        with telling(connection, rows.values()) as told:
+            for payout_id, row in rows.items():
+                arrival, new, token = judged.new[payout_id]
+                payout = new_payout(new, row, token, self._environment, deadline, arrival.context)
+                events.payout_changed(told, payout.message, new.traceparent)
+                stored.payouts.append(payout)
+                stored.results[payout_id] = Accepted(payout_id, replayed=False)
         late = sorted(judged.new.keys() - rows.keys())
         if late:  # another process stored them since we looked; the next statement sees them
             for payout_id, row in store.taken(connection, late).items():

@@ -9,15 +9,14 @@ from typing import Any
 from google.rpc import status_pb2
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
 from tallystick_core.payout import NewBatch
 from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_server.runtime.relay import telling
 from tallystick_storage import batch as store
-from tallystick_storage import outbox
 from tallystick_storage import payout_reads as reads
 from tallystick_storage.database import Database
 
@@ -69,9 +68,8 @@ def insert(connection: Connection, new: NewBatch, traceparent: str, cut_off: dat
 
 def tell(connection: Connection, row: Row[Any]) -> None:
     """Tells of a batch that was stored, or has come into another state."""
-    told = BatchPublishRequest()
-    events.batch_changed(told, message(row), row.traceparent)
-    outbox.tell(connection, row.told, told.SerializeToString())
+    with telling(connection, [row]) as told:
+        events.batch_changed(told, message(row), row.traceparent)
 
 
 def _repeat(row: Row[Any] | None, new: NewBatch) -> None:

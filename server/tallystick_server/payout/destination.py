@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
 from tallystick_core.payout import UNSENT, Cause, Happening
 from tallystick_core.provider import Declined, FailureReason, Verification
@@ -20,10 +19,11 @@ from tallystick_server.payout.standing import Turn
 from tallystick_server.payout.submit import Port
 from tallystick_server.runtime.dead_letters import go_on
 from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
 from tallystick_storage import destination as store
-from tallystick_storage import due, outbox
+from tallystick_storage import due
 from tallystick_storage import payout as payouts
 from tallystick_storage.database import Database
 
@@ -131,11 +131,9 @@ class Verify:
 def move_destinations(connection: Connection, moves: Sequence[store.DestinationMove]) -> Sequence[Row[Any]]:
     """Moves locked destinations, and tells of them."""
     rows = store.move(connection, moves) if moves else ()
-    if rows:
-        told = BatchPublishRequest()
+    with telling(connection, rows) as told:
         for row in rows:
             events.destination_changed(told, encode.destination(row), row.traceparent)
-        outbox.tell(connection, rows[0].told, told.SerializeToString())
     return rows
 
 

@@ -8,12 +8,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payout.v1 import payout_pb2
 from tallystick_server.payout import encode, events
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Standing, Turn
-from tallystick_storage import outbox
+from tallystick_server.runtime.relay import telling
 from tallystick_storage import payout as store
 
 
@@ -37,19 +36,17 @@ def move_payouts(connection: Connection, moves: Sequence[Move]) -> dict[str, Pay
     if not moves:
         return {}
     rows = store.move(connection, [_to_store(one) for one in moves], [step for one in moves for step in _steps(one)])
-    told = BatchPublishRequest()
     moved = {}
-    for one in moves:
-        row = rows.get(one.item.payout_id)
-        if row is None:
-            continue
-        message = one.item.message
-        for turn in one.turns:
-            message = _after(message, turn.standing, row.update_time)
-            events.payout_changed(told, message, one.item.traceparent)
-        moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries=0)  # what has moved was not tried in vain
-    if rows:
-        outbox.tell(connection, next(iter(rows.values())).told, told.SerializeToString())
+    with telling(connection, rows.values()) as told:
+        for one in moves:
+            row = rows.get(one.item.payout_id)
+            if row is None:
+                continue
+            message = one.item.message
+            for turn in one.turns:
+                message = _after(message, turn.standing, row.update_time)
+                events.payout_changed(told, message, one.item.traceparent)
+            moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries=0)  # what has moved was not tried in vain
     return moved
 
 

@@ -6,15 +6,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.payable import DestinationHappening, wait_before_use
 from tallystick_core.payout import NewDestination
 from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
 from tallystick_server.payout.destination import PREFIX, end_destinations, unverified
 from tallystick_server.payout.flow import PayOut
+from tallystick_server.runtime.relay import telling
 from tallystick_storage import destination as store
-from tallystick_storage import outbox
 from tallystick_storage.database import Database
 
 _FIRST_TOKEN = 1
@@ -37,9 +36,8 @@ class Register:
         def create(connection: Connection) -> Row[Any] | None:
             row = store.insert(connection, _to_store(new, self._flow.settings.provider, traceparent), wait, wait_if_verified, lease)
             if row is not None:
-                told = BatchPublishRequest()
-                events.destination_changed(told, encode.destination(row), traceparent)
-                outbox.tell(connection, row.told, told.SerializeToString())
+                with telling(connection, [row]) as told:
+                    events.destination_changed(told, encode.destination(row), traceparent)
             return row
 
         row = await self._database.transact(create)

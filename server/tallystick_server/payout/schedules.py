@@ -8,14 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
 from tallystick_core.payable import Terms
 from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
 from tallystick_server.payout import events
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_storage import outbox
+from tallystick_server.runtime.relay import telling
 from tallystick_storage import schedule as store
 from tallystick_storage.database import Database
 
@@ -49,9 +48,8 @@ class Schedules:
         def set_(connection: Connection) -> bool:
             row = store.set_(connection, _to_store(wanted, store.now(connection)))
             if row is not None:
-                told = BatchPublishRequest()
-                events.schedule_changed(told, message(row), row.traceparent)
-                outbox.tell(connection, row.told, told.SerializeToString())
+                with telling(connection, [row]) as told:
+                    events.schedule_changed(told, message(row), row.traceparent)
             return row is not None
 
         return await self._database.transact(set_)

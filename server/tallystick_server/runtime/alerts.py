@@ -10,12 +10,10 @@ from opentelemetry import metrics
 from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_server.runtime.fields import to_timestamp
-from tallystick_server.runtime.relay import tell
+from tallystick_server.runtime.relay import tell, telling
 from tallystick_storage import alert as store
-from tallystick_storage import outbox
 
 log = logging.getLogger(__name__)
 _MOST = 1000
@@ -49,11 +47,8 @@ def announce(alerts: Sequence[Row[Any]]) -> None:
 
 
 def _tell(connection: Connection, rows: Sequence[Row[Any]]) -> None:
-    if not rows:
-        return
-    told = BatchPublishRequest()
-    for row in rows:
-        alert, version = message(row), 2 if row.end_time else 1
-        at = alert.end_time if row.end_time else alert.create_time
-        tell(told, event_pb2.EVENT_TYPE_ALERT_CHANGED, f"alerts/{row.alert_id}", version, at, "monitor", alert=alert)
-    outbox.tell(connection, rows[0].told, told.SerializeToString())
+    with telling(connection, rows) as told:
+        for row in rows:
+            alert, version = message(row), 2 if row.end_time else 1
+            at = alert.end_time if row.end_time else alert.create_time
+            tell(told, event_pb2.EVENT_TYPE_ALERT_CHANGED, f"alerts/{row.alert_id}", version, at, "monitor", alert=alert)

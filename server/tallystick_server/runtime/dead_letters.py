@@ -8,14 +8,13 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_server.runtime.relay import tell
-from tallystick_storage import dead_letter, due, outbox
+from tallystick_server.runtime.relay import tell, telling
+from tallystick_storage import dead_letter, due
 
 STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
 
@@ -38,15 +37,12 @@ def message(row: Row[Any]) -> recovery_pb2.DeadLetter:
 
 def tell_changed(connection: Connection, rows: Sequence[Row[Any]], on_behalf: Callable[[Row[Any]], tuple[str, str]]) -> None:
     """Tells of dead letters that were set aside or have ended; `on_behalf` gives the caller and the traceparent of each."""
-    if not rows:
-        return
-    told = BatchPublishRequest()
-    for row in rows:
-        letter, version = message(row), 2 if row.end_time else 1
-        at = letter.end_time if row.end_time else letter.create_time
-        type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
-        tell(told, type_, aggregate, version, at, *on_behalf(row), dead_letter=letter)
-    outbox.tell(connection, rows[0].told, told.SerializeToString())
+    with telling(connection, rows) as told:
+        for row in rows:
+            letter, version = message(row), 2 if row.end_time else 1
+            at = letter.end_time if row.end_time else letter.create_time
+            type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
+            tell(told, type_, aggregate, version, at, *on_behalf(row), dead_letter=letter)
 
 
 def go_on(connection: Connection, items: Iterable[InHand]) -> None:

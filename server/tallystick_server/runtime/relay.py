@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest, BatchPublishResponse
@@ -39,6 +40,16 @@ class Unpublished:
 
 Source = Callable[[], Awaitable[Unpublished]]
 """Reads what is to be published next."""
+
+
+@contextmanager
+def telling(connection: Connection, changed: Iterable[Row[Any]]) -> Iterator[BatchPublishRequest]:
+    """What is told in the block becomes the events of what a statement changed. Its rows name, as `told`, their outbox row; no rows, no events."""
+    told = BatchPublishRequest()
+    yield told
+    row = next(iter(changed), None)
+    if row is not None:
+        outbox.tell(connection, row.told, told.SerializeToString())
 
 
 def tell(

@@ -8,12 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_core.wallet import Credit, EntryKind, Hold, HoldState, Instruction, Wallet, apply, hold_ended, released_before
+from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.wallet import events
-from tallystick_storage import outbox
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database
 
@@ -192,11 +191,10 @@ class _Batch:
 
 def _write(connection: Connection, changes: Sequence[store.Decided]) -> None:
     """Writes changes down, and tells of them."""
-    created, sequence = store.write(connection, changes)
-    told = BatchPublishRequest()
-    for change in changes:
-        events.entry_made(told, change, created)
-    outbox.tell(connection, sequence, told.SerializeToString())
+    written = store.write(connection, changes)
+    with telling(connection, [written]) as told:
+        for change in changes:
+            events.entry_made(told, change, written.create_time)
 
 
 def _repeated(changed: Changed | Exception) -> Changed | Exception:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row
 
-from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import is_id, parse_id
@@ -17,11 +16,11 @@ from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.fields import PageToken, check_batch, page_size
+from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import events, messages
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
-from tallystick_storage import outbox
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database, DataRefused
 
@@ -153,9 +152,8 @@ class WalletHandlers:
             caller = call.caller.name
             wallet = store.set_policy(connection, key, frozen=frozen, release_delay=delay, caller=caller, traceparent=trace)
             if wallet is not None:
-                told = BatchPublishRequest()
-                events.policy_set(told, wallet, caller, trace)
-                outbox.tell(connection, wallet.told, told.SerializeToString())
+                with telling(connection, [wallet]) as told:
+                    events.policy_set(told, wallet, caller, trace)
 
         await self._database.transact(open_wallet)
         await self._database.transact(set_policy)

@@ -22,7 +22,7 @@ create table wallet (
     policy_version int not null check (policy_version >= 0),
     update_time timestamptz not null,
     primary key (seller_account, currency)
-) with (fillfactor = 70);
+) with (fillfactor = 45);  -- the next balances find room beside the row, and touch no index
 
 create table wallet_entry (
     seller_account text collate "C" not null,
@@ -60,7 +60,7 @@ create table hold (
 );
 create index hold_by_wallet on hold (seller_account, currency, create_time desc, hold_id desc);
 create index hold_open_by_wallet on hold (seller_account, currency) where state = 'OPEN';
-create index hold_by_expiry on hold (expire_time) where state = 'OPEN';
+create index hold_by_expiry on hold (expire_time, hold_id) where state = 'OPEN' and expire_time is not null;
 
 -- Credits that are pending, each until it is released: by its cause, or else when its time has come.
 create table pending_credit (
