@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import Client, FailedPreconditionError, NotFoundError, TallystickError
+from tallystick import Client, FailedPreconditionError, InvalidArgumentError, NotFoundError, TallystickError
 from tallystick._errors import from_status
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
@@ -82,6 +82,15 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
     assert results[4].replayed
     assert results[4].transaction == results[0].transaction
     assert [reason(r) for r in results[5:]] == ["KEY_REUSED", "FIELD_INVALID"]
+
+
+@pytest.mark.parametrize("reason", ["", " "])
+def test_a_reversal_says_why(client: Client, reason: str) -> None:
+    """A reason is required, and blanks are none."""
+    (done,) = post(client, posting(unique("j"), ("x/y", "-7.00"), ("x/z", "7.00")))
+    with pytest.raises(InvalidArgumentError) as error:
+        client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=done.transaction.transaction_id, reason=reason))
+    assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_REQUIRED", "reason")
 
 
 def test_a_reversal_mirrors_once(client: Client) -> None:

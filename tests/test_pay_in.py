@@ -442,7 +442,8 @@ def test_a_page_ends_at_a_mebibyte(client: Client) -> None:
 
 async def _drop_everything(platform: Platform) -> None:
     """Ends the flow's work as a crash would: no charge in hand comes to rest."""
-    flow = platform.running._services[0].drain.__self__  # type: ignore[union-attr]
+    flow = platform.running._services[0].flow
+    assert flow is not None
     for task in flow._tasks:
         task.cancel()
 

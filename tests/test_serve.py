@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tallystick import Client, new_order
 from tallystick.payment.v1 import payment_service_pb2
-from tallystick_server.process.configuration import load
+from tallystick_server.process.configuration import SERVED, load
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import SCHEMAS
@@ -256,10 +256,12 @@ def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
         load({}, str(tmp_path / "none.toml"))
 
 
-def test_a_service_alone_must_know_its_peers(own_database: Databases) -> None:
-    """`serve payment` without the addresses of the others says which is missing."""
-    said = refusal(["serve", "payment"], {**of(own_database), "TALLYSTICK_LISTEN": free_address()})
-    assert "TALLYSTICK_ADDRESS must say where payment reaches wallet" in said
+@pytest.mark.parametrize("service", [name for name in SERVED if name != "event"])
+def test_a_service_alone_must_know_its_peers(own_database: Databases, service: str) -> None:
+    """A service that is served alone, without the addresses of the others, says which is missing."""
+    first = "wallet" if service in ("payment", "payout") else "event"
+    said = refusal(["serve", service], {**of(own_database), "TALLYSTICK_LISTEN": free_address()})
+    assert f"TALLYSTICK_ADDRESS must say where {service} reaches {first}" in said
 
 
 def demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
 from tallystick_core.booking import Kind, Line
 from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_text
+from tallystick_core.identifier import parse_text, parse_words
 from tallystick_core.ledger import Head, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
 from tallystick_core.money import format_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
@@ -75,9 +75,7 @@ class LedgerHandlers:
 
     async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
-        reason = parse_text(request.reason, "reason", 255)
-        if not reason:
-            raise Refused(Reason.FIELD_REQUIRED, "reason is required.", field="reason")
+        reason = parse_words(request.reason, "reason")
         original = await self._posting(sequence)
         refuse_reversal(original)
         (made,) = await self._post.submit([reversal(original, sequence, reason, call.caller.name)])

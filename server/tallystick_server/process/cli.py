@@ -98,8 +98,8 @@ def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
         url = known.service("sandbox")
         refuse_behind(url, "sandbox")
         database = Database(url, connections=4)
-        latency = settings.sandbox_latency
-        app = application(Sandbox(database, latency=latency), SandboxPayouts(database, latency=latency))
+        latency, window = settings.sandbox_latency, settings.provider_key_window
+        app = application(Sandbox(database, latency=latency, window=window), SandboxPayouts(database, latency=latency, window=window))
         _say(f"Serving the sandbox on 127.0.0.1:{options.port}")
         try:
             web.run_app(app, host="127.0.0.1", port=options.port, print=None, access_log=None)

@@ -97,7 +97,8 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
 
 
 def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
-    needs = {"payment": ("wallet", "ledger", "event"), "ledger": ("event",), "wallet": ("event",)}
+    of_flow = ("wallet", "ledger", "event")
+    needs = {"payment": of_flow, "payout": of_flow, "ledger": ("event",), "wallet": ("event",)}
     for name in names:
         for other in needs.get(name, ()):
             if not addresses[other]:

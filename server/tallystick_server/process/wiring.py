@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -32,14 +32,15 @@ from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.door import Access
-from tallystick_server.runtime.flow import FlowSettings
+from tallystick_server.runtime.flow import Flow, FlowSettings
 from tallystick_server.runtime.monitor import Monitor
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.relay import FromOutbox, Relay
+from tallystick_server.runtime.relay import FromOutbox, Relay, Source
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
+from tallystick_storage import alert
 from tallystick_storage import payment as payment_store
 from tallystick_storage import payout as payout_store
 from tallystick_storage.database import Database, forget_marks
@@ -48,6 +49,15 @@ _CONNECTIONS = {"ledger": 2}
 _DEFAULT_CONNECTIONS = 4
 _FORGET_EVERY = 600.0
 _SWEEP_EVERY = 1.0
+_PROTOS = {
+    "payment": payment_service_pb2,
+    "ledger": ledger_service_pb2,
+    "wallet": wallet_service_pb2,
+    "payout": payout_service_pb2,
+    "event": event_service_pb2,
+}
+
+P = TypeVar("P")
 
 
 def _open_database(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
@@ -59,32 +69,50 @@ class _Startable(Protocol):
     async def stop(self) -> None: ...
 
 
+_Closing = Callable[[], Awaitable[None]]
+
+
 @dataclass
 class Service:
-    """A service in this process: what it answers, and what runs behind it. `drain` lets what is in hand come to rest."""
+    """A service in this process: what it answers, and what runs behind it. `flow` is first given time to let what is in hand come to rest."""
 
     name: str
-    descriptor: ServiceDescriptor
     servicer: object
     access: Access
-    running: Sequence[_Startable] = ()
-    drain: Callable[[float], Awaitable[None]] | None = None
-    databases: Sequence[Database] = ()
-    closing: Sequence[Callable[[], Awaitable[None]]] = field(default_factory=tuple)
+    running: Sequence[_Startable]
+    databases: Sequence[Database]
+    flow: Flow[Any, Any] | None = None
+    closing: Sequence[_Closing] = ()
+
+    @property
+    def descriptor(self) -> ServiceDescriptor:
+        found: ServiceDescriptor = _PROTOS[self.name].DESCRIPTOR.services_by_name[f"{self.name.title()}Service"]
+        return found
 
     def start(self) -> None:
         for part in self.running:
             part.start()
+        if self.flow is not None:
+            self.flow.start()
 
     async def stop(self, patience: float) -> None:
-        if self.drain is not None:
-            await self.drain(patience)
+        if self.flow is not None:
+            await self.flow.stop(patience)
         for part in reversed(self.running):
             await part.stop()
         for close in self.closing:
             await close()
         for database in self.databases:
             await asyncio.to_thread(database.close)
+
+
+class _Behind(NamedTuple, Generic[P]):
+    """Providers, and what they live on in this process."""
+
+    providers: Mapping[str, P]
+    running: Sequence[_Startable] = ()
+    databases: Sequence[Database] = ()
+    closing: Sequence[_Closing] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +149,18 @@ class Wiring:
     def _housekeeping(self, name: str, database: Database) -> Periodic:
         return Periodic(f"{name}.housekeeping", _FORGET_EVERY, lambda: database.transact(forget_marks))
 
+    def _relay(self, name: str, source: Source) -> Relay:
+        return Relay(name, source, self._peers, self._addresses["event"], self._settings.relay_interval)
+
     def _payment(self) -> Service:
         database = self._database("payment")
         settings = self._settings
-        providers, parts, databases, closing = self._providers()
+        behind = self._behind(self._ports.providers, sandbox_provider.OverHttp, Sandbox, sandbox_provider.InProcess)
         flow = PayIn(
             database,
             BuiltInRisk(self._risk_rules()),
             FeeRates(settings.fee_rate, dict(settings.seller_fee_rates)),
-            providers,
+            behind.providers,
             self._peers,
             self._addresses["wallet"],
             self._addresses["ledger"],
@@ -145,19 +176,33 @@ class Wiring:
         )
         handlers = payment.PaymentHandlers(database, flow)
         findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after})
-        monitor = Monitor("payment", database, self._ports.new_id(), findings, settings.monitor_interval)
-        relay = Relay("payment", FromOutbox(database), self._peers, self._addresses["event"], self._settings.relay_interval)
-        flow_part = _Started(flow.start)
-        return Service(
-            "payment",
-            payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
-            handlers,
-            payment.ACCESS,
-            [*parts, flow_part, handlers, relay, monitor, self._housekeeping("payment", database)],
-            flow.stop,
-            [database, *databases],
-            closing,
-        )
+        return self._of_flow(Service("payment", handlers, payment.ACCESS, [handlers], [database], flow), findings, behind)
+
+    def _of_flow(self, service: Service, findings: alert.Findings, behind: _Behind[Any]) -> Service:
+        """A service that takes demands on their way, with all that it needs beside its handlers."""
+        (database,) = service.databases
+        monitor = Monitor(service.name, database, self._ports.new_id(), findings, self._settings.monitor_interval)
+        relay = self._relay(service.name, FromOutbox(database))
+        running = [*behind.running, *service.running, relay, monitor, self._housekeeping(service.name, database)]
+        return replace(service, running=running, databases=[database, *behind.databases], closing=behind.closing)
+
+    def _behind(
+        self,
+        given: Mapping[str, P] | None,
+        over_http: Callable[[str, float], Any],
+        make: Callable[..., Any],
+        in_process: Callable[[Any, float], P],
+    ) -> _Behind[P]:
+        """The providers that are given, or else the sandbox: a server of its own, or made in this process."""
+        if given is not None:
+            return _Behind(given)
+        window = self._settings.provider_key_window
+        if self._settings.sandbox_url:
+            remote = over_http(self._settings.sandbox_url, window)
+            return _Behind({sandbox_provider.NAME: remote}, closing=[remote.close])
+        database = self._database("sandbox")
+        sandbox = make(database, latency=self._settings.sandbox_latency, window=window)
+        return _Behind({sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database])
 
     def _flow_settings(self) -> FlowSettings:
         settings = self._settings
@@ -169,18 +214,6 @@ class Wiring:
             policies=Policies(settings.retry),
             breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
         )
-
-    def _providers(self) -> tuple[dict[str, Provider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
-        if self._ports.providers is not None:
-            return dict(self._ports.providers), [], [], []
-        if self._settings.sandbox_url:
-            remote = sandbox_provider.OverHttp(self._settings.sandbox_url, self._settings.provider_key_window)
-            return {remote.name: remote}, [], [], [remote.close]
-        database = self._database("sandbox")
-        window = self._settings.provider_key_window
-        sandbox = Sandbox(database, latency=self._settings.sandbox_latency, window=window)
-        local = sandbox_provider.InProcess(sandbox, window)
-        return {local.name: local}, [sandbox], [database], []
 
     def _risk_rules(self) -> RiskRules:
         settings = self._settings
@@ -195,27 +228,23 @@ class Wiring:
     def _ledger(self) -> Service:
         database = self._database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        relay = Relay("ledger", LedgerEvents(database, handlers.recent), self._peers, self._addresses["event"], self._settings.relay_interval)
-        descriptor = ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"]
-        running: list[_Startable] = [handlers, relay, self._housekeeping("ledger", database)]
-        return Service("ledger", descriptor, handlers, ledger.ACCESS, running, databases=[database])
+        relay = self._relay("ledger", LedgerEvents(database, handlers.recent))
+        return Service("ledger", handlers, ledger.ACCESS, [handlers, relay, self._housekeeping("ledger", database)], [database])
 
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay)
-        relay = Relay("wallet", FromOutbox(database), self._peers, self._addresses["event"], self._settings.relay_interval)
         sweep = Periodic("wallet.sweep", _SWEEP_EVERY, handlers.sweep)
-        descriptor = wallet_service_pb2.DESCRIPTOR.services_by_name["WalletService"]
-        running: list[_Startable] = [handlers, relay, sweep, self._housekeeping("wallet", database)]
-        return Service("wallet", descriptor, handlers, wallet.ACCESS, running, databases=[database])
+        relay = self._relay("wallet", FromOutbox(database))
+        return Service("wallet", handlers, wallet.ACCESS, [handlers, relay, sweep, self._housekeeping("wallet", database)], [database])
 
     def _payout(self) -> Service:
         database = self._database("payout")
         settings = self._settings
-        providers, parts, databases, closing = self._payout_providers()
+        behind = self._behind(self._ports.payout_providers, sandbox_provider.PayoutsOverHttp, SandboxPayouts, sandbox_provider.PayoutsInProcess)
         flow = PayOut(
             database,
-            providers,
+            behind.providers,
             self._peers,
             self._addresses["wallet"],
             self._addresses["ledger"],
@@ -223,48 +252,11 @@ class Wiring:
             PayoutSettings(settings.payout_provider, settings.environment, settings.payout_approve_above, settings.payout_waiting_period),
             self._ports.new_id(),
         )
-        handlers = payout.PayoutHandlers(database, flow)
         findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after})
-        monitor = Monitor("payout", database, self._ports.new_id(), findings, settings.monitor_interval)
-        relay = Relay("payout", FromOutbox(database), self._peers, self._addresses["event"], settings.relay_interval)
-        return Service(
-            "payout",
-            payout_service_pb2.DESCRIPTOR.services_by_name["PayoutService"],
-            handlers,
-            payout.ACCESS,
-            [*parts, _Started(flow.start), relay, monitor, self._housekeeping("payout", database)],
-            flow.stop,
-            [database, *databases],
-            closing,
-        )
-
-    def _payout_providers(self) -> tuple[dict[str, PayoutProvider], list[_Startable], list[Database], list[Callable[[], Awaitable[None]]]]:
-        if self._ports.payout_providers is not None:
-            return dict(self._ports.payout_providers), [], [], []
-        window = self._settings.provider_key_window
-        if self._settings.sandbox_url:
-            remote = sandbox_provider.PayoutsOverHttp(self._settings.sandbox_url, window)
-            return {remote.name: remote}, [], [], [remote.close]
-        database = self._database("sandbox")
-        sandbox = SandboxPayouts(database, latency=self._settings.sandbox_latency, window=window)
-        local = sandbox_provider.PayoutsInProcess(sandbox, window)
-        return {local.name: local}, [sandbox], [database], []
+        service = Service("payout", payout.PayoutHandlers(database, flow), payout.ACCESS, [], [database], flow)
+        return self._of_flow(service, findings, behind)
 
     def _event(self) -> Service:
         database = self._database("event")
         handlers = event.EventHandlers(database)
-        descriptor = event_service_pb2.DESCRIPTOR.services_by_name["EventService"]
-        return Service("event", descriptor, handlers, event.ACCESS, [handlers, self._housekeeping("event", database)], databases=[database])
-
-
-@dataclass
-class _Started:
-    """A part that is stopped by its service's `drain`."""
-
-    begin: Callable[[], None]
-
-    def start(self) -> None:
-        self.begin()
-
-    async def stop(self) -> None:
-        return None
+        return Service("event", handlers, event.ACCESS, [handlers, self._housekeeping("event", database)], [database])
