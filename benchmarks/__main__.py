@@ -17,10 +17,15 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(_BENCHES))
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long each part is measured")
-    parser.add_argument("--in-flight", type=int, default=0, help="calls under way at a time, or how many sellers are paid; 0: the benchmark's own")
+    parser.add_argument("--in-flight", type=int, default=0, help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own")
+    parser.add_argument("--sellers", type=int, default=0, help="of payouts: how many are paid; 0: 100,000")
     options = parser.parse_args()
+    of_payouts = options.name == "payouts"
+    if options.in_flight if of_payouts else options.sellers:
+        parser.error(f"{'--in-flight' if of_payouts else '--sellers'} is not of {options.name}")
+    size = options.sellers if of_payouts else options.in_flight
     try:
-        result = _BENCHES[options.name](options.seconds, options.in_flight, lambda line: print(line, file=sys.stderr, flush=True))
+        result = _BENCHES[options.name](options.seconds, size, lambda line: print(line, file=sys.stderr, flush=True))
     except Failure as failure:
         sys.exit(f"bench: {failure}")
     if options.json:

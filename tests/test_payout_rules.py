@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.batch import NewBatch, made_payout_id, parse_batch_id, run_id
 from tallystick_core.booking import Kind, Line
 from tallystick_core.identifier import is_id, refuse_card_number
 from tallystick_core.ledger import check_balanced
@@ -38,20 +39,16 @@ from tallystick_core.payout import (
     MAYBE_SENT,
     MOVES,
     Happening,
-    NewBatch,
     NewDestination,
     NewPayout,
     PayoutState,
     demand,
     first_difference,
     hold_failure,
-    made_payout_id,
     move,
     needs_approval,
-    parse_batch_id,
     parse_payout_id,
     require_second_person,
-    run_id,
 )
 from tallystick_core.provider import (
     Declined,

@@ -21,17 +21,17 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
-from tallystick_server.payment.record import Answered
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
 from tallystick_server.providers.sandbox import InProcess
+from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import alert as alert_store
-from tallystick_storage import payment as payment_store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as payment_store
 
 from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, serving
 from .test_pay_in import charges, pay
@@ -325,7 +325,7 @@ def test_of_two_answers_at_once_the_final_one_is_written_down(client: Client, im
     async def tell() -> None:
         rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         (charge,) = stored_charges(rows, {charge_id: 1}, 0.0, 60.0)
-        answers = [Answered(charge, late), Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))]
+        answers: list[Answered[Charge, Outcome]] = [Answered(charge, late), Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))]
         await asyncio.gather(*(flow._record.submit(answer) for answer in (answers if first else reversed(answers))))
 
     impatient.run(tell)

@@ -26,7 +26,7 @@ from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy
 from tallystick_server.runtime.telemetry import current_context
 from tallystick_storage.database import DataRefused
 from tallystick_storage.due import Again
-from tallystick_storage.payout import Look
+from tallystick_storage.payout.payouts import Look
 
 BOUNDED = [strategy for strategy in Strategy if strategy is not Strategy.CANCEL]
 

@@ -19,6 +19,7 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
+from tallystick_core.batch import BatchState
 from tallystick_core.booking import Kind
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payable import DestinationState, Limit
@@ -110,6 +111,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         (PayoutFailure, payout_pb2.PayoutFailureReason), (Interval, payout_pb2.PayoutInterval), (Weekday, payout_pb2.Weekday),
         (PayoutState, payout_pb2.PayoutState), (Fit, payout_pb2.TransferFit), (Limit, payout_pb2.PayoutLimit),
         (DestinationState, payout_pb2.PayoutDestinationState),
+        (BatchState, payout_pb2.PayoutBatchState),
     ],
 )  # fmt: skip
 def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wire: object) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from tallystick_storage.database import rows
 
@@ -145,3 +146,13 @@ def claim(connection: Connection, provider: str, most: int, lease: float) -> dic
 def backlog(connection: Connection, provider: str, most: int) -> int:
     """How many demands on a provider are open, counted up to `most`."""
     return int(connection.execute(_BACKLOG, {"provider": provider, "most": most}).scalar_one())
+
+
+_ATTEMPTS = text("""
+    select demand_id, number, provider, provider_key, outcome, provider_reference, start_time, end_time from attempt where demand_id = :demand_id order by number
+""")
+
+
+def attempts(connection: Connection, demand_id: str) -> Sequence[Row[Any]]:
+    """Every attempt at a demand, oldest first."""
+    return connection.execute(_ATTEMPTS, {"demand_id": demand_id}).all()

@@ -141,7 +141,7 @@ BUGS = (
     # who works on what
     Bug(
         "the fencing token is not checked",
-        f"{_STORAGE}/payment.py",
+        f"{_STORAGE}/payment/orders.py",
         "select from due d where d.demand_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),",
         "select from due d where d.demand_id = r.charge_id limit 1 for update) d),",
         "tests/test_recovery.py",

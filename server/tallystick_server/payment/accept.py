@@ -36,8 +36,8 @@ from tallystick_server.payment.move import tell_closed
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
-from tallystick_storage import payment as store
 from tallystick_storage.database import Database, DataRefused
+from tallystick_storage.payment import orders as store
 
 
 @dataclass(frozen=True, slots=True)

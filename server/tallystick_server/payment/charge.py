@@ -17,7 +17,7 @@ from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.telemetry import SpanContext, context_of
-from tallystick_storage import payment as store
+from tallystick_storage.payment import orders as store
 
 # What accept stores of a new charge, and what this process therefore knows without reading it back.
 FIRST_TOKEN = 1

@@ -8,7 +8,7 @@ from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse
 from tallystick_core.payment import MOST_ORDERS, Charging, MethodType, OnPartial, Order, PaymentEvent, normalised
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.fields import EnumNames, parse_time
-from tallystick_storage.payment import PaymentFilter
+from tallystick_storage.payment.reads import PaymentFilter
 
 METHOD_TYPES = EnumNames(payment_pb2.PaymentMethodType.DESCRIPTOR)
 CHARGINGS = EnumNames(payment_pb2.Charging.DESCRIPTOR)
@@ -83,11 +83,11 @@ def _fee(text: str, amount: int, currency: str) -> int | None:
 
 
 def _check_together(event: PaymentEvent) -> None:
-    if event.charging == "TOGETHER" and len({order.currency for order in event.orders}) > 1:
+    if event.charging is Charging.TOGETHER and len({order.currency for order in event.orders}) > 1:
         raise Refused(Reason.FIELD_INVALID, "charging TOGETHER needs all orders in one currency.", field="charging")
-    if event.on_partial == "ALL_OR_NOTHING" and event.charging != "TOGETHER":
+    if event.on_partial is OnPartial.ALL_OR_NOTHING and event.charging is not Charging.TOGETHER:
         raise Refused(Reason.FIELD_INVALID, "on_partial ALL_OR_NOTHING needs charging TOGETHER.", field="on_partial")
-    if event.charging == "TOGETHER" and sum(order.amount for order in event.orders) > MAX_AMOUNT:
+    if event.charging is Charging.TOGETHER and sum(order.amount for order in event.orders) > MAX_AMOUNT:
         highest = format_amount(MAX_AMOUNT, event.orders[0].currency)
         raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"The orders charged together must sum to at most {highest}.", field="payment_orders")
 
@@ -101,5 +101,4 @@ def payment_filter(request: payment_service_pb2.ListPaymentsRequest, caller: str
         STATES.parse(request.payment_state, "payment_state", "") or None,
         parse_time(request, "create_time_from"),
         parse_time(request, "create_time_until"),
-        None,
     )

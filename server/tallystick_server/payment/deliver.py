@@ -9,12 +9,12 @@ from sqlalchemy import Connection
 
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.payment import encode, events
-from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import delivery as store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import delivery as store
 
 _MOST_RELEASED = 500
 
@@ -54,7 +54,7 @@ class Deliver:
         request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)
         results = (await self._peers.call(self._wallet.BatchRelease, request)).results
         ids = [row.payment_order_id for row in rows]
-        refused = {id_: from_status(result.error).message for id_, result in zip(ids, results, strict=True) if result.WhichOneof("result") == "error"}
+        refused = {id_: why.message for id_, why in refusals(ids, results).items()}
 
         def note(connection: Connection) -> list[str]:
             store.released(connection, [id_ for id_ in ids if id_ not in refused])

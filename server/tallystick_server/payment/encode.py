@@ -13,7 +13,7 @@ from tallystick_core.money import format_amount
 from tallystick_core.payment import Status
 from tallystick_server.payment.decode import METHOD_TYPES, STATES
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_storage import payment as store
+from tallystick_storage.payment import orders as store
 
 _STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
 _PENDING_REASONS = EnumNames(payment_pb2.PendingReason.DESCRIPTOR)
@@ -176,7 +176,7 @@ def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
 def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
     return [
         payment_pb2.Attempt(
-            charge_id=row.charge_id,
+            charge_id=row.demand_id,
             number=row.number,
             provider=row.provider,
             provider_key=row.provider_key,

@@ -14,10 +14,11 @@ from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
-from tallystick_server.payment.record import Answered, Record, Recorded
+from tallystick_server.payment.record import Record, Recorded
 from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.runtime.changes import Changes
+from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
 from tallystick_server.runtime.operator import DeadLetters
@@ -27,8 +28,8 @@ from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import due
-from tallystick_storage import payment as store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as store
 
 
 class PayIn(Flow[Charge, Moved]):
@@ -58,8 +59,8 @@ class PayIn(Flow[Charge, Moved]):
         self._waiting_depth = waiting_depth
         accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._room)
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
-        self._record: Stage[Answered, Recorded] = Stage(
-            "payment.record", Record(database, resolve_within).run, most=MOST_ITEMS, weight=lambda one: one.charge.weight
+        self._record: Stage[Answered[Charge, Outcome], Recorded] = Stage(
+            "payment.record", Record(database, resolve_within).run, most=MOST_ITEMS, weight=lambda one: one.item.weight
         )
         settle = Settle(database, peers, wallet_address, ledger_address)
         self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(

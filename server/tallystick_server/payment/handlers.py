@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import astuple
 
 from sqlalchemy import Connection
 
@@ -23,8 +23,8 @@ from tallystick_server.runtime.changes import Waiter
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.stage import Stage
-from tallystick_storage import payment as store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import reads as store
 
 ACCESS: Access = {
     "CreatePayment": frozenset({Role.TEAM}),
@@ -97,17 +97,9 @@ class PaymentHandlers(OperatorHandlers):
     async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
         size = page_size(request.page_size)
         wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.name)
-        filters = (
-            wanted.caller,
-            wanted.buyer_account,
-            wanted.seller_account,
-            wanted.payment_state,
-            wanted.create_time_from,
-            wanted.create_time_until,
-        )
-        token = PageToken("ListPayments", *("" if value is None else str(value) for value in filters))
-        wanted = replace(wanted, before=token.before(request.page_token))
-        rows = await self._database.read(lambda connection: store.list_payments(connection, wanted, size + 1))
+        token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(wanted)))
+        before = token.before(request.page_token)
+        rows = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
         shown, following = token.page(rows, size, encode.payment_head, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id))
         return pb.ListPaymentsResponse(payments=shown, next_page_token=following)
 

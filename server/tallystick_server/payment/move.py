@@ -12,7 +12,8 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick_server.payment import encode, events
 from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.runtime.relay import telling
-from tallystick_storage import payment as store
+from tallystick_storage.payment import orders as store
+from tallystick_storage.payment import reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ def tell_closed(
     for order in known:
         if order.checkout_id in orders:
             orders[order.checkout_id].append(order)
-    heads = store.checkouts(connection, sorted(checkout_ids))
+    heads = reads.checkouts(connection, sorted(checkout_ids))
     others = [head.checkout_id for head in heads if head.order_count > len(orders[head.checkout_id])]
-    for checkout_id, rows in (store.payments(connection, others) if others else {}).items():
+    for checkout_id, rows in (reads.payments(connection, others) if others else {}).items():
         orders[checkout_id] = [encode.payment_order(row) for row in rows]
     closed = {}
     for head in heads:

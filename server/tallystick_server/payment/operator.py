@@ -8,9 +8,9 @@ from tallystick_server.payment.flow import PayIn
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
 from tallystick_server.runtime.fields import PageToken, page_size
-from tallystick_storage import payment as store
-from tallystick_storage import unapplied as unapplied_store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import reads as store
+from tallystick_storage.payment import unapplied as unapplied_store
 
 
 class OperatorHandlers(operator.OperatorHandlers):

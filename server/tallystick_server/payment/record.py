@@ -15,19 +15,11 @@ from tallystick_server.payment.charge import Charge
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.unapplied import find_unapplied
 from tallystick_server.runtime.dead_letters import go_on
-from tallystick_server.runtime.demand import to_store
+from tallystick_server.runtime.demand import Answered, to_store
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import due
-from tallystick_storage import payment as store
 from tallystick_storage.database import Database
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A charge, and what the provider said to it."""
-
-    charge: Charge
-    outcome: Outcome
+from tallystick_storage.payment import orders as store
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +37,12 @@ class Record:
         self._database = database
         self._resolve_within = resolve_within
 
-    async def run(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
+    async def run(self, items: Sequence[Answered[Charge, Outcome]]) -> Sequence[Recorded | Exception]:
         """What became of each charge."""
         return await by_halves(self._record, items)
 
-    async def _record(self, items: Sequence[Answered]) -> Sequence[Recorded | Exception]:
-        answers = [to_store(item.charge, happening(item.outcome), item.outcome) for item in items]
+    async def _record(self, items: Sequence[Answered[Charge, Outcome]]) -> Sequence[Recorded | Exception]:
+        answers = [to_store(item.item, happening(item.outcome), item.outcome) for item in items]
         moves = [one for item in items for one in _moves(item, self._resolve_within)]
 
         def record(connection: Connection) -> Moved:
@@ -60,32 +52,32 @@ class Record:
             return moved
 
         moved = await self._database.transact(record)
-        return [Recorded(moved.of(item.charge), moved.closed.get(item.charge.checkout_id)) for item in items]
+        return [Recorded(moved.of(item.item), moved.closed.get(item.item.checkout_id)) for item in items]
 
 
-def _applied(item: Answered, moved: Moved) -> bool:
+def _applied(item: Answered[Charge, Outcome], moved: Moved) -> bool:
     """Whether there is nothing more to an answer than what has moved."""
     if not isinstance(item.outcome, Succeeded | Declined):
         return True
-    return _judged(item) is item.outcome and item.charge.orders[0].payment_order_id in moved.orders
+    return _judged(item) is item.outcome and item.item.orders[0].payment_order_id in moved.orders
 
 
-def _note_rest(connection: Connection, items: Sequence[Answered]) -> None:
+def _note_rest(connection: Connection, items: Sequence[Answered[Charge, Outcome]]) -> None:
     """Of final answers that moved no order, or not all of the money: what fits none is unapplied, and what was set aside goes on."""
     if not items:
         return
-    find_unapplied(connection, [(item.charge, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
-    go_on(connection, [item.charge for item in items])
+    find_unapplied(connection, [(item.item, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
+    go_on(connection, [item.item for item in items])
 
 
-def _judged(item: Answered) -> Outcome:
-    return judge(item.outcome, item.charge.amount, item.charge.currency)
+def _judged(item: Answered[Charge, Outcome]) -> Outcome:
+    return judge(item.outcome, item.item.amount, item.item.currency)
 
 
-def _moves(item: Answered, resolve_within: Mapping[PendingReason, float]) -> list[Move]:
+def _moves(item: Answered[Charge, Outcome], resolve_within: Mapping[PendingReason, float]) -> list[Move]:
     outcome = _judged(item)
     told = _told(outcome, resolve_within)
-    charge = item.charge
+    charge = item.item
     moves = []
     for order in charge.orders:
         status = move(order.status, happening(outcome))

@@ -13,13 +13,13 @@ from tallystick_core.money import format_amount
 from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.payment.move import Move, Moved, move_orders
-from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.flow import SettlingRefused
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import payment as store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as store
 
 
 class Settle:
@@ -49,11 +49,8 @@ class Settle:
 
     async def _each(self, orders: Sequence[tuple[Charge, ChargedOrder]], call: Callable[..., Any]) -> dict[str, SettlingRefused]:
         """Calls for all orders; returns why charges were refused."""
-        refused = {}
-        for (charge, order), result in zip(orders, await call(orders) if orders else (), strict=True):
-            if result.WhichOneof("result") == "error":
-                refused[charge.charge_id] = SettlingRefused(f"order {order.payment_order_id}: {from_status(result.error).message}")
-        return refused
+        refused = refusals(((charge.charge_id, order.payment_order_id) for charge, order in orders), await call(orders) if orders else ())
+        return {charge_id: SettlingRefused(f"order {order_id}: {why.message}") for (charge_id, order_id), why in refused.items()}
 
     async def _credit(self, orders: Sequence[tuple[Charge, ChargedOrder]]) -> Sequence[Any]:
         request = wallet_service_pb2.BatchCreditRequest(outcome_only=True)

@@ -15,13 +15,13 @@ from tallystick_core.money import format_amount
 from tallystick_core.payment import unapplied_charge_id
 from tallystick_core.provider import Succeeded
 from tallystick_server.payment.charge import Charge
-from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.relay import tell, telling
-from tallystick_storage import unapplied as store
 from tallystick_storage.database import Database
+from tallystick_storage.payment import unapplied as store
 
 _MOST_BOOKED = 100
 _CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
@@ -83,11 +83,12 @@ class BookUnapplied:
             lines = unapplied(row.provider, row.currency, row.amount)
             add_posting(request, Kind.UNAPPLIED, row.unapplied_charge_id, row.caller, lines)
         results = (await self._peers.call(self._ledger.BatchPost, request)).results
-        refused = [from_status(result.error).message for result in results if result.WhichOneof("result") == "error"]
-        posted = [row.unapplied_charge_id for row, result in zip(rows, results, strict=True) if result.WhichOneof("result") != "error"]
+        ids = [row.unapplied_charge_id for row in rows]
+        refused = refusals(ids, results)
+        posted = [id_ for id_ in ids if id_ not in refused]
         await self._database.transact(lambda connection: _tell(connection, store.booked(connection, posted)))
         if refused:
-            raise RuntimeError(f"unapplied charges were refused by the ledger: {refused[0]}")
+            raise RuntimeError(f"unapplied charges were refused by the ledger: {next(iter(refused.values())).message}")
 
 
 def _tell(connection: Connection, rows: Sequence[Row[Any]]) -> None:

@@ -12,18 +12,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.payable import Destination, DestinationState, Funds, Terms, amount_to_pay
+from tallystick_core.payable import Funds, amount_to_pay
 from tallystick_core.payout import NewPayout, first_difference
-from tallystick_core.refusal import Reason, Refused, id_taken, key_reused, not_found
+from tallystick_core.refusal import Refused, id_taken, key_reused
 from tallystick_server.payout import events
+from tallystick_server.payout.grounds import Grounds, place_of
 from tallystick_server.payout.payout import Payout, new_payout
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves, once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
-from tallystick_storage import destination as destinations
-from tallystick_storage import payout as store
-from tallystick_storage import schedule as schedules
 from tallystick_storage.database import Database
+from tallystick_storage.payout import payouts as store
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +131,19 @@ class Accept:
         if fresh:
             unread = sorted({arrival.key for arrival in fresh if arrival.funds is None})
             known = await self._funds(unread) if unread else {}
-            grounds = await self._database.read(lambda connection: _Grounds.read(connection, fresh))
+            keys = sorted({arrival.key for arrival in fresh})
+            named = sorted({arrival.payout.payout_destination_id for arrival in fresh} - {""})
+            grounds = await self._database.read(lambda connection: Grounds.read(connection, keys, named))
             for arrival in fresh:
                 self._judge(judged, arrival, arrival.funds or known.get(arrival.key, Funds()), grounds)
         return judged
 
-    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: _Grounds) -> None:
+    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: Grounds) -> None:
         payout = arrival.payout
         terms = grounds.terms(arrival.key)
         try:
             to = grounds.destination(payout)
-            place = None if to is None else Destination(DestinationState(to.state), waits=to.waits)
-            amount = amount_to_pay(payout.amount, funds, terms, place)
+            amount = amount_to_pay(payout.amount, funds, terms, place_of(to))
         except Refused as refused:
             judged.results[payout.payout_id] = refused
             return
@@ -183,43 +183,6 @@ class Accept:
             for payout_id, row in store.taken(connection, late).items():
                 stored.results[payout_id] = _repeat(judged.new[payout_id][0].payout, row)
         return stored
-
-
-@dataclass(frozen=True, slots=True)
-class _Grounds:
-    """What payouts are judged by, beside their sellers' money."""
-
-    schedules: Mapping[tuple[str, str], Row[Any]]
-    current: Mapping[tuple[str, str], Row[Any]]
-    named: Mapping[str, Row[Any]]
-
-    @classmethod
-    def read(cls, connection: Connection, arrivals: Sequence[Arrival]) -> _Grounds:
-        keys = sorted({arrival.key for arrival in arrivals})
-        ids = sorted({arrival.payout.payout_destination_id for arrival in arrivals} - {""})
-        named = destinations.named(connection, ids) if ids else {}
-        return cls(schedules.holding(connection, keys), destinations.current(connection, keys), named)
-
-    def terms(self, key: tuple[str, str]) -> Terms:
-        row = self.schedules.get(key)
-        return Terms() if row is None else Terms(row.minimum_amount, row.fee, row.reserve)
-
-    def destination(self, payout: NewPayout) -> Row[Any] | None:
-        """Where it is to be paid. Raises NOT_FOUND, FIELD_INVALID for one that is named and cannot be it."""
-        if not payout.payout_destination_id:
-            return self.current.get((payout.seller_account, payout.currency))
-        row = self.named.get(payout.payout_destination_id)
-        if row is None or row.caller != payout.caller:
-            raise not_found("payout destination")
-        must_be_of(payout.seller_account, payout.currency, row)
-        return row
-
-
-def must_be_of(seller: str, currency: str, destination: Row[Any]) -> None:
-    """Raises FIELD_INVALID for a destination that is another seller's, or in another currency."""
-    if (destination.seller_account, destination.currency) != (seller, currency):
-        message = "payout_destination_id must be a destination of the seller in this currency."
-        raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
 
 
 def _repeat(sent: NewPayout, row: Row[Any]) -> Result:

@@ -10,15 +10,15 @@ from google.rpc import status_pb2
 from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.batch import ItemState, NewBatch
 from tallystick_core.money import format_amount
-from tallystick_core.payout import NewBatch
 from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.relay import telling
-from tallystick_storage import batch as store
-from tallystick_storage import payout_reads as reads
 from tallystick_storage.database import Database
+from tallystick_storage.payout import batch as store
+from tallystick_storage.payout import reads
 
 _STATES = EnumNames(payout_pb2.PayoutBatchState.DESCRIPTOR)
 
@@ -57,7 +57,7 @@ def insert(connection: Connection, new: NewBatch, traceparent: str, cut_off: dat
             item_count=len(new.payouts),
         ),
         [
-            store.Item(new.payout_batch_id, one.payout_id, one.seller_account, one.amount, one.currency, one.payout_destination_id, "ASKED")
+            store.Item(new.payout_batch_id, one.payout_id, one.seller_account, one.amount, one.currency, one.payout_destination_id, ItemState.ASKED)
             for one in new.payouts
         ],
     )
@@ -115,11 +115,11 @@ def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
 
 def report(connection: Connection, rows: Sequence[Row[Any]]) -> list[payout_pb2.PayoutBatchItem]:
     """The lines of a report, with the payouts as they stand."""
-    payouts = reads.shown(connection, [row.payout_id for row in rows if row.item_state == "MADE"])
+    payouts = reads.shown(connection, [row.payout_id for row in rows if row.item_state == ItemState.MADE])
     lines = []
     for row in rows:
         line = payout_pb2.PayoutBatchItem(payout_id=row.payout_id, seller_account=row.seller_account)
-        if row.item_state == "MADE":
+        if row.item_state == ItemState.MADE:
             line.payout.CopyFrom(encode.shown_payout(payouts[row.payout_id]))
         else:
             line.error.CopyFrom(status_pb2.Status.FromString(bytes(row.refusal)))

@@ -10,8 +10,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
+from tallystick_core.batch import AFTER, BatchState, ItemState, NewBatch, made_payout_id, run_id
 from tallystick_core.payable import Funds
-from tallystick_core.payout import NewBatch, NewPayout, made_payout_id, run_id
+from tallystick_core.payout import NewPayout
 from tallystick_core.refusal import Refused
 from tallystick_core.schedule import next_time
 from tallystick_server.payout.accept import Accept, Arrival, Result, Stored
@@ -20,9 +21,10 @@ from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.schedules import stored_schedule
 from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.telemetry import context_of
-from tallystick_storage import alert, schedule
-from tallystick_storage import batch as store
+from tallystick_storage import alert
 from tallystick_storage.database import Database
+from tallystick_storage.payout import batch as store
+from tallystick_storage.payout import schedule
 
 _MOST_AT_ONCE = 500
 _MOST_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
@@ -72,9 +74,9 @@ class Collect:
     async def _bring_on(self, row: Row[Any]) -> None:
         """Takes a batch as far as it comes now."""
         batch: Row[Any] | None = row
-        while batch is not None and batch.state == "COLLECTING":
+        while batch is not None and batch.state == BatchState.COLLECTING:
             batch = await self._collect(batch)
-        if batch is not None and batch.state == "OPEN":
+        if batch is not None and batch.state == BatchState.OPEN:
             await self._close(batch)
 
     def _is_ours(self, connection: Connection) -> bool:
@@ -113,9 +115,8 @@ class Collect:
                 return False
             items = [_item(row.payout_batch_id, arrival, results[arrival.payout.payout_id]) for arrival in page.arrivals]
             store.collected(connection, row.payout_batch_id, items, page.place)
-            moved = store.move(connection, row.payout_batch_id, "COLLECTING", "OPEN") if page.last else None
-            if moved is not None:
-                tell(connection, moved)
+            if page.last:
+                _move(connection, row)
             return True
 
         if not await self._make(page.arrivals, note):
@@ -177,11 +178,17 @@ class Collect:
         """Ends a batch whose payouts have all come to rest."""
 
         def close(connection: Connection) -> None:
-            moved = None if store.is_under_way(connection, row.payout_batch_id) else store.move(connection, row.payout_batch_id, "OPEN", "DONE")
-            if moved is not None:
-                tell(connection, moved)
+            if not store.is_under_way(connection, row.payout_batch_id):
+                _move(connection, row)
 
         await self._database.transact(close)
+
+
+def _move(connection: Connection, row: Row[Any]) -> None:
+    """Takes a batch into its next state, and tells of it, unless somebody else has."""
+    moved = store.move(connection, row.payout_batch_id, row.state, AFTER[BatchState(row.state)])
+    if moved is not None:
+        tell(connection, moved)
 
 
 class _TakenOver(Exception):
@@ -202,5 +209,5 @@ def _asked(row: Row[Any], one: Row[Any]) -> Arrival:
 def _item(batch_id: str, arrival: Arrival, result: Result) -> store.Item:
     payout = arrival.payout
     refusal = to_status(result).SerializeToString().hex() if isinstance(result, Refused) else None
-    state = "MADE" if refusal is None else "REFUSED"
+    state = ItemState.MADE if refusal is None else ItemState.REFUSED
     return store.Item(batch_id, payout.payout_id, payout.seller_account, payout.amount, payout.currency, payout.payout_destination_id, state, refusal)

@@ -17,9 +17,9 @@ from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.standing import Turn
 from tallystick_server.runtime.dead_letters import tell_changed
 from tallystick_storage import dead_letter, due
-from tallystick_storage import payout as store
-from tallystick_storage import payout_reads as reads
 from tallystick_storage.database import Database
+from tallystick_storage.payout import payouts as store
+from tallystick_storage.payout import reads
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
+from tallystick_core.batch import NewBatch, parse_batch_id
 from tallystick_core.identifier import parse_id, parse_text, parse_token
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.payable import Terms
-from tallystick_core.payout import MOST_PAYOUTS, NewBatch, NewDestination, NewPayout, parse_batch_id, parse_payout_id
+from tallystick_core.payout import MOST_PAYOUTS, NewDestination, NewPayout, parse_payout_id
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.schedule import Interval, Weekday, parse_schedule
 from tallystick_server.payout.encode import STATES
 from tallystick_server.payout.schedules import INTERVALS, WEEKDAYS, Wanted
 from tallystick_server.runtime.fields import parse_time
-from tallystick_storage.payout_reads import PayoutFilter
+from tallystick_storage.payout.reads import PayoutFilter
 
 _LONGEST_DESCRIPTION = 255
 

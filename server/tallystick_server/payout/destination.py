@@ -18,14 +18,14 @@ from tallystick_server.payout.payout import stored_payouts
 from tallystick_server.payout.standing import Turn
 from tallystick_server.payout.submit import Port
 from tallystick_server.runtime.dead_letters import go_on
-from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.demand import Answered, InHand
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
-from tallystick_storage import destination as store
 from tallystick_storage import due
-from tallystick_storage import payout as payouts
 from tallystick_storage.database import Database
+from tallystick_storage.payout import destination as store
+from tallystick_storage.payout import payouts
 
 PREFIX = "d-"
 """What a destination's demand id begins with."""
@@ -87,25 +87,17 @@ def unverified(rows: Iterable[Row[Any]], tokens: Mapping[str, int], deadline: fl
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A destination, and what its provider said of it."""
-
-    item: Unverified
-    outcome: Verification
-
-
 class Verify:
     """The verify stage's work: what providers said of destinations, written down."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, items: Sequence[Said]) -> Sequence[Unverified | Exception]:
+    async def run(self, items: Sequence[Answered[Unverified, Verification]]) -> Sequence[Unverified | Exception]:
         """Each destination as it stands after it."""
         return await by_halves(self._record, items)
 
-    async def _record(self, items: Sequence[Said]) -> Sequence[Unverified | Exception]:
+    async def _record(self, items: Sequence[Answered[Unverified, Verification]]) -> Sequence[Unverified | Exception]:
         moved: dict[str, DestinationState] = {}
 
         def record(connection: Connection) -> None:

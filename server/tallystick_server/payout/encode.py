@@ -12,7 +12,7 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
 from tallystick_server.payout.standing import Standing, stands
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_storage import payout as store
+from tallystick_storage.payout import payouts as store
 
 STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 DESTINATION_STATES = EnumNames(payout_pb2.PayoutDestinationState.DESCRIPTOR)

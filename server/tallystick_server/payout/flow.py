@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection
@@ -15,17 +16,18 @@ from tallystick_core.provider import PayoutFailure, PayoutProvider
 from tallystick_server.payout.accept import Accept, Accepted, Arrival
 from tallystick_server.payout.collect import Collect
 from tallystick_server.payout.decide import Decide
-from tallystick_server.payout.destination import PREFIX, Said, Unverified, Verify, move_destinations, unverified
+from tallystick_server.payout.destination import PREFIX, Unverified, Verify, move_destinations, unverified
 from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.prepare import Prepare
-from tallystick_server.payout.record import Answered, Record
+from tallystick_server.payout.record import Record
 from tallystick_server.payout.settle import Settle
 from tallystick_server.payout.standing import Turn
 from tallystick_server.payout.submit import Port
 from tallystick_server.payout.watch import Watch
 from tallystick_server.runtime.changes import Changes
+from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
 from tallystick_server.runtime.operator import DeadLetters
@@ -33,9 +35,9 @@ from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.stage import Stage
-from tallystick_storage import destination as destinations
-from tallystick_storage import payout as store
 from tallystick_storage.database import Database
+from tallystick_storage.payout import destination as destinations
+from tallystick_storage.payout import payouts as store
 
 Item = Payout | Unverified
 _PAYOUT = demand("")
@@ -81,11 +83,11 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self._prepare: Stage[Payout, Payout] = Stage(
             "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )
-        self._record: Stage[Answered, Payout] = Stage("payout.record", Record(database).run, most=MOST_ITEMS)
+        self._record: Stage[Answered[Payout, Any], Payout] = Stage("payout.record", Record(database).run, most=MOST_ITEMS)
         self._settle: Stage[Payout, Payout] = Stage(
             "payout.settle", Settle(database, peers, wallet_address, ledger_address, settings.policies).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )
-        self._verify: Stage[Said, Unverified] = Stage("payout.verify", Verify(database).run)
+        self._verify: Stage[Answered[Unverified, Any], Unverified] = Stage("payout.verify", Verify(database).run)
         self._stages += [self._accept, self._prepare, self._record, self._settle, self._verify]
         watch = Watch(database, self.execute, settings.policies, self.record)
         collect = Collect(database, self.accept, self.funding, holder, lambda: self.in_hand)
@@ -134,8 +136,8 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
 
     async def record(self, item: Item, outcome: object) -> Item:
         if isinstance(item, Unverified):
-            return await self._verify.submit(Said(item, outcome), item.context)  # type: ignore[arg-type]
-        recorded = await self._record.submit(Answered(item, outcome), item.context)  # type: ignore[arg-type]
+            return await self._verify.submit(Answered(item, outcome), item.context)
+        recorded = await self._record.submit(Answered(item, outcome), item.context)
         self._happened(recorded)
         return recorded
 

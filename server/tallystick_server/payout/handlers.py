@@ -14,10 +14,10 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_currency
-from tallystick_core.payout import AT_REST, Cause
+from tallystick_core.payout import AT_REST, Cause, NewPayout, demand
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payout import batches, decode, encode
-from tallystick_server.payout.accept import Arrival, must_be_of
+from tallystick_server.payout.accept import Arrival
 from tallystick_server.payout.batches import Batches
 from tallystick_server.payout.decide import Decision
 from tallystick_server.payout.flow import PayOut
@@ -29,11 +29,12 @@ from tallystick_server.runtime import operator
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.telemetry import current_context, traceparent
-from tallystick_storage import batch as batch_store
-from tallystick_storage import destination as destinations
-from tallystick_storage import payout_reads as store
-from tallystick_storage import transfer as transfers
+from tallystick_storage import due
 from tallystick_storage.database import Database
+from tallystick_storage.payout import batch as batch_store
+from tallystick_storage.payout import destination as destinations
+from tallystick_storage.payout import reads as store
+from tallystick_storage.payout import transfer as transfers
 
 _TEAM = frozenset({Role.TEAM})
 _OPERATOR = frozenset({Role.OPERATOR})
@@ -105,11 +106,10 @@ class PayoutHandlers(OperatorHandlers):
 
     async def PreviewPayout(self, request: pb.PreviewPayoutRequest, call: Call) -> pb.PreviewPayoutResponse:
         seller, currency = parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
-        named = None
-        if request.payout_destination_id:
-            named = await self._destination(request.payout_destination_id, call)
-            must_be_of(seller, currency, named)
-        return await self._preview.show(seller, currency, named.payout_destination_id if named is not None else "")
+        caller, named = call.caller.name, request.payout_destination_id
+        if named:
+            caller = (await self._destination(named, call)).caller
+        return await self._preview.show(NewPayout("", caller, seller, None, currency, named))
 
     async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:
         payout = decode.new_payout(request, call.caller.name)
@@ -125,7 +125,7 @@ class PayoutHandlers(OperatorHandlers):
 
         def story(connection: Connection) -> tuple[Any, Any, Any]:
             known = transfers.of(connection, [payout.payout_id]).get(payout.payout_id, ())
-            return store.history(connection, payout.payout_id), store.attempts(connection, payout.payout_id), known
+            return store.history(connection, payout.payout_id), due.attempts(connection, demand(payout.payout_id)), known
 
         history, attempts, told = await self._database.read(story)
         return pb.GetPayoutResponse(

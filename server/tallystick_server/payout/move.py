@@ -13,7 +13,7 @@ from tallystick_server.payout import encode, events
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Standing, Turn
 from tallystick_server.runtime.relay import telling
-from tallystick_storage import payout as store
+from tallystick_storage.payout import payouts as store
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from tallystick_server.payout import encode
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
-from tallystick_storage import destination as destinations
-from tallystick_storage import payout_reads as store
 from tallystick_storage.database import Database
+from tallystick_storage.payout import destination as destinations
+from tallystick_storage.payout import reads as store
 
 
 class OperatorHandlers(operator.OperatorHandlers):

@@ -18,7 +18,7 @@ from tallystick_server.payout.standing import Standing, stands
 from tallystick_server.payout.submit import Port
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.telemetry import SpanContext, context_of
-from tallystick_storage import payout as store
+from tallystick_storage.payout import payouts as store
 
 # What accept stores of a new payout, and what this process therefore knows without reading it back.
 FIRST_TOKEN = 1

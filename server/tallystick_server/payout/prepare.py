@@ -16,12 +16,12 @@ from tallystick_core.refusal import Refused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn
-from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.flow import SettlingRefused
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import destination as destinations
 from tallystick_storage.database import Database
+from tallystick_storage.payout import destination as destinations
 
 
 class Prepare:
@@ -67,9 +67,8 @@ class Prepare:
             )
             for item in items
         ]
-        results = (await self._peers.call(self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))).results
-        answered = zip(items, results, strict=True)
-        return {item.payout_id: from_status(result.error) for item, result in answered if result.WhichOneof("result") == "error"}
+        answer = await self._peers.call(self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
+        return refusals([item.payout_id for item in items], answer.results)
 
 
 def prepared(item: Payout, failure: PayoutFailure | None, destination: DestinationState, thresholds: Mapping[str, int]) -> Move:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy import Connection, Row
-
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.money import format_amount
-from tallystick_core.payable import Destination, DestinationState, Funds, Terms, payable
+from tallystick_core.payable import Funds, payable
+from tallystick_core.payout import NewPayout
 from tallystick_server.payout.funds import Funding
+from tallystick_server.payout.grounds import Grounds, place_of
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_storage import destination as destinations
-from tallystick_storage import schedule as schedules
 from tallystick_storage.database import Database
 
 _LIMITS = EnumNames(payout_pb2.PayoutLimit.DESCRIPTOR)
@@ -26,22 +22,16 @@ class Preview:
         self._database = database
         self._funding = funding
 
-    async def show(self, seller: str, currency: str, destination_id: str) -> pb.PreviewPayoutResponse:
-        """What would be paid, to the destination that is named or the current one. Raises DEPENDENCY_UNAVAILABLE."""
-        key = (seller, currency)
-
-        def read(connection: Connection) -> tuple[Row[Any] | None, Row[Any] | None]:
-            to = destinations.named(connection, [destination_id]).get(destination_id) if destination_id else None
-            current = destinations.current(connection, [key]).get(key) if not destination_id else to
-            return schedules.holding(connection, [key]).get(key), current
-
-        schedule, to = await self._database.read(read)
+    async def show(self, wanted: NewPayout) -> pb.PreviewPayoutResponse:
+        """What would be paid. Raises DEPENDENCY_UNAVAILABLE, and for a destination that is named what `Grounds.destination` raises."""
+        key, named = (wanted.seller_account, wanted.currency), [wanted.payout_destination_id] if wanted.payout_destination_id else []
+        grounds = await self._database.read(lambda connection: Grounds.read(connection, [key], named))
+        to, terms, schedule = grounds.destination(wanted), grounds.terms(key), grounds.schedules.get(key)
         funds = (await self._funding.of([key])).get(key, Funds())
-        terms = Terms(schedule.minimum_amount, schedule.fee, schedule.reserve) if schedule is not None else Terms()
-        can = payable(funds, terms, Destination(DestinationState(to.state), waits=to.waits) if to is not None else None)
+        can = payable(funds, terms, place_of(to))
 
         def text(minor: int) -> str:
-            return format_amount(minor, currency)
+            return format_amount(minor, wanted.currency)
 
         return pb.PreviewPayoutResponse(
             available=text(funds.available),

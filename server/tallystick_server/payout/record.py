@@ -6,7 +6,7 @@ Every answer ends here, from whatever side it comes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -20,22 +20,14 @@ from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn, transfer_of
 from tallystick_server.runtime.dead_letters import go_on
-from tallystick_server.runtime.demand import to_store
+from tallystick_server.runtime.demand import Answered, to_store
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import due
-from tallystick_storage import payout as store
-from tallystick_storage import transfer as transfers
 from tallystick_storage.database import Database
+from tallystick_storage.payout import payouts as store
+from tallystick_storage.payout import transfer as transfers
 
 _CAUSES = {Happening.STRAY: Cause.STRAY_TRANSFER}
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A payout, and what its provider said of it."""
-
-    payout: Payout
-    outcome: PayoutOutcome
 
 
 class Record:
@@ -44,27 +36,27 @@ class Record:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, items: Sequence[Answered]) -> Sequence[Payout | Exception]:
+    async def run(self, items: Sequence[Answered[Payout, PayoutOutcome]]) -> Sequence[Payout | Exception]:
         """Each payout as it stands after the answers."""
         return await by_halves(self._record, items)
 
-    async def _record(self, items: Sequence[Answered]) -> Sequence[Payout | Exception]:
-        ids = sorted({item.payout.payout_id for item in items})
-        refused = sorted({item.payout.payout_destination_id for item in items if account_refused(item.outcome)})
+    async def _record(self, items: Sequence[Answered[Payout, PayoutOutcome]]) -> Sequence[Payout | Exception]:
+        ids = sorted({item.item.payout_id for item in items})
+        refused = sorted({item.item.payout_destination_id for item in items if account_refused(item.outcome)})
 
         def record(connection: Connection) -> dict[str, Payout]:
             if refused:
                 end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED)
-            due.record_answers(connection, [to_store(item.payout, HAPPENINGS[type(item.outcome)], item.outcome) for item in items])
+            due.record_answers(connection, [to_store(item.item, HAPPENINGS[type(item.outcome)], item.outcome) for item in items])
             rows = store.lock(connection, ids)
             known = transfers.of(connection, ids)
-            books = {item.payout.payout_id: _Book(item.payout, rows[item.payout.payout_id], known.get(item.payout.payout_id, ())) for item in items}
+            books = {item.item.payout_id: _Book(item.item, rows[item.item.payout_id], known.get(item.item.payout_id, ())) for item in items}
             for item in items:
-                books[item.payout.payout_id].take(item.outcome)
+                books[item.item.payout_id].take(item.outcome)
             return _write(connection, list(books.values()))
 
         stand = await self._database.transact(record)
-        return [_as(item.payout, stand[item.payout.payout_id]) for item in items]
+        return [_as(item.item, stand[item.item.payout_id]) for item in items]
 
 
 def _as(item: Payout, now: Payout) -> Payout:

@@ -13,8 +13,8 @@ from tallystick_server.payout import encode, events
 from tallystick_server.payout.destination import PREFIX, end_destinations, unverified
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.runtime.relay import telling
-from tallystick_storage import destination as store
 from tallystick_storage.database import Database
+from tallystick_storage.payout import destination as store
 
 _FIRST_TOKEN = 1
 _FIELDS = ("seller_account", "currency", "bank_account_token", "description")

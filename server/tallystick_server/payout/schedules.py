@@ -15,8 +15,8 @@ from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, par
 from tallystick_server.payout import events
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.relay import telling
-from tallystick_storage import schedule as store
 from tallystick_storage.database import Database
+from tallystick_storage.payout import schedule as store
 
 INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
 WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)

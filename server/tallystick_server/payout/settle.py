@@ -18,15 +18,15 @@ from tallystick_core.transfer import Fact, Fit, Transfer, facts
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn, transfer_of
-from tallystick_server.runtime.errors import from_status
+from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.flow import SettlingRefused
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.stage import by_halves
-from tallystick_storage import transfer as transfers
 from tallystick_storage.database import Database
+from tallystick_storage.payout import transfer as transfers
 
 _Fact = tuple[Payout, Fact]
 
@@ -74,9 +74,8 @@ class Settle:
         able = [one for one in ones if one[0].payout_id not in refused]
         for start in range(0, len(able), MOST_ITEMS):
             part = able[start : start + MOST_ITEMS]
-            for (item, _), result in zip(part, await call(part), strict=True):
-                if result.WhichOneof("result") == "error":
-                    refused[item.payout_id] = SettlingRefused(f"payout {item.payout_id}: {from_status(result.error).message}")
+            for id_, why in refusals([item.payout_id for item, _ in part], await call(part)).items():
+                refused[id_] = SettlingRefused(f"payout {id_}: {why.message}")
 
     async def _capture(self, holds: Sequence[tuple[Payout, None]]) -> Sequence[Any]:
         captures = [wallet_service_pb2.HoldCapture(hold_id=item.payout_id, amount=format_amount(item.amount, item.currency)) for item, _ in holds]

@@ -14,8 +14,8 @@ from tallystick_core.recovery import Step
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.retry import Policies
-from tallystick_storage import payout as store
 from tallystick_storage.database import Database
+from tallystick_storage.payout import payouts as store
 
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ def add_commands(commands: Commands) -> None:
     payouts = commands.add_parser("payouts", help="one payout: show, approve, reject, cancel")
     verbs = payouts.add_subparsers(required=True, metavar="VERB")
     _payout(_command(verbs, "show", "it, with every move, attempt and transfer", _show_payout))
-    for verb, about in (("approve", "as the second person"), ("reject", "as the second person"), ("cancel", "before it is sent")):
+    for verb, about in (("approve", "as the second person"), ("reject", "while it awaits approval"), ("cancel", "before it is sent")):
         _reason(_payout(_command(verbs, verb, about, _decide(verb.capitalize()))))
     one = _command(commands, "payout-batch", "a batch of payouts, with its totals", _batch)
     one.add_argument("payout_batch_id")

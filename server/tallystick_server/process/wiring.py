@@ -41,9 +41,9 @@ from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
 from tallystick_storage import alert
-from tallystick_storage import payment as payment_store
-from tallystick_storage import payout as payout_store
 from tallystick_storage.database import Database, forget_marks
+from tallystick_storage.payment import orders as payment_store
+from tallystick_storage.payout import payouts as payout_store
 
 _CONNECTIONS = {"ledger": 2}
 _DEFAULT_CONNECTIONS = 4

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tallystick_core.provider import Answer, Declined, FailureReason, Succeeded
 from tallystick_core.recovery import Step
@@ -69,6 +69,18 @@ class InHand(ABC):
     @abstractmethod
     def waits(self) -> bool:
         """Whether the provider has it, and will tell in its own time."""
+
+
+H = TypeVar("H", bound=InHand)
+A = TypeVar("A", bound=Answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[H, A]):
+    """A demand, and what its provider said to it."""
+
+    item: H
+    outcome: A
 
 
 def to_store(item: InHand, says: str, outcome: Answer) -> due.Answer:

@@ -25,7 +25,9 @@ def check_due(read: Read) -> Check:
 
 
 def check_events(read: Read) -> Check:
-    """The stream has no gap, and every change of an order or wallet is in it or still in the outbox.
+    """The stream has no gap, and every change of an order, payout or wallet is in it or still in the outbox.
+
+    Of other things (destinations, batches, schedules, policies, alerts) the database's triggers alone see to it.
 
     The changes are read before the outbox, and the outbox before the events: what left the outbox meanwhile is among the events.
     """

@@ -149,9 +149,9 @@ def current(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tup
     return {(row.seller_account, row.currency): row for row in connection.execute(_CURRENT, values)}
 
 
-def named(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
+def named(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
     """Destinations by id, with `waits` as in `current`."""
-    return {row.payout_destination_id: row for row in connection.execute(_NAMED, {"ids": ids})}
+    return {row.payout_destination_id: row for row in connection.execute(_NAMED, {"ids": list(ids)})}
 
 
 _LIST = text(f"""

@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.payout import COLUMNS
+from tallystick_storage.listing import newest_first
+from tallystick_storage.payout.payouts import COLUMNS
 
 _SHOWN = text(f"""
     select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
@@ -17,9 +18,6 @@ _SHOWN = text(f"""
 """)
 _HISTORY = text("""
     select version, from_state, to_state, cause, actor, reason, create_time from payout_history where payout_id = :id order by version
-""")
-_ATTEMPTS = text("""
-    select number, provider, provider_key, outcome, provider_reference, start_time, end_time from attempt where demand_id = 'p-' || :id order by number
 """)
 
 
@@ -31,11 +29,6 @@ def shown(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
 def history(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
     """Every move of a payout, oldest first."""
     return connection.execute(_HISTORY, {"id": payout_id}).all()
-
-
-def attempts(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
-    """Every attempt to pay it, oldest first."""
-    return connection.execute(_ATTEMPTS, {"id": payout_id}).all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +55,7 @@ _FILTERS = {
 
 def list_(connection: Connection, wanted: PayoutFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
     """Payouts, newest first, before a given (create_time, id)."""
-    values: dict[str, Any] = {name: value for name in _FILTERS if (value := getattr(wanted, name)) is not None}
-    conditions = [_FILTERS[name] for name in values]
-    if before is not None:
-        conditions.append("(p.create_time, p.payout_id) < (:before_time, :before_id)")
-        values["before_time"], values["before_id"] = before
-    where = f"where {' and '.join(conditions)}" if conditions else ""
+    where, values = newest_first(_FILTERS, wanted, "(p.create_time, p.payout_id)", before)
     statement = text(f"""
         select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
         {where} order by p.create_time desc, p.payout_id desc limit :most

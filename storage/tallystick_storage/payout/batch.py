@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_core.batch import BatchState, ItemState
 from tallystick_storage.database import rows
 
 _COLUMNS = """b.payout_batch_id, b.caller, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
@@ -32,7 +33,7 @@ class NewBatch:
 
 @dataclass(slots=True)
 class Item:
-    """One payout of a batch: ASKED, MADE, or REFUSED with a google.rpc.Status, serialized, in hex."""
+    """One payout of a batch. `refusal`: a google.rpc.Status, serialized, in hex, where it is REFUSED."""
 
     payout_batch_id: str
     payout_id: str
@@ -40,7 +41,7 @@ class Item:
     amount: int | None
     currency: str
     payout_destination_id: str
-    state: str
+    state: ItemState
     refusal: str | None = None
 
 
@@ -139,13 +140,13 @@ def asked(connection: Connection, payout_batch_id: str, most: int) -> Sequence[R
 
 def collected(connection: Connection, payout_batch_id: str, items: Sequence[Item], place: str) -> None:
     """Notes what became of so many payouts of a locked batch, and where its reading of the wallets is."""
-    refused = sum(item.state == "REFUSED" for item in items)
+    refused = sum(item.state is ItemState.REFUSED for item in items)
     if items:
         connection.execute(_ADD, {"items": rows(items)})
     connection.execute(_COLLECTED, {"id": payout_batch_id, "place": place, "collected": len(items), "refused": refused})
 
 
-def move(connection: Connection, payout_batch_id: str, before: str, state: str) -> Row[Any] | None:
+def move(connection: Connection, payout_batch_id: str, before: BatchState, state: BatchState) -> Row[Any] | None:
     """Moves a batch from a state; it with the outbox row in which it is to be told, or None if it is in another."""
     return connection.execute(_MOVE, {"id": payout_batch_id, "before": before, "state": state}).one_or_none()
 

@@ -13,11 +13,6 @@ from tallystick_core.payment import Cause, Status
 from tallystick_storage.alert import Findings
 from tallystick_storage.database import rows
 
-PaymentRow = Row[Any]
-OrderRow = Row[Any]
-OrderStory = tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]]
-"""An order with its caller, its history and the attempts of its charge."""
-
 
 @dataclass(slots=True)
 class NewCheckout:
@@ -283,47 +278,6 @@ def cancel(connection: Connection, checkout_id: str, reason: str) -> str:
     return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one())
 
 
-_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.traceparent, c.expire_time,
-    c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
-_ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
-    o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version, o.create_time, o.update_time"""
-
-# One statement, so that a payment and its orders are seen at one moment.
-_PAYMENTS = text(f"""
-    select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
-    from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.demand_id = o.charge_id
-    where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
-""")
-
-
-def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
-    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too."""
-    found: dict[str, list[OrderRow]] = {}
-    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids}):
-        found.setdefault(row.checkout_id, []).append(row)
-    return found
-
-
-_CHECKOUTS = text(f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from checkout c where c.checkout_id = any (cast(:ids as text[]))")
-
-
-def checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[PaymentRow]:
-    """Payments without their orders."""
-    return connection.execute(_CHECKOUTS, {"ids": checkout_ids}).all()
-
-
-_ORDERS_OF = text(f"""
-    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
-    left join due d on d.demand_id = o.charge_id where a.demand_id = :charge_id and a.number = 1 order by o.payment_order_id
-""")
-
-
-def orders_of(connection: Connection, charge_id: str) -> Sequence[OrderRow]:
-    """The orders of a charge."""
-    return connection.execute(_ORDERS_OF, {"charge_id": charge_id}).all()
-
-
 _CHARGES = text("""
     select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
@@ -341,66 +295,6 @@ _CHARGES = text("""
 def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
     """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
     return connection.execute(_CHARGES, {"charges": charge_ids}).all()
-
-
-_ORDER = text(f"""
-    select {_ORDER_COLUMNS}, c.caller from payment_order o join checkout c on c.checkout_id = o.checkout_id
-    left join due d on d.demand_id = o.charge_id where o.payment_order_id = :id
-""")
-_HISTORY = text("select version, from_status, to_status, cause, create_time from order_history where payment_order_id = :id order by version")
-_ATTEMPTS = text("""
-    select demand_id as charge_id, number, provider, provider_key, outcome, provider_reference, start_time, end_time
-    from attempt where demand_id = :charge_id order by number
-""")
-
-
-def order(connection: Connection, payment_order_id: str) -> OrderStory | None:
-    """An order with its caller, its history and the attempts of its charge."""
-    row = connection.execute(_ORDER, {"id": payment_order_id}).one_or_none()
-    if row is None:
-        return None
-    history = connection.execute(_HISTORY, {"id": payment_order_id}).all()
-    return row, history, connection.execute(_ATTEMPTS, {"charge_id": row.charge_id}).all()
-
-
-@dataclass(frozen=True, slots=True)
-class PaymentFilter:
-    """Which payments to list; None does not filter. `before` is the last row of the page before."""
-
-    caller: str | None
-    buyer_account: str | None
-    seller_account: str | None
-    payment_state: str | None
-    create_time_from: datetime | None
-    create_time_until: datetime | None
-    before: tuple[datetime, str] | None
-
-
-_FILTERS = {
-    "caller": "c.caller = :caller",
-    "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account)",
-    "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account)",
-    "payment_state": "c.payment_state = :payment_state",
-    "create_time_from": "c.create_time >= :create_time_from",
-    "create_time_until": "c.create_time < :create_time_until",
-}
-
-
-def list_payments(connection: Connection, wanted: PaymentFilter, most: int) -> Sequence[Row[Any]]:
-    """Payments with the sum of their orders' versions, newest first."""
-    values = {name: getattr(wanted, name) for name in _FILTERS}
-    conditions = [condition for name, condition in _FILTERS.items() if values[name] is not None]
-    if wanted.before is not None:
-        conditions.append("(c.create_time, c.checkout_id) < (:before_time, :before_id)")
-        values["before_time"], values["before_id"] = wanted.before
-    where = f"where {' and '.join(conditions)}" if conditions else ""
-    statement = text(f"""
-        select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
-            select * from checkout c {where} order by c.create_time desc, c.checkout_id desc limit :most) c
-        join lateral (select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id) o on true
-        order by c.create_time desc, c.checkout_id desc
-    """)
-    return connection.execute(statement, {**{n: v for n, v in values.items() if v is not None}, "most": most}).all()
 
 
 # Whatever is open is due, so `due` leads to all of it, and stays small.

@@ -1,0 +1,70 @@
+"""Batches of payouts: their states, and the ids of what runs of schedules make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from tallystick_core.canonical import fingerprint, letters
+from tallystick_core.identifier import parse_id
+from tallystick_core.payout import MADE, NewPayout
+from tallystick_core.refusal import Reason, Refused
+
+_RUN = "run-"
+
+
+class BatchState(StrEnum):
+    """Its payouts are being made; all of them are made; all of them have come to rest."""
+
+    COLLECTING = "COLLECTING"
+    OPEN = "OPEN"
+    DONE = "DONE"
+
+
+AFTER = {BatchState.COLLECTING: BatchState.OPEN, BatchState.OPEN: BatchState.DONE}
+
+
+class ItemState(StrEnum):
+    """What became of one payout of a batch: nothing so far, a payout, a refusal."""
+
+    ASKED = "ASKED"
+    MADE = "MADE"
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """Payouts to be made together, parsed: a list, sorted by id, or, where that is empty, a run of a seller's schedule ("": the default)."""
+
+    payout_batch_id: str
+    caller: str
+    payouts: tuple[NewPayout, ...] = ()
+    seller_account: str = ""
+    currency: str = ""
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values, in whatever order the payouts came."""
+        head = (self.payout_batch_id, self.caller, self.seller_account, self.currency)
+        return fingerprint(*head, *(value for payout in self.payouts for value in payout.values()))
+
+
+def run_id(currency: str, cut_off: datetime) -> str:
+    """The id of the run of a cut-off, and of its batch: the same from whatever process, so that a cut-off has one run."""
+    return f"{_RUN}{currency}-{cut_off.astimezone(UTC):%Y%m%dT%H%MZ}"
+
+
+def made_payout_id(run: str, seller_account: str) -> str:
+    """The id of a payout that a run makes: the same for the same run and seller, so that one that is begun again pays nobody twice.
+
+    `run` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with a schedule of its own, who has no batch,
+    but may have left the default only just now.
+    """
+    return f"{MADE}{letters(run, seller_account)}"
+
+
+def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
+    """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if text.startswith(_RUN):
+        raise Refused(Reason.FIELD_INVALID, f"{field} must not begin with {_RUN}: such ids are the platform's.", field=field)
+    return parse_id(text, field)

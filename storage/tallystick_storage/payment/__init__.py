@@ -1,0 +1,1 @@
+"""What PaymentService keeps: payments and their orders, deliveries, charges that fit no order."""

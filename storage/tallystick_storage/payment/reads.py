@@ -1,0 +1,108 @@
+"""Payments as they are shown: one with its orders, an order with its story, and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage import due
+from tallystick_storage.listing import newest_first
+
+PaymentRow = Row[Any]
+OrderRow = Row[Any]
+OrderStory = tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]]
+"""An order with its caller, its history and the attempts of its charge."""
+
+_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.traceparent, c.expire_time,
+    c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
+_ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
+    o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
+    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version, o.create_time, o.update_time"""
+
+# One statement, so that a payment and its orders are seen at one moment.
+_PAYMENTS = text(f"""
+    select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
+    from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.demand_id = o.charge_id
+    where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
+""")
+
+
+def payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
+    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too."""
+    found: dict[str, list[OrderRow]] = {}
+    for row in connection.execute(_PAYMENTS, {"ids": checkout_ids}):
+        found.setdefault(row.checkout_id, []).append(row)
+    return found
+
+
+_CHECKOUTS = text(f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from checkout c where c.checkout_id = any (cast(:ids as text[]))")
+
+
+def checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[PaymentRow]:
+    """Payments without their orders."""
+    return connection.execute(_CHECKOUTS, {"ids": checkout_ids}).all()
+
+
+_ORDERS_OF = text(f"""
+    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
+    left join due d on d.demand_id = o.charge_id where a.demand_id = :charge_id and a.number = 1 order by o.payment_order_id
+""")
+
+
+def orders_of(connection: Connection, charge_id: str) -> Sequence[OrderRow]:
+    """The orders of a charge."""
+    return connection.execute(_ORDERS_OF, {"charge_id": charge_id}).all()
+
+
+_ORDER = text(f"""
+    select {_ORDER_COLUMNS}, c.caller from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    left join due d on d.demand_id = o.charge_id where o.payment_order_id = :id
+""")
+_HISTORY = text("select version, from_status, to_status, cause, create_time from order_history where payment_order_id = :id order by version")
+
+
+def order(connection: Connection, payment_order_id: str) -> OrderStory | None:
+    """An order with its caller, its history and the attempts of its charge."""
+    row = connection.execute(_ORDER, {"id": payment_order_id}).one_or_none()
+    if row is None:
+        return None
+    history = connection.execute(_HISTORY, {"id": payment_order_id}).all()
+    return row, history, due.attempts(connection, row.charge_id)
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentFilter:
+    """Which payments to list; None does not filter."""
+
+    caller: str | None
+    buyer_account: str | None
+    seller_account: str | None
+    payment_state: str | None
+    create_time_from: datetime | None
+    create_time_until: datetime | None
+
+
+_FILTERS = {
+    "caller": "c.caller = :caller",
+    "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account)",
+    "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account)",
+    "payment_state": "c.payment_state = :payment_state",
+    "create_time_from": "c.create_time >= :create_time_from",
+    "create_time_until": "c.create_time < :create_time_until",
+}
+
+
+def list_(connection: Connection, wanted: PaymentFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+    """Payments with the sum of their orders' versions, newest first, before a given (create_time, id)."""
+    where, values = newest_first(_FILTERS, wanted, "(c.create_time, c.checkout_id)", before)
+    statement = text(f"""
+        select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
+            select * from checkout c {where} order by c.create_time desc, c.checkout_id desc limit :most) c
+        join lateral (select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id) o on true
+        order by c.create_time desc, c.checkout_id desc
+    """)
+    return connection.execute(statement, {**values, "most": most}).all()

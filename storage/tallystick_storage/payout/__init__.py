@@ -1,0 +1,1 @@
+"""What PayoutService keeps: payouts, the transfers made for them, destinations, schedules, batches."""
