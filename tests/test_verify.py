@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from tallystick import Client, new_order
+from tallystick import Client, FailedPreconditionError, new_order
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider import Trouble
@@ -227,3 +231,39 @@ def test_the_command_says_so_and_exits_1(filled: Databases) -> None:
         connection.execute("update ledger.tx set description = '' where sequence = 4")
     assert bad.returncode == 1
     assert "ledger.tx main-4: its hash is not that of its content" in bad.stdout
+
+
+def test_a_platform_at_work_verifies(own_database: Databases) -> None:
+    """While payments are made and payouts are paid, every check passes: all is seen as it stood at one moment."""
+    ended = threading.Event()
+    with serving(own_database, Settings(payout_waiting_period=0)) as platform, platform.client() as client:
+
+        def work(worker: int) -> int:
+            for number in itertools.count():
+                name = f"{worker}-{number}"
+                order = new_order(f"o-{name}", "b", f"s-{number % 3}", "10.00", "EUR")
+                client.create_payment(f"c-{name}", [order], credit_card_info="tok_visa")
+                request = payout_service_pb2.CreatePayoutRequest(
+                    payout_id=f"p-{name}", seller_account=order.seller_account, amount="1.00", currency="EUR"
+                )
+                with suppress(FailedPreconditionError):  # nothing may be there to be paid, or nowhere yet
+                    client.payout.CreatePayout(request)
+                if ended.is_set():
+                    return number
+            raise AssertionError
+
+        for number in range(3):
+            client.payout.CreatePayoutDestination(
+                payout_service_pb2.CreatePayoutDestinationRequest(
+                    payout_destination_id=f"d-{number}", seller_account=f"s-{number}", currency="EUR", bank_account_token="ba_ok"
+                )
+            )
+        with ThreadPoolExecutor(8) as workers:
+            made = [workers.submit(work, worker) for worker in range(8)]
+            try:
+                reports = [verify(own_database) for _ in range(5)]
+            finally:
+                ended.set()
+            assert sum(one.result(60) for one in made) > 0
+    assert [wrong for report in reports for check in report.checks for wrong in check.wrong] == []
+    assert reports[-1].checks[0].rows > reports[0].checks[0].rows, "work went on meanwhile"

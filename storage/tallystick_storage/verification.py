@@ -1,11 +1,12 @@
-"""What `tallystick verify` reads: whole tables as sorted streams, each over a read-only role of its own service."""
+"""What `tallystick verify` reads: whole tables as sorted streams, by a read-only role of each service, all as they stood at one moment."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, create_engine, text
+from sqlalchemy import URL, Connection, Engine, Row, create_engine, text
 
 _ROWS_AT_ONCE = 5000
 
@@ -119,19 +120,37 @@ QUERIES = {
 
 
 class Reader:
-    """Opens queries, each on a connection of its own, by a role of its schema that can only read. `url`: a schema's database."""
+    """Reads each schema by a role that can only read it. `url`: a schema's database."""
 
     def __init__(self, url: Callable[[str], str]) -> None:
         self._url = url
         self._engines: dict[str, Engine] = {}
 
-    def __call__(self, name: str, **parameters: Any) -> Iterator[Row[Any]]:
-        """All rows of a query, in its order, without holding them: they are as they were when the first was asked for."""
-        schema = name.partition(".")[0]
+    @contextmanager
+    def at_one_moment(self) -> Iterator[Callable[..., Iterator[Row[Any]]]]:
+        """What opens queries, each on a connection of its own: rows in the query's order, without holding them.
+
+        All that lies in one database is read as it stood at one moment, whatever goes on meanwhile; each further database at a moment of its own.
+        """
+        snapshots: dict[URL, str] = {}
+        with ExitStack() as held:
+
+            def read(name: str, **parameters: Any) -> Iterator[Row[Any]]:
+                engine = self._engine(name.partition(".")[0])
+                database = engine.url.set(username="-", password="-")  # noqa: S106 - whoever asks
+                if database not in snapshots:
+                    first = held.enter_context(engine.connect())  # a snapshot lasts as long as the transaction that shows it
+                    snapshots[database] = first.execute(text("select pg_export_snapshot()")).scalar_one()
+                with engine.connect() as connection:
+                    connection.exec_driver_sql(f"set transaction snapshot '{snapshots[database]}'")
+                    yield from _rows(connection, name, parameters)
+
+            yield read
+
+    def _engine(self, schema: str) -> Engine:
         if schema not in self._engines:
-            self._engines[schema] = create_engine(self._url(schema), max_overflow=-1)
-        with self._engines[schema].connect() as connection:
-            yield from _rows(connection, name, parameters)
+            self._engines[schema] = create_engine(self._url(schema), max_overflow=-1, isolation_level="REPEATABLE READ")
+        return self._engines[schema]
 
     def close(self) -> None:
         for engine in self._engines.values():

@@ -177,7 +177,8 @@ class Simulation:
         await auditor.audit()
         result.violations += payouts.wrong
         result.violations += auditor.violations
-        report = verify_by(self._reader)
+        with self._reader.at_one_moment() as read:
+            report = verify_by(read)
         result.violations += [f"verify: {wrong}" for check in report.checks for wrong in check.wrong]
         world.tell(f"ends with {len(result.violations)} violations")
 

@@ -1,6 +1,7 @@
 """`tallystick verify`: recomputes everything that stored rows can show, and names the first row that is wrong.
 
-It reads each service with that service's read-only role and merges sorted streams: no join crosses a wall.
+It reads each service with that service's read-only role and merges sorted streams: no join crosses a wall. It may run beside a platform at work
+whose services share a database, which is then seen as it stood at one moment.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ from tallystick_storage.verification import Reader
 
 def verify(databases: Databases) -> Report:
     """Runs every check over the whole database. Raises Failure if it cannot be read."""
-    read = Reader(databases.reader)
+    reader = Reader(databases.reader)
     try:
-        return verify_by(read)
+        with reader.at_one_moment() as read:
+            return verify_by(read)
     except SQLAlchemyError as error:
         raise Failure(f"The database cannot be read: {first_line(error)}") from error
     finally:
-        read.close()
+        reader.close()
 
 
 def verify_by(read: Read) -> Report:

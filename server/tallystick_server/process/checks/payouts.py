@@ -9,7 +9,7 @@ from typing import Any
 from tallystick_core.booking import Line
 from tallystick_core.payout import CAPTURED, GIVEN_BACK, HELD, MOVES, Cause, PayoutState
 from tallystick_core.transfer import Fit, Transfer, facts
-from tallystick_server.process.checks.report import Check, Read, listed, merged, opened
+from tallystick_server.process.checks.report import Check, Read, listed, merged
 
 _MOVED = {(before, after) for (before, _), after in MOVES.items() if before != after}
 _STAYED = {Cause.SETTLED: True, Cause.STRAY_TRANSFER: False}
@@ -49,29 +49,22 @@ def _follows(before: str | None, row: Any) -> bool:
 
 
 def check_holds(read: Read) -> Check:
-    """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a captured one, any other none that is open.
-
-    Payouts are read before and after the holds: what moved meanwhile is judged by its amount alone.
-    """
+    """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a captured one, any other none that is open."""
     check = Check("each payout has the hold that its state says", "O1")
-    before, holds = opened(read("payout.payouts")), opened(read("wallet.payout_holds"))
-    now = opened(read("payout.payouts"))
-    pairs = merged(before, lambda row: row.payout_id, holds, lambda row: row.hold_id)
-    for key, pair, after in merged(pairs, lambda pair: pair[0], now, lambda row: row.payout_id):
+    for key, payout, hold in merged(read("payout.payouts"), lambda row: row.payout_id, read("wallet.payout_holds"), lambda row: row.hold_id):
         check.row()
-        payout, hold = (pair[1], pair[2]) if pair is not None else (None, None)
         name = f"wallet.hold {key}"
-        if after is None:
+        if payout is None:
             check.fail(name, "is a payout's, but there is no such payout")
-        elif hold is not None and (hold.seller_account, hold.currency, hold.amount) != (after.seller_account, after.currency, after.amount):
-            check.fail(name, f"is not of {after.amount} {after.currency} of {after.seller_account}, as its payout is")
-        elif payout is not None and payout.version == after.version and not _holds(payout, hold):
+        elif hold is not None and (hold.seller_account, hold.currency, hold.amount) != (payout.seller_account, payout.currency, payout.amount):
+            check.fail(name, f"is not of {payout.amount} {payout.currency} of {payout.seller_account}, as its payout is")
+        elif not _holds(payout, hold):
             check.fail(name, f"is {hold.state if hold is not None else 'missing'}, but its payout is {payout.state}")
     return check
 
 
 def _holds(payout: Any, hold: Any) -> bool:
-    """Whether a payout that stood still has the hold that it must have."""
+    """Whether a payout has the hold that it must have; one that is being settled, or is new, may have either."""
     state = hold.state if hold is not None else "NONE"
     if payout.state in HELD:
         return bool(state == "OPEN")
@@ -102,24 +95,16 @@ def check_transfers(read: Read) -> Check:
 
 
 def check_facts(read: Read) -> Check:
-    """Money that moved for a payout is in wallet and ledger once, as what it is; nothing else is.
-
-    What is known is read before and after wallet and ledger: what is settled before is posted, and what is posted is known after.
-    """
+    """Money that moved for a payout is in wallet and ledger once, as what it is; nothing else is."""
     check = Check("what moved for payouts is posted as it was", "P7")
-    before = opened(read("payout.facts"))
-    posted = opened(_lines(read))
-    entries = opened(read("wallet.payouts"))
-    told = merged(posted, lambda pair: pair[0], entries, lambda row: row.cause)
-    known = merged(before, lambda row: row.cause, opened(read("payout.facts")), lambda row: row.cause)
-    for cause, fact, booked in merged(known, lambda one: one[0], told, lambda one: one[0]):
+    told = merged(_lines(read), lambda pair: pair[0], read("wallet.payouts"), lambda row: row.cause)
+    for cause, fact, booked in merged(read("payout.facts"), lambda row: row.cause, told, lambda one: one[0]):
         check.row()
-        earlier, now = (fact[1], fact[2]) if fact is not None else (None, None)
         lines, entry = (booked[1], booked[2]) if booked is not None else (None, None)
-        if now is None:
+        if fact is None:
             check.fail(f"payout.transfer {cause}", "is posted, but no provider told of it")
         else:
-            _check_fact(check, cause, now, lines[1] if lines is not None else None, entry, settled=earlier is not None and earlier.settled)
+            _check_fact(check, cause, fact, lines[1] if lines is not None else None, entry)
     return check
 
 
@@ -129,14 +114,14 @@ def _lines(read: Read) -> Iterator[tuple[str, tuple[Line, ...]]]:
         yield cause, tuple(Line(row.account, row.currency, row.amount) for row in rows)
 
 
-def _check_fact(check: Check, cause: str, row: Any, lines: tuple[Line, ...] | None, entry: Any, *, settled: bool) -> None:
+def _check_fact(check: Check, cause: str, row: Any, lines: tuple[Line, ...] | None, entry: Any) -> None:
     name = f"payout.transfer {cause}"
     transfer = Transfer(row.provider_reference, row.amount, row.currency, Fit(row.fit), row.returned_amount, row.returned_currency)
     fact = facts(row.payout_id, row.provider, row.seller_account, row.payout_amount, row.payout_fee, transfer)[row.is_return]
-    if (settled or lines is not None) and lines != fact.lines:
+    if (row.settled or lines is not None) and lines != fact.lines:
         check.fail(name, "its ledger transaction is not exactly one with its entries")
     by_hold = transfer.fit is Fit.AS_ASKED and not row.is_return
     wanted = (row.seller_account, row.payout_currency, fact.seller_change) if fact.seller_change and not by_hold else None
     found = (entry.seller_account, entry.currency, entry.amount) if entry is not None else None
-    if (settled or entry is not None) and found != wanted:
+    if (row.settled or entry is not None) and found != wanted:
         check.fail(name, f"its wallet entry is {found}, and must be {wanted}")
