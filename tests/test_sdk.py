@@ -17,9 +17,11 @@ import pytest
 from tallystick import AsyncClient, Client, ClientSettings, DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.refusal import Reason, Refused
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.errors import CODE, to_status
 
-from .conftest import ROOT, Platform, free_address, unique
+from .conftest import ROOT, Platform, free_address, serving, unique
 
 
 class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
@@ -137,3 +139,9 @@ def test_the_examples_run(platform: Platform, example: str) -> None:
     done = subprocess.run([sys.executable, str(path), platform.address], capture_output=True, text=True, check=False, timeout=60, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_a_seller_is_paid_where_sales_wait_for_their_delivery(own_database: Databases) -> None:
+    """The example of a payout runs against the demo's kind of platform, on which sales are pending until they are delivered."""
+    with serving(own_database, Settings(release_delay=604_800, payout_waiting_period=0)) as platform:
+        test_the_examples_run(platform, "pay_a_seller.py")

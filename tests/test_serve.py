@@ -22,13 +22,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tallystick import Client, new_order
 from tallystick.payment.v1 import payment_service_pb2
-from tallystick_server.process.configuration import SERVED, load
-from tallystick_server.process.databases import Databases
+from tallystick_server.process.configuration import SERVED, Settings, load
+from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import SCHEMAS
 from tallystick_server.process.verify import verify
 
 from .conftest import ROOT, eventually, free_address, fresh_database
+from .conftest import serving as platform_of
 
 CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 
@@ -283,14 +284,20 @@ def short_folder() -> Iterator[Path]:
 def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
     """A first run, and a second on the data of the first: both exit 0; as root nothing outside its folder changes permissions."""
     before = {p: p.stat().st_mode for p in (short_folder, *short_folder.parents)}
-    first, second = demo(short_folder), demo(short_folder)
+    first = demo(short_folder)
+    folder = Settings(data=short_folder)
+    with databases(folder, lambda _: None) as known, platform_of(known, Settings(release_delay=604_800)) as platform, platform.client() as client:
+        sale = new_order("order-1", "buyer-ada", "seller-books", "24.90", "EUR")  # as README's first call; it stays pending
+        client.create_payment("checkout-1", [sale], credit_card_info="tok_visa")
+    second = demo(short_folder)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     for run in (first, second):
         assert "PAID, is_payment_done = true" in run.stdout
         assert "trial balance of the whole book: 0.00 EUR" in run.stdout
         assert "verify: every check passed" in run.stdout
-        assert "0.00 available, 0.00 pending → 0.00 available, 23.65 pending" in run.stdout
         assert "PAYOUT_RETURN" in run.stdout
+    assert "0.00 available, 0.00 pending → 0.00 available, 23.65 pending" in first.stdout
+    assert "0.00 available, 24.90 pending → 0.00 available, 48.55 pending" in second.stdout
     assert "8.77 available, 0.00 pending → 8.77 available, 9.02 pending" in second.stdout
     assert {p: p.stat().st_mode for p in before} == before
 

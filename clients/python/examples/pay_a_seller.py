@@ -5,6 +5,7 @@ import time
 import uuid
 
 from tallystick import Client, FailedPreconditionError, new_order
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
 _ACCOUNT = "ba_ok"  # the provider's token for her bank account, never its number
@@ -14,14 +15,14 @@ def main(address: str) -> None:
     seller = f"seller-{uuid.uuid4().hex[:12]}"
     with Client(address) as client:
         client.create_payment(f"{seller}-sale", [new_order(f"{seller}-sale-1", "buyer-ada", seller, "40.00", "EUR")], credit_card_info="tok_visa")
+        client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=f"{seller}-sale-1"))
         register = payout_service_pb2.CreatePayoutDestinationRequest(
             payout_destination_id=f"{seller}-bank", seller_account=seller, currency="EUR", bank_account_token=_ACCOUNT, description="her savings bank"
         )
         client.payout.CreatePayoutDestination(register)
-        wait_until_verified(client, f"{seller}-bank")
 
-        preview = client.payout.PreviewPayout(payout_service_pb2.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
-        print(f"{seller} could be paid {preview.amount} EUR now")
+        preview = wait_until_payable(client, seller, "40.00")
+        print(f"{seller} can be paid {preview.amount} EUR now")
         held = client.create_payout(f"{seller}-1", seller, "EUR", "25.00")
         print(f"held: {held.amount} {held.currency}")
         for payout in client.watch_payout(held.payout_id):
@@ -36,14 +37,14 @@ def main(address: str) -> None:
             print(f"refused: {error.reason}")
 
 
-def wait_until_verified(client: Client, payout_destination_id: str) -> None:
-    """The provider says whether it can pay there, mostly at once."""
-    request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=payout_destination_id)
+def wait_until_payable(client: Client, seller: str, amount: str) -> payout_service_pb2.PreviewPayoutResponse:
+    """The provider says whether it can pay there, and the wallet is told of the delivery, mostly at once."""
     for _ in range(100):
-        if client.payout.GetPayoutDestination(request).payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED:
-            return
+        preview = client.payout.PreviewPayout(payout_service_pb2.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
+        if preview.amount == amount:
+            return preview
         time.sleep(0.1)
-    raise TimeoutError("the destination is not verified yet")
+    raise TimeoutError(f"not payable yet: {[payout_pb2.PayoutLimit.Name(one.limit) for one in preview.shortfalls]}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,9 @@ _SELLERS = ("seller-books", "seller-music")
 _ACCOUNTS = {"seller-books": "ba_slow", "seller-music": "ba_returned"}
 """The bank accounts of the sellers, whose tokens tell the sandbox how they behave."""
 _LATENCY = 0.15
+
+Wallets = Mapping[str, wallet_pb2.Wallet]
+"""The sellers' wallets."""
 
 
 def say(line: str = "") -> None:
@@ -126,7 +129,7 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
     say("\n3  The sellers' wallets, before and after")
     after = await _wallets(client)
     for seller in _SELLERS:
-        say(f"     {seller:<14} {before[seller]:>28} → {after[seller]:>28}")
+        say(f"     {seller:<14} {_parts(before[seller]):>28} → {_parts(after[seller]):>28}")
 
     say("\n4  What the ledger booked")
     await _show_ledger(client, payment)
@@ -136,7 +139,7 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
     _require(again.version == payment.version, "a repeated call should not change the payment")
     say(f"     the answer is the payment as it stands: {_state(again)}, version {again.version} as before")
 
-    await _deliver(client, payment)
+    await _deliver(client, payment, before)
     await _pay_out(client, checkout)
 
     say("\n9  tallystick verify recomputes everything")
@@ -146,17 +149,17 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
     _require(report.passed, "verify should pass")
 
 
-async def _deliver(client: AsyncClient, payment: payment_pb2.Payment) -> None:
+async def _deliver(client: AsyncClient, payment: payment_pb2.Payment, before: Wallets) -> None:
     say("\n6  The goods are delivered: what is pending becomes available")
     for order in payment.payment_orders:
         await client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order.payment_order_id))
-    await _until(lambda: _released(client), "what was delivered should be available")
-    for seller, parts in (await _wallets(client)).items():
-        say(f"     {seller:<14} {parts:>28}")
+    await _until(lambda: _released(client, before), "what was delivered should be available")
+    await _show_wallets(client)
 
 
-async def _released(client: AsyncClient) -> bool:
-    return all("0.00 pending" in parts for parts in (await _wallets(client)).values())
+async def _released(client: AsyncClient, before: Wallets) -> bool:
+    """Whether only that is pending which was before the sale."""
+    return all(wallet.pending == before[seller].pending for seller, wallet in (await _wallets(client)).items())
 
 
 async def _pay_out(client: AsyncClient, checkout: str) -> None:
@@ -185,8 +188,7 @@ async def _pay_out(client: AsyncClient, checkout: str) -> None:
     say(f"\n8  The bank of {_SELLERS[1]} sends the money back, and the wallet has it again, but for the fee")
     await _until(lambda: _came_back(client, music), f"the payout to {_SELLERS[1]} should come back")
     await _show_payout(client, music)
-    for seller, parts in (await _wallets(client)).items():
-        say(f"     {seller:<14} {parts:>28}")
+    await _show_wallets(client)
 
 
 async def _register(client: AsyncClient, id_: str, seller: str, token: str) -> None:
@@ -234,13 +236,21 @@ async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
     _require(False, what)
 
 
-async def _wallets(client: AsyncClient) -> dict[str, str]:
+async def _wallets(client: AsyncClient) -> Wallets:
     found = {}
     for seller in _SELLERS:
         wallets = [w async for w in client.pages(client.wallet.ListWallets, wallet_service_pb2.ListWalletsRequest(seller_account=seller), "wallets")]
-        wallet = next((wallet for wallet in wallets if wallet.currency == "EUR"), wallet_pb2.Wallet(available="0.00", pending="0.00"))
-        found[seller] = f"{wallet.available} available, {wallet.pending} pending"
+        found[seller] = next((wallet for wallet in wallets if wallet.currency == "EUR"), wallet_pb2.Wallet(available="0.00", pending="0.00"))
     return found
+
+
+async def _show_wallets(client: AsyncClient) -> None:
+    for seller, wallet in (await _wallets(client)).items():
+        say(f"     {seller:<14} {_parts(wallet):>28}")
+
+
+def _parts(wallet: wallet_pb2.Wallet) -> str:
+    return f"{wallet.available} available, {wallet.pending} pending"
 
 
 async def _show_history(client: AsyncClient, payment: payment_pb2.Payment) -> None:
