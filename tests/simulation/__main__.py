@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -90,6 +91,13 @@ def _part(text: str) -> Part:
     return Part(int(found[1]), int(found[2]))
 
 
+def at_least_one(text: str) -> int:
+    """A number of things of which none would prove nothing."""
+    if re.fullmatch(r"[1-9]\d{0,8}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
 def _failed(result: Result) -> None:
     """Keeps a run that failed as a test, and shows what happened in it."""
     plan = result.plan
@@ -108,10 +116,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/simulate", description="Simulates the platform in worlds where everything goes wrong, and audits them."
     )
-    parser.add_argument("--seeds", type=int, default=200, help="how many worlds")
-    parser.add_argument("--seed", type=int, default=1, help="the first one's seed")
-    parser.add_argument("--payments", type=int, default=50, help="how many in each world, with a fifth as many payouts")
-    parser.add_argument("--workers", type=int, default=2, help="how many worlds at a time")
+    parser.add_argument("--seeds", type=at_least_one, help="how many worlds, each of some seconds; by default 200, or with --seed 1")
+    parser.add_argument("--seed", type=at_least_one, help="the first one's seed; by default 1")
+    parser.add_argument("--payments", type=at_least_one, default=50, help="how many in each world, with a fifth as many payouts; by default 50")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="how many worlds at a time; by default 2")
     parser.add_argument(
         "--crash-points",
         choices=(*CRASHES, "all"),
@@ -125,13 +133,25 @@ def main() -> None:
     options = parser.parse_args()
     if options.part and not options.crash_points:
         parser.error("--part is a part of --crash-points; give both")
+    options.seeds = options.seeds or (1 if options.seed else 200)
+    options.seed = options.seed or 1
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds as Ctrl-C does, so that nothing stays behind
+    try:
+        found = _run(options)
+    except KeyboardInterrupt:
+        say("Interrupted")
+        sys.exit(130)
+    print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
+    sys.exit(1 if found["violations"] else 0)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
+    say("Making a PostgreSQL in memory, and databases in it")
     _FOLDER.mkdir(parents=True, exist_ok=True)
     with workers(_FOLDER, options.workers) as pool:
         found = _crash(pool, began, options.crash_points, options.part or Part(1, 1)) if options.crash_points else _simulate(pool, options, began)
-    found["seconds"] = round(time.monotonic() - began, 1)
-    print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
-    sys.exit(1 if found["violations"] else 0)
+    return {**found, "seconds": round(time.monotonic() - began, 1)}
 
 
 if __name__ == "__main__":

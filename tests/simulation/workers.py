@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ def watch(plan: Plan) -> Result:
 
 def _begin(urls: Queue[str], passwords: Path) -> None:
     global here  # noqa: PLW0603 - a worker has one database for its whole life
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who began us ends us
     here = Simulation(Databases(urls.get(timeout=60), Passwords(passwords), {}))
 
 
@@ -79,7 +81,12 @@ def workers(folder: Path, number: int) -> Iterator[ProcessPoolExecutor]:
         for place in range(number):
             urls.put(_database(admin, f"simulation_{place}", passwords))
         with ProcessPoolExecutor(number, context, _begin, (urls, passwords)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:
+                for worker in multiprocessing.active_children():  # what they are at is of no use any more
+                    worker.kill()
+                raise
     finally:
         postgres.stop()
 

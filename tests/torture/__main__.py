@@ -117,11 +117,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/torture", description="Kills, stops and cuts what it can, and checks that no cent is lost or doubled."
     )
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--callers", type=int, default=24)
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long; by default 10")
+    parser.add_argument("--seed", type=int, default=1, help="what the nemesis and the load draw from; by default 1")
+    parser.add_argument("--callers", type=int, default=24, help="how many call at a time; by default 24")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
+    if not 0 < options.minutes < 1e5 or options.callers < 1:
+        parser.error("--minutes and --callers must be above 0: nothing would be proved")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds as Ctrl-C does, so that nothing stays behind
+    try:
+        result = _run(options)
+    except KeyboardInterrupt:
+        say("Interrupted")
+        sys.exit(130)
+    for line in result["violations"][:20]:
+        say(f"violation: {line}")
+    print(json.dumps({**result, "violations": len(result["violations"])}) if options.json else "\n".join(f"{k:>17}: {v}" for k, v in result.items()))
+    sys.exit(1 if result["violations"] else 0)
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
     shutil.rmtree(_FOLDER, ignore_errors=True)
     postgres = EmbeddedPostgres(_FOLDER / "postgres")
     passwords = Passwords(_FOLDER / "passwords.json")
@@ -129,13 +144,9 @@ def main() -> None:
         admin = postgres.start(say)
         migrate(admin, passwords)
         databases = Databases(admin, passwords, Settings().service_database_url)
-        result = asyncio.run(_torture(Platform(_FOLDER, postgres, databases), postgres, options.minutes, options.seed, options.callers))
+        return asyncio.run(_torture(Platform(_FOLDER, postgres, databases), postgres, options.minutes, options.seed, options.callers))
     finally:
         postgres.stop()
-    for line in result["violations"][:20]:
-        say(f"violation: {line}")
-    print(json.dumps({**result, "violations": len(result["violations"])}) if options.json else "\n".join(f"{k:>17}: {v}" for k, v in result.items()))
-    sys.exit(1 if result["violations"] else 0)
 
 
 main()
