@@ -148,6 +148,13 @@ def test_a_million_characters(platform: Platform) -> None:
     assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
 
 
+def test_a_batch_of_five_million_bytes(platform: Platform) -> None:
+    """X1: a batch above its limit is refused by the closed list too."""
+    with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
+        channel.unary_unary("/tallystick.payout.v1.PayoutService/CreatePayoutBatch")(b"x" * 5_000_000, timeout=10)  # type: ignore[arg-type]
+    assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
+
+
 def payout_refused(client: Client, method: str, **values: Any) -> InvalidArgumentError:
     request = getattr(payout_service_pb2, f"{method}Request")(**values)
     with pytest.raises(InvalidArgumentError) as error:

@@ -94,6 +94,22 @@ def test_a_list_is_paid_each_on_its_own(teller: Client, bank: Bank) -> None:
     assert refusal(teller.payout.CreatePayoutBatch, shorter) == "KEY_REUSED"
 
 
+def test_whatever_can_be_paid_is_what_the_others_of_a_list_leave(teller: Client) -> None:
+    """Of a seller's payouts in one list the one without an amount takes the rest, wherever it stands; a second such finds nothing."""
+    seller = sell(teller, "40.00")
+    destination(teller, seller)
+    ids = sorted(unique("p") for _ in range(4))
+    amounts = ("", "10.00", "20.00", "")
+    asked = [
+        payout_pb2.NewPayout(payout_id=id_, seller_account=seller, amount=amount, currency="EUR") for id_, amount in zip(ids, amounts, strict=True)
+    ]
+    teller.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=(id_ := unique("b")), list=pb.PayoutList(payouts=asked)))
+    found = done(teller, id_)
+    assert totals(found) == {"PAID": (3, "40.00", "0.00")}
+    assert [line.payout.amount for line in found.items] == ["10.00", "10.00", "20.00", ""]
+    assert from_status(found.items[3].error).reason == "INSUFFICIENT_FUNDS"
+
+
 @pytest.mark.parametrize(
     ("request_", "reason", "field"),
     [

@@ -253,6 +253,7 @@ def test_a_payout_that_was_set_aside_is_retried(shop: Client, chief: Client, ban
     assert (
         refusal(shop.payout.RetryPayout, pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="x", request_id=request.request_id)) == "KEY_REUSED"
     )
+    assert refusal(chief.payout.RetryPayout, request) == "ID_TAKEN"
     again = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended", request_id=unique("r"))
     assert refusal(shop.payout.RetryPayout, again) == "STATE_FORBIDS"
     assert len({demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id}) == 1
@@ -273,6 +274,7 @@ def test_closing_needs_that_nothing_was_paid(shop: Client, chief: Client, bank: 
     assert close(chief, letter).state == recovery_pb2.DEAD_LETTER_STATE_CLOSED
     found = comes_to(shop, payout.payout_id, "FAILED")
     assert found.payout.failure_reason == payout_pb2.PAYOUT_FAILURE_REASON_CLOSED_BY_OPERATOR
+    assert [(move.actor, move.reason) for move in found.history if move.cause == "CLOSED_BY_OPERATOR"] == [("chief", "asked them")]
     assert wallet(chief, seller) == ("20.00", "0.00", "0.00")
     bank.script[to].extend([Unknown("malformed", Trouble.REJECTED), Succeeded(unique("tr"), 600, "EUR")])
     paid = pay_out(shop, seller, "6.00")

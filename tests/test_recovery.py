@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -227,6 +228,24 @@ def test_a_dead_letter_is_tried_again(client: Client, impatient: Platform) -> No
     second = set_aside(client, payment)
     assert second.dead_letter_id != first.dead_letter_id
     assert charges(impatient.databases, payment.checkout_id) == []
+
+
+def test_of_operators_at_once_one_retries(client: Client) -> None:
+    """Each with a reason of his own: one is told that it was his, and his reason is kept; the others are refused."""
+    letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
+
+    def attempt(number: int) -> recovery_pb2.DeadLetter | str:
+        try:
+            return retry(client, letter, f"reason {number}")
+        except FailedPreconditionError as error:
+            return error.reason
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(attempt, range(8)))
+    (won,) = [one for one in said if isinstance(one, recovery_pb2.DeadLetter)]
+    assert said.count("STATE_FORBIDS") == 7
+    request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
+    assert client.payment.GetDeadLetter(request).dead_letter.reason == won.reason
 
 
 def test_a_charge_that_nobody_finds_ends_with_a_person(client: Client) -> None:

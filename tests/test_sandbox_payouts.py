@@ -255,6 +255,23 @@ def test_over_http_it_is_the_same(database: Databases) -> None:
     assert [type(one) for one in nobody] == [NotSent, NotSent]
 
 
+def test_without_its_database_the_server_says_so() -> None:
+    """503, which means an unknown outcome, and no traceback."""
+
+    async def run() -> Any:
+        away = Database("postgresql://sandbox@127.0.0.1:1/away", connections=1)
+        async with served(application(Sandbox(away), SandboxPayouts(away))) as url:
+            port = PayoutsOverHttp(url, 3600)
+            try:
+                return await port.look_up(demand())
+            finally:
+                await port.close()
+                await asyncio.to_thread(away.close)
+
+    answer = asyncio.run(run())
+    assert (answer.trouble, answer.detail) == (Trouble.SERVER_ERROR, "status 503 unavailable")
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000])
 def test_garbage_over_http_is_unknown(body: bytes) -> None:
     """HTML, huge answers, other shapes: every demand of the submission is Unknown, and nothing raises."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -121,6 +121,11 @@ class Funds:
     owed: int = 0
     frozen: bool = False
 
+    def without(self, amount: int) -> Funds:
+        """What is left when so much is going to be held."""
+        going = min(amount, self.available)
+        return replace(self, available=self.available - going, held=self.held + going)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -196,7 +201,8 @@ def amount_to_pay(asked: int | None, funds: Funds, terms: Terms, destination: De
     Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
     """
     if asked is not None and (asked < terms.minimum_amount or asked <= terms.fee):
-        raise Refused(Reason.AMOUNT_OUT_OF_RANGE, "amount must be at least the minimum amount, and more than the fee.", field="amount")
+        message = "amount must be at least the minimum amount, and more than the fee; PreviewPayout shows both."
+        raise Refused(Reason.AMOUNT_OUT_OF_RANGE, message, field="amount")
     can = payable(funds, terms, destination)
     limits = {"limits": ",".join(can.shortfalls)}
     if Limit.FROZEN in can.shortfalls:
@@ -205,5 +211,6 @@ def amount_to_pay(asked: int | None, funds: Funds, terms: Terms, destination: De
         raise Refused(Reason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=limits)
     amount = can.amount if asked is None else asked
     if not 0 < amount <= can.amount:
-        raise Refused(Reason.INSUFFICIENT_FUNDS, "Less can be paid than is asked for; PreviewPayout tells why.", metadata=limits)
+        what = "Nothing can be paid now" if asked is None else "Less can be paid than is asked for"
+        raise Refused(Reason.INSUFFICIENT_FUNDS, f"{what}; PreviewPayout tells why.", metadata=limits)
     return amount

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from tallystick_core.provider import ChargeDemand, PayoutDemand
+from tallystick_core.refusal import Refused
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
@@ -33,7 +34,7 @@ def application(sandbox: Sandbox, payouts: SandboxPayouts) -> web.Application:
         await payouts.stop()
         await sandbox.stop()
 
-    app = web.Application(client_max_size=1024 * 1024, middlewares=[_refuse_malformed])
+    app = web.Application(client_max_size=1024 * 1024, middlewares=[_refuse])
     app.router.add_routes([*_charges(sandbox), *_payouts(payouts)])
     app.on_startup.append(start)
     app.on_cleanup.append(stop)
@@ -77,11 +78,13 @@ def _payouts(payouts: SandboxPayouts) -> list[web.RouteDef]:
 
 
 @web.middleware
-async def _refuse_malformed(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _refuse(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
         answer: web.StreamResponse = await handler(request)
     except _Malformed:
         return web.json_response({"code": "request_malformed"}, status=400)
+    except Refused:  # the database is away, and the log says so
+        return web.json_response({"code": "unavailable"}, status=503)
     return answer
 
 

@@ -117,7 +117,7 @@ class PayIn(Flow[Charge, Moved]):
         reasons = [(troubled.item, troubled.give_up or FailureReason.PROVIDER_UNREACHABLE) for troubled in given_up]
         return move_orders(connection, [one for charge, reason in reasons for one in _failed(charge, Happening.GIVEN_UP, Cause.GIVEN_UP, reason)])
 
-    def close(self, connection: Connection, item: Charge) -> Moved:
+    def close(self, connection: Connection, item: Charge, operator: str, reason: str) -> Moved:  # the dead letter keeps by whom and why
         return move_orders(connection, _failed(item, Happening.CLOSED, Cause.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR))
 
     def failed(self, item: Charge, made: Moved) -> None:

@@ -6,6 +6,7 @@ What a payout is made of is decided here: its amount, its fee, what stays in the
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -134,11 +135,15 @@ class Accept:
             keys = sorted({arrival.key for arrival in fresh})
             named = sorted({arrival.payout.payout_destination_id for arrival in fresh} - {""})
             grounds = await self._database.read(lambda connection: Grounds.read(connection, keys, named))
-            for arrival in fresh:
-                self._judge(judged, arrival, arrival.funds or known.get(arrival.key, Funds()), grounds)
+            taken_now: Counter[tuple[str, str]] = Counter()
+            for arrival in sorted(fresh, key=lambda one: one.payout.amount is None):  # whatever can be paid is what the others leave
+                funds = arrival.funds or known.get(arrival.key, Funds())
+                left = funds.without(taken_now[arrival.key]) if arrival.payout.amount is None else funds
+                taken_now[arrival.key] += self._judge(judged, arrival, left, grounds)
         return judged
 
-    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: Grounds) -> None:
+    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: Grounds) -> int:
+        """What it takes from its wallet."""
         payout = arrival.payout
         terms = grounds.terms(arrival.key)
         try:
@@ -146,7 +151,7 @@ class Accept:
             amount = amount_to_pay(payout.amount, funds, terms, place_of(to))
         except Refused as refused:
             judged.results[payout.payout_id] = refused
-            return
+            return 0
         if to is None:
             raise TypeError("amount_to_pay lets nothing pass without a destination")
         new = store.NewPayout(
@@ -166,6 +171,7 @@ class Accept:
             traceparent=arrival.traceparent,
         )
         judged.new[payout.payout_id] = (arrival, new, to.bank_account_token)
+        return amount
 
     def insert(self, connection: Connection, judged: Judged, deadline: float) -> Stored:
         """Stores what is new, in the transaction of whoever asks; `deadline` is the loop's time at which the lease ends."""

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payout import Cause, Happening, PayoutState, demand, move, require_second_person
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import Reason, Refused, id_taken, key_reused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.standing import Turn
@@ -65,13 +65,15 @@ class Decide:
         return item is not None
 
     async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
-        """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED."""
+        """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN."""
 
         def retry(connection: Connection) -> bool:
             store.lock(connection, [payout_id])  # the same call at once waits, and finds it made
             known = store.retried(connection, payout_id, request_id)
             if known is not None:
-                if (known.caller, known.reason) != (caller, reason):
+                if known.caller != caller:
+                    raise id_taken("request_id")
+                if known.reason != reason:
                     raise key_reused("reason")
                 return False
             ended = dead_letter.end(connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason)

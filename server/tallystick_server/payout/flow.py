@@ -147,13 +147,15 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
 
     def fail(self, connection: Connection, given_up: Sequence[Troubled[Item]]) -> Mapping[str, Item]:
         payouts = [one.item for one in given_up if isinstance(one.item, Payout)]
-        return _failed(connection, payouts, Happening.GIVEN_UP, Cause.GIVEN_UP, PayoutFailure.PROVIDER_UNREACHABLE)
+        unreached = {"failure_reason": PayoutFailure.PROVIDER_UNREACHABLE}
+        return _failed(connection, [(item, Turn(item.standing.after(Happening.GIVEN_UP, **unreached), Cause.GIVEN_UP)) for item in payouts])
 
-    def close(self, connection: Connection, item: Item) -> Mapping[str, Item]:
+    def close(self, connection: Connection, item: Item, operator: str, reason: str) -> Mapping[str, Item]:
         if isinstance(item, Payout):
-            return _failed(connection, [item], Happening.CLOSED, Cause.CLOSED_BY_OPERATOR, PayoutFailure.CLOSED_BY_OPERATOR)
-        after = move_destination(DestinationState(item.state), DestinationHappening.CLOSED)
-        move_destinations(connection, [destinations.DestinationMove(item.payout_destination_id, after)])
+            after = item.standing.after(Happening.CLOSED, failure_reason=PayoutFailure.CLOSED_BY_OPERATOR)
+            return _failed(connection, [(item, Turn(after, Cause.CLOSED_BY_OPERATOR, operator, reason))])
+        ended = move_destination(DestinationState(item.state), DestinationHappening.CLOSED)
+        move_destinations(connection, [destinations.DestinationMove(item.payout_destination_id, ended)])
         return {}
 
     def failed(self, item: Item, made: Mapping[str, Item]) -> None:
@@ -166,9 +168,9 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self.changes.happened(item.payout_id, rest=True)
 
 
-def _failed(connection: Connection, items: Sequence[Payout], happening: Happening, cause: Cause, failure: PayoutFailure) -> Mapping[str, Item]:
-    moves = [Move(item, (Turn(item.standing.after(happening, failure_reason=failure), cause),)) for item in items]
-    return {moved.demand_id: moved for moved in move_payouts(connection, moves).values()}
+def _failed(connection: Connection, ends: Sequence[tuple[Payout, Turn]]) -> Mapping[str, Item]:
+    moved = move_payouts(connection, [Move(item, (turn,)) for item, turn in ends])
+    return {one.demand_id: one for one in moved.values()}
 
 
 def _apart(demand_ids: Sequence[str] | Mapping[str, int]) -> tuple[list[str], list[str]]:

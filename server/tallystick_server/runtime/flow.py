@@ -98,7 +98,7 @@ class Flow(ABC, Generic[H, G]):
         """Fails demands that surely moved nothing."""
 
     @abstractmethod
-    def close(self, connection: Connection, item: H) -> G:
+    def close(self, connection: Connection, item: H, operator: str, reason: str) -> G:
         """Fails a demand, as an operator has decided."""
 
     @abstractmethod

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -59,23 +61,25 @@ class DeadLetters(Generic[H, G]):
 
     async def retry(self, dead_letter_id: str, operator: str, reason: str) -> Row[Any]:
         """Has it tried again. Raises NOT_FOUND, STATE_FORBIDS."""
+        end = _End(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
-        if (row.state, row.operator, row.reason) == (DeadLetterState.RETRIED, operator, reason):
+        if end.stands_in(row):
             return row
         dead_letters.must_be_open(row, "RETRY")
 
         def retry(connection: Connection) -> None:
-            ended = dead_letter.end(connection, [row.subject], DeadLetterState.RETRIED, operator, reason)
-            dead_letters.tell_changed(connection, ended, lambda _: (operator, ""))
-            due.revive(connection, [self.demand_id(one) for one in ended])
+            end.write(connection, row)
+            due.revive(connection, [self.demand_id(row)])
 
-        await self._database.transact(retry)
-        return await self._ended(dead_letter_id, "RETRY", DeadLetterState.RETRIED)
+        with suppress(_Overtaken):
+            await self._database.transact(retry)
+        return await self._ended(dead_letter_id, "RETRY", end)
 
     async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> Row[Any]:
         """Fails its demand, unless the provider knows better. Raises NOT_FOUND, STATE_FORBIDS."""
+        end = _End(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
-        if (row.state, row.operator, row.reason, row.evidence) == (DeadLetterState.CLOSED, operator, reason, evidence):
+        if end.stands_in(row):
             return row
         dead_letters.must_be_open(row, "CLOSE")
         item, outcome = await self._ask(row)
@@ -95,13 +99,13 @@ class DeadLetters(Generic[H, G]):
 
         def close(connection: Connection) -> G:
             (claimed,) = self._claimed(connection, item.demand_id)
-            made = self._flow.close(connection, claimed)
-            ended = dead_letter.end(connection, [row.subject], DeadLetterState.CLOSED, operator, reason, evidence)
-            dead_letters.tell_changed(connection, ended, lambda _: (operator, ""))
+            made = self._flow.close(connection, claimed, operator, reason)
+            end.write(connection, row)
             return made
 
-        self._flow.failed(item, await self._database.transact(close))
-        return await self._ended(dead_letter_id, "CLOSE", DeadLetterState.CLOSED)
+        with suppress(_Overtaken):
+            self._flow.failed(item, await self._database.transact(close))
+        return await self._ended(dead_letter_id, "CLOSE", end)
 
     async def _ask(self, row: Row[Any]) -> tuple[H, Answer]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
@@ -119,18 +123,44 @@ class DeadLetters(Generic[H, G]):
         return item, outcome
 
     def _claimed(self, connection: Connection, demand_id: str) -> Sequence[H]:
-        """The demand, leased. Raises STATE_FORBIDS if it came on meanwhile."""
+        """The demand, leased. Raises _Overtaken if it came on meanwhile."""
         token = due.claim_aside(connection, demand_id, self._flow.lease) if self._flow.lock_undecided(connection, [demand_id]) else None
         if token is None:
-            raise _forbidden("It came on meanwhile; read the dead letter again.", "RESOLVED")
+            raise _Overtaken
         return self._flow.load(connection, {demand_id: token}, 0.0)
 
-    async def _ended(self, dead_letter_id: str, verb: str, state: str) -> Row[Any]:
+    async def _ended(self, dead_letter_id: str, verb: str, end: _End) -> Row[Any]:
         """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
         row = await self.find(dead_letter_id)
-        if row.state != state:
+        if not end.stands_in(row):
             dead_letters.must_be_open(row, verb)
+            raise _forbidden("Somebody else works on it now; read the dead letter again.", row.state, verb)
         return row
+
+
+class _Overtaken(Exception):
+    """Somebody else was faster; nothing is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a dead letter is to end, by whom and why."""
+
+    state: DeadLetterState
+    operator: str
+    reason: str
+    evidence: str = ""
+
+    def stands_in(self, row: Row[Any]) -> bool:
+        """Whether it ended so."""
+        return (row.state, row.operator, row.reason, row.evidence) == (self.state, self.operator, self.reason, self.evidence)
+
+    def write(self, connection: Connection, row: Row[Any]) -> None:
+        """Ends an open dead letter, and tells of it. Raises _Overtaken if it has ended."""
+        ended = dead_letter.end(connection, [row.subject], self.state, self.operator, self.reason, self.evidence)
+        if [one.dead_letter_id for one in ended] != [row.dead_letter_id]:
+            raise _Overtaken
+        dead_letters.tell_changed(connection, ended, lambda _: (self.operator, ""))
 
 
 class OperatorHandlers:
@@ -177,5 +207,5 @@ def parse_dead_letter_id(text: str) -> str:
     return text
 
 
-def _forbidden(message: str, state: str) -> Refused:
-    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": "CLOSE"})
+def _forbidden(message: str, state: str, verb: str = "CLOSE") -> Refused:
+    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb})
