@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -256,20 +257,21 @@ def test_over_http_it_is_the_same(database: Databases) -> None:
 
 
 def test_without_its_database_the_server_says_so() -> None:
-    """503, which means an unknown outcome, and no traceback."""
+    """503, which means an unknown outcome, and no traceback; what is malformed is told apart from it."""
 
     async def run() -> Any:
         away = Database("postgresql://sandbox@127.0.0.1:1/away", connections=1)
         async with served(application(Sandbox(away), SandboxPayouts(away))) as url:
             port = PayoutsOverHttp(url, 3600)
             try:
-                return await port.look_up(demand())
+                return await port.look_up(demand()), *await port.submit([replace(demand(), amount=None)])  # type: ignore[arg-type]
             finally:
                 await port.close()
                 await asyncio.to_thread(away.close)
 
-    answer = asyncio.run(run())
-    assert (answer.trouble, answer.detail) == (Trouble.SERVER_ERROR, "status 503 unavailable")
+    away, malformed = asyncio.run(run())
+    assert (away.trouble, away.detail) == (Trouble.SERVER_ERROR, "status 503 unavailable")
+    assert (malformed.trouble, malformed.detail) == (Trouble.REJECTED, "status 400 request_malformed")
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000])

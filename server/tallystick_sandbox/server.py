@@ -82,9 +82,9 @@ async def _refuse(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
         answer: web.StreamResponse = await handler(request)
     except _Malformed:
-        return web.json_response({"code": "request_malformed"}, status=400)
+        return _answer(request, Reply(400, code="request_malformed"))
     except Refused:  # the database is away, and the log says so
-        return web.json_response({"code": "unavailable"}, status=503)
+        return _answer(request, Reply(503, code="unavailable"))
     return answer
 
 
