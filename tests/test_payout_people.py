@@ -370,6 +370,10 @@ def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, of
     seller = sell(shop, "300.00")
     to = destination(shop, seller)
     payout = pay_out(shop, seller, "150.00")
+    waiting = command("payouts", "list", "--state", "AWAITING_APPROVAL", "--seller", seller).stdout.splitlines()
+    assert [json.loads(line)["payout_id"] for line in waiting] == [payout.payout_id]
+    none = command("payouts", "list", "--seller", "nobody")
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "There are none.\n")
     approved = command("payouts", "approve", payout.payout_id, "--reason", "seen")
     assert json.loads(approved.stdout)["payout_id"] == payout.payout_id, approved.stderr
     comes_to(shop, payout.payout_id, "PAID")
@@ -388,5 +392,13 @@ def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, of
     letter = dead_letter(chief, f"payouts/{stuck.payout_id}")
     listed = [json.loads(line)["dead_letter_id"] for line in command("dead-letters", "list", "--service", "payout").stdout.splitlines()]
     assert letter.dead_letter_id in listed
+    subject = f"deadLetters/{letter.dead_letter_id}"
+    assert eventually(lambda: subject in command("alerts", "--service", "payout").stdout)
+    for token, said in (("", "Set TALLYSTICK_TOKEN."), ("ä", "TALLYSTICK_TOKEN must be visible ASCII characters.")):
+        environment["TALLYSTICK_TOKEN"] = token
+        unknown = command("alerts")
+        assert (unknown.returncode, len(unknown.stderr.splitlines())) == (1, 1)
+        assert said in unknown.stderr
+    environment["TALLYSTICK_TOKEN"] = TOKENS["chief"]
     command("dead-letters", "retry", letter.dead_letter_id, "--service", "payout", "--reason", "again")
     comes_to(shop, stuck.payout_id, "PAID")

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; what goes wrong is one sentence on standard error, and exit code 1."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind; serve drains instead
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=serve.LOG_FORMAT)
     options = _parser().parse_args(arguments)
     try:
         settings = configuration.load(path=options.config)

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import make_url
-
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.failure import Failure
@@ -45,7 +43,7 @@ class Databases:
     def _name(self) -> str:
         if not self.admin:
             raise Failure("TALLYSTICK_DATABASE_URL must be set, or TALLYSTICK_SERVICE_DATABASE_URL name every schema this command needs.")
-        return make_url(self.admin).database or "postgres"
+        return driver_url(self.admin).database or "postgres"
 
     def _generated(self, role: str) -> str:
         return driver_url(service_url(self.admin, role, self.passwords.of(role))).render_as_string(hide_password=False)

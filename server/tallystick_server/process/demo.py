@@ -49,7 +49,7 @@ def main() -> None:
     """Exits 0 only if every step of the story held."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind
-    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.ERROR, format=serve.LOG_FORMAT)
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Takes a payment for two sellers, pays them out, and shows every step of it.")
     parser.add_argument("--once", action="store_true", help="exit when the story is told")
     options = parser.parse_args()
@@ -96,6 +96,7 @@ async def _run(settings: Settings, known: Databases, *, once: bool) -> None:
         if once:
             return
         _look_closer(running.address)
+        logging.getLogger().setLevel(logging.WARNING)  # the story is told; from now on alerts are shown
         say("\nEverything stays up until Ctrl-C.")
         await serve.until(stopped, known.has_ended)
         say("Stopping")

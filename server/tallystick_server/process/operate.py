@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -13,10 +14,11 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from tallystick import Client, ClientSettings, TallystickError
+from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
+from tallystick_core.payout import PayoutState
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.fields import EnumNames
@@ -24,6 +26,7 @@ from tallystick_server.runtime.fields import EnumNames
 _STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
 _SERVICES: dict[str, ModuleType] = {"payment": payment_service_pb2, "payout": payout_service_pb2}
 """The services that have dead letters, and their messages."""
+_PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _LOOK_AGAIN = 1.0
 
 Work = Callable[[argparse.Namespace, Client], Iterable[Message]]
@@ -41,8 +44,13 @@ def add_commands(commands: Commands) -> None:
     one = _reason(_letter(_command(verbs, "close", "fail what it is about", _close)))
     one.add_argument("--evidence", required=True, help="what shows that the provider charged or paid nothing")
     _command(commands, "unapplied-charges", "money that fits no order, newest first", _unapplied)
-    payouts = commands.add_parser("payouts", help="one payout: show, approve, reject, cancel")
+    one = _of_service(_command(commands, "alerts", "what a person should look at, newest first", _alerts))
+    one.add_argument("--all", action="store_true", help="also those that have ended")
+    payouts = commands.add_parser("payouts", help="list, or one payout: show, approve, reject, cancel")
     verbs = payouts.add_subparsers(required=True, metavar="VERB")
+    one = _command(verbs, "list", "newest first", _list_payouts)
+    one.add_argument("--state", choices=[*map(str, PayoutState)], default="", help="such as AWAITING_APPROVAL; by default any")
+    one.add_argument("--seller", default="", help="a seller's account; by default everybody")
     _payout(_command(verbs, "show", "it, with every move, attempt and transfer", _show_payout))
     for verb, about in (("approve", "as the second person"), ("reject", "while it awaits approval"), ("cancel", "before it is sent")):
         _reason(_payout(_command(verbs, verb, about, _decide(verb.capitalize()))))
@@ -52,18 +60,26 @@ def add_commands(commands: Commands) -> None:
 
 
 def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = commands.add_parser(name, help=about)
+    one: argparse.ArgumentParser = commands.add_parser(name, help=about, epilog="A bearer token is taken from TALLYSTICK_TOKEN.")
     one.add_argument("--address", help="where the platform is; by default TALLYSTICK_LISTEN")
 
     def run(options: argparse.Namespace, settings: Settings) -> int:
         address = options.address or settings.listen
         token = os.environ.get("TALLYSTICK_TOKEN", "")
+        if not all("!" <= sign <= "~" for sign in token):
+            raise Failure("TALLYSTICK_TOKEN must be visible ASCII characters.")
+        shown = 0
         try:
             with Client(address, settings=ClientSettings(token=token)) as client:
                 for message in work(options, client):
                     print(json.dumps(MessageToDict(message, preserving_proto_field_name=True)), flush=True)
+                    shown += 1
+        except UnauthenticatedError as error:
+            raise Failure(f"{address}: {error} Set TALLYSTICK_TOKEN.") from None
         except TallystickError as error:
-            raise Failure(f"{address}: {error}") from None
+            raise Failure(f"{address}: {error if error.reason else f'no platform answers there ({error.message})'}") from None
+        if not shown:
+            print("There are none.", file=sys.stderr)
         return 0
 
     one.set_defaults(run=run)
@@ -71,7 +87,7 @@ def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.
 
 
 def _of_service(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    one.add_argument("--service", choices=_SERVICES, default="payment", help="whose dead letters; by default payment's")
+    one.add_argument("--service", choices=_SERVICES, default="payment", help="of which service; by default payment")
     return one
 
 
@@ -86,7 +102,7 @@ def _payout(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _reason(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    one.add_argument("--reason", required=True, help="kept in the history")
+    one.add_argument("--reason", required=True, help="why; it is kept with your name")
     return one
 
 
@@ -117,6 +133,16 @@ def _close(options: argparse.Namespace, client: Client) -> list[Message]:
 def _unapplied(_options: argparse.Namespace, client: Client) -> Iterable[Message]:
     request = payment_service_pb2.ListUnappliedChargesRequest(page_size=200)
     return client.pages(client.payment.ListUnappliedCharges, request, "unapplied_charges")
+
+
+def _alerts(options: argparse.Namespace, client: Client) -> Iterable[Message]:
+    request = _SERVICES[options.service].ListAlertsRequest(ended=options.all, page_size=200)
+    return client.pages(getattr(client, options.service).ListAlerts, request, "alerts")
+
+
+def _list_payouts(options: argparse.Namespace, client: Client) -> Iterable[Message]:
+    request = payout_service_pb2.ListPayoutsRequest(payout_state=_PAYOUT_STATES.number(options.state), seller_account=options.seller, page_size=200)
+    return client.pages(client.payout.ListPayouts, request, "payouts")
 
 
 def _show_payout(options: argparse.Namespace, client: Client) -> list[Message]:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _LOOK_AT_DATABASE = 1.0  # seconds
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MOST_UNREAD = 100_000
 UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
 """Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
