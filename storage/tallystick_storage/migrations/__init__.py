@@ -1,26 +1,49 @@
 """One Alembic history for each service's schema. Its first makes what every schema has, `clock()` and `mark` among it, by `create`; every later one only calls `run`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alembic import op
 from sqlalchemy import text
 
 
-def has_event(table: str, what: str, subject: str, version: str = "version", *, where: str = "true") -> str:
-    """E1: a rule that no row of a table is written without its event. `what` it is, in its message; `where`: the rows that are told."""
+_NEXT = """
+    if exists ({}) then
+        raise exception '{}' using errcode = 'P0001';
+    end if;"""
+
+
+def statement_rule(name: str, table: str, *breaks: tuple[str, str], on: Sequence[str] = ("insert",), before: bool = False) -> str:
+    """A rule that each statement on a table has to keep. `breaks`: a select of the rows that break it, and what is said then.
+
+    A select sees all rows of the statement as `changed`, and with `before`, on an update, what they were. It looks what belongs to each up by its
+    key, where "offset 0" keeps the look-up one: on tables that grow fast the planner's statistics are old, and as a join it would read them whole, or
+    once for each row.
+    """
+    body = "".join(_NEXT.format(select.strip(), said) for select, said in breaks)
+    triggers = "".join(
+        f"create trigger {event}_{name} after {event} on {table} referencing {'old' if event == 'delete' else 'new'} table as changed"
+        f"{' old table as before' if before else ''} for each statement execute function {name}();\n"
+        for event in on
+    )
     return f"""
-create function {table}_has_event() returns trigger language plpgsql security definer
+create function {name}() returns trigger language plpgsql security definer
 set search_path from current set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (select {subject}, {version} from changed where {where} except select * from told) then
-        raise exception '{what} changed without its event' using errcode = 'P0001';
-    end if;
+begin{body}
     return null;
 end $$;
-create trigger inserted_{table}_has_event after insert on {table} referencing new table as changed for each statement execute function {table}_has_event();
-create trigger updated_{table}_has_event after update on {table} referencing new table as changed for each statement execute function {table}_has_event();
-"""
+{triggers}"""
+
+
+def untold(subject: str, version: str = "version", *, where: str = "true") -> str:
+    """E1: the changes of a statement that no event of its transaction tells of."""
+    return f"select {subject}, {version} from changed where {where} except select * from told"
+
+
+def has_event(table: str, what: str, subject: str, version: str = "version", *, where: str = "true") -> str:
+    """E1: a rule that no row of a table is written without its event. `what` it is, in its message; `where`: the rows that are told."""
+    said = f"{what} changed without its event"
+    return statement_rule(f"{table}_has_event", table, (untold(subject, version, where=where), said), on=("insert", "update"))
 
 
 def event_has_change(found_by: Mapping[str, str]) -> str:
@@ -30,21 +53,8 @@ def event_has_change(found_by: Mapping[str, str]) -> str:
             when x.aggregate_id like '{collection}/%' then exists ({select.replace("{id}", f"substr(x.aggregate_id, {len(collection) + 2})")} offset 0)"""
         for collection, select in found_by.items()
     )
-    return f"""
-create function event_has_change() returns trigger language plpgsql security definer
-set search_path from current set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case{cases}
-            end) is not true
-    ) then
-        raise exception 'an event tells of no change' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger event_has_change after insert on outbox referencing new table as added
-    for each statement execute function event_has_change();
-"""
+    told = f"select from changed, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case{cases} end) is not true"
+    return statement_rule("event_has_change", "outbox", (told, "an event tells of no change"))
 
 
 _EVERY_SCHEMA = """

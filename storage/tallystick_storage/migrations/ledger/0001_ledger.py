@@ -1,6 +1,6 @@
 """The book: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import create
+from tallystick_storage.migrations import create, statement_rule
 
 revision = "ledger_0001"
 down_revision = None
@@ -60,7 +60,8 @@ create table entry (
 create index entry_by_account on entry (account_id, sequence, place);
 """
 
-RULES = """
+RULES = (
+    """
 -- Writers take turns at the head; accounts are locked in the order of their ids. The role itself may update nothing.
 create function lock_head(book_name text) returns table (sequence bigint, hash bytea, post_time timestamptz, now timestamptz)
 language sql volatile security definer set search_path = ledger, pg_temp as $$
@@ -72,34 +73,27 @@ language sql volatile security definer set search_path = ledger, pg_temp as $$
     select a.account_id, a.balance from account a where a.account_id = any (ids) order by a.account_id for update
 $$;
 
--- Both triggers see all rows of a statement at once, and look what belongs to each up by its key. "offset 0" keeps every look-up one: on tables that
--- grow fast the planner's statistics are old, and as a join it would read them whole, or once for each row.
-
--- L1, L3: every transaction is whole as soon as its statement ends, and nothing is ever added to an old one.
-create function entries_are_whole() returns trigger language plpgsql security definer
-set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from (select book, sequence, count(*) as n from added group by book, sequence) s where (
-            select array[s.n, count(*)] from entry e where e.book = s.book and e.sequence = s.sequence
-            ) is distinct from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)
-    ) then
-        raise exception 'entries without their transaction, or not as many as it has' using errcode = 'P0001';
-    end if;
-    if exists (
-        select from (select distinct account_id, currency from added) e
-        where not exists (select from account a where a.account_id = e.account_id and a.currency = e.currency offset 0)
-    ) then
-        raise exception 'an entry is in another currency than its account' using errcode = 'P0001';
-    end if;
-    if exists (select from added group by book, sequence, currency having sum(amount) <> 0) then  -- which are all its entries, as was just seen
-        raise exception 'the entries of a transaction do not sum to zero' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger entries_are_whole after insert on entry referencing new table as added
-    for each statement execute function entries_are_whole();
-
+"""
+    # L1, L3: every transaction is whole as soon as its statement ends, and nothing is ever added to an old one.
+    + statement_rule(
+        "entries_are_whole",
+        "entry",
+        (
+            """
+            select from (select book, sequence, count(*) as n from changed group by book, sequence) s where (
+                select array[s.n, count(*)] from entry e where e.book = s.book and e.sequence = s.sequence
+                ) is distinct from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)""",
+            "entries without their transaction, or not as many as it has",
+        ),
+        (
+            """
+            select from (select distinct account_id, currency from changed) e
+            where not exists (select from account a where a.account_id = e.account_id and a.currency = e.currency offset 0)""",
+            "an entry is in another currency than its account",
+        ),
+        ("select from changed group by book, sequence, currency having sum(amount) <> 0", "the entries of a transaction do not sum to zero"),
+    )
+    + """
 -- L6, L7: transactions follow the head without a gap, and head and balances move with them.
 create function book_moves_on() returns trigger language plpgsql security definer
 set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -147,6 +141,7 @@ create trigger never_deleted before delete or truncate on head for each statemen
 create table relayed (book text primary key references head, sequence bigint not null check (sequence >= 0));
 insert into relayed values ('main', 0);
 """
+)
 
 GRANTS = """
 grant select on head to {service};

@@ -1,6 +1,6 @@
 """Checkouts, orders, history, unapplied charges."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event, statement_rule, untold
 
 revision = "payment_0001"
 down_revision = None
@@ -124,7 +124,8 @@ create index unapplied_charge_by_time on unapplied_charge (create_time desc, una
 create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id) where not ledger_updated;
 """
 
-RULES = """
+RULES = (
+    """
 -- P3: the same table as core's MOVES, and settling; one version for each.
 create function refuse_move() returns trigger language plpgsql as $$
 begin
@@ -146,74 +147,61 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
         and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is not null and new.provider_reference = old.provider_reference)))
 execute function refuse_move();
 
--- The triggers below see all rows of a statement at once, and look what belongs to each up by its key. "offset 0" keeps every look-up one: on tables
--- that grow fast the planner's statistics are old, and as a join it would read them whole, or once for each row.
-
--- P4, E1: each version of an order has its history row, each history row its event, and the last one says what the order is.
-create function order_has_history() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from changed o where (
-            exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
-                        and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated
-                        and h.delivered = (o.delivery_confirmed_time is not null) offset 0)
-            and (tg_op = 'UPDATE' or exists (select from checkout c where c.checkout_id = o.checkout_id offset 0))) is not true
-    ) then
-        raise exception 'an order changed without its history row or its checkout' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_order_has_history after insert on payment_order referencing new table as changed
-    for each statement execute function order_has_history();
-create trigger updated_order_has_history after update on payment_order referencing new table as changed
-    for each statement execute function order_has_history();
-
-create function history_has_order() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added h where (
-            exists (select from payment_order o where o.payment_order_id = h.payment_order_id and o.version >= h.version offset 0)
-            and case when h.version = 1 then h.from_status is null else h.from_status = (
-                select p.to_status from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1) end) is not true
-    ) then
-        raise exception 'a history row does not follow its order' using errcode = 'P0001';
-    end if;
-    if exists (select 'paymentOrders/' || h.payment_order_id, h.version from added h except select * from told) then
-        raise exception 'a change that no event tells of' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger history_has_order after insert on order_history referencing new table as added
-    for each statement execute function history_has_order();
-
+"""
+    # P4, E1: each version of an order has its history row, each history row its event, and the last one says what the order is.
+    + statement_rule(
+        "order_has_history",
+        "payment_order",
+        (
+            """
+            select from changed o where (
+                exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
+                            and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated
+                            and h.delivered = (o.delivery_confirmed_time is not null) offset 0)
+                and (tg_op = 'UPDATE' or exists (select from checkout c where c.checkout_id = o.checkout_id offset 0))) is not true""",
+            "an order changed without its history row or its checkout",
+        ),
+        on=("insert", "update"),
+    )
+    + statement_rule(
+        "history_has_order",
+        "order_history",
+        (
+            """
+            select from changed h where (
+                exists (select from payment_order o where o.payment_order_id = h.payment_order_id and o.version >= h.version offset 0)
+                and case when h.version = 1 then h.from_status is null else h.from_status = (
+                    select p.to_status from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1) end) is not true""",
+            "a history row does not follow its order",
+        ),
+        (untold("'paymentOrders/' || payment_order_id"), "a change that no event tells of"),
+    )
+    + """
 create trigger booked_once before update on unapplied_charge for each row when (old.ledger_updated or not new.ledger_updated)
     execute function refuse_change();
 
--- P1: an attempt demands the sum of its charge's orders, in their one currency.
-create function attempt_covers_orders() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added a
-        left join lateral (
-            select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, min(o.checkout_id) as checkout_id
-            from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.demand_id and o.status <> 'FAILED') o on true
-        where (o.amount, o.low, o.high, o.checkout_id) is distinct from (a.amount, a.currency, a.currency, a.checkout_id)
-    ) then
-        raise exception 'an attempt does not demand the sum of its orders' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger attempt_covers_orders after insert on attempt referencing new table as added
-    for each statement execute function attempt_covers_orders();
-
+"""
+    # P1: an attempt demands the sum of its charge's orders, in their one currency.
+    + statement_rule(
+        "attempt_covers_orders",
+        "attempt",
+        (
+            """
+            select from changed a
+            left join lateral (
+                select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, min(o.checkout_id) as checkout_id
+                from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.demand_id and o.status <> 'FAILED') o on true
+            where (o.amount, o.low, o.high, o.checkout_id) is distinct from (a.amount, a.currency, a.currency, a.checkout_id)""",
+            "an attempt does not demand the sum of its orders",
+        ),
+    )
+    + """
 create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on unapplied_charge for each statement execute function refuse_change();
 """
+)
 
 EVENTS = (
     event_has_change(

@@ -1,6 +1,6 @@
 """Destinations, payouts, history, transfers, schedules, batches."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event
+from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event, statement_rule, untold
 
 revision = "payout_0001"
 down_revision = None
@@ -180,7 +180,8 @@ create table payout_retry (
 );
 """
 
-RULES = """
+RULES = (
+    """
 create function refuse_move() returns trigger language plpgsql as $$
 begin
     raise exception '% cannot change like that', tg_table_name using errcode = 'P0001';
@@ -209,95 +210,71 @@ execute function refuse_change();
 create trigger versions before update on payout_schedule for each row
 when ((new.version = old.version + 1 or new.version = old.version and new.next_time > old.next_time) is not true) execute function refuse_move();
 
--- P4, E1: each version of a payout has its history row, each history row its event, and the last one says what the payout is.
-create function payout_has_history() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from changed p where exists (
-            select from payout_history h where h.payout_id = p.payout_id and h.version = p.version and h.to_state = p.state
-                and h.settled = p.settled offset 0) is not true
-    ) then
-        raise exception 'a payout changed without its history row' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_payout_has_history after insert on payout referencing new table as changed
-    for each statement execute function payout_has_history();
-create trigger updated_payout_has_history after update on payout referencing new table as changed
-    for each statement execute function payout_has_history();
-
--- The same table as core's MOVES, and settling, and money that fits no move.
-create function history_has_payout() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added h where (
-            exists (select from payout p where p.payout_id = h.payout_id and p.version >= h.version offset 0)
-            and case when h.version = 1 then h.from_state is null and h.to_state = 'CREATED' and not h.settled else h.from_state = (
-                select b.to_state from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1) end
-            and (h.version = 1 or case h.cause
-                when 'SETTLED' then h.from_state = h.to_state and h.settled
-                    and h.to_state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')
-                when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled and h.to_state in ('PAID', 'FAILED', 'RETURNED')
-                else not h.settled and (h.from_state, h.to_state) in (
-                    ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'),
-                    ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'), ('AWAITING_APPROVAL', 'CANCELLED'),
-                    ('READY', 'SUBMITTING'), ('READY', 'CANCELLED'),
-                    ('SUBMITTING', 'SUBMITTED'), ('SUBMITTING', 'IN_TRANSIT'), ('SUBMITTING', 'PAID'), ('SUBMITTING', 'FAILED'),
-                    ('SUBMITTED', 'IN_TRANSIT'), ('SUBMITTED', 'PAID'), ('SUBMITTED', 'FAILED'),
-                    ('IN_TRANSIT', 'PAID'), ('IN_TRANSIT', 'FAILED'), ('PAID', 'RETURNED')) end)) is not true
-    ) then
-        raise exception 'a history row does not follow its payout' using errcode = 'P0001';
-    end if;
-    if exists (select 'payouts/' || h.payout_id, h.version from added h except select * from told) then
-        raise exception 'a change that no event tells of' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger history_has_payout after insert on payout_history referencing new table as added
-    for each statement execute function history_has_payout();
-
-create function changed_batch_has_event() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp as $$
-begin
-    if exists (
-        select 'payoutBatches/' || c.payout_batch_id, c.version from changed c join before b on b.payout_batch_id = c.payout_batch_id
-        where c.version > b.version except select * from told
-    ) then
-        raise exception 'a batch changed without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create function new_batch_has_event() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp as $$
-begin
-    if exists (select 'payoutBatches/' || payout_batch_id, version from changed except select * from told) then
-        raise exception 'a batch was made without its event' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_batch_has_event after insert on payout_batch referencing new table as changed
-    for each statement execute function new_batch_has_event();
-create trigger updated_batch_has_event after update on payout_batch referencing new table as changed old table as before
-    for each statement execute function changed_batch_has_event();
-
--- An attempt demands what its payout is to give to the bank.
-create function attempt_covers_payout() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added a where exists (
-            select from payout p where 'p-' || p.payout_id = a.demand_id and p.payout_id = substr(a.demand_id, 3) and p.net_amount = a.amount
-                and p.currency = a.currency and p.provider = a.provider offset 0) is not true
-    ) then
-        raise exception 'an attempt does not demand what its payout is' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger attempt_covers_payout after insert on attempt referencing new table as added
-    for each statement execute function attempt_covers_payout();
-
+"""
+    # P4, E1: each version of a payout has its history row, each history row its event, and the last one says what the payout is.
+    + statement_rule(
+        "payout_has_history",
+        "payout",
+        (
+            """
+            select from changed p where exists (
+                select from payout_history h where h.payout_id = p.payout_id and h.version = p.version and h.to_state = p.state
+                    and h.settled = p.settled offset 0) is not true""",
+            "a payout changed without its history row",
+        ),
+        on=("insert", "update"),
+    )
+    # The same table as core's MOVES, and settling, and money that fits no move.
+    + statement_rule(
+        "history_has_payout",
+        "payout_history",
+        (
+            """
+            select from changed h where (
+                exists (select from payout p where p.payout_id = h.payout_id and p.version >= h.version offset 0)
+                and case when h.version = 1 then h.from_state is null and h.to_state = 'CREATED' and not h.settled else h.from_state = (
+                    select b.to_state from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1) end
+                and (h.version = 1 or case h.cause
+                    when 'SETTLED' then h.from_state = h.to_state and h.settled
+                        and h.to_state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')
+                    when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled and h.to_state in ('PAID', 'FAILED', 'RETURNED')
+                    else not h.settled and (h.from_state, h.to_state) in (
+                        ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'),
+                        ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'), ('AWAITING_APPROVAL', 'CANCELLED'),
+                        ('READY', 'SUBMITTING'), ('READY', 'CANCELLED'),
+                        ('SUBMITTING', 'SUBMITTED'), ('SUBMITTING', 'IN_TRANSIT'), ('SUBMITTING', 'PAID'), ('SUBMITTING', 'FAILED'),
+                        ('SUBMITTED', 'IN_TRANSIT'), ('SUBMITTED', 'PAID'), ('SUBMITTED', 'FAILED'),
+                        ('IN_TRANSIT', 'PAID'), ('IN_TRANSIT', 'FAILED'), ('PAID', 'RETURNED')) end)) is not true""",
+            "a history row does not follow its payout",
+        ),
+        (untold("'payouts/' || payout_id"), "a change that no event tells of"),
+    )
+    + statement_rule("new_batch_has_event", "payout_batch", (untold("'payoutBatches/' || payout_batch_id"), "a batch was made without its event"))
+    + statement_rule(
+        "moved_batch_has_event",
+        "payout_batch",
+        (
+            """
+            select 'payoutBatches/' || c.payout_batch_id, c.version from changed c join before b on b.payout_batch_id = c.payout_batch_id
+            where c.version > b.version except select * from told""",
+            "a batch changed without its event",
+        ),
+        on=("update",),
+        before=True,
+    )
+    # An attempt demands what its payout is to give to the bank.
+    + statement_rule(
+        "attempt_covers_payout",
+        "attempt",
+        (
+            """
+            select from changed a where exists (
+                select from payout p where 'p-' || p.payout_id = a.demand_id and p.payout_id = substr(a.demand_id, 3) and p.net_amount = a.amount
+                    and p.currency = a.currency and p.provider = a.provider offset 0) is not true""",
+            "an attempt does not demand what its payout is",
+        ),
+    )
+    + """
 create trigger append_only before update or delete or truncate on payout_history for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on payout_retry for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout for each statement execute function refuse_change();
@@ -307,6 +284,7 @@ create trigger never_deleted before delete or truncate on payout_schedule for ea
 create trigger never_deleted before delete or truncate on payout_batch for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_batch_item for each statement execute function refuse_change();
 """
+)
 
 EVENTS = event_has_change(
     {

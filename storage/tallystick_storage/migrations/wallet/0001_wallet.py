@@ -1,6 +1,6 @@
 """Wallets, their entries, holds, policies."""
 
-from tallystick_storage.migrations import OUTBOX, create, event_has_change
+from tallystick_storage.migrations import OUTBOX, create, event_has_change, statement_rule, untold
 
 revision = "wallet_0001"
 down_revision = None
@@ -86,7 +86,8 @@ create table wallet_policy (
 );
 """
 
-RULES = """
+RULES = (
+    """
 create function refuse_move() returns trigger language plpgsql as $$
 begin
     raise exception '% cannot change so', tg_table_name using errcode = 'P0001';
@@ -103,29 +104,25 @@ create trigger changes_by_versions after update on wallet for each row when (
     or (new.policy_version = old.policy_version and (new.frozen, new.release_delay) is distinct from (old.frozen, old.release_delay)))
 execute function refuse_move();
 
--- The triggers below see all rows of a statement at once, and look what belongs to each up by its key. "offset 0" keeps every look-up one: on tables
--- that grow fast the planner's statistics are old, and as a join it would read them whole, or once for each row.
-
--- P4: a wallet is what its last entry and its last policy say.
-create function wallet_follows_entries() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from changed w where (
-            (w.version = 0 or exists (
-                select from wallet_entry e where e.seller_account = w.seller_account and e.currency = w.currency and e.number = w.version
-                    and (e.pending_after, e.available_after, e.held_after, e.owed_after) = (w.pending, w.available, w.held, w.owed) offset 0))
-            and (w.policy_version = 0 or exists (
-                select from wallet_policy p where p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
-                    and p.frozen = w.frozen and p.release_delay = w.release_delay offset 0))) is not true
-    ) then
-        raise exception 'a wallet is not what its entries and policies say' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger wallet_follows_entries after update on wallet referencing new table as changed
-    for each statement execute function wallet_follows_entries();
-
+"""
+    # P4: a wallet is what its last entry and its last policy say.
+    + statement_rule(
+        "wallet_follows_entries",
+        "wallet",
+        (
+            """
+            select from changed w where (
+                (w.version = 0 or exists (
+                    select from wallet_entry e where e.seller_account = w.seller_account and e.currency = w.currency and e.number = w.version
+                        and (e.pending_after, e.available_after, e.held_after, e.owed_after) = (w.pending, w.available, w.held, w.owed) offset 0))
+                and (w.policy_version = 0 or exists (
+                    select from wallet_policy p where p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
+                        and p.frozen = w.frozen and p.release_delay = w.release_delay offset 0))) is not true""",
+            "a wallet is not what its entries and policies say",
+        ),
+        on=("update",),
+    )
+    + """
 -- W3: what is held is the sum of the open holds.
 create function held_is_in_holds() returns trigger language plpgsql security definer
 set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -147,87 +144,73 @@ create trigger wallet_is_new before insert on wallet for each row
     when (new.version <> 0 or new.policy_version <> 0 or new.pending <> 0 or new.available <> 0 or new.held <> 0 or new.owed <> 0)
     execute function wallet_is_new();
 
--- A pending credit comes with its entry and goes with its release, and does not change.
-create function pending_has_entry() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from changed c where not exists (
-            select from wallet_entry e where e.kind = case when tg_op = 'INSERT' then 'CREDIT' else 'RELEASE' end and e.cause = c.cause
-                and e.seller_account = c.seller_account and e.currency = c.currency and e.amount = c.amount offset 0)
-    ) then
-        raise exception 'a pending credit without its entry' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger added_pending_has_entry after insert on pending_credit referencing new table as changed
-    for each statement execute function pending_has_entry();
-create trigger deleted_pending_has_entry after delete on pending_credit referencing old table as changed
-    for each statement execute function pending_has_entry();
+"""
+    # A pending credit comes with its entry and goes with its release, and does not change.
+    + statement_rule(
+        "pending_has_entry",
+        "pending_credit",
+        (
+            """
+            select from changed c where not exists (
+                select from wallet_entry e where e.kind = case when tg_op = 'INSERT' then 'CREDIT' else 'RELEASE' end and e.cause = c.cause
+                    and e.seller_account = c.seller_account and e.currency = c.currency and e.amount = c.amount offset 0)""",
+            "a pending credit without its entry",
+        ),
+        on=("insert", "delete"),
+    )
+    + """
 create trigger never_changed before update or truncate on pending_credit for each statement execute function refuse_change();
 
--- P4, E1: entries and policies follow each other without a gap, none beyond its wallet, each with its event.
-create function entry_has_wallet() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added e where (
-            exists (select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number offset 0)
-            and (e.number = 1 or exists (
-                select from wallet_entry p where p.seller_account = e.seller_account and p.currency = e.currency and p.number = e.number - 1 offset 0))
-            ) is not true
-    ) then
-        raise exception 'an entry does not follow its wallet' using errcode = 'P0001';
-    end if;
-    if exists (select 'wallets/' || e.seller_account || '/' || e.currency, e.number from added e except select * from told) then
-        raise exception 'a change that no event tells of' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger entry_has_wallet after insert on wallet_entry referencing new table as added
-    for each statement execute function entry_has_wallet();
-
-create function policy_has_wallet() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from added p where (
-            exists (select from wallet w
-                    where w.seller_account = p.seller_account and w.currency = p.currency and w.policy_version >= p.version offset 0)
-            and (p.version = 1 or exists (
-                select from wallet_policy b where b.seller_account = p.seller_account and b.currency = p.currency and b.version = p.version - 1 offset 0))
-            ) is not true
-    ) then
-        raise exception 'a policy does not follow its wallet' using errcode = 'P0001';
-    end if;
-    if exists (select 'walletPolicies/' || p.seller_account || '/' || p.currency, p.version from added p except select * from told) then
-        raise exception 'a change that no event tells of' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger policy_has_wallet after insert on wallet_policy referencing new table as added
-    for each statement execute function policy_has_wallet();
-
-create function hold_is_held() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if exists (
-        select from (select distinct seller_account, currency from changed) s
-        where (select w.held from wallet w where w.seller_account = s.seller_account and w.currency = s.currency) <> coalesce((
-            select sum(h.amount) from hold h where h.seller_account = s.seller_account and h.currency = s.currency and h.state = 'OPEN'), 0)
-    ) then
-        raise exception 'the open holds are another sum than their wallet holds' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger inserted_hold_is_held after insert on hold referencing new table as changed for each statement execute function hold_is_held();
-create trigger updated_hold_is_held after update on hold referencing new table as changed for each statement execute function hold_is_held();
-
+"""
+    # P4, E1: entries and policies follow each other without a gap, none beyond its wallet, each with its event.
+    + statement_rule(
+        "entry_has_wallet",
+        "wallet_entry",
+        (
+            """
+            select from changed e where (
+                exists (select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency and w.version >= e.number offset 0)
+                and (e.number = 1 or exists (
+                    select from wallet_entry p where p.seller_account = e.seller_account and p.currency = e.currency and p.number = e.number - 1 offset 0))
+                ) is not true""",
+            "an entry does not follow its wallet",
+        ),
+        (untold("'wallets/' || seller_account || '/' || currency", "number"), "a change that no event tells of"),
+    )
+    + statement_rule(
+        "policy_has_wallet",
+        "wallet_policy",
+        (
+            """
+            select from changed p where (
+                exists (select from wallet w
+                        where w.seller_account = p.seller_account and w.currency = p.currency and w.policy_version >= p.version offset 0)
+                and (p.version = 1 or exists (
+                    select from wallet_policy b where b.seller_account = p.seller_account and b.currency = p.currency and b.version = p.version - 1 offset 0))
+                ) is not true""",
+            "a policy does not follow its wallet",
+        ),
+        (untold("'walletPolicies/' || seller_account || '/' || currency"), "a change that no event tells of"),
+    )
+    + statement_rule(
+        "hold_is_held",
+        "hold",
+        (
+            """
+            select from (select distinct seller_account, currency from changed) s
+            where (select w.held from wallet w where w.seller_account = s.seller_account and w.currency = s.currency) <> coalesce((
+                select sum(h.amount) from hold h where h.seller_account = s.seller_account and h.currency = s.currency and h.state = 'OPEN'), 0)""",
+            "the open holds are another sum than their wallet holds",
+        ),
+        on=("insert", "update"),
+    )
+    + """
 create trigger append_only before update or delete or truncate on wallet_entry for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on wallet_policy for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on wallet for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on hold for each statement execute function refuse_change();
 """
+)
 
 _OF_SELLER = "seller_account = split_part({id}, '/', 1) and currency = split_part({id}, '/', 2)"
 EVENTS = event_has_change(
