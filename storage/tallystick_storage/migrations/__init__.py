@@ -6,7 +6,6 @@ from typing import Any
 from alembic import op
 from sqlalchemy import text
 
-
 _NEXT = """
     if exists ({}) then
         raise exception '{}' using errcode = 'P0001';
