@@ -1019,7 +1019,9 @@ class PayoutBatch(_message.Message):
 
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayoutTotal]:
-        """Its payouts by state and currency, as they stand; empty in events."""
+        """The payouts that it made, by state and currency, as they stand; one that had been there before under its id stands among the items only. Empty in
+        events.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
