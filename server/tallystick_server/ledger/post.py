@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -14,7 +14,7 @@ from tallystick_core.ledger import Chained, Head, Posting, chain
 from tallystick_core.money import MAX_BALANCE
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_server.ledger import messages
-from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_server.runtime.stage import in_groups, once_per_key
 from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
@@ -78,18 +78,11 @@ class Post:
 
     async def run(self, groups: Sequence[Sequence[Posting]]) -> Sequence[Sequence[Posted | Exception] | Exception]:
         """One list of results for each list of postings."""
-        flat = [posting for group in groups for posting in group]
-        flat_results = await once_per_key(
-            flat,
-            lambda posting: ((posting.kind, posting.cause_id), posting.fingerprint),
-            self._by_halves,
-            _repeated,
-        )
-        results = iter(flat_results)
-        return [[next(results) for _ in group] for group in groups]
 
-    async def _by_halves(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
-        return await by_halves(self._post, postings)
+        def key(posting: Posting) -> tuple[Hashable, bytes]:
+            return (posting.kind, posting.cause_id), posting.fingerprint
+
+        return await in_groups(groups, lambda flat: once_per_key(flat, key, self._post))
 
     async def _post(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
         await self._know({(line.account, line.currency) for posting in postings for line in posting.lines})
@@ -154,7 +147,3 @@ def _result(posting: Posting, before: _Before, outcome: dict[tuple[str, str], Ch
         return Posted(messages.transaction(*before.stored[sequence]), replayed=True)
     made = outcome[key]
     return made if isinstance(made, Refused) else Posted(messages.chained(made), replayed=False)
-
-
-def _repeated(posted: Posted | Exception) -> Posted | Exception:
-    return posted if isinstance(posted, Exception) else replace(posted, replayed=True)

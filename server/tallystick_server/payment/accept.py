@@ -34,7 +34,7 @@ from tallystick_server.payment import encode, events
 from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, new_charges
 from tallystick_server.payment.move import tell_closed
 from tallystick_server.runtime.relay import telling
-from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_server.runtime.stage import once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage.database import Database, DataRefused
 from tallystick_storage.payment import orders as store
@@ -97,8 +97,7 @@ class Accept:
         return await once_per_key(
             arrivals,
             lambda arrival: (arrival.event.checkout_id, arrival.fingerprint),
-            lambda unique: by_halves(self._accept, unique),
-            lambda accepted: accepted if isinstance(accepted, Exception) else replace(accepted, replayed=True),
+            self._accept,
         )
 
     async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -20,7 +20,7 @@ from tallystick_server.payout import events
 from tallystick_server.payout.grounds import Grounds, place_of
 from tallystick_server.payout.payout import Payout, new_payout
 from tallystick_server.runtime.relay import telling
-from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_server.runtime.stage import once_per_key
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
@@ -94,8 +94,7 @@ class Accept:
         return await once_per_key(
             arrivals,
             lambda arrival: (arrival.payout.payout_id, arrival.payout.fingerprint()),
-            lambda unique: by_halves(self._accept, unique),
-            lambda accepted: accepted if isinstance(accepted, Exception) else replace(accepted, replayed=True),
+            self._accept,
         )
 
     async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from tallystick_server.runtime.telemetry import SpanContext, batch_span, current_context
@@ -120,13 +121,12 @@ async def by_halves(run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exceptio
 async def once_per_key(
     items: Sequence[T],
     key: Callable[[T], tuple[Hashable, bytes]],
-    run: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
-    repeated: Callable[[R], R],
-) -> Sequence[R]:
-    """Runs a batch in which keys may stand several times, so that `run` sees each key once at a time.
+    run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+) -> Sequence[R | Exception]:
+    """Runs a batch, by halves if need be, in which keys may stand several times, so that `run` sees each key once at a time.
 
-    `key` gives the key and the fingerprint. Items equal to the first of their key share its result, as `repeated` marks it; others run
-    after it, and find what it stored.
+    `key` gives the key and the fingerprint. Items equal to the first of their key share its result, with `replayed` set; others run after it, and
+    find what it stored. A result is a dataclass with that field.
     """
     results: list[Any] = [None] * len(items)
     left = list(range(len(items)))
@@ -140,9 +140,16 @@ async def once_per_key(
             if leader != index:
                 (same if print_ == leaders_print else other).append((index, leader))
         leaders = [index for index, _ in first.values()]
-        for index, result in zip(leaders, await run([items[index] for index in leaders]), strict=True):
+        for index, result in zip(leaders, await by_halves(run, [items[index] for index in leaders]), strict=True):
             results[index] = result
         for index, leader in same:
-            results[index] = repeated(results[leader])
+            first_result = results[leader]
+            results[index] = first_result if isinstance(first_result, Exception) else replace(first_result, replayed=True)
         left = [index for index, _ in other]
     return results
+
+
+async def in_groups(groups: Sequence[Sequence[T]], run: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> list[list[R]]:
+    """Runs the items of all groups as one batch; the results in the same groups."""
+    results = iter(await run([item for group in groups for item in group]))
+    return [[next(results) for _ in group] for group in groups]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_core.wallet import Credit, EntryKind, Hold, HoldState, Instruction, Wallet, apply, hold_ended, released_before
 from tallystick_server.runtime.relay import telling
-from tallystick_server.runtime.stage import by_halves, once_per_key
+from tallystick_server.runtime.stage import in_groups, once_per_key
 from tallystick_server.wallet import events
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database
@@ -51,18 +51,11 @@ class ChangeWallets:
 
     async def run(self, groups: Sequence[Sequence[Asked]]) -> Sequence[Sequence[Changed | Exception] | Exception]:
         """One list of results for each list of instructions."""
-        flat = [asked for group in groups for asked in group]
-        flat_results = await once_per_key(
-            flat,
-            lambda asked: ((asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint + bytes([asked.shown])),
-            self._by_halves,
-            _repeated,
-        )
-        results = iter(flat_results)
-        return [[next(results) for _ in group] for group in groups]
 
-    async def _by_halves(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
-        return await by_halves(self._change, asked)
+        def key(asked: Asked) -> tuple[Hashable, bytes]:
+            return (asked.instruction.kind, asked.instruction.cause), asked.instruction.fingerprint + bytes([asked.shown])
+
+        return await in_groups(groups, lambda flat: once_per_key(flat, key, self._change))
 
     async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
         await self._open({_wallet_key(a.instruction, {}) for a in asked if a.instruction.kind is EntryKind.CREDIT})
@@ -195,7 +188,3 @@ def _write(connection: Connection, changes: Sequence[store.Decided]) -> None:
     with telling(connection, [written]) as told:
         for change in changes:
             events.entry_made(told, change, written.create_time)
-
-
-def _repeated(changed: Changed | Exception) -> Changed | Exception:
-    return changed if isinstance(changed, Exception) else replace(changed, replayed=True)
