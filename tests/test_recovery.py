@@ -30,7 +30,7 @@ from tallystick_server.providers.sandbox import InProcess
 from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
-from tallystick_storage import alert as alert_store
+from tallystick_storage import duty
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as payment_store
 
@@ -540,7 +540,7 @@ def test_two_monitors_take_turns(own_database: Databases) -> None:
     first, second = uuid4(), uuid4()
 
     def turn(holder: UUID, seconds: float) -> bool:
-        return asyncio.run(database.transact(lambda connection: alert_store.take_turn(connection, "monitor", holder, seconds)))
+        return asyncio.run(database.transact(lambda connection: duty.take_turn(connection, "monitor", holder, seconds)))
 
     assert turn(first, 60)
     assert not turn(second, 60)

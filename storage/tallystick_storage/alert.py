@@ -1,4 +1,4 @@
-"""Alerts, the same in every schema that has some, and whose turn it is to raise them."""
+"""Alerts, the same in every schema that has some."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.outbox import told
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +20,13 @@ class Findings:
     parameters: Mapping[str, str]
 
 
-_TURN = text("""
-    insert into duty (name, holder, until_time) values (:name, :holder, clock() + cast(:seconds as interval))
-    on conflict (name) do update set holder = excluded.holder, until_time = excluded.until_time
-        where duty.holder = excluded.holder or duty.until_time <= (select clock())
-    returning name
-""")
+_OF_DEMANDS = """
+    union all
+    select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
+    union all
+    select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' {waiting} wait'
+    from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
+"""
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
 _RAISE = f"""
     with found as materialized (
@@ -37,9 +39,7 @@ _RAISE = f"""
         from found f, (select clock() as now) t
         cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a where a.kind = f.kind and a.subject = f.subject) n
         order by f.kind, f.subject returning *),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('alerts/' || alert_id), array_agg(1) from new having count(*) > 0
-        returning sequence)
+    {told("new", "'alerts/' || alert_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """
 _END = f"""
@@ -48,9 +48,7 @@ _END = f"""
         select a.alert_id from alert a where a.end_time is null and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
         order by a.alert_id limit :most for update),
     ended as (update alert a set end_time = clock() from over o where a.alert_id = o.alert_id returning a.*),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('alerts/' || alert_id), array_agg(2) from ended having count(*) > 0
-        returning sequence)
+    {told("ended", "'alerts/' || alert_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
 """
 _LIST = text(f"""
@@ -60,10 +58,13 @@ _LIST = text(f"""
 """)
 
 
-def take_turn(connection: Connection, name: str, holder: UUID, seconds: float) -> bool:
-    """Whether this holder does the work for the next so many seconds; it keeps its turn as long as it comes back in time."""
-    values = {"name": name, "holder": holder, "seconds": f"{seconds} seconds"}
-    return connection.execute(_TURN, values).one_or_none() is not None
+def of_demands(own: str, waiting: str, limits: Mapping[str, float]) -> Findings:
+    """What a service finds that makes demands on providers: its own query, and what all such have. `waiting`: what it calls its demands.
+
+    `limits`: seconds that something may rest in a state, for the query's parameter of that name.
+    """
+    query = own + _OF_DEMANDS.replace("{waiting}", waiting)
+    return Findings(query, {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()})
 
 
 def raise_(connection: Connection, findings: Findings, most: int) -> Sequence[Row[Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 
 @dataclass(slots=True)
@@ -33,9 +34,7 @@ _INSERT = text(f"""
             from dead_letter d, unnest(array['charges', 'payouts', 'payoutDestinations']) as c (collection)
             where d.subject = c.collection || '/' || split_part(r.subject, '/', 2)) n
         order by r.subject returning *),
-    told as (
-        insert into outbox (aggregate_ids, versions)
-        select array_agg('deadLetters/' || dead_letter_id), array_agg(1) from new having count(*) > 0 returning sequence)
+    {told("new", "'deadLetters/' || dead_letter_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """)
 _END = text(f"""
@@ -44,9 +43,7 @@ _END = text(f"""
     ended as (
         update dead_letter d set state = :state, operator = :operator, reason = :reason, evidence = :evidence, end_time = clock()
         from l where d.dead_letter_id = l.dead_letter_id returning d.*),
-    told as (
-        insert into outbox (aggregate_ids, versions)
-        select array_agg('deadLetters/' || dead_letter_id), array_agg(2) from ended having count(*) > 0 returning sequence)
+    {told("ended", "'deadLetters/' || dead_letter_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
 """)
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")

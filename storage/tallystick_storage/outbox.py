@@ -23,6 +23,13 @@ _UNPUBLISHED = text("select sequence, cardinality(versions) as events, request f
 _PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
 
 
+def told(source: str, aggregate: str, version: str = "version") -> str:
+    """The part of a statement that names what another part, `source`, has changed: by an aggregate's id and its version, in one row of the outbox, if any."""
+    return f"""told as (
+        insert into outbox (aggregate_ids, versions) select array_agg({aggregate}), array_agg({version}) from {source} having count(*) > 0
+        returning sequence)"""
+
+
 def tell(connection: Connection, sequence: int, request: bytes) -> None:
     """Says in events what the row names. Without it the transaction does not commit."""
     connection.execute(_TELL, {"sequence": sequence, "request": request})

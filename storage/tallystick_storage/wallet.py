@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, text
 
 from tallystick_core.wallet import Balances, Change, Credit, EntryKind, Hold, HoldState, Instruction, Wallet
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 WalletKey = tuple[str, str]
 """Seller and currency."""
@@ -150,7 +151,7 @@ class Decided:
     traceparent: str
 
 
-_WRITE = text("""
+_WRITE = text(f"""
     with t as materialized (select clock() as now),
     e as (
         insert into wallet_entry (seller_account, currency, number, kind, cause, caller, fingerprint, amount, pending_after, available_after, held_after,
@@ -159,9 +160,7 @@ _WRITE = text("""
         from json_to_recordset(cast(:entries as json)) as r (seller_account text, currency text, number bigint, kind text, cause text, caller text,
             fingerprint text, amount bigint, pending numeric, available numeric, held numeric, owed numeric, traceparent text), t
         returning seller_account, currency, number),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('wallets/' || seller_account || '/' || currency), array_agg(number) from e
-        returning sequence),
+    {told("e", "'wallets/' || seller_account || '/' || currency", "number")},
     c as (
         insert into pending_credit (cause, seller_account, currency, amount, release_time)
         select cause, seller_account, currency, amount, now + make_interval(secs => delay)
@@ -268,7 +267,7 @@ def list_entries(connection: Connection, key: WalletKey, before: int, most: int)
     return connection.execute(_LIST_ENTRIES, parameters).all()
 
 
-_SET_POLICY = text("""
+_SET_POLICY = text(f"""
     with l as materialized (
         select seller_account, currency from wallet where seller_account = :seller_account and currency = :currency
             and (frozen, release_delay) is distinct from (:frozen, cast(:release_delay as int)) for update),
@@ -279,9 +278,7 @@ _SET_POLICY = text("""
     p as (
         insert into wallet_policy
         select seller_account, currency, policy_version, frozen, release_delay, :caller, :traceparent, update_time from w),
-    told as (
-        insert into outbox (aggregate_ids, versions)
-        select array['walletPolicies/' || seller_account || '/' || currency], array[policy_version] from w returning sequence)
+    {told("w", "'walletPolicies/' || seller_account || '/' || currency", "policy_version")}
     select w.*, sequence as told from w, told
 """)
 

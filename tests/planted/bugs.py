@@ -255,8 +255,8 @@ BUGS = (
     ),
     Bug(
         "a sale never becomes available by itself",
-        f"{_SERVER}/wallet/handlers.py",
-        "refused += await self._sweep(EntryKind.RELEASE, store.releasable)",
+        f"{_SERVER}/wallet/sweep.py",
+        "refused += await self._all(EntryKind.RELEASE, store.releasable)",
         "refused += []",
         "tests/test_wallet_service.py -k delay_is_over",
     ),

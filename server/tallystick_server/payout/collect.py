@@ -21,7 +21,7 @@ from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.schedules import stored_schedule
 from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.telemetry import context_of
-from tallystick_storage import alert
+from tallystick_storage import duty
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batch as store
 from tallystick_storage.payout import schedule
@@ -80,7 +80,7 @@ class Collect:
             await self._close(batch)
 
     def _is_ours(self, connection: Connection) -> bool:
-        return alert.take_turn(connection, "collect", self._holder, _TURN)
+        return duty.take_turn(connection, "collect", self._holder, _TURN)
 
     def _begin(self, connection: Connection) -> bool:
         """Whether it is our turn; then a batch is made of each default schedule whose cut-off has come: one, also if it was missed for days."""

@@ -40,6 +40,7 @@ from tallystick_server.runtime.relay import FromOutbox, Relay, Source
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
+from tallystick_server.wallet.sweep import Sweep
 from tallystick_storage import alert
 from tallystick_storage.database import Database, forget_marks
 from tallystick_storage.payment import orders as payment_store
@@ -234,7 +235,7 @@ class Wiring:
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay)
-        sweep = Periodic("wallet.sweep", _SWEEP_EVERY, handlers.sweep)
+        sweep = Periodic("wallet.sweep", _SWEEP_EVERY, Sweep(database, handlers.change).turn)
         relay = self._relay("wallet", FromOutbox(database))
         return Service("wallet", handlers, wallet.ACCESS, [handlers, relay, sweep, self._housekeeping("wallet", database)], [database])
 

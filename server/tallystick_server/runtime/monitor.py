@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row
 
 from tallystick_server.runtime import alerts
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_storage import alert
+from tallystick_storage import alert, duty
 from tallystick_storage.database import Database
 
 _TURNS_MISSED = 3
@@ -36,7 +36,7 @@ class Monitor:
         """Looks once, if it is this process's turn."""
 
         def look(connection: Connection) -> Sequence[Row[Any]]:
-            if not alert.take_turn(connection, "monitor", self._holder, self._interval * _TURNS_MISSED):
+            if not duty.take_turn(connection, "monitor", self._holder, self._interval * _TURNS_MISSED):
                 return ()
             return alerts.apply(connection, self._findings)
 

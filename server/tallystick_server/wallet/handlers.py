@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row
-
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import is_id, parse_id
@@ -16,11 +14,11 @@ from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.fields import PageToken, check_batch, page_size
-from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
-from tallystick_server.wallet import events, messages
+from tallystick_server.wallet import messages
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
+from tallystick_server.wallet.policy import Policies
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database, DataRefused
 
@@ -40,7 +38,6 @@ ACCESS: Access = {
     "ListHolds": _READ,
     "SetWalletPolicy": frozenset({Role.OPERATOR}),
 }
-_MOST_DUE = 500
 _LAST = 2**62
 
 M = TypeVar("M")
@@ -51,16 +48,16 @@ class WalletHandlers:
 
     def __init__(self, database: Database, release_delay: int) -> None:
         self._database = database
-        self._release_delay = release_delay
-        self._change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
+        self._policies = Policies(database, release_delay)
+        self.change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
             "wallet.change", ChangeWallets(database, release_delay).run, most=4, lanes=2, longest_rest=0
         )  # what comes is batches already
 
     def start(self) -> None:
-        self._change.start()
+        self.change.start()
 
     async def stop(self) -> None:
-        await self._change.stop()
+        await self.change.stop()
 
     async def GetWallet(self, request: pb.GetWalletRequest, _call: Call) -> pb.GetWalletResponse:
         return pb.GetWalletResponse(wallet=await self._wallet(_key(request)))
@@ -143,50 +140,8 @@ class WalletHandlers:
     async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
         key = _key(request)
         delay = messages.parse_release_delay(request)
-        frozen, trace = request.frozen, traceparent()
-
-        def open_wallet(connection: Connection) -> None:
-            store.open_wallets(connection, [key], self._release_delay)
-
-        def set_policy(connection: Connection) -> None:
-            caller = call.caller.name
-            wallet = store.set_policy(connection, key, frozen=frozen, release_delay=delay, caller=caller, traceparent=trace)
-            if wallet is not None:
-                with telling(connection, [wallet]) as told:
-                    events.policy_set(told, wallet, caller, trace)
-
-        await self._database.transact(open_wallet)
-        await self._database.transact(set_policy)
+        await self._policies.set(key, frozen=request.frozen, release_delay=delay, caller=call.caller.name, traceparent=traceparent())
         return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
-
-    async def sweep(self) -> None:
-        """Ends open holds whose time is up, and releases what has been pending for long enough, by the same way as every other change.
-
-        Raises RuntimeError if some of it was refused; the rest is done all the same.
-        """
-        refused = await self._sweep(EntryKind.HOLD_EXPIRED, store.expired_holds)
-        refused += await self._sweep(EntryKind.RELEASE, store.releasable)
-        if refused:
-            raise RuntimeError(f"{len(refused)} changes that were due were refused; the first is {refused[0]}")
-
-    async def _sweep(self, kind: EntryKind, due: Callable[..., Sequence[Row[Any]]]) -> list[str]:
-        """Makes all changes of a kind that are due, page by page; what was refused, in words."""
-        refused: list[str] = []
-        place: store.Due | None = None
-
-        def page(connection: Connection) -> Sequence[Row[Any]]:
-            return due(connection, place, _MOST_DUE)
-
-        while rows := await self._database.read(page):
-            place = (rows[-1].time, rows[-1].cause)
-            instructions = [Instruction(kind, row.cause, "wallet") for row in rows]
-            results = await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions])
-            refused += [
-                f"{kind} of {one.cause}: {result}"
-                for one, result in zip(instructions, results, strict=True)
-                if isinstance(result, Exception) and not _ended_meanwhile(result)
-            ]
-        return refused
 
     async def _wallet(self, key: store.WalletKey) -> Any:
         found = await self._database.read(lambda connection: store.wallets(connection, [key]))
@@ -206,17 +161,12 @@ class WalletHandlers:
                 results.append(None)
             except Refused as refused:
                 results.append(refused.below(f"{field}[{place}]"))
-        made = iter(await self._change.submit(asked) if asked else ())
+        made = iter(await self.change.submit(asked) if asked else ())
         return [next(made) if result is None else result for result in results]
 
 
 def _key(request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.SetWalletPolicyRequest) -> store.WalletKey:
     return parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
-
-
-def _ended_meanwhile(error: Exception) -> bool:
-    """Whether somebody else was faster, another process's sweep for one."""
-    return isinstance(error, Refused) and error.reason is Reason.HOLD_ENDED
 
 
 def _refusal(error: Exception) -> Refused:

@@ -9,8 +9,9 @@ from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
-_DELIVERED = text("""
+_DELIVERED = text(f"""
     with l as materialized (
         select o.payment_order_id, c.caller, c.traceparent from payment_order o join checkout c on c.checkout_id = o.checkout_id
         where o.payment_order_id = any (cast(:ids as text[])) and o.status = 'SUCCESS' and o.wallet_updated and o.ledger_updated
@@ -25,9 +26,7 @@ _DELIVERED = text("""
         select payment_order_id, version, status, status, :cause, wallet_updated, ledger_updated, true, pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, update_time from moved),
     release as (insert into to_release select payment_order_id, caller, '', update_time from moved),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('paymentOrders/' || payment_order_id), array_agg(version) from moved having count(*) > 0
-        returning sequence)
+    {told("moved", "'paymentOrders/' || payment_order_id")}
     select moved.*, sequence as told from moved, told
 """)
 _TO_RELEASE = text("select payment_order_id, caller from to_release order by refused <> '', create_time, payment_order_id limit :most")

@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause, Status
-from tallystick_storage.alert import Findings
+from tallystick_storage.alert import Findings, of_demands
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ def recent_orders(connection: Connection, buyers: list[str], window: float) -> d
 
 
 # Only what the first insert returns is stored with it: a checkout that another process stored meanwhile brings nothing along.
-_INSERT = text("""
+_INSERT = text(f"""
     with t as materialized (select clock() as now),
     new_checkout as (
         insert into checkout (checkout_id, caller, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
@@ -161,9 +162,7 @@ _INSERT = text("""
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
         select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg(aggregate_id), array_agg(version) from changed having count(*) > 0
-        returning sequence)
+    {told("changed", "aggregate_id")}
     select checkout_id, create_time, version = 2 as closed, sequence as told from new_checkout, told
 """)
 
@@ -200,7 +199,7 @@ def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
 
 
 # Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
-_MOVE = text("""
+_MOVE = text(f"""
     with leased as materialized (
         select r.*
         from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
@@ -244,9 +243,7 @@ _MOVE = text("""
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg(aggregate_id), array_agg(version) from changed having count(*) > 0
-        returning sequence)
+    {told("changed", "aggregate_id")}
     select payment_order_id, checkout_id, version, update_time, resolve_by_time, sequence as told from moved, told
     union all
     select null, checkout_id, 2, null, null, sequence from counted, told where version = 2
@@ -311,19 +308,13 @@ _FINDINGS = """
     join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id
     where o.resolve_by_time < (select clock()) and o.pending_reason <> 'BUYER_ACTION'
     union all
-    select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
-    union all
     select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
     union all
     select 'RELEASE_STUCK', 'paymentOrders/' || payment_order_id, case when refused = '' then 'the wallet was not told' else refused end
     from to_release where refused <> '' or create_time < (select clock()) - cast(:success as interval)
-    union all
-    select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' charges wait'
-    from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
 """
 
 
 def findings(alert_after: Mapping[str, float]) -> Findings:
     """What a person should know of; `alert_after`: seconds that an order may rest in a status."""
-    limits = {status.lower(): f"{alert_after[status]} seconds" for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
-    return Findings(_FINDINGS, limits)
+    return of_demands(_FINDINGS, "charges", {status: alert_after[status] for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)})

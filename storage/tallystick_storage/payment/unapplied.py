@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 
 @dataclass(slots=True)
@@ -45,9 +46,7 @@ _INSERT = text(f"""
         select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, false, 1, t.now, t.now
         from judged, (select clock() as now) t where cause is not null order by unapplied_charge_id
         on conflict do nothing returning *),
-    told as (
-        insert into outbox (aggregate_ids, versions)
-        select array_agg('unappliedCharges/' || unapplied_charge_id), array_agg(1) from new having count(*) > 0 returning sequence)
+    {told("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """)
 _TO_BOOK = text(f"select {_COLUMNS} from unapplied_charge where not ledger_updated order by create_time, unapplied_charge_id limit :most")
@@ -58,9 +57,7 @@ _BOOKED = text(f"""
     booked as (
         update unapplied_charge u set ledger_updated = true, version = 2, update_time = clock()
         from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
-    told as (
-        insert into outbox (aggregate_ids, versions)
-        select array_agg('unappliedCharges/' || unapplied_charge_id), array_agg(2) from booked having count(*) > 0 returning sequence)
+    {told("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
     select {_COLUMNS}, sequence as told from booked, told
 """)
 _LIST = text(f"""

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, text
 
 from tallystick_core.batch import BatchState, ItemState
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 _COLUMNS = """b.payout_batch_id, b.caller, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
     b.collected_count, b.refused_count, b.version, b.create_time, b.update_time, b.done_time"""
@@ -57,9 +58,7 @@ _INSERT = text(f"""
         select r.payout_batch_id, r.payout_id, r.seller_account, r.amount, r.currency, r.payout_destination_id, r.state
         from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text, seller_account text, amount bigint, currency text,
             payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id order by r.payout_id),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('payoutBatches/' || payout_batch_id), array_agg(1) from b having count(*) > 0
-        returning sequence)
+    {told("b", "'payoutBatches/' || payout_batch_id", "1")}
     select {_COLUMNS}, sequence as told from b, told
 """)
 _FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
@@ -87,9 +86,7 @@ _MOVE = text(f"""
         update payout_batch p set state = :state, version = p.version + 1, update_time = greatest(p.update_time, t.now),
             done_time = case when :state = 'DONE' then t.now end
         from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before returning p.*),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('payoutBatches/' || payout_batch_id), array_agg(version) from b having count(*) > 0
-        returning sequence)
+    {told("b", "'payoutBatches/' || payout_batch_id")}
     select {_COLUMNS}, sequence as told from b, told
 """)
 # Whatever of a batch is under way is due, so `due` leads to all of it, and stays small.

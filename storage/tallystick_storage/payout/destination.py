@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payable import DestinationState
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 _COLUMNS = """payout_destination_id, caller, fingerprint, seller_account, currency, description, provider, traceparent, state, usable_time, decline_code,
     disabled_by, disable_reason, version, create_time, update_time"""
@@ -57,9 +58,7 @@ _INSERT = text(f"""
     to_do as (
         insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
         select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, 0, '', '' from new),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('payoutDestinations/' || payout_destination_id), array_agg(1) from new
-        having count(*) > 0 returning sequence)
+    {told("new", "'payoutDestinations/' || payout_destination_id", "1")}
     select {_COLUMNS}, bank_account_token, false as looking, 0 as tries, sequence as told from new, told
 """)
 _LOCK = text(f"""
@@ -77,9 +76,7 @@ _MOVE = text(f"""
             (select clock() as now) t
         where d.payout_destination_id = r.payout_destination_id returning d.*),
     done as (delete from due where demand_id = any (array(select 'd-' || payout_destination_id from moved))),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('payoutDestinations/' || payout_destination_id), array_agg(version) from moved
-        having count(*) > 0 returning sequence)
+    {told("moved", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as told from moved, told
 """)
 _TO_DO = text("""

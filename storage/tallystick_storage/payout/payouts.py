@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payout import Cause, PayoutState
-from tallystick_storage.alert import Findings
+from tallystick_storage.alert import Findings, of_demands
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 COLUMNS = """p.payout_id, p.caller, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
     p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code, p.provider_reference, p.attempt_count, p.paid_amount,
@@ -99,7 +100,7 @@ def taken(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
 
 
 # Only what the first insert returns is stored with it: a payout that another process stored meanwhile brings nothing along.
-_INSERT = text("""
+_INSERT = text(f"""
     with t as materialized (select clock() as now),
     new as (
         insert into payout (payout_id, caller, fingerprint, asked_amount, asked_destination, seller_account, amount, fee, net_amount, reserve, currency,
@@ -118,9 +119,7 @@ _INSERT = text("""
     to_do as (
         insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
         select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, 0, '', '' from new),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('payouts/' || payout_id), array_agg(1) from new having count(*) > 0
-        returning sequence)
+    {told("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as told from new, told
 """)
 
@@ -131,7 +130,7 @@ def insert(connection: Connection, payouts: Sequence[NewPayout], lease: float) -
     return {row.payout_id: row for row in connection.execute(_INSERT, values)}
 
 
-_MOVE = text("""
+_MOVE = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*
@@ -170,9 +169,7 @@ _MOVE = text("""
         insert into watch (payout_id, next_time, looks)
         select payout_id, t.now + make_interval(secs => watch_after), 0 from locked, t where watch_after is not null
         on conflict (payout_id) do update set next_time = excluded.next_time),
-    told as (
-        insert into outbox (aggregate_ids, versions) select array_agg('payouts/' || payout_id), array_agg(version) from history having count(*) > 0
-        returning sequence)
+    {told("history", "'payouts/' || payout_id")}
     select payout_id, version, update_time, sequence as told from moved, told
 """)
 
@@ -296,18 +293,13 @@ _FINDINGS = """
     select 'BATCH_STUCK', 'payoutBatches/' || payout_batch_id, state || ': ' || collected_count || ' of ' || item_count
     from payout_batch where state = 'COLLECTING' and update_time < (select clock()) - cast(:collecting as interval)
     union all
-    select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
-    union all
     select 'STRAY_TRANSFER', 'payouts/' || payout_id, string_agg(distinct fit || ' ' || provider_reference, ', ') from transfer
     where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency) group by payout_id
     union all
     select 'PAYOUT_CONTRADICTED', 'payouts/' || payout_id, contradiction from payout where contradiction <> ''
-    union all
-    select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' payouts wait'
-    from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
 """
 
 
 def findings(alert_after: Mapping[str, float]) -> Findings:
     """What a person should know of; `alert_after`: seconds that a payout may rest in a state."""
-    return Findings(_FINDINGS, {state.lower(): f"{seconds} seconds" for state, seconds in alert_after.items()})
+    return of_demands(_FINDINGS, "payouts", alert_after)

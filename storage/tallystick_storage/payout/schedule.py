@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_storage.database import rows
+from tallystick_storage.outbox import told
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ _HOLDING = text("""
         order by p.seller_account desc limit 1) s
 """)
 _NOW = text("select clock()")
-_SET = text("""
+_SET = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
             next_time, caller, traceparent, version, update_time)
@@ -57,10 +58,7 @@ _SET = text("""
                 <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone, excluded.minimum_amount,
                     excluded.fee, excluded.reserve)
         returning *),
-    told as (
-        insert into outbox (aggregate_ids, versions)
-        select array_agg('payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency), array_agg(version)
-        from new having count(*) > 0 returning sequence)
+    {told("new", "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency")}
     select new.*, sequence as told from new, told
 """)
 _DUE = text("""

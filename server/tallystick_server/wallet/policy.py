@@ -1,0 +1,33 @@
+"""Policies: whether a wallet is frozen, and how long its sales stay pending."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from tallystick_server.runtime.relay import telling
+from tallystick_server.wallet import events
+from tallystick_storage import wallet as store
+from tallystick_storage.database import Database
+
+
+class Policies:
+    """Sets them. A wallet that is not there yet is opened, with `release_delay` in seconds as whoever sets nothing has it."""
+
+    def __init__(self, database: Database, release_delay: int) -> None:
+        self._database = database
+        self._release_delay = release_delay
+
+    async def set(self, key: store.WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> None:
+        """Has a policy hold from now on; equal values change nothing."""
+
+        def open_(connection: Connection) -> None:
+            store.open_wallets(connection, [key], self._release_delay)
+
+        def set_(connection: Connection) -> None:
+            wallet = store.set_policy(connection, key, frozen=frozen, release_delay=release_delay, caller=caller, traceparent=traceparent)
+            if wallet is not None:
+                with telling(connection, [wallet]) as told:
+                    events.policy_set(told, wallet, caller, traceparent)
+
+        await self._database.transact(open_)
+        await self._database.transact(set_)
