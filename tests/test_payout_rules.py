@@ -42,12 +42,12 @@ from tallystick_core.payout import (
     NewDestination,
     NewPayout,
     PayoutState,
-    demand,
     first_difference,
     hold_failure,
     move,
     needs_approval,
     parse_payout_id,
+    payout_demand,
     require_second_person,
 )
 from tallystick_core.provider import (
@@ -164,7 +164,7 @@ def test_destinations_and_batches_have_fingerprints_of_all_their_values() -> Non
 
 def test_a_providers_key_names_the_payout_and_the_attempt() -> None:
     """money.md: the key is {environment}-p-{payout_id}-{attempt}."""
-    assert provider_key("live", demand("po-1"), 2) == "live-p-po-1-2"
+    assert provider_key("live", payout_demand("po-1"), 2) == "live-p-po-1-2"
 
 
 def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -15,6 +15,7 @@ from tallystick_core.table import moved
 MOST_PAYOUTS = 1000
 """The most payouts of a batch that is a list."""
 MADE = "r-"
+_PAYOUT, _DESTINATION = "p-", "d-"
 
 
 class PayoutState(StrEnum):
@@ -223,9 +224,23 @@ def first_difference(sent: NewPayout, stored: NewPayout) -> str:
     return next((name for name in names if getattr(sent, name) != getattr(stored, name)), "payout_id")
 
 
-def demand(payout_id: str) -> str:
+def payout_demand(payout_id: str) -> str:
     """What a provider's key names of a payout; see `provider_key`. The hold in the wallet has the payout's id as it is."""
-    return f"p-{payout_id}"
+    return f"{_PAYOUT}{payout_id}"
+
+
+def destination_demand(payout_destination_id: str) -> str:
+    """The demand to verify a destination."""
+    return f"{_DESTINATION}{payout_destination_id}"
+
+
+def demanded(demand_ids: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The ids of the payouts, and those of the destinations, that are demanded."""
+    payouts: list[str] = []
+    destinations: list[str] = []
+    for id_ in demand_ids:
+        (payouts if id_.startswith(_PAYOUT) else destinations).append(id_[len(_PAYOUT) :])
+    return payouts, destinations
 
 
 def parse_payout_id(text: str, field: str = "payout_id") -> str:

@@ -67,7 +67,7 @@ class PayIn(Flow[Charge, Moved]):
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=TELLING_LANES
         )
         deliver = Deliver(database, peers, wallet_address)
-        self._releases = Periodic("payment.deliver", settings.sweep_interval, deliver.turn)
+        self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run)
         self._stages += [self._accept, self._record, self._settle, self._deliver]
         self._periodic += [

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.payout import Cause, Happening, PayoutState, demand, move, require_second_person
+from tallystick_core.payout import Cause, Happening, PayoutState, move, payout_demand, require_second_person
 from tallystick_core.refusal import Reason, Refused, id_taken, key_reused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
@@ -54,7 +54,7 @@ class Decide:
             move(PayoutState(row.state), happening)  # what its state forbids comes before who forbids it
             if decision.second_person:
                 require_second_person(decision.actor, row.caller)
-            tokens = due.take_over(connection, [demand(payout_id)], self._lease)
+            tokens = due.take_over(connection, [payout_demand(payout_id)], self._lease)
             (item,) = stored_payouts(store.to_do(connection, [payout_id]), tokens, self._environment, deadline)
             turn = Turn(item.standing.after(happening), decision.cause, decision.actor, decision.reason)
             return move_payouts(connection, [Move(item, (turn,))])[payout_id]
@@ -82,7 +82,7 @@ class Decide:
                 raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": "NOT_SET_ASIDE", "verb": "RETRY"})
             store.retry(connection, payout_id, request_id, caller, reason)
             tell_changed(connection, ended, lambda _: (caller, ""))
-            due.revive(connection, [demand(payout_id)])
+            due.revive(connection, [payout_demand(payout_id)])
             return True
 
         return await self._database.transact(retry)

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
-from tallystick_core.payout import UNSENT, Cause, Happening
+from tallystick_core.payout import UNSENT, Cause, Happening, demanded, destination_demand
 from tallystick_core.provider import Declined, FailureReason, Verification
 from tallystick_core.recovery import Step
 from tallystick_server.payout import encode, events
@@ -26,9 +26,6 @@ from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as store
 from tallystick_storage.payout import payouts
-
-PREFIX = "d-"
-"""What a destination's demand id begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +63,12 @@ def unverified(rows: Iterable[Row[Any]], tokens: Mapping[str, int], deadline: fl
     """Destinations out of the database, claimed under `tokens` until `deadline` (the loop's time)."""
     return [
         Unverified(
-            demand_id=f"{PREFIX}{row.payout_destination_id}",
+            demand_id=destination_demand(row.payout_destination_id),
             caller=row.caller,
             number=1,
             provider=row.provider,
             provider_key="",
-            lease_token=tokens[f"{PREFIX}{row.payout_destination_id}"],
+            lease_token=tokens[destination_demand(row.payout_destination_id)],
             lease_deadline=deadline,
             traceparent=row.traceparent,
             context=context_of(row.traceparent),
@@ -145,6 +142,6 @@ def end_destinations(connection: Connection, ids: Sequence[str], happening: Dest
 def _cancel_unsent(connection: Connection, destination_id: str) -> None:
     tokens = due.take_over(connection, payouts.unsent(connection, destination_id), 0.0)
     if tokens:
-        items = stored_payouts(payouts.to_do(connection, [id_.removeprefix("p-") for id_ in tokens]), tokens, "")
+        items = stored_payouts(payouts.to_do(connection, demanded(tokens)[0]), tokens, "")
         ended = [item for item in items if item.state in UNSENT]  # but what was decided since they were found
         move_payouts(connection, [Move(item, (Turn(item.standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED),)) for item in ended])

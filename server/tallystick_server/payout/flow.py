@@ -11,12 +11,12 @@ from sqlalchemy import Connection
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.payable import DestinationHappening, DestinationState, move_destination
-from tallystick_core.payout import Cause, Happening, PayoutState, demand
+from tallystick_core.payout import Cause, Happening, PayoutState, demanded, destination_demand, payout_demand
 from tallystick_core.provider import PayoutFailure, PayoutProvider
 from tallystick_server.payout.accept import Accept, Accepted, Arrival
 from tallystick_server.payout.collect import Collect
 from tallystick_server.payout.decide import Decide
-from tallystick_server.payout.destination import PREFIX, Unverified, Verify, move_destinations, unverified
+from tallystick_server.payout.destination import Unverified, Verify, move_destinations, unverified
 from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
@@ -40,7 +40,6 @@ from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import payouts as store
 
 Item = Payout | Unverified
-_PAYOUT = demand("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +120,18 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
 
     def demand_id(self, subject: str) -> str:
         collection, _, id_ = subject.partition("/")
-        return demand(id_) if collection == "payouts" else f"{PREFIX}{id_}"
+        return payout_demand(id_) if collection == "payouts" else destination_demand(id_)
 
     def lock_undecided(self, connection: Connection, demand_ids: list[str]) -> set[str]:
-        ends, starts = _apart(demand_ids)
-        decided = {f"{PREFIX}{id_}" for id_ in destinations.lock_undecided(connection, ends)} if ends else set()
-        return decided | ({demand(id_) for id_ in store.lock_undecided(connection, starts)} if starts else set())
+        payouts, ends = demanded(demand_ids)
+        undecided = {destination_demand(id_) for id_ in destinations.lock_undecided(connection, ends)} if ends else set()
+        return undecided | ({payout_demand(id_) for id_ in store.lock_undecided(connection, payouts)} if payouts else set())
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Item]:
-        ends, starts = _apart(tokens)
+        payouts, ends = demanded(tokens)
         deadline = now + self.lease
-        payouts = stored_payouts(store.to_do(connection, starts), tokens, self.settings.environment, deadline) if starts else []
-        return [*payouts, *(unverified(destinations.to_do(connection, ends), tokens, deadline) if ends else ())]
+        found = stored_payouts(store.to_do(connection, payouts), tokens, self.settings.environment, deadline) if payouts else []
+        return [*found, *(unverified(destinations.to_do(connection, ends), tokens, deadline) if ends else ())]
 
     async def record(self, item: Item, outcome: object) -> Item:
         if isinstance(item, Unverified):
@@ -171,9 +170,3 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
 def _failed(connection: Connection, ends: Sequence[tuple[Payout, Turn]]) -> Mapping[str, Item]:
     moved = move_payouts(connection, [Move(item, (turn,)) for item, turn in ends])
     return {one.demand_id: one for one in moved.values()}
-
-
-def _apart(demand_ids: Sequence[str] | Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """The ids of destinations, and those of payouts."""
-    ends = [id_.removeprefix(PREFIX) for id_ in demand_ids if id_.startswith(PREFIX)]
-    return ends, [id_.removeprefix(_PAYOUT) for id_ in demand_ids if not id_.startswith(PREFIX)]

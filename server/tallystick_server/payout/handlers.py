@@ -14,7 +14,7 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_currency
-from tallystick_core.payout import AT_REST, Cause, NewPayout, demand
+from tallystick_core.payout import AT_REST, Cause, NewPayout, payout_demand
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payout import batches, decode, encode
 from tallystick_server.payout.accept import Arrival
@@ -125,7 +125,7 @@ class PayoutHandlers(OperatorHandlers):
 
         def story(connection: Connection) -> tuple[Any, Any, Any]:
             known = transfers.of(connection, [payout.payout_id]).get(payout.payout_id, ())
-            return store.history(connection, payout.payout_id), due.attempts(connection, demand(payout.payout_id)), known
+            return store.history(connection, payout.payout_id), due.attempts(connection, payout_demand(payout.payout_id)), known
 
         history, attempts, told = await self._database.read(story)
         return pb.GetPayoutResponse(

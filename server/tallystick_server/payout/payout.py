@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from tallystick.payout.v1 import payout_pb2
-from tallystick_core.payout import AT_REST, PayoutState, demand
+from tallystick_core.payout import AT_REST, PayoutState, payout_demand
 from tallystick_core.provider import FailureReason, PayoutDemand, PayoutOutcome, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payout import encode
@@ -89,11 +89,11 @@ class Payout(InHand):
 def new_payout(new: store.NewPayout, row: Row[Any], bank_account_token: str, environment: str, deadline: float, context: SpanContext) -> Payout:
     """A payout that was accepted just now, leased to this process."""
     return Payout(
-        demand_id=demand(new.payout_id),
+        demand_id=payout_demand(new.payout_id),
         caller=new.caller,
         number=ATTEMPT,
         provider=new.provider,
-        provider_key=provider_key(environment, demand(new.payout_id), ATTEMPT),
+        provider_key=provider_key(environment, payout_demand(new.payout_id), ATTEMPT),
         lease_token=FIRST_TOKEN,
         lease_deadline=deadline,
         traceparent=new.traceparent,
@@ -115,12 +115,12 @@ def stored_payouts(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environm
     """Payouts out of the database, claimed under `tokens` until `deadline` (the loop's time); without a token only to look at."""
     return [
         Payout(
-            demand_id=demand(row.payout_id),
+            demand_id=payout_demand(row.payout_id),
             caller=row.caller,
             number=ATTEMPT,
             provider=row.provider,
-            provider_key=row.provider_key or provider_key(environment, demand(row.payout_id), ATTEMPT),
-            lease_token=tokens.get(demand(row.payout_id), 0),
+            provider_key=row.provider_key or provider_key(environment, payout_demand(row.payout_id), ATTEMPT),
+            lease_token=tokens.get(payout_demand(row.payout_id), 0),
             lease_deadline=deadline,
             traceparent=row.traceparent,
             context=context_of(row.traceparent),

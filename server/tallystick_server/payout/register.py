@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.payable import DestinationHappening, wait_before_use
-from tallystick_core.payout import NewDestination
+from tallystick_core.payout import NewDestination, destination_demand
 from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
-from tallystick_server.payout.destination import PREFIX, end_destinations, unverified
+from tallystick_server.payout.destination import end_destinations, unverified
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.runtime.relay import telling
 from tallystick_storage.database import Database
@@ -44,7 +44,7 @@ class Register:
         if row is None:
             found = await self._database.read(lambda connection: store.find(connection, [new.payout_destination_id]))
             return _repeat(new, found[new.payout_destination_id]), True
-        (item,) = unverified([row], {f"{PREFIX}{row.payout_destination_id}": _FIRST_TOKEN}, deadline)
+        (item,) = unverified([row], {destination_demand(row.payout_destination_id): _FIRST_TOKEN}, deadline)
         self._flow.take(item)
         return row, False
 
