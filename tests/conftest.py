@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -170,6 +170,12 @@ def client(platform: Platform) -> Iterator[Client]:
     """The SDK's client of the shared platform."""
     with platform.client() as made:
         yield made
+
+
+def replayed(method: Any, request: object) -> bool:
+    """Calls a method; whether its answer is marked as one to a repeat."""
+    _, call = method.with_call(request)
+    return dict(call.trailing_metadata()).get("tallystick-replayed") == "true"
 
 
 def flow_of(platform: Platform) -> PayIn:

@@ -34,7 +34,7 @@ from tallystick_storage import duty
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as payment_store
 
-from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, serving
+from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving
 from .test_pay_in import charges, pay
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -246,6 +246,19 @@ def test_of_operators_at_once_one_retries(client: Client) -> None:
     assert said.count("STATE_FORBIDS") == 7
     request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
     assert client.payment.GetDeadLetter(request).dead_letter.reason == won.reason
+
+
+def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
+    """K1: the first call of a cancellation, a retry or a closing is not marked, its repeat is."""
+    pending = pay(client, "5.00", token="tok_pending", wait_for=ACCEPTANCE)
+    letters = [set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)).dead_letter_id for _ in range(2)]
+    service, pb = client.payment, payment_service_pb2
+    for method, request in (
+        (service.CancelPayment, pb.CancelPaymentRequest(checkout_id=pending.checkout_id, reason="x")),
+        (service.RetryDeadLetter, pb.RetryDeadLetterRequest(dead_letter_id=letters[0], reason="x")),
+        (service.CloseDeadLetter, pb.CloseDeadLetterRequest(dead_letter_id=letters[1], reason="x", evidence="y")),
+    ):
+        assert [replayed(method, request) for _ in range(2)] == [False, True], method
 
 
 def test_a_charge_that_nobody_finds_ends_with_a_person(client: Client) -> None:

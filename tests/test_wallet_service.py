@@ -19,7 +19,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
 
-from .conftest import Platform, eventually, serving, unique
+from .conftest import Platform, eventually, replayed, serving, unique
 
 
 def credit(client: Client, seller: str, amount: str, cause: str = "", **values: object) -> pb.WalletResult:
@@ -190,8 +190,9 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
     """With a release delay a sale stays pending, other credits do not; a frozen wallet refuses holds and still takes credits."""
     seller = unique("s")
     request = pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", frozen=True, release_delay=Duration(seconds=60))
-    assert client.wallet.SetWalletPolicy(request).wallet.frozen
-    assert client.wallet.SetWalletPolicy(request).wallet.release_delay.seconds == 60
+    assert [replayed(client.wallet.SetWalletPolicy, request) for _ in range(2)] == [False, True]
+    found = client.wallet.SetWalletPolicy(request).wallet
+    assert (found.frozen, found.release_delay.seconds) == (True, 60)
     credit(client, seller, "2.00", pending=True)
     credit(client, seller, "1.00")
     assert parts(client, seller) == ("2.00", "1.00", "0.00", "0.00")

@@ -85,8 +85,8 @@ class PayIn(Flow[Charge, Moved]):
             return None
         return self._waiting_depth - due.backlog(connection, self._provider, self._waiting_depth)
 
-    async def cancel(self, checkout_id: str, reason: str) -> str:
-        """Cancels a payment that is open; the reason that stands, "" if it had ended before. Its charges are taken up at once."""
+    async def cancel(self, checkout_id: str, reason: str) -> tuple[str, bool]:
+        """Cancels a payment that is open, whose charges are taken up at once; what stands, as `store.cancel` has it."""
         stands = await self._database.transact(lambda connection: store.cancel(connection, checkout_id, reason))
         await self.sweep()
         return stands

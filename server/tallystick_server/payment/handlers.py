@@ -72,12 +72,14 @@ class PaymentHandlers(OperatorHandlers):
         reason = parse_words(request.reason, "reason")
         payment = await self._visible(request.checkout_id, call)
         with self._flow.changes.of(payment.checkout_id) as waiter:
-            stands = await self._flow.cancel(payment.checkout_id, reason)
+            stands, now = await self._flow.cancel(payment.checkout_id, reason)
             if not stands:
                 state = decode.STATES.parse(payment.payment_state, "payment_state")
                 raise Refused(Reason.STATE_FORBIDS, f"The payment is {state} already.", metadata={"state": state, "verb": "CANCEL"})
             if stands != reason:
                 raise key_reused("reason")
+            if not now:
+                call.replayed()
             ended = await waiter.outlast(_is_open, lambda: self._payment(payment.checkout_id), call.answers_by)
             return pb.CancelPaymentResponse(payment=ended)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -59,28 +58,31 @@ class DeadLetters(Generic[H, G]):
             raise not_found("dead letter")
         return found
 
-    async def retry(self, dead_letter_id: str, operator: str, reason: str) -> Row[Any]:
-        """Has it tried again. Raises NOT_FOUND, STATE_FORBIDS."""
+    async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
+        """Has it tried again; it as it stands, and whether it was before. Raises NOT_FOUND, STATE_FORBIDS."""
         end = _End(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
         if end.stands_in(row):
-            return row
+            return row, True
         dead_letters.must_be_open(row, "RETRY")
 
         def retry(connection: Connection) -> None:
             end.write(connection, row)
             due.revive(connection, [self.demand_id(row)])
 
-        with suppress(_Overtaken):
+        overtaken = False
+        try:
             await self._database.transact(retry)
-        return await self._ended(dead_letter_id, "RETRY", end)
+        except _Overtaken:
+            overtaken = True
+        return await self._ended(dead_letter_id, "RETRY", end), overtaken
 
-    async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> Row[Any]:
-        """Fails its demand, unless the provider knows better. Raises NOT_FOUND, STATE_FORBIDS."""
+    async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> tuple[Row[Any], bool]:
+        """Fails its demand, unless the provider knows better; it as it stands, and whether it was closed before. Raises NOT_FOUND, STATE_FORBIDS."""
         end = _End(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
         if end.stands_in(row):
-            return row
+            return row, True
         dead_letters.must_be_open(row, "CLOSE")
         item, outcome = await self._ask(row)
         match outcome:
@@ -91,7 +93,7 @@ class DeadLetters(Generic[H, G]):
                     raise _forbidden(
                         "What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE"
                     ) from None
-                return await self.find(dead_letter_id)
+                return await self.find(dead_letter_id), False
             case NotSent() | Unknown():
                 pass
             case _:
@@ -103,9 +105,12 @@ class DeadLetters(Generic[H, G]):
             end.write(connection, row)
             return made
 
-        with suppress(_Overtaken):
+        overtaken = False
+        try:
             self._flow.failed(item, await self._database.transact(close))
-        return await self._ended(dead_letter_id, "CLOSE", end)
+        except _Overtaken:
+            overtaken = True
+        return await self._ended(dead_letter_id, "CLOSE", end), overtaken
 
     async def _ask(self, row: Row[Any]) -> tuple[H, Answer]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
@@ -182,12 +187,16 @@ class OperatorHandlers:
 
     async def RetryDeadLetter(self, request: Any, call: Call) -> Any:
         reason = parse_words(request.reason, "reason")
-        row = await self._letters.retry(parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason)
+        row, replayed = await self._letters.retry(parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason)
+        if replayed:
+            call.replayed()
         return self._messages.RetryDeadLetterResponse(dead_letter=dead_letters.message(row))
 
     async def CloseDeadLetter(self, request: Any, call: Call) -> Any:
         reason, evidence = parse_words(request.reason, "reason"), parse_words(request.evidence, "evidence")
-        row = await self._letters.close(parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason, evidence)
+        row, replayed = await self._letters.close(parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason, evidence)
+        if replayed:
+            call.replayed()
         return self._messages.CloseDeadLetterResponse(dead_letter=dead_letters.message(row))
 
     async def ListAlerts(self, request: Any, _call: Call) -> Any:

@@ -140,7 +140,8 @@ class WalletHandlers:
     async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
         key = _key(request)
         delay = messages.parse_release_delay(request)
-        await self._policies.set(key, frozen=request.frozen, release_delay=delay, caller=call.caller.name, traceparent=traceparent())
+        if not await self._policies.set(key, frozen=request.frozen, release_delay=delay, caller=call.caller.name, traceparent=traceparent()):
+            call.replayed()
         return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
 
     async def _wallet(self, key: store.WalletKey) -> Any:

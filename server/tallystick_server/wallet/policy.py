@@ -17,17 +17,18 @@ class Policies:
         self._database = database
         self._release_delay = release_delay
 
-    async def set(self, key: store.WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> None:
-        """Has a policy hold from now on; equal values change nothing."""
+    async def set(self, key: store.WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> bool:
+        """Has a policy hold from now on; equal values held before, if not."""
 
         def open_(connection: Connection) -> None:
             store.open_wallets(connection, [key], self._release_delay)
 
-        def set_(connection: Connection) -> None:
+        def set_(connection: Connection) -> bool:
             wallet = store.set_policy(connection, key, frozen=frozen, release_delay=release_delay, caller=caller, traceparent=traceparent)
             if wallet is not None:
                 with telling(connection, [wallet]) as told:
                     events.policy_set(told, wallet, caller, traceparent)
+            return wallet is not None
 
         await self._database.transact(open_)
-        await self._database.transact(set_)
+        return await self._database.transact(set_)

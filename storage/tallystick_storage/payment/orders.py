@@ -268,11 +268,14 @@ _CANCEL_DUE = text("""
 _CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
 
-def cancel(connection: Connection, checkout_id: str, reason: str) -> str:
-    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due; the reason that stands, "" if it had ended before."""
+def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, bool]:
+    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due.
+
+    Returns the reason that stands, "" if it had ended before, and whether it stands only now.
+    """
     connection.execute(_CANCEL_DUE, {"checkout_id": checkout_id})
-    connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason})
-    return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one())
+    noted = connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason}).rowcount
+    return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one()), bool(noted)
 
 
 _CHARGES = text("""
