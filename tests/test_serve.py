@@ -212,7 +212,7 @@ BAD_SETTINGS = [
     ({"TALLYSTICK_AUTHENTICATION": "hope"}, "TALLYSTICK_AUTHENTICATION must be one of none, tokens"),
     ({"TALLYSTICK_AUTHENTICATION": "tokens"}, "TALLYSTICK_CALLERS must name at least one caller"),
     ({"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"}, "TALLYSTICK_SERVICE_TOKEN must be a token"),
-    ({"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"}, "TALLYSTICK_CALLERS has a caller"),
+    ({"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"}, "TALLYSTICK_CALLERS must give caller number 1 a name"),
     ({"TALLYSTICK_CALLERS": "a:team:short"}, "shorter than 16"),
     ({"TALLYSTICK_LEASE": "ten"}, "TALLYSTICK_LEASE must be a number"),
     ({"TALLYSTICK_LEASE": "10"}, "TALLYSTICK_LEASE must be more than 2 seconds longer"),

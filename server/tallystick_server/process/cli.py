@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="the report as one JSON object")
     one.set_defaults(run=_verify)
     one = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
-    one.add_argument("--port", type=int, default=7090, choices=range(1, 65536), metavar="1..65535")
+    one.add_argument("--port", type=int, default=7090, choices=range(1, 65536), metavar="1..65535", help="where it listens; by default 7090")
     one.set_defaults(run=_sandbox)
     operate.add_commands(commands)
     return parser

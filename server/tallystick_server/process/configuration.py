@@ -234,13 +234,14 @@ def _callers(value: Any) -> dict[str, Caller]:
             raise _Bad("must look like name:role+role:token,…")
         value = [{"name": name, "roles": roles.split("+"), "tokens": [token]} for name, roles, token in parts]
     callers: dict[str, Caller] = {}
-    for entry in value if isinstance(value, list) else [None]:
+    for number, entry in enumerate(value if isinstance(value, list) else [None], 1):
         if not isinstance(entry, dict) or set(entry) != {"name", "roles", "tokens"}:
             raise _Bad("must be a list of tables with name, roles and tokens")
         try:
             caller = Caller(parse_id(entry["name"], "name"), frozenset(Role(role) for role in entry["roles"]))
         except (Refused, ValueError, TypeError):
-            raise _Bad(f"has a caller whose name is no id or whose roles are not among {', '.join(Role)}") from None
+            known = ", ".join(Role)  # what stands there is not shown: it may be a token in the wrong place
+            raise _Bad(f"must give caller number {number} a name that is an id, and roles among {known}") from None
         if not isinstance(entry["tokens"], list):
             raise _Bad(f"must give {caller.name} a list of tokens")
         for token in entry["tokens"]:
