@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,8 +23,10 @@ from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider import Trouble
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
+from tallystick_server.process.migrate import roles
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_storage.verification import Reader
 
 from .conftest import eventually, fresh_database, serving
 
@@ -267,3 +270,17 @@ def test_a_platform_at_work_verifies(own_database: Databases) -> None:
             assert sum(one.result(60) for one in made) > 0
     assert [wrong for report in reports for check in report.checks for wrong in check.wrong] == []
     assert reports[-1].checks[0].rows > reports[0].checks[0].rows, "work went on meanwhile"
+
+
+def test_the_moment_lasts_as_long_as_the_checks(own_database: Databases) -> None:
+    """However long checks take, and however soon the database ends idle transactions, the moment that is read stays."""
+    with psycopg.connect(own_database.admin) as connection:
+        name = connection.execute("select current_database()").fetchone()[0]  # type: ignore[index]
+        connection.execute(f"alter role {roles(name, 'event').reader} in database {name} set idle_in_transaction_session_timeout = '100ms'")
+    reader, end = Reader(own_database.reader), time.monotonic() + 0.3
+    try:
+        with reader.at_one_moment() as read:
+            while time.monotonic() < end:
+                assert len(list(read("event.head"))) == 1
+    finally:
+        reader.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -234,13 +234,10 @@ def destination_demand(payout_destination_id: str) -> str:
     return f"{_DESTINATION}{payout_destination_id}"
 
 
-def demanded(demand_ids: Iterable[str]) -> tuple[list[str], list[str]]:
+def demanded(demand_ids: Collection[str]) -> tuple[list[str], list[str]]:
     """The ids of the payouts, and those of the destinations, that are demanded."""
-    payouts: list[str] = []
-    destinations: list[str] = []
-    for id_ in demand_ids:
-        (payouts if id_.startswith(_PAYOUT) else destinations).append(id_[len(_PAYOUT) :])
-    return payouts, destinations
+    payouts = [id_.removeprefix(_PAYOUT) for id_ in demand_ids if id_.startswith(_PAYOUT)]
+    return payouts, [id_.removeprefix(_DESTINATION) for id_ in demand_ids if id_.startswith(_DESTINATION)]
 
 
 def parse_payout_id(text: str, field: str = "payout_id") -> str:

@@ -139,7 +139,10 @@ class Reader:
                 engine = self._engine(name.partition(".")[0])
                 database = engine.url.set(username="-", password="-")  # noqa: S106 - whoever asks
                 if database not in snapshots:
-                    first = held.enter_context(engine.connect())  # a snapshot lasts as long as the transaction that shows it
+                    first = held.enter_context(
+                        engine.connect()
+                    )  # a snapshot lasts as long as its transaction, which idles as long as all checks take
+                    first.exec_driver_sql("set local idle_in_transaction_session_timeout = 0")
                     snapshots[database] = first.execute(text("select pg_export_snapshot()")).scalar_one()
                 with engine.connect() as connection:
                     connection.exec_driver_sql(f"set transaction snapshot '{snapshots[database]}'")

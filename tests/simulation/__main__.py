@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.interrupts import interruptible
 
 from .crash_points import CRASHES, singles
 from .kept import keep
@@ -135,12 +136,8 @@ def main() -> None:
         parser.error("--part is a part of --crash-points; give both")
     options.seeds = options.seeds or (1 if options.seed else 200)
     options.seed = options.seed or 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds as Ctrl-C does, so that nothing stays behind
-    try:
+    with interruptible():
         found = _run(options)
-    except KeyboardInterrupt:
-        say("Interrupted")
-        sys.exit(130)
     print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
     sys.exit(1 if found["violations"] else 0)
 

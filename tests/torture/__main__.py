@@ -17,6 +17,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.migrate import Passwords, migrate
+from tests.interrupts import interruptible
 
 from .check import at_rest, check
 from .load import Load
@@ -124,12 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.minutes < 1e5 or options.callers < 1:
         parser.error("--minutes and --callers must be above 0: nothing would be proved")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds as Ctrl-C does, so that nothing stays behind
-    try:
+    with interruptible():
         result = _run(options)
-    except KeyboardInterrupt:
-        say("Interrupted")
-        sys.exit(130)
     for line in result["violations"][:20]:
         say(f"violation: {line}")
     print(json.dumps({**result, "violations": len(result["violations"])}) if options.json else "\n".join(f"{k:>17}: {v}" for k, v in result.items()))

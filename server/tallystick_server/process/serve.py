@@ -107,7 +107,8 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
 
 
 def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 2 * BATCH_BYTES), ("grpc.so_reuseport", int(reuse_port)), *UNREAD])
+    received = 2 * BATCH_BYTES  # so that it is the door that refuses what is too large, by its name
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", received), ("grpc.so_reuseport", int(reuse_port)), *UNREAD])
     for service in services:
         door.bind(server, service.descriptor, service.servicer, service.access)
     health_pb2_grpc.add_HealthServicer_to_server(monitor, server)

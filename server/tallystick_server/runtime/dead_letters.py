@@ -10,7 +10,6 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1 import event_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.relay import tell, telling
@@ -53,9 +52,3 @@ def go_on(connection: Connection, items: Iterable[InHand]) -> None:
     resolved = dead_letter.end(connection, sorted(known), DeadLetterState.RESOLVED)
     tell_changed(connection, resolved, lambda row: (known[row.subject].caller, known[row.subject].traceparent))
     due.revive(connection, [known[row.subject].demand_id for row in resolved])
-
-
-def must_be_open(row: Row[Any], verb: str) -> None:
-    """Raises STATE_FORBIDS for one that has ended."""
-    if row.state != DeadLetterState.OPEN:
-        raise Refused(Reason.STATE_FORBIDS, f"The dead letter is {row.state} already.", metadata={"state": row.state, "verb": verb})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -62,28 +63,23 @@ class DeadLetters(Generic[H, G]):
         """Has it tried again; it as it stands, and whether it was before. Raises NOT_FOUND, STATE_FORBIDS."""
         end = _End(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
-        if end.stands_in(row):
-            return row, True
-        dead_letters.must_be_open(row, "RETRY")
 
         def retry(connection: Connection) -> None:
             end.write(connection, row)
             due.revive(connection, [self.demand_id(row)])
 
-        overtaken = False
-        try:
+        ours = False
+        with suppress(_Overtaken):
             await self._database.transact(retry)
-        except _Overtaken:
-            overtaken = True
-        return await self._ended(dead_letter_id, "RETRY", end), overtaken
+            ours = True
+        return await self._ended(dead_letter_id, "RETRY", end), not ours
 
     async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> tuple[Row[Any], bool]:
         """Fails its demand, unless the provider knows better; it as it stands, and whether it was closed before. Raises NOT_FOUND, STATE_FORBIDS."""
         end = _End(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
-        if end.stands_in(row):
-            return row, True
-        dead_letters.must_be_open(row, "CLOSE")
+        if row.state != DeadLetterState.OPEN:  # its provider need not be asked
+            return await self._ended(dead_letter_id, "CLOSE", end), True
         item, outcome = await self._ask(row)
         match outcome:
             case Succeeded() | Declined() | Returned() | Verified():
@@ -105,12 +101,11 @@ class DeadLetters(Generic[H, G]):
             end.write(connection, row)
             return made
 
-        overtaken = False
-        try:
+        ours = False
+        with suppress(_Overtaken):
             self._flow.failed(item, await self._database.transact(close))
-        except _Overtaken:
-            overtaken = True
-        return await self._ended(dead_letter_id, "CLOSE", end), overtaken
+            ours = True
+        return await self._ended(dead_letter_id, "CLOSE", end), not ours
 
     async def _ask(self, row: Row[Any]) -> tuple[H, Answer]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
@@ -138,8 +133,9 @@ class DeadLetters(Generic[H, G]):
         """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
         row = await self.find(dead_letter_id)
         if not end.stands_in(row):
-            dead_letters.must_be_open(row, verb)
-            raise _forbidden("Somebody else works on it now; read the dead letter again.", row.state, verb)
+            is_open = row.state == DeadLetterState.OPEN
+            said = "Somebody else works on it now; read the dead letter again." if is_open else f"The dead letter is {row.state} already."
+            raise _forbidden(said, row.state, verb)
         return row
 
 
