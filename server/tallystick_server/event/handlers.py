@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -15,7 +15,9 @@ from tallystick_core.event import event_id
 from tallystick_core.identifier import parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import EnumNames, check_batch, has_time
+from tallystick_server.runtime.fields import EnumNames, has_time
+from tallystick_server.runtime.follow import Piece, follow
+from tallystick_server.runtime.items import check_batch
 from tallystick_server.runtime.stage import Stage, by_halves
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
@@ -27,7 +29,6 @@ ACCESS: Access = {
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 _MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
 _STREAMED_AT_ONCE = 500
-_LOOK_AGAIN = 0.25  # seconds
 _LONGEST_AGGREGATE = 255
 
 
@@ -60,26 +61,21 @@ class EventHandlers:
         return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, _call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
-        if request.after_cursor < 0:
-            raise Refused(Reason.FIELD_INVALID, "after_cursor must not be negative.", field="after_cursor")
-        cursor, aggregate = request.after_cursor, parse_text(request.aggregate_id, "aggregate_id", 255)
+        aggregate = parse_text(request.aggregate_id, "aggregate_id", _LONGEST_AGGREGATE)
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
-        while True:
 
-            def read(connection: Connection, cursor: int = cursor) -> tuple[int, Sequence[Row[Any]]]:
-                end = store.end(connection)
-                return end, store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
+        def read(connection: Connection, cursor: int) -> Piece[Row[Any]]:
+            end = store.end(connection)
+            rows = store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
+            if len(rows) == _STREAMED_AT_ONCE:
+                return Piece(rows, rows[-1].cursor, is_last=False)
+            return Piece(rows, max(cursor, end), is_last=True)
 
-            end, rows = await self._database.read(read)
-            for row in rows:
+        async with aclosing(follow(self._database, read, request.after_cursor, "after_cursor", on=request.follow)) as rows:
+            async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
-                cursor = event.cursor = row.cursor
+                event.cursor = row.cursor
                 yield pb.StreamEventsResponse(event=event)
-            if len(rows) < _STREAMED_AT_ONCE:
-                cursor = max(cursor, end)  # nothing up to there fits
-                if not request.follow:
-                    return
-                await asyncio.sleep(_LOOK_AGAIN)
 
     async def _number(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
         """Publishes groups together; an event that stands in two of them counts for the first."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,12 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Post, Posted
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.errors import to_status
-from tallystick_server.runtime.fields import PageToken, check_batch, page_size, parse_time, to_timestamp
+from tallystick_server.runtime.fields import PageToken, page_size, parse_time, to_timestamp
+from tallystick_server.runtime.follow import Piece, follow
+from tallystick_server.runtime.items import each, refusal
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import ledger as store
-from tallystick_storage.database import Database, DataRefused
+from tallystick_storage.database import Database
 
 _READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
 ACCESS: Access = {
@@ -39,7 +40,6 @@ ACCESS: Access = {
 }
 
 _STREAMED_AT_ONCE = 200
-_LOOK_AGAIN = 0.25
 
 
 class LedgerHandlers:
@@ -60,18 +60,9 @@ class LedgerHandlers:
         await self._post.stop()
 
     async def BatchPost(self, request: pb.BatchPostRequest, _call: Call) -> pb.BatchPostResponse:
-        check_batch(request.postings, "postings")
-        results: list[Posted | Exception | None] = []
-        postings = []
-        for place, message in enumerate(request.postings):
-            try:
-                postings.append(messages.parse_posting(message))
-                results.append(None)
-            except Refused as refused:
-                results.append(refused.below(f"postings[{place}]"))
-        made = iter(await self._post.submit(postings) if postings else ())
         shown = not request.outcome_only
-        return pb.BatchPostResponse(results=[_result(next(made) if result is None else result, shown=shown) for result in results])
+        results = await each(request.postings, "postings", messages.parse_posting, self._post.submit)
+        return pb.BatchPostResponse(results=[_result(result, shown=shown) for result in results])
 
     async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
@@ -153,24 +144,19 @@ class LedgerHandlers:
         )
 
     async def StreamEntries(self, request: pb.StreamEntriesRequest, _call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
-        if request.after_sequence < 0:
-            raise Refused(Reason.FIELD_INVALID, "after_sequence must not be negative.", field="after_sequence")
-        after, prefix = request.after_sequence, parse_text(request.account_prefix, "account_prefix", 255)
-        while True:
+        prefix = parse_text(request.account_prefix, "account_prefix", 255)
 
-            def read(connection: Connection, after: int = after) -> tuple[int, list[store.TransactionRow]]:
-                end = store.point(connection).sequence
-                sequences = store.sequences_after(connection, after, prefix, _STREAMED_AT_ONCE)
-                return end, store.transactions(connection, sequences)
+        def read(connection: Connection, cursor: int) -> Piece[store.TransactionRow]:
+            end = store.point(connection).sequence
+            sequences = store.sequences_after(connection, cursor, prefix, _STREAMED_AT_ONCE)
+            found = store.transactions(connection, sequences)
+            if len(sequences) == _STREAMED_AT_ONCE:
+                return Piece(found, sequences[-1], is_last=False)
+            return Piece(found, max(cursor, end), is_last=True)
 
-            end, found = await self._database.read(read)
-            for row, entries in found:
+        async with aclosing(follow(self._database, read, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
+            async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
-            after = found[-1][0].sequence if found else max(after, end)
-            if len(found) < _STREAMED_AT_ONCE:
-                if not request.follow:
-                    return
-                await asyncio.sleep(_LOOK_AGAIN)
 
     async def _transaction(self, sequence: int) -> store.TransactionRow:
         found = await self._database.read(lambda connection: store.transactions(connection, [sequence]))
@@ -186,12 +172,8 @@ class LedgerHandlers:
 
 
 def _result(made: Posted | Exception, *, shown: bool) -> pb.PostResult:
-    if isinstance(made, Refused):
-        return pb.PostResult(error=to_status(made))
-    if isinstance(made, DataRefused):
-        return pb.PostResult(error=to_status(Refused(Reason.INTERNAL, "The database refused the posting.")))
     if isinstance(made, Exception):
-        raise made
+        return pb.PostResult(error=refusal(made))
     return pb.PostResult(transaction=made.transaction if shown else None, replayed=made.replayed)
 
 

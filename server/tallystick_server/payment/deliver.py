@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.payment import encode, events
-from tallystick_server.runtime.errors import refusals
+from tallystick_server.runtime.items import refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves

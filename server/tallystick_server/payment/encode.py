@@ -18,6 +18,7 @@ from tallystick_storage.payment import orders as store
 _STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
 _PENDING_REASONS = EnumNames(payment_pb2.PendingReason.DESCRIPTOR)
 _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
+_UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
 _OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
 
 ACCEPTED_VERSION = 2
@@ -187,3 +188,21 @@ def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
         )
         for row in rows
     ]
+
+
+def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
+    return payment_pb2.UnappliedCharge(
+        unapplied_charge_id=row.unapplied_charge_id,
+        charge_id=row.charge_id,
+        checkout_id=row.checkout_id,
+        caller=row.caller,
+        provider=row.provider,
+        provider_reference=row.provider_reference,
+        amount=format_amount(row.amount, row.currency),
+        currency=row.currency,
+        cause=_UNAPPLIED_CAUSES.number(row.cause),
+        ledger_updated=row.ledger_updated,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+    )

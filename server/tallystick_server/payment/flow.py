@@ -19,8 +19,8 @@ from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.demand import Answered
-from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
+from tallystick_server.runtime.items import MOST_ITEMS
 from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic

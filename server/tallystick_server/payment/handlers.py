@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import astuple
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -19,7 +19,6 @@ from tallystick_server.payment import decode, encode
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.payment.operator import OperatorHandlers
 from tallystick_server.runtime import operator
-from tallystick_server.runtime.changes import Waiter
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.stage import Stage
@@ -63,10 +62,13 @@ class PaymentHandlers(OperatorHandlers):
             accepted = await self._flow.accept(event)
             if accepted.replayed:
                 call.replayed()
-            payment = None
+            look = partial(self._payment, event.checkout_id)
             if wait_for == "RESULT":
-                payment = await self._at_rest(event.checkout_id, waiter, call.answers_by, look_first=not accepted.moving)
-        return pb.CreatePaymentResponse(payment=payment or await self._payment(event.checkout_id))
+                every, look_first = _LOOK_AGAIN_AT_REST, not accepted.moving
+                payment = await waiter.outlast(_is_on_its_way, look, call.answers_by, look_first=look_first, every=every)
+            else:
+                payment = await look()
+        return pb.CreatePaymentResponse(payment=payment)
 
     async def CancelPayment(self, request: pb.CancelPaymentRequest, call: Call) -> pb.CancelPaymentResponse:
         reason = parse_words(request.reason, "reason")
@@ -128,22 +130,6 @@ class PaymentHandlers(OperatorHandlers):
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
         return call.visible(await self._payment(parse_id(checkout_id, "checkout_id")), "payment")
 
-    async def _at_rest(self, checkout_id: str, waiter: Waiter[payment_pb2.Payment], until: float, *, look_first: bool) -> payment_pb2.Payment | None:
-        """The payment once every order is final and settled, or pending; None when the time is up."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if look_first:
-                payment = await self._payment(checkout_id)
-                if payment is not None and all(_rests(order) for order in payment.payment_orders):
-                    return payment
-            look_first = True
-            left = until - loop.time()
-            if left <= 0:
-                return None
-            await waiter.wait(min(left, _LOOK_AGAIN_AT_REST))
-            if waiter.closed is not None:
-                return waiter.closed
-
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)
 
@@ -158,6 +144,11 @@ class PaymentHandlers(OperatorHandlers):
 
 def _is_open(payment: payment_pb2.Payment) -> bool:
     return payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
+
+
+def _is_on_its_way(payment: payment_pb2.Payment) -> bool:
+    """Whether an order is neither pending, nor final and settled."""
+    return not all(_rests(order) for order in payment.payment_orders)
 
 
 def _rests(order: payment_pb2.PaymentOrder) -> bool:

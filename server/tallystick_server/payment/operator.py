@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tallystick.payment.v1 import payment_service_pb2 as pb
-from tallystick_server.payment import encode, unapplied
+from tallystick_server.payment import encode
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
@@ -31,5 +31,5 @@ class OperatorHandlers(operator.OperatorHandlers):
         token = PageToken("ListUnappliedCharges")
         before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: unapplied_store.list_(connection, before, size + 1))
-        shown, following = token.page(rows, size, unapplied.message, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id))
+        shown, following = token.page(rows, size, encode.unapplied_charge, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id))
         return pb.ListUnappliedChargesResponse(unapplied_charges=shown, next_page_token=following)

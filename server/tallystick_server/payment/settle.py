@@ -13,8 +13,8 @@ from tallystick_core.money import format_amount
 from tallystick_core.payment import Cause, Happening, move
 from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.payment.move import Move, Moved, move_orders
-from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.flow import SettlingRefused
+from tallystick_server.runtime.items import refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.stage import by_halves

@@ -9,14 +9,12 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
-from tallystick.payment.v1 import payment_pb2
 from tallystick_core.booking import Kind, unapplied
-from tallystick_core.money import format_amount
 from tallystick_core.payment import unapplied_charge_id
 from tallystick_core.provider import Succeeded
+from tallystick_server.payment import encode
 from tallystick_server.payment.charge import Charge
-from tallystick_server.runtime.errors import refusals
-from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_server.runtime.items import refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.relay import tell, telling
@@ -24,7 +22,6 @@ from tallystick_storage.database import Database
 from tallystick_storage.payment import unapplied as store
 
 _MOST_BOOKED = 100
-_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
 
 
 def find_unapplied(connection: Connection, told_of: Sequence[tuple[Charge, Succeeded]]) -> None:
@@ -45,24 +42,6 @@ def find_unapplied(connection: Connection, told_of: Sequence[tuple[Charge, Succe
         for charge, outcome in told_of
     ]
     _tell(connection, store.insert(connection, charged))
-
-
-def message(row: Row[Any]) -> payment_pb2.UnappliedCharge:
-    return payment_pb2.UnappliedCharge(
-        unapplied_charge_id=row.unapplied_charge_id,
-        charge_id=row.charge_id,
-        checkout_id=row.checkout_id,
-        caller=row.caller,
-        provider=row.provider,
-        provider_reference=row.provider_reference,
-        amount=format_amount(row.amount, row.currency),
-        currency=row.currency,
-        cause=_CAUSES.number(row.cause),
-        ledger_updated=row.ledger_updated,
-        version=row.version,
-        create_time=to_timestamp(row.create_time),
-        update_time=to_timestamp(row.update_time),
-    )
 
 
 class BookUnapplied:
@@ -94,6 +73,6 @@ class BookUnapplied:
 def _tell(connection: Connection, rows: Sequence[Row[Any]]) -> None:
     with telling(connection, rows) as told:
         for row in rows:
-            charge, aggregate = message(row), f"unappliedCharges/{row.unapplied_charge_id}"
+            charge, aggregate = encode.unapplied_charge(row), f"unappliedCharges/{row.unapplied_charge_id}"
             type_ = event_pb2.EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED
             tell(told, type_, aggregate, row.version, charge.update_time, row.caller, row.traceparent, unapplied_charge=charge)

@@ -11,8 +11,8 @@ from tallystick_core.payable import Terms
 from tallystick_core.payout import MOST_PAYOUTS, NewDestination, NewPayout, parse_payout_id
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.schedule import Interval, Weekday, parse_schedule
-from tallystick_server.payout.encode import STATES
-from tallystick_server.payout.schedules import INTERVALS, WEEKDAYS, Wanted
+from tallystick_server.payout.encode import INTERVALS, STATES, WEEKDAYS
+from tallystick_server.payout.schedules import Wanted
 from tallystick_server.runtime.fields import parse_time
 from tallystick_storage.payout.reads import PayoutFilter
 

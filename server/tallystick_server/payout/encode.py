@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from google.rpc import status_pb2
 from sqlalchemy import Row
 
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.batch import ItemState
 from tallystick_core.money import format_amount
 from tallystick_server.payout.standing import Standing, stands
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
@@ -16,6 +18,9 @@ from tallystick_storage.payout import payouts as store
 
 STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 DESTINATION_STATES = EnumNames(payout_pb2.PayoutDestinationState.DESCRIPTOR)
+BATCH_STATES = EnumNames(payout_pb2.PayoutBatchState.DESCRIPTOR)
+INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
+WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
 _FAILURES = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
 _OUTCOMES = EnumNames(payout_pb2.PayoutOutcome.DESCRIPTOR)
 _FITS = EnumNames(payout_pb2.TransferFit.DESCRIPTOR)
@@ -133,3 +138,71 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
         )
         for row in rows
     ]
+
+
+def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
+    def amount(minor: int) -> str:
+        return format_amount(minor, row.currency)
+
+    return payout_pb2.PayoutSchedule(
+        seller_account=row.seller_account,
+        currency=row.currency,
+        interval=INTERVALS.number(row.interval),
+        weekday=WEEKDAYS.number(row.weekday),
+        day_of_month=row.day_of_month,
+        cut_off=row.cut_off,
+        time_zone=row.time_zone,
+        minimum_amount=amount(row.minimum_amount),
+        fee=amount(row.fee),
+        reserve=amount(row.reserve),
+        next_time=to_timestamp(row.next_time) if row.next_time else None,
+        caller=row.caller,
+        version=row.version,
+        update_time=to_timestamp(row.update_time),
+    )
+
+
+def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBatch:
+    """A batch, with its totals where they are asked for."""
+    message = payout_pb2.PayoutBatch(
+        payout_batch_id=row.payout_batch_id,
+        state=BATCH_STATES.number(row.state),
+        item_count=row.item_count,
+        collected_count=row.collected_count,
+        refused_count=row.refused_count,
+        totals=[_total(total) for total in totals],
+        caller=row.caller,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+        done_time=to_timestamp(row.done_time) if row.done_time else None,
+    )
+    if row.is_run:
+        message.run.seller_account, message.run.currency = row.seller_account, row.currency
+        if row.cut_off_time:
+            message.run.cut_off_time.CopyFrom(to_timestamp(row.cut_off_time))
+    return message
+
+
+def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
+    return payout_pb2.PayoutTotal(
+        payout_state=STATES.number(row.state),
+        currency=row.currency,
+        payout_count=row.payouts,
+        amount=format_amount(int(row.amount), row.currency),
+        fee=format_amount(int(row.fee), row.currency),
+        returned_amount=format_amount(int(row.returned_amount), row.currency),
+    )
+
+
+def batch_items(rows: Iterable[Row[Any]], payouts: Mapping[str, Row[Any]]) -> list[payout_pb2.PayoutBatchItem]:
+    """The lines of a batch's report, with the payouts as they stand."""
+    lines = []
+    for row in rows:
+        line = payout_pb2.PayoutBatchItem(payout_id=row.payout_id, seller_account=row.seller_account)
+        if row.item_state == ItemState.MADE:
+            line.payout.CopyFrom(shown_payout(payouts[row.payout_id]))
+        else:
+            line.error.CopyFrom(status_pb2.Status.FromString(bytes(row.refusal)))
+        lines.append(line)
+    return lines

@@ -16,7 +16,7 @@ from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_currency
 from tallystick_core.payout import AT_REST, Cause, NewPayout, payout_demand
 from tallystick_core.refusal import Reason, Refused
-from tallystick_server.payout import batches, decode, encode
+from tallystick_server.payout import decode, encode
 from tallystick_server.payout.accept import Arrival
 from tallystick_server.payout.batches import Batches
 from tallystick_server.payout.decide import Decision
@@ -170,7 +170,7 @@ class PayoutHandlers(OperatorHandlers):
         if not await self._batches.create(new, traceparent()):
             call.replayed()
         self._flow.collecting.wake()
-        return pb.CreatePayoutBatchResponse(payout_batch=batches.message(*await self._batch(new.payout_batch_id, call)))
+        return pb.CreatePayoutBatchResponse(payout_batch=encode.batch(*await self._batch(new.payout_batch_id, call)))
 
     async def GetPayoutBatch(self, request: pb.GetPayoutBatchRequest, call: Call) -> pb.GetPayoutBatchResponse:
         size = page_size(request.page_size)
@@ -182,11 +182,11 @@ class PayoutHandlers(OperatorHandlers):
 
         def report(connection: Connection) -> list[payout_pb2.PayoutBatchItem]:
             found = batch_store.report(connection, row.payout_batch_id, after, state, size + 1, refused=request.refused)
-            return batches.report(connection, found)
+            return encode.batch_items(found, store.shown(connection, [item.payout_id for item in found]))
 
         lines = await self._database.read(report)
         shown, following = token.page(lines, size, lambda line: line, lambda line: (line.payout_id,))
-        return pb.GetPayoutBatchResponse(payout_batch=batches.message(row, totals), items=shown, next_page_token=following)
+        return pb.GetPayoutBatchResponse(payout_batch=encode.batch(row, totals), items=shown, next_page_token=following)
 
     async def SetPayoutSchedule(self, request: pb.SetPayoutScheduleRequest, call: Call) -> pb.SetPayoutScheduleResponse:
         wanted = decode.wanted_schedule(request, call.caller.name, traceparent())

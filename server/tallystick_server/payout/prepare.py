@@ -16,8 +16,8 @@ from tallystick_core.refusal import Refused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn
-from tallystick_server.runtime.errors import refusals
 from tallystick_server.runtime.flow import SettlingRefused
+from tallystick_server.runtime.items import refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage.database import Database

@@ -12,14 +12,10 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
 from tallystick_core.payable import Terms
 from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
-from tallystick_server.payout import events
-from tallystick_server.runtime.fields import EnumNames, to_timestamp
+from tallystick_server.payout import encode, events
 from tallystick_server.runtime.relay import telling
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedule as store
-
-INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
-WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,7 @@ class Schedules:
             row = store.set_(connection, _to_store(wanted, store.now(connection)))
             if row is not None:
                 with telling(connection, [row]) as told:
-                    events.schedule_changed(told, message(row), row.traceparent)
+                    events.schedule_changed(told, encode.schedule(row), row.traceparent)
             return row is not None
 
         return await self._database.transact(set_)
@@ -59,7 +55,7 @@ class Schedules:
         key = (seller_account, currency)
         held = await self._database.read(lambda connection: store.holding(connection, [key]))
         if key in held:
-            return message(held[key])
+            return encode.schedule(held[key])
         zero = format_amount(0, currency)
         return payout_pb2.PayoutSchedule(currency=currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL, minimum_amount=zero, fee=zero, reserve=zero)
 
@@ -87,25 +83,3 @@ def stored_schedule(row: Row[Any]) -> Schedule:
     """The cut-offs of a stored schedule."""
     weekday = Weekday(row.weekday) if row.weekday else None
     return parse_schedule(Interval(row.interval), weekday, row.day_of_month, row.cut_off, row.time_zone)
-
-
-def message(row: Row[Any]) -> payout_pb2.PayoutSchedule:
-    def amount(minor: int) -> str:
-        return format_amount(minor, row.currency)
-
-    return payout_pb2.PayoutSchedule(
-        seller_account=row.seller_account,
-        currency=row.currency,
-        interval=INTERVALS.number(row.interval),
-        weekday=WEEKDAYS.number(row.weekday),
-        day_of_month=row.day_of_month,
-        cut_off=row.cut_off,
-        time_zone=row.time_zone,
-        minimum_amount=amount(row.minimum_amount),
-        fee=amount(row.fee),
-        reserve=amount(row.reserve),
-        next_time=to_timestamp(row.next_time) if row.next_time else None,
-        caller=row.caller,
-        version=row.version,
-        update_time=to_timestamp(row.update_time),
-    )

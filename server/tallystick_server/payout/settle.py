@@ -18,9 +18,8 @@ from tallystick_core.transfer import Fact, Fit, Transfer, facts
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn, transfer_of
-from tallystick_server.runtime.errors import refusals
-from tallystick_server.runtime.fields import MOST_ITEMS
 from tallystick_server.runtime.flow import SettlingRefused
+from tallystick_server.runtime.items import MOST_ITEMS, refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.retry import Policies

@@ -38,14 +38,29 @@ class Waiter(Generic[M]):
             end.cancel()
         self._changed.clear()
 
-    async def outlast(self, moves: Callable[[M], bool], look: Callable[[], Awaitable[M | None]], until: float) -> M | None:
-        """The resource once it does not move any more, or as it stands when the time (the loop's) is up; None if there is none."""
+    async def outlast(
+        self,
+        moves: Callable[[M], bool],
+        look: Callable[[], Awaitable[M | None]],
+        until: float,
+        *,
+        look_first: bool = True,
+        every: float = _LOOK_AGAIN,
+    ) -> M | None:
+        """The resource once it does not move any more, or as it stands when the time (the loop's) is up; None if there is none.
+
+        `look_first`: whether it may be so already. `every`: how long to wait for a change, in seconds, before looking all the same.
+        """
         loop = asyncio.get_running_loop()
         while True:
-            found = await look()
-            if found is None or not moves(found) or loop.time() >= until:
-                return found
-            await self.wait(max(min(until - loop.time(), _LOOK_AGAIN), 0))
+            if look_first:
+                found = await look()
+                if found is None or not moves(found) or loop.time() >= until:
+                    return found
+            look_first = True
+            await self.wait(max(min(until - loop.time(), every), 0))
+            if self.closed is not None:
+                return self.closed
 
 
 class Changes(Generic[M]):

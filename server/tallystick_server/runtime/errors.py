@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
-
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -14,8 +11,6 @@ from google.rpc import error_details_pb2, status_pb2
 from tallystick_core.refusal import Reason, Refused
 
 DOMAIN = "tallystick"
-
-K = TypeVar("K")
 
 _CODES: dict[grpc.StatusCode, tuple[Reason, ...]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (
@@ -80,12 +75,6 @@ def to_status(refused: Refused) -> status_pb2.Status:
         packed.append(one)
     code = CODE[refused.reason].value[0]
     return status_pb2.Status(code=code, message=refused.message, details=packed)
-
-
-def refusals(keys: Iterable[K], results: Iterable[Any]) -> dict[K, Refused]:
-    """What another service refused of a batch, by the keys of its items, which stand in the order of the results."""
-    answered = zip(keys, results, strict=True)
-    return {key: from_status(result.error) for key, result in answered if result.WhichOneof("result") == "error"}
 
 
 def from_status(status: status_pb2.Status) -> Refused:

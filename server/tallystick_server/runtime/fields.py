@@ -20,8 +20,6 @@ M = TypeVar("M", bound=Message)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800
 PAGE_BYTES = 1024 * 1024
-MOST_ITEMS = 1000
-"""The most items of a batch, in a call and in a stage."""
 
 
 def to_timestamp(time: datetime) -> Timestamp:
@@ -70,14 +68,6 @@ class EnumNames:
     def number(self, name: str) -> Any:
         """The value of a name, of the generated type; "" or None is the unset value. KeyError for a name that the contract does not have."""
         return self._number[name] if name else 0
-
-
-def check_batch(items: Sequence[object], field: str) -> None:
-    """1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
-    if not items:
-        raise Refused(Reason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field)
-    if len(items) > MOST_ITEMS:
-        raise Refused(Reason.TOO_MANY_ITEMS, f"{field} must have at most {MOST_ITEMS} items.", field=field)
 
 
 def page_size(asked: int) -> int:

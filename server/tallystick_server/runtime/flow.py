@@ -17,7 +17,7 @@ from tallystick_core.refusal import Refused
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.execute import Execute, HeldBack
-from tallystick_server.runtime.fields import MOST_ITEMS
+from tallystick_server.runtime.items import MOST_ITEMS
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
 from tallystick_server.runtime.retry import Policies, spread

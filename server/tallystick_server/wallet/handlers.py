@@ -12,15 +12,15 @@ from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.errors import to_status
-from tallystick_server.runtime.fields import PageToken, check_batch, page_size
+from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.items import check_batch, each, refusal
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import messages
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
 from tallystick_server.wallet.policy import Policies
 from tallystick_storage import wallet as store
-from tallystick_storage.database import Database, DataRefused
+from tallystick_storage.database import Database
 
 _READ = frozenset({Role.OPERATOR, Role.SERVICE})
 _SERVICE = frozenset({Role.SERVICE})
@@ -152,39 +152,21 @@ class WalletHandlers:
 
     async def _batch(self, items: Sequence[M], field: str, parse: Callable[[M], Instruction], *, shown: bool = True) -> list[Changed | Exception]:
         """One result for each item, in order, with its wallet if that is `shown`; those that cannot be parsed are refused on their own."""
-        check_batch(items, field)
         trace = traceparent()
-        results: list[Changed | Exception | None] = []
-        asked = []
-        for place, item in enumerate(items):
-            try:
-                asked.append(Asked(parse(item), trace, shown))
-                results.append(None)
-            except Refused as refused:
-                results.append(refused.below(f"{field}[{place}]"))
-        made = iter(await self.change.submit(asked) if asked else ())
-        return [next(made) if result is None else result for result in results]
+        return await each(items, field, lambda item: Asked(parse(item), trace, shown), self.change.submit)
 
 
 def _key(request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.SetWalletPolicyRequest) -> store.WalletKey:
     return parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
 
 
-def _refusal(error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, DataRefused):
-        return Refused(Reason.INTERNAL, "The database refused the change.")
-    raise error
-
-
 def _wallet_result(result: Changed | Exception) -> pb.WalletResult:
     if isinstance(result, Exception):
-        return pb.WalletResult(error=to_status(_refusal(result)))
+        return pb.WalletResult(error=refusal(result))
     return pb.WalletResult(wallet=messages.wallet(result.wallet) if result.wallet else None, replayed=result.replayed)
 
 
 def _hold_result(result: Changed | Exception) -> pb.HoldResult:
     if isinstance(result, Exception):
-        return pb.HoldResult(error=to_status(_refusal(result)))
+        return pb.HoldResult(error=refusal(result))
     return pb.HoldResult(hold=messages.hold(result.hold) if result.hold else None, replayed=result.replayed)
