@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import defaultdict
+from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection
 
 from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
+from tallystick_server.process.databases import Databases
+from tallystick_server.runtime.follow import Numbered, follow
 from tallystick_server.runtime.relay import joined
+from tallystick_storage import event as store
+from tallystick_storage.database import Database
 from tallystick_storage.outbox import Unpublished as Told
 
 from .conftest import Platform, eventually, unique
@@ -84,6 +91,36 @@ def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
         thread.join(60)
     assert seen == {f"payments/{prefix}-{n}": list(range(1, 31)) for n in range(8)}
     assert cursors == list(range(start + 1, start + 1 + len(cursors)))
+
+
+def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, client: Client) -> None:
+    """E2: what is numbered between a follower's look at the end and its look at the events is told once, and not again with what comes later."""
+    aggregate = f"payments/{unique()}"
+
+    def publish(version: int) -> None:
+        event = event_pb2.Event(
+            event_id=f"{aggregate}/{version}", aggregate_id=aggregate, aggregate_version=version, type=event_pb2.EVENT_TYPE_PAYMENT_CREATED, create_time=Timestamp(seconds=1)
+        )  # fmt: skip
+        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event]))
+
+    looks = iter((1, 2))
+
+    def end(connection: Connection) -> int:
+        found = store.end(connection)
+        publish(next(looks))
+        return found
+
+    numbered = Numbered(end, lambda connection, cursor, most: store.after(connection, cursor, [], aggregate, most), lambda row: int(row.cursor))
+
+    async def told() -> list[int]:
+        own = Database(database.service("event"), connections=1)
+        try:
+            async with aclosing(follow(own, numbered, 0, "after_cursor", on=True)) as rows:
+                return [event_pb2.Event.FromString(bytes((await anext(rows)).body)).aggregate_version for _ in range(2)]
+        finally:
+            own.close()
+
+    assert asyncio.run(told()) == [1, 2]
 
 
 @pytest.mark.parametrize(

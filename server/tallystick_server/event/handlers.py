@@ -16,7 +16,7 @@ from tallystick_core.identifier import parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, has_time
-from tallystick_server.runtime.follow import Piece, follow
+from tallystick_server.runtime.follow import Numbered, follow
 from tallystick_server.runtime.items import check_batch
 from tallystick_server.runtime.stage import Stage, by_halves
 from tallystick_storage import event as store
@@ -28,7 +28,6 @@ ACCESS: Access = {
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 _MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
-_STREAMED_AT_ONCE = 500
 _LONGEST_AGGREGATE = 255
 
 
@@ -64,14 +63,11 @@ class EventHandlers:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", _LONGEST_AGGREGATE)
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
 
-        def read(connection: Connection, cursor: int) -> Piece[Row[Any]]:
-            end = store.end(connection)
-            rows = store.after(connection, cursor, types, aggregate, _STREAMED_AT_ONCE)
-            if len(rows) == _STREAMED_AT_ONCE:
-                return Piece(rows, rows[-1].cursor, is_last=False)
-            return Piece(rows, max(cursor, end), is_last=True)
+        def behind(connection: Connection, cursor: int, most: int) -> Sequence[Row[Any]]:
+            return store.after(connection, cursor, types, aggregate, most)
 
-        async with aclosing(follow(self._database, read, request.after_cursor, "after_cursor", on=request.follow)) as rows:
+        numbered = Numbered(store.end, behind, lambda row: int(row.cursor))
+        async with aclosing(follow(self._database, numbered, request.after_cursor, "after_cursor", on=request.follow)) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
                 event.cursor = row.cursor

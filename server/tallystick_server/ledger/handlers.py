@@ -21,7 +21,7 @@ from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Post, Posted
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size, parse_time, to_timestamp
-from tallystick_server.runtime.follow import Piece, follow
+from tallystick_server.runtime.follow import Numbered, follow
 from tallystick_server.runtime.items import each, refusal
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import ledger as store
@@ -38,8 +38,6 @@ ACCESS: Access = {
     "GetTrialBalance": frozenset({Role.OPERATOR, Role.AUDITOR}),
     "StreamEntries": frozenset({Role.AUDITOR, Role.SERVICE}),
 }
-
-_STREAMED_AT_ONCE = 200
 
 
 class LedgerHandlers:
@@ -146,15 +144,11 @@ class LedgerHandlers:
     async def StreamEntries(self, request: pb.StreamEntriesRequest, _call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
         prefix = parse_text(request.account_prefix, "account_prefix", 255)
 
-        def read(connection: Connection, cursor: int) -> Piece[store.TransactionRow]:
-            end = store.point(connection).sequence
-            sequences = store.sequences_after(connection, cursor, prefix, _STREAMED_AT_ONCE)
-            found = store.transactions(connection, sequences)
-            if len(sequences) == _STREAMED_AT_ONCE:
-                return Piece(found, sequences[-1], is_last=False)
-            return Piece(found, max(cursor, end), is_last=True)
+        def behind(connection: Connection, sequence: int, most: int) -> list[store.TransactionRow]:
+            return store.transactions(connection, store.sequences_after(connection, sequence, prefix, most))
 
-        async with aclosing(follow(self._database, read, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
+        numbered = Numbered(lambda connection: store.point(connection).sequence, behind, lambda found: found[0].sequence)
+        async with aclosing(follow(self._database, numbered, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
 

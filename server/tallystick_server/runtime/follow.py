@@ -14,32 +14,35 @@ from tallystick_storage.database import Database
 
 R = TypeVar("R")
 
+_AT_ONCE = 200
 _LOOK_AGAIN = 0.25  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Piece(Generic[R]):
-    """What is read at once: some of the sequence, the cursor to read on from, and whether there was nothing more at that time."""
+class Numbered(Generic[R]):
+    """A sequence that grows at its end alone: its last number, the next items behind a number that fit, at most so many, and an item's number."""
 
-    items: Sequence[R]
-    cursor: int
-    is_last: bool
+    end: Callable[[Connection], int]
+    behind: Callable[[Connection, int, int], Sequence[R]]
+    number: Callable[[R], int]
 
 
-async def follow(database: Database, read: Callable[[Connection, int], Piece[R]], after: int, field: str, *, on: bool) -> AsyncGenerator[R, None]:
-    """What stands behind a cursor, in order, and with `on` also what comes. Raises FIELD_INVALID for the field that the cursor is of."""
+async def follow(database: Database, numbered: Numbered[R], after: int, field: str, *, on: bool) -> AsyncGenerator[R, None]:
+    """What fits behind a cursor, in order, and with `on` also what comes. Raises FIELD_INVALID for the field that the cursor is of."""
     if after < 0:
         raise Refused(Reason.FIELD_INVALID, f"{field} must not be negative.", field=field)
     while True:
 
-        def next_(connection: Connection, cursor: int = after) -> Piece[R]:
-            return read(connection, cursor)
+        def read(connection: Connection, cursor: int = after) -> tuple[int, Sequence[R]]:
+            end = numbered.end(connection)  # before the items: of what comes between, none is passed over
+            return end, numbered.behind(connection, cursor, _AT_ONCE)
 
-        piece = await database.read(next_)
-        for item in piece.items:
+        end, items = await database.read(read)
+        for item in items:
             yield item
-        after = piece.cursor
-        if piece.is_last:
+        after = numbered.number(items[-1]) if items else after
+        if len(items) < _AT_ONCE:
+            after = max(after, end)  # nothing else up to there fits
             if not on:
                 return
             await asyncio.sleep(_LOOK_AGAIN)
