@@ -9,19 +9,30 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import AlreadyExistsError, Client, ClientSettings, FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
+from tallystick import (
+    AlreadyExistsError,
+    Client,
+    ClientSettings,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+    new_order,
+)
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_core.provider import Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.flow import PayIn
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
@@ -32,9 +43,10 @@ from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import duty
 from tallystick_storage.database import Database
+from tallystick_storage.due import claim_aside
 from tallystick_storage.payment import orders as payment_store
 
-from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving
+from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving, unique
 from .test_pay_in import charges, pay
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -48,7 +60,7 @@ def impatient(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as known:
         retry = {("", trouble): TWICE for trouble in Trouble}
         retry |= {("", Trouble.WAITING): SOON, ("", Trouble.REJECTED): Policy(Strategy.CANCEL)}
-        with serving(known, Settings(retry=retry, sweep_interval=0.05)) as running:
+        with serving(known, Settings(retry=retry, sweep_interval=0.05, risk_blocked_accounts=frozenset({"mallory"}))) as running:
             yield running
 
 
@@ -307,6 +319,17 @@ def unapplied(client: Client, payment: payment_pb2.Payment) -> list[payment_pb2.
     return [charge for charge in found if charge.checkout_id == payment.checkout_id and charge.ledger_updated]
 
 
+async def held_charge(flow: PayIn, charge_id: str, token: int) -> Charge:
+    """The charge as who holds it under a lease token knows it."""
+    rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
+    return stored_charges(rows, {charge_id: token}, 0.0, 60.0)[0]
+
+
+async def told(flow: PayIn, *answers: tuple[Charge, Outcome]) -> None:
+    """Writes answers down, in one batch."""
+    await asyncio.gather(*(flow._record.submit(Answered(charge, outcome)) for charge, outcome in answers))
+
+
 def test_another_amount_is_an_unapplied_charge(client: Client) -> None:
     """P2: the order fails, and the money that was taken all the same is booked once under unapplied/{provider}, and told of."""
     payment = pay(client, "5.00", token="tok_other_amount")
@@ -324,25 +347,59 @@ def test_money_that_comes_after_the_failure_is_unapplied(client: Client, impatie
     """P2: a holder that stood still tells of a success when the order has been closed: FAILED stands, and the money is booked."""
     payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
     letter = set_aside(client, payment)
-    charge_id = payment.payment_orders[0].charge_id
-    flow = flow_of(impatient)
-
-    async def hold() -> Charge:
-        rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
-        return stored_charges(rows, {charge_id: 1}, 0.0, 60.0)[0]
-
-    async def tell(charge: Charge) -> None:
-        await flow._record.submit(Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR")))
-
-    held = impatient.run(hold)
+    charge_id, flow = payment.payment_orders[0].charge_id, flow_of(impatient)
+    held = impatient.run(held_charge, flow, charge_id, 1)
     close(client, letter)
     assert failure(ended(client, payment)) == "CLOSED_BY_OPERATOR"
-    impatient.run(tell, held)
-    impatient.run(tell, held)
+    for _ in range(2):
+        impatient.run(told, flow, (held, Succeeded(f"ref-{charge_id}", 500, "EUR")))
     assert eventually(lambda: unapplied(client, payment))
     (late,) = unapplied(client, payment)
     assert (late.amount, late.cause) == ("5.00", payment_pb2.UNAPPLIED_CAUSE_LATE)
     assert failure(client.get_payment(payment.checkout_id).payment_orders[0]) == "CLOSED_BY_OPERATOR"
+
+
+def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(client: Client, impatient: Platform) -> None:
+    """P2: a second charge of orders that are charged together is booked, though risk has refused one of the payment's orders."""
+    checkout = unique("c")
+    orders = [new_order(f"{checkout}-{seller}", "b", seller, "5.00", "EUR") for seller in ("honest", "mallory")]
+    together = {"charging": payment_pb2.CHARGING_TOGETHER, "wait_for": ACCEPTANCE}
+    payment = client.create_payment(checkout, orders, credit_card_info="tok_rejected", **together)
+    set_aside(client, payment)
+    charge = impatient.run(held_charge, flow_of(impatient), payment.payment_orders[0].charge_id, 0)
+    impatient.run(told, flow_of(impatient), (charge, Succeeded(f"first-{checkout}", 500, "EUR")))
+    assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    impatient.run(told, flow_of(impatient), (charge, Succeeded(f"second-{checkout}", 500, "EUR")))
+    (twice,) = eventually(lambda: unapplied(client, payment))
+    assert (twice.provider_reference, twice.amount, twice.cause) == (f"second-{checkout}", "5.00", payment_pb2.UNAPPLIED_CAUSE_TWICE)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("paid", [True, False])
+def test_the_answer_on_disk_is_what_moves_orders(client: Client, impatient: Platform, paid: bool, at_once: bool) -> None:
+    """Who lost the lease wrote down a success, then who has it hears otherwise: the orders follow what was written first; a second charge is unapplied."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    set_aside(client, payment)
+    order, flow = payment.payment_orders[0], flow_of(impatient)
+
+    async def claim() -> int:
+        token = await flow._database.transact(lambda connection: claim_aside(connection, order.charge_id, 1.0))
+        assert token is not None
+        return token
+
+    first = Succeeded(f"first-{order.charge_id}", 500, "EUR")
+    second = Succeeded(f"second-{order.charge_id}", 500, "EUR") if paid else Declined(FailureReason.PROVIDER_DECLINED, "no", "ref")
+    lost: Any = impatient.run(held_charge, flow, order.charge_id, 0)
+    held: Any = impatient.run(held_charge, flow, order.charge_id, impatient.run(claim))
+    for answers in [((lost, first), (held, second))] if at_once else [((lost, first),), ((held, second),)]:
+        impatient.run(told, flow, *answers)
+    order = ended(client, payment)
+    assert order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    assert order.provider_reference == first.reference
+    assert eventually(lambda: events_of(client, f"paymentOrders/{order.payment_order_id}")[-1:] == [order.version])
+    if paid:
+        (twice,) = eventually(lambda: unapplied(client, payment))
+        assert (twice.provider_reference, twice.cause) == (f"second-{order.charge_id}", payment_pb2.UNAPPLIED_CAUSE_TWICE)
 
 
 @pytest.mark.parametrize("late", [Unknown("no answer"), Pending(PendingReason.PROVIDER_REVIEW)])
@@ -351,16 +408,10 @@ def test_of_two_answers_at_once_the_final_one_is_written_down(client: Client, im
     """Two holders' answers to one demand in one batch: what ends it is its outcome, whichever came first."""
     payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
     set_aside(client, payment)
-    charge_id = payment.payment_orders[0].charge_id
-    flow = flow_of(impatient)
-
-    async def tell() -> None:
-        rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
-        (charge,) = stored_charges(rows, {charge_id: 1}, 0.0, 60.0)
-        answers: list[Answered[Charge, Outcome]] = [Answered(charge, late), Answered(charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))]
-        await asyncio.gather(*(flow._record.submit(answer) for answer in (answers if first else reversed(answers))))
-
-    impatient.run(tell)
+    charge_id, flow = payment.payment_orders[0].charge_id, flow_of(impatient)
+    charge: Any = impatient.run(held_charge, flow, charge_id, 1)
+    answers: list[tuple[Charge, Outcome]] = [(charge, late), (charge, Succeeded(f"ref-{charge_id}", 500, "EUR"))]
+    impatient.run(told, flow, *(answers if first else reversed(answers)))
     order = ended(client, payment)
     request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
     (attempt,) = client.payment.GetPaymentOrder(request).attempts

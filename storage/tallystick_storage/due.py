@@ -54,6 +54,12 @@ _ANSWERS = text("""
         moved_currency = l.moved_currency, failure_reason = l.failure_reason, decline_code = l.decline_code,
         end_time = case when l.outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED') then clock() end
     from l where a.demand_id = l.demand_id and a.number = l.number
+    returning a.demand_id, a.number
+""")
+_ENDED = text("""
+    select demand_id, number, outcome, provider_reference, moved_amount, moved_currency, failure_reason, decline_code
+    from json_to_recordset(cast(:attempts as json)) as r (demand_id text, number int) join attempt a using (demand_id, number)
+    where a.end_time is not null
 """)
 _OPEN_ATTEMPTS = text("""
     select demand_id from attempt where demand_id = any (cast(:demands as text[])) and end_time is null order by demand_id, number for update
@@ -90,17 +96,23 @@ def take_over(connection: Connection, demand_ids: Sequence[str], lease: float) -
     return {row.demand_id: row.lease_token for row in found}
 
 
-def record_answers(connection: Connection, answers: Sequence[Answer]) -> None:
+def record_answers(connection: Connection, answers: Sequence[Answer]) -> dict[tuple[str, int], Answer]:
     """Writes down what providers said; an attempt that has ended keeps its outcome.
 
-    Two holders may tell of one attempt at a time; then the first final answer counts, or the last if none is.
+    Two holders may tell of one attempt at a time; then the first final answer counts, or the last if none is. Returns the final answers that stand now,
+    by demand and number, whoever gave them.
     """
     chosen: dict[tuple[str, int], Answer] = {}
     for answer in answers:
         known = chosen.get((answer.demand_id, answer.number))
         if known is None or known.outcome not in _FINAL:
             chosen[answer.demand_id, answer.number] = answer
-    connection.execute(_ANSWERS, {"answers": rows(list(chosen.values()))})
+    written = {(row.demand_id, row.number) for row in connection.execute(_ANSWERS, {"answers": rows(list(chosen.values()))})}
+    final = {key: answer for key, answer in chosen.items() if key in written and answer.outcome in _FINAL}
+    ended = [{"demand_id": demand_id, "number": number} for demand_id, number in chosen.keys() - written]
+    for row in connection.execute(_ENDED, {"attempts": rows(ended)}) if ended else ():
+        final[row.demand_id, row.number] = Answer(*row)
+    return final
 
 
 def lock_open_attempts(connection: Connection, demand_ids: list[str]) -> set[str]:

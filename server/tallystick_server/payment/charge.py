@@ -17,6 +17,7 @@ from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.telemetry import SpanContext, context_of
+from tallystick_storage import due
 from tallystick_storage.payment import orders as store
 
 # What accept stores of a new charge, and what this process therefore knows without reading it back.
@@ -180,7 +181,7 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
                 cancelled=first.cancel_reason != "",
                 overdue=bool(first.overdue) and first.pending_reason == PendingReason.BUYER_ACTION,
-                answer=_answer(first),
+                answer=stored_answer(_told(first)),
                 maybe_sent=first.maybe_sent,
                 looking=first.looking,
                 tries=first.tries,
@@ -189,15 +190,21 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
     return charges
 
 
-def _answer(row: Row[Any]) -> Outcome | None:
-    """What the provider said, if it was final."""
-    match row.outcome:
-        case Happening.SUCCEEDED:
-            return Succeeded(row.attempt_reference, row.moved_amount, row.moved_currency)
-        case Happening.DECLINED:
-            return Declined(FailureReason(row.attempt_reason), row.attempt_code, row.attempt_reference)
+def stored_answer(answer: due.Answer) -> Outcome | None:
+    """What the provider said, if it was final, as its attempt keeps it."""
+    match answer:
+        case due.Answer(outcome=Happening.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)):
+            return Succeeded(answer.provider_reference, amount, currency)
+        case due.Answer(outcome=Happening.DECLINED):
+            return Declined(FailureReason(answer.failure_reason), answer.decline_code, answer.provider_reference)
         case _:
             return None
+
+
+def _told(row: Row[Any]) -> due.Answer:
+    """What stands on the attempt in a row that has its order's columns too."""
+    amount, currency = row.moved_amount, row.moved_currency
+    return due.Answer(row.charge_id, row.number, row.outcome, row.attempt_reference, amount, currency, row.attempt_reason, row.attempt_code)
 
 
 def _stored(row: Row[Any]) -> ChargedOrder:

@@ -41,7 +41,7 @@ class Moved:
 def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:
     """Moves orders, as far as their leases and versions still hold."""
     rows = store.move_orders(connection, [move.to for move in moves]) if moves else ()
-    asked = {move.order.payment_order_id: move for move in moves}
+    asked = {(move.order.payment_order_id, move.charge.lease_token): move for move in moves}
     moved = Moved()
     closed = set()
     with telling(connection, rows) as told:
@@ -49,7 +49,7 @@ def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:
             if row.payment_order_id is None:
                 closed.add(row.checkout_id)
                 continue
-            move = asked[row.payment_order_id]
+            move = asked[row.payment_order_id, row.lease_token]
             order = move.order.moved(move.to, row)
             moved.orders[row.payment_order_id] = order
             events.order_changed(told, order.message, move.charge.caller, move.charge.traceparent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Cause, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, PendingReason, Succeeded
-from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.charge import Charge, stored_answer
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.unapplied import find_unapplied
 from tallystick_server.runtime.dead_letters import go_on
@@ -43,16 +43,23 @@ class Record:
 
     async def _record(self, items: Sequence[Answered[Charge, Outcome]]) -> Sequence[Recorded | Exception]:
         answers = [to_store(item.item, happening(item.outcome), item.outcome) for item in items]
-        moves = [one for item in items for one in _moves(item, self._resolve_within)]
 
         def record(connection: Connection) -> Moved:
-            due.record_answers(connection, answers)
-            moved = move_orders(connection, moves)
-            _note_rest(connection, [item for item in items if not _applied(item, moved)])
+            final = due.record_answers(connection, answers)
+            stand = [_as_it_stands(item, answer, final) for item, answer in zip(items, answers, strict=True)]
+            moved = move_orders(connection, [one for item in stand for one in _moves(item, self._resolve_within)])
+            _note_rest(connection, [item for item, stands in zip(items, stand, strict=True) if stands is not item or not _applied(item, moved)])
             return moved
 
         moved = await self._database.transact(record)
         return [Recorded(moved.of(item.item), moved.closed.get(item.item.checkout_id)) for item in items]
+
+
+def _as_it_stands(item: Answered[Charge, Outcome], told: due.Answer, final: Mapping[tuple[str, int], due.Answer]) -> Answered[Charge, Outcome]:
+    """The charge with the answer that counts: the first final one that was written down, whoever heard it."""
+    stands = final.get((told.demand_id, told.number), told)
+    outcome = item.outcome if stands is told else stored_answer(stands)
+    return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)
 
 
 def _applied(item: Answered[Charge, Outcome], moved: Moved) -> bool:

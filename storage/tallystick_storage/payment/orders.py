@@ -224,7 +224,7 @@ _MOVE = text(f"""
             provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
             resolve_by_time = clock() + make_interval(secs => l.resolve_within), version = o.version + 1, update_time = clock()
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
-        returning o.*, l.from_status, l.cause, l.settled),
+        returning o.*, l.from_status, l.cause, l.settled, l.lease_token),
     history as (
         insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
@@ -244,16 +244,16 @@ _MOVE = text(f"""
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
     {told("changed", "aggregate_id")}
-    select payment_order_id, checkout_id, version, update_time, resolve_by_time, sequence as told from moved, told
+    select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time, sequence as told from moved, told
     union all
-    select null, checkout_id, 2, null, null, sequence from counted, told where version = 2
+    select null, null, checkout_id, 2, null, null, sequence from counted, told where version = 2
 """)
 
 
 def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[Row[Any]]:
     """Moves orders, and closes their checkouts and due work where they come to rest.
 
-    Returns a row for each order that moved: its ids, its new version, update_time and resolve_by_time, and the outbox row in which all that changed is to be told;
+    Returns a row for each order that moved: its ids, the lease it moved under, its new version, update_time and resolve_by_time, and the outbox row in which all that changed is to be told;
     and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
     """
     return connection.execute(_MOVE, {"moves": rows(moves)}).all()

@@ -39,7 +39,8 @@ _INSERT = text(f"""
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
         cross join lateral (
             select bool_and(o.status = 'FAILED') as failed, bool_and(o.status = 'SUCCESS' and o.provider_reference <> r.provider_reference) as paid_otherwise
-            from payment_order o where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id) o),
+            from payment_order o  -- what risk refused was never part of the charge
+            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id and o.attempt_count > 0) o),
     new as (
         insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency,
             cause, ledger_updated, version, create_time, update_time)
