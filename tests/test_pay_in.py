@@ -321,6 +321,21 @@ def test_risk_rules_and_rates_are_configurable(own_database: Databases) -> None:
         assert verify(own_database).passed
 
 
+def test_a_clock_that_steps_back_stops_nothing(own_database: Databases) -> None:
+    """T1: a database whose clock steps back, as after a failover, records and settles what is in hand; times of an order never fall."""
+    behind = (
+        "create or replace function payment.clock() returns timestamptz language sql volatile as $$select clock_timestamp() - interval '1 hour'$$"
+    )
+    with serving(own_database) as platform, platform.client() as client:
+        accepted = pay(client, "5.00", token="tok_delay:300", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+        with psycopg.connect(own_database.admin, autocommit=True) as connection:
+            connection.execute(behind)
+        paid = client.wait_for_payment(accepted.checkout_id, timeout=10)
+        (before,), (after,) = accepted.payment_orders, paid.payment_orders
+        assert paid.is_payment_done
+        assert after.update_time.ToNanoseconds() >= before.update_time.ToNanoseconds()
+
+
 def test_a_confirmed_delivery_makes_the_sellers_money_available(own_database: Databases) -> None:
     """ConfirmDelivery releases what was paid for the order, once, whoever dies in between; what was not paid cannot be delivered."""
 

@@ -641,6 +641,20 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Data
         assert client.payment.GetDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_OPEN
 
 
+def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
+    """A charge that waits for other calls to its provider longer than its lease is given back as never sent: cancelled then, it fails at once."""
+    settings = Settings(lease=3.5, provider_timeout=1, provider_calls=1, sweep_interval=0.05)
+    with serving(own_database, settings) as running, running.client() as client:
+        payments = [pay(client, "5.00", token="tok_delay:900", wait_for=ACCEPTANCE) for _ in range(4)]
+        last = payments[-1]
+        assert eventually(lambda: (due(own_database, last.payment_orders[0].charge_id) or ("", ""))[1] == "HELD_BACK")
+        cancelled = client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=last.checkout_id, reason="r")).payment
+        assert failure(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
+        assert [charges(own_database, payment.checkout_id) for payment in payments][-1] == []
+        assert all(client.wait_for_payment(payment.checkout_id, 30).is_payment_done for payment in payments[:-1])
+    assert verify(own_database).passed
+
+
 def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(own_database: Databases) -> None:
     """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and once it accepts us again all are paid and the alert ends."""
     retry = {("", Trouble.FORBIDDEN): Policy(Strategy.FIXED, 0.1, 0.1, 50)}

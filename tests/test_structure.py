@@ -171,6 +171,14 @@ def test_requirements_carry_hashes_and_no_addresses() -> None:
     assert all("--hash=sha256:" in pin for pin in pinned)
 
 
+def test_no_time_of_a_row_falls() -> None:
+    """What has changed is changed no earlier than before, though a clock steps back: an update_time is set to the greatest of both."""
+    found = [
+        f"{path.name}: {hit}" for path in sources("storage") for hit in re.findall(r"update_time = (?!greatest\(|excluded\.)\w+", path.read_text())
+    ]
+    assert found == []
+
+
 def test_what_is_due_is_found_by_index() -> None:
     """A time is compared with `(select clock())`: a bare `clock()` may change from row to row, so PostgreSQL would read every row and use no index."""
     found = [f"{path.name}: {hit}" for path in sources("storage") for hit in re.findall(r"\w+_time\s*[<>]=?\s*clock\(\)", path.read_text())]

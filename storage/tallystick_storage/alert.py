@@ -47,7 +47,7 @@ _END = f"""
     over as materialized (
         select a.alert_id from alert a where a.end_time is null and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
         order by a.alert_id limit :most for update),
-    ended as (update alert a set end_time = clock() from over o where a.alert_id = o.alert_id returning a.*),
+    ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o where a.alert_id = o.alert_id returning a.*),
     {told("ended", "'alerts/' || alert_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
 """

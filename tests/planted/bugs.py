@@ -284,8 +284,8 @@ BUGS = (
     Bug(
         "a dead letter is closed although nobody could ask the provider",
         f"{_SERVER}/runtime/operator.py",
-        "if outcome is None or isinstance(outcome, HeldBack):",
-        "if isinstance(outcome, HeldBack):",
+        "        if isinstance(outcome, HeldBack):\n            wait",
+        "        if isinstance(outcome, HeldBack) and outcome.seconds:\n            wait",
         "tests/test_recovery.py -k cannot_be_asked",
     ),
     # payouts

@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 _MOST_WATCHED = 200
 
 
-def _answered(outcome: Answer | HeldBack | None) -> bool:
+def _answered(outcome: Answer | HeldBack) -> bool:
     """Whether the provider has said something, be it that it knows nothing of the payout."""
     match outcome:
-        case None | HeldBack() | NotSent():
+        case HeldBack() | NotSent():
             return False
         case Unknown():
             return outcome.trouble is Trouble.REJECTED

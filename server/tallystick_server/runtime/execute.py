@@ -28,6 +28,7 @@ class HeldBack:
     """The provider was not asked, and is not to be for so many seconds."""
 
     seconds: float
+    why: str
 
 
 class Execute:
@@ -47,19 +48,19 @@ class Execute:
         """Seconds for which a provider honours a key."""
         return float(self._providers[provider].key_window)
 
-    async def ask(self, item: InHand, step: Step) -> Answer | HeldBack | None:
-        """The provider's answer to the demand, or to what became of it; None if the lease would not outlast the call, which is left to the sweep."""
+    async def ask(self, item: InHand, step: Step) -> Answer | HeldBack:
+        """The provider's answer to the demand, or to what became of it."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
-        async with self._room[item.provider]:
-            loop = asyncio.get_running_loop()
-            if loop.time() + self._timeout + LEASE_MARGIN > item.lease_deadline:
-                return None
+        room, loop = self._room[item.provider], asyncio.get_running_loop()
+        if not await _entered(room, item.lease_deadline - self._timeout - LEASE_MARGIN):
+            return HeldBack(0, "so many ask the provider that the lease would not outlast the call")
+        try:
             if step is Step.SEND and loop.time() >= item.expires_at and not item.maybe_sent:
                 return NotSent("it expired before it was sent")
             seconds = self._breakers[item.provider].held_back(loop.time())
             if seconds is not None:
-                return HeldBack(seconds)
+                return HeldBack(seconds, "the provider fails too often to be asked now")
             with client_span(f"{item.provider} {step.lower()}", item.context) as span:
                 try:
                     outcome = await self._ask(item, step)
@@ -69,6 +70,8 @@ class Execute:
                 self._report(item, outcome, loop.time())
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
+        finally:
+            room.release()
 
     def _report(self, item: InHand, outcome: Answer, now: float) -> None:
         """What an outcome says of the provider itself."""
@@ -91,6 +94,19 @@ class Execute:
             log.exception("the adapter of %s failed on %s (trace %s)", item.provider, item.subject, _trace(item))
             return Unknown("the provider's adapter failed")
         return outcome if tells_money(outcome) else Unknown(f"{type(outcome).__name__} of what is no amount of money")
+
+
+async def _entered(room: asyncio.Semaphore, until: float) -> bool:
+    """Takes a place as soon as there is one, at the latest at a time of the loop; whether it was taken."""
+    if asyncio.get_running_loop().time() > until:
+        return False
+    if not room.locked():  # the usual case needs no timer
+        return await room.acquire()
+    try:
+        async with asyncio.timeout_at(until):
+            return await room.acquire()
+    except TimeoutError:
+        return False
 
 
 def _trace(item: InHand) -> str:

@@ -175,12 +175,11 @@ class Flow(ABC, Generic[H, G]):
         if step is Step.GIVE_UP and ending is not None:
             await self._postponed(Troubled(item, Trouble.NOT_SENT, f"it was never sent: {ending}", give_up=ending))
             return
-        outcome = item.answer if step is Step.JUDGE else await self.execute.ask(item, step)
-        if outcome is None:
-            return
+        known = item.answer if step is Step.JUDGE else None
+        outcome = known or await self.execute.ask(item, step)
         if isinstance(outcome, HeldBack):
             wait = outcome.seconds + spread(outcome.seconds, item.demand_id)
-            await self._postponed(Troubled(item, Trouble.HELD_BACK, "the provider fails too often to be asked now", wait))
+            await self._postponed(Troubled(item, Trouble.HELD_BACK, outcome.why, wait))
             return
         if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and ending is not None:
             outcome = replace(outcome, reason=ending)

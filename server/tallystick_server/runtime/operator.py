@@ -117,8 +117,8 @@ class DeadLetters(Generic[H, G]):
         if item.step(now, self._flow.execute.key_window(item.provider), self._flow.lease) in (Step.PREPARE, Step.SETTLE):
             raise _forbidden("It waits for wallet or ledger, not for its provider; retry the dead letter.", "UNSETTLED")
         outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)
-        if outcome is None or isinstance(outcome, HeldBack):  # None: there was no room to ask it in time
-            wait = outcome.seconds if outcome else _ASK_AGAIN
+        if isinstance(outcome, HeldBack):
+            wait = outcome.seconds or _ASK_AGAIN
             raise Refused(Reason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=wait)
         return item, outcome
 

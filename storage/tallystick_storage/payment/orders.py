@@ -222,7 +222,7 @@ _MOVE = text(f"""
         update payment_order o set status = l.status, wallet_updated = l.settled, ledger_updated = l.settled, pending_reason = l.pending_reason,
             next_action_url = l.next_action_url, failure_reason = l.failure_reason, decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
-            resolve_by_time = clock() + make_interval(secs => l.resolve_within), version = o.version + 1, update_time = clock()
+            resolve_by_time = clock() + make_interval(secs => l.resolve_within), version = o.version + 1, update_time = greatest(o.update_time, clock())
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.cause, l.settled, l.lease_token),
     history as (

@@ -56,7 +56,7 @@ _BOOKED = text(f"""
         select unapplied_charge_id from unapplied_charge where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
         order by unapplied_charge_id for update),
     booked as (
-        update unapplied_charge u set ledger_updated = true, version = 2, update_time = clock()
+        update unapplied_charge u set ledger_updated = true, version = 2, update_time = greatest(u.update_time, clock())
         from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
     {told("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
     select {_COLUMNS}, sequence as told from booked, told
