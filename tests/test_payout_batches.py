@@ -232,6 +232,35 @@ def test_batches_that_stay_open_keep_no_other_waiting(teller: Client, bank: Bank
             assert totals(done(teller, id_)) == {"PAID": (1, "10.00", "0.00")}
 
 
+def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Databases) -> None:
+    """What is stored of a default or of a seller cannot be read here: the others are paid at their cut-offs, lists are collected, an alert names each."""
+    bank = Bank()
+    settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.05, payout_alert_after={"COLLECTING": 0.1})
+    with serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running, running.client() as client:
+        lost, own, listed = (sell(client, "8.00") for _ in range(3))
+        for seller in (lost, own, listed):
+            destination(client, seller)
+        daily(client)
+        daily(client, lost)
+        daily(client, own)
+        with psycopg.connect(own_database.admin) as connection:
+            connection.execute("set session_replication_role = replica")  # no triggers
+            connection.execute("update payout.payout_schedule set time_zone = 'Mars/Base' where seller_account in ('', %s)", (lost,))
+        at_the_cut_off(own_database)
+        (paid,) = eventually(lambda: list(client.pages(client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=own), "payouts")))
+        comes_to(client, paid.payout_id, "PAID")
+        new = payout_pb2.NewPayout(payout_id=unique("p"), seller_account=listed, currency="EUR")
+        client.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=(id_ := unique("b")), list=pb.PayoutList(payouts=[new])))
+        assert totals(done(client, id_)) == {"PAID": (1, "8.00", "0.00")}
+
+        def overdue() -> set[str]:
+            alerts = client.payout.ListAlerts(pb.ListAlertsRequest()).alerts
+            return {alert.subject for alert in alerts if alert.kind == "SCHEDULE_OVERDUE"}
+
+        assert eventually(lambda: overdue() == {"payoutSchedules/-/EUR", f"payoutSchedules/{lost}/EUR"})
+        assert not list(client.pages(client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=lost), "payouts"))
+
+
 def test_a_cut_off_that_has_come_is_not_lost_by_a_change(teller: Client, paying: Platform) -> None:
     """A schedule that is changed after its cut-off, before it ran, still runs for it; one that is made MANUAL does not."""
     daily(teller)

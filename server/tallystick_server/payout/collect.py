@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +15,20 @@ from tallystick_core.batch import AFTER, BatchState, ItemState, NewBatch, made_p
 from tallystick_core.payable import Funds
 from tallystick_core.payout import NewPayout
 from tallystick_core.refusal import Refused
-from tallystick_core.schedule import next_time
+from tallystick_core.schedule import Schedule, next_time
 from tallystick_server.payout.accept import Accept, Arrival, Result, Stored
 from tallystick_server.payout.batches import insert, tell
 from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.schedules import stored_schedule
 from tallystick_server.runtime.errors import to_status
+from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
 from tallystick_storage import duty
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batch as store
 from tallystick_storage.payout import schedule
+
+log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE = 500
 _MOST_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
@@ -69,7 +73,10 @@ class Collect:
             sellers, new, open_ = await self._database.read(look)
         self._looked_at = open_[-1].payout_batch_id if len(open_) == _MOST_BATCHES else ""
         for row in (*new, *open_):
-            await self._bring_on(row)
+            try:
+                await self._bring_on(row)
+            except Exception:  # what is wrong with one batch keeps no other waiting; an alert tells of it
+                log.exception("batch %s does not come on", row.payout_batch_id)
 
     async def _bring_on(self, row: Row[Any]) -> None:
         """Takes a batch as far as it comes now."""
@@ -86,23 +93,30 @@ class Collect:
         """Whether it is our turn; then a batch is made of each default schedule whose cut-off has come: one, also if it was missed for days."""
         if not self._is_ours(connection):
             return False
-        for row in schedule.due(connection, _MOST_BATCHES, default=True):
+        for row, cut_offs in _readable(schedule.due(connection, _MOST_BATCHES, default=True)):
             new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
             insert(connection, new, row.traceparent, row.next_time)
-            schedule.advance(connection, [("", row.currency, row.next_time, next_time(stored_schedule(row), schedule.now(connection)))])
+            schedule.advance(connection, [("", row.currency, row.next_time, next_time(cut_offs, schedule.now(connection)))])
         return True
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
-        """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether it was ours to do."""
+        """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether any was ours to do."""
         await self._room()
-        arrivals = [_arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row in rows]
+        paid = await by_halves(self._pay, _readable(rows))
+        for refused in paid:
+            if isinstance(refused, Exception):
+                log.error("a schedule's payout cannot be made: %s", refused)
+        return any(one is True for one in paid)
+
+    async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
+        arrivals = [_arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row, _ in due]
 
         def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
             now = schedule.now(connection)
-            times = [(row.seller_account, row.currency, row.next_time, next_time(stored_schedule(row), now)) for row in rows]
+            times = [(row.seller_account, row.currency, row.next_time, next_time(cut_offs, now)) for row, cut_offs in due]
             return schedule.advance(connection, times) > 0
 
-        return await self._make(arrivals, advance)
+        return [await self._make(arrivals, advance)] * len(due)
 
     async def _collect(self, row: Row[Any]) -> Row[Any] | None:
         """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""
@@ -182,6 +196,17 @@ class Collect:
                 _move(connection, row)
 
         await self._database.transact(close)
+
+
+def _readable(rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
+    """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, stays due; an alert tells of it."""
+    found = []
+    for row in rows:
+        try:
+            found.append((row, stored_schedule(row)))
+        except Refused as refused:
+            log.error("the schedule of %s in %s cannot be run: %s", row.seller_account or "all", row.currency, refused)  # noqa: TRY400 - it says all
+    return found
 
 
 def _move(connection: Connection, row: Row[Any]) -> None:

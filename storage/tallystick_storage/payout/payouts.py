@@ -293,6 +293,10 @@ _FINDINGS = """
     select 'BATCH_STUCK', 'payoutBatches/' || payout_batch_id, state || ': ' || collected_count || ' of ' || item_count
     from payout_batch where state = 'COLLECTING' and update_time < (select clock()) - cast(:collecting as interval)
     union all
+    select 'SCHEDULE_OVERDUE', 'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency,
+        'its cut-off was at ' || to_char(next_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    from payout_schedule where next_time < (select clock()) - cast(:collecting as interval)
+    union all
     select 'STRAY_TRANSFER', 'payouts/' || payout_id, string_agg(distinct fit || ' ' || provider_reference, ', ') from transfer
     where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency) group by payout_id
     union all

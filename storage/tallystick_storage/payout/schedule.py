@@ -52,7 +52,8 @@ _SET = text(f"""
             next_time = case  -- a cut-off that has come still runs, however late
                 when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
-            caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1, update_time = excluded.update_time
+            caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1,
+            update_time = greatest(payout_schedule.update_time, excluded.update_time)
             where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone,
                 payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve)
                 <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone, excluded.minimum_amount,

@@ -134,10 +134,12 @@ class Alert(_message.Message):
     """"{kind}-{subject's id}-{number}"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
-    UNAPPLIED_CHARGE, PROVIDER_FAILS (what is to be sent waits for a provider that fails too often to be asked), PROVIDER_FORBIDS (it does not accept our
+    UNAPPLIED_CHARGE, RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
+    too often, or is too slow for the calls that are allowed at a time, to be asked), PROVIDER_FORBIDS (it does not accept our
     credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
     was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells otherwise than before, such as of a paid payout that it
-    failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold).
+    failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold),
+    SCHEDULE_OVERDUE (a schedule's cut-off has passed, past the threshold of batches, and was not run).
     """
     subject: _builtins.str
     """What it is about, such as "paymentOrders/{payment_order_id}" or "payouts/{payout_id}"."""
