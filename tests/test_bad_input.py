@@ -198,7 +198,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
         ("CancelPayout", {"payout_id": "p"}, "FIELD_REQUIRED", "reason"),
         ("ApprovePayout", {"payout_id": "p", "reason": " "}, "FIELD_REQUIRED", "reason"),
         ("RejectPayout", {"payout_id": "p", "reason": CARD}, "CARD_NUMBER_REFUSED", "reason"),
-        ("RetryPayout", {"payout_id": "p", "reason": "x"}, "FIELD_REQUIRED", "request_id"),
+        ("RetryPayout", {"payout_id": "p", "reason": "x", "request_id": "ä"}, "FIELD_INVALID", "request_id"),
         ("DisablePayoutDestination", {"payout_destination_id": "d"}, "FIELD_REQUIRED", "reason"),
         ("PreviewPayout", {"seller_account": "s"}, "FIELD_REQUIRED", "currency"),
         ("SetPayoutSchedule", {**SCHEDULE, "interval": 99}, "FIELD_INVALID", "interval"),

@@ -396,6 +396,7 @@ def test_another_callers_payments_are_not_there(own_database: Databases) -> None
         "token-of-shop-aaaa": Caller("shop-a", team),
         "token-of-shop-bbbb": Caller("shop-b", team),
         "token-of-operator-": Caller("ops", frozenset({Role.OPERATOR})),
+        "token-of-both-----": Caller("both", team | {Role.OPERATOR}),
         "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
     }
     settings = Settings(authentication="tokens", callers=tokens, service_token="token-of-platform-")
@@ -403,6 +404,7 @@ def test_another_callers_payments_are_not_there(own_database: Databases) -> None
         serving(own_database, settings) as platform,
         platform.client("token-of-shop-aaaa") as ours,
         platform.client("token-of-shop-bbbb") as theirs,
+        platform.client("token-of-both-----") as both,
         platform.client("token-of-operator-") as ops,
     ):
         paid = pay(ours, "1.00")
@@ -411,9 +413,13 @@ def test_another_callers_payments_are_not_there(own_database: Databases) -> None
             lambda: theirs.get_payment(paid.checkout_id),
             lambda: theirs.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order)),
             lambda: list(theirs.watch_payment(paid.checkout_id)),
+            # what an operator may see, a team may not cancel or confirm for another, whoever has both roles
+            lambda: both.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=paid.checkout_id, reason="r")),
+            lambda: both.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order)),
         ):
             with pytest.raises(NotFoundError):
                 call()
+        assert both.get_payment(paid.checkout_id) == paid
         for checkout, first in ((paid.checkout_id, unique("o")), (unique("c"), order)):
             with pytest.raises(AlreadyExistsError) as refused:
                 theirs.create_payment(checkout, [new_order(first, "b", "s", "1.00", "EUR")], credit_card_info="tok_visa")

@@ -256,6 +256,9 @@ def test_a_payout_that_was_set_aside_is_retried(shop: Client, chief: Client, ban
     assert refusal(chief.payout.RetryPayout, request) == "ID_TAKEN"
     again = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended", request_id=unique("r"))
     assert refusal(shop.payout.RetryPayout, again) == "STATE_FORBIDS"
+    unnamed = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended")
+    assert refusal(shop.payout.RetryPayout, unnamed) == "STATE_FORBIDS"  # the SDK has given it an id
+    assert not unnamed.request_id
     assert len({demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id}) == 1
 
 

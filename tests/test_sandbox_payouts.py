@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import orjson
 import psycopg
 import pytest
 from aiohttp import web
@@ -292,6 +293,27 @@ def test_garbage_over_http_is_unknown(body: bytes) -> None:
                 await port.close()
 
     assert [type(one) for one in asyncio.run(run())] == [Unknown] * 4
+
+
+def test_an_answer_that_comes_in_pieces_is_one(database: Databases) -> None:
+    """A body over HTTP is read to its end, however it is cut."""
+    said = orjson.dumps({"status": 400, "reference": "", "amount": 0, "currency": "", "code": "x" * 200_000, "state": ""})
+
+    async def pieces(_request: web.Request) -> web.Response:
+        return web.Response(body=said, status=404, content_type="application/json")
+
+    async def run() -> Any:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", pieces)
+        async with served(app) as url:
+            port = PayoutsOverHttp(url, 3600)
+            try:
+                return await port.look_up(demand())
+            finally:
+                await port.close()
+
+    told = asyncio.run(run())
+    assert told.detail.startswith("status 404 xxx")
 
 
 @pytest.mark.parametrize("path", ["/payouts", "/accounts/verify", "/charges"])

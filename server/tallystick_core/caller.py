@@ -38,8 +38,10 @@ class Caller:
         return self.sees_all or owner == self.name
 
 
-def authorize(caller: Caller, allowed: frozenset[Role]) -> None:
-    """Raises METHOD_FORBIDDEN unless the caller has one of the roles."""
-    if caller.roles.isdisjoint(allowed):
+def authorize(caller: Caller, allowed: frozenset[Role]) -> Caller:
+    """The caller in those of its roles that may call: no other widens what it sees. Raises METHOD_FORBIDDEN if it has none of them."""
+    roles = caller.roles & allowed
+    if not roles:
         wanted = " or ".join(sorted(allowed))
         raise Refused(Reason.METHOD_FORBIDDEN, f"This method is for callers with the role {wanted}.")
+    return Caller(caller.name, roles)

@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
 from tallystick._money import amount_text
-from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, short_name, tracer
+from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -175,7 +175,7 @@ class _Channel:
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
             end = asyncio.get_running_loop().time() + (timeout or self._settings.deadline(name))
             with tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
-                return await self._sent(send, request, end, metadata)
+                return await self._sent(send, complete(request), end, metadata)
 
         return call
 

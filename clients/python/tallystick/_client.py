@@ -15,7 +15,7 @@ from tenacity import Retrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
 from tallystick._money import amount_text
-from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, short_name, tracer
+from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -211,7 +211,7 @@ class _UnaryCall:
         end = time.monotonic() + (timeout or self._settings.deadline(self._name))
         retrying = Retrying(**self._settings.retries(end, time.monotonic))
         with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
-            return retrying(self._send, request, end, metadata)
+            return retrying(self._send, complete(request), end, metadata)
 
     def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
         left = max(end - time.monotonic(), 0.001)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import grpc
+from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
@@ -87,8 +89,23 @@ STREAM_SECONDS = 310.0
 """A stream's deadline: longer than the platform keeps one."""
 
 
+M = TypeVar("M", bound=Message)
+
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")  # digits could look like a card number
+
+
 def tracer() -> trace.Tracer:
     return trace.get_tracer("tallystick")
+
+
+def complete(request: M) -> M:
+    """The request with a request_id of its own, where there is such a field and it is empty: however often it is then sent, it counts once."""
+    if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
+        return request
+    made = type(request)()
+    made.CopyFrom(request)
+    made.request_id = uuid4().hex.translate(_LETTERS)  # type: ignore[attr-defined]
+    return made
 
 
 def short_name(method: str) -> str:

@@ -20,7 +20,7 @@ from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Refused
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.execute import LEASE_MARGIN
-from tallystick_server.runtime.retry import FORM, Policy, parse_policy
+from tallystick_server.runtime.retry import DEFAULTS, FORM, Policy, parse_policy
 
 SERVED = ("payment", "ledger", "wallet", "payout", "event")
 """The services that can be served alone."""
@@ -255,8 +255,10 @@ def _policies(value: Any) -> dict[tuple[str, Trouble], Policy]:
     parsed = {}
     for key, text in _table(_text)(value).items():
         provider, _, trouble = key.rpartition(".")
-        if trouble.upper() not in Trouble.__members__:
-            raise _Bad(f"names no trouble by {key}; there are {', '.join(Trouble).lower()}")
+        if trouble.upper() not in DEFAULTS:
+            raise _Bad(f"names no trouble by {key}; there are {', '.join(DEFAULTS).lower()}")
+        if provider not in ("", *_PROVIDERS):
+            raise _Bad(f"names no provider by {key}; there are {', '.join(_PROVIDERS)}")
         try:
             parsed[provider, Trouble(trouble.upper())] = parse_policy(text)
         except ValueError:
@@ -264,6 +266,7 @@ def _policies(value: Any) -> dict[tuple[str, Trouble], Policy]:
     return parsed
 
 
+_PROVIDERS = ("sandbox",)
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 _ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
 _NOT_SETTINGS = frozenset({"config", "python", "token"})  # where the settings are, what scripts/setup runs, and an operator's own
@@ -281,8 +284,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "service_token": _text,
     "most_calls": _number(1, 100_000, int),
     "connections": _table(_number(1, 100, int), _service),
-    "provider": _one_of("sandbox"),
-    "payout_provider": _one_of("sandbox"),
+    "provider": _one_of(*_PROVIDERS),
+    "payout_provider": _one_of(*_PROVIDERS),
     "payout_approve_above": _limits,
     "payout_waiting_period": _number(0, 31_536_000),
     "payout_alert_after": _table(_number(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
@@ -366,6 +369,8 @@ def _check(settings: Settings) -> None:
             raise Failure("TALLYSTICK_SERVICE_TOKEN must be a token of a caller with the role service.")
     if settings.provider_timeout + LEASE_MARGIN >= settings.lease:
         raise Failure(f"TALLYSTICK_LEASE must be more than {LEASE_MARGIN:g} seconds longer than TALLYSTICK_PROVIDER_TIMEOUT.")
+    if settings.provider_key_window <= settings.lease:  # what is sent must be recorded before its key is forgotten
+        raise Failure("TALLYSTICK_PROVIDER_KEY_WINDOW must be longer than TALLYSTICK_LEASE.")
 
 
 def is_loopback(address: str) -> bool:

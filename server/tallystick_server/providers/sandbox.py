@@ -85,7 +85,7 @@ class _Http:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         try:
             async with self._session.request(method, f"{self._url}{path}", allow_redirects=False, **values) as response:
-                body = orjson.loads(await response.content.read(_MOST_BYTES))
+                body = await _body(response)
                 return read(response.status, body, _seconds(response.headers.get("Retry-After", "")))
         except aiohttp.ClientConnectorError as error:
             return NotSent(f"no connection: {type(error).__name__}")
@@ -95,6 +95,16 @@ class _Http:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+async def _body(response: aiohttp.ClientResponse) -> Any:
+    """A whole body, which may come in pieces. Raises ValueError for what is too long, or no JSON."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
+    return orjson.loads(bytes(body))
 
 
 def _read(status: int, body: Any, retry_after: float) -> Reply:

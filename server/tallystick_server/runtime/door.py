@@ -199,7 +199,7 @@ class Door:
         if len(raw) > method.most_bytes:
             raise Refused(Reason.MESSAGE_TOO_LARGE, f"The message must have at most {method.most_bytes} bytes.")
         caller = self._authenticator.authenticate(metadata, context.auth_context() or {})
-        authorize(caller, method.roles)
+        caller = authorize(caller, method.roles)
         try:
             request = method.request.FromString(raw)
         except DecodeError:

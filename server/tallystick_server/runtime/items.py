@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -9,7 +10,10 @@ from google.rpc import status_pb2
 
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.errors import from_status, to_status
+from tallystick_server.runtime.telemetry import trace_id
 from tallystick_storage.database import DataRefused
+
+log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 M = TypeVar("M")
@@ -47,7 +51,8 @@ async def each(
 def refusal(error: Exception) -> status_pb2.Status:
     """An item's refusal as its result tells it; what is none of the item's is raised."""
     if isinstance(error, DataRefused):
-        return to_status(Refused(Reason.INTERNAL, "The database refused the item."))
+        log.error("the database refused an item: %s (trace %s)", error, trace_id())
+        return to_status(Refused(Reason.INTERNAL, "The database refused the item.", metadata={"trace_id": trace_id()}))
     if not isinstance(error, Refused):
         raise error
     return to_status(error)

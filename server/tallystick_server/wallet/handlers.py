@@ -22,21 +22,21 @@ from tallystick_server.wallet.policy import Policies
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database
 
-_READ = frozenset({Role.OPERATOR, Role.SERVICE})
+_BOTH = frozenset({Role.OPERATOR, Role.SERVICE})
 _SERVICE = frozenset({Role.SERVICE})
 ACCESS: Access = {
-    "GetWallet": _READ,
-    "ListWallets": _READ,
-    "ListWalletEntries": _READ,
+    "GetWallet": _BOTH,
+    "ListWallets": _BOTH,
+    "ListWalletEntries": _BOTH,
     "BatchCredit": _SERVICE,
     "BatchRelease": _SERVICE,
     "BatchDebit": _SERVICE,
     "BatchPlaceHold": _SERVICE,
     "BatchCaptureHold": _SERVICE,
     "BatchReleaseHold": _SERVICE,
-    "GetHold": _READ,
-    "ListHolds": _READ,
-    "SetWalletPolicy": frozenset({Role.OPERATOR}),
+    "GetHold": _BOTH,
+    "ListHolds": _BOTH,
+    "SetWalletPolicy": _BOTH,
 }
 _LAST = 2**62
 
