@@ -65,17 +65,20 @@ _OPEN_ATTEMPTS = text("""
     select demand_id from attempt where demand_id = any (cast(:demands as text[])) and end_time is null order by demand_id, number for update
 """)
 _AGAIN = text("""
+    with r as materialized (
+        select r.* from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean,
+            tries int, trouble text, detail text)
+        join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)
     update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock(), held = false,
         lease_token = d.lease_token + (r.delay is null)::int,  -- what is set aside is nobody's: who held it is fenced
         maybe_sent = d.maybe_sent or r.maybe_sent, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
-    from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean, tries int,
-        trouble text, detail text)
-    where d.demand_id = r.demand_id and d.lease_token = r.lease_token
+    from r where d.demand_id = r.demand_id
     returning d.demand_id
 """)
 _REVIVE = text("""
-    update due set next_attempt_time = clock(), tries = 0, looking = false
-    where demand_id = any (cast(:demands as text[])) and next_attempt_time is null and lease_until <= clock()
+    with l as materialized (select demand_id from due where demand_id = any (cast(:demands as text[])) order by demand_id for update)
+    update due d set next_attempt_time = clock(), tries = 0, looking = false
+    from l where d.demand_id = l.demand_id and d.next_attempt_time is null and d.lease_until <= clock()
 """)
 _CLAIM_ASIDE = text("""
     update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0

@@ -112,6 +112,27 @@ BUGS = (
         "    find_unapplied(connection, [] and ",
     ),
     Bug(
+        "a second charge is not found beside an order that risk refused",
+        f"{_STORAGE}/payment/unapplied.py",
+        " and o.charge_id = r.charge_id and o.attempt_count > 0)",
+        " and o.charge_id = r.charge_id)",
+        "tests/test_recovery.py -k refused_sibling",
+    ),
+    Bug(
+        "orders follow what their holder heard, not what is on disk",
+        f"{_SERVER}/payment/record.py",
+        "    return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)",
+        "    return item",
+        "tests/test_recovery.py -k on_disk_is_what_moves",
+    ),
+    Bug(
+        "what found no room was sent, for all we know",
+        f"{_SERVER}/runtime/postpone.py",
+        "one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)",
+        "one.trouble is not Trouble.NOT_SENT",
+        "tests/test_recovery.py -k no_room",
+    ),
+    Bug(
         "ids of unapplied charges may look like card numbers",
         f"{_CORE}/canonical.py",
         ".hex()[:32].translate(_LETTERS)",
@@ -149,8 +170,8 @@ BUGS = (
     Bug(
         "a lease is given back by who lost it",
         f"{_STORAGE}/due.py",
-        "where d.demand_id = r.demand_id and d.lease_token = r.lease_token\n    returning d.demand_id",
-        "where d.demand_id = r.demand_id\n    returning d.demand_id",
+        "join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)",
+        "join due d on d.demand_id = r.demand_id order by d.demand_id for update of d)",
         "tests/test_recovery.py -k lost_a_lease",
     ),
     Bug(

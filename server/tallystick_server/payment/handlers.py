@@ -76,6 +76,7 @@ class PaymentHandlers(OperatorHandlers):
         with self._flow.changes.of(payment.checkout_id) as waiter:
             stands, now = await self._flow.cancel(payment.checkout_id, reason)
             if not stands:
+                payment = await self._visible(request.checkout_id, call)  # it ended since it was read
                 state = decode.STATES.parse(payment.payment_state, "payment_state")
                 raise Refused(Reason.STATE_FORBIDS, f"The payment is {state} already.", metadata={"state": state, "verb": "CANCEL"})
             if stands != reason:

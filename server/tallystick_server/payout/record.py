@@ -45,9 +45,9 @@ class Record:
         refused = sorted({item.item.payout_destination_id for item in items if account_refused(item.outcome)})
 
         def record(connection: Connection) -> dict[str, Payout]:
-            if refused:
-                end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED)
             due.record_answers(connection, [to_store(item.item, HAPPENINGS[type(item.outcome)], item.outcome) for item in items])
+            if refused:  # attempts are locked before what is due, as everywhere
+                end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED)
             rows = store.lock(connection, ids)
             known = transfers.of(connection, ids)
             books = {item.item.payout_id: _Book(item.item, rows[item.item.payout_id], known.get(item.item.payout_id, ())) for item in items}

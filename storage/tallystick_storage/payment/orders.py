@@ -261,9 +261,11 @@ def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[
 
 _CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")
 _CANCEL_DUE = text("""
-    update due d set next_attempt_time = clock() from (
-        select distinct charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING') order by charge_id) o
-    where d.demand_id = o.charge_id and d.next_attempt_time is not null
+    with l as materialized (
+        select demand_id from due
+        where demand_id in (select charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING'))
+        order by demand_id for update)
+    update due d set next_attempt_time = clock() from l where d.demand_id = l.demand_id and d.next_attempt_time is not null
 """)
 _CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
