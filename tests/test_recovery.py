@@ -561,6 +561,13 @@ def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(own_database: Databa
         assert [state for _, state, _ in charges(own_database, acting.checkout_id)] == ["DECLINED"]
 
 
+def test_a_buyers_time_is_up_when_it_is_up(own_database: Databases) -> None:
+    """However long a policy waits between looks, a pending order is looked at when resolve_by_time has come, and ends."""
+    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 600, 600, None)}, sweep_interval=0.05, pending_action=0.3)
+    with serving(own_database, settings) as running, running.client() as client:
+        assert failure(ended(client, pay(client, "5.00", token="tok_pending:action"))) == "EXPIRED"
+
+
 @pytest.fixture(scope="module")
 def waiting(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform that waits long before it tries again."""

@@ -37,6 +37,12 @@ class ChargedOrder(NamedTuple):
     platform_fee: int
     message: payment_pb2.PaymentOrder
 
+    def waits_for_buyer(self) -> float:
+        """Seconds from its last move until the buyer's time is up; inf if it does not wait for the buyer."""
+        if self.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION:
+            return inf
+        return (self.message.resolve_by_time.ToNanoseconds() - self.message.update_time.ToNanoseconds()) / 1e9
+
     def moved(self, move: store.OrderMove, row: Row[Any]) -> ChargedOrder:
         """The order after a move, as the row says."""
         message = payment_pb2.PaymentOrder()
@@ -181,6 +187,7 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
                 cancelled=first.cancel_reason != "",
                 overdue=bool(first.overdue) and first.pending_reason == PendingReason.BUYER_ACTION,
+                look_by=now + float(first.resolves_in) if first.pending_reason == PendingReason.BUYER_ACTION else inf,
                 answer=stored_answer(_told(first)),
                 maybe_sent=first.maybe_sent,
                 looking=first.looking,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,7 +36,9 @@ class Moved:
     def of(self, charge: Charge) -> Charge:
         """The charge with its orders as they stand now; once they have moved it has not been tried in vain."""
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
-        return charge if orders == charge.orders else replace(charge, orders=orders, tries=0)
+        if orders == charge.orders:
+            return charge
+        return replace(charge, orders=orders, tries=0, look_by=asyncio.get_running_loop().time() + orders[0].waits_for_buyer())
 
 
 def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:

@@ -31,6 +31,8 @@ class InHand(ABC):
     """Seconds from the attempt's start until it was taken up."""
     expires_at: float = inf
     """The loop's time after which it must not be sent for the first time."""
+    look_by: float = inf
+    """The loop's time at which it is taken up again at the latest, if that is to come."""
     answer: Answer | None = None
     """The attempt's outcome, if that is on disk and final."""
     maybe_sent: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -122,7 +123,7 @@ class Postpone(Generic[H, G]):
             return _again(one, one.retry_after, item.tries, looking=item.looking)
         delay = self._policies.of(item.provider, one.trouble).delay(item.tries + 1, item.demand_id)
         if delay is not None:
-            return _again(one, max(delay, one.retry_after), item.tries + 1, looking=item.looking)
+            return _again(one, _in_time(item, max(delay, one.retry_after)), item.tries + 1, looking=item.looking)
         last = resort(one.trouble, maybe_sent=item.maybe_sent)
         return _again(one, one.retry_after, 0, looking=True) if last is Resort.LOOK_UP else last
 
@@ -137,6 +138,12 @@ class Postpone(Generic[H, G]):
         tell_changed(
             connection, dead_letter.insert(connection, new), lambda row: (subjects[row.subject].item.caller, subjects[row.subject].item.traceparent)
         )
+
+
+def _in_time(item: InHand, delay: float) -> float:
+    """A wait that does not go past the time at which it is looked at at the latest."""
+    left = item.look_by - asyncio.get_running_loop().time()
+    return min(delay, left) if left > 0 else delay
 
 
 def _again(one: Troubled[H], delay: float | None, tries: int, *, looking: bool) -> due.Again:

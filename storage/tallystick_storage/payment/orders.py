@@ -284,7 +284,7 @@ _CHARGES = text("""
     select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
-        o.resolve_by_time < (select clock()) as overdue, d.maybe_sent, d.looking, d.tries
+        o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in, d.maybe_sent, d.looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
     join due d on d.demand_id = g.charge_id
     join lateral (select * from attempt a where a.demand_id = g.charge_id order by number desc limit 1) a on true
