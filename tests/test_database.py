@@ -44,6 +44,23 @@ def count(database: Databases, aggregate: str) -> int:
         return connection.execute("select count(*) from event where aggregate_id = %s", (aggregate,)).fetchone()[0]  # type: ignore[index, no-any-return]
 
 
+def test_a_database_that_stands_still_is_cut_off(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gets no answer in time loses its connection and runs again: on disk once."""
+    monkeypatch.setattr(module, "_LONGEST", 0.3)
+    event = Database(own_database.service("event"), connections=1)
+    aggregate, tries = unique("p"), []
+
+    def work(connection: Connection) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            connection.execute(text("select pg_sleep(1)"))
+        return insert(aggregate, 1)(connection)  # type: ignore[no-any-return]
+
+    assert asyncio.run(event.transact(work)) == aggregate
+    assert (len(tries), count(own_database, aggregate)) == (2, 1)
+    event.close()
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, monkeypatch: pytest.MonkeyPatch, committed: bool) -> None:
     """The connection breaks at COMMIT, after or before it took effect: the work is on disk exactly once, and its result comes back."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import uuid
 from asyncio import get_running_loop
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _active = threading.local()
 _ATTEMPTS = 6
+_LONGEST = 30.0  # seconds of one try; a statement has 10, but a server that stands still does not count them
 # SQLSTATEs after which the same transaction may succeed: conflict, resources, operator, lock timeout, idle too long, connection.
 _AGAIN = ("40", "53", "57", "55P03", "25P03", "08")
 # Classes that blame the data: retrying cannot help, and one item of the batch is the culprit.
@@ -103,29 +106,62 @@ class Database:
         DEPENDENCY_UNAVAILABLE when several tries have failed.
         """
         unit = _Unit(work, self._new_id)
-        return await self._bounded(lambda: unit.run(self._engine))
+        return await self._bounded(lambda line: unit.run(self._engine, line))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` without a transaction: each statement sees its own moment. Raises as `transact` does."""
-        return await self._bounded(lambda: _read(self._engine, work))
+        return await self._bounded(lambda line: _read(self._engine, work, line))
 
-    async def _bounded(self, attempt: Callable[[], T]) -> T:
+    async def _bounded(self, attempt: Callable[[_Line], T]) -> T:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.02, max=0.5), retry=retry_if_exception_type(_Again), reraise=True
         )
         try:
             async for turn in retrying:
                 with turn:
-                    return await get_running_loop().run_in_executor(self._threads, attempt)
+                    return await self._once(attempt)
         except _Again as gave_up:
             log.warning("a transaction was given up: %s", gave_up)
             raise Refused(gave_up.reason, "The database did not let the call through.", retry_after=1.0) from gave_up
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
+    async def _once(self, attempt: Callable[[_Line], T]) -> T:
+        """One try. What the database does not answer in time is cut off, which is a lost connection: the next try finds out what was committed."""
+        line = _Line()
+        end = get_running_loop().call_later(_LONGEST, line.cut)
+        try:
+            return await get_running_loop().run_in_executor(self._threads, attempt, line)
+        finally:
+            end.cancel()
+
     def close(self) -> None:
         """Waits for what runs, and closes every connection."""
         self._threads.shutdown()
         self._engine.dispose()
+
+
+class _Line:
+    """The connection that one try is on."""
+
+    def __init__(self) -> None:
+        self._connection: Any = None
+
+    @contextmanager
+    def over(self, engine: Engine) -> Iterator[Connection]:
+        """A connection of the engine, which can be cut until the block ends."""
+        with engine.connect() as connection:
+            self._connection = connection.connection.driver_connection
+            try:
+                yield connection
+            finally:
+                self._connection = None
+
+    def cut(self) -> None:
+        """Closes the socket under it: never a cancellation, which at a COMMIT could look like success."""
+        with suppress(OSError, psycopg.Error, AttributeError):  # it has ended meanwhile
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as copy:
+                copy.shutdown(socket.SHUT_RDWR)
+            log.warning("a connection was cut: the database did not answer for %g seconds", _LONGEST)
 
 
 class _Unit(Generic[T]):
@@ -137,8 +173,8 @@ class _Unit(Generic[T]):
         self._mark = new_id()
         self._results: list[T] = []  # filled as soon as a COMMIT has been sent
 
-    def run(self, engine: Engine) -> T:
-        with _translated(), engine.connect() as connection, _marked_active():
+    def run(self, engine: Engine, line: _Line) -> T:
+        with _translated(), line.over(engine) as connection, _marked_active():
             if self._results and self._is_committed(connection):
                 return self._results[-1]
             if not self._results:
@@ -193,8 +229,8 @@ def _commit(connection: Connection) -> None:
         raise _Again(RuntimeError("COMMIT was not confirmed by the standby"), Reason.DEPENDENCY_UNAVAILABLE)
 
 
-def _read(engine: Engine, work: Callable[[Connection], T]) -> T:
-    with _translated(), engine.connect() as connection, _marked_active():
+def _read(engine: Engine, work: Callable[[Connection], T], line: _Line) -> T:
+    with _translated(), line.over(engine) as connection, _marked_active():
         return work(connection.execution_options(isolation_level="AUTOCOMMIT"))
 
 
