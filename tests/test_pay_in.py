@@ -109,6 +109,7 @@ def test_a_pending_order_waits_in_a_state_of_its_own(client: Client, token: str,
     order = payment.payment_orders[0]
     assert payment_pb2.PendingReason.Name(order.pending_reason) == f"PENDING_REASON_{reason}"
     assert bool(order.next_action_url) == (reason == "BUYER_ACTION")
+    assert client.get_payment(payment.checkout_id).payment_orders[0].HasField("next_attempt_time")  # the provider is asked again
     assert payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
 

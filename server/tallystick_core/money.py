@@ -18,7 +18,7 @@ _MILLION = 1_000_000
 
 
 def parse_currency(text: str, field: str = "currency") -> str:
-    """A currency code as it is. Raises CURRENCY_UNKNOWN."""
+    """A currency code as it is. Raises FIELD_REQUIRED, CURRENCY_UNKNOWN."""
     if text in EXPONENTS:
         return text
     if not text:

@@ -89,7 +89,7 @@ def new_payment(checkout: store.NewCheckout, created: datetime) -> payment_pb2.P
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """An order as it stands; a row of any of the order queries."""
     message = stored_order(row)
-    if row.next_attempt_time is not None and row.status == Status.EXECUTING:
+    if row.next_attempt_time is not None and row.status in (Status.EXECUTING, Status.PENDING):
         message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
     return message
 

@@ -36,7 +36,7 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_PAYMENT_CLOSED: _EventType.ValueType  # 2
     """A payment's state became final."""
     EVENT_TYPE_PAYMENT_ORDER_CHANGED: _EventType.ValueType  # 3
-    """An order made a move, or was settled."""
+    """An order was accepted, made a move, was settled, or its delivery was confirmed."""
     EVENT_TYPE_WALLET_CHANGED: _EventType.ValueType  # 4
     """A wallet has one more entry."""
     EVENT_TYPE_WALLET_POLICY_CHANGED: _EventType.ValueType  # 5
@@ -70,7 +70,7 @@ EVENT_TYPE_PAYMENT_CREATED: EventType.ValueType  # 1
 EVENT_TYPE_PAYMENT_CLOSED: EventType.ValueType  # 2
 """A payment's state became final."""
 EVENT_TYPE_PAYMENT_ORDER_CHANGED: EventType.ValueType  # 3
-"""An order made a move, or was settled."""
+"""An order was accepted, made a move, was settled, or its delivery was confirmed."""
 EVENT_TYPE_WALLET_CHANGED: EventType.ValueType  # 4
 """A wallet has one more entry."""
 EVENT_TYPE_WALLET_POLICY_CHANGED: EventType.ValueType  # 5
