@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.identifier import parse_country, parse_id, parse_text, parse_token, refuse_card_number
+from tallystick_core.identifier import _luhn, parse_country, parse_id, parse_text, parse_token, refuse_card_number
 from tallystick_core.refusal import Reason, Refused
 
 # Numbers that providers publish for tests, of each issuer; none is anybody's card.
@@ -26,7 +26,7 @@ def _with(separator: str, number: str) -> str:
 
 
 @pytest.mark.parametrize("number", TEST_CARDS)
-@pytest.mark.parametrize("separator", ["", " ", "-", ".", "\n", " - ", "\u200b", "\u00a0"])
+@pytest.mark.parametrize("separator", ["", " ", "-", ".", "\n", " - ", "     ", " ;;; / ", "\u200b", "\u00a0"])
 def test_card_numbers_are_refused_however_written(number: str, separator: str) -> None:
     """S1: spaced, dashed, split by lines or by invisible signs, a card number is seen."""
     text = f"my card {_with(separator, number)} thanks"
@@ -36,9 +36,17 @@ def test_card_numbers_are_refused_however_written(number: str, separator: str) -
     assert number not in str(refused.value)
 
 
+@pytest.mark.parametrize("prefix", ["2200", "5000", "5019", "5612", "5812", "6074", "6304", "6759", "8172", "9792"])
+def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
+    """S1: numbers made up for Mir, Maestro, Dankort, RuPay and Troy."""
+    number = next(made for made in (f"{prefix}00000000000{last}" for last in range(10)) if _luhn(made))
+    with pytest.raises(Refused):
+        refuse_card_number(number, "buyer_info")
+
+
 def test_card_numbers_in_other_digits_are_refused() -> None:
-    """S1: full-width and Arabic digits are digits."""
-    for shift in (0xFF10, 0x0660):
+    """S1: full-width, Arabic and circled digits are digits."""
+    for shift in (0xFF10, 0x0660, 0x245F):
         with pytest.raises(Refused):
             refuse_card_number("".join(chr(shift + int(d)) for d in TEST_CARDS[0]), "buyer_info")
 

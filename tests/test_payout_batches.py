@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Connection
 
 from tallystick import Client, TallystickError
 from tallystick._errors import from_status
@@ -18,6 +20,7 @@ from tallystick_server.payout import collect
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
+from tallystick_storage.payout import schedule
 
 from .banks import Bank
 from .conftest import Platform, eventually, serving, unique
@@ -230,6 +233,35 @@ def test_batches_that_stay_open_keep_no_other_waiting(teller: Client, bank: Bank
             assert eventually(lambda: batch(teller, id_).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_OPEN)
         else:
             assert totals(done(teller, id_)) == {"PAID": (1, "10.00", "0.00")}
+
+
+@pytest.mark.parametrize("whose", ["his own", "the default"])
+def test_a_schedule_that_is_set_during_its_run_holds(teller: Client, paying: Platform, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+    """Set between the look at what is due and the payouts, it holds from then on: its next cut-off is its own, and the one that has come is run once."""
+    seller = sell(teller, "10.00")
+    destination(teller, seller)
+    of = seller if whose == "his own" else ""
+    daily(teller, of)
+    real, sets = schedule.now, [1]
+
+    def now(connection: Connection) -> Any:
+        if sets:  # what the run does between its look and its payouts
+            sets.clear()
+            weekly = {"interval": payout_pb2.PAYOUT_INTERVAL_WEEKLY, "weekday": payout_pb2.WEEKDAY_MONDAY, "cut_off": "05:00", "time_zone": "UTC"}
+            teller.payout.SetPayoutSchedule(pb.SetPayoutScheduleRequest(seller_account=of, currency="EUR", **weekly))  # type: ignore[arg-type]
+        return real(connection)
+
+    monkeypatch.setattr(schedule, "now", now)
+    at_the_cut_off(paying.databases)
+    (payout,) = eventually(lambda: list(teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts")))
+    comes_to(teller, payout.payout_id, "PAID")
+    (held,) = eventually(lambda: [found for found in [_schedule(teller, of)] if found.next_time.ToDatetime(UTC) > datetime.now(UTC)])
+    assert (held.next_time.ToDatetime().isoweekday(), held.next_time.ToDatetime().hour) == (1, 5)
+    assert len(list(teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))) == 1
+
+
+def _schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:
+    return client.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(seller_account=seller, currency="EUR")).payout_schedule
 
 
 def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Databases) -> None:

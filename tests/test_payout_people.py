@@ -147,6 +147,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(shop: Client, other: Client, ch
     cancel(shop, payout.payout_id)
     comes_to(shop, payout.payout_id, "CANCELLED")
     assert state(cancel(shop, payout.payout_id)) == "CANCELLED"
+    assert state(cancel(chief, payout.payout_id)) == "CANCELLED"  # the same for whoever may cancel it
     assert refusal(cancel, shop, payout.payout_id, "another reason") == "KEY_REUSED"
     assert wallet(chief, seller) == ("200.00", "0.00", "0.00")
     assert payout.payout_id not in {demand.payout_id for demand in bank.submitted}

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psycopg
@@ -21,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tallystick import Client, new_order
+from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
@@ -112,6 +114,39 @@ def test_sigterm_drains(own_database: Databases) -> None:
         assert server.wait(30) == 0
         assert not serving(address)
     assert verify(own_database).passed
+
+
+def test_who_watches_health_keeps_no_process_up(own_database: Databases) -> None:
+    """SIGTERM: an open Health.Watch, as load balancers have, and a call that never sent its message are not waited for."""
+    address = free_address()
+    environment = {**of(own_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "60"}
+    with process(["serve", "all"], environment, address) as server, grpc.insecure_channel(address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        stub: Any = channel.stream_unary("/tallystick.payment.v1.PaymentService/GetPayment", None, None)
+        mute = stub.future(_nothing())
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(15) == 0
+        assert mute.exception() is not None
+
+
+def _nothing() -> Iterator[bytes]:
+    """A call's messages, of which none comes in time."""
+    threading.Event().wait(20)
+    yield b""
+
+
+@pytest.mark.parametrize(
+    "method", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+)
+def test_what_stands_beside_the_door_refuses_by_name(platform_address: str, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    """X1: malformed bytes to health and reflection are MESSAGE_MALFORMED, never UNKNOWN with an exception's text, and nothing is logged as failed."""
+    with grpc.insecure_channel(platform_address) as channel, pytest.raises(grpc.RpcError) as error:
+        stub: Any = channel.stream_stream(method, None, None)
+        list(stub(iter([b"\xff\xff\xff"]), timeout=10))
+    refused = from_rpc(error.value)
+    assert (error.value.code(), refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_reflection_lists_every_service(platform_address: str) -> None:

@@ -94,9 +94,9 @@ class Collect:
         if not self._is_ours(connection):
             return False
         for row, cut_offs in _readable(schedule.due(connection, _MOST_BATCHES, default=True)):
-            new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
-            insert(connection, new, row.traceparent, row.next_time)
-            schedule.advance(connection, [("", row.currency, row.next_time, next_time(cut_offs, schedule.now(connection)))])
+            if schedule.advance(connection, [(row, next_time(cut_offs, schedule.now(connection)))]):
+                new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
+                insert(connection, new, row.traceparent, row.next_time)
         return True
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
@@ -112,9 +112,8 @@ class Collect:
         arrivals = [_arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row, _ in due]
 
         def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
-            now = schedule.now(connection)
-            times = [(row.seller_account, row.currency, row.next_time, next_time(cut_offs, now)) for row, cut_offs in due]
-            return schedule.advance(connection, times) > 0
+            now = schedule.now(connection)  # who has set his schedule meanwhile is looked at again, and with him the page
+            return schedule.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in due])
 
         return [await self._make(arrivals, advance)] * len(due)
 

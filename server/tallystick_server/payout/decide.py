@@ -91,8 +91,8 @@ class Decide:
 def _was_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
     """Whether the same was decided before. Raises KEY_REUSED for a cancellation with another reason."""
     before = [row for row in history if row.cause == decision.cause]
-    if any((row.actor, row.reason) == (decision.actor, decision.reason) for row in before):
-        return True
-    if before and decision.cause is Cause.CANCELLED:
+    if decision.cause is not Cause.CANCELLED:
+        return any((row.actor, row.reason) == (decision.actor, decision.reason) for row in before)
+    if before and before[0].reason != decision.reason:
         raise key_reused("reason")
-    return False
+    return bool(before)

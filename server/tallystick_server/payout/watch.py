@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from tallystick_core.payout import WATCHED
 from tallystick_core.provider import Answer, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
+from tallystick_core.refusal import Refused
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.retry import Policies
@@ -53,7 +54,11 @@ class Watch:
         watched = await self._database.read(read)
         if not watched:
             return
-        again = await asyncio.gather(*(self.look(item, looks) for item, looks in watched))
+        again = []
+        for look in await asyncio.gather(*(self.look(item, looks) for item, looks in watched), return_exceptions=True):
+            if isinstance(look, BaseException):  # the database is away: all are looked at again in the next turn
+                raise look
+            again.append(look)
 
         def note(connection: Connection) -> None:
             store.watch_again(connection, again)
@@ -70,6 +75,8 @@ class Watch:
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         try:
             await self._record(item, outcome)
+        except Refused:
+            raise
         except Exception:  # what one payout's answer does keeps no other from being looked at
             log.exception("what %s came to cannot be recorded; it is asked again", item.subject)
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.wiring import Ports, Service, Wiring
 from tallystick_server.runtime import telemetry
 from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
+from tallystick_server.runtime.beside import Beside
 from tallystick_server.runtime.door import BATCH_BYTES, Door
 from tallystick_server.runtime.peers import Peers
 
@@ -35,6 +36,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MOST_UNREAD = 100_000
 UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
 """Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
+_FAREWELL = 0.5  # seconds in which the last answers set out
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
 
@@ -56,7 +58,11 @@ class Running:
         await asyncio.sleep(_HEALTH_NOTICE)
         deadline = asyncio.get_running_loop().time() + patience
         self._doors[0].close()
-        await self._servers[0].stop(patience)
+        stopping = asyncio.ensure_future(self._servers[0].stop(patience))
+        await self._doors[0].quiet(patience)
+        await asyncio.wait((stopping,), timeout=_FAREWELL)
+        await self._servers[0].stop(None)  # who only watches health, or never said what it calls for, is not waited for
+        await stopping
         for service in self._services:
             await service.stop(max(deadline - asyncio.get_running_loop().time(), 0.1))
         for door, server in zip(self._doors[1:], self._servers[1:], strict=True):
@@ -111,9 +117,11 @@ def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthS
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", received), ("grpc.so_reuseport", int(reuse_port)), *UNREAD])
     for service in services:
         door.bind(server, service.descriptor, service.servicer, service.access)
-    health_pb2_grpc.add_HealthServicer_to_server(monitor, server)
+    beside: Any = Beside(server)
+    health_pb2_grpc.add_HealthServicer_to_server(monitor, beside)
     names = [s.descriptor.full_name for s in services]
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    told = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(told, beside)  # type: ignore[no-untyped-call]
     door.bind_unknown(server)
     return server
 

@@ -18,7 +18,7 @@ from opentelemetry.trace import Span
 from tallystick_core.caller import Caller, Role, authorize
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime.authentication import Authenticator
-from tallystick_server.runtime.errors import CODE, to_status
+from tallystick_server.runtime.errors import CODE, refuse
 from tallystick_server.runtime.telemetry import failed, server_span, trace_id
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ MESSAGE_BYTES = 64 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
 _LONGEST_WAIT = 30.0
+_LOOK_AGAIN = 0.02
 
 
 @dataclass(slots=True)
@@ -86,6 +87,12 @@ class Door:
     def close(self) -> None:
         """From now on new calls are refused with SHUTTING_DOWN, and streams end."""
         self._closing.set()
+
+    async def quiet(self, patience: float) -> None:
+        """Waits until no call is in hand, at most so many seconds."""
+        deadline = asyncio.get_running_loop().time() + patience
+        while (self._calls or self._streams) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - calls end by many ways
+            await asyncio.sleep(_LOOK_AGAIN)
 
     def bind(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, access: Access) -> None:
         """Adds a service. Raises TypeError for a method without an explicit access rule or without a handler."""
@@ -223,10 +230,8 @@ async def _refuse(context: Context, span: Span, error: Exception, method: str) -
     else:
         log.error("%s failed (trace %s)", method, trace_id(), exc_info=error)
         refused = Refused(Reason.INTERNAL, "A fault of ours; the same id is safe.", metadata={"trace_id": trace_id()})
-    code = CODE[refused.reason]
-    failed(span, code.name, refused.reason)
-    trailing = (("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", trace_id()))
-    await context.abort(code, refused.message, trailing)
+    failed(span, CODE[refused.reason].name, refused.reason)
+    await refuse(context, refused, [("tallystick-trace-id", trace_id())])
 
 
 def _heard(write: asyncio.Future[None]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -75,6 +78,12 @@ def to_status(refused: Refused) -> status_pb2.Status:
         packed.append(one)
     code = CODE[refused.reason].value[0]
     return status_pb2.Status(code=code, message=refused.message, details=packed)
+
+
+async def refuse(context: Any, refused: Refused, trailing: Sequence[tuple[str, str]] = ()) -> NoReturn:
+    """Ends a call, by its context, with a refusal."""
+    await context.abort(CODE[refused.reason], refused.message, (("grpc-status-details-bin", to_status(refused).SerializeToString()), *trailing))
+    raise AssertionError("unreachable: abort raises")
 
 
 def from_status(status: status_pb2.Status) -> Refused:

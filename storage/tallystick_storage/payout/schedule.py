@@ -67,8 +67,8 @@ _DUE = text("""
 """)
 _ADVANCE = text("""
     update payout_schedule s set next_time = r.next_time
-    from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, old_time timestamptz, next_time timestamptz)
-    where s.seller_account = r.seller_account and s.currency = r.currency and s.next_time = r.old_time
+    from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, version int, old_time timestamptz, next_time timestamptz)
+    where s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
     returning s.seller_account
 """)
 _OWN = text("select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))")
@@ -96,10 +96,13 @@ def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any
     return connection.execute(_DUE, {"most": most, "default": default}).all()
 
 
-def advance(connection: Connection, times: Sequence[tuple[str, str, datetime, datetime | None]]) -> int:
-    """Sets the next cut-offs of (seller, currency) whose last one is as given; how many there were."""
-    items = [dict(zip(("seller_account", "currency", "old_time", "next_time"), one, strict=True)) for one in times]
-    return len(connection.execute(_ADVANCE, {"times": rows(items)}).all())
+def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> bool:
+    """Sets the next cut-offs of schedules that were read as given; whether all of them still stood so."""
+    items = [
+        {"seller_account": row.seller_account, "currency": row.currency, "version": row.version, "old_time": row.next_time, "next_time": following}
+        for row, following in times
+    ]
+    return len(connection.execute(_ADVANCE, {"times": rows(items)}).all()) == len(items)
 
 
 def with_own(connection: Connection, sellers: list[str], currency: str) -> set[str]:

@@ -351,7 +351,7 @@ class CreatePayoutRequest(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     PAYOUT_DESTINATION_ID_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
-    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
+    """Unique over all callers: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, but not beginning with "r-", as those of runs do."""
     seller_account: _builtins.str
     """Who is paid: an id of the same form."""
     amount: _builtins.str
