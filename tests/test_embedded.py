@@ -122,7 +122,7 @@ def test_a_role_keeps_a_password_that_is_not_known_here(folder: Path) -> None:
         command = [sys.executable, "-m", "tallystick_server.process.cli", "migrate"]
         refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert refused.returncode == 1
-        assert "its password is not in" in refused.stderr
+        assert "its password is not the one in" in refused.stderr
         psycopg.connect(known.service("payment").replace("+psycopg", "")).close()
         renewed = subprocess.run([*command, "--new-passwords"], env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert renewed.returncode == 0, renewed.stderr

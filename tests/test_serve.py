@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from sqlalchemy import make_url
 
 from tallystick import Client, new_order
 from tallystick._errors import from_rpc
@@ -27,7 +28,7 @@ from tallystick.payment.v1 import payment_service_pb2
 from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.failure import Failure
-from tallystick_server.process.migrate import SCHEMAS
+from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
 from tallystick_server.process.verify import verify
 
 from .conftest import ROOT, eventually, free_address, fresh_database
@@ -189,6 +190,28 @@ def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -
         assert "tallystick migrate" in refusal(["serve", "all"], of(known))
 
 
+def test_migrate_shuts_nobody_out_unasked(own_database: Databases, tmp_path: Path) -> None:
+    """A folder whose passwords are those of another installation changes none: it is refused, and who is there goes on."""
+    other = Passwords(tmp_path / "elsewhere" / "passwords.json")
+    name = make_url(own_database.admin).database or ""
+    for service in SCHEMAS:
+        other.make(roles(name, service).service)
+        other.make(roles(name, service).reader)
+    with pytest.raises(Failure, match="is not the one in"):
+        migrate(own_database.admin, other)
+    migrate(own_database.admin, own_database.passwords)
+    for service in SCHEMAS:
+        psycopg.connect(own_database.service(service).replace("+psycopg", "")).close()
+
+
+def test_output_that_nobody_reads_ends_in_silence(own_database: Databases) -> None:
+    """`tallystick verify | head` and the like: no traceback, and not the exit code of what is wrong."""
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*CLI, "verify"], env={**os.environ, **of(own_database)}, **pipe) as command:  # type: ignore[call-overload]
+        command.stdout.close()
+        assert (command.wait(60), command.stderr.read()) == (141, b"")
+
+
 def test_a_port_in_use_is_one_sentence(own_database: Databases) -> None:
     """The address is named, and what to set."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -196,6 +219,7 @@ def test_a_port_in_use_is_one_sentence(own_database: Databases) -> None:
         said = refusal(["serve", "all"], {**of(own_database), "TALLYSTICK_LISTEN": address})
     assert address in said
     assert "TALLYSTICK_LISTEN" in said
+    assert "add_port" not in said  # gRPC's own line
 
 
 def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> None:
@@ -237,7 +261,7 @@ def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment
 
 
 BAD_SETTINGS = [
-    ({"TALLYSTICK_LISTEN": "0.0.0.0:7070"}, "TALLYSTICK_LISTEN must be a loopback address"),
+    ({"TALLYSTICK_LISTEN": "0.0.0.0:7070"}, "listen (TALLYSTICK_LISTEN) must be a loopback address"),
     ({"TALLYSTICK_LISTEN": "nowhere"}, "TALLYSTICK_LISTEN must be host:port"),
     ({"TALLYSTICK_LISTEN": "127.0.0.1:65536"}, "TALLYSTICK_LISTEN must be host:port"),
     ({"TALLYSTICK_LISEN": "127.0.0.1:7070"}, "There is no setting TALLYSTICK_LISEN"),
@@ -245,13 +269,16 @@ BAD_SETTINGS = [
     ({"TALLYSTICK_SELLER_FEE_RATES": "0.5"}, "TALLYSTICK_SELLER_FEE_RATES must look like key=value"),
     ({"TALLYSTICK_RISK_BLOCKED_COUNTRIES": "Britain"}, "TALLYSTICK_RISK_BLOCKED_COUNTRIES holds what it cannot: each must be two capital letters"),
     ({"TALLYSTICK_AUTHENTICATION": "hope"}, "TALLYSTICK_AUTHENTICATION must be one of none, tokens"),
-    ({"TALLYSTICK_AUTHENTICATION": "tokens"}, "TALLYSTICK_CALLERS must name at least one caller"),
-    ({"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"}, "TALLYSTICK_SERVICE_TOKEN must be a token"),
+    ({"TALLYSTICK_AUTHENTICATION": "tokens"}, "callers (TALLYSTICK_CALLERS) must name at least one caller"),
+    (
+        {"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"},
+        "service_token (TALLYSTICK_SERVICE_TOKEN) must be a token",
+    ),
     ({"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"}, "TALLYSTICK_CALLERS must give caller number 1 a name"),
     ({"TALLYSTICK_CALLERS": "a:team:short"}, "shorter than 16"),
     ({"TALLYSTICK_LEASE": "ten"}, "TALLYSTICK_LEASE must be a number"),
-    ({"TALLYSTICK_LEASE": "10"}, "TALLYSTICK_LEASE must be more than 2 seconds longer"),
-    ({"TALLYSTICK_PROVIDER_KEY_WINDOW": "60"}, "TALLYSTICK_PROVIDER_KEY_WINDOW must be longer than TALLYSTICK_LEASE"),
+    ({"TALLYSTICK_LEASE": "10"}, "lease (TALLYSTICK_LEASE) must be more than 2 seconds longer"),
+    ({"TALLYSTICK_PROVIDER_KEY_WINDOW": "60"}, "provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease"),
     ({"TALLYSTICK_RETRY": "held_back=cancel"}, "TALLYSTICK_RETRY names no trouble by held_back"),
     ({"TALLYSTICK_RETRY": "stripes.busy=cancel"}, "TALLYSTICK_RETRY names no provider by stripes.busy"),
     ({"TALLYSTICK_FEE_RATE": "1.5"}, "TALLYSTICK_FEE_RATE must be a decimal"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from aiohttp import web
 
@@ -18,7 +18,7 @@ from tallystick_sandbox.server import application
 from tallystick_server.process import configuration, operate, serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import databases, databases_to_read
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.failure import Failure, unread
 from tallystick_server.process.migrate import migrate, refuse_behind
 from tallystick_server.process.verify import verify
 from tallystick_storage.database import Database
@@ -26,13 +26,16 @@ from tallystick_storage.database import Database
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; what goes wrong is one sentence on standard error, and exit code 1."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind; serve drains instead
     logging.basicConfig(level=logging.WARNING, format=serve.LOG_FORMAT)
     options = _parser().parse_args(arguments)
     try:
         settings = configuration.load(path=options.config)
-        sys.exit(options.run(options, settings))
+        code = options.run(options, settings)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        unread()
     except Failure as failure:
         print(f"tallystick: {failure}", file=sys.stderr)
         sys.exit(1)
@@ -46,6 +49,7 @@ def _say(line: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tallystick", description="Payment platform for marketplaces.")
+    parser.add_argument("--version", action="version", version=f"tallystick {version('tallystick-server')}")
     parser.add_argument("--config", help="a TOML file; settings in the environment stand over it")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = commands.add_parser("serve", help="serve all services, or some by name, until SIGTERM")
@@ -58,10 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="the report as one JSON object")
     one.set_defaults(run=_verify)
     one = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
-    one.add_argument("--port", type=int, default=7090, choices=range(1, 65536), metavar="1..65535", help="where it listens; by default 7090")
+    one.add_argument("--port", type=_port, default=7090, help="where it listens on 127.0.0.1; by default 7090")
     one.set_defaults(run=_sandbox)
     operate.add_commands(commands)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65_536:
+        raise argparse.ArgumentTypeError("must be a whole number from 1 to 65535")
+    return int(text)
 
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:

@@ -360,17 +360,17 @@ def _parse(name: str, value: Any, where: str) -> Any:
 def _check(settings: Settings) -> None:
     """What no setting can tell alone."""
     if settings.authentication == "none" and not is_loopback(settings.listen):
-        raise Failure("TALLYSTICK_LISTEN must be a loopback address while TALLYSTICK_AUTHENTICATION is none.")
+        raise Failure("listen (TALLYSTICK_LISTEN) must be a loopback address while authentication is none.")
     if settings.authentication == "tokens":
         if not settings.callers:
-            raise Failure("TALLYSTICK_CALLERS must name at least one caller while TALLYSTICK_AUTHENTICATION is tokens.")
+            raise Failure("callers (TALLYSTICK_CALLERS) must name at least one caller while authentication is tokens.")
         own = settings.callers.get(settings.service_token)
         if own is None or Role.SERVICE not in own.roles:
-            raise Failure("TALLYSTICK_SERVICE_TOKEN must be a token of a caller with the role service.")
+            raise Failure("service_token (TALLYSTICK_SERVICE_TOKEN) must be a token of a caller with the role service.")
     if settings.provider_timeout + LEASE_MARGIN >= settings.lease:
-        raise Failure(f"TALLYSTICK_LEASE must be more than {LEASE_MARGIN:g} seconds longer than TALLYSTICK_PROVIDER_TIMEOUT.")
+        raise Failure(f"lease (TALLYSTICK_LEASE) must be more than {LEASE_MARGIN:g} seconds longer than provider_timeout.")
     if settings.provider_key_window <= settings.lease:  # what is sent must be recorded before its key is forgotten
-        raise Failure("TALLYSTICK_PROVIDER_KEY_WINDOW must be longer than TALLYSTICK_LEASE.")
+        raise Failure("provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease.")
 
 
 def is_loopback(address: str) -> bool:

@@ -74,6 +74,7 @@ def databases_to_read(settings: Settings, say: Callable[[str], None]) -> Iterato
         with databases(settings, say) as known:
             yield known
         return
+    embedded.refuse_half()
     if not embedded.exists:
         raise Failure(f"There is no database in {settings.data.resolve()}: say where it is in TALLYSTICK_DATABASE_URL or TALLYSTICK_DATA.")
     passwords = Passwords(settings.data / "passwords.json")

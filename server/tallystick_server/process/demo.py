@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import secrets
 import signal
 import sys
@@ -22,7 +21,7 @@ from tallystick_core.provider import Trouble
 from tallystick_server.process import configuration, serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases, databases
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.failure import Failure, unread
 from tallystick_server.process.migrate import migrate
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime import telemetry
@@ -47,7 +46,6 @@ def _progress(line: str) -> None:
 
 def main() -> None:
     """Exits 0 only if every step of the story held."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said by us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind
     logging.basicConfig(level=logging.ERROR, format=serve.LOG_FORMAT)
     parser = argparse.ArgumentParser(prog="scripts/demo", description="Takes a payment for two sellers, pays them out, and shows every step of it.")
@@ -66,6 +64,8 @@ def main() -> None:
         sys.exit(f"demo: a call failed, which it must not: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        unread()
 
 
 def _settings(given: Settings) -> Settings:
@@ -115,7 +115,8 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
         new_order(f"{checkout}-2", "buyer-ada", _SELLERS[1], "9.50", "EUR", platform_fee="0.48"),
     ]
     for order in orders:
-        say(f"     {order.payment_order_id}: {order.amount} {order.currency} from {order.buyer_account} to {order.seller_account}")
+        share = f"of which {order.platform_fee} are the platform's fee"
+        say(f"     {order.payment_order_id}: {order.amount} {order.currency} from {order.buyer_account} to {order.seller_account}, {share}")
     accepted = await client.create_payment(
         checkout, orders, credit_card_info="tok_visa", buyer_country="GB", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
     )
@@ -140,7 +141,7 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
     _require(again.version == payment.version, "a repeated call should not change the payment")
     say(f"     the answer is the payment as it stands: {_state(again)}, version {again.version} as before")
 
-    await _deliver(client, payment, before)
+    await _deliver(client, payment)
     await _pay_out(client, checkout)
 
     say("\n9  tallystick verify recomputes everything")
@@ -150,17 +151,23 @@ async def _tell(client: AsyncClient, known: Databases) -> None:
     _require(report.passed, "verify should pass")
 
 
-async def _deliver(client: AsyncClient, payment: payment_pb2.Payment, before: Wallets) -> None:
+async def _deliver(client: AsyncClient, payment: payment_pb2.Payment) -> None:
     say("\n6  The goods are delivered: what is pending becomes available")
     for order in payment.payment_orders:
         await client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order.payment_order_id))
-    await _until(lambda: _released(client, before), "what was delivered should be available")
+    await _until(lambda: _released(client, payment), "what was delivered should be available")
     await _show_wallets(client)
 
 
-async def _released(client: AsyncClient, before: Wallets) -> bool:
-    """Whether only that is pending which was before the sale."""
-    return all(wallet.pending == before[seller].pending for seller, wallet in (await _wallets(client)).items())
+async def _released(client: AsyncClient, payment: payment_pb2.Payment) -> bool:
+    """Whether each order's money has become available; what else is in the wallets may be of a run before."""
+    for order in payment.payment_orders:
+        request = wallet_service_pb2.ListWalletEntriesRequest(seller_account=order.seller_account, currency=order.currency, page_size=200)
+        entries = (await client.wallet.ListWalletEntries(request)).entries
+        released = {entry.cause for entry in entries if entry.kind == wallet_pb2.WALLET_ENTRY_KIND_RELEASE}
+        if f"PAY_IN/{order.payment_order_id}" not in released:
+            return False
+    return True
 
 
 async def _pay_out(client: AsyncClient, checkout: str) -> None:

@@ -105,6 +105,13 @@ class EmbeddedPostgres:
         """Whether the server that was started here runs no more."""
         return self._process is not None and self._process.poll() is not None
 
+    def refuse_half(self) -> None:
+        """Raises Failure for a folder that holds some of a cluster."""
+        if self._data.exists() and any(self._data.iterdir()) and not self.exists:
+            raise Failure(
+                f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if nothing in it is needed, remove {self._folder}."
+            )
+
     def start(self, say: Callable[[str], None] = lambda _: None) -> str:
         """Makes the cluster if there is none, starts it, and returns the administrator's URL. Raises Failure."""
         try:
@@ -114,10 +121,7 @@ class EmbeddedPostgres:
         self._take_lock()
         self._sockets.mkdir(exist_ok=True, mode=0o700)
         if not self.exists:
-            if self._data.exists() and any(self._data.iterdir()):
-                raise Failure(
-                    f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if nothing in it is needed, remove {self._folder}."
-                )
+            self.refuse_half()
             say("Making a PostgreSQL cluster (a few seconds)")
             self._initdb()
         if self._left_behind():

@@ -158,9 +158,9 @@ def _make_roles(connection: psycopg.Connection[object], service: str, database: 
         if known is None:
             connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(role), sql.SQL("login" if login else "nologin")))
         if login:
-            if known is not None and not new_passwords and not passwords.has(role):
+            if known is not None and not new_passwords and not (passwords.has(role) and _opens(connection, role, passwords.of(role))):
                 raise Failure(
-                    f"The role {role} exists, and its password is not in {passwords.path}: run the command where it is (TALLYSTICK_DATA), "
+                    f"The role {role} exists, and its password is not the one in {passwords.path}: run the command where that is (TALLYSTICK_DATA), "
                     "or make new ones with 'tallystick migrate --new-passwords', which shuts out whoever uses the old."
                 )
             secret = sql.Literal(passwords.make(role))
@@ -174,6 +174,16 @@ def _make_roles(connection: psycopg.Connection[object], service: str, database: 
     connection.execute(sql.SQL("create schema if not exists {} authorization {}").format(sql.Identifier(service), sql.Identifier(named.owner)))
     for role in (named.service, named.reader):
         connection.execute(sql.SQL("grant usage on schema {} to {}").format(sql.Identifier(service), sql.Identifier(role)))
+
+
+def _opens(connection: psycopg.Connection[object], role: str, password: str) -> bool:
+    """Whether the role comes in with the password; also where that cannot be asked."""
+    info = connection.info
+    try:
+        psycopg.connect(host=info.host, port=info.port, dbname=info.dbname, user=role, password=password, connect_timeout=5).close()
+    except psycopg.OperationalError as error:
+        return "password authentication failed" not in str(error)
+    return True
 
 
 def _config(service: str) -> Config:
@@ -203,7 +213,9 @@ def refuse_behind(url: str, service: str) -> None:
         with engine.connect() as connection:
             found = connection.execute(text(f"select version_num from {service}.alembic_version")).scalar_one_or_none()
     except Exception as error:
-        raise Failure(f"The {service} service's database cannot be used: {first_line(error)} Has 'tallystick migrate' been run?") from error
+        raise Failure(
+            f"The {service} service's database cannot be used: {first_line(error).rstrip('.')}. Has 'tallystick migrate' been run?"
+        ) from error
     finally:
         engine.dispose()
     if found != wanted:
