@@ -180,7 +180,7 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetWalletPolicy(self, request, context):
-        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator.
+        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

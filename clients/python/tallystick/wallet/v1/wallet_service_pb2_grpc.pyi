@@ -58,7 +58,7 @@ class WalletServiceStub:
     ListHolds: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]
-    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator."""
+    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
 
 @_typing.type_check_only
 class WalletServiceAsyncStub(WalletServiceStub):
@@ -90,7 +90,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]  # type: ignore[assignment]
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]  # type: ignore[assignment]
-    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator."""
+    """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now."""
@@ -191,6 +191,6 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.SetWalletPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.SetWalletPolicyResponse, _abc.Awaitable[_wallet_service_pb2.SetWalletPolicyResponse]]:
-        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator."""
+        """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
