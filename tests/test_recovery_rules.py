@@ -175,6 +175,6 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
         payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=0.0, traceparent="", context=current_context(),
     )  # fmt: skip
     postpone: Postpone[Charge, None] = Postpone(None, Policies({("p", Trouble.BUSY): Policy(Strategy.FIXED, wait, wait, 5)}), "charges", None)  # type: ignore[arg-type]
-    decided = postpone._decide(Troubled(charge, Trouble.BUSY, "429", retry_after=asked))
+    decided = postpone._decide(Troubled(charge, Trouble.BUSY, "429", retry_after=asked), 0.0)
     assert isinstance(decided, Again)
     assert decided.delay == max(wait, asked)

@@ -95,7 +95,8 @@ class Postpone(Generic[H, G]):
         return await by_halves(self._postpone, items)
 
     async def _postpone(self, items: Sequence[Troubled[H]]) -> Sequence[G | Exception]:
-        decided = [(one, self._decide(one)) for one in items]
+        now = asyncio.get_running_loop().time()
+        decided = [(one, self._decide(one, now)) for one in items]
         again = [decision for _, decision in decided if isinstance(decision, due.Again)]
         given_up = [one for one, decision in decided if decision is Resort.FAIL]
         aside = [one for one, decision in decided if decision is Resort.SET_ASIDE]
@@ -114,8 +115,8 @@ class Postpone(Generic[H, G]):
         failed = await self._database.transact(postpone)
         return [failed] * len(items)
 
-    def _decide(self, one: Troubled[H]) -> due.Again | Resort:
-        """When it is taken up again, or its last resort."""
+    def _decide(self, one: Troubled[H], now: float) -> due.Again | Resort:
+        """When it is taken up again, at this time of the loop, or its last resort."""
         item = one.item
         if one.give_up is not None:
             return Resort.FAIL
@@ -123,7 +124,7 @@ class Postpone(Generic[H, G]):
             return _again(one, one.retry_after, item.tries, looking=item.looking)
         delay = self._policies.of(item.provider, one.trouble).delay(item.tries + 1, item.demand_id)
         if delay is not None:
-            return _again(one, _in_time(item, max(delay, one.retry_after)), item.tries + 1, looking=item.looking)
+            return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), item.tries + 1, looking=item.looking)
         last = resort(one.trouble, maybe_sent=item.maybe_sent)
         return _again(one, one.retry_after, 0, looking=True) if last is Resort.LOOK_UP else last
 
@@ -140,9 +141,8 @@ class Postpone(Generic[H, G]):
         )
 
 
-def _in_time(item: InHand, delay: float) -> float:
-    """A wait that does not go past the time at which it is looked at at the latest."""
-    left = item.look_by - asyncio.get_running_loop().time()
+def _in_time(delay: float, left: float) -> float:
+    """A wait that does not go past the time that is left, if that is still to come."""
     return min(delay, left) if left > 0 else delay
 
 
