@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tallystick_server.payment import charge
+from tests.simulation import world
 from tests.simulation.crash_points import CRASHES, PAY_IN, PAY_OUT, crash, singles
 from tests.simulation.faults import Fault
 from tests.simulation.kept import kept
@@ -16,7 +18,7 @@ from tests.simulation.run import Plan, Simulation
 from tests.simulation.shrink import shrink
 from tests.simulation.workers import watch, workers
 
-from .conftest import fresh_database
+from .conftest import ROOT, fresh_database
 
 PLAN = Plan(seed=7, payments=25, share=0.05, payouts=8)
 
@@ -89,3 +91,12 @@ def test_what_is_broken_is_found_and_made_short(simulation: Simulation, monkeypa
 
 
 _DEMAND = charge.Charge.demand
+
+
+def test_what_looks_and_finds_nothing_is_known_by_its_name() -> None:
+    """The reads and turns that are no crash points are named as the code names them: a stale name would make each idle look a point."""
+    text = "\n".join(path.read_text() for folder in ("server", "storage") for path in (ROOT / folder).rglob("*.py"))
+    labels = {*world._POLLS, *world._TURNS}
+    names = {name for label in labels for name in label.split(" ", 1)[1].split(".") if name != "<lambda>"}
+    assert [name for name in sorted(names) if not re.search(rf"(class|def) {name}\b", text)] == []
+    assert len(labels) > 10
