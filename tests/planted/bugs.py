@@ -81,8 +81,8 @@ BUGS = (
     Bug(
         "a Retry-After is not obeyed",
         f"{_SERVER}/runtime/postpone.py",
-        "max(delay, one.retry_after)",
-        "delay",
+        "max(_in_time(delay, item.look_by - now), one.retry_after)",
+        "_in_time(delay, item.look_by - now)",
         "tests/test_recovery_rules.py",
     ),
     Bug(
