@@ -16,12 +16,16 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payout import PayoutState
 from tallystick_core.provider import Declined, InTransit, PayoutFailure, PayoutOutcome, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.settle import Settle
+from tallystick_server.payout.watch import Watch
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
-from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_server.runtime.retry import Policies, Policy, Strategy
+from tallystick_storage.payout import payouts as store
 
 from .banks import Bank
 from .conftest import QUICK, Platform, eventually, fresh_database, serving, unique
@@ -325,6 +329,34 @@ def test_what_becomes_known_while_it_is_settled_keeps_nobody_waiting(
     assert comes_to(teller, payout_id, "RETURNED").payout.returned_amount == "1.00"
     assert heard
     assert wallet(teller, seller) == ("1.00", "0.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "delay"),
+    [(Refused(Reason.DEPENDENCY_UNAVAILABLE, "away", retry_after=1.0), 0.0), (Refused(Reason.STATE_FORBIDS, "no"), 600.0), (ValueError(), 600.0)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_look_that_cannot_be_recorded_is_made_again(
+    teller: Client, paying: Platform, bank: Bank, trouble: Exception, delay: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the database is away a payout is looked at again at once, with no error of its own; what is wrong with its answer keeps no other waiting."""
+    (handlers,) = (service.servicer for service in paying.running._services if service.name == "payout")
+    flow = handlers._flow  # type: ignore[attr-defined]
+    seller = sell(teller, "10.00")
+    destination(teller, seller)
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "PAID")
+    policies = Policies({("", Trouble.WATCHED): Policy(Strategy.FIXED, 600, 600, None)})
+
+    async def record(_item: Payout, _outcome: object) -> object:
+        raise trouble
+
+    async def look() -> store.Look:
+        rows = await flow._database.read(lambda connection: store.to_do(connection, [payout.payout_id]))
+        return await Watch(flow._database, flow.execute, policies, record).look(stored_payouts(rows, {}, "")[0], 3)
+
+    assert paying.run(look) == store.Look(payout.payout_id, delay, 3)
+    assert bool([one for one in caplog.records if one.levelname == "ERROR" and payout.payout_id in one.getMessage()]) == (delay > 0)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Trouble(StrEnum):
     FORBIDDEN = "FORBIDDEN"
     """The provider does not accept our credentials; nothing more is sent before it does."""
     HELD_BACK = "HELD_BACK"
-    """The provider fails too often to be asked now. This is no try."""
+    """The provider fails too often to be asked now, or is too slow for the calls that are allowed at a time. This is no try."""
     REJECTED = "REJECTED"
     """The provider finds fault with the call itself, which is a fault of ours."""
     WAITING = "WAITING"

@@ -54,11 +54,7 @@ class Watch:
         watched = await self._database.read(read)
         if not watched:
             return
-        again = []
-        for look in await asyncio.gather(*(self.look(item, looks) for item, looks in watched), return_exceptions=True):
-            if isinstance(look, BaseException):  # the database is away: all are looked at again in the next turn
-                raise look
-            again.append(look)
+        again = await asyncio.gather(*(self.look(item, looks) for item, looks in watched))
 
         def note(connection: Connection) -> None:
             store.watch_again(connection, again)
@@ -75,9 +71,9 @@ class Watch:
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         try:
             await self._record(item, outcome)
-        except Refused:
-            raise
-        except Exception:  # what one payout's answer does keeps no other from being looked at
+        except Exception as error:  # what one payout's answer does keeps no other from being looked at
+            if isinstance(error, Refused) and error.retry_after is not None:  # the database is away, as the end of this turn will tell
+                return store.Look(item.payout_id, 0.0, looks)
             log.exception("what %s came to cannot be recorded; it is asked again", item.subject)
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
