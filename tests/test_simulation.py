@@ -51,7 +51,7 @@ def test_worlds_hold(simulation: Simulation, seed: int) -> None:
 
 def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
     """No kind is there only by name."""
-    happened = {fault for seed in range(20, 24) for fault in simulation.run(Plan(seed, 20, share=0.15, payouts=5)).faults.values()}
+    happened = {fault for seed in range(20, 23) for fault in simulation.run(Plan(seed, 20, share=0.15, payouts=5)).faults.values()}
     assert happened == set(Fault)
 
 
@@ -81,7 +81,7 @@ def test_a_crash_at_each_point(simulation: Simulation, plan: Plan, nodes: set[st
 def test_what_is_broken_is_found_and_made_short(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and a payment or two with a fault or two show it."""
     monkeypatch.setattr(charge.Charge, "demand", lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"))
-    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(4, 20))  # the first of them fails soon
+    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(18, 34))  # the first of them fails soon
     failed = next(result for result in worlds if any("was made 2 times" in violation for violation in result.violations))
     short = shrink(simulation.run, failed, seconds=25)
     assert short.violations
