@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,9 @@ from tallystick_server.runtime.retry import Policy, Strategy
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
-_ports = itertools.count(17_300 + os.getpid() % 500 * 20)
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""The name of this test process among those that run in parallel; "" if it is the only one."""
+_ports = itertools.count(17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000)
 
 
 QUICK = {
@@ -67,7 +70,20 @@ def eventually(look: Callable[[], T], seconds: float = 15.0) -> T:
 
 
 def free_address() -> str:
-    return f"127.0.0.1:{next(_ports)}"
+    """An address on loopback that nothing listens on, below the ports that the system gives to clients."""
+    while not _is_free(port := next(_ports)):
+        continue
+    return f"127.0.0.1:{port}"
+
+
+def _is_free(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +93,7 @@ def admin_url() -> Iterator[str]:
     if given:
         yield given
         return
-    embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / "postgres", fsync=False)
+    embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / f"postgres{WORKER}", fsync=False)
     try:
         yield embedded.start()
     finally:
