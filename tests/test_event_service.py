@@ -9,12 +9,14 @@ from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import Connection
 
 from tallystick import Client, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
+from tallystick_core.event import SUBJECTS
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.follow import Numbered, follow
 from tallystick_server.runtime.relay import joined
@@ -22,7 +24,26 @@ from tallystick_storage import event as store
 from tallystick_storage.database import Database
 from tallystick_storage.outbox import Unpublished as Told
 
-from .conftest import Platform, eventually, unique
+from .conftest import eventually, unique
+
+
+def payment_created(aggregate: str, version: int, **changes: object) -> event_pb2.Event:
+    """An event as PaymentService publishes it."""
+    event = event_pb2.Event(
+        event_id=f"{aggregate}/{version}",
+        aggregate_id=aggregate,
+        aggregate_version=version,
+        type=event_pb2.EVENT_TYPE_PAYMENT_CREATED,
+        create_time=Timestamp(seconds=1_700_000_000),
+        caller="shop",
+        payment=payment_pb2.Payment(checkout_id=aggregate.partition("/")[2]),
+    )
+    for name, value in changes.items():
+        if isinstance(value, Message):
+            getattr(event, name).CopyFrom(value)
+        else:
+            setattr(event, name, value)
+    return event
 
 
 def events_of(client: Client, aggregate: str, count: int) -> list[event_pb2.Event]:
@@ -60,15 +81,12 @@ def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> 
 def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
     """E2: eight publishers and a follower at once: it sees every event once, in order for each aggregate, without a gap."""
     start = max((e.cursor for e in client.events()), default=0)
-    stamp = Timestamp(seconds=1_700_000_000)
     prefix = unique("x")
 
     def publish(writer: int) -> None:
         for version in range(1, 31):
             aggregate = f"payments/{prefix}-{writer}"
-            event = event_pb2.Event(
-                event_id=f"{aggregate}/{version}", aggregate_id=aggregate, aggregate_version=version, type=event_pb2.EVENT_TYPE_PAYMENT_CREATED, create_time=stamp
-            )  # fmt: skip
+            event = payment_created(aggregate, version)
             request = event_service_pb2.BatchPublishRequest(events=[event])
             client.event.BatchPublish(request)
             client.event.BatchPublish(request)  # a repeat is dropped
@@ -98,10 +116,7 @@ def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, clien
     aggregate = f"payments/{unique()}"
 
     def publish(version: int) -> None:
-        event = event_pb2.Event(
-            event_id=f"{aggregate}/{version}", aggregate_id=aggregate, aggregate_version=version, type=event_pb2.EVENT_TYPE_PAYMENT_CREATED, create_time=Timestamp(seconds=1)
-        )  # fmt: skip
-        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event]))
+        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(aggregate, version)]))
 
     looks = iter((1, 2))
 
@@ -123,33 +138,51 @@ def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, clien
     assert asyncio.run(told()) == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [({"event_id": "x"}, "event_id"), ({"aggregate_id": ""}, "aggregate_id"), ({"aggregate_version": 0}, "aggregate_version"), ({"cursor": 3}, "cursor"), ({"type": 99}, "type")],
-)  # fmt: skip
-def test_bad_events_are_refused_whole(platform: Platform, client: Client, changes: dict[str, object], field: str) -> None:
-    """A bad event is refused with its path, and nothing of its batch is published."""
-    good = {"event_id": "payments/x/1", "aggregate_id": "payments/x", "aggregate_version": 1, "type": 1, "create_time": Timestamp(seconds=1)}
-    bad = {**good, "event_id": "payments/x/2", "aggregate_version": 2, **changes}
+BAD = [
+    ({"event_id": "x"}, "event_id"),
+    ({"aggregate_id": ""}, "aggregate_id"),
+    ({"aggregate_id": "payments/a\0b"}, "aggregate_id"),
+    ({"aggregate_id": "payments/" + "x" * 60_000}, "aggregate_id"),
+    ({"aggregate_id": "payments/4242424242424242"}, "aggregate_id"),
+    ({"aggregate_id": "paymentOrders/x"}, "aggregate_id"),
+    ({"aggregate_version": 0}, "aggregate_version"),
+    ({"cursor": 3}, "cursor"),
+    ({"type": 99}, "type"),
+    ({"type": event_pb2.EVENT_TYPE_PAYMENT_ORDER_CHANGED}, "aggregate_id"),
+    ({"payment_order": payment_pb2.PaymentOrder(payment_order_id="x")}, "payload"),
+    ({"caller": ""}, "caller"),
+    ({"caller": "a\0b"}, "caller"),
+    ({"caller": "x" * 60_000}, "caller"),
+    ({"caller": "4242424242424242"}, "caller"),
+    ({"traceparent": "00-4242424242424242"}, "traceparent"),
+    ({"traceparent": "\0"}, "traceparent"),
+    ({"traceparent": "x" * 60_000}, "traceparent"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), BAD, ids=[f"{field} {str(changes)[:40]}" for changes, field in BAD])
+def test_bad_events_are_refused_whole(client: Client, changes: dict[str, object], field: str) -> None:
+    """S1: a bad event is refused with its path, whoever sends it, and nothing of its batch is published."""
+    aggregate = f"payments/{unique()}"
+    batch = [payment_created(aggregate, 1), payment_created(aggregate, 2, **changes)]
     with pytest.raises(TallystickError) as error:
-        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[event_pb2.Event(**one) for one in (good, bad)]))  # type: ignore[arg-type]
+        client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=batch))
     assert error.value.field_violations[0].field == f"events[1].{field}"
-    assert not list(client.events(aggregate_id="payments/x"))
+    assert not list(client.events(aggregate_id=aggregate))
+
+
+def test_each_event_type_has_its_subject() -> None:
+    """Each type of the contract belongs to one collection and one field of the payload, and each field of the payload to a type."""
+    types = {name.removeprefix("EVENT_TYPE_") for name in event_pb2.EventType.keys()} - {"UNSPECIFIED"}
+    payload = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+    assert set(SUBJECTS) == types
+    assert {subject.payload for subject in SUBJECTS.values()} == payload
 
 
 def test_an_event_counts_once(client: Client) -> None:
     """K1: published again, alone or beside new ones, an event is dropped and not counted; twice in one request is refused."""
     name = f"payments/{unique()}"
-    events = [
-        event_pb2.Event(
-            event_id=f"{name}/{n}",
-            aggregate_id=name,
-            aggregate_version=n,
-            type=event_pb2.EVENT_TYPE_PAYMENT_CREATED,
-            create_time=Timestamp(seconds=1),
-        )
-        for n in (1, 2, 3)
-    ]
+    events = [payment_created(name, n) for n in (1, 2, 3)]
     publish = client.event.BatchPublish
     assert publish(event_service_pb2.BatchPublishRequest(events=events[:2])).published == 2
     assert publish(event_service_pb2.BatchPublishRequest(events=events)).published == 1

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from uuid import UUID
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.identifier import _luhn, parse_country, parse_id, parse_text, parse_token, refuse_card_number
+from tallystick_core.card_numbers import contains_card_number, has_check_digit, is_bank_account_number, is_card_number
+from tallystick_core.identifier import is_id, parse_bank_account_token, parse_country, parse_id, parse_text, parse_token, refuse_card_number
 from tallystick_core.refusal import Reason, Refused
 
 # Numbers that providers publish for tests, of each issuer; none is anybody's card.
@@ -39,7 +45,7 @@ def test_card_numbers_are_refused_however_written(number: str, separator: str) -
 @pytest.mark.parametrize("prefix", ["2200", "5000", "5019", "5612", "5812", "6074", "6304", "6759", "8172", "9792"])
 def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
     """S1: numbers made up for Mir, Maestro, Dankort, RuPay and Troy."""
-    number = next(made for made in (f"{prefix}00000000000{last}" for last in range(10)) if _luhn(made))
+    number = next(made for made in (f"{prefix}00000000000{last}" for last in range(10)) if has_check_digit(made))
     with pytest.raises(Refused):
         refuse_card_number(number, "buyer_info")
 
@@ -49,6 +55,97 @@ def test_card_numbers_in_other_digits_are_refused() -> None:
     for shift in (0xFF10, 0x0660, 0x245F):
         with pytest.raises(Refused):
             refuse_card_number("".join(chr(shift + int(d)) for d in TEST_CARDS[0]), "buyer_info")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["4242424242424242", "4242-4242-4242-4242", "4242_4242_4242_4242", "378282246310005", "3782-822463-10005", "30569309025904"],
+)
+def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
+    """S1: an id or token that is nothing but a card number is refused, with or without separators."""
+    for parse in (parse_id, parse_token, parse_bank_account_token):
+        with pytest.raises(Refused) as refused:
+            parse(text, "field")
+        assert refused.value.reason is Reason.CARD_NUMBER_REFUSED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4000000000006",  # 13 digits, which no issuer has any more
+        "77f38130-7603-4237-942e-0f98ae997691",
+        "shop-4-000-000-000-006",
+        "order-4242424242424242",  # not as a whole
+        "4242424242424242-1",
+        "pi_3PqX4242424242424242abcd",
+        "20261128101500",
+        "1764316800000000",
+        "1795365018658398600",
+    ],
+)
+def test_ids_with_many_digits_pass(text: str) -> None:
+    """An id is never refused for its digits unless it is a card number as a whole."""
+    assert parse_id(text, "checkout_id") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+49 151 87294454",
+        "call +4 242 424 242 424 242 please",
+        "0049 151 8729 4454",
+        "order 77f38130-7603-4237-942e-0f98ae997691 of today",
+        "IBAN DE89 3704 0044 0532 0130 00",
+        "GB82 WEST 1234 5698 7654 32 and GB33BUKB20201555555555",
+        "AE07 0331 2345 6789 0123 456 EUR",
+        "2026-11-28T10:15:00.123456Z 1764316800.123456 1764316800000000",
+        "ref ch_4242424242424242x, psp 8836042424242424242",
+    ],
+)
+def test_texts_with_other_numbers_pass(text: str) -> None:
+    """Phone numbers, UUIDs, IBANs, times and references are no card numbers, though their digits may look like one."""
+    assert parse_text(text, "buyer_info", 1024) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["exp 12/27, 4242 4242 4242 4242, cvc 123", "4242 4242 4242 4242 12/27 123", "amex 3782 822463 10005", "4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2"]
+)
+def test_a_card_number_among_other_numbers_is_refused(text: str) -> None:
+    """S1: dates, codes and words beside a card number do not hide it."""
+    assert contains_card_number(text)
+
+
+def _digits(random: Random, count: int) -> str:
+    return "".join(random.choices("0123456789", k=count))
+
+
+def _iban(random: Random, country: str, bban: str) -> str:
+    """An IBAN with right check digits, in groups of four."""
+    check = 98 - int("".join(str(int(c, 36)) for c in f"{bban}{country}00")) % 97
+    compact = f"{country}{check:02}{bban}"
+    return " ".join(compact[i : i + 4] for i in range(0, len(compact), 4))
+
+
+FALSE_ALARMS: dict[str, Callable[[Random], str]] = {
+    "uuid": lambda random: str(UUID(int=random.getrandbits(128), version=4)),
+    "phone": lambda random: f"+{random.randint(1, 998)} {_digits(random, 3)} {_digits(random, random.randint(6, 9))}",
+    "national phone": lambda random: f"0{_digits(random, 3)} {_digits(random, 4)} {_digits(random, 4)}",
+    "German IBAN": lambda random: _iban(random, "DE", _digits(random, 18)),
+    "British IBAN": lambda random: _iban(random, "GB", f"NWBK{_digits(random, 14)}"),
+    "Norwegian IBAN": lambda random: _iban(random, "NO", _digits(random, 11)),
+    "Saudi IBAN": lambda random: _iban(random, "SA", _digits(random, 20)),
+    "time": lambda random: datetime.fromtimestamp(random.uniform(0, 4e9), UTC).isoformat(),
+    "13-digit order": lambda random: _digits(random, 13),
+}
+
+
+@pytest.mark.parametrize("kind", FALSE_ALARMS)
+def test_there_are_no_false_alarms(kind: str) -> None:
+    """Of 20,000 such numbers none is refused, in a text or, where it has the form of an id, as an id."""
+    random = Random(kind)
+    for made in (FALSE_ALARMS[kind](random) for _ in range(20_000)):
+        assert not contains_card_number(f"for {made} today"), made
+        assert not (is_id(made) and is_card_number(made)), made
 
 
 @pytest.mark.parametrize("text", ["4242424242424241", "order 1795365018658398600 of today", "2026-11-22 10:15:00.123456", "1234567890123456"])
@@ -75,6 +172,22 @@ def test_texts_are_taken_whole_or_refused(text: str) -> None:
         assert len(text) <= 1024
     except Refused as refused:
         assert refused.reason in {Reason.FIELD_INVALID, Reason.CARD_NUMBER_REFUSED}
+
+
+@pytest.mark.parametrize("text", ["DE89370400440532013000", "de89370400440532013000", "GB33BUKB20201555555555", "532013000", "370400-44532013"])
+def test_a_bank_account_number_is_no_token(text: str) -> None:
+    """Where the provider's token of a bank account belongs, the number of the account is refused."""
+    assert is_bank_account_number(text)
+    with pytest.raises(Refused) as refused:
+        parse_bank_account_token(text, "bank_account_token")
+    assert (refused.value.reason, refused.value.field) == (Reason.FIELD_INVALID, "bank_account_token")
+    assert text not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["ba_1MvoVH2eZvKYlo2C", "ba_returned", "ba_slow:3600", "acct_1032D82eZvKYlo2C", "DE89370400440532013001"])
+def test_tokens_of_bank_accounts_pass(text: str) -> None:
+    """A token with letters that is no valid IBAN is accepted."""
+    assert parse_bank_account_token(text, "bank_account_token") == text
 
 
 def test_tokens_and_countries() -> None:

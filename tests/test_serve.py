@@ -264,7 +264,6 @@ BAD_SETTINGS = [
     ({"TALLYSTICK_LISTEN": "0.0.0.0:7070"}, "listen (TALLYSTICK_LISTEN) must be a loopback address"),
     ({"TALLYSTICK_LISTEN": "nowhere"}, "TALLYSTICK_LISTEN must be host:port"),
     ({"TALLYSTICK_LISTEN": "127.0.0.1:65536"}, "TALLYSTICK_LISTEN must be host:port"),
-    ({"TALLYSTICK_LISEN": "127.0.0.1:7070"}, "There is no setting TALLYSTICK_LISEN"),
     ({"TALLYSTICK_CONNECTIONS": "payment=5,ledger"}, "TALLYSTICK_CONNECTIONS must look like key=value"),
     ({"TALLYSTICK_SELLER_FEE_RATES": "0.5"}, "TALLYSTICK_SELLER_FEE_RATES must look like key=value"),
     ({"TALLYSTICK_RISK_BLOCKED_COUNTRIES": "Britain"}, "TALLYSTICK_RISK_BLOCKED_COUNTRIES holds what it cannot: each must be two capital letters"),
@@ -320,6 +319,33 @@ def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
         load({}, str(path))
     with pytest.raises(Failure, match="cannot be read"):
         load({}, str(tmp_path / "none.toml"))
+
+
+SERVICE_LINKS = {
+    "TALLYSTICK_PORT": "tcp://10.0.0.1:7070",
+    "TALLYSTICK_PORT_7070_TCP": "tcp://10.0.0.1:7070",
+    "TALLYSTICK_PORT_7070_TCP_ADDR": "10.0.0.1",
+    "TALLYSTICK_PORT_7070_TCP_PORT": "7070",
+    "TALLYSTICK_PORT_7070_TCP_PROTO": "tcp",
+    "TALLYSTICK_SERVICE_HOST": "10.0.0.1",
+    "TALLYSTICK_SERVICE_PORT": "7070",
+    "TALLYSTICK_SERVICE_PORT_GRPC": "7070",
+    "TALLYSTICK_LEDGER_SERVICE_HOST": "10.0.0.2",
+    "TALLYSTICK_LEDGER_PORT_7071_TCP": "tcp://10.0.0.2:7071",
+}
+"""What Kubernetes sets in every container beside Services called tallystick and tallystick-ledger."""
+
+
+def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixture) -> None:
+    """Beside a Kubernetes Service of its own name a command starts, and says nothing of the variables that Kubernetes sets."""
+    assert load(SERVICE_LINKS) == load({})
+    assert caplog.records == []
+
+
+def test_an_unknown_variable_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    """A variable that is no setting is ignored, and named in a warning; its value is not shown."""
+    assert load({"TALLYSTICK_LISEN": "127.0.0.1:7070"}) == load({})
+    assert [record.getMessage() for record in caplog.records] == ["TALLYSTICK_LISEN in the environment is not a setting; it is ignored."]
 
 
 @pytest.mark.parametrize("service", [name for name in SERVED if name != "event"])

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from tallystick_core.booking import Kind, Line
 from tallystick_core.canonical import canonical, micros
-from tallystick_core.identifier import refuse_card_number
+from tallystick_core.identifier import refuse_card_id
 from tallystick_core.refusal import Reason, Refused
 
 BOOK = "main"
@@ -107,7 +107,8 @@ def parse_account(text: str, field: str) -> str:
         raise Refused(Reason.FIELD_REQUIRED, f"{field} is required: a path such as sellers/s-1.", field=field)
     if _ACCOUNT.match(text) is None:
         raise Refused(Reason.FIELD_INVALID, f"{field} must be one to four ids joined by /, such as sellers/s-1.", field=field)
-    refuse_card_number(text, field)
+    for part in text.split("/"):
+        refuse_card_id(part, field)
     return text
 
 

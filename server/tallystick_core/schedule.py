@@ -13,7 +13,9 @@ from zoneinfo import ZoneInfo
 from tallystick_core.refusal import Reason, Refused
 
 _TIME = re.compile(r"\A([01][0-9]|2[0-3]):([0-5][0-9])\Z", re.ASCII)
-_ZONE = re.compile(r"\A(?:UTC|[A-Z][A-Za-z_]+(?:/[A-Za-z0-9_+-]+){1,2})\Z", re.ASCII)  # no "localtime", which differs from machine to machine
+_ZONE = re.compile(
+    r"\A(?!Factory\Z)[A-Z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+){0,2}\Z", re.ASCII
+)  # no "localtime", which differs from machine to machine
 _DAY = timedelta(days=1)
 
 
@@ -124,7 +126,7 @@ def _parse_time(text: str) -> time:
 
 
 def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
-    """A time zone by its IANA name, "UTC" or an area and a place. Raises FIELD_INVALID."""
+    """A time zone by its IANA name, links such as "Singapore" included. Raises FIELD_INVALID."""
     try:
         if _ZONE.match(text) is not None:
             return ZoneInfo(text)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.event import event_id
+from tallystick_core.event import MAX_AGGREGATE_ID, check_event, event_id
 from tallystick_core.identifier import parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
@@ -28,7 +28,6 @@ ACCESS: Access = {
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 _MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
-_LONGEST_AGGREGATE = 255
 
 
 class EventHandlers:
@@ -60,7 +59,7 @@ class EventHandlers:
         return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, _call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
-        aggregate = parse_text(request.aggregate_id, "aggregate_id", _LONGEST_AGGREGATE)
+        aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
 
         def behind(connection: Connection, cursor: int, most: int) -> Sequence[Row[Any]]:
@@ -93,10 +92,10 @@ class EventHandlers:
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
-    """An event to number; services are believed about what it tells. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    """An event to number; its payload is believed. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
     aggregate, version = message.aggregate_id, message.aggregate_version
-    if not 0 < len(aggregate) <= _LONGEST_AGGREGATE or "\0" in aggregate:
-        raise Refused(Reason.FIELD_INVALID, f"aggregate_id must have 1 to {_LONGEST_AGGREGATE} characters.", field="aggregate_id")
+    type_ = _TYPES.parse(message.type, "type")
+    check_event(type_, aggregate, message.WhichOneof("payload") or "", message.caller, message.traceparent)
     if version < 1:
         raise Refused(Reason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
     if message.event_id != event_id(aggregate, version):
@@ -105,5 +104,4 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
         raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
     if not has_time(message, "create_time"):
         raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
-    type_ = _TYPES.parse(message.type, "type")
     return store.NewEvent(aggregate, version, type_, message.SerializeToString())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.batch import NewBatch, parse_batch_id
-from tallystick_core.identifier import parse_id, parse_text, parse_token
+from tallystick_core.identifier import parse_bank_account_token, parse_id, parse_text
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.payable import Terms
 from tallystick_core.payout import MOST_PAYOUTS, NewDestination, NewPayout, parse_payout_id
@@ -26,7 +26,7 @@ def new_destination(request: pb.CreatePayoutDestinationRequest, caller: str) -> 
         caller,
         parse_id(request.seller_account, "seller_account"),
         parse_currency(request.currency),
-        parse_token(request.bank_account_token, "bank_account_token"),
+        parse_bank_account_token(request.bank_account_token, "bank_account_token"),
         parse_text(request.description, "description", _LONGEST_DESCRIPTION),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import tomllib
@@ -21,6 +22,8 @@ from tallystick_core.refusal import Refused
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.execute import LEASE_MARGIN
 from tallystick_server.runtime.retry import DEFAULTS, FORM, Policy, parse_policy
+
+log = logging.getLogger(__name__)
 
 SERVED = ("payment", "ledger", "wallet", "payout", "event")
 """The services that can be served alone."""
@@ -270,6 +273,8 @@ _PROVIDERS = ("sandbox",)
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 _ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
 _NOT_SETTINGS = frozenset({"config", "python", "token"})  # where the settings are, what scripts/setup runs, and an operator's own
+_SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)", re.ASCII)
+"""The variables that Kubernetes and Docker set for a service called tallystick, or tallystick-…, after "TALLYSTICK_"."""
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "data": lambda value: Path(_text(value)),
     "database_url": _text,
@@ -329,8 +334,9 @@ def load(environment: Mapping[str, str] | None = None, path: str | None = None) 
     for name in sorted(raw.keys() - known):
         raise Failure(f"{path}: there is no setting '{name}'.")
     for variable in sorted(environment):
-        if variable.startswith("TALLYSTICK_") and variable.removeprefix("TALLYSTICK_").lower() not in known | _NOT_SETTINGS:
-            raise Failure(f"There is no setting {variable}.")
+        name = variable.removeprefix("TALLYSTICK_")
+        if variable.startswith("TALLYSTICK_") and name.lower() not in known | _NOT_SETTINGS and _SERVICE_LINK.fullmatch(name) is None:
+            log.warning("%s in the environment is not a setting; it is ignored.", variable)
     values = {name: _parse(name, value, f"{path}: {name}") for name, value in raw.items()}
     for name in known:
         variable = f"TALLYSTICK_{name.upper()}"

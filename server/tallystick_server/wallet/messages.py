@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.booking import Kind
-from tallystick_core.identifier import parse_id, refuse_card_number
+from tallystick_core.identifier import parse_id, refuse_card_id
 from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.wallet import EntryKind, Instruction
@@ -31,7 +31,7 @@ def _cause(text: str) -> str:
     if found is None or found[1] not in Kind.__members__:
         reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
         raise Refused(reason, "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.", field="cause")
-    refuse_card_number(text, "cause")
+    refuse_card_id(text.rpartition("/")[2], "cause")
     return text
 
 

@@ -39,7 +39,9 @@ class CreatePayoutDestinationRequest(_message.Message):
     currency: _builtins.str
     """What it is paid in: ISO 4217 code in capitals, BTC or USDC."""
     bank_account_token: _builtins.str
-    """The provider's token for the bank account, up to 255 visible ASCII characters; never the account's number."""
+    """The provider's token for the bank account, up to 255 visible ASCII characters; never the account's number.
+    The number of an account, such as an IBAN, is rejected: only tokens are stored.
+    """
     description: _builtins.str
     """Free text by which people tell it from others, up to 255 characters."""
     def __init__(

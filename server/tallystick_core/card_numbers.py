@@ -1,0 +1,117 @@
+"""Recognises card numbers and bank account numbers, so that neither is ever stored.
+
+An identifier is rejected if it is a card number as a whole. A text is rejected if it contains one in a form that people write: one group of digits,
+or the usual groups. Digits that touch a letter or "+" belong to something else: a UUID, a phone number, a reference.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Issuers by first and last prefix, with the lengths that they issue today.
+_ISSUERS = (
+    ("4", "4", (16,)),  # Visa
+    ("51", "55", (16,)),  # Mastercard
+    ("2221", "2720", (16,)),
+    ("34", "34", (15,)),  # American Express
+    ("37", "37", (15,)),
+    ("6011", "6011", (16, 19)),  # Discover
+    ("644", "659", (16, 19)),
+    ("62", "62", (16, 17, 18, 19)),  # UnionPay
+    ("3528", "3589", (16, 19)),  # JCB
+    ("300", "305", (14, 16, 19)),  # Diners Club
+    ("36", "36", (14, 16, 19)),
+    ("38", "39", (14, 16, 19)),
+    ("50", "50", (16, 19)),  # Maestro, Dankort
+    ("56", "58", (16, 19)),
+    ("63", "63", (16, 19)),
+    ("67", "67", (16, 19)),
+    ("2200", "2204", (16, 17, 18, 19)),  # Mir
+    ("60", "60", (16,)),  # RuPay
+    ("81", "82", (16,)),
+    ("9792", "9792", (16,)),  # Troy
+)
+_LENGTHS = frozenset(length for _, _, lengths in _ISSUERS for length in lengths)
+
+# How people group the digits of a card number, by the lengths of the groups.
+_GROUPINGS = frozenset(
+    [(length,) for length in _LENGTHS]
+    + [(1,) * length for length in _LENGTHS]
+    + [(4, 4, 4, 4), (8, 8), (4, 6, 5), (4, 4, 4, 3), (4, 6, 4), (4, 4, 4, 4, 3), (6, 13)]
+)
+_MAX_GROUPS = 19
+
+_SEPARATORS = re.compile(r"[^0-9A-Za-z]", re.ASCII)
+_RUN = re.compile(r"(?<![0-9A-Za-z+])[0-9](?:[^0-9A-Za-z+]*[0-9]){13,}(?![0-9A-Za-z])", re.ASCII)
+_GROUP = re.compile(r"[0-9]+", re.ASCII)
+_IBAN = re.compile(r"\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b", re.ASCII)
+
+
+def is_card_number(text: str) -> bool:
+    """Whether an identifier or token, without its separators, is a card number."""
+    digits = _SEPARATORS.sub("", text)
+    return digits.isdigit() and _is_issued(digits)
+
+
+def contains_card_number(text: str) -> bool:
+    """Whether a text contains a card number: also spaced, dashed, split by other signs, or in digits of another script."""
+    if len(text) < min(_LENGTHS):
+        return False
+    plain = _IBAN.sub(_without_iban, text if text.isascii() else _ascii_digits(text))
+    return any(_is_in(_GROUP.findall(run)) for run in _RUN.findall(plain))
+
+
+def is_bank_account_number(text: str) -> bool:
+    """Whether a token is the number of a bank account: an IBAN, or nothing but digits."""
+    compact = _SEPARATORS.sub("", text)
+    return compact.isdigit() or _is_iban(compact.upper())
+
+
+def _is_in(groups: list[str]) -> bool:
+    """Whether consecutive groups of digits, grouped as a card number is, make up one."""
+    for first in range(len(groups)):
+        for last in range(first + 1, min(len(groups), first + _MAX_GROUPS) + 1):
+            window = groups[first:last]
+            if tuple(map(len, window)) in _GROUPINGS and _is_issued("".join(window)):
+                return True
+    return False
+
+
+def _is_issued(digits: str) -> bool:
+    """Whether an issuer has numbers of this prefix and length, and the check digit is right."""
+    if len(digits) not in _LENGTHS:
+        return False
+    issued = any(low <= digits[: len(low)] <= high and len(digits) in lengths for low, high, lengths in _ISSUERS)
+    return issued and has_check_digit(digits)
+
+
+def has_check_digit(digits: str) -> bool:
+    """Whether the last digit is the check digit of the others (ISO/IEC 7812, Luhn)."""
+    total = 0
+    for index, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + index % 2)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+def _ascii_digits(text: str) -> str:
+    """Every digit of any script, also circled or raised, as an ASCII one; invisible characters dropped."""
+    return "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
+
+
+def _without_iban(found: re.Match[str]) -> str:
+    """What follows the IBAN at the start of a match; all of the match if there is none. A word after an IBAN may have been matched with it."""
+    end = len(found[0])
+    while end > 0:
+        if _is_iban(_SEPARATORS.sub("", found[0][:end])):
+            return found[0][end:]
+        end = max(found[0].rfind(" ", 0, end), found[0].rfind("-", 0, end))
+    return found[0]
+
+
+def _is_iban(compact: str) -> bool:
+    """Whether a text without separators is an IBAN: its form, and its check digits (ISO 13616)."""
+    if _IBAN.fullmatch(compact) is None:
+        return False
+    return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
