@@ -27,7 +27,9 @@ from .proxy import Proxy
 _FOLDER = Path(".data/torture")
 _FIRST_PORT = 7_601
 _BETWEEN = 4.0  # seconds between two strokes
-_DATABASE_EVERY = 60.0
+_FREEZES = (4.0, 12.0)  # seconds for which PostgreSQL stands still
+_DATABASE_EVERY = 30.0
+_MAX_SECONDS_TO_REST = 60.0
 _PATIENCE = 180.0  # seconds after which waiting for rest is given up
 
 
@@ -42,7 +44,7 @@ class Nemesis:
         self._platform = platform
         self._proxy = proxy
         self._random = random.Random(f"{seed}/nemesis")
-        self.kills = self.stops = self.database_crashes = 0
+        self.kills = self.stops = self.database_crashes = self.database_freezes = self._connection_freezes = 0
 
     async def run(self, seconds: float) -> None:
         began = time.monotonic()
@@ -50,12 +52,31 @@ class Nemesis:
         while (now := time.monotonic()) < began + seconds:
             if now >= next_crash:
                 next_crash += _DATABASE_EVERY
-                self.database_crashes += 1
-                await asyncio.to_thread(self._platform.crash_database)
+                await self._strike_database()
             else:
                 await self._strike()
-            say(f"{now - began:5.0f} s: {self.kills} kills, {self.stops} stops, {self._proxy.cuts} cuts, {self.database_crashes} database crashes")
+            say(
+                f"{now - began:5.0f} s: {self.kills} kills, {self.stops} stops, {self._proxy.cuts} cuts, {self._proxy.frozen} frozen connections, "
+                f"{self.database_crashes} database crashes, {self.database_freezes} freezes"
+            )
             await asyncio.sleep(self._random.uniform(0.5, 1.5) * _BETWEEN)
+
+    async def _strike_database(self) -> None:
+        """Crashes PostgreSQL, or has it stand still, or freezes the connections to it; in turns, so that a minute sees one and three minutes see all."""
+        turn = (self.database_crashes + self.database_freezes + self._connection_freezes) % 3
+        if turn == 0:
+            self.database_crashes += 1
+            await asyncio.to_thread(self._platform.crash_database)
+        elif turn == 1:
+            self._connection_freezes += 1
+            self._proxy.freeze()
+        else:
+            self.database_freezes += 1
+            go_on = self._platform.freeze_database()
+            try:
+                await asyncio.sleep(self._random.uniform(*_FREEZES))
+            finally:
+                go_on()
 
     async def _strike(self) -> None:
         for _ in range(self._random.randint(0, 3)):
@@ -108,8 +129,11 @@ async def _torture(platform: Platform, postgres: EmbeddedPostgres, minutes: floa
     found = check(platform.databases, load.told, load.paid_out)
     if not rests:
         found["violations"].append(f"no rest within {_PATIENCE:g} s")
+    if seconds_to_rest > _MAX_SECONDS_TO_REST:
+        found["violations"].append(f"at rest only after {seconds_to_rest:.0f} s")
     return {
-        "seed": seed, "minutes": minutes, "kills": nemesis.kills, "stops": nemesis.stops, "cuts": proxy.cuts, "database_crashes": nemesis.database_crashes,
+        "seed": seed, "minutes": minutes, "kills": nemesis.kills, "stops": nemesis.stops, "cuts": proxy.cuts, "frozen_connections": proxy.frozen,
+        "database_crashes": nemesis.database_crashes, "database_freezes": nemesis.database_freezes,
         "calls": load.calls, "payments": len(load.told), "payouts": len(load.paid_out), **found, "seconds_to_rest": round(seconds_to_rest, 1),
     }  # fmt: skip
 

@@ -33,7 +33,10 @@ def at_rest(admin: str) -> bool:
 
 
 def check(databases: Databases, told: dict[str, Told], paid_out: dict[str, PaidOut]) -> dict[str, Any]:
-    """`lost`, `doubled` and `violations`: the count of what was acknowledged and is not there, of orders charged twice, and a line for each breach."""
+    """`lost`, `doubled`, `dead_letters` and `violations`.
+
+    The count of what was acknowledged and is not there, of what was charged or paid twice, of dead letters that wait for a person, and a line for each breach.
+    """
     with psycopg.connect(databases.admin) as connection:
         orders = connection.execute("""
             select checkout_id, payment_order_id, charge_id, status, wallet_updated and ledger_updated, failure_reason from payment.payment_order""").fetchall()
@@ -67,7 +70,18 @@ def check(databases: Databases, told: dict[str, Told], paid_out: dict[str, PaidO
     lost, doubled, violations = lost + gone, doubled + again, violations + wrong_payouts
     report = verify(databases)
     violations += [wrong for one in report.checks for wrong in one.wrong]
-    return {"lost": lost, "doubled": doubled, "violations": violations}
+    revivable = _to_revive(databases)
+    violations += [f"dead letter {row} waits for a person" for row in revivable]
+    return {"lost": lost, "doubled": doubled, "dead_letters": len(revivable), "violations": violations}
+
+
+def _to_revive(databases: Databases) -> list[str]:
+    """The open dead letters that a person would have to revive: all but those of requests that the provider rejects as malformed."""
+    with psycopg.connect(databases.admin) as connection:
+        rows = connection.execute("""
+            select subject || ': ' || cause || ' ' || detail from payment.dead_letter where state = 'OPEN' and cause <> 'REJECTED' union all
+            select subject || ': ' || cause || ' ' || detail from payout.dead_letter where state = 'OPEN' and cause <> 'REJECTED'""").fetchall()
+    return [row[0] for row in rows]
 
 
 def _check_payouts(databases: Databases, paid_out: dict[str, PaidOut]) -> tuple[int, int, list[str]]:

@@ -72,9 +72,20 @@ class Load:
             token = self._random.choices([*_TOKENS], [*_TOKENS.values()])[0]
             orders = self._random.randint(1, 3)
             self.told[checkout] = Told(token, orders)
-            await asyncio.gather(*(self._call(client, checkout) for _ in range(2 if self._random.random() < 0.2 else 1)))
+            calls = [self._call(client, checkout) for _ in range(2 if self._random.random() < 0.2 else 1)]
+            if self._random.random() < 0.1:
+                calls.append(self._leave(client, checkout))
+            await asyncio.gather(*calls)
             if self.told[checkout].unknown and not self._stopped.is_set():  # as any caller would: the same id again
                 await self._call(client, checkout)
+
+    async def _leave(self, client: AsyncClient, checkout: str) -> None:
+        """Calls, and goes away in the middle of it."""
+        call = asyncio.ensure_future(self._call(client, checkout))
+        await asyncio.wait((call,), timeout=self._random.uniform(0, 0.2))
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        self.told[checkout].unknown += 1
 
     async def _teller(self, client: AsyncClient, number: int) -> None:
         """Pays sellers out, one after the other; an id whose call was not answered comes again."""

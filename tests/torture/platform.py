@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from sqlalchemy import make_url
 
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
+from tests.policies import as_setting, scaled_defaults
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
+_SCALE = 1 / 20
+"""The default retry policies, so many times as fast."""
 _QUICK = {
     "TALLYSTICK_REUSE_PORT": "true",
     "TALLYSTICK_LEASE": "6",
@@ -24,8 +29,7 @@ _QUICK = {
     "TALLYSTICK_SWEEP_INTERVAL": "0.3",
     "TALLYSTICK_BREAKER_REST": "0.5",
     "TALLYSTICK_DRAIN": "2",
-    "TALLYSTICK_RETRY": "not_sent=exponential:0.2:3:1000,no_answer=exponential:0.2:3:40,server_error=exponential:0.2:1:4,busy=fixed:0.3:1000,waiting=fixed:1:0,"
-    "unresolved=exponential:0.5:3:40,unsettled=exponential:0.2:2:1000,watched=fixed:1:4",
+    "TALLYSTICK_RETRY": as_setting(scaled_defaults(_SCALE)),
     "TALLYSTICK_PAYOUT_WAITING_PERIOD": "0",
 }
 LEASE_SECONDS = 6.0
@@ -119,6 +123,31 @@ class Platform:
                 if time.monotonic() > deadline:
                     raise
 
+    def freeze_database(self) -> Callable[[], None]:
+        """Stops every process of PostgreSQL by SIGSTOP; returns what lets them go on."""
+        server = self._postgres._process
+        if server is None or server.poll() is not None:
+            return lambda: None
+        frozen = [server.pid, *_children(server.pid)]
+        _signal_all(frozen, signal.SIGSTOP)
+        return lambda: _signal_all(frozen, signal.SIGCONT)
+
     def end(self) -> None:
         for process in (*self.processes, self.sandbox):
             process.end()
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if int(status.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(status.parent.name))
+    return found
+
+
+def _signal_all(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
