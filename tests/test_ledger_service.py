@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import runpy
 from base64 import b64encode
 from datetime import UTC, datetime
 
@@ -14,7 +15,7 @@ from tallystick._errors import from_status
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 
-from .conftest import unique
+from .conftest import ROOT, unique
 
 ADJUSTMENT = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
 
@@ -171,3 +172,41 @@ def test_bad_page_tokens(client: Client, token: str) -> None:
     with pytest.raises(TallystickError) as error:
         client.ledger.ListTransactions(pb.ListTransactionsRequest(page_token=token))
     assert error.value.reason == "PAGE_TOKEN_INVALID"
+
+
+_RECOMPUTE = runpy.run_path(str(ROOT / "clients/python/examples/recompute_chain.py"))["recompute"]
+
+
+def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
+    """L6: all that is hashed is in the message, by the page docs/reference/ledger-hash-chain.md, whatever the transaction says."""
+    then = Timestamp(seconds=1_700_000_000, nanos=123_456_000)
+    lines = (("x/a", "-1.00"), ("x/b", "0.01"), ("x/c", "0.99"))
+    results = post(
+        client,
+        posting(unique("j"), *lines, description="Größe 💶: 1:2"),
+        posting(unique("j"), *lines, effective_time=then),
+        pb.Posting(kind=ADJUSTMENT, cause_id=unique("j"), caller="test", entries=entries(("x/a", "-1500"), ("x/b", "1500"), currency="JPY")),
+    )
+    reversal = client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=results[0].transaction.transaction_id, reason="wrong"))
+    for transaction in [*(result.transaction for result in results), reversal.transaction]:
+        assert _RECOMPUTE(transaction.previous_hash, transaction) == transaction.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"transaction_id": "main-2"}, {"kind": ledger_pb2.TRANSACTION_KIND_WRITE_OFF}, {"cause_id": "x"}, {"caller": "x"}, {"description": "x"},
+        {"reverses_transaction_id": "main-1"}, {"effective_time": Timestamp(seconds=1)}, {"post_time": Timestamp(seconds=1)},
+        {"entries": entries(("x/a", "-1.00"), ("x/y", "1.00"))}, {"entries": entries(("x/a", "-1.01"), ("x/b", "1.01"))},
+        {"entries": entries(("x/b", "1.00"), ("x/a", "-1.00"))}, {"entries": entries(("x/a", "-1.00"), ("x/b", "1.00"), currency="USD")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, object]) -> None:
+    """L6: a transaction that says anything else, in any field that is hashed, has another hash."""
+    (result,) = post(client, posting(unique("j"), ("x/a", "-1.00"), ("x/b", "1.00")))
+    changed = ledger_pb2.Transaction.FromString(result.transaction.SerializeToString())
+    for name, value in change.items():
+        changed.ClearField(name)  # type: ignore[arg-type]
+        changed.MergeFrom(ledger_pb2.Transaction(**{name: value}))  # type: ignore[arg-type]
+    assert _RECOMPUTE(changed.previous_hash, changed) != changed.hash

@@ -65,6 +65,7 @@ def chained(item: Chained) -> ledger_pb2.Transaction:
         post_time=to_timestamp(item.post_time),
         previous_hash=item.previous_hash,
         hash=item.hash,
+        caller=posting.caller,
     )
     for line, balance in zip(posting.lines, item.balances_after, strict=True):
         _add_entry(message, line.account, line.currency, line.amount, balance)
@@ -85,6 +86,7 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
         post_time=to_timestamp(row.post_time),
         previous_hash=bytes(row.previous_hash),
         hash=bytes(row.hash),
+        caller=row.caller,
     )
     for entry in entries:
         _add_entry(message, entry.account, entry.currency, entry.amount, int(entry.balance_after))

@@ -170,6 +170,7 @@ class Transaction(_message.Message):
     POST_TIME_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
     transaction_id: _builtins.str
     """"{book}-{sequence}"."""
     sequence: _builtins.int
@@ -187,7 +188,9 @@ class Transaction(_message.Message):
     previous_hash: _builtins.bytes
     """The hash of the transaction before; 32 zero bytes for the first."""
     hash: _builtins.bytes
-    """SHA-256 of previous_hash and this transaction's canonical bytes."""
+    """SHA-256 of previous_hash and this transaction's canonical bytes; docs/reference/ledger-hash-chain.md specifies them."""
+    caller: _builtins.str
+    """On whose behalf it was posted."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """The entries in the order they were given; they sum to zero in each currency."""
@@ -215,10 +218,11 @@ class Transaction(_message.Message):
         post_time: _timestamp_pb2.Timestamp | None = ...,
         previous_hash: _builtins.bytes = ...,
         hash: _builtins.bytes = ...,
+        caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "post_time", b"post_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "hash", b"hash", "kind", b"kind", "post_time", b"post_time", "previous_hash", b"previous_hash", "reversed_by_transaction_id", b"reversed_by_transaction_id", "reverses_transaction_id", b"reverses_transaction_id", "sequence", b"sequence", "transaction_id", b"transaction_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "cause_id", b"cause_id", "description", b"description", "effective_time", b"effective_time", "entries", b"entries", "hash", b"hash", "kind", b"kind", "post_time", b"post_time", "previous_hash", b"previous_hash", "reversed_by_transaction_id", b"reversed_by_transaction_id", "reverses_transaction_id", b"reverses_transaction_id", "sequence", b"sequence", "transaction_id", b"transaction_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
