@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from tallystick import Client, InvalidArgumentError, NotFoundError
+from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
@@ -153,6 +154,42 @@ def test_a_batch_of_five_million_bytes(platform: Platform) -> None:
     with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
         channel.unary_unary("/tallystick.payout.v1.PayoutService/CreatePayoutBatch")(b"x" * 5_000_000, timeout=10)  # type: ignore[arg-type]
     assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
+
+
+EMPTY = b"\x0a\x00"  # an empty item of field 1
+
+
+def nested(item: bytes) -> bytes:
+    """One item of field 1."""
+    size, length = len(item), b""
+    while size > 127:
+        size, length = size >> 7, length + bytes([size & 127 | 128])
+    return b"\x0a" + length + bytes([size]) + item
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "field"),
+    [
+        ("ledger.v1.LedgerService/BatchPost", EMPTY * 1001, "postings"),
+        ("ledger.v1.LedgerService/BatchPost", EMPTY * 2_000_000, "postings"),
+        ("ledger.v1.LedgerService/BatchPost", nested(b"\x22\x00" * 1001), "postings[0].entries"),
+        ("ledger.v1.LedgerService/BatchPost", nested(b"\x22\x00" * 900) * 900, ""),
+        ("event.v1.EventService/BatchPublish", EMPTY * 2_000_000, "events"),
+        ("event.v1.EventService/BatchPublish", b"\x10\x00" * 2_000_000, ""),
+        ("wallet.v1.WalletService/BatchCredit", EMPTY * 2_000_000, "credits"),
+        ("wallet.v1.WalletService/BatchReleaseHold", EMPTY * 2_000_000, "hold_ids"),
+        ("payout.v1.PayoutService/CreatePayoutBatch", nested(EMPTY * 1_500_000).replace(b"\x0a", b"\x12", 1), "list.payouts"),
+        ("payment.v1.PaymentService/CreatePayment", b"\x4a\x00" * 30_000, "payment_orders"),
+        ("event.v1.EventService/StreamEvents", b"\x10\x00" * 30_000, "types"),
+    ],
+)
+def test_items_are_counted_before_they_are_built(platform: Platform, method: str, body: bytes, field: str) -> None:
+    """X1: more items than a call may have, at whatever depth, are refused on the bytes of the message; no object is built for any."""
+    with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
+        list(channel.unary_stream(f"/tallystick.{method}")(body, timeout=30))  # type: ignore[arg-type]
+    assert _status(error.value) == ("INVALID_ARGUMENT", "TOO_MANY_ITEMS")
+    refused = from_rpc(error.value)
+    assert [violation.field for violation in refused.field_violations] == ([field] if field else [])
 
 
 def payout_refused(client: Client, method: str, **values: Any) -> InvalidArgumentError:

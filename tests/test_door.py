@@ -37,6 +37,7 @@ from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.authentication import Development
+from tallystick_server.runtime.bulkhead import CallLimits
 from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.errors import CODE, from_status, to_status
 from tallystick_server.wallet import handlers as wallet
@@ -76,7 +77,7 @@ def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescrip
     for broken in ({k: v for k, v in access.items() if k != first}, {**access, first: frozenset()}):
 
         async def bind(rules: Any = broken) -> None:
-            Door(Development(), most_calls=1).bind(grpc.aio.server(), descriptor, object(), rules)
+            Door(Development()).bind(grpc.aio.server(), descriptor, object(), rules)
 
         with pytest.raises(TypeError, match="no access rule"):
             asyncio.run(bind())
@@ -115,17 +116,18 @@ class Handlers:
 
 
 @contextmanager
-def behind_a_door(answer: Callable[[], Any], *, most_calls: int = 10, stream_time: float = 300) -> Iterator[Client]:
+def behind_a_door(answer: Callable[[], Any] | Gate, limits: CallLimits | None = None, *, stream_time: float = 300) -> Iterator[Client]:
     """A client of a server whose handlers are the test's; it sends each call once."""
     address = free_address()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    servicer = answer if isinstance(answer, Gate) else Handlers(answer)
+    door = Door(Development(), limits, stream_time=stream_time)
 
     async def start() -> grpc.aio.Server:
         server = grpc.aio.server()
-        door = Door(Development(), most_calls=most_calls, stream_time=stream_time)
-        door.bind(server, payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], Handlers(answer), payment.ACCESS)
+        door.bind(server, payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], servicer, payment.ACCESS)
         server.add_insecure_port(address)
         await server.start()
         return server
@@ -133,6 +135,7 @@ def behind_a_door(answer: Callable[[], Any], *, most_calls: int = 10, stream_tim
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
         with Client(address, settings=ClientSettings(attempts=1)) as client:
+            client.door, client.loop = door, loop  # type: ignore[attr-defined]
             yield client
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
@@ -153,7 +156,7 @@ def test_too_many_calls_are_shed() -> None:
         await asyncio.to_thread(leave.wait, 10)
         return payment_service_pb2.ListPaymentsResponse()
 
-    with behind_a_door(slow, most_calls=2) as client, ThreadPoolExecutor(2) as callers:
+    with behind_a_door(slow, CallLimits(reads=2)) as client, ThreadPoolExecutor(2) as callers:
         first = [callers.submit(client.payment.ListPayments, LIST) for _ in range(2)]
         assert all(entered.acquire(timeout=10) for _ in first)
         with pytest.raises(TallystickError) as error:
@@ -162,6 +165,108 @@ def test_too_many_calls_are_shed() -> None:
         assert all(isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first)
     assert error.value.reason == "OVERLOADED"
     assert error.value.retry_after == 0.5
+
+
+class Gate:
+    """A handler of CreatePayment that waits until it is let go, and one of everything else that answers at once."""
+
+    def __init__(self, waits: bool) -> None:
+        self.entered = threading.Semaphore(0)
+        self.leave = threading.Event()
+        self._waits = waits
+
+    def __getattr__(self, name: str) -> Callable[[Any, Call], Any]:
+        response = getattr(payment_service_pb2, f"{name}Response", None)
+        if response is None:
+            raise AttributeError(name)
+
+        async def answer(_request: Message, call: Call) -> Message:
+            if name == "CreatePayment" and self._waits:
+                with call.waiting() as free:
+                    if free:
+                        self.entered.release()
+                        await asyncio.to_thread(self.leave.wait, 30)
+            elif name == "CreatePayment":
+                self.entered.release()
+                await asyncio.to_thread(self.leave.wait, 30)
+            made: Message = response()
+            return made
+
+        return answer
+
+
+CREATE = payment_service_pb2.CreatePaymentRequest(checkout_id="c")
+READS: list[tuple[str, Message]] = [
+    ("GetPayment", payment_service_pb2.GetPaymentRequest()),
+    ("CancelPayment", payment_service_pb2.CancelPaymentRequest()),
+    ("ListAlerts", payment_service_pb2.ListAlertsRequest()),
+    ("ListDeadLetters", payment_service_pb2.ListDeadLettersRequest()),
+]
+
+
+def test_waiting_calls_take_no_slots_of_others() -> None:
+    """A call that waits gives up its slot; one above the limit of waiting calls, or of its caller's share of it, is answered without waiting."""
+    gate = Gate(waits=True)
+    limits = CallLimits(writes=1, reads=1, platform=1, waiting=4, share=0.5)
+    with behind_a_door(gate, limits) as client, ThreadPoolExecutor(2) as callers:
+        waiting = []
+        for _ in range(2):
+            waiting.append(callers.submit(client.payment.CreatePayment, CREATE))
+            assert gate.entered.acquire(timeout=10)
+        assert client.payment.CreatePayment(CREATE) == payment_service_pb2.CreatePaymentResponse()
+        for name, request in READS:
+            getattr(client.payment, name)(request)
+        gate.leave.set()
+        assert all(call.result(10) is not None for call in waiting)
+
+
+def test_each_kind_of_calls_has_its_own_limit() -> None:
+    """When the calls that change something are at their limit, one more is OVERLOADED, while reads and operators' calls are answered."""
+    gate = Gate(waits=False)
+    with behind_a_door(gate, CallLimits(writes=1, reads=1, platform=1)) as client, ThreadPoolExecutor(1) as callers:
+        first = callers.submit(client.payment.CreatePayment, CREATE)
+        assert gate.entered.acquire(timeout=10)
+        for name, request in READS:
+            if name == "CancelPayment":
+                with pytest.raises(TallystickError) as error:
+                    getattr(client.payment, name)(request)
+                assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 0.5)
+            else:
+                getattr(client.payment, name)(request)
+        gate.leave.set()
+        first.result(10)
+
+
+def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
+    """Messages of many kilobytes are OVERLOADED above the limit of bytes in flight, while a small one is let in."""
+    gate = Gate(waits=False)
+    large = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * 20_000)
+    with behind_a_door(gate, CallLimits(message_bytes=50_000)) as client, ThreadPoolExecutor(3) as callers:
+        calls = []
+        for request in (large, large, CREATE):
+            calls.append(callers.submit(client.payment.CreatePayment, request))
+            assert gate.entered.acquire(timeout=10)
+        with pytest.raises(TallystickError) as error:
+            client.payment.CreatePayment(large)
+        assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 0.5)
+        gate.leave.set()
+        for call in calls:
+            call.result(10)
+
+
+def test_a_drain_ends_calls_by_name() -> None:
+    """A call that is still in flight when the drain is over ends with SHUTTING_DOWN and when to come back, and so does a new one."""
+    gate = Gate(waits=True)
+    with behind_a_door(gate) as client, ThreadPoolExecutor(1) as callers:
+        first = callers.submit(client.payment.CreatePayment, CREATE)
+        assert gate.entered.acquire(timeout=10)
+        client.door.close()  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.quiet(0.1), client.loop).result(10)  # type: ignore[attr-defined]
+        for call in (first.result, lambda _timeout: client.payment.CreatePayment(CREATE)):
+            with pytest.raises(TallystickError) as error:
+                call(10)
+            assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
+        gate.leave.set()
 
 
 def test_a_burst_is_answered_by_the_door(platform: Platform) -> None:

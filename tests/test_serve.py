@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,7 +27,7 @@ from sqlalchemy import make_url
 
 from tallystick import Client, new_order
 from tallystick._errors import from_rpc
-from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.failure import Failure
@@ -114,6 +117,50 @@ def test_sigterm_drains(own_database: Databases) -> None:
         assert answers[0].is_payment_done
         assert server.wait(30) == 0
         assert not serving(address)
+    assert verify(own_database).passed
+
+
+def test_sigterm_answers_every_caller(own_database: Databases) -> None:
+    """SIGTERM with 120 callers in flight: each call gets its result or SHUTTING_DOWN with when to come back; none is cancelled."""
+    address = free_address()
+    environment = {**of(own_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "3", "TALLYSTICK_SANDBOX_LATENCY": "1"}
+    answers: Counter[str] = Counter()
+
+    async def caller(number: int, channel: grpc.aio.Channel, ended: asyncio.Event) -> None:
+        stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
+        for turn in itertools.count():
+            slow = "tok_delay:20000" if number % 10 == 0 else "tok_visa"
+            order = new_order(f"o-{number}-{turn}", "b", "s", "1.00", "EUR")
+            request = payment_service_pb2.CreatePaymentRequest(checkout_id=f"c-{number}-{turn}", payment_orders=[order], credit_card_info=slow)
+            if ended.is_set():
+                return
+            try:
+                await stub.CreatePayment(request, timeout=30)
+                answers["result"] += 1
+            except grpc.aio.AioRpcError as error:
+                refused = from_rpc(error)
+                lost = error.code() is grpc.StatusCode.UNAVAILABLE and not refused.reason  # the process has gone: nobody is there to answer
+                answers["lost" if lost else f"{refused.reason or error.code().name} {refused.retry_after}"] += 1
+                if lost:
+                    return
+                await asyncio.sleep(refused.retry_after or 0)
+
+    async def callers(server: subprocess.Popen[str]) -> None:
+        ended = asyncio.Event()
+        channels = [grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(12)]
+        tasks = [asyncio.ensure_future(caller(number, channels[number % 12], ended)) for number in range(120)]
+        await asyncio.to_thread(eventually, lambda: answers["result"] >= 60)  # each of them in the middle of something
+        server.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(server.wait, 60) == 0
+        ended.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+        for channel in channels:
+            await channel.close()
+
+    with process(["serve", "all"], environment, address) as server:
+        asyncio.run(callers(server))
+    assert answers["SHUTTING_DOWN 0.5"] >= 12
+    assert set(answers) <= {"result", "SHUTTING_DOWN 0.5", "lost"}, answers
     assert verify(own_database).passed
 
 

@@ -121,7 +121,7 @@ class Cluster:
         ports = Ports(self._id, self._database, {provider.name: provider}, {bank.name: bank})
         urls, addresses = self._databases.all(), {service: service for service in SERVICES}
         (service,) = Wiring(self._settings, urls, addresses, peers, ports).build([name])
-        door, server = Door(BearerTokens(self._settings.callers), most_calls=1000), Server()
+        door, server = Door(BearerTokens(self._settings.callers)), Server()
         door.bind(server, service.descriptor, service.servicer, service.access)  # type: ignore[arg-type]
         service.start()
         self._running.append(service)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import astuple
 from functools import partial
 
@@ -63,11 +63,10 @@ class PaymentHandlers(OperatorHandlers):
             if accepted.replayed:
                 call.replayed()
             look = partial(self._payment, event.checkout_id)
-            if wait_for == "RESULT":
-                every, look_first = _LOOK_AGAIN_AT_REST, not accepted.moving
-                payment = await waiter.outlast(_is_on_its_way, look, call.answers_by, look_first=look_first, every=every)
-            else:
-                payment = await look()
+            with call.waiting() if wait_for == "RESULT" else nullcontext(False) as waits:
+                until = call.answers_by if waits else 0.0  # a caller above the limit is answered as if it had asked for ACCEPTANCE
+                look_first = not accepted.moving or not waits
+                payment = await waiter.outlast(_is_on_its_way, look, until, look_first=look_first, every=_LOOK_AGAIN_AT_REST)
         return pb.CreatePaymentResponse(payment=payment)
 
     async def CancelPayment(self, request: pb.CancelPaymentRequest, call: Call) -> pb.CancelPaymentResponse:
@@ -83,7 +82,8 @@ class PaymentHandlers(OperatorHandlers):
                 raise key_reused("reason")
             if not now:
                 call.replayed()
-            ended = await waiter.outlast(_is_open, lambda: self._payment(payment.checkout_id), call.answers_by)
+            with call.waiting() as waits:
+                ended = await waiter.outlast(_is_open, lambda: self._payment(payment.checkout_id), call.answers_by if waits else 0.0)
             return pb.CancelPaymentResponse(payment=ended)
 
     async def ConfirmDelivery(self, request: pb.ConfirmDeliveryRequest, call: Call) -> pb.ConfirmDeliveryResponse:

@@ -29,12 +29,12 @@ from tallystick_server.payout.watch import Watch
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
-from tallystick_server.runtime.items import MOST_ITEMS
 from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import payouts as store

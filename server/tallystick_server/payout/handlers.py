@@ -117,7 +117,8 @@ class PayoutHandlers(OperatorHandlers):
             accepted = await self._flow.pay(Arrival(payout, traceparent(), current_context()))
             if accepted.replayed:
                 call.replayed()
-            held = await waiter.outlast(_is_new, lambda: self._payout(payout.payout_id), call.answers_by)
+            with call.waiting() as waits:
+                held = await waiter.outlast(_is_new, lambda: self._payout(payout.payout_id), call.answers_by if waits else 0.0)
             return pb.CreatePayoutResponse(payout=held)
 
     async def GetPayout(self, request: pb.GetPayoutRequest, call: Call) -> pb.GetPayoutResponse:

@@ -19,11 +19,12 @@ from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.standing import Turn, transfer_of
 from tallystick_server.runtime.flow import SettlingRefused
-from tallystick_server.runtime.items import MOST_ITEMS, refusals
+from tallystick_server.runtime.items import refusals
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.stage import by_halves
+from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.payout import transfer as transfers
 

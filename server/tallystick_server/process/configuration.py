@@ -56,7 +56,19 @@ class Settings:
     service_token: str = ""
     """What this process sends to other services."""
     most_calls: int = 4000
-    """The most unary calls in hand at a time; more are refused with OVERLOADED."""
+    """The most calls of teams that change something in flight at a time; more are refused with OVERLOADED, as are those above the next limits."""
+    most_reads: int = 2000
+    """The most calls of teams that only read in flight at a time."""
+    most_platform_calls: int = 2000
+    """The most calls of operators, auditors and services in flight at a time."""
+    most_waiting: int = 4000
+    """The most calls that wait for a result at a time; above it CreatePayment, CancelPayment and CreatePayout answer at once, as with ACCEPTANCE."""
+    most_streams: int = 2000
+    """The most open streams of teams, and as many of operators, auditors and services."""
+    caller_share: float = 0.5
+    """The part of most_waiting and of most_streams that one caller may have."""
+    message_bytes: int = 32 * 1024 * 1024
+    """The most bytes of requests in flight at a time, those of up to 4 KiB not counted; more are refused with OVERLOADED."""
     connections: Mapping[str, int] = field(default_factory=dict)
     """Service to its database connections."""
     provider: str = "sandbox"
@@ -288,6 +300,12 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "callers": _callers,
     "service_token": _text,
     "most_calls": _number(1, 100_000, int),
+    "most_reads": _number(1, 100_000, int),
+    "most_platform_calls": _number(1, 100_000, int),
+    "most_waiting": _number(1, 100_000, int),
+    "most_streams": _number(1, 100_000, int),
+    "caller_share": _number(0.01, 1),
+    "message_bytes": _number(4 * 1024 * 1024, 1024 * 1024 * 1024, int),
     "connections": _table(_number(1, 100, int), _service),
     "provider": _one_of(*_PROVIDERS),
     "payout_provider": _one_of(*_PROVIDERS),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +27,7 @@ from tallystick_server.process.wiring import Ports, Service, Wiring
 from tallystick_server.runtime import telemetry
 from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
 from tallystick_server.runtime.beside import Beside
+from tallystick_server.runtime.bulkhead import CallLimits
 from tallystick_server.runtime.door import BATCH_BYTES, Door
 from tallystick_server.runtime.peers import Peers
 
@@ -36,7 +40,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MOST_UNREAD = 100_000
 UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
 """Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
-_FAREWELL = 0.5  # seconds in which the last answers set out
+_FAREWELL = 0.05  # seconds in which the last answers are written
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
 
@@ -57,17 +61,16 @@ class Running:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(_HEALTH_NOTICE)
         deadline = asyncio.get_running_loop().time() + patience
-        self._doors[0].close()
-        stopping = asyncio.ensure_future(self._servers[0].stop(patience))
+        self._doors[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
         await self._doors[0].quiet(patience)
-        await asyncio.wait((stopping,), timeout=_FAREWELL)
-        await self._servers[0].stop(None)  # who only watches health, or never said what it calls for, is not waited for
-        await stopping
         for service in self._services:
             await service.stop(max(deadline - asyncio.get_running_loop().time(), 0.1))
         for door, server in zip(self._doors[1:], self._servers[1:], strict=True):
             door.close()
             await server.stop(1)
+        await asyncio.sleep(_FAREWELL)
+        _hang_up(self.address)
+        await self._servers[0].stop(None)
         await self._peers.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -85,7 +88,7 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
     doors, servers = [], []
     monitor = health.aio.HealthServicer()
     for listen in (settings.listen, *([inside] if inside else [])):
-        door = Door(authenticator, most_calls=settings.most_calls)
+        door = Door(authenticator, _limits(settings))
         servers.append(_server(services, door, monitor, reuse_port=settings.reuse_port))
         doors.append(door)
         try:
@@ -101,6 +104,18 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
     for name in ("", *(s.descriptor.full_name for s in services)):
         await monitor.set(name, _SERVING)
     return Running(settings.listen, services, servers, doors, monitor, peers, folder)
+
+
+def _limits(settings: Settings) -> CallLimits:
+    return CallLimits(
+        writes=settings.most_calls,
+        reads=settings.most_reads,
+        platform=settings.most_platform_calls,
+        waiting=settings.most_waiting,
+        streams=settings.most_streams,
+        share=settings.caller_share,
+        message_bytes=settings.message_bytes,
+    )
 
 
 def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
@@ -124,6 +139,27 @@ def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthS
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(told, beside)  # type: ignore[no-untyped-call]
     door.bind_unknown(server)
     return server
+
+
+def _hang_up(address: str) -> None:
+    """Closes the connections of a server that answers nobody any more: their callers see a lost connection, where gRPC would cancel calls."""
+    path = address.removeprefix("unix:") if address.startswith("unix:") else ""
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # it is no socket, is not connected, or has been closed
+            copy = os.dup(int(name))
+            try:
+                connection = socket.socket(fileno=copy)
+            except OSError:
+                os.close(copy)
+                raise
+            with connection:
+                connection.getpeername()
+                if connection.family == socket.AF_UNIX:
+                    ours = path and connection.getsockname() == path
+                else:
+                    ours = not path and connection.getsockname()[1] == int(address.rpartition(":")[2])
+                if ours:
+                    connection.shutdown(socket.SHUT_RD)  # so that what is being written is written
 
 
 def _listen(server: grpc.aio.Server, address: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.trace import Span
@@ -18,8 +19,10 @@ from opentelemetry.trace import Span
 from tallystick_core.caller import Caller, Role, authorize
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime.authentication import Authenticator
+from tallystick_server.runtime.bulkhead import Bulkhead, CallLimits
 from tallystick_server.runtime.errors import CODE, refuse
 from tallystick_server.runtime.telemetry import failed, server_span, trace_id
+from tallystick_server.runtime.wire import check_items, holds_items
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +35,12 @@ LONGEST_DEADLINE = 60.0
 STREAM_TIME = 300.0
 MESSAGE_BYTES = 64 * 1024
 BATCH_BYTES = 4 * 1024 * 1024
+_SMALL_BYTES = 4 * 1024  # messages up to here are not counted: as many as there are slots are nothing
+_PARSED_AT_ONCE = 64 * 1024  # of larger messages one is parsed at a time, and other calls come between
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
 _LONGEST_WAIT = 30.0
 _LOOK_AGAIN = 0.02
+_HURRIED = 1.0  # seconds in which calls that are ended by a drain refuse
 
 
 @dataclass(slots=True)
@@ -43,8 +49,27 @@ class Call:
 
     caller: Caller
     deadline: float
+    slots: tuple[Bulkhead, Bulkhead] | None = None
+    """Where it has its slot, and where it takes one while it waits."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Sent with the answer."""
+
+    @contextmanager
+    def waiting(self) -> Iterator[bool]:
+        """Gives up the call's slot for one of the waiting calls until the block ends. Whether there was one: without, the call answers at once."""
+        if self.slots is None:
+            yield True
+            return
+        own, waiting = self.slots
+        with waiting.slot(self.caller.name) as free:
+            if not free:
+                yield False
+                return
+            own.release(self.caller.name)
+            try:
+                yield True
+            finally:
+                own.take(self.caller.name)
 
     def replayed(self) -> None:
         """Tells the caller that the answer is to a repeat."""
@@ -67,31 +92,46 @@ class Call:
 class _Method:
     name: str
     run: Callable[[Any, Call], Any]
+    shape: Descriptor
     request: type[Message]
     roles: frozenset[Role]
     most_bytes: int
+    slots: Bulkhead
 
 
 class Door:
-    """Serves the methods of services. One for each process: its limits count all calls together."""
+    """Serves the methods of services. One for each server: its limits count the calls of all services together."""
 
-    def __init__(self, authenticator: Authenticator, *, most_calls: int, most_streams: int = 1000, stream_time: float = STREAM_TIME) -> None:
+    def __init__(self, authenticator: Authenticator, limits: CallLimits | None = None, *, stream_time: float = STREAM_TIME) -> None:
+        limits = limits or CallLimits()
         self._authenticator = authenticator
-        self._most_calls = most_calls
-        self._most_streams = most_streams
         self._stream_time = stream_time
-        self._calls = 0
-        self._streams = 0
+        self._writes, self._reads, self._platform = Bulkhead(limits.writes), Bulkhead(limits.reads), Bulkhead(limits.platform)
+        self._waiting = Bulkhead(limits.waiting, limits.of_caller(limits.waiting))
+        self._team_streams, self._platform_streams = (Bulkhead(limits.streams, limits.of_caller(limits.streams)) for _ in range(2))
+        self._message_bytes = Bulkhead(limits.message_bytes)
+        self._parsing = asyncio.Lock()
         self._closing = asyncio.Event()
+        self._timeouts: set[asyncio.Timeout] = set()
+        self._hurried = False
 
     def close(self) -> None:
         """From now on new calls are refused with SHUTTING_DOWN, and streams end."""
         self._closing.set()
 
     async def quiet(self, patience: float) -> None:
-        """Waits until no call is in hand, at most so many seconds."""
+        """Waits until no call is in flight, so many seconds; those that are left then end with SHUTTING_DOWN."""
+        await self._ended(patience)
+        self._hurried = True
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(asyncio.get_running_loop().time())
+        await self._ended(_HURRIED)
+
+    async def _ended(self, patience: float) -> None:
         deadline = asyncio.get_running_loop().time() + patience
-        while (self._calls or self._streams) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - calls end by many ways
+        places = (self._writes, self._reads, self._platform, self._waiting, self._team_streams, self._platform_streams)
+        while any(place.taken for place in places) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - calls end by many ways
             await asyncio.sleep(_LOOK_AGAIN)
 
     def bind(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, access: Access) -> None:
@@ -108,8 +148,9 @@ class Door:
         server.add_generic_rpc_handlers((_Unknown(self._unknown),))
 
     def _handler(self, method: MethodDescriptor, run: Callable[[Any, Call], Any], roles: frozenset[Role]) -> Any:
-        most_bytes = BATCH_BYTES if "Batch" in method.name else MESSAGE_BYTES
-        known = _Method(f"{method.containing_service.full_name}/{method.name}", run, GetMessageClass(method.input_type), roles, most_bytes)
+        most_bytes = BATCH_BYTES if "Batch" in method.name and holds_items(method.input_type) else MESSAGE_BYTES
+        name = f"{method.containing_service.full_name}/{method.name}"
+        known = _Method(name, run, method.input_type, GetMessageClass(method.input_type), roles, most_bytes, self._slots(method, roles))
         if method.server_streaming:
 
             async def stream(raw: bytes, context: Context) -> None:
@@ -122,37 +163,76 @@ class Door:
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
+    def _slots(self, method: MethodDescriptor, roles: frozenset[Role]) -> Bulkhead:
+        """Which slots the calls of a method take."""
+        if method.server_streaming:
+            return self._team_streams if Role.TEAM in roles else self._platform_streams
+        if Role.TEAM not in roles:
+            return self._platform
+        return self._reads if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else self._writes
+
     async def _unary(self, method: _Method, raw: bytes, context: Context) -> bytes:
         metadata = _metadata(context)
         with server_span(method.name, metadata) as span:
-            self._calls += 1
             try:
-                call, request = self._let_in(method, raw, context, metadata, self._calls > self._most_calls)
+                call = self._let_in(method, raw, context, metadata)
                 run: Callable[[Any, Call], Awaitable[Message]] = method.run
-                async with asyncio.timeout_at(call.deadline):
-                    response = await run(request, call)
+                with self._taken(method, raw, call):
+                    async with self._timed(call.deadline):
+                        response = await run(await self._parsed(method, raw), call)
                 context.set_trailing_metadata((("tallystick-trace-id", trace_id()), *call.metadata.items()))
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
+                if isinstance(error, TimeoutError) and self._hurried:
+                    error = _shutting_down()
                 await _refuse(context, span, error, method.name)
-            finally:
-                self._calls -= 1
 
     async def _stream(self, method: _Method, raw: bytes, context: Context) -> None:
         metadata = _metadata(context)
         with server_span(method.name, metadata) as span:
-            self._streams += 1
             try:
-                call, request = self._let_in(method, raw, context, metadata, self._streams > self._most_streams)
-                expiry = asyncio.get_running_loop().time() + self._stream_time
-                async with aclosing(method.run(request, call)) as messages:
-                    stuck = await self._send(messages, context, expiry)
-                if stuck is not None:
-                    await self._let_go(stuck)
+                call = self._let_in(method, raw, context, metadata)
+                with self._taken(method, raw, call):
+                    request = await self._parsed(method, raw)
+                    expiry = asyncio.get_running_loop().time() + self._stream_time
+                    async with aclosing(method.run(request, call)) as messages:
+                        stuck = await self._send(messages, context, expiry)
+                    if stuck is not None:
+                        await self._let_go(stuck, method.slots, call)
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
                 await _refuse(context, span, error, method.name)
+
+    @contextmanager
+    def _taken(self, method: _Method, raw: bytes, call: Call) -> Iterator[None]:
+        """The call's slot, and the bytes of its message, until the block ends. Raises OVERLOADED."""
+        with method.slots.slot(call.caller.name) as free:
+            if not free:
+                raise Refused(Reason.OVERLOADED, "Too many calls of this kind are in flight; retry after 0.5 s.", retry_after=0.5)
+            call.slots = (method.slots, self._waiting)
+            size = len(raw)
+            with self._message_bytes.slot(weight=size) if size > _SMALL_BYTES else nullcontext(True) as fits:
+                if not fits:
+                    raise Refused(Reason.OVERLOADED, "Too many bytes of messages are in flight; retry after 0.5 s.", retry_after=0.5)
+                yield
+
+    @asynccontextmanager
+    async def _timed(self, deadline: float) -> AsyncIterator[None]:
+        """Ends the block with TimeoutError at the deadline, or when a drain is over before."""
+        async with asyncio.timeout_at(deadline) as timeout:
+            self._timeouts.add(timeout)
+            try:
+                yield
             finally:
-                self._streams -= 1
+                self._timeouts.discard(timeout)
+
+    async def _parsed(self, method: _Method, raw: bytes) -> Message:
+        """The request. Raises TOO_MANY_ITEMS, MESSAGE_MALFORMED."""
+        if len(raw) <= _PARSED_AT_ONCE:
+            return _parse(method, raw)
+        async with self._parsing:
+            request = _parse(method, raw)
+            await asyncio.sleep(0)
+            return request
 
     async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float) -> asyncio.Future[None] | None:
         """Sends a stream's messages. Returns the write that its reader had not taken when the stream's time was up, or None at the end."""
@@ -166,13 +246,13 @@ class Door:
                 break
         return None
 
-    async def _let_go(self, write: asyncio.Future[None]) -> NoReturn:
+    async def _let_go(self, write: asyncio.Future[None], slots: Bulkhead, call: Call) -> NoReturn:
         """A reader that stands still keeps no place here; should it go on, it hears that its time was up."""
-        self._streams -= 1
+        slots.release(call.caller.name)
         try:
             await write
         finally:
-            self._streams += 1
+            slots.take(call.caller.name)
         raise _expired()
 
     async def _next(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
@@ -193,13 +273,11 @@ class Door:
             if not step.done():  # a generator that still runs cannot be closed
                 await asyncio.wait((step,))
 
-    def _let_in(self, method: _Method, raw: bytes, context: Context, metadata: Mapping[str, str], full: bool) -> tuple[Call, Message]:
-        """All that is refused before the handler runs, in a fixed order. Raises Refused."""
+    def _let_in(self, method: _Method, raw: bytes, context: Context, metadata: Mapping[str, str]) -> Call:
+        """All that is refused before the call takes a slot, in a fixed order. Raises Refused."""
         now = asyncio.get_running_loop().time()
         if self._closing.is_set():
             raise _shutting_down()
-        if full:
-            raise Refused(Reason.OVERLOADED, "The process has as many calls in hand as it takes.", retry_after=0.5)
         remaining = context.time_remaining()
         if remaining is not None and remaining <= 0:
             raise Refused(Reason.DEADLINE_EXCEEDED, "The deadline has passed already.")
@@ -207,18 +285,22 @@ class Door:
             raise Refused(Reason.MESSAGE_TOO_LARGE, f"The message must have at most {method.most_bytes} bytes.")
         caller = self._authenticator.authenticate(metadata, context.auth_context() or {})
         caller = authorize(caller, method.roles)
-        try:
-            request = method.request.FromString(raw)
-        except DecodeError:
-            raise Refused(Reason.MESSAGE_MALFORMED, f"The bytes are no {method.request.DESCRIPTOR.full_name}.") from None
         time = DEFAULT_DEADLINE if remaining is None else min(remaining, LONGEST_DEADLINE)
-        return Call(caller, now + time), request
+        return Call(caller, now + time)
 
     async def _unknown(self, name: str, context: Context) -> NoReturn:
         with server_span("unknown", _metadata(context)) as span:
             await _refuse(
                 context, span, Refused(Reason.METHOD_UNKNOWN, "There is no such method here; its service may be served at another address."), name
             )
+
+
+def _parse(method: _Method, raw: bytes) -> Message:
+    check_items(raw, method.shape)
+    try:
+        return method.request.FromString(raw)
+    except DecodeError:
+        raise Refused(Reason.MESSAGE_MALFORMED, f"The bytes are no {method.shape.full_name}.") from None
 
 
 async def _refuse(context: Context, span: Span, error: Exception, method: str) -> NoReturn:

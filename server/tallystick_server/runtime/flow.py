@@ -17,11 +17,11 @@ from tallystick_core.refusal import Refused
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.execute import Execute, HeldBack
-from tallystick_server.runtime.items import MOST_ITEMS
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
 from tallystick_server.runtime.retry import Policies, spread
 from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage import due
 from tallystick_storage.database import Database, DataRefused
 

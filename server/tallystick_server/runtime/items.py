@@ -11,6 +11,7 @@ from google.rpc import status_pb2
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.errors import from_status, to_status
 from tallystick_server.runtime.telemetry import trace_id
+from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import DataRefused
 
 log = logging.getLogger(__name__)
@@ -19,8 +20,6 @@ K = TypeVar("K")
 M = TypeVar("M")
 T = TypeVar("T")
 R = TypeVar("R")
-MOST_ITEMS = 1000
-"""The most items of a batch, in a call and in a stage."""
 
 
 def check_batch(items: Sequence[object], field: str) -> None:

@@ -31,7 +31,9 @@ class _WaitForEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitFor.Value
     WAIT_FOR_UNSPECIFIED: _WaitFor.ValueType  # 0
     """Taken as RESULT."""
     WAIT_FOR_RESULT: _WaitFor.ValueType  # 1
-    """Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms before the call's deadline and 30 s."""
+    """Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When the process,
+    or the caller, has as many waiting calls as it may have, the payment is accepted and the answer comes at once, as with ACCEPTANCE: watch the payment.
+    """
     WAIT_FOR_ACCEPTANCE: _WaitFor.ValueType  # 2
     """Only until the payment is on disk."""
 
@@ -41,7 +43,9 @@ class WaitFor(_WaitFor, metaclass=_WaitForEnumTypeWrapper):
 WAIT_FOR_UNSPECIFIED: WaitFor.ValueType  # 0
 """Taken as RESULT."""
 WAIT_FOR_RESULT: WaitFor.ValueType  # 1
-"""Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms before the call's deadline and 30 s."""
+"""Until every order is final and settled, or pending, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When the process,
+or the caller, has as many waiting calls as it may have, the payment is accepted and the answer comes at once, as with ACCEPTANCE: watch the payment.
+"""
 WAIT_FOR_ACCEPTANCE: WaitFor.ValueType  # 2
 """Only until the payment is on disk."""
 Global___WaitFor: _TypeAlias = WaitFor  # noqa: Y015

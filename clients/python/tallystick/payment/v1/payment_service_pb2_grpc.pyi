@@ -50,8 +50,8 @@ class PaymentServiceStub:
     """
     CancelPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
-    payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+    A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
     """
     ConfirmDelivery: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]
     """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
@@ -97,8 +97,8 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """
     CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]  # type: ignore[assignment]
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
-    payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+    A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
     """
     ConfirmDelivery: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]  # type: ignore[assignment]
     """Confirms that an order's goods were delivered: what its seller gets for it becomes available, if it was not. Refused with STATE_FORBIDS unless the order is
@@ -177,8 +177,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CancelPaymentResponse, _abc.Awaitable[_payment_service_pb2.CancelPaymentResponse]]:
         """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-        what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does. A repeat with the same reason answers with the
-        payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
+        what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+        A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
         """
 
     @_abc_1.abstractmethod

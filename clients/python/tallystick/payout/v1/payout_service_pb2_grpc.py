@@ -194,7 +194,8 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreatePayout(self, request, context):
-        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. Fee and
+        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
+        many calls wait already it is accepted, and the answer comes at once. Fee and
         reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
         again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
         (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is

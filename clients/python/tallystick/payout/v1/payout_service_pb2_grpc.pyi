@@ -54,7 +54,8 @@ class PayoutServiceStub:
     Access: team, operator.
     """
     CreatePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutRequest, _payout_service_pb2.CreatePayoutResponse]
-    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. Fee and
+    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
+    many calls wait already it is accepted, and the answer comes at once. Fee and
     reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
     again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
     (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
@@ -142,7 +143,8 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     Access: team, operator.
     """
     CreatePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutRequest, _payout_service_pb2.CreatePayoutResponse]  # type: ignore[assignment]
-    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. Fee and
+    """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
+    many calls wait already it is accepted, and the answer comes at once. Fee and
     reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
     again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
     (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
@@ -263,7 +265,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CreatePayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutResponse]]:
-        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. Fee and
+        """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
+        many calls wait already it is accepted, and the answer comes at once. Fee and
         reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
         again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
         (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
