@@ -30,6 +30,7 @@ _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
 _SETTINGS = {
     "plan_cache_mode": "force_custom_plan",
     "enable_seqscan": "off",
+    "jit": "off",  # what has to scan costs 10^10 by the line above, and would be compiled each time
     "idle_in_transaction_session_timeout": "1s",
     "lock_timeout": "3s",
     "statement_timeout": "10s",

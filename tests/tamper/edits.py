@@ -1,0 +1,184 @@
+"""Edits that somebody with the administrator's rights might make, with all triggers off: one cell, one row, or two rows that change places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+SCHEMAS = ("payment", "ledger", "wallet", "payout", "event")
+ROW = "(row)"
+"""Stands for the column where a whole row is edited."""
+
+
+class Kind(StrEnum):
+    """What is done to a row."""
+
+    OTHER_VALUE = "other_value"
+    """A cell gets the value of another row, or one next to its own."""
+    RUBBISH = "rubbish"
+    """A cell gets a value that nobody would write."""
+    SWAP = "swap"
+    """Two rows exchange the values of a column."""
+    DELETE = "delete"
+    INSERT = "insert"
+    """A copy of a row, under another key."""
+
+
+@dataclass(frozen=True)
+class Column:
+    schema: str
+    table: str
+    name: str
+    type: str
+    in_key: bool
+
+    @property
+    def full_table(self) -> str:
+        return f"{self.schema}.{self.table}"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit that was made. `what` tells it to people."""
+
+    table: str
+    column: str
+    kind: Kind
+    what: str
+
+
+_COLUMNS = """
+    select c.table_schema, c.table_name, c.column_name, c.udt_name,
+        exists (
+            select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
+            where i.indisprimary and i.indrelid = format('%%I.%%I', c.table_schema, c.table_name)::regclass and a.attname = c.column_name) as in_key
+    from information_schema.columns c join information_schema.tables t using (table_schema, table_name)
+    where c.table_schema = any (%s) and t.table_type = 'BASE TABLE' and c.is_generated = 'NEVER' and c.table_name <> 'alembic_version'
+    order by c.table_schema, c.table_name, c.ordinal_position
+"""
+_OTHER_VALUES = {
+    "text": ["{c} || 'x'", "left({c}, -1)", "''"],
+    "bool": ["not {c}"],
+    "int2": ["{c} + 1", "{c} - 1"],
+    "int4": ["{c} + 1", "{c} - 1", "{c} + 100"],
+    "int8": ["{c} + 1", "{c} - 1", "{c} + 100"],
+    "numeric": ["{c} + 1", "{c} - 1", "{c} + 100"],
+    "timestamptz": ["{c} + interval '1 second'", "{c} - interval '1 day'", "{c} + interval '1000 years'"],
+    "bytea": ["set_byte({c}, 0, 255 - get_byte({c}, 0))"],
+    "uuid": ["'00000000-0000-4000-8000-000000000000'::uuid"],
+    "xid8": ["'1'::xid8"],
+    "interval": ["{c} + interval '1 second'"],
+    "_text": ["array_append({c}, 'x')"],
+    "_int8": ["array_append({c}, 1)"],
+    "jsonb": ["'{{}}'::jsonb"],
+}
+_RUBBISH = {
+    "text": ["E'\\x01'", "repeat('x', 5000)", "'no such thing'", "null"],
+    "bool": ["null"],
+    "int2": ["32767", "-1", "null"],
+    "int4": ["2147483647", "-1", "null"],
+    "int8": ["9223372036854775807", "-1", "null"],
+    "numeric": ["99999999999999999999999999999999", "-1", "null"],
+    "timestamptz": ["'infinity'::timestamptz", "'-infinity'::timestamptz", "null"],
+    "bytea": ["'\\x'::bytea", "null"],
+    "uuid": ["null"],
+    "xid8": ["null"],
+    "interval": ["interval '1000 years'", "null"],
+    "_text": ["'{{}}'::text[]", "null"],
+    "_int8": ["'{{}}'::bigint[]", "null"],
+    "jsonb": ["null"],
+}
+
+
+def columns(connection: psycopg.Connection[Any]) -> list[Column]:
+    """Every column that can be edited, of every table of a service."""
+    return [Column(*row) for row in connection.execute(_COLUMNS, (list(SCHEMAS),)).fetchall()]
+
+
+def make(connection: psycopg.Connection[Any], random: Random, column: Column, of_table: Sequence[Column]) -> Edit | None:
+    """Makes one edit that has to do with a column, within the caller's transaction; None if the rows that are there, or a constraint, do not allow it."""
+    table = sql.Identifier(column.schema, column.table)
+    ctids = [row[0] for row in connection.execute(sql.SQL("select ctid::text from {} order by ctid").format(table)).fetchall()]
+    if not ctids:
+        return None
+    kind = random.choices([*Kind], [6, 2, 2, 1, 1])[0]
+    ctid, other = random.choice(ctids), random.choice(ctids)
+    try:
+        with connection.transaction():
+            made = _make(connection, random, kind, column, of_table, ctid, other)
+    except psycopg.Error:
+        return None
+    whole = kind in (Kind.DELETE, Kind.INSERT)
+    return Edit(column.full_table, ROW if whole else column.name, kind, f"{kind} of {ctid}: {made}") if made else None
+
+
+def _make(connection: psycopg.Connection[Any], random: Random, kind: Kind, column: Column, of_table: Sequence[Column], ctid: str, other: str) -> str:
+    """Says what was changed; "" if nothing was."""
+    table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
+    match kind:
+        case Kind.DELETE:
+            connection.execute(sql.SQL("delete from {} where ctid = %s::tid").format(table), (ctid,))
+            return "deleted"
+        case Kind.INSERT:
+            return _insert(connection, random, column, of_table, ctid)
+        case Kind.SWAP:
+            statement = sql.SQL(
+                "update {t} x set {c} = y.{c} from {t} y where x.ctid in (%s::tid, %s::tid) and y.ctid in (%s::tid, %s::tid) and x.ctid <> y.ctid"
+            )
+            values = _values(connection, column, (ctid, other))
+            if len(values) < 2 or values[0] == values[1]:
+                return ""
+            connection.execute(statement.format(t=table, c=name), (ctid, other, ctid, other))
+            return f"{values[0]!r} <-> {values[1]!r}"
+        case _:
+            (before,) = _values(connection, column, (ctid,))
+            after = _value(connection, random, kind, column, ctid, other)
+            return f"{before!r} -> {after!r}" if after is not _NOTHING and after != before else ""
+
+
+_NOTHING = object()
+
+
+def _value(connection: psycopg.Connection[Any], random: Random, kind: Kind, column: Column, ctid: str, other: str) -> object:
+    """Gives a cell another value, and returns it."""
+    table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
+    choices = (_RUBBISH if kind is Kind.RUBBISH else _OTHER_VALUES).get(column.type, [])
+    if kind is Kind.OTHER_VALUE and random.random() < 0.5:
+        expression = sql.SQL("(select {c} from {t} where ctid = {o}::tid)").format(c=name, t=table, o=sql.Literal(other))
+    elif choices:
+        expression = sql.SQL(random.choice(choices).format(c="{c}")).format(c=name)
+    else:
+        return _NOTHING
+    statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}").format(t=table, c=name, e=expression)
+    row = connection.execute(statement, (ctid,)).fetchone()
+    return row[0] if row else _NOTHING
+
+
+def _insert(connection: psycopg.Connection[Any], random: Random, column: Column, of_table: Sequence[Column], ctid: str) -> str:
+    """A copy of a row under another key."""
+    keys = [one for one in of_table if one.in_key] or list(of_table)
+    changed = random.choice(keys)
+    expression = random.choice([e for e in _OTHER_VALUES.get(changed.type, []) if e != "''"] or ["{c}"])
+    selected = [
+        sql.SQL(expression.replace("{c}", "{}")).format(sql.Identifier(one.name)) if one is changed else sql.Identifier(one.name) for one in of_table
+    ]
+    statement = sql.SQL("insert into {t} ({columns}) overriding system value select {selected} from {t} where ctid = %s::tid").format(
+        t=sql.Identifier(column.schema, column.table),
+        columns=sql.SQL(", ").join(sql.Identifier(one.name) for one in of_table),
+        selected=sql.SQL(", ").join(selected),
+    )
+    connection.execute(statement, (ctid,))
+    return f"copied with another {changed.name}"
+
+
+def _values(connection: psycopg.Connection[Any], column: Column, ctids: Sequence[str]) -> list[object]:
+    statement = sql.SQL("select {c} from {t} where ctid = any (%s::tid[]) order by ctid").format(
+        c=sql.Identifier(column.name), t=sql.Identifier(column.schema, column.table)
+    )
+    return [row[0] for row in connection.execute(statement, (list(ctids),)).fetchall()]
