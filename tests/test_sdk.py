@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import grpc
 import pytest
 
-from tallystick import AsyncClient, Client, ClientSettings, DeadlineExceededError, InvalidArgumentError, NotFoundError, UnavailableError, new_order
+from tallystick import (
+    AsyncClient,
+    Client,
+    ClientSettings,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    TallystickError,
+    UnavailableError,
+    new_order,
+)
+from tallystick._settings import CHANNEL_OPTIONS
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.errors import CODE, to_status
+from tallystick_server.runtime.peers import PEER_OPTIONS
 
-from .conftest import ROOT, Platform, free_address, serving, unique
+from .conftest import ROOT, Platform, eventually, free_address, serving, unique
 
 
 class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
@@ -40,19 +57,29 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
         return payment_service_pb2.GetPaymentResponse(payment=payment_pb2.Payment(checkout_id=request.checkout_id))
 
 
-@pytest.fixture
-def scripted() -> Iterator[tuple[Scripted, str]]:
-    server, servicer, address = grpc.server(ThreadPoolExecutor(4)), Scripted(), free_address()  # type: ignore[abstract]
+@contextmanager
+def answering(address: str) -> Iterator[Scripted]:
+    """A server at an address."""
+    server, servicer = grpc.server(ThreadPoolExecutor(4)), Scripted()  # type: ignore[abstract]
     payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(servicer, server)
     server.add_insecure_port(address)
     server.start()
-    yield servicer, address
-    server.stop(None)
+    try:
+        yield servicer
+    finally:
+        server.stop(None)
+
+
+@pytest.fixture
+def scripted() -> Iterator[tuple[Scripted, str]]:
+    address = free_address()
+    with answering(address) as servicer:
+        yield servicer, address
 
 
 def both(address: str, **settings: Any) -> list[Any]:
     """GetPayment by the sync and by the asyncio client, as callables."""
-    wanted = ClientSettings(jitter=lambda: 0.0, **settings)
+    wanted = ClientSettings(**{"jitter": lambda: 0.0, **settings})
 
     def sync() -> Any:
         with Client(address, settings=wanted) as client:
@@ -104,11 +131,117 @@ def test_retries_are_bounded(scripted: tuple[Scripted, str], kind: int) -> None:
     assert len(servicer.calls) == 4
 
 
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
+    """A call whose server is away at first is sent until its time is up, not a few times only, and is answered once the server is back."""
+    address, tries = free_address(), threading.Semaphore(0)
+
+    def jitter() -> float:
+        tries.release()
+        return 0.0
+
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(both(address, deadlines={"GetPayment": 60.0}, jitter=jitter)[kind])
+        for _ in range(7):  # by then more than 3 s have passed
+            assert tries.acquire(timeout=30)
+        with answering(address):
+            assert call.result(60).checkout_id == "c"
+
+
+def test_a_client_uses_every_process_behind_its_target() -> None:
+    """Calls of one client go round over all addresses of its target."""
+    addresses = [free_address(), free_address()]
+    with answering(addresses[0]) as one, answering(addresses[1]) as other, Client(f"ipv4:{','.join(addresses)}") as client:
+        assert eventually(lambda: client.get_payment("c").checkout_id and one.calls and other.calls)
+
+
+def test_a_channel_connects_again_soon() -> None:
+    """However often a connection has failed, the next attempt is some 2 s later, of the SDK as of services among themselves."""
+
+    def gaps(open_channel: Callable[[str], grpc.Channel]) -> list[float]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(30)
+            channel = open_channel(f"127.0.0.1:{listener.getsockname()[1]}")
+            channel.subscribe(lambda _state: None, try_to_connect=True)
+            times = []
+            for _ in range(8):
+                listener.accept()[0].close()
+                times.append(time.monotonic())
+            channel.close()
+        return [later - earlier for earlier, later in pairwise(times)]
+
+    def as_services(address: str) -> grpc.Channel:
+        return grpc.insecure_channel(address, PEER_OPTIONS)
+
+    def as_client(address: str) -> grpc.Channel:
+        return grpc.insecure_channel(address, CHANNEL_OPTIONS)
+
+    with ThreadPoolExecutor(2) as threads:
+        for found in threads.map(gaps, (as_services, as_client)):
+            assert max(found) < 5, found  # gRPC's own would be beyond 10
+
+
 def test_nobody_there_is_unavailable() -> None:
     """A platform that cannot be reached is UnavailableError, within the deadline."""
     for call in both(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
         with pytest.raises((UnavailableError, DeadlineExceededError)):
             call()
+
+
+@pytest.mark.parametrize("token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"])
+def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
+    """A token that no header can carry is a ValueError that names it, and does not show it, before any call is made."""
+    with pytest.raises(ValueError, match="^token ") as error:
+        ClientSettings(token=token)
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "metadata", "named"),
+    [
+        (0.0, (), "timeout"),
+        (float("nan"), (), "timeout"),
+        (float("inf"), (), "timeout"),
+        (5.0, (("a", "b\n"),), "metadata a"),
+        (5.0, (("A", "b"),), "metadata"),
+        (5.0, (("grpc-x", "b"),), "metadata"),
+        (5.0, (("a-bin", "b"),), "metadata a-bin"),
+    ],
+)
+def test_what_grpc_cannot_send_is_a_value_error_of_ours(scripted: tuple[Scripted, str], timeout: float, metadata: Any, named: str) -> None:
+    """A timeout or metadata that cannot be sent is a ValueError that names it, of both clients, and nothing is sent."""
+    servicer, address = scripted
+    request = payment_service_pb2.GetPaymentRequest(checkout_id="c")
+    with Client(address) as client, pytest.raises(ValueError, match=named):
+        client.payment.GetPayment(request, timeout=timeout, metadata=metadata)
+
+    async def call() -> None:
+        async with AsyncClient(address) as client:
+            await client.payment.GetPayment(request, timeout=timeout, metadata=metadata)
+
+    with pytest.raises(ValueError, match=named):
+        asyncio.run(call())
+    assert servicer.calls == []
+
+
+def test_a_closed_client_says_so(scripted: tuple[Scripted, str]) -> None:
+    """A call, or a stream, of a client that was closed is a TallystickError, of both clients, and none of gRPC's own exceptions."""
+    _, address = scripted
+    client = Client(address)
+    client.close()
+    for use in (lambda: client.get_payment("c"), lambda: list(client.watch_payment("c"))):
+        with pytest.raises(TallystickError, match="the client is closed"):
+            use()
+
+    async def calls() -> None:
+        other = AsyncClient(address)
+        await other.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            await other.get_payment("c")
+        with pytest.raises(TallystickError, match="the client is closed"):
+            [one async for one in other.watch_payment("c")]
+
+    asyncio.run(calls())
 
 
 @pytest.mark.parametrize("amount", [1.5, 1, None])

@@ -9,12 +9,13 @@ from types import TracebackType
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying
 
-from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
+from tallystick._errors import DeadlineExceededError, TallystickError, closed, from_rpc, unreadable
 from tallystick._money import amount_text
-from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -49,7 +50,8 @@ class AsyncClient:
     def _channel(self, target: str) -> grpc.aio.Channel:
         if target not in self._channels:
             credentials = self._settings.credentials
-            plain = grpc.aio.insecure_channel(target) if credentials is None else grpc.aio.secure_channel(target, credentials)
+            options = CHANNEL_OPTIONS
+            plain = grpc.aio.insecure_channel(target, options) if credentials is None else grpc.aio.secure_channel(target, credentials, options)
             self._channels[target] = plain
         return self._channels[target]
 
@@ -173,7 +175,7 @@ class _Channel:
         name = short_name(method)
 
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
-            end = asyncio.get_running_loop().time() + (timeout or self._settings.deadline(name))
+            end = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
             with tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
                 return await self._sent(send, complete(request), end, metadata)
 
@@ -184,10 +186,15 @@ class _Channel:
         now = asyncio.get_running_loop().time
 
         async def once() -> Any:
+            pairs = self._settings.metadata(metadata)
             try:
-                return await send(request, timeout=max(end - now(), 0.001), metadata=(*metadata, *self._settings.metadata()))
+                return await send(request, timeout=max(end - now(), 0.001), metadata=pairs)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
+            except grpc.aio.UsageError:  # the channel is closed
+                raise closed() from None
+            except DecodeError:
+                raise unreadable() from None
 
         return await AsyncRetrying(**self._settings.retries(end, now))(once)
 
@@ -195,10 +202,16 @@ class _Channel:
         opened = self._channel.unary_stream(method, *arguments, **options)
 
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncIterator[Any]:
+            seconds = self._settings.seconds(method, STREAM_SECONDS if timeout is None else timeout)
+            pairs = self._settings.metadata(metadata)
             try:
-                async for response in opened(request, timeout=timeout or STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata())):
+                async for response in opened(request, timeout=seconds, metadata=pairs):
                     yield response
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
+            except grpc.aio.UsageError:  # the channel is closed
+                raise closed() from None
+            except DecodeError:
+                raise unreadable() from None
 
         return call

@@ -13,9 +13,9 @@ import grpc
 from opentelemetry.trace import SpanKind
 from tenacity import Retrying
 
-from tallystick._errors import DeadlineExceededError, TallystickError, from_rpc
+from tallystick._errors import DeadlineExceededError, TallystickError, closed, from_rpc
 from tallystick._money import amount_text
-from tallystick._settings import STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -43,7 +43,8 @@ class Client:
     def _channel(self, target: str) -> _Channel:
         if target not in self._channels:
             credentials = self._settings.credentials
-            plain = grpc.insecure_channel(target) if credentials is None else grpc.secure_channel(target, credentials)
+            options = CHANNEL_OPTIONS
+            plain = grpc.insecure_channel(target, options) if credentials is None else grpc.secure_channel(target, credentials, options)
             self._channels[target] = _Channel(plain, self._settings)
         return self._channels[target]
 
@@ -166,12 +167,18 @@ class _Channel(grpc.Channel):
     def __init__(self, channel: grpc.Channel, settings: ClientSettings) -> None:
         self._channel = channel
         self._settings = settings
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Raises TallystickError once the client is closed."""
+        if self._closed:
+            raise closed()
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings)
+        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings, self.check_open)
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _StreamCall(self._channel.unary_stream(method, *arguments, **options), self._settings)
+        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings, self.check_open)
 
     def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._channel.stream_unary(method, *arguments, **options)
@@ -186,6 +193,7 @@ class _Channel(grpc.Channel):
         self._channel.unsubscribe(callback)
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> _Channel:
@@ -198,38 +206,52 @@ class _Channel(grpc.Channel):
 class _UnaryCall:
     """One method; a call of it is sent once or more, within one deadline."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings) -> None:
+    def __init__(self, method: str, call: Any, settings: ClientSettings, check_open: Callable[[], None]) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
+        self._check_open = check_open
 
     def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
         return self.with_call(request, timeout, metadata)[0]
 
     def with_call(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> tuple[Any, Any]:
         """The response and the call, whose trailing metadata tell of replays and the trace."""
-        end = time.monotonic() + (timeout or self._settings.deadline(self._name))
+        end = time.monotonic() + self._settings.seconds(self._name, timeout)
         retrying = Retrying(**self._settings.retries(end, time.monotonic))
         with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
             return retrying(self._send, complete(request), end, metadata)
 
     def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
         left = max(end - time.monotonic(), 0.001)
+        pairs = self._settings.metadata(metadata)
+        self._check_open()
         try:
-            return self._call.with_call(request, timeout=left, metadata=(*metadata, *self._settings.metadata()))  # type: ignore[no-any-return]
+            return self._call.with_call(request, timeout=left, metadata=pairs)  # type: ignore[no-any-return]
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except ValueError:  # by gRPC, of a channel that was closed meanwhile
+            self._check_open()
+            raise
 
 
 class _StreamCall:
     """One streaming method; a stream that breaks is opened again by who knows where it stood."""
 
-    def __init__(self, call: Any, settings: ClientSettings) -> None:
+    def __init__(self, method: str, call: Any, settings: ClientSettings, check_open: Callable[[], None]) -> None:
+        self._name = short_name(method)
         self._call = call
         self._settings = settings
+        self._check_open = check_open
 
     def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Iterator[Any]:
+        seconds = self._settings.seconds(self._name, STREAM_SECONDS if timeout is None else timeout)
+        pairs = self._settings.metadata(metadata)
+        self._check_open()
         try:
-            yield from self._call(request, timeout=timeout or STREAM_SECONDS, metadata=(*metadata, *self._settings.metadata()))
+            yield from self._call(request, timeout=seconds, metadata=pairs)
         except grpc.RpcError as error:
             raise from_rpc(error) from None
+        except ValueError:  # by gRPC, of a channel that was closed meanwhile
+            self._check_open()
+            raise

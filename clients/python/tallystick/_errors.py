@@ -117,6 +117,16 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
 }
 
 
+def closed() -> TallystickError:
+    """The exception for a call by a client that was closed."""
+    return TallystickError("the client is closed")
+
+
+def unreadable() -> TallystickError:
+    """The exception for an answer whose bytes are no message of the contract."""
+    return InternalError("the answer cannot be read")
+
+
 def from_rpc(error: grpc.RpcError) -> TallystickError:
     """The exception for what a stub raised."""
     pairs: Any = error.trailing_metadata() or ()

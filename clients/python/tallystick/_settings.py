@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -12,37 +14,69 @@ import grpc
 from google.protobuf.message import Message
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from tenacity import RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, stop_never
 
 from tallystick._errors import DeadlineExceededError, TallystickError
 
 DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_LEAST_TIME = 0.01  # seconds that a sending is worth
+CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the target's name has
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # an attempt to connect has at least so long
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+)
+"""How a channel connects, and connects again."""
 
 
 @dataclass(frozen=True)
 class ClientSettings:
     """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method name, over the defaults (30 s for CreatePayment
-    and CreatePayout, 10 s for the others). `attempts`: the most sendings of one call, all within its one deadline."""
+    and CreatePayout, 10 s for the others). `attempts`: the most sendings of one call; None: as many as its one deadline has time for.
+
+    Raises ValueError for a token that cannot be sent.
+    """
 
     token: str = ""
     credentials: grpc.ChannelCredentials | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)
-    attempts: int = 5
+    attempts: int | None = None
     stream_attempts: int = 30
     """The most openings of a stream in a row that bring no message; past them its error is raised."""
     jitter: Callable[[], float] = random.random
     """A number from 0 to 1."""
 
+    def __post_init__(self) -> None:
+        if not _sendable(self.token):  # which is not shown
+            raise ValueError("token must have visible ASCII characters only, without a line break or a space at either end.")
+
     def deadline(self, method: str) -> float:
         return self.deadlines.get(method, DEFAULT_DEADLINES.get(method, DEFAULT_DEADLINE))
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Credentials and the trace context of the current span."""
+    def seconds(self, method: str, timeout: float | None) -> float:
+        """How long a call may take. Raises ValueError for a timeout that is no time."""
+        if timeout is None:
+            return self.deadline(method)
+        if not 0 < timeout < math.inf:
+            raise ValueError("timeout must be a number of seconds above 0.")
+        return timeout
+
+    def metadata(self, given: Iterable[tuple[str, str | bytes]] = ()) -> tuple[tuple[str, str | bytes], ...]:
+        """What is given for one call, credentials, and the trace context of the current span. Raises ValueError for what cannot be sent."""
+        own: list[tuple[str, str | bytes]] = []
+        for key, value in given:
+            if not re.fullmatch(r"[0-9a-z_.-]+", key) or key.startswith("grpc-"):
+                raise ValueError(f"metadata cannot have the key {key!r}: it must be of a-z 0-9 _ . - and not begin with grpc-.")
+            if not (isinstance(value, bytes) if key.endswith("-bin") else isinstance(value, str) and _sendable(value)):
+                raise ValueError(f"metadata {key} must be bytes where its name ends with -bin, else visible ASCII characters.")
+            own.append((key, value))
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier)
-        pairs = list(carrier.items())
+        pairs = [*own, *carrier.items()]
         if self.token:
             pairs.append(("authorization", f"Bearer {self.token}"))
         return tuple(pairs)
@@ -53,17 +87,21 @@ class ClientSettings:
         return base * (1 + self.jitter() / 2)
 
     def retries(self, end: float, now: Callable[[], float]) -> dict[str, Any]:
-        """How tenacity sends one call again: what the platform lets come back, until the attempts or the time until `end` are used up."""
+        """How tenacity sends one call again: what the platform lets come back, until the time until `end`, or the attempts, are used up."""
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
+            left = end - now()
             seconds = self.wait(error, state.attempt_number) if isinstance(error, TallystickError) else 0.0
-            if seconds >= end - now():
+            if isinstance(error, TallystickError) and error.retry_after is None:
+                seconds = min(seconds, left - _LEAST_TIME)  # the last sending is just before the end
+            if not 0 <= seconds < left:
                 raise error or DeadlineExceededError("no time is left")
             return seconds
 
         may_retry = retry_if_exception(lambda error: isinstance(error, TallystickError) and error.may_retry)
-        return {"stop": stop_after_attempt(self.attempts), "wait": wait, "retry": may_retry, "reraise": True}
+        stop = stop_never if self.attempts is None else stop_after_attempt(self.attempts)
+        return {"stop": stop, "wait": wait, "retry": may_retry, "reraise": True}
 
 
 class Reopening:
@@ -92,6 +130,11 @@ STREAM_SECONDS = 310.0
 M = TypeVar("M", bound=Message)
 
 _LETTERS = str.maketrans("0123456789", "ghijklmnop")  # digits could look like a card number
+
+
+def _sendable(text: str) -> bool:
+    """Whether HTTP/2 can carry a text as the value of a header."""
+    return text.isascii() and text.isprintable() and text == text.strip()
 
 
 def tracer() -> trace.Tracer:

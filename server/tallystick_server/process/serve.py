@@ -28,7 +28,7 @@ from tallystick_server.runtime import telemetry
 from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
 from tallystick_server.runtime.beside import Beside
 from tallystick_server.runtime.bulkhead import CallLimits
-from tallystick_server.runtime.door import BATCH_BYTES, Door
+from tallystick_server.runtime.door import BATCH_BYTES, LONGEST_DEADLINE, STREAM_TIME, Door
 from tallystick_server.runtime.peers import Peers
 
 T = TypeVar("T")
@@ -40,6 +40,17 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MOST_UNREAD = 100_000
 UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
 """Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
+_AGE = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
+CONNECTIONS = [
+    ("grpc.max_connection_age_ms", _AGE * 1000),
+    ("grpc.max_connection_age_grace_ms", int(STREAM_TIME + LONGEST_DEADLINE) * 1000),  # no call of ours takes longer, so none is cut
+    ("grpc.keepalive_time_ms", 30_000),  # a caller that has vanished is noticed
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping each 10 s
+    ("grpc.http2.max_ping_strikes", 2),
+]
+"""Options of a server: how long a connection lives, and how often its caller may ping."""
 _FAREWELL = 0.05  # seconds in which the last answers are written
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
@@ -129,7 +140,7 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
 
 def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:
     received = 2 * BATCH_BYTES  # so that it is the door that refuses what is too large, by its name
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", received), ("grpc.so_reuseport", int(reuse_port)), *UNREAD])
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", received), ("grpc.so_reuseport", int(reuse_port)), *UNREAD, *CONNECTIONS])
     for service in services:
         door.bind(server, service.descriptor, service.servicer, service.access)
     beside: Any = Beside(server)

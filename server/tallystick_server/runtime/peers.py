@@ -19,10 +19,23 @@ _TIMEOUT = 15.0
 _AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
+PEER_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_send_message_length", 4 * 1024 * 1024),
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the service's name has
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # an attempt to connect has at least so long
+    ("grpc.max_reconnect_backoff_ms", 2000),  # so a service that is back is found, however long it was away
+    ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
 def open_channel(address: str) -> grpc.aio.Channel:
     """A channel to another service, for messages as large as batches are."""
-    options = [("grpc.max_receive_message_length", 16 * 1024 * 1024), ("grpc.max_send_message_length", 4 * 1024 * 1024)]
-    return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.insecure_channel(address, options=PEER_OPTIONS)
 
 
 class Peers:
