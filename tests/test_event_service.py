@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import defaultdict
-from contextlib import aclosing
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from itertools import islice, pairwise
+from typing import Any, TypeVar
 
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
-from tallystick import Client, TallystickError, new_order
+from tallystick import Client, InvalidArgumentError, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.event import SUBJECTS
+from tallystick_core.refusal import Refused
 from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.follow import Numbered, follow
+from tallystick_server.runtime.follow import Numbered, Tail, Wanted
 from tallystick_server.runtime.relay import joined
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
 from tallystick_storage.outbox import Unpublished as Told
 
 from .conftest import eventually, unique
+
+T = TypeVar("T")
 
 
 def payment_created(aggregate: str, version: int, **changes: object) -> event_pb2.Event:
@@ -118,24 +125,129 @@ def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, clien
     def publish(version: int) -> None:
         client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(aggregate, version)]))
 
-    looks = iter((1, 2))
+    looks = iter((1, 2, 3))
 
     def end(connection: Connection) -> int:
         found = store.end(connection)
-        publish(next(looks))
+        for version in islice(looks, 1):
+            publish(version)
         return found
 
-    numbered = Numbered(end, lambda connection, cursor, most: store.after(connection, cursor, [], aggregate, most), lambda row: int(row.cursor))
+    store_end = max((event.cursor for event in client.events()), default=0)
+
+    def between(connection: Connection, after: int, until: int, most: int, aggregate: str = "") -> Sequence[Row[Any]]:
+        return store.between(connection, after, until, [], aggregate, most)
 
     async def told() -> list[int]:
         own = Database(database.service("event"), connections=1)
+        tail = Tail(own, Numbered(end, between, lambda row: int(row.cursor), lambda row: len(row.body)))
+        wanted = Wanted(partial(between, aggregate=aggregate), lambda row: row.aggregate_id == aggregate)
         try:
-            async with aclosing(follow(own, numbered, 0, "after_cursor", on=True)) as rows:
-                return [event_pb2.Event.FromString(bytes((await anext(rows)).body)).aggregate_version for _ in range(2)]
+            async with aclosing(tail.follow(wanted, store_end, "after_cursor", on=True)) as rows:
+                return [event_pb2.Event.FromString(bytes((await anext(rows)).body)).aggregate_version for _ in range(3)]
         finally:
             own.close()
 
-    assert asyncio.run(told()) == [1, 2]
+    assert asyncio.run(told()) == [1, 2, 3]
+
+
+class Counted(Database):
+    """A database that counts its reads."""
+
+    reads = 0
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        self.reads += 1
+        return await super().read(work)
+
+
+def test_idle_followers_cause_no_statements_of_their_own(database: Databases) -> None:
+    """Streams that wait at the end share one poller, however many they are; what comes reaches each of them, read once for all."""
+    ended = 0
+
+    def between(_connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
+        return range(after + 1, min(until, after + most) + 1)
+
+    async def reads(followers: int) -> tuple[int, float, list[int]]:
+        nonlocal ended
+        own = Counted(database.service("event"), connections=1)
+        tail = Tail(own, Numbered(lambda _connection: ended, between, lambda item: item, lambda _item: 1))
+        try:
+            async with AsyncExitStack() as stack:
+                streams = [
+                    await stack.enter_async_context(aclosing(tail.follow(Wanted(between, lambda _item: True), ended, "after", on=True)))
+                    for _ in range(followers)
+                ]
+                steps = [asyncio.ensure_future(anext(stream)) for stream in streams]
+                await asyncio.to_thread(eventually, lambda: tail._waiting == followers, 60)
+                opened, started = own.reads, time.monotonic()
+                await asyncio.to_thread(eventually, lambda: own.reads >= opened + 4)
+                looks = (own.reads - opened) / (time.monotonic() - started)
+                ended += 1
+                return opened, looks, await asyncio.gather(*steps)
+        finally:
+            own.close()
+
+    opened, looks, items = asyncio.run(reads(1000))
+    assert opened <= 1000 + 240, "at most one read each at the start, beside the looks of the poller"
+    assert looks < 8, "then four looks a second for all of them"
+    assert items == [1] * 1000
+
+
+def test_a_rare_filter_is_read_in_bounded_turns(database: Databases) -> None:
+    """A stream whose filter fits one item among many advances by bounded reads, and finds it."""
+    windows = []
+
+    def between(_connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
+        windows.append(until - after)
+        return [60_000] if after < 60_000 <= until else []
+
+    async def found() -> list[int]:
+        own = Database(database.service("event"), connections=1)
+        tail = Tail(own, Numbered(lambda _connection: 100_000, between, lambda item: item, lambda _item: 1))
+        try:
+            return [item async for item in tail.follow(Wanted(between, lambda _item: True), 0, "after", on=False)]
+        finally:
+            own.close()
+
+    assert asyncio.run(found()) == [60_000]
+    assert max(windows) <= 5_000
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
+    """A cursor that was never given, as after a restore, is refused with the last one there is, whether or not the stream follows."""
+    client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(f"payments/{unique()}", 1)]))
+    with pytest.raises(InvalidArgumentError) as error:
+        next(client.events(10**12, follow=follow))
+    assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_INVALID", "after_cursor")
+    last = int(error.value.metadata["last"])
+    assert last >= max(event.cursor for event in client.events())
+    assert list(client.events(last)) is not None
+
+
+def test_a_follower_of_a_database_that_is_restored_is_refused(database: Databases) -> None:
+    """A stream that waits when the sequence becomes shorter is refused, and does not wait in silence for numbers that mean something else now."""
+    ended = 10
+
+    def between(_connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
+        return range(after + 1, min(until, after + most) + 1)
+
+    async def shortened() -> None:
+        nonlocal ended
+        own = Database(database.service("event"), connections=1)
+        tail = Tail(own, Numbered(lambda _connection: ended, between, lambda item: item, lambda _item: 1))
+        try:
+            async with aclosing(tail.follow(Wanted(between, lambda _item: True), 9, "after_cursor", on=True)) as stream:
+                assert await anext(stream) == 10
+                ended = 5
+                with pytest.raises(Refused) as refused:
+                    await asyncio.wait_for(anext(stream), 30)
+                assert refused.value.metadata == {"last": "5"}
+        finally:
+            own.close()
+
+    asyncio.run(shortened())
 
 
 BAD = [

@@ -210,3 +210,12 @@ def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, o
         changed.ClearField(name)  # type: ignore[arg-type]
         changed.MergeFrom(ledger_pb2.Transaction(**{name: value}))  # type: ignore[arg-type]
     assert _RECOMPUTE(changed.previous_hash, changed) != changed.hash
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
+    """A sequence that was never given, as after a restore, is refused with the last one there is, whether or not the stream follows."""
+    with pytest.raises(InvalidArgumentError) as error:
+        next(iter(client.ledger.StreamEntries(pb.StreamEntriesRequest(after_sequence=10**12, follow=follow))))
+    assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_INVALID", "after_sequence")
+    assert int(error.value.metadata["last"]) < 10**12

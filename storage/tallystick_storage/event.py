@@ -67,14 +67,19 @@ def end(connection: Connection) -> int:
     return int(connection.execute(_END).scalar_one())
 
 
-_AFTER = text("""
-    select cursor, body from event
-    where cursor > :after and (:aggregate_id = '' or aggregate_id = :aggregate_id)
+_BETWEEN = """
+    select cursor, body, type, aggregate_id from event
+    where {which} cursor > :after and cursor <= :until
         and (cardinality(cast(:types as text[])) = 0 or type = any (cast(:types as text[])))
     order by cursor limit :most
-""")
+"""
+_OF_ALL = text(_BETWEEN.format(which=""))
+_OF_ONE = text(_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
 
 
-def after(connection: Connection, cursor: int, types: list[str], aggregate_id: str, most: int) -> Sequence[Row[Any]]:
-    """The next events behind a cursor; empty filters do not filter."""
-    return connection.execute(_AFTER, {"after": cursor, "types": types, "aggregate_id": aggregate_id, "most": most}).all()
+def between(connection: Connection, after: int, until: int, types: list[str], aggregate_id: str, most: int) -> Sequence[Row[Any]]:
+    """The next events behind a cursor and up to another; empty filters do not filter."""
+    parameters = {"after": after, "until": until, "types": types, "most": most}
+    if aggregate_id:
+        return connection.execute(_OF_ONE, {**parameters, "aggregate_id": aggregate_id}).all()
+    return connection.execute(_OF_ALL, parameters).all()

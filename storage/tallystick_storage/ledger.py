@@ -258,16 +258,16 @@ def trial_sums(connection: Connection, sequence: int) -> dict[str, int]:
 
 
 _AFTER = text("""
-    select t.sequence from tx t where t.book = :book and t.sequence > :after and (:prefix = '' or exists (
+    select t.sequence from tx t where t.book = :book and t.sequence > :after and t.sequence <= :until and (:prefix = '' or exists (
         select from entry e join account a on a.account_id = e.account_id
         where e.book = t.book and e.sequence = t.sequence and starts_with(a.account, :prefix)))
     order by t.sequence limit :most
 """)
 
 
-def sequences_after(connection: Connection, after: int, prefix: str, most: int) -> list[int]:
-    """The next transactions of the book that touch an account of the prefix."""
-    return list(connection.execute(_AFTER, {"book": BOOK, "after": after, "prefix": prefix, "most": most}).scalars())
+def sequences_between(connection: Connection, after: int, until: int, prefix: str, most: int) -> list[int]:
+    """The next transactions of the book behind one and up to another that touch an account of the prefix."""
+    return list(connection.execute(_AFTER, {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": most}).scalars())
 
 
 _RELAYED = text("select sequence from relayed where book = :book")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -16,7 +17,7 @@ from tallystick_core.identifier import parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, has_time
-from tallystick_server.runtime.follow import Numbered, follow
+from tallystick_server.runtime.follow import Numbered, Tail, Wanted
 from tallystick_server.runtime.items import check_batch
 from tallystick_server.runtime.stage import Stage, by_halves
 from tallystick_storage import event as store
@@ -35,6 +36,7 @@ class EventHandlers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._tail = Tail(database, Numbered(store.end, _between, lambda row: int(row.cursor), lambda row: len(row.body)))
         self._publish: Stage[Sequence[store.NewEvent], int] = Stage(
             "event.publish", lambda groups: by_halves(self._number, groups), most=_MOST_GROUPS, longest_rest=0
         )  # what comes is batches already
@@ -62,11 +64,11 @@ class EventHandlers:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
 
-        def behind(connection: Connection, cursor: int, most: int) -> Sequence[Row[Any]]:
-            return store.after(connection, cursor, types, aggregate, most)
+        def fits(row: Row[Any]) -> bool:
+            return (not types or row.type in types) and aggregate in ("", row.aggregate_id)
 
-        numbered = Numbered(store.end, behind, lambda row: int(row.cursor))
-        async with aclosing(follow(self._database, numbered, request.after_cursor, "after_cursor", on=request.follow)) as rows:
+        wanted = Wanted(partial(_between, types=types, aggregate=aggregate), fits, indexed=bool(aggregate))
+        async with aclosing(self._tail.follow(wanted, request.after_cursor, "after_cursor", on=request.follow)) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
                 event.cursor = row.cursor
@@ -89,6 +91,10 @@ class EventHandlers:
             counts.append(len(keys))
             new -= keys
         return counts
+
+
+def _between(connection: Connection, after: int, until: int, most: int, types: Sequence[str] = (), aggregate: str = "") -> Sequence[Row[Any]]:
+    return store.between(connection, after, until, list(types), aggregate, most)
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:

@@ -26,7 +26,7 @@ class LedgerEvents:
         if not known:  # nothing is new, or it was posted before this process began, or by another one
 
             def unpublished(connection: Connection) -> list[store.TransactionRow]:
-                return store.transactions(connection, store.sequences_after(connection, after, "", MOST_EVENTS))
+                return store.transactions(connection, store.sequences_between(connection, after, after + MOST_EVENTS, "", MOST_EVENTS))
 
             rows = await self._database.read(unpublished)
             known = [(messages.transaction(row, entries), row.caller) for row, entries in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -21,7 +22,7 @@ from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Post, Posted
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size, parse_time, to_timestamp
-from tallystick_server.runtime.follow import Numbered, follow
+from tallystick_server.runtime.follow import Numbered, Tail, Wanted
 from tallystick_server.runtime.items import each, refusal
 from tallystick_server.runtime.stage import Stage
 from tallystick_storage import ledger as store
@@ -47,6 +48,10 @@ class LedgerHandlers:
         self._database = database
         post = Post(database)
         self.recent = post.recent
+        self._tail = Tail(
+            database,
+            Numbered(lambda connection: store.point(connection).sequence, _between, lambda found: found[0].sequence, _size),
+        )
         self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage(
             "ledger.post", post.run, most=4, longest_rest=0
         )  # what comes is batches already
@@ -144,11 +149,11 @@ class LedgerHandlers:
     async def StreamEntries(self, request: pb.StreamEntriesRequest, _call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
         prefix = parse_text(request.account_prefix, "account_prefix", 255)
 
-        def behind(connection: Connection, sequence: int, most: int) -> list[store.TransactionRow]:
-            return store.transactions(connection, store.sequences_after(connection, sequence, prefix, most))
+        def fits(found: store.TransactionRow) -> bool:
+            return any(entry.account.startswith(prefix) for entry in found[1])
 
-        numbered = Numbered(lambda connection: store.point(connection).sequence, behind, lambda found: found[0].sequence)
-        async with aclosing(follow(self._database, numbered, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
+        wanted = Wanted(partial(_between, prefix=prefix), fits)
+        async with aclosing(self._tail.follow(wanted, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
 
@@ -163,6 +168,14 @@ class LedgerHandlers:
         row, entries = await self._transaction(sequence)
         lines = tuple(Line(entry.account, entry.currency, entry.amount) for entry in entries)
         return Posting(Kind(row.kind), row.cause_id, row.caller, lines, row.description)
+
+
+def _size(found: store.TransactionRow) -> int:
+    return 300 * len(found[1])
+
+
+def _between(connection: Connection, after: int, until: int, most: int, prefix: str = "") -> list[store.TransactionRow]:
+    return store.transactions(connection, store.sequences_between(connection, after, until, prefix, most))
 
 
 def _result(made: Posted | Exception, *, shown: bool) -> pb.PostResult:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import astuple
 from typing import Any
@@ -28,6 +28,7 @@ from tallystick_server.payout.schedules import Schedules
 from tallystick_server.runtime import operator
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import due
 from tallystick_storage.database import Database
@@ -72,6 +73,13 @@ class PayoutHandlers(OperatorHandlers):
         self._preview = Preview(database, flow.funding)
         self._schedules = Schedules(database)
         self._batches = Batches(database)
+        self._reads: Stage[str, payout_pb2.Payout | None] = Stage("payout.read", self._read, lanes=2)
+
+    def start(self) -> None:
+        self._reads.start()
+
+    async def stop(self) -> None:
+        await self._reads.stop()
 
     async def CreatePayoutDestination(self, request: pb.CreatePayoutDestinationRequest, call: Call) -> pb.CreatePayoutDestinationResponse:
         row, replayed = await self._register.create(decode.new_destination(request, call.caller.name), traceparent())
@@ -229,8 +237,12 @@ class PayoutHandlers(OperatorHandlers):
         return call.visible(await self._payout(parse_id(payout_id, "payout_id")), "payout")
 
     async def _payout(self, payout_id: str) -> payout_pb2.Payout | None:
-        row = (await self._database.read(lambda connection: store.shown(connection, [payout_id]))).get(payout_id)
-        return None if row is None else encode.shown_payout(row)
+        return await self._reads.submit(payout_id)
+
+    async def _read(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
+        rows = await self._database.read(lambda connection: store.shown(connection, sorted(set(payout_ids))))
+        payouts = {payout_id: encode.shown_payout(row) for payout_id, row in rows.items()}
+        return [payouts.get(payout_id) for payout_id in payout_ids]
 
 
 def _is_new(payout: payout_pb2.Payout) -> bool:

@@ -254,7 +254,8 @@ class Wiring:
             self._ports.new_id(),
         )
         findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after})
-        service = Service("payout", payout.PayoutHandlers(database, flow), payout.ACCESS, [], [database], flow)
+        handlers = payout.PayoutHandlers(database, flow)
+        service = Service("payout", handlers, payout.ACCESS, [handlers], [database], flow)
         return self._of_flow(service, findings, behind)
 
     def _event(self) -> Service:

@@ -1,4 +1,4 @@
-"""The door that every incoming call goes through, outermost first: telemetry, errors, deadline and limits, authentication, authorization."""
+"""The door that every incoming call goes through, outermost first: telemetry, errors, deadline, authentication, authorization, limits."""
 
 from __future__ import annotations
 

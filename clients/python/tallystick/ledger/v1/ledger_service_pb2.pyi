@@ -552,7 +552,9 @@ class StreamEntriesRequest(_message.Message):
     ACCOUNT_PREFIX_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """The last sequence the caller has; 0: from the beginning."""
+    """The last sequence the caller has; 0: from the beginning. One beyond the end, as after a restore, is refused with FIELD_INVALID, and the last sequence
+    as `last` in the metadata.
+    """
     account_prefix: _builtins.str
     """Only transactions with an entry in an account whose path begins so; empty: all."""
     follow: _builtins.bool
