@@ -30,6 +30,7 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_core.recovery import Step
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.flow import PayIn
@@ -90,7 +91,8 @@ def ended(client: Client, payment: payment_pb2.Payment) -> payment_pb2.PaymentOr
 def due(databases: Databases, charge: str) -> tuple[object, ...] | None:
     """(tries, trouble, looking, maybe_sent, whether it is due) of a charge that is not done."""
     with psycopg.connect(databases.reader("payment").replace("+psycopg", "")) as connection:
-        statement = "select tries, trouble, looking, maybe_sent, next_attempt_time is not null from due where demand_id = %s"
+        tries = "(select coalesce(sum(value::int), 0)::int from jsonb_each_text(tries))"
+        statement = f"select {tries}, trouble, looking, maybe_sent, next_attempt_time is not null from due where demand_id = %s"
         return connection.execute(statement, (charge,)).fetchone()
 
 
@@ -449,7 +451,7 @@ def test_who_lost_a_lease_does_not_give_it_back(patient: Client, waiting: Platfo
     async def give_back() -> None:
         rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         (charge,) = stored_charges(rows, {charge_id: 0}, 0.0, 60.0)
-        await flow._postpone.submit(Troubled(charge, Trouble.SERVER_ERROR, "late"))
+        await flow._postpone.submit(Troubled(charge, Trouble.SERVER_ERROR, "late", Step.SEND))
 
     before = due(waiting.databases, charge_id)
     waiting.run(give_back)
@@ -479,7 +481,7 @@ def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platfor
     async def set_it_aside() -> None:
         rows = await flow._database.read(lambda connection: payment_store.charges(connection, [charge_id]))
         (charge,) = stored_charges(rows, {charge_id: row[0]}, 0.0, 60.0)
-        await flow._postpone.submit(Troubled(charge, Trouble.REJECTED, "no use"))
+        await flow._postpone.submit(Troubled(charge, Trouble.REJECTED, "no use", Step.SEND))
 
     waiting.run(set_it_aside)
     assert ended(patient, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from itertools import product
 from math import inf
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -167,14 +168,37 @@ def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
         parse_policy(text)
 
 
+def charge_in_hand(**values: Any) -> Charge:
+    """A charge that was accepted just now, but for what is given."""
+    given: dict[str, Any] = {
+        "demand_id": "o-1", "checkout_id": "c-1", "caller": "t", "number": 1, "provider": "p", "provider_key": "k", "currency": "EUR", "payment_token": "t",
+        "payment_method_type": "CARD", "orders": (), "lease_token": 1, "lease_deadline": 0.0, "traceparent": "", "context": current_context(), **values,
+    }  # fmt: skip
+    return Charge(**given)
+
+
+def postponing(policies: Policies) -> Postpone[Charge, None]:
+    return Postpone(None, policies, "charges", None)  # type: ignore[arg-type]
+
+
+def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
+    """After three timeouts a first 503 is tried again as a first one: each kind of trouble has a count of its own."""
+    charge = charge_in_hand(tries={Trouble.NO_ANSWER: 3})
+    decided = postponing(Policies())._decide(Troubled(charge, Trouble.SERVER_ERROR, "503", Step.SEND), 0.0)
+    assert isinstance(decided, Again)
+    assert not decided.looking
+    assert decided.tries == {"NO_ANSWER": 3, "SERVER_ERROR": 1}
+    exhausted = charge_in_hand(tries={Trouble.SERVER_ERROR: 3})
+    decided = postponing(Policies())._decide(Troubled(exhausted, Trouble.SERVER_ERROR, "503", Step.SEND), 0.0)
+    assert isinstance(decided, Again)
+    assert decided.looking
+
+
 @given(st.floats(0, 1000), st.floats(0, 1000))
 def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     """A charge is not taken up again before the provider wants to hear of it, nor before its policy says."""
-    charge = Charge(
-        demand_id="o-1", checkout_id="c-1", caller="t", number=1, provider="p", provider_key="k", currency="EUR", payment_token="t",
-        payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=0.0, traceparent="", context=current_context(),
-    )  # fmt: skip
-    postpone: Postpone[Charge, None] = Postpone(None, Policies({("p", Trouble.BUSY): Policy(Strategy.FIXED, wait, wait, 5)}), "charges", None)  # type: ignore[arg-type]
-    decided = postpone._decide(Troubled(charge, Trouble.BUSY, "429", retry_after=asked), 0.0)
+    charge = charge_in_hand()
+    postpone = postponing(Policies({("p", Trouble.BUSY): Policy(Strategy.FIXED, wait, wait, 5)}))
+    decided = postpone._decide(Troubled(charge, Trouble.BUSY, "429", Step.SEND, retry_after=asked), 0.0)
     assert isinstance(decided, Again)
     assert decided.delay == max(wait, asked)

@@ -5,7 +5,7 @@ Locks: attempts before due, each by id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,18 @@ class Answer:
 
 @dataclass(slots=True)
 class Again:
-    """A demand that is taken up again in `delay` seconds, None: when a person says so; `tries` have brought it no further, the last for this trouble."""
+    """A demand that is taken up again in `delay` seconds, None: when a person says so. `sent`: it may have been sent under this lease.
+
+    `not_found`: how often the provider did not know it since it may last have been sent; `tries`: how often each kind of trouble has come.
+    """
 
     demand_id: str
     lease_token: int
     delay: float | None
-    maybe_sent: bool
+    sent: bool
+    not_found: int
     looking: bool
-    tries: int
+    tries: Mapping[str, int]
     trouble: str
     detail: str
 
@@ -66,29 +70,31 @@ _OPEN_ATTEMPTS = text("""
 """)
 _AGAIN = text("""
     with r as materialized (
-        select r.* from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, maybe_sent boolean, looking boolean,
-            tries int, trouble text, detail text)
+        select r.* from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, sent boolean, not_found int, looking boolean,
+            tries jsonb, trouble text, detail text)
         join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)
-    update due d set next_attempt_time = clock() + cast(r.delay || ' seconds' as interval), lease_until = clock(), held = false,
+    update due d set lease_until = clock(), held = false,
+        next_attempt_time = case when d.recheck and r.delay is not null then clock() else clock() + cast(r.delay || ' seconds' as interval) end,
         lease_token = d.lease_token + (r.delay is null)::int,  -- what is set aside is nobody's: who held it is fenced
-        maybe_sent = d.maybe_sent or r.maybe_sent, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
+        maybe_sent = d.maybe_sent or r.sent, sent_time = case when r.sent then clock() else d.sent_time end,
+        not_found = r.not_found, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
     from r where d.demand_id = r.demand_id
     returning d.demand_id
 """)
 _REVIVE = text("""
     with l as materialized (select demand_id from due where demand_id = any (cast(:demands as text[])) order by demand_id for update)
-    update due d set next_attempt_time = clock(), tries = 0, looking = false
+    update due d set next_attempt_time = clock(), tries = '{}', looking = false
     from l where d.demand_id = l.demand_id and d.next_attempt_time is null and d.lease_until <= clock()
 """)
 _CLAIM_ASIDE = text("""
-    update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0
+    update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}'
     where demand_id = :demand_id and next_attempt_time is null and lease_until <= clock() returning lease_token
 """)
 
 
 _TAKE_OVER = text("""
     with c as materialized (select demand_id from due where demand_id = any (cast(:demands as text[])) order by demand_id for update)
-    update due d set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0
+    update due d set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}'
     from c where d.demand_id = c.demand_id returning d.demand_id, d.lease_token
 """)
 
@@ -143,7 +149,9 @@ _CLAIM = text("""
         select demand_id from due where provider = :provider and next_attempt_time <= (select clock()) and lease_until <= (select clock())
         order by next_attempt_time, demand_id limit :most for update skip locked),
     d as (
-        update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true
+        update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true,
+            sent_time = case when d.held then greatest(d.sent_time, d.lease_until) else d.sent_time end,  -- a dead holder may have sent it until then
+            not_found = case when d.held then 0 else d.not_found end, recheck = false
         from c where d.demand_id = c.demand_id returning d.demand_id, d.lease_token)
     select demand_id, lease_token from d order by demand_id
 """)

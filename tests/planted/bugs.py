@@ -61,8 +61,8 @@ BUGS = (
     Bug(
         "that it may have been sent is forgotten",
         f"{_STORAGE}/due.py",
-        "lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true",
-        "lease_token = d.lease_token + 1, held = true",
+        "lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true,",
+        "lease_token = d.lease_token + 1, held = true,",
         "tests/test_recovery.py",
     ),
     Bug(

@@ -15,7 +15,7 @@ from tallystick_core.payment import Happening, PaymentEvent, Status, next_step
 from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Outcome, PendingReason, Provider, Succeeded, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
-from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.demand import InHand, stored_tries
 from tallystick_server.runtime.telemetry import SpanContext, context_of
 from tallystick_storage import due
 from tallystick_storage.payment import orders as store
@@ -191,7 +191,9 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
                 answer=stored_answer(_told(first)),
                 maybe_sent=first.maybe_sent,
                 looking=first.looking,
-                tries=first.tries,
+                tries=stored_tries(first.tries),
+                since_sent=None if first.since_sent is None else float(first.since_sent),
+                not_found=first.not_found,
             )
         )
     return charges

@@ -38,7 +38,7 @@ class Moved:
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
             return charge
-        return replace(charge, orders=orders, tries=0, look_by=asyncio.get_running_loop().time() + orders[0].waits_for_buyer())
+        return replace(charge, orders=orders, tries={}, look_by=asyncio.get_running_loop().time() + orders[0].waits_for_buyer())
 
 
 def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:

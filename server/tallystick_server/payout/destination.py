@@ -18,7 +18,7 @@ from tallystick_server.payout.payout import stored_payouts
 from tallystick_server.payout.standing import Turn
 from tallystick_server.payout.submit import Port
 from tallystick_server.runtime.dead_letters import go_on
-from tallystick_server.runtime.demand import Answered, InHand
+from tallystick_server.runtime.demand import Answered, InHand, stored_tries
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
@@ -74,7 +74,7 @@ def unverified(rows: Iterable[Row[Any]], tokens: Mapping[str, int], deadline: fl
             context=context_of(row.traceparent),
             maybe_sent=True,  # so that it never fails for want of an answer
             looking=row.looking,
-            tries=row.tries,
+            tries=stored_tries(row.tries),
             payout_destination_id=row.payout_destination_id,
             currency=row.currency,
             bank_account_token=row.bank_account_token,

@@ -46,7 +46,7 @@ def move_payouts(connection: Connection, moves: Sequence[Move]) -> dict[str, Pay
             for turn in one.turns:
                 message = _after(message, turn.standing, row.update_time)
                 events.payout_changed(told, message, one.item.traceparent)
-            moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries=0)  # what has moved was not tried in vain
+            moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries={})  # what has moved was not tried in vain
     return moved
 
 

@@ -16,7 +16,7 @@ from tallystick_core.recovery import Step
 from tallystick_server.payout import encode
 from tallystick_server.payout.standing import Standing, stands
 from tallystick_server.payout.submit import Port
-from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.demand import InHand, stored_tries
 from tallystick_server.runtime.telemetry import SpanContext, context_of
 from tallystick_storage.payout import payouts as store
 
@@ -127,7 +127,7 @@ def stored_payouts(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environm
             age=float(row.age or 0.0),
             maybe_sent=bool(row.maybe_sent),
             looking=bool(row.looking),
-            tries=row.tries or 0,
+            tries=stored_tries(row.tries),
             payout_id=row.payout_id,
             seller_account=row.seller_account,
             amount=row.amount,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Generic, TypeVar
 
-from tallystick_core.provider import Answer, Declined, FailureReason, Succeeded
+from tallystick_core.provider import Answer, Declined, FailureReason, Succeeded, Trouble
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage import due
@@ -37,8 +37,12 @@ class InHand(ABC):
     """The attempt's outcome, if that is on disk and final."""
     maybe_sent: bool = False
     looking: bool = False
-    tries: int = 0
-    """How often it was taken up in vain."""
+    tries: Mapping[Trouble, int] = field(default_factory=dict)
+    """How often each kind of trouble has come since it last progressed."""
+    since_sent: float | None = None
+    """Seconds from when it may last have been sent until it was taken up; None: it was not sent before that."""
+    not_found: int = 0
+    """How often the provider did not know it since it may last have been sent."""
 
     @property
     @abstractmethod
@@ -71,6 +75,11 @@ class InHand(ABC):
     @abstractmethod
     def waits(self) -> bool:
         """Whether the provider has it, and will tell in its own time."""
+
+
+def stored_tries(stored: Mapping[str, int] | None) -> dict[Trouble, int]:
+    """The tries of a row; None: there were none."""
+    return {Trouble(trouble): count for trouble, count in (stored or {}).items()}
 
 
 H = TypeVar("H", bound=InHand)

@@ -173,13 +173,13 @@ class Flow(ABC, Generic[H, G]):
             return
         ending = item.ending(now)
         if step is Step.GIVE_UP and ending is not None:
-            await self._postponed(Troubled(item, Trouble.NOT_SENT, f"it was never sent: {ending}", give_up=ending))
+            await self._postponed(Troubled(item, Trouble.NOT_SENT, f"it was never sent: {ending}", step, give_up=ending))
             return
         known = item.answer if step is Step.JUDGE else None
         outcome = known or await self.execute.ask(item, step)
         if isinstance(outcome, HeldBack):
             wait = outcome.seconds + spread(outcome.seconds, item.demand_id)
-            await self._postponed(Troubled(item, Trouble.HELD_BACK, outcome.why, wait))
+            await self._postponed(Troubled(item, Trouble.HELD_BACK, outcome.why, step, wait))
             return
         if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and ending is not None:
             outcome = replace(outcome, reason=ending)
@@ -189,7 +189,7 @@ class Flow(ABC, Generic[H, G]):
                 item = await self.record(item, outcome)
             except DataRefused as error:
                 log.error("the answer to %s cannot be stored: %s", item.subject, error)  # noqa: TRY400 - where it happened says nothing
-                await self._postponed(Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}"))
+                await self._postponed(Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}", step))
                 return
         if item.to_settle:
             await self.settled(item)
@@ -205,9 +205,9 @@ class Flow(ABC, Generic[H, G]):
         try:
             return await telling
         except SettlingRefused as refused:
-            await self._postponed(Troubled(item, Trouble.SETTLING_REFUSED, str(refused)))
+            await self._postponed(Troubled(item, Trouble.SETTLING_REFUSED, str(refused), Step.SETTLE))
         except Refused as unavailable:
-            await self._postponed(Troubled(item, Trouble.UNSETTLED, unavailable.message))
+            await self._postponed(Troubled(item, Trouble.UNSETTLED, unavailable.message, Step.SETTLE))
         return None
 
     async def _postponed(self, troubled: Troubled[H]) -> None:

@@ -44,6 +44,8 @@ class Troubled(Generic[H]):
     item: H
     trouble: Trouble
     detail: str
+    step: Step
+    """What was tried."""
     retry_after: float = 0.0
     """Seconds before which the provider wants to hear nothing."""
     give_up: FailureReason | None = None
@@ -54,13 +56,13 @@ def troubled(item: H, outcome: Answer, step: Step) -> Troubled[H] | None:
     """What an outcome means for a demand that it does not bring to an end."""
     match outcome:
         case Pending():
-            return Troubled(item, Trouble.WAITING, f"the provider waits: {outcome.reason}")
+            return Troubled(item, Trouble.WAITING, f"the provider waits: {outcome.reason}", step)
         case Submitted() | InTransit():
-            return Troubled(item, Trouble.WAITING, f"the provider works on it: {type(outcome).__name__}")
+            return Troubled(item, Trouble.WAITING, f"the provider works on it: {type(outcome).__name__}", step)
         case NotSent():
-            return Troubled(item, _asked(step, Trouble.NOT_SENT, waits=item.waits), outcome.detail)
+            return Troubled(item, _asked(step, Trouble.NOT_SENT, waits=item.waits), outcome.detail, step)
         case Unknown():
-            return Troubled(item, _asked(step, outcome.trouble, waits=item.waits), outcome.detail, outcome.retry_after)
+            return Troubled(item, _asked(step, outcome.trouble, waits=item.waits), outcome.detail, step, outcome.retry_after)
         case Succeeded() | Declined() | Returned() | Verified():
             return None
 
@@ -121,19 +123,19 @@ class Postpone(Generic[H, G]):
         if one.give_up is not None:
             return Resort.FAIL
         if one.trouble is Trouble.HELD_BACK:
-            return _again(one, one.retry_after, item.tries, looking=item.looking)
-        delay = self._policies.of(item.provider, one.trouble).delay(item.tries + 1, item.demand_id)
+            return _again(one, one.retry_after, looking=item.looking)
+        delay = self._policies.of(item.provider, one.trouble).delay(item.tries.get(one.trouble, 0) + 1, item.demand_id)
         if delay is not None:
-            return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), item.tries + 1, looking=item.looking)
+            return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), looking=item.looking)
         last = resort(one.trouble, maybe_sent=item.maybe_sent)
-        return _again(one, one.retry_after, 0, looking=True) if last is Resort.LOOK_UP else last
+        return _again(one, one.retry_after, looking=True) if last is Resort.LOOK_UP else last
 
     def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]]) -> None:
         """Makes dead letters of demands whose leases still hold."""
-        held = due.again_later(connection, [_again(one, None, one.item.tries + 1, looking=one.item.looking) for one in troubled])
+        held = due.again_later(connection, [_again(one, None, looking=one.item.looking) for one in troubled])
         subjects = {one.item.subject: one for one in troubled if one.item.demand_id in held}
         new = [
-            dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], one.item.tries + 1)
+            dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], sum(_tries(one).values()))
             for subject, one in sorted(subjects.items())
         ]
         tell_changed(
@@ -146,7 +148,16 @@ def _in_time(delay: float, left: float) -> float:
     return min(delay, left) if left > 0 else delay
 
 
-def _again(one: Troubled[H], delay: float | None, tries: int, *, looking: bool) -> due.Again:
+def _again(one: Troubled[H], delay: float | None, *, looking: bool) -> due.Again:
     item = one.item
-    sent = item.maybe_sent or one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
-    return due.Again(item.demand_id, item.lease_token, delay, sent, looking, tries, one.trouble, one.detail[:_LONGEST_DETAIL])
+    sent = one.step is Step.SEND and one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
+    not_found = 0 if sent else item.not_found
+    return due.Again(item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, one.detail[:_LONGEST_DETAIL])
+
+
+def _tries(one: Troubled[H]) -> dict[str, int]:
+    """How often each kind of trouble has come, this one included; to be held back is no try."""
+    tries = {str(trouble): count for trouble, count in one.item.tries.items()}
+    if one.trouble is not Trouble.HELD_BACK:
+        tries[str(one.trouble)] = tries.get(str(one.trouble), 0) + 1
+    return tries

@@ -139,8 +139,11 @@ create table due (
     held boolean not null,  -- false: the last holder gave its lease back; else it may have sent the demand and not have lived to say so
     maybe_sent boolean not null,  -- the demand may have reached the provider
     looking boolean not null,  -- it is not sent again, only looked up
-    tries int not null check (tries >= 0),  -- that have brought it no further
-    trouble text not null,  -- of the last of them
+    tries jsonb not null default '{}',  -- how often each kind of trouble has come since it last progressed
+    sent_time timestamptz,  -- when it may last have been sent; null: it was not
+    not_found int not null default 0 check (not_found >= 0),  -- how often the provider did not know it since then
+    recheck boolean not null default false,  -- what is wanted of it has changed since it was claimed: its holder gives it back due at once
+    trouble text not null,  -- the last one
     detail text not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 grant select, insert, update, delete on due to {service};

@@ -156,8 +156,8 @@ _INSERT = text(f"""
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning demand_id, provider),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
-        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, 0, '', '' from new_attempt, t),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
+        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, '', '' from new_attempt, t),
     changed as (
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
@@ -265,7 +265,7 @@ _CANCEL_DUE = text("""
         select demand_id from due
         where demand_id in (select charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING'))
         order by demand_id for update)
-    update due d set next_attempt_time = clock() from l where d.demand_id = l.demand_id and d.next_attempt_time is not null
+    update due d set next_attempt_time = clock(), recheck = true from l where d.demand_id = l.demand_id and d.next_attempt_time is not null
 """)
 _CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
@@ -284,7 +284,8 @@ _CHARGES = text("""
     select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
-        o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in, d.maybe_sent, d.looking, d.tries
+        o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in, d.maybe_sent, extract(epoch from clock() - d.sent_time) as since_sent,
+        d.not_found, d.looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
     join due d on d.demand_id = g.charge_id
     join lateral (select * from attempt a where a.demand_id = g.charge_id order by number desc limit 1) a on true

@@ -56,10 +56,10 @@ _INSERT = text(f"""
         from (select clock() as now) t
         on conflict do nothing returning *),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
-        select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, 0, '', '' from new),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
+        select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '' from new),
     {told("new", "'payoutDestinations/' || payout_destination_id", "1")}
-    select {_COLUMNS}, bank_account_token, false as looking, 0 as tries, sequence as told from new, told
+    select {_COLUMNS}, bank_account_token, false as looking, cast(null as jsonb) as tries, sequence as told from new, told
 """)
 _LOCK = text(f"""
     select {_COLUMNS} from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for update

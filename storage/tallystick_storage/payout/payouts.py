@@ -117,8 +117,8 @@ _INSERT = text(f"""
         insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
         select payout_id, 1, null, :state, :cause, false, '', '', create_time from new),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
-        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, 0, '', '' from new),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
+        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '' from new),
     {told("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as told from new, told
 """)
@@ -159,7 +159,7 @@ _MOVE = text(f"""
             start_time)
         select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '', update_time from moved where provider_key <> ''),
     waiting as (
-        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = 0, trouble = '', detail = ''
+        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = default, trouble = '', detail = ''
         from locked l, t where l.waits and d.demand_id = 'p-' || l.payout_id),
     heard as (  -- what a fact has moved goes on now, whoever was to ask later
         update due d set next_attempt_time = t.now from locked l, t
@@ -193,8 +193,8 @@ _LOCK = text(f"""
     where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0 order by p.payout_id for update
 """)
 _REOPEN = text("""
-    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, tries, trouble, detail)
-    select 'p-' || payout_id, provider, clock(), clock(), 1, false, true, false, 0, '', '' from payout where payout_id = any (cast(:ids as text[]))
+    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
+    select 'p-' || payout_id, provider, clock(), clock(), 1, false, true, false, '', '' from payout where payout_id = any (cast(:ids as text[]))
     order by payout_id on conflict do nothing
 """)
 
