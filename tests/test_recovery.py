@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +30,7 @@ from tallystick import (
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Found, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
@@ -275,14 +276,119 @@ def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
         assert [replayed(method, request) for _ in range(2)] == [False, True], method
 
 
-def test_a_charge_that_nobody_finds_ends_with_a_person(client: Client) -> None:
-    """An outcome that stays unknown is never failed by itself: it is set aside, its order still EXECUTING."""
-    payment = pay(client, "5.00", token="tok_lost_before:9", wait_for=ACCEPTANCE)
-    letter = set_aside(client, payment)
-    assert letter.cause == "UNRESOLVED"
-    assert client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
-    close(client, letter)
-    assert failure(ended(client, payment)) == "CLOSED_BY_OPERATOR"
+def test_a_charge_that_nobody_finds_ends_with_a_person(own_database: Databases) -> None:
+    """An outcome that stays unknown is never failed by itself: once its key may be forgotten, and not before, it is set aside, its order still EXECUTING."""
+    retry = {("", trouble): TWICE for trouble in Trouble}
+    settings = Settings(retry=retry, sweep_interval=0.05, lease=2.5, provider_timeout=0.1, provider_key_window=4.0)
+    with serving(own_database, settings) as running, running.client() as client:
+        payment = pay(client, "5.00", token="tok_lost_before:1000000", wait_for=ACCEPTANCE)
+        letter = set_aside(client, payment)
+        assert letter.cause == "UNRESOLVED"
+        age = letter.create_time.ToNanoseconds() - payment.create_time.ToNanoseconds()
+        assert age > 1.5e9  # as long as the key outlasts a lease
+        assert client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
+        close(client, letter)
+        assert failure(ended(client, payment)) == "CLOSED_BY_OPERATOR"
+
+
+@pytest.mark.parametrize("token", ["tok_error_before:9", "tok_lost_before:9", "tok_busy:9"])
+def test_what_the_provider_does_not_know_is_sent_again(client: Client, impatient: Platform, token: str) -> None:
+    """A charge that fails more often than its policy allows is looked up and sent again by turns while its key is honoured: it is paid, once, and is
+    no dead letter."""
+    payment = pay(client, "5.00", token=token)
+    assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    assert [state for _, state, _ in charges(impatient.databases, payment.checkout_id)] == ["SUCCEEDED"]
+
+
+def soon_final(**values: Any) -> Settings:
+    """Settings by which "not found" is proof a moment after the last sending."""
+    retry = {("", trouble): Policy(Strategy.FIXED, 0.1, 0.1, 3) for trouble in Trouble}
+    return Settings(retry=retry, sweep_interval=0.05, provider_not_found_after=0.6, provider_not_found_times=2, **values)
+
+
+def in_seconds(seconds: float) -> Timestamp:
+    """A time from now."""
+    at = Timestamp()
+    at.FromNanoseconds(time.time_ns() + int(seconds * 1e9))
+    return at
+
+
+def test_an_expired_charge_is_not_sent_again(own_database: Databases) -> None:
+    """A charge whose sendings were lost is not sent any more once it has expired: its provider, which does not know it, is asked to end it, and it is
+    FAILED(EXPIRED); nobody is charged."""
+    with serving(own_database, soon_final()) as running, running.client() as client:
+        payment = pay(client, "5.00", token="tok_lost_before:1000000", wait_for=ACCEPTANCE, expire_time=in_seconds(2))
+        assert failure(ended(client, payment)) == "EXPIRED"
+        assert charges(own_database, payment.checkout_id) == []
+        assert due(own_database, payment.payment_orders[0].charge_id) is None
+    assert verify(own_database).passed
+
+
+def test_an_expired_charge_that_was_made_is_paid(own_database: Databases) -> None:
+    """What the provider charged before it expired counts: asked to end it, the provider says that it was charged, and the order is SUCCESS."""
+    with serving(own_database, soon_final()) as running, running.client() as client:
+        payment = pay(client, "5.00", token="tok_lost_after:1000000", wait_for=ACCEPTANCE, expire_time=in_seconds(4))
+        assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+
+
+def test_a_charge_that_a_dead_process_left_is_not_sent_after_it_expired(own_database: Databases) -> None:
+    """A process dies with a charge it has accepted and not sent; another takes it up past expire_time: "not found" ends it, FAILED(EXPIRED)."""
+    with serving(own_database, soon_final(lease=2.5, provider_timeout=0.4)) as running, running.client() as client:
+        flow_of(running).take = lambda item: None  # type: ignore[method-assign]  # the process is dead for this charge
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE, expire_time=in_seconds(1.0))
+        del flow_of(running).take
+        assert failure(ended(client, payment)) == "EXPIRED"
+        assert charges(own_database, payment.checkout_id) == []
+
+
+@pytest.mark.parametrize("token", ["tok_lost_before:1000000", "tok_busy:1000000", "tok_error_before:1000000"])
+def test_a_cancelled_charge_that_the_provider_does_not_know_fails(own_database: Databases, token: str) -> None:
+    """A charge that may have been sent and was cancelled is FAILED(CALLER_CANCELLED) once "not found" is proof, and not before."""
+    with serving(own_database, soon_final()) as running, running.client() as client:
+        payment = pay(client, "5.00", token=token, wait_for=ACCEPTANCE)
+        charge = payment.payment_orders[0].charge_id
+        assert eventually(lambda: (due(own_database, charge) or (0, "", False, False))[3])
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"))
+        order = ended(client, payment)
+        assert failure(order) == "CALLER_CANCELLED"
+        assert order.update_time.ToNanoseconds() - order.create_time.ToNanoseconds() > 0.6e9
+        assert charges(own_database, payment.checkout_id) == []
+    assert verify(own_database).passed
+
+
+class Polled(InProcess):
+    """A sandbox whose look-ups take a while."""
+
+    def __init__(self, database: Database, seconds: float) -> None:
+        super().__init__(Sandbox(database), 86_400.0)
+        self.seconds = seconds
+        self.asked = 0
+
+    async def look_up(self, demand: ChargeDemand) -> Found:
+        self.asked += 1
+        await asyncio.sleep(self.seconds)
+        return await super().look_up(demand)
+
+
+def test_a_cancellation_during_a_look_up_is_acted_on_at_once(own_database: Databases) -> None:
+    """CancelPayment that comes while a holder looks a pending charge up is not put off to the next look, an hour later."""
+    log = Database(own_database.service("sandbox"), connections=2)
+    provider = Polled(log, 3.0)
+    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 3600, 3600, None)}, sweep_interval=0.05)
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+
+        async def start() -> None:
+            provider._sandbox.start()
+
+        running.run(start)
+        payment = pay(client, "5.00", token="tok_pending:review")
+        assert eventually(lambda: (due(own_database, payment.payment_orders[0].charge_id) or ("", ""))[1] == "WAITING")
+        with psycopg.connect(own_database.admin) as connection:
+            connection.execute("update payment.due set next_attempt_time = now()")
+        assert eventually(lambda: provider.asked)
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"), timeout=1.5)
+        assert failure(ended(client, payment)) == "CALLER_CANCELLED"
+    log.close()
 
 
 def charge_by_hand(databases: Databases, payment: payment_pb2.Payment, reference: str, amount: int = 500) -> None:
@@ -297,7 +403,7 @@ def charge_by_hand(databases: Databases, payment: payment_pb2.Payment, reference
 
 def test_closing_asks_the_provider_first(client: Client, impatient: Platform) -> None:
     """Should the provider know of a charge by then, it is applied, whatever the operator believes: the dead letter is RESOLVED, the order paid."""
-    payment = pay(client, "5.00", token="tok_lost_before:9", wait_for=ACCEPTANCE)
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
     letter = set_aside(client, payment)
     charge_by_hand(impatient.databases, payment, f"late-{payment.checkout_id}")
     assert close(client, letter).state == recovery_pb2.DEAD_LETTER_STATE_RESOLVED

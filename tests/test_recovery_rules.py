@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import product
 from math import inf
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.payable import DestinationState
 from tallystick_core.payment import Status, next_step
 from tallystick_core.payout import AT_REST, PayoutState
-from tallystick_core.provider import Succeeded, Trouble
+from tallystick_core.provider import FinalNotFound, Succeeded, Trouble
 from tallystick_core.recovery import Resort, Step, resort
-from tallystick_server.payment.charge import Charge
+from tallystick_server.payment.charge import Charge, ChargedOrder
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.prepare import prepared
 from tallystick_server.payout.standing import Standing
@@ -42,6 +44,8 @@ def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: Status
     step = next_step([status], **values)
     if status is Status.SUCCESS:
         assert step is Step.SETTLE
+    elif status is Status.NOT_STARTED:
+        assert step is (Step.GIVE_UP if values["ending"] and not values["answered"] and not values["maybe_sent"] else Step.RISK)
     elif values["answered"]:
         assert step is Step.JUDGE
     elif values["ending"]:
@@ -103,12 +107,64 @@ def test_what_cannot_be_recorded_is_watched_on() -> None:
 
 @pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(Trouble, [False, True])))
 def test_only_what_was_surely_not_sent_is_given_up(trouble: Trouble, maybe_sent: bool) -> None:
-    """A demand fails by itself only if nothing ever reached the provider; what may have been charged is looked up, and ends with a person."""
+    """A demand fails for want of tries only if nothing ever reached the provider; what may have been charged is looked up, and sent again by turns."""
     last = resort(trouble, maybe_sent=maybe_sent)
     assert (last is Resort.FAIL) == (trouble is Trouble.NOT_SENT and not maybe_sent)
     assert (last is Resort.LOOK_UP) == (
         trouble in {Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN} or (trouble is Trouble.NOT_SENT and maybe_sent)
     )
+    assert (last is Resort.GO_ON) == (trouble in {Trouble.NOT_FOUND, Trouble.UNANSWERED})
+
+
+@given(
+    st.sets(st.sampled_from(Status), min_size=1), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_nothing_is_sent_that_must_not_be(
+    statuses: set[Status], answered: bool, ending: bool, maybe_sent: bool, looking: bool, honoured: bool
+) -> None:
+    """Whatever the orders of a charge are: it is never sent when it is cancelled or has expired, past its key's window, or before risk has passed it."""
+    step = next_step(statuses, answered=answered, ending=ending, maybe_sent=maybe_sent, looking=looking, key_honoured=honoured)
+    if answered or ending or not honoured or statuses != {Status.EXECUTING}:
+        assert step is not Step.SEND
+    if maybe_sent or answered or Status.PENDING in statuses:
+        assert step is not Step.GIVE_UP or statuses == {Status.NOT_STARTED}
+
+
+@given(st.floats(-10, 10), st.booleans(), st.booleans(), st.floats(0, 200), st.sampled_from([Status.NOT_STARTED, Status.EXECUTING, Status.PENDING]))
+def test_a_charge_that_is_not_wanted_is_not_sent(to_expiry: float, cancelled: bool, maybe_sent: bool, age: float, status: Status) -> None:
+    """A charge that was cancelled or has expired is given up if it surely was not sent, else its provider is asked to cancel it: never SEND."""
+    order = ChargedOrder("o-1", 2, status, "b", "s", 5, 1, payment_pb2.PaymentOrder())
+    charge = charge_in_hand(orders=(order,), expires_at=to_expiry, cancelled=cancelled, maybe_sent=maybe_sent, age=age)
+    step = charge.step(0.0, key_window=100.0, lease=60.0)
+    if status is Status.NOT_STARTED:
+        assert step in (Step.RISK, Step.GIVE_UP)
+    elif cancelled or (to_expiry <= 0 and status is Status.EXECUTING):
+        assert step is (Step.CANCEL if maybe_sent or status is Status.PENDING else Step.GIVE_UP)
+    else:
+        assert (step is Step.SEND) == (status is Status.EXECUTING and age + 60.0 < 100.0)
+
+
+@pytest.mark.parametrize("trouble", [Trouble.SERVER_ERROR, Trouble.NO_ANSWER, Trouble.BUSY, Trouble.FORBIDDEN])
+def test_look_up_and_sending_take_turns(trouble: Trouble) -> None:
+    """When sending has failed too often the provider is asked at once what became of the charge; when it does not say, the charge is sent again."""
+    postpone = postponing(Policies({("", Trouble.UNANSWERED): Policy(Strategy.FIXED, 7, 7, 2)}))
+    exhausted = charge_in_hand(maybe_sent=True, tries=dict.fromkeys(Trouble, 1000))
+    ask = postpone._decide(Troubled(exhausted, trouble, "", Step.SEND), 0.0)
+    assert isinstance(ask, Again)
+    assert (ask.looking, ask.delay, ask.sent) == (True, 0.0, True)
+    for silent in (Trouble.NOT_FOUND, Trouble.UNANSWERED):
+        again = postpone._decide(Troubled(replace(exhausted, looking=True), silent, "", Step.LOOK_UP, not_found=silent is Trouble.NOT_FOUND), 0.0)
+        assert isinstance(again, Again)
+        assert (again.looking, again.sent, again.not_found) == (False, False, int(silent is Trouble.NOT_FOUND))
+        assert again.delay == 7 if silent is Trouble.UNANSWERED else (again.delay or 0) >= 150
+    past = postpone._decide(Troubled(exhausted, Trouble.UNRESOLVED, "", Step.LOOK_UP), 0.0)
+    assert past is Resort.SET_ASIDE
+
+
+@given(st.floats(0, 100), st.integers(1, 5), st.integers(0, 8), st.none() | st.floats(0, 200))
+def test_not_found_is_proof_only_by_the_providers_own_rule(seconds: float, times: int, said: int, since_sent: float | None) -> None:
+    """It is proof if the provider said it often enough, late enough after the charge may last have been sent; never where that is not known."""
+    assert FinalNotFound(seconds, times).proves(said, since_sent) == (since_sent is not None and since_sent >= seconds and said >= times)
 
 
 @given(st.sampled_from(BOUNDED), st.floats(0.01, 100), st.floats(0.01, 1000), st.integers(1, 50), st.integers(1, 60), st.text(max_size=20))

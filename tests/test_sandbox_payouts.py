@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from tallystick_core.provider import (
     Declined,
     InTransit,
+    NotFound,
     NotSent,
     PayoutDemand,
     PayoutFailure,
+    PayoutFound,
     PayoutOutcome,
     Pending,
     Returned,
@@ -105,11 +107,11 @@ def test_a_forgotten_key_pays_again(database: Databases) -> None:
         ("ba_ok", Succeeded, [Succeeded]),
         ("whatever", Succeeded, [Succeeded]),
         ("ba_decline:no_account", Declined, [Declined]),
-        ("ba_refused", Declined, [Unknown]),
-        ("ba_rejected", Unknown, [Unknown]),
-        ("ba_unreachable", NotSent, [Unknown]),
-        ("ba_busy", Unknown, [Unknown]),
-        ("ba_lost_before", Unknown, [Unknown]),
+        ("ba_refused", Declined, [NotFound]),
+        ("ba_rejected", Unknown, [NotFound]),
+        ("ba_unreachable", NotSent, [NotFound]),
+        ("ba_busy", Unknown, [NotFound]),
+        ("ba_lost_before", Unknown, [NotFound]),
         ("ba_lost_after", Unknown, [Succeeded]),
         ("ba_error_after", Unknown, [Succeeded]),
         ("ba_error_stored", Unknown, [Declined]),
@@ -123,7 +125,7 @@ def test_each_fault(database: Databases, token: str, first: type, later: list[ty
     """A bank account's token says how the demand goes, and what a look-up tells of it afterwards."""
     one = demand(token)
 
-    async def work(port: PayoutsInProcess) -> list[PayoutOutcome]:
+    async def work(port: PayoutsInProcess) -> list[PayoutFound]:
         return [*await port.submit([one]), *[await port.look_up(one) for _ in later]]
 
     assert [type(outcome) for outcome in bank(database, work)] == [first, *later]
@@ -133,7 +135,7 @@ def test_what_comes_back_is_in_the_log(database: Databases) -> None:
     """A whole return, a part of it, and one from a closed account: the amounts that are told are those of the log."""
     demands = [demand("ba_returned", 7), demand("ba_returned_part", 7), demand("ba_returned_closed", 7)]
 
-    async def work(port: PayoutsInProcess) -> list[PayoutOutcome]:
+    async def work(port: PayoutsInProcess) -> list[PayoutFound]:
         await port.submit(demands)
         return [await port.look_up(one) for one in demands]
 
@@ -147,7 +149,7 @@ def test_a_second_transfer_has_its_own_reference(database: Databases) -> None:
     """`twice`: a look-up tells of money that was paid again; both transfers are in the log, and nothing grows by looking on."""
     one = demand("ba_twice")
 
-    async def work(port: PayoutsInProcess) -> list[PayoutOutcome]:
+    async def work(port: PayoutsInProcess) -> list[PayoutFound]:
         return [*await port.submit([one]), await port.look_up(one), await port.look_up(one)]
 
     first, second, third = bank(database, work)

@@ -37,7 +37,7 @@ class Happening(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     GIVEN_UP = "GIVEN_UP"
-    """Sending has been given up, and surely nothing was charged."""
+    """It is not sent any more, and surely nothing was charged: it was never sent, or its provider has proved not to know it."""
     CLOSED = "CLOSED"
     """An operator has closed it, with evidence that nothing was charged."""
     SETTLED = "SETTLED"
@@ -86,6 +86,8 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     # moved on by accept, in the transaction that stores the order
     (Status.NOT_STARTED, Happening.RISK_PASSED): Status.EXECUTING,
     (Status.NOT_STARTED, Happening.RISK_REFUSED): Status.FAILED,
+    (Status.NOT_STARTED, Happening.GIVEN_UP): Status.FAILED,
+    (Status.NOT_STARTED, Happening.CLOSED): Status.FAILED,
     # moved on by the provider's answer; without a definite one the sweep sends the same key again
     (Status.EXECUTING, Happening.SUCCEEDED): Status.SUCCESS,
     (Status.EXECUTING, Happening.DECLINED): Status.FAILED,
@@ -104,6 +106,7 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.PENDING, Happening.PENDING): Status.PENDING,
     (Status.PENDING, Happening.NOT_SENT): Status.PENDING,
     (Status.PENDING, Happening.UNKNOWN): Status.PENDING,
+    (Status.PENDING, Happening.GIVEN_UP): Status.FAILED,
     (Status.PENDING, Happening.CLOSED): Status.FAILED,
 }
 
@@ -130,18 +133,19 @@ def next_step(statuses: Iterable[Status], *, answered: bool, ending: bool, maybe
     """What comes next for a charge whose orders have these statuses; those of one charge move together.
 
     `answered`: its attempt has ended; `ending`: it was cancelled, or its time is up; `maybe_sent`: it may have reached the provider;
-    `looking`: sending has been given up; `key_honoured`: the provider surely still knows the attempt's key.
+    `looking`: it is the provider's turn to say what became of it; `key_honoured`: the provider surely still knows the attempt's key.
     """
     known = set(statuses)
     if Status.SUCCESS in known:
         return Step.SETTLE
+    if Status.NOT_STARTED in known:
+        never_sent = known == {Status.NOT_STARTED} and not answered and not maybe_sent
+        return Step.GIVE_UP if ending and never_sent else Step.RISK
     if answered:
         return Step.JUDGE
     if ending:
         return Step.CANCEL if maybe_sent or Status.PENDING in known else Step.GIVE_UP
-    if Status.PENDING in known or looking or not key_honoured:
-        return Step.LOOK_UP
-    return Step.SEND
+    return Step.SEND if known == {Status.EXECUTING} and key_honoured and not looking else Step.LOOK_UP
 
 
 def happening(outcome: Outcome) -> Happening:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -63,7 +63,7 @@ class Trouble(StrEnum):
     NO_ANSWER = "NO_ANSWER"
     """Whether money moved is not known."""
     SERVER_ERROR = "SERVER_ERROR"
-    """The provider answered that it failed; it may give that answer to the key for ever, so it is soon asked what became of the demand."""
+    """The provider answered that it failed; it may give that answer to the key for ever, so it is soon asked what became of the demand as well."""
     BUSY = "BUSY"
     """The provider told to come back later."""
     FORBIDDEN = "FORBIDDEN"
@@ -76,8 +76,14 @@ class Trouble(StrEnum):
     """The provider will tell in its own time; it is asked now and then."""
     WATCHED = "WATCHED"
     """It has come to its end, and may still come back; it is asked now and then, as often as the policy says."""
+    NOT_FOUND = "NOT_FOUND"
+    """The provider was asked what became of the demand, and does not know it. While it honours the key the demand is sent again."""
+    UNANSWERED = "UNANSWERED"
+    """The provider was asked what became of the demand while it honours the key, and did not say; next the demand is sent again."""
     UNRESOLVED = "UNRESOLVED"
-    """The provider was asked what became of the demand, and did not say."""
+    """The provider was asked what became of the demand when it may have forgotten the key, and did not say: the demand is never sent again."""
+    MISDIRECTED = "MISDIRECTED"
+    """The provider's answer belongs to another demand: nobody's money may be moved by it."""
     UNSETTLED = "UNSETTLED"
     """Wallet or ledger did not answer."""
     SETTLING_REFUSED = "SETTLING_REFUSED"
@@ -105,6 +111,8 @@ class Succeeded:
     amount: int
     """Minor units."""
     currency: str
+    belongs_to: str = field(default="", compare=False)
+    """The demand's id, or its key, as the provider echoes it; "": it echoes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +122,8 @@ class Declined:
     reason: FailureReason | PayoutFailure
     code: str = ""
     reference: str = ""
+    belongs_to: str = field(default="", compare=False)
+    """As in Succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,8 @@ class Pending:
     reason: PendingReason
     reference: str = ""
     next_action_url: str = ""
+    belongs_to: str = field(default="", compare=False)
+    """As in Succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +153,31 @@ class Unknown:
     retry_after: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """The provider knows no such demand: it never reached the provider, or not yet."""
+
+    detail: str = "the provider does not know it"
+
+
+@dataclass(frozen=True, slots=True)
+class FinalNotFound:
+    """When a provider's "not found" proves that nothing was charged, and nothing will be, if nothing more is sent."""
+
+    seconds: float
+    """Since the demand may last have been sent: longer than it can be on its way."""
+    times: int = 1
+    """How often the provider has to say so since then."""
+
+    def proves(self, times: int, since_sent: float | None) -> bool:
+        """Whether so many such answers, the last to a question asked so many seconds after the demand may last have been sent, are proof."""
+        return since_sent is not None and since_sent >= self.seconds and times >= self.times
+
+
 Outcome = Succeeded | Declined | Pending | NotSent | Unknown
 """The answers to a demand for a charge."""
+Found = Outcome | NotFound
+"""The answers to the question what became of a demand for a charge."""
 
 
 def provider_key(environment: str, demand: str, attempt: int) -> str:
@@ -151,21 +186,26 @@ def provider_key(environment: str, demand: str, attempt: int) -> str:
 
 
 class Provider(Protocol):
-    """A payment service provider. Its methods are total: whatever happens is one of the five outcomes, and they never raise but for a bug."""
+    """A payment service provider. Its methods are total: whatever happens is one of their outcomes, and they never raise but for a bug.
+
+    Definite outcomes echo what they belong to, as far as the provider says it.
+    """
 
     name: str
     key_window: float
     """Seconds for which it honours an idempotency key, from when it first came."""
+    final_not_found: FinalNotFound | None
+    """When a NotFound is conclusive; None: never."""
 
     async def send(self, demand: ChargeDemand) -> Outcome:
         """Does what is demanded, or finds what was done before under the same key."""
         ...
 
-    async def look_up(self, demand: ChargeDemand) -> Outcome:
-        """What became of a demand that may have been sent; charges nothing. One that is not found is Unknown."""
+    async def look_up(self, demand: ChargeDemand) -> Found:
+        """What became of a demand that may have been sent; charges nothing."""
         ...
 
-    async def cancel(self, demand: ChargeDemand) -> Outcome:
+    async def cancel(self, demand: ChargeDemand) -> Found:
         """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it surely will not be charged any more."""
         ...
 
@@ -187,6 +227,8 @@ class Submitted:
     """The provider has taken the demand, and will tell later."""
 
     reference: str
+    belongs_to: str = field(default="", compare=False)
+    """As in Succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +236,8 @@ class InTransit:
     """The provider has sent the money."""
 
     reference: str
+    belongs_to: str = field(default="", compare=False)
+    """As in Succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +251,14 @@ class Returned:
     code: str = ""
     account_refused: bool = False
     """Whether the account is at fault, so that it cannot be paid to again."""
+    belongs_to: str = field(default="", compare=False)
+    """As in Succeeded."""
 
 
 PayoutOutcome = Submitted | InTransit | Succeeded | Returned | Declined | NotSent | Unknown
 """The answers to a demand for a payout."""
+PayoutFound = PayoutOutcome | NotFound
+"""The answers to the question what became of a demand for a payout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +270,17 @@ Verification = Verified | Declined | Pending | NotSent | Unknown
 """The answers to the question whether a bank account can be paid to."""
 
 
-Answer = Outcome | PayoutOutcome | Verification
+Answer = Outcome | PayoutOutcome | Verification | NotFound
 """Whatever a provider answers."""
+
+
+def belongs(answer: Answer, *names: str) -> bool:
+    """Whether an answer belongs to the demand of these names, its id and its key, as far as the provider says."""
+    match answer:
+        case Succeeded() | Declined() | Pending() | Submitted() | InTransit() | Returned():
+            return answer.belongs_to in ("", *names)
+        case _:
+            return True
 
 
 def tells_money(answer: Answer) -> bool:
@@ -251,8 +308,8 @@ class PayoutProvider(Protocol):
         """
         ...
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
-        """What became of a demand that may have been sent, returns included; pays nothing. One that is not found is Unknown."""
+    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+        """What became of a demand that may have been sent, returns included; pays nothing."""
         ...
 
     async def verify(self, bank_account_token: str, currency: str) -> Verification:

@@ -10,6 +10,8 @@ from tallystick_core.provider import Trouble
 class Step(StrEnum):
     """What is done with a demand when it is taken up."""
 
+    RISK = "RISK"
+    """Nothing that asks the provider: risk has to pass it first."""
     PREPARE = "PREPARE"
     """Do what has to be done before it can be sent, which asks no provider."""
     SEND = "SEND"
@@ -32,7 +34,9 @@ class Resort(StrEnum):
     FAIL = "FAIL"
     """Surely nothing was moved: it fails."""
     LOOK_UP = "LOOK_UP"
-    """It is not sent again, only asked for."""
+    """The provider is asked what became of it."""
+    GO_ON = "GO_ON"
+    """It is sent and looked up by turns, for as long as the provider honours its key."""
     SET_ASIDE = "SET_ASIDE"
     """It becomes a dead letter: a person decides."""
 
@@ -43,4 +47,6 @@ def resort(trouble: Trouble, *, maybe_sent: bool) -> Resort:
         return Resort.FAIL
     if trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN):
         return Resort.LOOK_UP
+    if trouble in (Trouble.NOT_FOUND, Trouble.UNANSWERED):
+        return Resort.GO_ON
     return Resort.SET_ASIDE

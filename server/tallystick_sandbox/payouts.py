@@ -66,7 +66,9 @@ class SandboxPayouts:
             if entry.state != row.state:
                 entry.returned_amount = rules.returned(row) if entry.state == "RETURNED" else None
                 store.move(connection, entry.key, entry.generation, entry.state, entry.returned_amount)
-            return Reply(402, row.reference, row.amount, row.currency, "server_error") if entry.state == "ERROR" else rules.transfer_reply(entry)
+            if entry.state == "ERROR":
+                return Reply(402, row.reference, row.amount, row.currency, "server_error", subject=payout_id)
+            return rules.transfer_reply(entry)
 
         return await self._database.transact(look)
 

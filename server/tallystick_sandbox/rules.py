@@ -101,8 +101,8 @@ def behaviour(token: str, key: str, plan: Plan) -> Behaviour:
     """What a token asks for, a buyer's "tok_{fault}:{argument}" or a seller's bank account's "ba_{fault}:{argument}"; other tokens follow the plan.
 
     Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults that do not last happen; of `pending` the reason
-    (action or review), or how it ends when it is looked up (paid or declined); of `slow` and `returned` the seconds until they have ended, which
-    else is as soon as somebody looks.
+    (action or review), or how it ends when it is looked up (paid or declined), several with "-" between them for one look-up after the other; of
+    `slow` and `returned` the seconds until they have ended, which else is as soon as somebody looks.
     """
     name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
     asked = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
@@ -128,11 +128,15 @@ class Reply:
     """Seconds, with a 429."""
     state: str = ""
     """How far a payout has come, with a 200."""
+    subject: str = ""
+    """The id of the charge, or the payout, that it is about."""
 
 
 class Stored(Protocol):
     """A demand as its log has it."""
 
+    @property
+    def subject(self) -> str: ...
     @property
     def reference(self) -> str: ...
     @property
@@ -149,27 +153,39 @@ class Stored(Protocol):
     def returned_amount(self) -> int | None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A charge as it stands when somebody looks."""
+
+    subject: str
+    reference: str
+    state: str
+    amount: int
+    currency: str
+    fault: str
+    code: str
+    returned_amount: int | None = None
+
+
 def state(chosen: Behaviour) -> str:
     """The state a charge is stored in."""
     known = {Fault.DECLINE: "DECLINED", Fault.PENDING: "PENDING", Fault.ERROR_STORED: "ERROR"}
     return known.get(chosen.fault, "SUCCEEDED")
 
 
-def reply(stored_state: str, reference: str, amount: int, currency: str, code: str) -> Reply:
-    """The answer to a charge in a state."""
-    status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored_state]
-    return Reply(status, reference, amount, currency, code)
-
-
 def charge_reply(stored: Stored) -> Reply:
-    """The answer to a stored charge, the first time and every time after."""
-    return reply(stored.state, stored.reference, stored.amount, stored.currency, stored.code)
+    """The answer to a stored charge, the first time and every time after. What is pending tells the first of what it has to wait for."""
+    status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored.state]
+    code = stored.code.partition("-")[0] if stored.state == "PENDING" else stored.code
+    return Reply(status, stored.reference, stored.amount, stored.currency, code, subject=stored.subject)
 
 
-def resolved(stored_state: str, code: str) -> str:
-    """The state of a charge after it was looked up: what was pending may have come to its end meanwhile."""
-    ends = {"paid": "SUCCEEDED", "declined": "DECLINED"}
-    return ends.get(code, stored_state) if stored_state == "PENDING" else stored_state
+def resolved(stored_state: str, code: str) -> tuple[str, str]:
+    """The state and the code of a charge after it was looked up: what was pending may wait for something else by then, or have come to its end."""
+    if stored_state != "PENDING":
+        return stored_state, code
+    left = code.partition("-")[2] or code
+    return {"paid": "SUCCEEDED", "declined": "DECLINED"}.get(left, stored_state), left
 
 
 LOST = Reply(0, code="lost")
@@ -228,14 +244,15 @@ def transfer_reply(stored: Stored) -> Reply:
     """The answer to a stored transfer, as it stands."""
     match stored.state:
         case "DECLINED":
-            return Reply(402, stored.reference, stored.amount, stored.currency, stored.code if stored.fault == Fault.DECLINE else "declined")
+            code = stored.code if stored.fault == Fault.DECLINE else "declined"
+            return Reply(402, stored.reference, stored.amount, stored.currency, code, subject=stored.subject)
         case "ERROR":
             return Reply(500, code="server_error")
         case "RETURNED":
             code = "account_closed" if stored.fault == Fault.RETURNED_CLOSED else "returned"
-            return Reply(200, stored.reference, stored.returned_amount or 0, stored.currency, code, state=stored.state)
+            return Reply(200, stored.reference, stored.returned_amount or 0, stored.currency, code, state=stored.state, subject=stored.subject)
         case _:
-            return Reply(200, stored.reference, stored.amount, stored.currency, state=stored.state)
+            return Reply(200, stored.reference, stored.amount, stored.currency, state=stored.state, subject=stored.subject)
 
 
 def verification(token: str, asked_before: int) -> Reply:

@@ -51,13 +51,13 @@ class Sandbox:
             row = store.CHARGES.last_of(connection, charge_id)
             if row is None:
                 return rules.NOT_FOUND
-            state = rules.resolved(row.state, row.code)
-            code = row.code
+            state, code = rules.resolved(row.state, row.code)
             if ends and state == "PENDING":
                 state, code = "DECLINED", "cancelled"
-            if state != row.state:
+            if (state, code) != (row.state, row.code):
                 store.resolve(connection, row.key, row.generation, state, code)
-            return rules.reply("DECLINED" if state == "ERROR" else state, row.reference, row.amount, row.currency, code)
+            known = rules.Kept(charge_id, row.reference, "DECLINED" if state == "ERROR" else state, row.amount, row.currency, row.fault, code)
+            return rules.charge_reply(known)
 
         return await self._database.transact(look)
 

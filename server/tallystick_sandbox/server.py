@@ -111,4 +111,5 @@ def _answer(request: web.Request, reply: Reply) -> web.Response:
 
 def _shown(reply: Reply) -> dict[str, Any]:
     values = {"reference": reply.reference, "amount": reply.amount, "currency": reply.currency, "code": reply.code, "state": reply.state}
+    values["subject"] = reply.subject
     return {**values, "status": reply.status, "retry_after": reply.retry_after}

@@ -34,7 +34,7 @@ class Log:
 
     def __init__(self, table: str, subject: str) -> None:
         columns = f"key, generation, fingerprint, {subject}, reference, state, amount, currency, fault, code, create_time"
-        shown = f"key, generation, fingerprint, reference, state, amount, currency, fault, code, {'' if table == 'transfer' else 'null as '}returned_amount"
+        shown = f"key, generation, fingerprint, {subject} as subject, reference, state, amount, currency, fault, code, {'' if table == 'transfer' else 'null as '}returned_amount"
         self._insert = text(f"""
             insert into {table} ({columns})
             select key, generation, decode(fingerprint, 'hex'), subject, reference, state, amount, currency, fault, code, clock()
@@ -72,7 +72,7 @@ _MOVE = text("update transfer set state = :state, returned_amount = :returned_am
 
 
 def resolve(connection: Connection, key: str, generation: int, state: str, code: str) -> None:
-    """Sets the state of a charge that was pending."""
+    """Sets the state of a charge that was pending, or what it waits for."""
     connection.execute(_RESOLVE, {"key": key, "generation": generation, "state": state, "code": code})
 
 

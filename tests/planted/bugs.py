@@ -352,7 +352,7 @@ BUGS = (
     Bug(
         "a closed payout is settled only by the process that closed it",
         f"{_STORAGE}/due.py",
-        "update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = 0\n"
+        "update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}'\n"
         "    where demand_id = :demand_id",
         "update due set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1\n    where demand_id = :demand_id",
         "tests/test_payout_people.py -k whoever_comes",

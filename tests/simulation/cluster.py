@@ -9,14 +9,26 @@ from uuid import UUID
 
 from tallystick import AsyncClient, ClientSettings
 from tallystick_core.caller import Caller, Role
-from tallystick_core.provider import ChargeDemand, NotSent, Outcome, PayoutDemand, PayoutOutcome, Trouble, Unknown, Verification
+from tallystick_core.provider import (
+    ChargeDemand,
+    FinalNotFound,
+    Found,
+    NotSent,
+    Outcome,
+    PayoutDemand,
+    PayoutFound,
+    PayoutOutcome,
+    Trouble,
+    Unknown,
+    Verification,
+)
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports, Service, Wiring
-from tallystick_server.providers.sandbox import MOST_AT_ONCE, outcome, payout_outcome, verification
+from tallystick_server.providers.sandbox import MOST_AT_ONCE, found, outcome, payout_found, payout_outcome, verification
 from tallystick_server.runtime.authentication import BearerTokens
 from tallystick_server.runtime.door import Door
 from tallystick_server.runtime.peers import Peers
@@ -29,6 +41,7 @@ from .network import Broken, Network, Server, Unreached, exchange
 from .world import PROVIDER, World
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 TEAMS = ("team-1", "team-2")
@@ -41,10 +54,14 @@ _QUICK = {
     Trouble.SERVER_ERROR: "exponential:0.2:1:4",
     Trouble.BUSY: "fixed:0.3:1000",
     Trouble.WAITING: "fixed:1:0",
+    Trouble.NOT_FOUND: "exponential:0.5:3:0",
+    Trouble.UNANSWERED: "exponential:0.5:3:0",
     Trouble.UNRESOLVED: "exponential:0.5:3:12",
     Trouble.UNSETTLED: "exponential:0.2:2:1000",
     Trouble.WATCHED: "fixed:1.5:4",
 }
+_FINAL = FinalNotFound(45.0, times=2)
+"""Longer than a message is on its way, and a process stands still."""
 _ONCE: Mapping[Fault, float] = {fault: weight for fault, weight in CALL.items() if fault is not Fault.REPEATED}
 FEE_RATE = 25_000
 """Parts per million."""
@@ -148,6 +165,7 @@ class _Remote:
     """A provider as a process sees it over the network."""
 
     name = "sandbox"
+    final_not_found: FinalNotFound | None = _FINAL
 
     def __init__(self, world: World, node: Node, key_window: float) -> None:
         self.key_window = key_window
@@ -181,17 +199,17 @@ class _Provider(_Remote):
         self._sandbox = sandbox
 
     async def send(self, demand: ChargeDemand) -> Outcome:
-        return await self._ask("charge", demand, lambda: self._sandbox().charge(demand))
+        return await self._ask("charge", demand, lambda: self._sandbox().charge(demand), outcome)
 
-    async def look_up(self, demand: ChargeDemand) -> Outcome:
-        return await self._ask("look up", demand, lambda: self._sandbox().look_up(demand.charge_id))
+    async def look_up(self, demand: ChargeDemand) -> Found:
+        return await self._ask("look up", demand, lambda: self._sandbox().look_up(demand.charge_id), found)
 
-    async def cancel(self, demand: ChargeDemand) -> Outcome:
-        return await self._ask("cancel", demand, lambda: self._sandbox().cancel(demand.charge_id))
+    async def cancel(self, demand: ChargeDemand) -> Found:
+        return await self._ask("cancel", demand, lambda: self._sandbox().cancel(demand.charge_id), found)
 
-    async def _ask(self, verb: str, demand: ChargeDemand, work: Callable[[], Awaitable[Reply]]) -> Outcome:
+    async def _ask(self, verb: str, demand: ChargeDemand, work: Callable[[], Awaitable[Reply]], read: Callable[[Reply], R]) -> R | NotSent | Unknown:
         reply = await self.ask(verb, demand.charge_id, _kinds(demand.payment_token), work, _told)
-        return outcome(reply) if isinstance(reply, Reply) else reply
+        return read(reply) if isinstance(reply, Reply) else reply
 
 
 class _Bank(_Remote):
@@ -209,9 +227,9 @@ class _Bank(_Remote):
         replies = await self.ask("pay", what, kinds, lambda: self._bank().submit(demands), lambda found: ", ".join(map(_told, found)))
         return [replies] * len(demands) if isinstance(replies, NotSent | Unknown) else [payout_outcome(reply) for reply in replies]
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
         reply = await self.ask("look up payout", demand.payout_id, CALL, lambda: self._bank().look_up(demand.payout_id), _told)
-        return payout_outcome(reply) if isinstance(reply, Reply) else reply
+        return payout_found(reply) if isinstance(reply, Reply) else reply
 
     async def verify(self, bank_account_token: str, currency: str) -> Verification:
         reply = await self.ask("verify", f"{bank_account_token} {currency}", CALL, lambda: self._bank().verify(bank_account_token), _told)

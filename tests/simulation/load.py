@@ -24,9 +24,9 @@ from .world import World
 _CURRENCIES = {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
 _TOKENS = {
     "tok_visa": 40.0, "tok_delay:200": 4.0, "tok_delay:2500": 1.0, "tok_delay:4000": 1.5, "tok_lost_before": 4.0, "tok_lost_after": 4.0, "tok_lost_after:3": 3.0, "tok_lost_after:20": 1.0,
-    "tok_error_before": 3.0, "tok_error_after": 3.0, "tok_error_stored": 1.0, "tok_unreachable": 3.0, "tok_unreachable:8": 2.0, "tok_busy:2": 3.0,
+    "tok_error_before": 3.0, "tok_error_before:6": 2.0, "tok_lost_before:8": 1.5, "tok_busy:20": 1.0, "tok_error_after": 3.0, "tok_error_stored": 1.0, "tok_unreachable": 3.0, "tok_unreachable:8": 2.0, "tok_busy:2": 3.0,
     "tok_decline": 4.0, "tok_decline:insufficient_funds": 2.0, "tok_refused": 1.0, "tok_rejected": 1.0, "tok_other_amount": 2.0,
-    "tok_pending:paid": 3.0, "tok_pending:declined": 2.0, "tok_pending:action": 2.0,
+    "tok_pending:paid": 3.0, "tok_pending:declined": 2.0, "tok_pending:action": 2.0, "tok_pending:review-action-review-paid": 1.5, "tok_pending:action-review-declined": 1.0,
 }  # fmt: skip
 
 

@@ -138,7 +138,8 @@ class Accept:
         expiry = one.arrival.event.expire_time
         if expiry is None:
             return charge
-        return replace(charge, expires_at=charge.lease_deadline - self._lease + (expiry - times[charge.checkout_id]).total_seconds())
+        expires_at = charge.lease_deadline - self._lease + (expiry - times[charge.checkout_id]).total_seconds()
+        return replace(charge, expires_at=expires_at, look_by=expires_at)
 
     def _judge(self, connection: Connection, arrivals: Sequence[Arrival], deadline: float) -> list[_Judged]:
         """Asks risk; the orders of this batch count for those after them."""

@@ -12,7 +12,7 @@ from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Happening, PaymentEvent, Status, next_step
-from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Outcome, PendingReason, Provider, Succeeded, provider_key
+from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Found, Outcome, PendingReason, Provider, Succeeded, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payment import encode
 from tallystick_server.runtime.demand import InHand, stored_tries
@@ -79,7 +79,7 @@ class Charge(InHand):
     def ending(self, now: float) -> FailureReason | None:
         if self.cancelled:
             return FailureReason.CALLER_CANCELLED
-        expired = now >= self.expires_at and not self.maybe_sent and self.orders[0].status is Status.EXECUTING
+        expired = now >= self.expires_at and self.orders[0].status in (Status.NOT_STARTED, Status.EXECUTING)
         return FailureReason.EXPIRED if expired or self.overdue else None
 
     def step(self, now: float, key_window: float, lease: float) -> Step:
@@ -89,7 +89,7 @@ class Charge(InHand):
             ending=self.ending(now) is not None,
             maybe_sent=self.maybe_sent,
             looking=self.looking,
-            key_honoured=self.age + lease < key_window,
+            key_honoured=self.key_honoured(key_window, lease),
         )
 
     @property
@@ -109,8 +109,14 @@ class Charge(InHand):
         """What the provider is asked."""
         return ChargeDemand(self.provider_key, self.charge_id, self.amount, self.currency, self.payment_token, self.payment_method_type)
 
-    def ask(self, provider: Provider, step: Step) -> Awaitable[Outcome]:
-        return {Step.SEND: provider.send, Step.LOOK_UP: provider.look_up, Step.CANCEL: provider.cancel}[step](self.demand())
+    def ask(self, provider: Provider, step: Step) -> Awaitable[Found]:
+        match step:
+            case Step.SEND:
+                return provider.send(self.demand())
+            case Step.CANCEL:
+                return provider.cancel(self.demand())
+            case _:
+                return provider.look_up(self.demand())
 
 
 def new_charges(
@@ -187,7 +193,7 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
                 cancelled=first.cancel_reason != "",
                 overdue=bool(first.overdue) and first.pending_reason == PendingReason.BUYER_ACTION,
-                look_by=now + float(first.resolves_in) if first.pending_reason == PendingReason.BUYER_ACTION else inf,
+                look_by=now + _look_within(first),
                 answer=stored_answer(_told(first)),
                 maybe_sent=first.maybe_sent,
                 looking=first.looking,
@@ -197,6 +203,12 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
             )
         )
     return charges
+
+
+def _look_within(row: Row[Any]) -> float:
+    """Seconds until its time is up: the payment's while it is not known to have been charged, then the buyer's."""
+    until = row.resolves_in if row.pending_reason == PendingReason.BUYER_ACTION else row.expires_in if row.status == Status.EXECUTING else None
+    return inf if until is None else float(until)
 
 
 def stored_answer(answer: due.Answer) -> Outcome | None:

@@ -11,7 +11,7 @@ from sqlalchemy import Row
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.payout import AT_REST, PayoutState, payout_demand
-from tallystick_core.provider import FailureReason, PayoutDemand, PayoutOutcome, provider_key
+from tallystick_core.provider import FailureReason, PayoutDemand, PayoutFound, provider_key
 from tallystick_core.recovery import Step
 from tallystick_server.payout import encode
 from tallystick_server.payout.standing import Standing, stands
@@ -71,15 +71,15 @@ class Payout(InHand):
             return Step.PREPARE
         if self.state in AT_REST:
             return Step.SETTLE
-        sends = self.state is PayoutState.SUBMITTING and not self.looking and self.age + lease < key_window
+        sends = self.state is PayoutState.SUBMITTING and not self.looking and self.key_honoured(key_window, lease)
         return Step.SEND if sends else Step.LOOK_UP
 
     def demand(self) -> PayoutDemand:
         """What the provider is asked."""
         return PayoutDemand(self.provider_key, self.payout_id, self.net_amount, self.currency, self.bank_account_token)
 
-    def ask(self, provider: Port, step: Step) -> Awaitable[PayoutOutcome]:
-        return {Step.SEND: provider.send, Step.LOOK_UP: provider.look_up}[step](self.demand())
+    def ask(self, provider: Port, step: Step) -> Awaitable[PayoutFound]:
+        return provider.send(self.demand()) if step is Step.SEND else provider.look_up(self.demand())
 
     def as_stored(self, row: Row[Any]) -> Payout:
         """The same payout as it stands in a row."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy import Connection
 
 from tallystick_core.payout import WATCHED
-from tallystick_core.provider import Answer, NotSent, Trouble, Unknown
+from tallystick_core.provider import Answer, NotFound, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_server.payout.payout import Payout, stored_payouts
@@ -69,6 +69,8 @@ class Watch:
         outcome = await self._execute.ask(item, Step.LOOK_UP)
         if not _answered(outcome):
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
+        if isinstance(outcome, NotFound):  # which says nothing of its money
+            return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
         try:
             await self._record(item, outcome)
         except Exception as error:  # what one payout's answer does keeps no other from being looked at

@@ -102,6 +102,10 @@ class Settings:
     """Seconds for which a process has a charge or a payout to itself; longer than a provider's call and the recording of its answer."""
     provider_key_window: float = 86_400.0
     """Seconds for which the provider honours an idempotency key; after that a charge or a payout is looked up, never sent again."""
+    provider_not_found_after: float = 60.0
+    """Seconds after a charge may last have been sent: from then on it proves something that the sandbox does not know it."""
+    provider_not_found_times: int = 2
+    """How often it has to say so."""
     retry: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
     """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12."""
     pending_action: float = 86_400.0
@@ -322,6 +326,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "provider_calls": _number(1, 100_000, int),
     "lease": _number(1, 3600),
     "provider_key_window": _number(1, 31_536_000),
+    "provider_not_found_after": _number(0, 31_536_000),
+    "provider_not_found_times": _number(1, 1000, int),
     "retry": _policies,
     "pending_action": _number(0.01, 31_536_000),
     "pending_review": _number(0.01, 31_536_000),

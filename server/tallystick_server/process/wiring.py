@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid4
 
@@ -17,7 +18,7 @@ from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.payment import ALERT_AFTER, FeeRates
 from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
-from tallystick_core.provider import PayoutProvider, PendingReason, Provider
+from tallystick_core.provider import FinalNotFound, PayoutProvider, PendingReason, Provider
 from tallystick_core.risk import BuiltInRisk, RiskRules
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.sandbox import Sandbox
@@ -156,7 +157,13 @@ class Wiring:
     def _payment(self) -> Service:
         database = self._database("payment")
         settings = self._settings
-        behind = self._behind(self._ports.providers, sandbox_provider.OverHttp, Sandbox, sandbox_provider.InProcess)
+        final = FinalNotFound(settings.provider_not_found_after, settings.provider_not_found_times)
+        behind = self._behind(
+            self._ports.providers,
+            partial(sandbox_provider.OverHttp, final_not_found=final),
+            Sandbox,
+            partial(sandbox_provider.InProcess, final_not_found=final),
+        )
         flow = PayIn(
             database,
             BuiltInRisk(self._risk_rules()),

@@ -10,15 +10,20 @@ import aiohttp
 import orjson
 
 from tallystick_core.money import MAX_AMOUNT
+from tallystick_core.payout import payout_demand
 from tallystick_core.provider import (
     ChargeDemand,
     Declined,
     FailureReason,
+    FinalNotFound,
+    Found,
     InTransit,
+    NotFound,
     NotSent,
     Outcome,
     PayoutDemand,
     PayoutFailure,
+    PayoutFound,
     PayoutOutcome,
     Pending,
     PendingReason,
@@ -31,7 +36,7 @@ from tallystick_core.provider import (
     Verified,
 )
 from tallystick_sandbox.payouts import SandboxPayouts
-from tallystick_sandbox.rules import UNREACHED, Reply
+from tallystick_sandbox.rules import NOT_FOUND, UNREACHED, Reply
 from tallystick_sandbox.sandbox import Sandbox
 
 NAME = "sandbox"
@@ -49,6 +54,8 @@ _DECLINES = {
 }
 
 
+FINAL_NOT_FOUND = FinalNotFound(60.0, times=2)
+"""No charge is on its way to the sandbox for as long as this."""
 _REFUSALS = frozenset({"amount_too_small"})
 """Codes by which a provider surely charges nothing, however often it is asked."""
 
@@ -58,18 +65,19 @@ class InProcess:
 
     name = NAME
 
-    def __init__(self, sandbox: Sandbox, key_window: float) -> None:
+    def __init__(self, sandbox: Sandbox, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND) -> None:
         self.key_window = key_window
+        self.final_not_found = final_not_found
         self._sandbox = sandbox
 
     async def send(self, demand: ChargeDemand) -> Outcome:
         return outcome(await self._sandbox.charge(demand))
 
-    async def look_up(self, demand: ChargeDemand) -> Outcome:
-        return outcome(await self._sandbox.look_up(demand.charge_id))
+    async def look_up(self, demand: ChargeDemand) -> Found:
+        return found(await self._sandbox.look_up(demand.charge_id))
 
-    async def cancel(self, demand: ChargeDemand) -> Outcome:
-        return outcome(await self._sandbox.cancel(demand.charge_id))
+    async def cancel(self, demand: ChargeDemand) -> Found:
+        return found(await self._sandbox.cancel(demand.charge_id))
 
 
 class _Http:
@@ -109,7 +117,9 @@ async def _body(response: aiohttp.ClientResponse) -> Any:
 
 def _read(status: int, body: Any, retry_after: float) -> Reply:
     """An answer to one demand. Raises KeyError, TypeError."""
-    return Reply(status, body["reference"], body["amount"], body["currency"], body["code"], retry_after, body.get("state", ""))
+    return Reply(
+        status, body["reference"], body["amount"], body["currency"], body["code"], retry_after, body.get("state", ""), body.get("subject", "")
+    )
 
 
 class OverHttp:
@@ -117,8 +127,9 @@ class OverHttp:
 
     name = NAME
 
-    def __init__(self, url: str, key_window: float) -> None:
+    def __init__(self, url: str, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND) -> None:
         self.key_window = key_window
+        self.final_not_found = final_not_found
         self._http = _Http(url)
         self.close = self._http.close
 
@@ -132,15 +143,19 @@ class OverHttp:
         }
         return await self._http.ask("POST", "/charges", _outcome, json=body, headers={"Idempotency-Key": demand.key})
 
-    async def look_up(self, demand: ChargeDemand) -> Outcome:
-        return await self._http.ask("GET", f"/charges/{demand.charge_id}", _outcome)
+    async def look_up(self, demand: ChargeDemand) -> Found:
+        return await self._http.ask("GET", f"/charges/{demand.charge_id}", _found)
 
-    async def cancel(self, demand: ChargeDemand) -> Outcome:
-        return await self._http.ask("POST", f"/charges/{demand.charge_id}/cancel", _outcome)
+    async def cancel(self, demand: ChargeDemand) -> Found:
+        return await self._http.ask("POST", f"/charges/{demand.charge_id}/cancel", _found)
 
 
 def _outcome(status: int, body: Any, retry_after: float) -> Outcome:
     return outcome(_read(status, body, retry_after))
+
+
+def _found(status: int, body: Any, retry_after: float) -> Found:
+    return found(_read(status, body, retry_after))
 
 
 class PayoutsInProcess:
@@ -156,8 +171,8 @@ class PayoutsInProcess:
     async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
         return [payout_outcome(reply) for reply in await self._sandbox.submit(demands)]
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
-        return payout_outcome(await self._sandbox.look_up(demand.payout_id))
+    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+        return payout_found(await self._sandbox.look_up(demand.payout_id))
 
     async def verify(self, bank_account_token: str, currency: str) -> Verification:
         return verification(await self._sandbox.verify(bank_account_token))
@@ -195,8 +210,8 @@ class PayoutsOverHttp:
         answer = await self._http.ask("POST", "/payouts", read, json=items)
         return [answer] * len(demands) if isinstance(answer, NotSent | Unknown) else answer
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
-        return await self._http.ask("GET", f"/payouts/{demand.payout_id}", lambda *answer: payout_outcome(_read(*answer)))
+    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+        return await self._http.ask("GET", f"/payouts/{demand.payout_id}", lambda *answer: payout_found(_read(*answer)))
 
     async def verify(self, bank_account_token: str, currency: str) -> Verification:
         body = {"bank_account_token": bank_account_token, "currency": currency}
@@ -219,6 +234,15 @@ def outcome(reply: Reply) -> Outcome:
             return _trouble(reply)
 
 
+def found(reply: Reply) -> Found:
+    """What an answer to a look-up, or a cancellation, means. That the sandbox does not know the charge is only what it says in so many words."""
+    return NotFound() if _knows_nothing(reply) else outcome(reply)
+
+
+def _knows_nothing(reply: Reply) -> bool:
+    return reply.status == NOT_FOUND.status and reply.code == NOT_FOUND.code
+
+
 def _trouble(reply: Reply) -> NotSent | Unknown:
     """What an answer means that says nothing of the demand."""
     if reply == UNREACHED:
@@ -229,12 +253,12 @@ def _trouble(reply: Reply) -> NotSent | Unknown:
 
 def _definite(reply: Reply) -> Outcome:
     if reply.status == 200:
-        return Succeeded(reply.reference, reply.amount, reply.currency)
+        return Succeeded(reply.reference, reply.amount, reply.currency, reply.subject)
     if reply.status == 402:
-        return Declined(_DECLINES.get(reply.code, FailureReason.PROVIDER_DECLINED), reply.code, reply.reference)
+        return Declined(_DECLINES.get(reply.code, FailureReason.PROVIDER_DECLINED), reply.code, reply.reference, reply.subject)
     action = reply.code == "action"
     url = f"https://sandbox.invalid/act/{reply.reference}" if action else ""
-    return Pending(PendingReason.BUYER_ACTION if action else PendingReason.PROVIDER_REVIEW, reply.reference, url)
+    return Pending(PendingReason.BUYER_ACTION if action else PendingReason.PROVIDER_REVIEW, reply.reference, url, reply.subject)
 
 
 _TROUBLES = {400: Trouble.REJECTED, 401: Trouble.FORBIDDEN, 403: Trouble.FORBIDDEN, 404: Trouble.REJECTED, 409: Trouble.BUSY, 429: Trouble.BUSY}
@@ -243,7 +267,7 @@ _TROUBLES = {400: Trouble.REJECTED, 401: Trouble.FORBIDDEN, 403: Trouble.FORBIDD
 def _well_formed(reply: Reply) -> bool:
     """Whether the answer's values are of their kinds and can be stored. Over HTTP they are whatever was sent."""
     amount: object = reply.amount
-    texts: tuple[object, ...] = (reply.reference, reply.currency, reply.code)
+    texts: tuple[object, ...] = (reply.reference, reply.currency, reply.code, reply.subject)
     if type(amount) is not int or not 0 < amount <= MAX_AMOUNT or not reply.reference:
         return False
     return all(isinstance(text, str) and len(text) <= 255 and text.isascii() and (text == "" or text.isprintable()) for text in texts)
@@ -260,19 +284,27 @@ def payout_outcome(reply: Reply) -> PayoutOutcome:
             return _trouble(reply)
 
 
+def payout_found(reply: Reply) -> PayoutFound:
+    """What an answer to a look-up means."""
+    return NotFound() if _knows_nothing(reply) else payout_outcome(reply)
+
+
 def _definite_payout(reply: Reply) -> PayoutOutcome:
+    whose = payout_demand(reply.subject) if reply.subject else ""
     if reply.status == 402:
         account = reply.code in _ACCOUNT_REFUSED
-        return Declined(PayoutFailure.DESTINATION_REFUSED if account else PayoutFailure.PROVIDER_DECLINED, reply.code, reply.reference)
+        return Declined(PayoutFailure.DESTINATION_REFUSED if account else PayoutFailure.PROVIDER_DECLINED, reply.code, reply.reference, whose)
     match reply.state:
         case "SUBMITTED":
-            return Submitted(reply.reference)
+            return Submitted(reply.reference, whose)
         case "IN_TRANSIT":
-            return InTransit(reply.reference)
+            return InTransit(reply.reference, whose)
         case "PAID":
-            return Succeeded(reply.reference, reply.amount, reply.currency)
+            return Succeeded(reply.reference, reply.amount, reply.currency, whose)
         case "RETURNED":
-            return Returned(reply.reference, reply.amount, reply.currency, reply.code, account_refused=reply.code in _ACCOUNT_REFUSED)
+            return Returned(
+                reply.reference, reply.amount, reply.currency, reply.code, account_refused=reply.code in _ACCOUNT_REFUSED, belongs_to=whose
+            )
         case _:
             return Unknown("a state that is not known")
 

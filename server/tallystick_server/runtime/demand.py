@@ -53,6 +53,10 @@ class InHand(ABC):
     def ask(self, provider: Any, step: Step) -> Awaitable[Answer]:
         """Asks its provider for what the step needs; the provider is of the port that such demands are made on."""
 
+    def key_honoured(self, key_window: float, lease: float) -> bool:
+        """Whether its provider, which honours a key for so many seconds, surely still knows the key when a lease from now ends."""
+        return self.age + lease < key_window
+
     @abstractmethod
     def step(self, now: float, key_window: float, lease: float) -> Step:
         """What is to be done with it, where its provider honours a key for so many seconds. A lease ends before the key does."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry import trace
 
-from tallystick_core.provider import Answer, NotSent, Trouble, Unknown, tells_money
+from tallystick_core.provider import Answer, FinalNotFound, NotSent, Trouble, Unknown, belongs, tells_money
 from tallystick_core.recovery import Step
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
 from tallystick_server.runtime.demand import InHand
@@ -48,6 +48,11 @@ class Execute:
         """Seconds for which a provider honours a key."""
         return float(self._providers[provider].key_window)
 
+    def final_not_found(self, provider: str) -> FinalNotFound | None:
+        """When a provider's "not found" is conclusive; None: never."""
+        final: FinalNotFound | None = self._providers[provider].final_not_found
+        return final
+
     async def ask(self, item: InHand, step: Step) -> Answer | HeldBack:
         """The provider's answer to the demand, or to what became of it."""
         if in_transaction():
@@ -56,8 +61,8 @@ class Execute:
         if not await _entered(room, item.lease_deadline - self._timeout - LEASE_MARGIN):
             return HeldBack(0, "so many ask the provider that the lease would not outlast the call")
         try:
-            if step is Step.SEND and loop.time() >= item.expires_at and not item.maybe_sent:
-                return NotSent("it expired before it was sent")
+            if step is Step.SEND and loop.time() >= item.expires_at:
+                return HeldBack(0, "it expired before it was sent")
             seconds = self._breakers[item.provider].held_back(loop.time())
             if seconds is not None:
                 return HeldBack(seconds, "the provider fails too often to be asked now")
@@ -93,6 +98,8 @@ class Execute:
         except Exception:
             log.exception("the adapter of %s failed on %s (trace %s)", item.provider, item.subject, _trace(item))
             return Unknown("the provider's adapter failed")
+        if not belongs(outcome, item.demand_id, item.provider_key):
+            return Unknown(f"{type(outcome).__name__} of another demand, as the provider says", Trouble.MISDIRECTED)
         return outcome if tells_money(outcome) else Unknown(f"{type(outcome).__name__} of what is no amount of money")
 
 

@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from tallystick_core.provider import Declined, FailureReason, Trouble
+from tallystick_core.provider import Declined, FailureReason, NotFound, Trouble
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
+from tallystick_server.runtime.postpone import Postpone, Troubled, trouble_of, troubled
 from tallystick_server.runtime.retry import Policies, spread
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.wire import MOST_ITEMS
@@ -166,14 +166,14 @@ class Flow(ABC, Generic[H, G]):
 
     async def bring_on(self, item: H) -> None:
         """Takes a demand as far as it comes now."""
-        now = asyncio.get_running_loop().time()
-        step = item.step(now, self.execute.key_window(item.provider), self.lease)
+        now, window = asyncio.get_running_loop().time(), self.execute.key_window(item.provider)
+        step = item.step(now, window, self.lease)
         if step is Step.SETTLE:
             await self.settled(item)
             return
         ending = item.ending(now)
-        if step is Step.GIVE_UP and ending is not None:
-            await self._postponed(Troubled(item, Trouble.NOT_SENT, f"it was never sent: {ending}", step, give_up=ending))
+        if (unasked := _unasked(item, step, ending)) is not None:
+            await self._postponed(unasked)
             return
         known = item.answer if step is Step.JUDGE else None
         outcome = known or await self.execute.ask(item, step)
@@ -183,7 +183,10 @@ class Flow(ABC, Generic[H, G]):
             return
         if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and ending is not None:
             outcome = replace(outcome, reason=ending)
-        trouble = troubled(item, outcome, step)
+        if isinstance(outcome, NotFound):
+            await self._postponed(self._not_found(item, outcome, step, now))
+            return
+        trouble = troubled(item, outcome, step, key_honoured=item.key_honoured(window, self.lease))
         if trouble is None or step is Step.SEND or trouble.trouble is Trouble.WAITING:
             try:
                 item = await self.record(item, outcome)
@@ -195,6 +198,20 @@ class Flow(ABC, Generic[H, G]):
             await self.settled(item)
         elif trouble is not None:
             await self._postponed(replace(trouble, item=item))
+
+    def _not_found(self, item: H, outcome: NotFound, step: Step, now: float) -> Troubled[H]:
+        """What it means that the provider does not know a demand that was taken up at this time of the loop.
+
+        One that is not wanted any more fails once that is proof that nothing was charged, and is taken up again as soon as it can be.
+        """
+        ending, final = item.ending(now), self.execute.final_not_found(item.provider)
+        if ending is not None and final is not None and item.since_sent is not None:
+            if final.proves(item.not_found + 1, item.since_sent):
+                return Troubled(item, Trouble.NOT_FOUND, f"{outcome.detail}: {ending}", step, give_up=ending)
+            item = replace(item, look_by=min(item.look_by, now + final.seconds - item.since_sent))
+        key_honoured = item.key_honoured(self.execute.key_window(item.provider), self.lease)
+        trouble = trouble_of(item, Trouble.NOT_FOUND, step, key_honoured=key_honoured)
+        return Troubled(item, trouble, outcome.detail, step, not_found=True)
 
     async def settled(self, item: H) -> None:
         """Tells wallet and ledger, now or later."""
@@ -214,3 +231,10 @@ class Flow(ABC, Generic[H, G]):
         item = troubled.item
         log.info("%s does not come on: %s %s", item.subject, troubled.trouble, troubled.detail)
         self.failed(item, await self._postpone.submit(troubled, item.context))
+
+
+def _unasked(item: H, step: Step, ending: FailureReason | None) -> Troubled[H] | None:
+    """What becomes of a demand of which no provider is asked; None: one is asked."""
+    if step is Step.GIVE_UP and ending is not None:
+        return Troubled(item, Trouble.NOT_SENT, f"it was never sent: {ending}", step, give_up=ending)
+    return Troubled(item, Trouble.REJECTED, "risk has not passed it", step) if step is Step.RISK else None

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.caller import Role
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.identifier import parse_words
-from tallystick_core.provider import Answer, Declined, NotSent, Returned, Succeeded, Unknown, Verified
+from tallystick_core.provider import Answer, Declined, NotFound, NotSent, Returned, Succeeded, Unknown, Verified
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime import alerts, dead_letters
@@ -90,7 +90,7 @@ class DeadLetters(Generic[H, G]):
                         "What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE"
                     ) from None
                 return await self.find(dead_letter_id), False
-            case NotSent() | Unknown():
+            case NotSent() | Unknown() | NotFound():
                 pass
             case _:
                 raise _forbidden("The provider still works on it; retry the dead letter, and wait.", "PENDING")

@@ -14,6 +14,7 @@ from tallystick_core.provider import (
     Declined,
     FailureReason,
     InTransit,
+    NotFound,
     NotSent,
     Pending,
     Returned,
@@ -48,30 +49,36 @@ class Troubled(Generic[H]):
     """What was tried."""
     retry_after: float = 0.0
     """Seconds before which the provider wants to hear nothing."""
+    not_found: bool = False
+    """Whether the provider does not know it."""
     give_up: FailureReason | None = None
-    """It was never sent and is not wanted any more: why it is to fail."""
+    """Surely nothing was charged, and it is not wanted any more: why it is to fail."""
 
 
-def troubled(item: H, outcome: Answer, step: Step) -> Troubled[H] | None:
-    """What an outcome means for a demand that it does not bring to an end."""
+def troubled(item: H, outcome: Answer, step: Step, *, key_honoured: bool) -> Troubled[H] | None:
+    """What an outcome means for a demand that it does not bring to an end. `key_honoured`: whether the demand may be sent again."""
     match outcome:
         case Pending():
             return Troubled(item, Trouble.WAITING, f"the provider waits: {outcome.reason}", step)
         case Submitted() | InTransit():
             return Troubled(item, Trouble.WAITING, f"the provider works on it: {type(outcome).__name__}", step)
         case NotSent():
-            return Troubled(item, _asked(step, Trouble.NOT_SENT, waits=item.waits), outcome.detail, step)
+            return Troubled(item, trouble_of(item, Trouble.NOT_SENT, step, key_honoured=key_honoured), outcome.detail, step)
         case Unknown():
-            return Troubled(item, _asked(step, outcome.trouble, waits=item.waits), outcome.detail, step, outcome.retry_after)
-        case Succeeded() | Declined() | Returned() | Verified():
+            return Troubled(item, trouble_of(item, outcome.trouble, step, key_honoured=key_honoured), outcome.detail, step, outcome.retry_after)
+        case Succeeded() | Declined() | Returned() | Verified() | NotFound():
             return None
 
 
-def _asked(step: Step, trouble: Trouble, *, waits: bool) -> Trouble:
-    """The trouble of a look-up, or a cancellation, is that it tells nothing, whatever the reason."""
-    if step is Step.SEND:
+def trouble_of(item: InHand, trouble: Trouble, step: Step, *, key_honoured: bool) -> Trouble:
+    """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing, whatever the reason."""
+    if step is Step.SEND or trouble is Trouble.MISDIRECTED:
         return trouble
-    return Trouble.WAITING if waits else Trouble.UNRESOLVED
+    if item.waits:
+        return Trouble.WAITING
+    if not key_honoured:
+        return Trouble.UNRESOLVED
+    return trouble if trouble is Trouble.NOT_FOUND else Trouble.UNANSWERED
 
 
 class Postpone(Generic[H, G]):
@@ -123,12 +130,17 @@ class Postpone(Generic[H, G]):
         if one.give_up is not None:
             return Resort.FAIL
         if one.trouble is Trouble.HELD_BACK:
-            return _again(one, one.retry_after, looking=item.looking)
-        delay = self._policies.of(item.provider, one.trouble).delay(item.tries.get(one.trouble, 0) + 1, item.demand_id)
-        if delay is not None:
-            return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), looking=item.looking)
-        last = resort(one.trouble, maybe_sent=item.maybe_sent)
-        return _again(one, one.retry_after, looking=True) if last is Resort.LOOK_UP else last
+            return _again(one, _in_time(one.retry_after, item.look_by - now), looking=item.looking)
+        policy = self._policies.of(item.provider, one.trouble)
+        delay = policy.delay(item.tries.get(one.trouble, 0) + 1, item.demand_id)
+        if delay is None:
+            last = resort(one.trouble, maybe_sent=item.maybe_sent)
+            if last is Resort.LOOK_UP:
+                return _again(one, one.retry_after, looking=True)
+            if last is not Resort.GO_ON:
+                return last
+            delay = policy.rest
+        return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), looking=False)
 
     def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]]) -> None:
         """Makes dead letters of demands whose leases still hold."""
@@ -151,7 +163,7 @@ def _in_time(delay: float, left: float) -> float:
 def _again(one: Troubled[H], delay: float | None, *, looking: bool) -> due.Again:
     item = one.item
     sent = one.step is Step.SEND and one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
-    not_found = 0 if sent else item.not_found
+    not_found = 0 if sent else item.not_found + one.not_found
     return due.Again(item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, one.detail[:_LONGEST_DETAIL])
 
 

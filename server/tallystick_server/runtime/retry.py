@@ -43,6 +43,9 @@ def spread(seconds: float, seed: str) -> float:
     return seconds * random.Random(seed).random()  # noqa: S311 - no secret
 
 
+_REST = 60.0  # seconds, of a policy without waits of its own
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A strategy with its seconds: `first` the first wait, or each, `longest` the longest one; at most `tries` tries, None: no bound."""
@@ -59,6 +62,11 @@ class Policy:
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = tries
         return float(self._wait(seed)(state))
+
+    @property
+    def rest(self) -> float:
+        """Seconds between tries where there have to be more of them than the policy has."""
+        return max(self.first, self.longest) or _REST
 
     def _wait(self, seed: str) -> wait_base:
         match self.strategy:
@@ -81,6 +89,9 @@ DEFAULTS: Mapping[Trouble, Policy] = {
     Trouble.REJECTED: Policy(Strategy.CANCEL),
     Trouble.WAITING: Policy(Strategy.INCREMENTAL, 30, 3600, None),
     Trouble.WATCHED: Policy(Strategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
+    Trouble.NOT_FOUND: Policy(Strategy.EXPONENTIAL, 1, 300, None),
+    Trouble.UNANSWERED: Policy(Strategy.EXPONENTIAL, 5, 600, None),
+    Trouble.MISDIRECTED: Policy(Strategy.CANCEL),
     Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),
     Trouble.UNSETTLED: Policy(Strategy.EXPONENTIAL, 1, 60, 60),
     Trouble.SETTLING_REFUSED: Policy(Strategy.CANCEL),
