@@ -162,6 +162,9 @@ CASES = [
     ("P2 SUCCESS without a charge", "payment", "update payment_order set status = 'SUCCESS', provider_reference = '', version = version + 1 where payment_order_id = 'o-pending'", "23514"),
     ("P3 SUCCESS that fails", "payment", "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', version = version + 1 where payment_order_id = 'o-paid'", "P0001"),
     ("P3 FAILED that succeeds", "payment", "update payment_order set status = 'SUCCESS', failure_reason = '', version = version + 1 where payment_order_id = 'o-failed'", "P0001"),
+    ("P3 a pending order that waits for the same", "payment", "update payment_order set version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
+    ("P3 a review with a time to end", "payment",
+     "update payment_order set resolve_by_time = clock(), version = version + 1 where payment_order_id = 'o-pending'", "23514"),
     ("P3 a delivery of what is not settled", "payment",
      "update payment_order set delivery_confirmed_time = clock(), version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
     ("P4 a delivery without history", "payment",
@@ -268,4 +271,6 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> 
         ).fetchone()
     assert row is not None
     found = set(re.findall(r"old\.status = '(\w+)'::text\) AND \(new\.status = '(\w+)'::text", row[0]))
-    assert found == {(str(before), str(after)) for (before, why), after in MOVES.items() if before != after or why is Happening.SETTLED}
+    assert found == {
+        (str(before), str(after)) for (before, why), after in MOVES.items() if before != after or why in (Happening.SETTLED, Happening.PENDING)
+    }

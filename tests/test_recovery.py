@@ -676,6 +676,44 @@ def test_a_buyers_time_is_up_when_it_is_up(own_database: Databases) -> None:
         assert failure(ended(client, pay(client, "5.00", token="tok_pending:action"))) == "EXPIRED"
 
 
+@pytest.mark.parametrize(
+    ("token", "first", "then", "url"),
+    [("tok_pending:review-action", "PROVIDER_REVIEW", "BUYER_ACTION", True), ("tok_pending:action-review", "BUYER_ACTION", "PROVIDER_REVIEW", False)],
+)
+def test_a_pending_order_says_what_it_waits_for_now(own_database: Databases, token: str, first: str, then: str, url: bool) -> None:
+    """When what a pending order waits for changes, that is one version, with its history row and its event, and who watches sees it; the URL and the
+    buyer's time follow the reason, and the same answer again changes nothing."""
+    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 0.3, 0.3, None)}, sweep_interval=0.05, pending_action=3600)
+    with serving(own_database, settings) as running, running.client() as client:
+        payment = pay(client, "5.00", token=token)
+        charge = payment.payment_orders[0].charge_id
+        watched = client.watch_payment(payment.checkout_id)
+        seen = [next(watched).payment_orders[0], next(watched).payment_orders[0]]
+        assert [payment_pb2.PendingReason.Name(order.pending_reason).removeprefix("PENDING_REASON_") for order in seen] == [first, then]
+        assert [order.version for order in seen] == [3, 4]
+        assert [bool(order.next_action_url) for order in seen] == [not url, url]
+        assert [order.HasField("resolve_by_time") for order in seen] == [not url, url]
+        tries = due(own_database, charge)
+        assert eventually(lambda: due(own_database, charge) != tries)
+        assert eventually(lambda: int(str((due(own_database, charge) or (0,))[0])) > 3)
+        order = order_of(client, payment)
+        assert (order.version, order.payment_order_status) == (4, payment_pb2.PAYMENT_ORDER_STATUS_PENDING)
+        history = client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)).history
+        assert [(row.from_status, row.to_status) for row in history][-1] == (order.payment_order_status, order.payment_order_status)
+        assert eventually(lambda: events_of(client, f"paymentOrders/{order.payment_order_id}") == [1, 2, 3, 4])
+    assert verify(own_database).passed
+
+
+def test_a_buyer_who_has_acted_is_not_cancelled(own_database: Databases) -> None:
+    """A buyer acts in time, and the bank takes longer than the buyer had: the order goes on waiting, and is paid."""
+    settings = Settings(
+        retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 0.2, 0.2, None)}, sweep_interval=0.05, pending_action=3.0, pending_review=0.1
+    )
+    with serving(own_database, settings) as running, running.client() as client:
+        payment = pay(client, "5.00", token=f"tok_pending:action-{'-'.join(['review'] * 25)}-paid")
+        assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+
+
 @pytest.fixture(scope="module")
 def waiting(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform that waits long before it tries again."""

@@ -48,7 +48,9 @@ QUERIES = {
     "payment.orders_by_checkout": """
         select checkout_id, charge_id, payment_order_id, status, wallet_updated and ledger_updated as settled, amount, currency, provider_reference,
             failure_reason, version from payment_order order by checkout_id, payment_order_id""",
-    "payment.history": "select payment_order_id, version, from_status, to_status, wallet_updated, ledger_updated, delivered from order_history order by 1, 2",
+    "payment.history": """
+        select payment_order_id, version, from_status, to_status, wallet_updated, ledger_updated, delivered, pending_reason, next_action_url,
+            provider_reference from order_history order by 1, 2""",
     "payment.attempts": """
         select a.*, o.amount as orders_amount, o.low, o.high, o.succeeded, o.open, o.orders, u.amount as unapplied_amount, u.currency as unapplied_currency
         from attempt a left join unapplied_charge u on u.provider = a.provider and u.provider_reference = a.provider_reference

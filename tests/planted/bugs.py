@@ -55,7 +55,7 @@ BUGS = (
     Bug(
         "a forgotten key is sent again",
         f"{_SERVER}/payment/charge.py",
-        "key_honoured=self.age + lease < key_window,",
+        "key_honoured=self.key_honoured(key_window, lease),",
         "key_honoured=True,",
     ),
     Bug(
@@ -74,9 +74,44 @@ BUGS = (
     Bug(
         "what has expired is sent all the same",
         f"{_SERVER}/payment/charge.py",
-        "        expired = now >= self.expires_at and not self.maybe_sent",
-        "        expired = now >= self.expires_at + 10**9 and not self.maybe_sent",
+        "        expired = now >= self.expires_at and ",
+        "        expired = now >= self.expires_at + 10**9 and ",
         "tests/test_recovery.py -k expire",
+    ),
+    Bug(
+        "what has expired is sent again if it was sent before",
+        f"{_SERVER}/payment/charge.py",
+        "        expired = now >= self.expires_at and ",
+        "        expired = now >= self.expires_at and not self.maybe_sent and ",
+        "tests/test_recovery.py -k expired",
+    ),
+    Bug(
+        "what is not found is only looked up again",
+        f"{_SERVER}/runtime/postpone.py",
+        "one.retry_after), looking=False)",
+        "one.retry_after), looking=item.looking)",
+        "tests/test_recovery.py -k does_not_know",
+    ),
+    Bug(
+        "a first not found is proof",
+        f"{_CORE}/provider.py",
+        "return since_sent is not None and since_sent >= self.seconds and times >= self.times",
+        "return since_sent is not None",
+        "tests/test_recovery.py tests/test_recovery_rules.py",
+    ),
+    Bug(
+        "what a pending order waits for never changes",
+        f"{_SERVER}/payment/record.py",
+        "if status != order.status or (isinstance(outcome, Pending) and _waits_for_else(order, outcome)):",
+        "if status != order.status:",
+        "tests/test_recovery.py -k waits_for_now",
+    ),
+    Bug(
+        "a cancellation during a look-up is put off",
+        f"{_STORAGE}/due.py",
+        "case when d.recheck and r.delay is not null then",
+        "case when false then",
+        "tests/test_recovery.py -k during_a_look_up",
     ),
     Bug(
         "a Retry-After is not obeyed",

@@ -34,7 +34,7 @@ from tallystick_storage.payment import orders as store
 
 class PayIn(Flow[Charge, Moved]):
     """Charges on their way. `provider`: who charges new payments; `environment`: what its keys begin with; `waiting_depth`: how many charges may wait
-    for a provider that fails, before new ones are refused; `resolve_within`: seconds that a pending order has."""
+    for a provider that fails, before new ones are refused; `resolve_within`: seconds that an order has for what it waits for."""
 
     def __init__(
         self,

@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import Cause, happening, judge, move
+from tallystick_core.payment import FINAL, Cause, happening, judge, move
 from tallystick_core.provider import Declined, Outcome, Pending, PendingReason, Succeeded
-from tallystick_server.payment.charge import Charge, stored_answer
+from tallystick_server.payment.charge import Charge, ChargedOrder, stored_answer
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.unapplied import find_unapplied
 from tallystick_server.runtime.dead_letters import go_on
@@ -87,11 +87,22 @@ def _moves(item: Answered[Charge, Outcome], resolve_within: Mapping[PendingReaso
     charge = item.item
     moves = []
     for order in charge.orders:
+        if order.status in FINAL:  # money that comes later is none of its
+            continue
         status = move(order.status, happening(outcome))
-        if status != order.status:
+        if status != order.status or (isinstance(outcome, Pending) and _waits_for_else(order, outcome)):
             to = store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, Cause.PROVIDER_ANSWER, **told)
             moves.append(Move(charge, order, to))
     return moves
+
+
+def _waits_for_else(order: ChargedOrder, outcome: Pending) -> bool:
+    """Whether a pending order waits for something else than it did, or for the same elsewhere; the same again changes nothing."""
+    known, reason = order.message, payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}")
+    return (known.pending_reason, known.next_action_url) != (reason, outcome.next_action_url) or outcome.reference not in (
+        "",
+        known.provider_reference,
+    )
 
 
 def _told(outcome: Outcome, resolve_within: Mapping[PendingReason, float]) -> dict[str, Any]:
@@ -106,7 +117,7 @@ def _told(outcome: Outcome, resolve_within: Mapping[PendingReason, float]) -> di
                 "pending_reason": outcome.reason,
                 "next_action_url": outcome.next_action_url,
                 "provider_reference": outcome.reference,
-                "resolve_within": resolve_within[outcome.reason],
+                "resolve_within": resolve_within.get(outcome.reason),
             }
         case _:
             return {}

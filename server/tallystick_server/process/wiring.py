@@ -176,14 +176,10 @@ class Wiring:
             provider=settings.provider,
             environment=settings.environment,
             waiting_depth=settings.waiting_depth,
-            resolve_within={
-                PendingReason.BUYER_ACTION: settings.pending_action,
-                PendingReason.PROVIDER_REVIEW: settings.pending_review,
-                PendingReason.RISK_REVIEW: settings.pending_review,
-            },
+            resolve_within={PendingReason.BUYER_ACTION: settings.pending_action},
         )
         handlers = payment.PaymentHandlers(database, flow)
-        findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after})
+        findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review)
         return self._of_flow(Service("payment", handlers, payment.ACCESS, [handlers], [database], flow), findings, behind)
 
     def _of_flow(self, service: Service, findings: alert.Findings, behind: _Behind[Any]) -> Service:

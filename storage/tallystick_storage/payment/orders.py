@@ -85,7 +85,7 @@ class OrderMove:
     decline_code: str = ""
     provider_reference: str = ""
     resolve_within: float | None = None
-    """Seconds that a pending order has."""
+    """Seconds that an order has which waits for something else from now on; None: it may wait."""
 
 
 _TAKEN = text("""
@@ -222,7 +222,8 @@ _MOVE = text(f"""
         update payment_order o set status = l.status, wallet_updated = l.settled, ledger_updated = l.settled, pending_reason = l.pending_reason,
             next_action_url = l.next_action_url, failure_reason = l.failure_reason, decline_code = l.decline_code,
             provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
-            resolve_by_time = clock() + make_interval(secs => l.resolve_within), version = o.version + 1, update_time = greatest(o.update_time, clock())
+            resolve_by_time = case when l.pending_reason <> '' and o.pending_reason = l.pending_reason then o.resolve_by_time  -- it has waited already
+                else clock() + make_interval(secs => l.resolve_within) end, version = o.version + 1, update_time = greatest(o.update_time, clock())
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.cause, l.settled, l.lease_token),
     history as (
@@ -312,7 +313,7 @@ _FINDINGS = """
     select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
     from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
     join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id
-    where o.resolve_by_time < (select clock()) and o.pending_reason <> 'BUYER_ACTION'
+    where o.pending_reason not in ('', 'BUYER_ACTION') and o.update_time < (select clock()) - cast(:review as interval)
     union all
     select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
     union all
@@ -321,6 +322,7 @@ _FINDINGS = """
 """
 
 
-def findings(alert_after: Mapping[str, float]) -> Findings:
-    """What a person should know of; `alert_after`: seconds that an order may rest in a status."""
-    return of_demands(_FINDINGS, "charges", {status: alert_after[status] for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)})
+def findings(alert_after: Mapping[str, float], review: float) -> Findings:
+    """What a person should know of; `alert_after`: seconds that an order may rest in a status; `review`: seconds that a review may take."""
+    limits = {str(status): alert_after[status] for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
+    return of_demands(_FINDINGS, "charges", {**limits, "review": review})

@@ -13,7 +13,8 @@ from tallystick_server.process.checks.report import Check, Read, listed, merged
 def check_orders(read: Read) -> Check:
     """Every order's history is contiguous, moves along the table, and ends in what the order is."""
     check = Check("each order's history leads to what it is", "P3 P4 P9")
-    allowed = {(before, after) for (before, why), after in MOVES.items() if before != after or why is Happening.SETTLED}
+    again = (Happening.SETTLED, Happening.PENDING)  # an order stays what it is, in a version of its own
+    allowed = {(before, after) for (before, why), after in MOVES.items() if before != after or why in again}
     history = groupby(read("payment.history"), key=lambda row: row.payment_order_id)
     for key, order, grouped in merged(read("payment.orders"), lambda row: row.payment_order_id, history, lambda pair: pair[0]):
         check.row()
@@ -22,14 +23,16 @@ def check_orders(read: Read) -> Check:
         if order is None or not moves:
             check.fail(name, "has history and no order" if order is None else "has no history")
             continue
-        before, noted = None, 0
+        before, noted, waited = None, 0, None
         for number, row in enumerate(moves, 1):
             stage = (row.wallet_updated and row.ledger_updated) + row.delivered  # settled, then delivered: each once, in versions of their own
-            steady = before == row.to_status
+            steady = before == row.to_status == Status.SUCCESS
+            waits = (row.pending_reason, row.next_action_url, row.provider_reference) if row.to_status == Status.PENDING else None
             legal = row.to_status == Status.NOT_STARTED if before is None else (before, row.to_status) in allowed and stage == noted + steady
+            legal = legal and (waits is None or waits != waited)
             if row.version != number or row.from_status != before or not legal:
                 check.fail(f"payment.order_history {key} {row.version}", f"{row.from_status} to {row.to_status} does not follow {before}")
-            before, noted = row.to_status, stage
+            before, noted, waited = row.to_status, stage, waits
         last = moves[-1]
         if (last.version, last.to_status, last.wallet_updated, last.ledger_updated, last.delivered) != (
             order.version, order.status, order.wallet_updated, order.ledger_updated, order.delivery_confirmed_time is not None,

@@ -61,7 +61,7 @@ create table payment_order (
     provider text not null,
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
     attempt_count int not null check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
-    resolve_by_time timestamptz check (resolve_by_time is null or status = 'PENDING'),
+    resolve_by_time timestamptz check (resolve_by_time is null or status = 'PENDING' and pending_reason = 'BUYER_ACTION'),  -- no review has one
     delivery_confirmed_time timestamptz check (delivery_confirmed_time is null or wallet_updated and ledger_updated),
     version int not null,
     create_time timestamptz not null,
@@ -141,6 +141,9 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
         ('NOT_STARTED', 'EXECUTING'), ('NOT_STARTED', 'FAILED'),
         ('EXECUTING', 'SUCCESS'), ('EXECUTING', 'FAILED'), ('EXECUTING', 'PENDING'),
         ('PENDING', 'SUCCESS'), ('PENDING', 'FAILED'))
+    or (old.status = 'PENDING' and new.status = 'PENDING'  -- it waits for something else
+        and (new.pending_reason, new.next_action_url, new.provider_reference, new.resolve_by_time)
+            is distinct from (old.pending_reason, old.next_action_url, old.provider_reference, old.resolve_by_time))
     or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and not old.wallet_updated and not old.ledger_updated
         and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is null and new.provider_reference = old.provider_reference)
     or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and old.wallet_updated and old.delivery_confirmed_time is null
