@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -30,7 +30,20 @@ from tallystick import (
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_core.provider import ChargeDemand, Declined, FailureReason, Found, Outcome, Pending, PendingReason, Succeeded, Trouble, Unknown
+from tallystick_core.provider import (
+    ChargeDemand,
+    Declined,
+    FailureReason,
+    FinalNotFound,
+    Found,
+    NotFound,
+    Outcome,
+    Pending,
+    PendingReason,
+    Succeeded,
+    Trouble,
+    Unknown,
+)
 from tallystick_core.recovery import Step
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
@@ -480,6 +493,97 @@ def test_what_was_charged_twice_is_unapplied_beside_a_refused_sibling(client: Cl
     impatient.run(told, flow_of(impatient), (charge, Succeeded(f"second-{checkout}", 500, "EUR")))
     (twice,) = eventually(lambda: unapplied(client, payment))
     assert (twice.provider_reference, twice.amount, twice.cause) == (f"second-{checkout}", "5.00", payment_pb2.UNAPPLIED_CAUSE_TWICE)
+
+
+@pytest.mark.parametrize("first", [Succeeded("", 500, "EUR"), Declined(FailureReason.PROVIDER_DECLINED, "no")], ids=["paid", "declined"])
+def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(client: Client, impatient: Platform, first: Succeeded | Declined) -> None:
+    """P2: two holders who lost their leases tell of one charge before its order has moved: what the second tells of is unapplied, not dropped."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    set_aside(client, payment)
+    charge_id, flow = payment.payment_orders[0].charge_id, flow_of(impatient)
+    lost: Any = impatient.run(held_charge, flow, charge_id, 0)
+    for outcome in (replace(first, reference=f"first-{charge_id}"), Succeeded(f"second-{charge_id}", 500, "EUR")):
+        with psycopg.connect(impatient.databases.admin) as connection:  # nobody judges the answer between the two
+            connection.execute("update payment.due set next_attempt_time = 'infinity' where demand_id = %s", (charge_id,))
+        impatient.run(told, flow, (lost, outcome))
+    (second,) = eventually(lambda: unapplied(client, payment))
+    cause = payment_pb2.UNAPPLIED_CAUSE_TWICE if isinstance(first, Succeeded) else payment_pb2.UNAPPLIED_CAUSE_LATE
+    assert (second.provider_reference, second.cause) == (f"second-{charge_id}", cause)
+    with psycopg.connect(impatient.databases.admin) as connection:
+        connection.execute("update payment.due set next_attempt_time = now() where demand_id = %s", (charge_id,))
+    ended(client, payment)
+
+
+class Scripted:
+    """A provider that answers as it is told to."""
+
+    name = "sandbox"
+    key_window = 86_400.0
+    final_not_found: FinalNotFound | None = FinalNotFound(0.2, 1)
+
+    def __init__(self, says: Callable[[ChargeDemand], Found]) -> None:
+        self.says = says
+
+    async def send(self, demand: ChargeDemand) -> Outcome:
+        answer = self.says(demand)
+        assert not isinstance(answer, NotFound)
+        return answer
+
+    async def look_up(self, demand: ChargeDemand) -> Found:
+        return self.says(demand)
+
+    cancel = look_up
+
+
+@pytest.mark.parametrize("echoes", [True, False])
+def test_one_charge_of_a_provider_pays_one_order(own_database: Databases, echoes: bool) -> None:
+    """P1: a provider that answers everybody with the first one's charge: only that one is paid, the others are dead letters that say why."""
+    first: list[str] = []
+
+    def says(demand: ChargeDemand) -> Found:
+        first.append(demand.charge_id)
+        return Succeeded("ch_1", demand.amount, demand.currency, first[0] if echoes else "")
+
+    with serving(own_database, soon_final(), ports=Ports(providers={"sandbox": Scripted(says)})) as running, running.client() as client:
+        assert pay(client, "5.00").is_payment_done
+        for _ in range(2):
+            other = pay(client, "5.00", wait_for=ACCEPTANCE)
+            letter = set_aside(client, other)
+            assert letter.cause == "MISDIRECTED"
+            assert ("another demand" if echoes else "ch_1") in letter.detail
+            assert not client.get_payment(other.checkout_id).payment_orders[0].provider_reference
+        assert not client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()).unapplied_charges
+    assert verify(own_database).passed
+
+
+def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(own_database: Databases) -> None:
+    """P2: a cancelled charge fails because its provider does not know it; the provider is asked again, and what it charged after all is unapplied."""
+    late: list[Found] = [NotFound()]
+
+    def says(demand: ChargeDemand) -> Found:
+        return late[0]
+
+    provider = Scripted(says)
+    provider.send = lambda demand: _lost()  # type: ignore[method-assign]
+    settings = replace(soon_final(), retry={**soon_final().retry, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 100)})
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        charge = payment.payment_orders[0].charge_id
+        assert eventually(lambda: (due(own_database, charge) or (0, "", False, False))[3])
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"))
+        assert failure(ended(client, payment)) == "CALLER_CANCELLED"
+        late[0] = Succeeded("late", 500, "EUR", charge)
+        assert eventually(lambda: unapplied(client, payment))
+        (found,) = unapplied(client, payment)
+        assert (found.amount, found.cause, found.charge_id) == ("5.00", payment_pb2.UNAPPLIED_CAUSE_LATE, charge)
+        assert failure(client.get_payment(payment.checkout_id).payment_orders[0]) == "CALLER_CANCELLED"
+        with psycopg.connect(own_database.admin) as connection:
+            assert eventually(lambda: connection.execute("select count(*) from payment.watch").fetchone() == (0,))
+    assert verify(own_database).passed
+
+
+async def _lost() -> Outcome:
+    return Unknown("lost")
 
 
 @pytest.mark.parametrize("at_once", [True, False])

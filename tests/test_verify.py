@@ -140,6 +140,8 @@ PLANTS = [
     ("P4", "update payment.payment_order set version = 9 where payment_order_id = 'o-1-0'", "payment.payment_order o-1-0: is SUCCESS at version 9"),
     ("P2", "update payment.unapplied_charge set amount = 7", "payment.attempt o-o-other 1: took money that is no SUCCESS order's share"),
     ("P2", "update payment.unapplied_charge set currency = 'USD'", "its ledger transaction is not exactly one with its entries"),
+    ("P1", "update payment.unapplied_charge set provider_reference = (select provider_reference from payment.attempt where demand_id = 'o-o-1-0')",
+     "is the money of 2 charges"),
     ("P2", "delete from payment.unapplied_charge", "is booked, but there is no such charge"),
     ("P5", "delete from payment.due where demand_id = 'o-o-pending'", "payment.due o-o-pending: is missing, but o-pending is open"),
     ("P5", "update payment.due set next_attempt_time = null where demand_id = 'o-o-pending'", "payment.due o-o-pending: is not due and has no open"),

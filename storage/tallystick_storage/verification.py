@@ -60,6 +60,11 @@ QUERIES = {
             from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
                 and o.attempt_count > 0) o on true
         order by a.demand_id, a.number""",
+    "payment.shared_references": """
+        select provider, provider_reference, count(*) as charges from (
+            select provider, provider_reference, demand_id from attempt where outcome = 'SUCCEEDED'
+            union select provider, provider_reference, charge_id from unapplied_charge) c
+        group by provider, provider_reference having count(*) > 1 order by provider, provider_reference""",
     "payment.due": """
         with o as (
             select charge_id, min(payment_order_id) as payment_order_id from payment_order

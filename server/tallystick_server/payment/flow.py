@@ -17,6 +17,7 @@ from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Record, Recorded
 from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
+from tallystick_server.payment.watch import Watch, watch
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
@@ -56,6 +57,7 @@ class PayIn(Flow[Charge, Moved]):
         self.changes: Changes[payment_pb2.Payment] = Changes()
         self.dead_letters = DeadLetters(database, self)
         self._provider = provider
+        self._policies = settings.policies
         self._waiting_depth = waiting_depth
         accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._room)
         self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
@@ -67,11 +69,13 @@ class PayIn(Flow[Charge, Moved]):
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=TELLING_LANES
         )
         deliver = Deliver(database, peers, wallet_address)
+        watching = Watch(database, self.execute, settings.policies, providers, self.record)
         self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run)
         self._stages += [self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
+            Periodic("payment.watch", settings.sweep_interval, watching.turn),
             self._releases,
         ]
 
@@ -115,10 +119,17 @@ class PayIn(Flow[Charge, Moved]):
 
     def fail(self, connection: Connection, given_up: Sequence[Troubled[Charge]]) -> Moved:
         reasons = [(troubled.item, troubled.give_up or FailureReason.PROVIDER_UNREACHABLE) for troubled in given_up]
-        return move_orders(connection, [one for charge, reason in reasons for one in _failed(charge, Happening.GIVEN_UP, Cause.GIVEN_UP, reason)])
+        moves = [one for charge, reason in reasons for one in _failed(charge, Happening.GIVEN_UP, Cause.GIVEN_UP, reason)]
+        return self._watched(connection, moves, [charge for charge, _ in reasons])
 
     def close(self, connection: Connection, item: Charge, operator: str, reason: str) -> Moved:  # the dead letter keeps by whom and why
-        return move_orders(connection, _failed(item, Happening.CLOSED, Cause.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR))
+        return self._watched(connection, _failed(item, Happening.CLOSED, Cause.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR), [item])
+
+    def _watched(self, connection: Connection, moves: Sequence[Move], charges: Sequence[Charge]) -> Moved:
+        """Fails charges; what may have been charged all the same is watched."""
+        moved = move_orders(connection, moves)
+        watch(connection, self._policies, [charge for charge in charges if charge.orders[0].payment_order_id in moved.orders])
+        return moved
 
     def failed(self, item: Charge, made: Moved) -> None:
         closed = made.closed.get(item.checkout_id)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from tallystick_core.provider import Declined, FailureReason, NotFound, Trouble
+from tallystick_core.provider import Answer, Declined, FailureReason, NotFound, Trouble
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_server.runtime.breaker import BreakerSettings
@@ -32,6 +32,8 @@ G = TypeVar("G")
 R = TypeVar("R")
 
 _MOST_CLAIMED = 200
+_REFERENCES = frozenset({"attempt_reference", "transfer_pkey"})
+"""Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
 TELLING_LANES = 4
 """Batches at a time of what is told to other services: most of that time goes by in waiting for them."""
 
@@ -192,7 +194,7 @@ class Flow(ABC, Generic[H, G]):
                 item = await self.record(item, outcome)
             except DataRefused as error:
                 log.error("the answer to %s cannot be stored: %s", item.subject, error)  # noqa: TRY400 - where it happened says nothing
-                await self._postponed(Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}", step))
+                await self._postponed(_unstorable(item, outcome, step, error))
                 return
         if item.to_settle:
             await self.settled(item)
@@ -231,6 +233,14 @@ class Flow(ABC, Generic[H, G]):
         item = troubled.item
         log.info("%s does not come on: %s %s", item.subject, troubled.trouble, troubled.detail)
         self.failed(item, await self._postpone.submit(troubled, item.context))
+
+
+def _unstorable(item: H, outcome: Answer, step: Step, error: DataRefused) -> Troubled[H]:
+    """What becomes of a demand whose answer the database refuses: a person has to look, whatever is wrong with it."""
+    if error.constraint in _REFERENCES:
+        reference = getattr(outcome, "reference", "")
+        return Troubled(item, Trouble.MISDIRECTED, f"what its provider says it is, {reference}, is the money of another one", step)
+    return Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}", step)
 
 
 def _unasked(item: H, step: Step, ending: FailureReason | None) -> Troubled[H] | None:

@@ -281,24 +281,66 @@ def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, 
     return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one()), bool(noted)
 
 
-_CHARGES = text("""
+_CHARGE = """
     select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
-        o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in, d.maybe_sent, extract(epoch from clock() - d.sent_time) as since_sent,
-        d.not_found, d.looking, d.tries
+        o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in,
+        coalesce(d.maybe_sent, false) as maybe_sent, extract(epoch from clock() - d.sent_time) as since_sent,
+        coalesce(d.not_found, 0) as not_found, coalesce(d.looking, false) as looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
-    join due d on d.demand_id = g.charge_id
+    {due} d on d.demand_id = g.charge_id
     join lateral (select * from attempt a where a.demand_id = g.charge_id order by number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
-    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and o.status <> 'FAILED'
+    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and {which}
     order by o.charge_id, o.payment_order_id
-""")
+"""
+_CHARGES = text(_CHARGE.format(due="join due", which="o.status <> 'FAILED'"))
+_FAILED_CHARGES = text(_CHARGE.format(due="left join due", which="o.status = 'FAILED' and o.attempt_count > 0"))  # risk did not refuse them
 
 
 def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
     """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
     return connection.execute(_CHARGES, {"charges": charge_ids}).all()
+
+
+def failed_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+    """The orders of charges that failed, in the same form."""
+    return connection.execute(_FAILED_CHARGES, {"charges": charge_ids}).all()
+
+
+@dataclass(slots=True)
+class Look:
+    """When a failed charge is looked at again, in seconds, None: no more; and how often it has been."""
+
+    charge_id: str
+    delay: float | None
+    looks: int
+
+
+_WATCH = text("""
+    insert into watch (charge_id, provider, next_time, looks)
+    select r.charge_id, a.provider, clock() + make_interval(secs => r.delay), r.looks
+    from json_to_recordset(cast(:looks as json)) as r (charge_id text, delay float, looks int)
+    join attempt a on a.demand_id = r.charge_id and a.number = 1 order by r.charge_id
+    on conflict (charge_id) do update set next_time = excluded.next_time, looks = excluded.looks
+""")
+_TO_WATCH = text("""
+    select charge_id, looks from watch where next_time <= (select clock()) and provider = any (cast(:providers as text[]))
+    order by next_time, charge_id limit :most
+""")
+_UNWATCH = text("delete from watch where charge_id = any (cast(:ids as text[]))")
+
+
+def watch(connection: Connection, looks: Sequence[Look]) -> None:
+    """Has failed charges looked at, or no more."""
+    connection.execute(_WATCH, {"looks": rows([look for look in looks if look.delay is not None])})
+    connection.execute(_UNWATCH, {"ids": [look.charge_id for look in looks if look.delay is None]})
+
+
+def to_watch(connection: Connection, providers: Sequence[str], most: int) -> dict[str, int]:
+    """Failed charges of which these providers are to be asked now, and how often they have been."""
+    return {row.charge_id: row.looks for row in connection.execute(_TO_WATCH, {"providers": list(providers), "most": most})}
 
 
 # Whatever is open is due, so `due` leads to all of it, and stays small.

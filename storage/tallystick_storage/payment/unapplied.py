@@ -31,16 +31,22 @@ class Charged:
 
 _COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, ledger_updated,
     version, create_time, update_time"""
-# A charge whose orders are still open is none of these: it is theirs. Its attempt is locked, so none of them is failed meanwhile.
+# A charge whose orders are still open is none of these: it is theirs, unless its attempt has ended otherwise. The attempt is locked, so that none of them
+# is failed meanwhile. What is another charge's money already stays that.
 _INSERT = text(f"""
     with judged as (
-        select r.*, case when r.mismatch then 'MISMATCH' when o.failed then 'LATE' when o.paid_otherwise then 'TWICE' end as cause
+        select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED' then 'LATE'
+            when a.outcome = 'SUCCEEDED' and a.provider_reference <> r.provider_reference then 'TWICE' end as cause
         from json_to_recordset(cast(:charged as json)) as r (unapplied_charge_id text, charge_id text, checkout_id text, caller text, traceparent text,
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
         cross join lateral (
-            select bool_and(o.status = 'FAILED') as failed, bool_and(o.status = 'SUCCESS' and o.provider_reference <> r.provider_reference) as paid_otherwise
-            from payment_order o  -- what risk refused was never part of the charge
-            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id and o.attempt_count > 0) o),
+            select bool_and(o.status = 'FAILED') as failed from payment_order o  -- what risk refused was never part of the charge
+            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id and o.attempt_count > 0) o
+        cross join lateral (
+            select a.outcome, a.provider_reference from attempt a where a.demand_id = r.charge_id order by a.number desc limit 1) a
+        where not exists (
+            select from attempt x where x.provider = r.provider and x.provider_reference = r.provider_reference and x.outcome = 'SUCCEEDED'
+                and x.demand_id <> r.charge_id)),
     new as (
         insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency,
             cause, ledger_updated, version, create_time, update_time)

@@ -63,10 +63,17 @@ def check_charges(read: Read) -> Check:
                 succeeded.add((charge, a.provider_reference))
                 if not _has_its_place(a):
                     check.fail(f"{name} {a.number}", "took money that is no SUCCESS order's share and no unapplied charge")
+    _check_references(check, read)
     for order in read("payment.orders"):
         if order.status == Status.SUCCESS and (order.charge_id, order.provider_reference) not in succeeded:
             check.fail(f"payment.payment_order {order.payment_order_id}", "is SUCCESS without an attempt that succeeded")
     return check
+
+
+def _check_references(check: Check, read: Read) -> None:
+    """What a provider charged is the money of one charge, as its orders' or unapplied."""
+    for shared in read("payment.shared_references"):
+        check.fail(f"payment.attempt {shared.provider} {shared.provider_reference}", f"is the money of {shared.charges} charges")
 
 
 def _has_its_place(attempt: Any) -> bool:

@@ -73,6 +73,8 @@ create index payment_order_by_buyer on payment_order (buyer_account, create_time
 create index payment_order_by_seller on payment_order (seller_account, create_time);
 
 alter table attempt add checkout_id text collate "C" not null;
+-- P1: what a provider charged is the money of one charge.
+create unique index attempt_reference on attempt (provider, provider_reference) where outcome = 'SUCCEEDED';
 
 -- The order after each move.
 create table order_history (
@@ -121,6 +123,14 @@ create table unapplied_charge (
     unique (provider, provider_reference)
 );
 create index unapplied_charge_by_time on unapplied_charge (create_time desc, unapplied_charge_id desc);
+-- Charges that failed though they may have been sent: their providers are asked now and then whether they charged after all.
+create table watch (
+    charge_id text collate "C" primary key,
+    provider text not null,
+    next_time timestamptz not null,
+    looks int not null check (looks >= 0)
+);
+create index watch_by_time on watch (next_time, charge_id);
 create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id) where not ledger_updated;
 """
 
@@ -199,6 +209,17 @@ create trigger booked_once before update on unapplied_charge for each row when (
         ),
     )
     + """
+-- P1: nor is it that of a charge where it is unapplied already as another's.
+create function money_has_one_place() returns trigger language plpgsql security definer set search_path from current as $$
+begin
+    if exists (select from changed a where a.outcome = 'SUCCEEDED' and exists (
+            select from unapplied_charge u where u.provider = a.provider and u.provider_reference = a.provider_reference and u.charge_id <> a.demand_id offset 0)) then
+        raise exception 'what the provider charged is unapplied already' using errcode = '23505', constraint = 'attempt_reference';
+    end if;
+    return null;
+end $$;
+create trigger money_has_one_place after update on attempt referencing new table as changed for each statement execute function money_has_one_place();
+
 create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
@@ -226,6 +247,7 @@ grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on 
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time) on payment_order to {service};
 grant select, insert, delete, update (refused) on to_release to {service};
+grant select, insert, delete, update (next_time, looks) on watch to {service};
 """
 
 
