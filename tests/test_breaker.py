@@ -113,12 +113,17 @@ class Moody:
     look_up = cancel = send
 
 
+async def ours(_item: object) -> bool:
+    """Nobody takes anything over."""
+    return True
+
+
 def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
     """When the call that probes is cancelled, the next one probes in its place."""
 
     async def main() -> None:
         provider = Moody()
-        execute = Execute({"moody": provider}, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
+        execute = Execute({"moody": provider}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
         loop = asyncio.get_running_loop()
         charge = Charge(
             demand_id="c", checkout_id="c", caller="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",

@@ -170,7 +170,8 @@ def test_no_network_call_is_made_inside_a_transaction(event: Database) -> None:
 
     def work(_: Connection) -> None:
         inside.append(in_transaction())
-        for call in (Peers().call(None, None), Execute({}, most=1, timeout=1, breaker=BreakerSettings()).ask(None, Step.SEND)):  # type: ignore[arg-type]
+        execute = Execute({}, lambda _: None, most=1, timeout=1, breaker=BreakerSettings())  # type: ignore[arg-type, return-value]
+        for call in (Peers().call(None, None), execute.ask(None, Step.SEND)):  # type: ignore[arg-type]
             with pytest.raises(RuntimeError, match="inside a transaction"):
                 asyncio.run(call)
 

@@ -912,6 +912,20 @@ def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
     assert verify(own_database).passed
 
 
+def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(own_database: Databases) -> None:
+    """A charge that waits for other calls to its provider, and is cancelled meanwhile, is not sent when its turn has come."""
+    settings = Settings(provider_calls=1, sweep_interval=0.05)
+    with serving(own_database, settings) as running, running.client() as client:
+        slow = pay(client, "5.00", token="tok_delay:6000", wait_for=ACCEPTANCE)
+        waits = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert client.get_payment(slow.checkout_id).payment_state == payment_pb2.PAYMENT_STATE_OPEN
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=waits.checkout_id, reason="r"), timeout=60)
+        assert failure(ended(client, waits)) == "CALLER_CANCELLED"
+        assert charges(own_database, waits.checkout_id) == []
+        assert client.wait_for_payment(slow.checkout_id, 60).is_payment_done
+    assert verify(own_database).passed
+
+
 def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(own_database: Databases) -> None:
     """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and once it accepts us again all are paid and the alert ends."""
     retry = {("", Trouble.FORBIDDEN): Policy(Strategy.FIXED, 0.1, 0.1, 50)}

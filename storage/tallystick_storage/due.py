@@ -157,6 +157,16 @@ _CLAIM = text("""
 """)
 
 
+_HELD = text("""
+    select demand_id, lease_token from due where demand_id = any (cast(:demands as text[])) and lease_until > (select clock()) and not recheck
+""")
+
+
+def held(connection: Connection, demand_ids: Sequence[str]) -> dict[str, int]:
+    """Of the demands those that somebody holds, and of which nothing else has been wanted since: demand_id to lease token."""
+    return {row.demand_id: row.lease_token for row in connection.execute(_HELD, {"demands": list(demand_ids)})}
+
+
 _BACKLOG = text("select count(*) from (select from due where provider = :provider limit :most) d")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,25 @@ class HeldBack:
 
 
 class Execute:
-    """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under the key that is sent."""
+    """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under the key that is sent.
 
-    def __init__(self, providers: Mapping[str, Any], *, most: int, timeout: float, breaker: BreakerSettings) -> None:
+    `still_ours`: whether a demand is still leased to this process, and nothing has changed of what is wanted of it.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, Any],
+        still_ours: Callable[[InHand], Awaitable[bool]],
+        *,
+        most: int,
+        timeout: float,
+        breaker: BreakerSettings,
+    ) -> None:
         self._providers = providers
         self._room = {name: asyncio.Semaphore(most) for name in providers}
         self._breakers = {name: Breaker(f"provider {name}", breaker) for name in providers}
         self._timeout = timeout
+        self._still_ours = still_ours
 
     def is_held_back(self, provider: str) -> bool:
         """Whether a provider fails too often to be asked now."""
@@ -58,11 +70,14 @@ class Execute:
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
         room, loop = self._room[item.provider], asyncio.get_running_loop()
+        waits = room.locked()
         if not await _entered(room, item.lease_deadline - self._timeout - LEASE_MARGIN):
             return HeldBack(0, "so many ask the provider that the lease would not outlast the call")
         try:
             if step is Step.SEND and loop.time() >= item.expires_at:
                 return HeldBack(0, "it expired before it was sent")
+            if step is Step.SEND and waits and not await self._still_ours(item):
+                return HeldBack(0, "something else was wanted of it before it was sent")
             seconds = self._breakers[item.provider].held_back(loop.time())
             if seconds is not None:
                 return HeldBack(seconds, "the provider fails too often to be asked now")

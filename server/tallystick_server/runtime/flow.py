@@ -62,7 +62,7 @@ class Flow(ABC, Generic[H, G]):
 
     def __init__(self, service: str, database: Database, providers: Mapping[str, Any], settings: FlowSettings) -> None:
         self.lease = settings.lease
-        self.execute = Execute(providers, most=settings.provider_calls, timeout=settings.provider_timeout, breaker=settings.breaker)
+        self.execute = Execute(providers, self._still_ours, most=settings.provider_calls, timeout=settings.provider_timeout, breaker=settings.breaker)
         self._database = database
         self._providers = providers
         self._postpone: Stage[Troubled[H], G] = Stage(
@@ -71,7 +71,8 @@ class Flow(ABC, Generic[H, G]):
             most=MOST_ITEMS,
             weight=lambda one: one.item.weight,
         )
-        self._stages: list[Stage[Any, Any]] = [self._postpone]
+        self._held: Stage[InHand, bool] = Stage(f"{service}.held", self._are_held)
+        self._stages: list[Stage[Any, Any]] = [self._postpone, self._held]
         self._periodic = [Periodic(f"{service}.sweep", settings.sweep_interval, self.sweep)]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -156,6 +157,13 @@ class Flow(ABC, Generic[H, G]):
             return
         for item in await self._database.read(lambda connection: self.load(connection, tokens, now)):
             self.take(item)
+
+    async def _still_ours(self, item: InHand) -> bool:
+        return await self._held.submit(item)
+
+    async def _are_held(self, items: Sequence[InHand]) -> Sequence[bool]:
+        held = await self._database.read(lambda connection: due.held(connection, [item.demand_id for item in items]))
+        return [held.get(item.demand_id) == item.lease_token for item in items]
 
     async def _guarded(self, item: H) -> None:
         """What fails on its way keeps its lease until it ends; then the sweep takes it up."""

@@ -135,7 +135,7 @@ class _FailureReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Failure
     FAILURE_REASON_PAGE_EXPIRED: _FailureReason.ValueType  # 5
     """The hosted page was not used in time."""
     FAILURE_REASON_EXPIRED: _FailureReason.ValueType  # 6
-    """The order was not sent before its expire_time."""
+    """The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
     FAILURE_REASON_BUYER_CANCELLED: _FailureReason.ValueType  # 7
     """The buyer cancelled."""
     FAILURE_REASON_CALLER_CANCELLED: _FailureReason.ValueType  # 8
@@ -177,7 +177,7 @@ FAILURE_REASON_AUTHENTICATION_FAILED: FailureReason.ValueType  # 4
 FAILURE_REASON_PAGE_EXPIRED: FailureReason.ValueType  # 5
 """The hosted page was not used in time."""
 FAILURE_REASON_EXPIRED: FailureReason.ValueType  # 6
-"""The order was not sent before its expire_time."""
+"""The order was not charged before its expire_time, or the buyer did not act by resolve_by_time."""
 FAILURE_REASON_BUYER_CANCELLED: FailureReason.ValueType  # 7
 """The buyer cancelled."""
 FAILURE_REASON_CALLER_CANCELLED: FailureReason.ValueType  # 8
@@ -408,7 +408,7 @@ class Payment(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When orders that have not been sent to the provider fail; unset: never."""
+        """When what has not been charged fails: from then on nothing is sent to the provider, which is asked to cancel what may have been sent; unset: never."""
 
     def __init__(
         self,
@@ -510,7 +510,7 @@ class PaymentOrder(_message.Message):
 
     @_builtins.property
     def resolve_by_time(self) -> _timestamp_pb2.Timestamp:
-        """By when a pending order is resolved, if that is known."""
+        """By when the buyer has to act, after which the provider is asked to cancel; unset for reviews, which have no end of their own."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -91,7 +91,7 @@ class CreatePaymentRequest(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """An order that has not been sent to the provider by then is FAILED(EXPIRED) and never sent; unset: never."""
+        """From then on nothing is sent to the provider, which is asked to cancel what may have been sent: FAILED(EXPIRED) unless it was charged; unset: never."""
 
     def __init__(
         self,

@@ -74,8 +74,8 @@ class DeadLetter(_message.Message):
     state: Global___DeadLetterState.ValueType
     """Where it is."""
     cause: _builtins.str
-    """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say what became of it), UNSETTLED (wallet or
-    ledger do not answer), SETTLING_REFUSED (wallet or ledger refused).
+    """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say what became of it, and may have forgotten its key),
+    MISDIRECTED (the provider's answer belongs to another one), UNSETTLED (wallet or ledger do not answer), SETTLING_REFUSED (wallet or ledger refused).
     """
     detail: _builtins.str
     """The last answer, or what was found instead."""
