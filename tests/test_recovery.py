@@ -347,9 +347,16 @@ def test_an_expired_charge_that_was_made_is_paid(own_database: Databases) -> Non
 def test_a_charge_that_a_dead_process_left_is_not_sent_after_it_expired(own_database: Databases) -> None:
     """A process dies with a charge it has accepted and not sent; another takes it up past expire_time: "not found" ends it, FAILED(EXPIRED)."""
     with serving(own_database, soon_final(lease=2.5, provider_timeout=0.4)) as running, running.client() as client:
-        flow_of(running).take = lambda item: None  # type: ignore[method-assign]  # the process is dead for this charge
+        taken: list[Charge] = []
+
+        async def die(item: Charge) -> None:
+            taken.append(item)
+
+        flow = flow_of(running)
+        flow.bring_on = die  # type: ignore[method-assign]
         payment = pay(client, "5.00", wait_for=ACCEPTANCE, expire_time=in_seconds(1.0))
-        del flow_of(running).take
+        assert eventually(lambda: taken)
+        del flow.bring_on
         assert failure(ended(client, payment)) == "EXPIRED"
         assert charges(own_database, payment.checkout_id) == []
 
