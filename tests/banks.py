@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from tallystick_core.provider import PayoutDemand, PayoutOutcome, Succeeded, Unknown, Verification, Verified
+from tallystick_core.provider import NotFound, PayoutDemand, PayoutFound, PayoutOutcome, Succeeded, Unknown, Verification, Verified
 
 
 class Bank:
@@ -16,7 +16,7 @@ class Bank:
     most_at_once = 100
 
     def __init__(self) -> None:
-        self.script: dict[str, deque[PayoutOutcome]] = defaultdict(deque)
+        self.script: dict[str, deque[PayoutFound]] = defaultdict(deque)
         """Bank account token, or payout id, to its next answers, to whatever is asked."""
         self.verifications: dict[str, deque[Verification]] = defaultdict(deque)
         self.submitted: list[PayoutDemand] = []
@@ -25,16 +25,17 @@ class Bank:
 
     async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
         self.submitted += demands
-        return [self._answer(demand) or self._pay(demand) for demand in demands]
+        answers = [self._answer(demand) or self._pay(demand) for demand in demands]
+        return [Unknown(answer.detail) if isinstance(answer, NotFound) else answer for answer in answers]
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
-        return self._answer(demand) or self.paid.get(demand.key) or Unknown("not found")
+    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+        return self._answer(demand) or self.paid.get(demand.key) or NotFound()
 
     async def verify(self, bank_account_token: str, currency: str) -> Verification:
         answers = self.verifications[bank_account_token]
         return answers.popleft() if answers else Verified()
 
-    def _answer(self, demand: PayoutDemand) -> PayoutOutcome | None:
+    def _answer(self, demand: PayoutDemand) -> PayoutFound | None:
         answers = self.script[demand.payout_id] or self.script[demand.bank_account_token]
         return answers.popleft() if answers else None
 

@@ -15,7 +15,7 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payout import PayoutState
-from tallystick_core.provider import Declined, InTransit, PayoutFailure, PayoutOutcome, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_core.provider import Declined, InTransit, NotFound, PayoutFailure, PayoutOutcome, Returned, Submitted, Succeeded, Trouble, Unknown
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.settle import Settle
@@ -30,7 +30,7 @@ from tallystick_storage.payout import payouts as store
 from .banks import Bank
 from .conftest import QUICK, Platform, eventually, fresh_database, serving, unique
 
-RETRY = {**QUICK, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 3)}
+RETRY = {**QUICK, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 3), ("", Trouble.SERVER_ERROR): Policy(Strategy.FIXED, 0.1, 0.1, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +232,18 @@ def test_a_lost_answer_never_pays_twice(teller: Client, bank: Bank) -> None:
     assert {demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id} == {f"dev-p-{payout.payout_id}-1"}
 
 
+def test_a_payout_that_the_bank_does_not_know_is_sent_again(teller: Client, bank: Bank) -> None:
+    """A bank that fails more often than the policy allows, and then does not know the payout, gets it again under the same key: it is paid once."""
+    seller = sell(teller, "10.00")
+    to = destination(teller, seller)
+    fails = Unknown("500", Trouble.SERVER_ERROR)
+    bank.script[to].extend([fails, fails, NotFound(), fails, NotFound()])
+    payout = pay_out(teller, seller)
+    comes_to(teller, payout.payout_id, "PAID")
+    assert [demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id] == [f"dev-p-{payout.payout_id}-1"] * 4
+    assert not letters(teller, payout.payout_id)
+
+
 def test_a_payout_that_comes_back_is_credited_once(teller: Client, bank: Bank) -> None:
     """RETURNED credits what came back, a part too, whenever it is told and however often; the fee is not given back."""
     seller = sell(teller, "10.00")
@@ -385,7 +397,7 @@ def test_an_answer_about_another_payout_is_set_aside_alone(teller: Client, bank:
         comes_to(teller, payout.payout_id, "PAID")
     assert eventually(lambda: letters(teller, payouts[0].payout_id))
     (letter,) = letters(teller, payouts[0].payout_id)
-    assert letter.cause == "REJECTED"
+    assert letter.cause == "MISDIRECTED"
     with pytest.raises(TallystickError) as refused:
         teller.payout.CloseDeadLetter(pb.CloseDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="x", evidence="y"))
     assert refused.value.reason == "STATE_FORBIDS"

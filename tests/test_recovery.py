@@ -62,6 +62,7 @@ from tallystick_storage.due import claim_aside
 from tallystick_storage.payment import orders as payment_store
 
 from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving, unique
+from .policies import scaled_defaults
 from .test_pay_in import charges, pay
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -344,21 +345,54 @@ def test_an_expired_charge_that_was_made_is_paid(own_database: Databases) -> Non
         assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
 
 
-def test_a_charge_that_a_dead_process_left_is_not_sent_after_it_expired(own_database: Databases) -> None:
-    """A process dies with a charge it has accepted and not sent; another takes it up past expire_time: "not found" ends it, FAILED(EXPIRED)."""
+def left_by_a_dead_process(running: Platform, client: Client, **values: Any) -> payment_pb2.Payment:
+    """A payment that was accepted and never sent: the process that has its charge dies before, and its lease ends in a while."""
+    taken: list[Charge] = []
+
+    async def die(item: Charge) -> None:
+        taken.append(item)
+
+    flow = flow_of(running)
+    flow.bring_on = die  # type: ignore[method-assign]
+    payment = pay(client, "5.00", wait_for=ACCEPTANCE, **values)
+    assert eventually(lambda: taken)
+    del flow.bring_on
+    return payment
+
+
+@pytest.mark.parametrize("reason", ["EXPIRED", "CALLER_CANCELLED"])
+def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(own_database: Databases, reason: str) -> None:
+    """A process dies with a charge it has accepted and not sent; another takes it up when it has expired, or was cancelled: "not found" fails it."""
     with serving(own_database, soon_final(lease=2.5, provider_timeout=0.4)) as running, running.client() as client:
-        taken: list[Charge] = []
-
-        async def die(item: Charge) -> None:
-            taken.append(item)
-
-        flow = flow_of(running)
-        flow.bring_on = die  # type: ignore[method-assign]
-        payment = pay(client, "5.00", wait_for=ACCEPTANCE, expire_time=in_seconds(1.0))
-        assert eventually(lambda: taken)
-        del flow.bring_on
-        assert failure(ended(client, payment)) == "EXPIRED"
+        if reason == "EXPIRED":
+            payment = left_by_a_dead_process(running, client, expire_time=in_seconds(1.0))
+        else:
+            payment = left_by_a_dead_process(running, client)
+            client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"))
+        assert failure(ended(client, payment)) == reason
         assert charges(own_database, payment.checkout_id) == []
+    assert verify(own_database).passed
+
+
+def test_an_order_that_risk_has_not_passed_is_never_sent(own_database: Databases) -> None:
+    """A due charge of an order that is still NOT_STARTED asks no provider: it is a dead letter that says so."""
+    with serving(own_database, soon_final(lease=2.5, provider_timeout=0.4)) as running, running.client() as client:
+        payment = left_by_a_dead_process(running, client)
+        with psycopg.connect(own_database.admin) as connection:
+            connection.execute("set session_replication_role = replica")
+            connection.execute("update payment.payment_order set status = 'NOT_STARTED'")
+        letter = set_aside(client, payment)
+        assert (letter.cause, letter.detail) == ("REJECTED", "risk has not passed it")
+        assert charges(own_database, payment.checkout_id) == []
+
+
+def test_a_few_server_errors_leave_no_charge_behind(own_database: Databases) -> None:
+    """With the default policies, at another speed: a provider that answers 5xx seven times in a row charges once it works again, without anybody's help."""
+    retry = {("", trouble): policy for trouble, policy in scaled_defaults(0.1).items()}
+    with serving(own_database, Settings(retry=retry, sweep_interval=0.05)) as running, running.client() as client:
+        payment = pay(client, "5.00", token="tok_error_before:7", wait_for=ACCEPTANCE)
+        assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        assert len(charges(own_database, payment.checkout_id)) == 1
 
 
 @pytest.mark.parametrize("token", ["tok_lost_before:1000000", "tok_busy:1000000", "tok_error_before:1000000"])
@@ -561,6 +595,19 @@ def test_one_charge_of_a_provider_pays_one_order(own_database: Databases, echoes
             assert not client.get_payment(other.checkout_id).payment_orders[0].provider_reference
         assert not client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()).unapplied_charges
     assert verify(own_database).passed
+
+
+def test_not_found_is_no_proof_where_the_provider_does_not_say_so(own_database: Databases) -> None:
+    """An adapter whose "not found" is never conclusive: a cancelled charge is asked about until its key may be forgotten, then it is a dead letter."""
+    provider = Scripted(lambda demand: NotFound())
+    provider.send = lambda demand: _lost()  # type: ignore[method-assign]
+    provider.key_window, provider.final_not_found = 5.0, None
+    settings = soon_final(lease=2.5, provider_timeout=0.4)
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"), timeout=2)
+        assert set_aside(client, payment).cause == "UNRESOLVED"
+        assert client.get_payment(payment.checkout_id).payment_orders[0].payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_EXECUTING
 
 
 def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(own_database: Databases) -> None:

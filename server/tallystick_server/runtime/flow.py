@@ -214,7 +214,8 @@ class Flow(ABC, Generic[H, G]):
 
         One that is not wanted any more fails once that is proof that nothing was charged, and is taken up again as soon as it can be.
         """
-        ending, final = item.ending(now), self.execute.final_not_found(item.provider)
+        ending = item.ending(now)
+        final = self.execute.final_not_found(item.provider) if ending is not None else None
         if ending is not None and final is not None and item.since_sent is not None:
             if final.proves(item.not_found + 1, item.since_sent):
                 return Troubled(item, Trouble.NOT_FOUND, f"{outcome.detail}: {ending}", step, give_up=ending)
