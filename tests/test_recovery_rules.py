@@ -50,7 +50,7 @@ def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: Status
         assert step is Step.JUDGE
     elif values["ending"]:
         assert step is (Step.CANCEL if values["maybe_sent"] or status is Status.PENDING else Step.GIVE_UP)
-    elif status is Status.PENDING or values["looking"] or not values["key_honoured"]:
+    elif status is not Status.EXECUTING or values["looking"] or not values["key_honoured"]:
         assert step is Step.LOOK_UP
     else:
         assert step is Step.SEND
