@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from threading import Thread
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -845,8 +847,13 @@ def test_a_pending_order_says_what_it_waits_for_now(own_database: Databases, tok
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token=token)
         charge = payment.payment_orders[0].charge_id
-        watched = client.watch_payment(payment.checkout_id)
-        seen = [next(watched).payment_orders[0], next(watched).payment_orders[0]]
+        seen: list[payment_pb2.PaymentOrder] = []
+
+        def watch() -> None:
+            seen.extend(stood.payment_orders[0] for stood in islice(client.watch_payment(payment.checkout_id), 2))
+
+        Thread(target=watch, daemon=True).start()
+        assert eventually(lambda: len(seen) == 2)
         assert [payment_pb2.PendingReason.Name(order.pending_reason).removeprefix("PENDING_REASON_") for order in seen] == [first, then]
         assert [order.version for order in seen] == [3, 4]
         assert [bool(order.next_action_url) for order in seen] == [not url, url]
