@@ -85,6 +85,25 @@ def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
     assert [reason(r) for r in results[5:]] == ["KEY_REUSED", "FIELD_INVALID"]
 
 
+def test_a_cause_that_is_reused_names_what_differs(client: Client) -> None:
+    """KEY_REUSED: the metadata names the first field in which the posting differs from the one that is in the book."""
+    cause = unique("j")
+    lines = (("x/a", "-1.00"), ("x/z", "1.00"))
+    post(client, posting(cause, *lines))
+    described = posting(cause, *lines)
+    described.description = "another"
+    others = {
+        "entries[0].account": posting(cause, ("x/b", "-1.00"), lines[1]),
+        "entries[0].amount": posting(cause, ("x/a", "-2.00"), ("x/z", "2.00")),
+        "entries[0].direction": posting(cause, ("x/a", "1.00"), ("x/z", "-1.00")),
+        "entries": posting(cause, ("x/a", "-2.00"), ("x/y", "1.00"), ("x/z", "1.00")),
+        "description": described,
+    }
+    for field, other in others.items():
+        (result,) = post(client, other)
+        assert (reason(result), from_status(result.error).metadata) == ("KEY_REUSED", {"field": field})
+
+
 @pytest.mark.parametrize("reason", ["", " "])
 def test_a_reversal_says_why(client: Client, reason: str) -> None:
     """A reason is required, and blanks are none."""

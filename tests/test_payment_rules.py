@@ -13,6 +13,7 @@ from tallystick_core.identifier import refuse_card_number
 from tallystick_core.payment import (
     FINAL,
     MOVES,
+    VERBS,
     Charging,
     Happening,
     MethodType,
@@ -44,7 +45,8 @@ def test_every_pair_is_in_the_table_or_refused_by_name(status: Status, happening
     with pytest.raises(Refused) as refused:
         move(status, happening)
     assert refused.value.reason is Reason.STATE_FORBIDS
-    assert refused.value.metadata == {"state": status, "verb": happening}
+    assert refused.value.metadata == {"state": status, "verb": VERBS[happening].name}
+    assert refused.value.message == f"The order is {status} and cannot be {VERBS[happening].participle}."
 
 
 def test_terminal_states_never_move_and_unknown_never_fails() -> None:

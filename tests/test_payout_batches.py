@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection
 
-from tallystick import Client, TallystickError
+from tallystick import AlreadyExistsError, Client, TallystickError
 from tallystick._errors import from_status
 from tallystick.event.v1 import event_service_pb2
 from tallystick.payout.v1 import payout_pb2
@@ -95,6 +95,13 @@ def test_a_list_is_paid_each_on_its_own(teller: Client, bank: Bank) -> None:
     assert teller.payout.CreatePayoutBatch(reordered).payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE
     shorter = pb.CreatePayoutBatchRequest(payout_batch_id=id_, list=pb.PayoutList(payouts=asked[:2]))
     assert refusal(teller.payout.CreatePayoutBatch, shorter) == "KEY_REUSED"
+    changed = pb.CreatePayoutBatchRequest(payout_batch_id=id_, list=pb.PayoutList(payouts=asked))
+    changed.list.payouts[1].amount = "77.00"
+    run = pb.CreatePayoutBatchRequest(payout_batch_id=id_, run=pb.NewPayoutRun(seller_account="s", currency="EUR"))
+    for reused, field in ((shorter, "list.payouts"), (changed, "list.payouts.amount"), (run, "run")):
+        with pytest.raises(AlreadyExistsError) as error:
+            teller.payout.CreatePayoutBatch(reused)
+        assert error.value.metadata == {"field": field}
 
 
 def test_whatever_can_be_paid_is_what_the_others_of_a_list_leave(teller: Client) -> None:

@@ -18,6 +18,7 @@ from tallystick_core.ledger import check_balanced
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.payable import (
     DESTINATION_MOVES,
+    DESTINATION_VERBS,
     ENDED,
     Destination,
     DestinationHappening,
@@ -38,6 +39,7 @@ from tallystick_core.payout import (
     HELD,
     MAYBE_SENT,
     MOVES,
+    VERBS,
     Happening,
     NewDestination,
     NewPayout,
@@ -87,7 +89,8 @@ def test_every_pair_is_in_the_table_or_refused_by_name(state: PayoutState, happe
     with pytest.raises(Refused) as refused:
         move(state, happening)
     assert refused.value.reason is Reason.STATE_FORBIDS
-    assert refused.value.metadata == {"state": state, "verb": happening}
+    assert refused.value.metadata == {"state": state, "verb": VERBS[happening].name}
+    assert refused.value.message == f"The payout is {state} and cannot be {VERBS[happening].participle}."
 
 
 @pytest.mark.parametrize("state", PayoutState)
@@ -370,7 +373,7 @@ def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(state: D
         return
     with pytest.raises(Refused) as refused:
         move_destination(state, happening)
-    assert refused.value.metadata == {"state": state, "verb": happening}
+    assert refused.value.metadata == {"state": state, "verb": DESTINATION_VERBS[happening].name}
 
 
 def test_a_destination_ends_when_its_account_is_at_fault() -> None:

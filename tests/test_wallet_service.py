@@ -54,6 +54,38 @@ def test_credits_are_made_once(client: Client) -> None:
     assert parts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
 
 
+def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
+    """KEY_REUSED: the metadata names the first field in which a credit, a debit, a hold or a capture differs from the one that was made."""
+    seller, cause, hold_id = unique("s"), f"PAY_IN/{unique()}", unique("h")
+    credit(client, seller, "50.00", cause)
+    hold(client, seller, hold_id, "6.00")
+
+    def debit(amount: str, **values: object) -> pb.WalletResult:
+        item = pb.Debit(cause=cause, caller="t", seller_account=seller, amount=amount, currency="EUR", **values)  # type: ignore[arg-type]
+        return client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[item])).results[0]
+
+    def capture(amount: str) -> pb.HoldResult:
+        return client.wallet.BatchCaptureHold(pb.BatchCaptureHoldRequest(captures=[pb.HoldCapture(hold_id=hold_id, amount=amount)])).results[0]
+
+    debit("1.00")
+    later = Timestamp(seconds=4_000_000_000)
+    reused: list[tuple[pb.WalletResult | pb.HoldResult, str]] = [
+        (credit(client, unique("s"), "50.00", cause), "seller_account"),
+        (credit(client, seller, "6.00", cause), "amount"),
+        (credit(client, seller, "50.00", cause, pending=True), "pending"),
+        (debit("2.00"), "amount"),
+        (debit("1.00", as_fact=True), "as_fact"),
+        (hold(client, seller, hold_id, "5.00"), "amount"),
+        (hold(client, seller, hold_id, "6.00", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT), "purpose"),
+        (hold(client, seller, hold_id, "6.00", expire_time=later), "expire_time"),
+        (hold(client, seller, hold_id, "6.00", keep_available="1.00"), "keep_available"),
+    ]
+    capture("2.00")
+    reused.append((capture("3.00"), "amount"))
+    assert [reason(result) for result, _ in reused] == ["KEY_REUSED"] * len(reused)
+    assert [from_status(result.error).metadata["field"] for result, _ in reused] == [field for _, field in reused]
+
+
 def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:
     """outcome_only: results say what was refused and repeated, and hold no wallet; who asks for the wallet of the same change meanwhile gets it."""
     seller, cause = unique("s"), f"PAY_IN/{unique()}"

@@ -9,6 +9,7 @@ from enum import StrEnum
 from tallystick_core.canonical import fingerprint, letters
 from tallystick_core.identifier import parse_id
 from tallystick_core.payout import MADE, NewPayout
+from tallystick_core.payout import first_difference as differs
 from tallystick_core.refusal import Reason, Refused
 
 _RUN = "run-"
@@ -47,6 +48,20 @@ class NewBatch:
         """32 bytes that are equal for equal values, in whatever order the payouts came."""
         head = (self.payout_batch_id, self.caller, self.seller_account, self.currency)
         return fingerprint(*head, *(value for payout in self.payouts for value in payout.values()))
+
+
+def first_difference(sent: NewBatch, stored: NewBatch) -> str:
+    """The contract's name of the first field in which two batches of one id differ; payouts are compared in the order of their ids."""
+    if bool(sent.payouts) != bool(stored.payouts):
+        return "list" if sent.payouts else "run"
+    for name in ("seller_account", "currency"):
+        if getattr(sent, name) != getattr(stored, name):
+            return f"run.{name}"
+    known = {payout.payout_id: payout for payout in stored.payouts}
+    for payout in sent.payouts:
+        if payout.payout_id in known and payout != known[payout.payout_id]:
+            return f"list.payouts.{differs(payout, known[payout.payout_id])}"
+    return "list.payouts"
 
 
 def run_id(currency: str, cut_off: datetime) -> str:

@@ -50,6 +50,18 @@ class Posting:
         return sha256(head + self.canonical_lines).digest()
 
 
+def first_difference(sent: Posting, stored: Posting) -> str:
+    """The contract's name of the first field in which two postings of one cause differ, in the order of the request."""
+    if len(sent.lines) != len(stored.lines):
+        return "entries"
+    for place, (ours, theirs) in enumerate(zip(sent.lines, stored.lines, strict=True)):
+        for name in ("account", "currency", "amount"):
+            if getattr(ours, name) != getattr(theirs, name):
+                turned = name == "amount" and ours.amount == -theirs.amount
+                return f"entries[{place}].{'direction' if turned else name}"
+    return "description" if sent.description != stored.description else "effective_time"
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """The end of a book."""
@@ -83,11 +95,13 @@ def refuse_reversal(of: Posting) -> None:
     if any(line.account.startswith("sellers/") for line in of.lines):
         raise Refused(
             Reason.STATE_FORBIDS,
-            "The transaction touches a seller's account; it is corrected through the wallet.",
+            "The transaction touches a seller's account and cannot be reversed; correct it through the wallet.",
             metadata={"state": "TOUCHES_SELLER", "verb": "REVERSE"},
         )
     if of.kind is Kind.REVERSAL:
-        raise Refused(Reason.STATE_FORBIDS, "A reversal is not reversed.", metadata={"state": "REVERSAL", "verb": "REVERSE"})
+        raise Refused(
+            Reason.STATE_FORBIDS, "The transaction is a REVERSAL and cannot be reversed.", metadata={"state": "REVERSAL", "verb": "REVERSE"}
+        )
 
 
 def check_balanced(lines: Sequence[Line]) -> None:

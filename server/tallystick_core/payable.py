@@ -10,7 +10,7 @@ from types import MappingProxyType
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.provider import Declined, NotSent, PayoutFailure, PayoutOutcome, Pending, Returned, Unknown, Verified
 from tallystick_core.refusal import Reason, Refused
-from tallystick_core.table import moved
+from tallystick_core.table import Verb, moved
 
 
 class DestinationState(StrEnum):
@@ -55,6 +55,18 @@ DESTINATION_MOVES: dict[tuple[DestinationState, DestinationHappening], Destinati
     (_D.DISABLED, _N.ACCOUNT_REFUSED): _D.DISABLED,
 }
 
+DESTINATION_VERBS: dict[DestinationHappening, Verb] = {
+    _N.VERIFIED: Verb("VERIFY", "verified"),
+    _N.DECLINED: Verb("DECLINE", "declined"),
+    _N.PENDING: Verb("VERIFY", "verified"),
+    _N.NOT_SENT: Verb("VERIFY", "verified"),
+    _N.UNKNOWN: Verb("VERIFY", "verified"),
+    _N.ACCOUNT_REFUSED: Verb("REFUSE", "refused"),
+    _N.DISABLED: Verb("DISABLE", "disabled"),
+    _N.CLOSED: Verb("CLOSE", "closed"),
+}
+"""What each happening does to a destination, as refusals name it."""
+
 ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
 """Never the current one; the current one is the newest of the others."""
 
@@ -69,7 +81,7 @@ VERIFICATIONS: dict[type, DestinationHappening] = {
 
 def move_destination(state: DestinationState, happening: DestinationHappening) -> DestinationState:
     """The state after. Raises STATE_FORBIDS for what cannot happen to a destination in that state."""
-    return moved(DESTINATION_MOVES, state, happening, "A destination")
+    return moved(DESTINATION_MOVES, DESTINATION_VERBS, state, happening, "payout destination")
 
 
 def account_refused(outcome: PayoutOutcome) -> bool:
@@ -206,7 +218,7 @@ def amount_to_pay(asked: int | None, funds: Funds, terms: Terms, destination: De
     can = payable(funds, terms, destination)
     limits = {"limits": ",".join(can.shortfalls)}
     if Limit.FROZEN in can.shortfalls:
-        raise Refused(Reason.STATE_FORBIDS, "The wallet is frozen.", metadata={"state": "FROZEN", "verb": "PAYOUT", **limits})
+        raise Refused(Reason.STATE_FORBIDS, "The wallet is FROZEN and cannot be paid out.", metadata={"state": "FROZEN", "verb": "PAY_OUT", **limits})
     if not _NOWHERE.isdisjoint(can.shortfalls):
         raise Refused(Reason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=limits)
     amount = can.amount if asked is None else asked

@@ -11,7 +11,7 @@ from tallystick_core.canonical import fingerprint, letters, micros
 from tallystick_core.money import share
 from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
 from tallystick_core.recovery import Step
-from tallystick_core.table import moved
+from tallystick_core.table import Verb, moved
 
 MOST_ORDERS = 200
 
@@ -110,6 +110,21 @@ MOVES: dict[tuple[Status, Happening], Status] = {
     (Status.PENDING, Happening.CLOSED): Status.FAILED,
 }
 
+VERBS: dict[Happening, Verb] = {
+    Happening.RISK_PASSED: Verb("CHARGE", "charged"),
+    Happening.RISK_REFUSED: Verb("REFUSE", "refused"),
+    Happening.SUCCEEDED: Verb("CHARGE", "charged"),
+    Happening.DECLINED: Verb("DECLINE", "declined"),
+    Happening.PENDING: Verb("POSTPONE", "left pending"),
+    Happening.NOT_SENT: Verb("SEND", "sent"),
+    Happening.UNKNOWN: Verb("SEND", "sent"),
+    Happening.GIVEN_UP: Verb("GIVE_UP", "given up"),
+    Happening.CLOSED: Verb("CLOSE", "closed"),
+    Happening.SETTLED: Verb("SETTLE", "settled"),
+    Happening.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
+}
+"""What each happening does to an order, as refusals name it."""
+
 FINAL = frozenset({Status.SUCCESS, Status.FAILED})
 
 ALERT_AFTER: Mapping[str, float] = {Status.EXECUTING: 600.0, Status.PENDING: 259_200.0, Status.SUCCESS: 600.0}
@@ -126,7 +141,7 @@ HAPPENINGS: dict[type, Happening] = {
 
 def move(status: Status, happening: Happening) -> Status:
     """The status after. Raises STATE_FORBIDS for what cannot happen to an order in that status."""
-    return moved(MOVES, status, happening, "An order")
+    return moved(MOVES, VERBS, status, happening, "order")
 
 
 def next_step(statuses: Iterable[Status], *, answered: bool, ending: bool, maybe_sent: bool, looking: bool, key_honoured: bool) -> Step:

@@ -10,7 +10,7 @@ from tallystick_core.canonical import fingerprint
 from tallystick_core.identifier import parse_id
 from tallystick_core.provider import Declined, InTransit, NotSent, PayoutFailure, Returned, Submitted, Succeeded, Unknown
 from tallystick_core.refusal import Reason, Refused
-from tallystick_core.table import moved
+from tallystick_core.table import Verb, moved
 
 MOST_PAYOUTS = 1000
 """The most payouts of a batch that is a list."""
@@ -135,6 +135,29 @@ MOVES: dict[tuple[PayoutState, Happening], PayoutState] = {
     (_S.RETURNED, _H.STRAY): _S.RETURNED,
 }
 
+VERBS: dict[Happening, Verb] = {
+    _H.FUNDS_HELD: Verb("HOLD", "held"),
+    _H.HELD_FOR_APPROVAL: Verb("HOLD", "held"),
+    _H.HOLD_REFUSED: Verb("REFUSE", "refused"),
+    _H.APPROVED: Verb("APPROVE", "approved"),
+    _H.REJECTED: Verb("REJECT", "rejected"),
+    _H.CANCELLED: Verb("CANCEL", "cancelled"),
+    _H.DESTINATION_ENDED: Verb("CANCEL", "cancelled"),
+    _H.SENDING: Verb("SEND", "sent"),
+    _H.SUBMITTED: Verb("SUBMIT", "submitted"),
+    _H.IN_TRANSIT: Verb("SUBMIT", "submitted"),
+    _H.SUCCEEDED: Verb("PAY", "paid"),
+    _H.RETURNED: Verb("RETURN", "returned"),
+    _H.DECLINED: Verb("DECLINE", "declined"),
+    _H.NOT_SENT: Verb("SEND", "sent"),
+    _H.UNKNOWN: Verb("SEND", "sent"),
+    _H.STRAY: Verb("CORRECT", "corrected"),
+    _H.GIVEN_UP: Verb("GIVE_UP", "given up"),
+    _H.CLOSED: Verb("CLOSE", "closed"),
+    _H.SETTLED: Verb("SETTLE", "settled"),
+}
+"""What each happening does to a payout, as refusals name it."""
+
 HELD = frozenset({_S.AWAITING_APPROVAL, _S.READY, _S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT})
 """O1: the wallet has an open hold of its amount."""
 CAPTURED = frozenset({_S.PAID, _S.RETURNED})
@@ -176,7 +199,7 @@ HAPPENINGS: dict[type, Happening] = {
 
 def move(state: PayoutState, happening: Happening) -> PayoutState:
     """The state after. Raises STATE_FORBIDS for what cannot happen to a payout in that state."""
-    return moved(MOVES, state, happening, "A payout")
+    return moved(MOVES, VERBS, state, happening, "payout")
 
 
 @dataclass(frozen=True, slots=True)

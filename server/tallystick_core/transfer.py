@@ -8,9 +8,9 @@ from enum import StrEnum
 
 from tallystick_core.booking import Kind, Line, payout, payout_return, unapplied_payout
 from tallystick_core.canonical import letters
-from tallystick_core.payout import AT_REST, CAPTURED, HAPPENINGS, MAYBE_SENT, Happening, PayoutState, move
+from tallystick_core.payout import AT_REST, CAPTURED, HAPPENINGS, MAYBE_SENT, VERBS, Happening, PayoutState, move
 from tallystick_core.provider import Declined, PayoutFailure, PayoutOutcome, Returned, Succeeded
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.table import forbidden
 
 
 class Fit(StrEnum):
@@ -69,8 +69,7 @@ def judge(known: Known, outcome: PayoutOutcome) -> Verdict:
     Raises STATE_FORBIDS for a payout that was never sent.
     """
     if known.state not in MAYBE_SENT:
-        happening = HAPPENINGS[type(outcome)]
-        raise Refused(Reason.STATE_FORBIDS, f"A payout that is {known.state} was never sent.", metadata={"state": known.state, "verb": happening})
+        raise forbidden("payout", known.state, VERBS[HAPPENINGS[type(outcome)]])  # it was never sent
     match outcome:
         case Succeeded():
             return _paid(known, outcome)

@@ -10,6 +10,7 @@ from functools import cached_property
 from tallystick_core.canonical import fingerprint
 from tallystick_core.money import MAX_BALANCE
 from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.table import Verb
 
 
 class EntryKind(StrEnum):
@@ -118,6 +119,31 @@ class Instruction:
         return fingerprint(*who, int(self.pending), int(self.as_fact), self.purpose, expire, *kept)
 
 
+_LAST_FIELD = {EntryKind.CREDIT: "pending", EntryKind.DEBIT: "as_fact", EntryKind.HOLD_PLACED: "keep_available"}
+"""What differs when nothing else does, of the kinds whose entries name a seller and an amount."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A change that was made before, as its entry has it."""
+
+    fingerprint: bytes
+    seller_account: str
+    currency: str
+    amount: int
+
+
+def first_difference(sent: Instruction, made: Made, hold: Hold | None) -> str:
+    """The contract's name of the first field in which an instruction differs from the one of its key that was made; `hold`: the one it placed."""
+    if sent.kind is EntryKind.HOLD_CAPTURED:
+        return "amount"
+    names = ("seller_account", "amount", "currency") if sent.kind in _LAST_FIELD else ()
+    found = [name for name in names if getattr(sent, name) != getattr(made, name)]
+    if hold is not None and not found:
+        found = [name for name in ("purpose", "expire_time") if getattr(sent, name) != getattr(hold, name)]
+    return found[0] if found else _LAST_FIELD.get(sent.kind, "hold_id")
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What an instruction does: the wallet after it, and the hold after it if it touches one. `amount` is what moved."""
@@ -182,7 +208,9 @@ def _release(wallet: Wallet, credit: Credit | None) -> Change:
 
 def _refuse_request(wallet: Wallet, amount: int, verb: str) -> None:
     if wallet.frozen:
-        raise Refused(Reason.STATE_FORBIDS, "The wallet is frozen.", metadata={"state": "FROZEN", "verb": verb})
+        raise Refused(
+            Reason.STATE_FORBIDS, "The wallet is FROZEN: its money can be neither debited nor held.", metadata={"state": "FROZEN", "verb": verb}
+        )
     if wallet.balances.available < amount:
         raise Refused(Reason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for.")
 
@@ -206,9 +234,18 @@ def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction) -> Chang
     return Change(_after(wallet, after), placed.amount, new)
 
 
-def hold_ended(state: HoldState, verb: EntryKind) -> Refused:
+_HOLD_VERBS = {
+    EntryKind.HOLD_PLACED: Verb("PLACE", "placed again"),
+    EntryKind.HOLD_CAPTURED: Verb("CAPTURE", "captured"),
+    EntryKind.HOLD_RELEASED: Verb("RELEASE", "released"),
+    EntryKind.HOLD_EXPIRED: Verb("EXPIRE", "expired"),
+}
+
+
+def hold_ended(state: HoldState, kind: EntryKind) -> Refused:
     """The refusal of what is to be done with a hold that has ended."""
-    return Refused(Reason.HOLD_ENDED, f"The hold is {state}.", metadata={"state": state, "verb": verb})
+    verb = _HOLD_VERBS[kind]
+    return Refused(Reason.HOLD_ENDED, f"The hold is {state} and cannot be {verb.participle}.", metadata={"state": state, "verb": verb.name})
 
 
 def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction) -> Change:

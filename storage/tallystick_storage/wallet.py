@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.wallet import Balances, Change, Credit, EntryKind, Hold, HoldState, Instruction, Wallet
+from tallystick_core.wallet import Balances, Change, Credit, EntryKind, Hold, HoldState, Instruction, Made, Wallet
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
@@ -52,15 +52,16 @@ def _wallets(keys: Sequence[WalletKey]) -> str:
 
 
 _MADE = text("""
-    select e.kind, e.cause, e.fingerprint from json_to_recordset(cast(:causes as json)) as r (kind text, cause text)
+    select e.kind, e.cause, e.fingerprint, e.seller_account, e.currency, e.amount from json_to_recordset(cast(:causes as json)) as r (kind text, cause text)
     join wallet_entry e on e.kind = r.kind and e.cause = r.cause
 """)
 
 
-def fingerprints(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
-    """Which changes (kind, cause) were made before: their fingerprints."""
+def made(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Made]:
+    """Which changes (kind, cause) were made before."""
     items = rows([{"kind": kind, "cause": cause} for kind, cause in causes])
-    return {(row.kind, row.cause): bytes(row.fingerprint) for row in connection.execute(_MADE, {"causes": items})}
+    found = connection.execute(_MADE, {"causes": items})
+    return {(row.kind, row.cause): Made(bytes(row.fingerprint), row.seller_account, row.currency, int(row.amount)) for row in found}
 
 
 _HOLD_COLUMNS = "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time, end_time"

@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Row
 
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
-from tallystick_core.booking import Kind, Line
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_text, parse_words
 from tallystick_core.ledger import Head, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
@@ -165,9 +164,7 @@ class LedgerHandlers:
 
     async def _posting(self, sequence: int) -> Posting:
         """A stored transaction as it was posted."""
-        row, entries = await self._transaction(sequence)
-        lines = tuple(Line(entry.account, entry.currency, entry.amount) for entry in entries)
-        return Posting(Kind(row.kind), row.cause_id, row.caller, lines, row.description)
+        return messages.stored_posting(*await self._transaction(sequence))
 
 
 def _size(found: store.TransactionRow) -> int:

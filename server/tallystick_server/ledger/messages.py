@@ -21,6 +21,12 @@ _DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
 _LONGEST_DESCRIPTION = 255
 
 
+def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
+    """A stored transaction as it was posted."""
+    lines = tuple(Line(entry.account, entry.currency, entry.amount) for entry in entries)
+    return Posting(Kind(row.kind), row.cause_id, row.caller, lines, row.description)
+
+
 def parse_posting(message: pb.Posting) -> Posting:
     """A posting. Raises Refused with the path of the first field that is wrong."""
     kind = Kind(KINDS.parse(message.kind, "kind"))

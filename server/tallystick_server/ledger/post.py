@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from tallystick.ledger.v1 import ledger_pb2
-from tallystick_core.ledger import Chained, Head, Posting, chain
+from tallystick_core.ledger import Chained, Head, Posting, chain, first_difference
 from tallystick_core.money import MAX_BALANCE
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_server.ledger import messages
@@ -143,7 +143,7 @@ def _result(posting: Posting, before: _Before, outcome: dict[tuple[str, str], Ch
     if key in before.known:
         sequence, fingerprint = before.known[key]
         if fingerprint != posting.fingerprint:
-            return key_reused("cause_id")
+            return key_reused(first_difference(posting, messages.stored_posting(*before.stored[sequence])))
         return Posted(messages.transaction(*before.stored[sequence]), replayed=True)
     made = outcome[key]
     return made if isinstance(made, Refused) else Posted(messages.chained(made), replayed=False)

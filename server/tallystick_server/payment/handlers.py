@@ -15,6 +15,7 @@ from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.payment import Happening, Status, move
 from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.table import Verb, forbidden
 from tallystick_server.payment import decode, encode
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.payment.operator import OperatorHandlers
@@ -38,6 +39,8 @@ ACCESS: Access = {
 }
 
 _LOOK_AGAIN_AT_REST = 2.0  # seconds; another process may have moved the payment
+
+_CANCEL = Verb("CANCEL", "cancelled")
 
 _RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
 
@@ -77,7 +80,7 @@ class PaymentHandlers(OperatorHandlers):
             if not stands:
                 payment = await self._visible(request.checkout_id, call)  # it ended since it was read
                 state = decode.STATES.parse(payment.payment_state, "payment_state")
-                raise Refused(Reason.STATE_FORBIDS, f"The payment is {state} already.", metadata={"state": state, "verb": "CANCEL"})
+                raise forbidden("payment", state, _CANCEL)
             if stands != reason:
                 raise key_reused("reason")
             if not now:

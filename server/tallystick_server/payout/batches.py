@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.batch import ItemState, NewBatch
+from tallystick_core.batch import ItemState, NewBatch, first_difference
+from tallystick_core.payout import NewPayout
 from tallystick_core.refusal import id_taken, key_reused
 from tallystick_server.payout import encode, events
 from tallystick_server.runtime.relay import telling
@@ -27,7 +28,7 @@ class Batches:
         def create(connection: Connection) -> bool:
             row = insert(connection, new, traceparent)
             if row is None:
-                _repeat(store.find(connection, new.payout_batch_id), new)
+                _repeat(connection, store.find(connection, new.payout_batch_id), new)
             return row is not None
 
         return await self._database.transact(create)
@@ -64,9 +65,11 @@ def tell(connection: Connection, row: Row[Any]) -> None:
         events.batch_changed(told, encode.batch(row), row.traceparent)
 
 
-def _repeat(row: Row[Any] | None, new: NewBatch) -> None:
+def _repeat(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:
     """The answer to an id that exists. Raises ID_TAKEN, KEY_REUSED."""
     if row is None or row.caller != new.caller:
         raise id_taken("payout_batch_id")
     if bytes(row.fingerprint) != new.fingerprint():
-        raise key_reused("content")
+        items = store.items(connection, new.payout_batch_id) if not row.is_run else []
+        stored = [NewPayout(i.payout_id, row.caller, i.seller_account, i.amount, i.currency, i.payout_destination_id) for i in items]
+        raise key_reused(first_difference(new, NewBatch(row.payout_batch_id, row.caller, tuple(stored), row.seller_account, row.currency)))

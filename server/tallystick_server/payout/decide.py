@@ -78,7 +78,7 @@ class Decide:
                 return False
             ended = dead_letter.end(connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason)
             if not ended:
-                message = "The payout is not set aside, so it is on its way or has come to its end."
+                message = "The payout is no dead letter and cannot be retried: it is in progress, or has ended."
                 raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": "NOT_SET_ASIDE", "verb": "RETRY"})
             store.retry(connection, payout_id, request_id, caller, reason)
             tell_changed(connection, ended, lambda _: (caller, ""))

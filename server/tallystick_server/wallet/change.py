@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.refusal import Reason, Refused, key_reused
-from tallystick_core.wallet import Credit, EntryKind, Hold, HoldState, Instruction, Wallet, apply, hold_ended, released_before
+from tallystick_core.wallet import Credit, EntryKind, Hold, HoldState, Instruction, Made, Wallet, apply, first_difference, hold_ended, released_before
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import in_groups, once_per_key
 from tallystick_server.wallet import events
@@ -68,7 +68,7 @@ class ChangeWallets:
 
         def change(connection: Connection) -> list[Changed | Exception]:
             wallets = store.lock_wallets(connection, keys)
-            before = store.fingerprints(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
+            before = store.made(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
             holds = store.holds(connection, hold_ids) if hold_ids else {}
             credited = store.credits(connection, releases) if releases else {}
             sealed = store.sealed(connection, hold_ids) if len(holds) < len(hold_ids) else set()
@@ -136,7 +136,7 @@ class _Batch:
         holds: dict[str, Hold],
         sealed: set[str],
         credited: dict[str, Credit],
-        before: dict[tuple[str, str], bytes],
+        before: dict[tuple[str, str], Made],
         owners: dict[str, store.WalletKey],
     ) -> None:
         self._wallets = wallets
@@ -172,7 +172,8 @@ class _Batch:
         kind, cause = instruction.kind, instruction.cause
         before = self._before.get((kind, cause))
         if before is not None:
-            return True if before == instruction.fingerprint else key_reused("hold_id" if kind in _HOLDING else "cause")
+            same = before.fingerprint == instruction.fingerprint
+            return True if same else key_reused(first_difference(instruction, before, self._holds.get(cause)))
         if cause in self._sealed and kind in _HOLDING:
             return kind is EntryKind.HOLD_RELEASED or hold_ended(HoldState.RELEASED, kind)
         if released_before(self._credited.get(cause), instruction):

@@ -69,6 +69,9 @@ _ASKED = text("""
     select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
     where payout_batch_id = :id and state = 'ASKED' order by payout_id limit :most
 """)
+_ITEMS = text("""
+    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item where payout_batch_id = :id order by payout_id
+""")
 _ADD = text("""
     insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, refusal)
     select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, decode(refusal, 'hex')
@@ -103,6 +106,11 @@ _REPORT = text("""
         and (:state = '' or i.state = 'MADE' and exists (select from payout p where p.payout_id = i.payout_id and p.state = :state))
     order by i.payout_id limit :most
 """)
+
+
+def items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
+    """What the payouts of a batch are to be, by id."""
+    return connection.execute(_ITEMS, {"id": payout_batch_id}).all()
 
 
 def insert(connection: Connection, new: NewBatch, items: Sequence[Item] = ()) -> Row[Any] | None:
