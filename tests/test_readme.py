@@ -8,12 +8,24 @@ import subprocess
 
 import pytest
 
+from tallystick import new_order
 from tallystick_server.process.databases import Databases
 
 from .conftest import ROOT, eventually, serving
 
 README = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:7070"
+
+
+def test_the_buf_line(own_database: Databases) -> None:
+    """README's buf line answers from the schema in the repository, without a network."""
+    (line,) = re.findall(r"^\.venv/bin/buf curl .*$", README, re.MULTILINE)
+    with serving(own_database) as platform, platform.client() as client:
+        client.create_payment("checkout-2", [new_order("order-3", "b", "s", "5.00", "EUR")], credit_card_info="tok_visa")
+        command = line.replace(ADDRESS, platform.address)
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert '"checkoutId": "checkout-2"' in done.stdout.replace('":"', '": "')
 
 
 def test_the_python_lines(own_database: Databases, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +44,7 @@ def test_the_grpcurl_lines(own_database: Databases) -> None:
     assert len(lines) >= 6
     wanted = [
         "tallystick.ledger.v1.LedgerService",
+        "rpc CreatePayment",
         '"is_payment_done": true',
         '"checkout_id": "checkout-2"',
         '"available": "5.00"',

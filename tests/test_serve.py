@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from sqlalchemy import make_url
@@ -206,6 +207,31 @@ def test_reflection_lists_every_service(platform_address: str) -> None:
     assert names >= {f"tallystick.{name.lower()}.v1.{name}Service" for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")}
     for name in names:
         assert serving(platform_address, name) or not name.startswith("tallystick.")
+
+
+@pytest.mark.parametrize(
+    ("symbol", "file"),
+    [
+        ("tallystick.payment.v1.PaymentService", "tallystick/payment/v1/payment_service.proto"),
+        ("tallystick.payment.v1.PaymentService.CreatePayment", "tallystick/payment/v1/payment_service.proto"),
+        ("tallystick.payment.v1.CreatePaymentRequest.checkout_id", "tallystick/payment/v1/payment_service.proto"),
+        ("tallystick.payment.v1.CreatePaymentRequest.payment_method", "tallystick/payment/v1/payment_service.proto"),
+        ("google.rpc.Status", "google/rpc/status.proto"),
+        ("tallystick.payment.v1.PaymentService.Nothing", ""),
+        ("nothing", ""),
+        ("", ""),
+    ],
+)
+def test_reflection_knows_every_symbol(platform_address: str, symbol: str, file: str) -> None:
+    """The file of a service, a method, a field or a oneof is found by its full name, as grpcurl and ghz ask for it; another name is NOT_FOUND."""
+    with grpc.insecure_channel(platform_address) as channel:
+        request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+    if not file:
+        assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+        return
+    assert FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0]).name == file
 
 
 @pytest.fixture

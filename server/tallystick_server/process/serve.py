@@ -30,6 +30,7 @@ from tallystick_server.runtime.beside import Beside
 from tallystick_server.runtime.bulkhead import CallLimits
 from tallystick_server.runtime.door import BATCH_BYTES, LONGEST_DEADLINE, STREAM_TIME, Door
 from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.reflected import Symbols
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthS
     beside: Any = Beside(server)
     health_pb2_grpc.add_HealthServicer_to_server(monitor, beside)
     names = [s.descriptor.full_name for s in services]
-    told = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    told = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], pool=Symbols())
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(told, beside)  # type: ignore[no-untyped-call]
     door.bind_unknown(server)
     return server

@@ -167,13 +167,15 @@ class _Batch:
         self.changes.append(store.Decided(instruction, change, asked.traceparent))
         return False
 
+    def _reused(self, instruction: Instruction, made: Made) -> Refused:
+        return key_reused(first_difference(instruction, made, self._holds.get(instruction.cause)))
+
     def _known(self, instruction: Instruction) -> bool | Refused | None:
         """The answer that does not depend on the wallet: to what was made before, or can never be made."""
         kind, cause = instruction.kind, instruction.cause
         before = self._before.get((kind, cause))
         if before is not None:
-            same = before.fingerprint == instruction.fingerprint
-            return True if same else key_reused(first_difference(instruction, before, self._holds.get(cause)))
+            return True if before.fingerprint == instruction.fingerprint else self._reused(instruction, before)
         if cause in self._sealed and kind in _HOLDING:
             return kind is EntryKind.HOLD_RELEASED or hold_ended(HoldState.RELEASED, kind)
         if released_before(self._credited.get(cause), instruction):

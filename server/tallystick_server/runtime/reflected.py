@@ -1,0 +1,35 @@
+"""What reflection shows: every symbol of the contract, methods and fields too, which protobuf's pool does not find by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import descriptor_pool
+
+
+class Symbols:
+    """A descriptor pool whose files are found by whatever symbol they define."""
+
+    def __init__(self) -> None:
+        self._pool: Any = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - protobuf's name
+        """The file that defines a symbol. Raises KeyError."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            owner, _, name = symbol.rpartition(".")
+            if name not in self._members(owner):
+                raise
+            return self._pool.FindFileContainingSymbol(owner)
+
+    def _members(self, owner: str) -> Any:
+        """What a service or a message defines, by name. Raises KeyError."""
+        try:
+            return self._pool.FindServiceByName(owner).methods_by_name
+        except KeyError:
+            message = self._pool.FindMessageTypeByName(owner)
+            return {**message.fields_by_name, **message.oneofs_by_name}
