@@ -17,14 +17,15 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick_core.payable import DestinationState
 from tallystick_core.payment import Status, next_step
 from tallystick_core.payout import AT_REST, PayoutState
-from tallystick_core.provider import FinalNotFound, Succeeded, Trouble
+from tallystick_core.provider import FinalNotFound, NotSent, Succeeded, Trouble, Unknown
 from tallystick_core.recovery import Resort, Step, resort
 from tallystick_server.payment.charge import Charge, ChargedOrder
+from tallystick_server.payout.destination import Unverified
 from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.prepare import prepared
 from tallystick_server.payout.standing import Standing
 from tallystick_server.payout.watch import Watch
-from tallystick_server.runtime.postpone import Postpone, Troubled
+from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy, parse_policy
 from tallystick_server.runtime.telemetry import current_context
 from tallystick_storage.database import DataRefused
@@ -159,6 +160,23 @@ def test_look_up_and_sending_take_turns(trouble: Trouble) -> None:
         assert again.delay == 7 if silent is Trouble.UNANSWERED else (again.delay or 0) >= 150
     past = postpone._decide(Troubled(exhausted, Trouble.UNRESOLVED, "", Step.LOOK_UP), 0.0)
     assert past is Resort.SET_ASIDE
+
+
+def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
+    """To ask whether an account can be paid to is harmless, and no key is forgotten: however often there was no answer, it is no dead letter."""
+    account = Unverified(
+        demand_id="d-1", caller="t", number=1, provider="p", provider_key="", lease_token=1, lease_deadline=0.0, traceparent="", context=current_context(),
+        age=1e9, maybe_sent=True, tries=dict.fromkeys(Trouble, 1000), payout_destination_id="1", currency="EUR", bank_account_token="ba_ok",
+        state=DestinationState.PENDING_VERIFICATION,
+    )  # fmt: skip
+    postpone: Postpone[Unverified, None] = Postpone(None, Policies(), "destinations", None)  # type: ignore[arg-type]
+    answers: list[NotSent | Unknown] = [Unknown("", Trouble.SERVER_ERROR), Unknown(""), NotSent("")]
+    for step, silent in product((Step.SEND, Step.LOOK_UP), answers):
+        trouble = troubled(account, silent, step, key_honoured=account.key_honoured(86_400.0, 60.0))
+        assert trouble is not None
+        again = postpone._decide(trouble, 0.0)
+        assert isinstance(again, Again)
+        assert again.looking == (step is Step.SEND)
 
 
 @given(st.floats(0, 100), st.integers(1, 5), st.integers(0, 8), st.none() | st.floats(0, 200))
