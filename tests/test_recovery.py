@@ -295,7 +295,7 @@ def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
 def test_a_charge_that_nobody_finds_ends_with_a_person(own_database: Databases) -> None:
     """An outcome that stays unknown is never failed by itself: once its key may be forgotten, and not before, it is set aside, its order still EXECUTING."""
     retry = {("", trouble): TWICE for trouble in Trouble}
-    settings = Settings(retry=retry, sweep_interval=0.05, lease=2.5, provider_timeout=0.1, provider_key_window=4.0)
+    settings = Settings(retry=retry, sweep_interval=0.05, lease=4, provider_timeout=0.1, provider_key_window=6.0)
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_lost_before:1000000", wait_for=ACCEPTANCE)
         letter = set_aside(client, payment)
@@ -365,7 +365,7 @@ def left_by_a_dead_process(running: Platform, client: Client, **values: Any) -> 
 @pytest.mark.parametrize("reason", ["EXPIRED", "CALLER_CANCELLED"])
 def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(own_database: Databases, reason: str) -> None:
     """A process dies with a charge it has accepted and not sent; another takes it up when it has expired, or was cancelled: "not found" fails it."""
-    with serving(own_database, soon_final(lease=2.5, provider_timeout=0.4)) as running, running.client() as client:
+    with serving(own_database, soon_final(lease=4, provider_timeout=0.4)) as running, running.client() as client:
         if reason == "EXPIRED":
             payment = left_by_a_dead_process(running, client, expire_time=in_seconds(1.0))
         else:
@@ -378,7 +378,7 @@ def test_a_charge_that_a_dead_process_left_is_not_sent_once_it_is_not_wanted(own
 
 def test_an_order_that_risk_has_not_passed_is_never_sent(own_database: Databases) -> None:
     """A due charge of an order that is still NOT_STARTED asks no provider: it is a dead letter that says so."""
-    with serving(own_database, soon_final(lease=2.5, provider_timeout=0.4)) as running, running.client() as client:
+    with serving(own_database, soon_final(lease=4, provider_timeout=0.4)) as running, running.client() as client:
         payment = left_by_a_dead_process(running, client)
         with psycopg.connect(own_database.admin) as connection:
             connection.execute("set session_replication_role = replica")
@@ -603,8 +603,8 @@ def test_not_found_is_no_proof_where_the_provider_does_not_say_so(own_database: 
     """An adapter whose "not found" is never conclusive: a cancelled charge is asked about until its key may be forgotten, then it is a dead letter."""
     provider = Scripted(lambda demand: NotFound())
     provider.send = lambda demand: _lost()  # type: ignore[method-assign]
-    provider.key_window, provider.final_not_found = 5.0, None
-    settings = soon_final(lease=2.5, provider_timeout=0.4)
+    provider.key_window, provider.final_not_found = 7.0, None
+    settings = soon_final(lease=4, provider_timeout=0.4)
     with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
         payment = pay(client, "5.00", wait_for=ACCEPTANCE)
         client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"), timeout=2)
