@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
+from tallystick_core.provider import PayoutDemand, PayoutOutcome, Succeeded, Unknown, Verification
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.payout.submit import Port
 from tallystick_server.runtime.stage import Stage, by_halves, once_per_key
 from tallystick_storage.database import DataRefused
 
@@ -136,3 +140,141 @@ def test_a_key_runs_once_at_a_time() -> None:
     results = asyncio.run(once_per_key(items, lambda i: (i[0], i[1].encode()), run))
     assert results == [Said("a1"), Said("b1"), Said("a1", replayed=True), Said("a2"), Said("a2", replayed=True)]
     assert batches == [[("a", "1"), ("b", "1")], [("a", "2")]]
+
+
+def test_what_a_caller_has_left_is_not_begun() -> None:
+    """A stage for callers drops items whose submitters have gone before their batch starts, frees them at once, and refuses more than may wait."""
+    done: list[int] = []
+
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            await gate.wait()
+            done.extend(items)
+            return items
+
+        stage: Stage[int, int] = Stage("test", run, for_callers=True, max_waiting=3)
+        stage.start()
+        begun = stage.submit(0)
+        await asyncio.sleep(0.01)
+        for round_ in range(200):
+            gone = [stage.submit(10 * round_ + n) for n in (1, 2, 3)]
+            with pytest.raises(Refused) as refused:
+                stage.submit(4)
+            assert (refused.value.reason, refused.value.retry_after) == (Reason.OVERLOADED, 1.0)
+            for future in gone:
+                future.cancel()
+            await asyncio.sleep(0)
+            assert stage.waiting == 0
+        begun.cancel()
+        late = stage.submit(7)
+        just_gone = stage.submit(8)
+        just_gone.cancel()  # its batch is taken in the same turn of the loop
+        gate.set()
+        assert await late == 7
+        await stage.stop()
+
+    asyncio.run(main())
+    assert done == [0, 7]
+
+
+def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Too few results, and an end of the lane, reach every submitter of the batch by name; the next batch runs all the same."""
+
+    async def main() -> None:
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            if 1 in items:
+                return items[:-1]
+            if 2 in items:
+                raise asyncio.CancelledError
+            return items
+
+        stage: Stage[int, int] = Stage("test.short", run)
+        stage.start()
+        with pytest.raises(RuntimeError, match=r"test.short returned 1 results for 2 items"):
+            await asyncio.gather(stage.submit(0), stage.submit(1))
+        with pytest.raises(RuntimeError, match=r"lane of test.short ended"):
+            await asyncio.wait_for(stage.submit(2), 10)
+        assert await asyncio.wait_for(stage.submit(3), 10) == 3
+        await stage.stop()
+        with pytest.raises(Refused) as refused:
+            stage.submit(4)
+        assert refused.value.reason is Reason.SHUTTING_DOWN
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(main())
+    assert "Lane 0 of test.short ended unexpectedly and is started again." in caplog.text
+
+
+def test_what_waits_when_a_stage_stops_is_refused() -> None:
+    """Whoever waits for a batch, or for its result, when the stage stops gets SHUTTING_DOWN, and waits no longer."""
+
+    async def main() -> None:
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            await asyncio.Event().wait()
+            return items
+
+        stage: Stage[int, int] = Stage("test", run, most=1)
+        stage.start()
+        futures = [stage.submit(n) for n in range(3)]
+        await asyncio.sleep(0.01)
+        await stage.stop()
+        results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
+        assert [getattr(result, "reason", None) for result in results] == [Reason.SHUTTING_DOWN] * 3
+
+    asyncio.run(main())
+
+
+class SlowBank:
+    """A payout provider that hangs until it is let go, and then answers for all but `short` of the payouts."""
+
+    name = "slowbank"
+    key_window = 86_400.0
+    most_at_once = 1
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.sent: list[str] = []
+        self.short = 0
+
+    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
+        await self.go.wait()
+        self.sent += [demand.payout_id for demand in demands]
+        return [Succeeded("r", demand.amount, demand.currency) for demand in demands][self.short :]
+
+    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+        raise NotImplementedError
+
+    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+        raise NotImplementedError
+
+
+def test_nothing_is_submitted_for_a_holder_that_gave_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Payouts whose holders gave up are never submitted, the timeout frees the lanes of a hung provider, and too few results name the adapter."""
+
+    async def main() -> None:
+        bank = SlowBank()
+        port = Port(bank, timeout=0.2)
+        port.start()
+
+        async def send(number: int, patience: float) -> object:
+            try:
+                async with asyncio.timeout(patience):
+                    return await port.send(PayoutDemand(f"k{number}", f"p{number}", 1, "EUR", "ba"))
+            except TimeoutError:
+                return None
+
+        begun = [asyncio.ensure_future(send(number, 10)) for number in range(8)]  # one for each lane
+        await asyncio.sleep(0.01)
+        assert await asyncio.gather(*(send(number, 0.05) for number in range(8, 30))) == [None] * 22
+        assert await asyncio.gather(*begun) == [Unknown("the provider did not answer in time")] * 8
+        bank.go.set()
+        assert await send(30, 10) == Succeeded("r", 1, "EUR")
+        assert bank.sent == ["p30"]
+        bank.short = 1
+        assert isinstance(await send(31, 10), Unknown)
+        await port.stop()
+
+    asyncio.run(main())
+    assert "slowbank returned 0 results for 1 payouts" in caplog.text

@@ -19,7 +19,7 @@ from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, has_time
 from tallystick_server.runtime.follow import Numbered, Tail, Wanted
 from tallystick_server.runtime.items import check_batch
-from tallystick_server.runtime.stage import Stage, by_halves
+from tallystick_server.runtime.stage import BATCHES_WAITING, Stage, by_halves
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
 
@@ -38,7 +38,12 @@ class EventHandlers:
         self._database = database
         self._tail = Tail(database, Numbered(store.end, _between, lambda row: int(row.cursor), lambda row: len(row.body)))
         self._publish: Stage[Sequence[store.NewEvent], int] = Stage(
-            "event.publish", lambda groups: by_halves(self._number, groups), most=_MOST_GROUPS, longest_rest=0
+            "event.publish",
+            lambda groups: by_halves(self._number, groups),
+            most=_MOST_GROUPS,
+            longest_rest=0,
+            for_callers=True,
+            max_waiting=BATCHES_WAITING,
         )  # what comes is batches already
 
     def start(self) -> None:

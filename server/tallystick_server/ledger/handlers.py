@@ -23,7 +23,7 @@ from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size, parse_time, to_timestamp
 from tallystick_server.runtime.follow import Numbered, Tail, Wanted
 from tallystick_server.runtime.items import each, refusal
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import BATCHES_WAITING, Stage
 from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
@@ -52,7 +52,7 @@ class LedgerHandlers:
             Numbered(lambda connection: store.point(connection).sequence, _between, lambda found: found[0].sequence, _size),
         )
         self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage(
-            "ledger.post", post.run, most=4, longest_rest=0
+            "ledger.post", post.run, most=4, longest_rest=0, for_callers=True, max_waiting=BATCHES_WAITING
         )  # what comes is batches already
 
     def start(self) -> None:

@@ -25,7 +25,7 @@ from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage import due
@@ -60,7 +60,14 @@ class PayIn(Flow[Charge, Moved]):
         self._policies = settings.policies
         self._waiting_depth = waiting_depth
         accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._room)
-        self._accept: Stage[Arrival, Accepted] = Stage("payment.accept", accept.run, most=MOST_ITEMS, weight=lambda one: len(one.event.orders))
+        self._accept: Stage[Arrival, Accepted] = Stage(
+            "payment.accept",
+            accept.run,
+            most=MOST_ITEMS,
+            weight=lambda one: len(one.event.orders),
+            for_callers=True,
+            max_waiting=CALLERS_WAITING,
+        )
         self._record: Stage[Answered[Charge, Outcome], Recorded] = Stage(
             "payment.record", Record(database, resolve_within).run, most=MOST_ITEMS, weight=lambda one: one.item.weight
         )
@@ -71,7 +78,7 @@ class PayIn(Flow[Charge, Moved]):
         deliver = Deliver(database, peers, wallet_address)
         watching = Watch(database, self.execute, settings.policies, providers, self.record)
         self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
-        self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run)
+        self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run, for_callers=True, max_waiting=CALLERS_WAITING)
         self._stages += [self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),

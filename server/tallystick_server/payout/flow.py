@@ -33,7 +33,7 @@ from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as destinations
@@ -70,7 +70,7 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         own: PayoutSettings,
         holder: UUID,
     ) -> None:
-        self._ports = {name: Port(provider) for name, provider in providers.items()}
+        self._ports = {name: Port(provider, settings.provider_timeout) for name, provider in providers.items()}
         super().__init__("payout", database, self._ports, settings)
         self.changes: Changes[payout_pb2.Payout] = Changes()
         self.dead_letters = DeadLetters(database, self)
@@ -78,7 +78,9 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self.funding = Funding(peers, wallet_address)
         self.accept = Accept(database, self.funding.of, own.environment, settings.lease, self.take)
         self.decide = Decide(database, own.environment, settings.lease, self.take)
-        self._accept: Stage[Arrival, Accepted] = Stage("payout.accept", self.accept.run, most=MOST_ITEMS)
+        self._accept: Stage[Arrival, Accepted] = Stage(
+            "payout.accept", self.accept.run, most=MOST_ITEMS, for_callers=True, max_waiting=CALLERS_WAITING
+        )
         self._prepare: Stage[Payout, Payout] = Stage(
             "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )

@@ -28,7 +28,7 @@ from tallystick_server.payout.schedules import Schedules
 from tallystick_server.runtime import operator
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import due
 from tallystick_storage.database import Database
@@ -73,7 +73,7 @@ class PayoutHandlers(OperatorHandlers):
         self._preview = Preview(database, flow.funding)
         self._schedules = Schedules(database)
         self._batches = Batches(database)
-        self._reads: Stage[str, payout_pb2.Payout | None] = Stage("payout.read", self._read, lanes=2)
+        self._reads: Stage[str, payout_pb2.Payout | None] = Stage("payout.read", self._read, lanes=2, for_callers=True, max_waiting=CALLERS_WAITING)
 
     def start(self) -> None:
         self._reads.start()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.telemetry import SpanContext, batch_span, current_context
 from tallystick_storage.database import DataRefused
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 R = TypeVar("R")
+CALLERS_WAITING = 10_000
+"""How many items of callers may wait in a stage."""
+BATCHES_WAITING = 1_000
+"""How many items may wait that are batches themselves."""
 
 
 class Stage(Generic[T, R]):
@@ -21,6 +29,8 @@ class Stage(Generic[T, R]):
     A lane rests as long as its last batch took, up to `longest_rest` seconds: nothing waits when idle, and batches grow under load. `run` returns
     one result per item in order; an exception among them is raised to that item's submitter, and one raised by `run` to all of them.
     `most`: how much a batch holds, by the items' `weight`; one item always fits. `lanes`: how many batches run at a time.
+    `for_callers`: an item is dropped if its submitter has gone before its batch starts; without it the item is worked on all the same. `max_waiting`:
+    more waiting items are refused with OVERLOADED; None where the submitters are bounded.
     """
 
     def __init__(
@@ -32,6 +42,8 @@ class Stage(Generic[T, R]):
         weight: Callable[[T], int] = lambda _: 1,
         lanes: int = 1,
         longest_rest: float = 0.2,
+        for_callers: bool = False,
+        max_waiting: int | None = None,
     ) -> None:
         self._name = name
         self._run = run
@@ -39,19 +51,28 @@ class Stage(Generic[T, R]):
         self._weight = weight
         self._lanes = lanes
         self._longest_rest = longest_rest
-        self._waiting: deque[tuple[T, asyncio.Future[R], SpanContext]] = deque()
+        self._for_callers = for_callers
+        self._max_waiting = max_waiting
+        self._waiting: OrderedDict[asyncio.Future[R], tuple[T, SpanContext]] = OrderedDict()
         self._work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._busy = 0
+        self._stopped = False
 
     def start(self) -> None:
         """Starts the lanes, in the running loop."""
-        self._tasks = [asyncio.create_task(self._lane(), name=f"{self._name}-{n}") for n in range(self._lanes)]
+        self._tasks = [self._start_lane(number) for number in range(self._lanes)]
 
     def submit(self, item: T, context: SpanContext | None = None) -> asyncio.Future[R]:
-        """Puts an item into the next batch. A submitter that goes away takes nothing with it: the item is worked on all the same."""
+        """Puts an item into the next batch. Raises OVERLOADED, or SHUTTING_DOWN once the stage was stopped; the item is then not worked on."""
+        if self._stopped:
+            raise _stopped()
+        if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
+            raise Refused(Reason.OVERLOADED, f"Too many items wait in {self._name}; nothing was stored. Retry after 1 s.", retry_after=1.0)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future, context or current_context()))
+        self._waiting[future] = (item, context or current_context())
+        if self._for_callers:
+            future.add_done_callback(self._drop)
         self._work.set()
         return future
 
@@ -60,11 +81,37 @@ class Stage(Generic[T, R]):
         """Whether nothing waits and nothing runs."""
         return not self._waiting and not self._busy
 
+    @property
+    def waiting(self) -> int:
+        """How many items wait for a batch."""
+        return len(self._waiting)
+
     async def stop(self) -> None:
-        """Ends the lanes. What waits is left undone: stop what submits first, and wait until idle."""
+        """Ends the lanes. What waits is left undone, and its submitters get SHUTTING_DOWN: stop what submits first, and wait until idle."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._waiting:
+            future, _ = self._waiting.popitem(last=False)
+            _fail(future, _stopped())
+
+    def _drop(self, future: asyncio.Future[R]) -> None:
+        """Forgets an item whose submitter has gone before its batch has started."""
+        self._waiting.pop(future, None)
+
+    def _start_lane(self, number: int) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._lane(), name=f"{self._name}-{number}")
+        task.add_done_callback(lambda ended: self._lane_ended(number, ended))
+        return task
+
+    def _lane_ended(self, number: int, task: asyncio.Task[None]) -> None:
+        """Starts a lane again that ended by itself."""
+        if self._stopped:
+            return
+        error = None if task.cancelled() else task.exception()
+        log.error("Lane %d of %s ended unexpectedly and is started again.", number, self._name, exc_info=error)
+        self._tasks[number] = self._start_lane(number)
 
     async def _lane(self) -> None:
         loop = asyncio.get_running_loop()
@@ -81,30 +128,51 @@ class Stage(Generic[T, R]):
                 await self._one(batch)
             finally:
                 self._busy -= 1
+                for _, future, _ in batch:  # whatever ended the lane, nobody waits for ever
+                    _fail(future, _stopped() if self._stopped else RuntimeError(f"A lane of {self._name} ended unexpectedly."))
             await asyncio.sleep(min(loop.time() - started, self._longest_rest))
 
     def _take(self) -> list[tuple[T, asyncio.Future[R], SpanContext]]:
         """What waits, as much as a batch holds."""
         batch: list[tuple[T, asyncio.Future[R], SpanContext]] = []
         room = self._most
-        while self._waiting and ((needed := self._weight(self._waiting[0][0])) <= room or not batch):
-            batch.append(self._waiting.popleft())
-            room -= needed
+        while self._waiting:
+            future, (item, context) = next(iter(self._waiting.items()))
+            abandoned = self._for_callers and future.done()
+            needed = self._weight(item)
+            if not abandoned and needed > room and batch:
+                break
+            self._waiting.popitem(last=False)
+            if not abandoned:
+                batch.append((item, future, context))
+                room -= needed
         return batch
 
     async def _one(self, batch: list[tuple[T, asyncio.Future[R], SpanContext]]) -> None:
+        results: Sequence[R | Exception]
         try:
             with batch_span(self._name, [context for _, _, context in batch]):
                 results = await self._run([item for item, _, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{self._name} returned {len(results)} results for {len(batch)} items.")  # noqa: TRY301 - raised to all, as below
         except Exception as error:  # noqa: BLE001 - it is raised to every submitter
             results = [error] * len(batch)
         for (_, future, _), result in zip(batch, results, strict=True):
-            if future.done():  # its submitter was cancelled; the work is done all the same
+            if future.done():  # its submitter has gone; the work is done all the same
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+def _stopped() -> Refused:
+    return Refused(Reason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.5)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
 async def by_halves(run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], items: Sequence[T]) -> Sequence[R | Exception]:

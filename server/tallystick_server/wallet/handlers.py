@@ -14,7 +14,7 @@ from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.items import check_batch, each, refusal
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import BATCHES_WAITING, Stage
 from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import messages
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
@@ -50,7 +50,13 @@ class WalletHandlers:
         self._database = database
         self._policies = Policies(database, release_delay)
         self.change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
-            "wallet.change", ChangeWallets(database, release_delay).run, most=4, lanes=2, longest_rest=0
+            "wallet.change",
+            ChangeWallets(database, release_delay).run,
+            most=4,
+            lanes=2,
+            longest_rest=0,
+            for_callers=True,
+            max_waiting=BATCHES_WAITING,
         )  # what comes is batches already
 
     def start(self) -> None:
