@@ -1,0 +1,119 @@
+"""One client that floods a real process: other callers' reads and operators' calls are answered meanwhile, and its memory stays bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tallystick import new_order
+from tallystick._errors import from_rpc
+from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_server.process.databases import Databases
+
+from .conftest import free_address, unique
+from .test_serve import of, process
+
+EMPTY_ITEMS = b"\x0a\x00" * 2_000_000
+BATCHES = ("ledger.v1.LedgerService/BatchPost", "event.v1.EventService/BatchPublish", "wallet.v1.WalletService/BatchCredit")
+OWN = [("grpc.use_local_subchannel_pool", 1)]
+_MOST_MEGABYTES = 600
+
+
+def megabytes(pid: int, name: str) -> int:
+    """What a process has resident (VmRSS), or the most it had (VmHWM)."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) // 1024
+
+
+async def probe(stub: Any, checkout: str) -> dict[str, float]:
+    """How long each call of others takes now, in seconds."""
+    calls = {
+        "GetPayment": (stub.GetPayment, payment_service_pb2.GetPaymentRequest(checkout_id=checkout)),
+        "CancelPayment": (stub.CancelPayment, payment_service_pb2.CancelPaymentRequest(checkout_id=checkout, reason="changed mind")),
+        "ListAlerts": (stub.ListAlerts, payment_service_pb2.ListAlertsRequest()),
+        "ListDeadLetters": (stub.ListDeadLetters, payment_service_pb2.ListDeadLettersRequest()),
+    }
+    took = {}
+    for name, (call, request) in calls.items():
+        started = time.monotonic()
+        await call(request, timeout=60)
+        took[name] = time.monotonic() - started
+    return took
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's memory is read from /proc")
+def test_a_flood_leaves_others_their_calls(own_database: Databases, thorough: bool) -> None:
+    """28 messages of two million empty items each, idle followers, and waiting payments on a slow provider: others are answered, memory is bounded."""
+    followers, waiting, limit = (1000, 4000, 1.0) if thorough else (100, 200, 5.0)
+    address = free_address()
+    environment = {
+        **of(own_database),
+        "TALLYSTICK_LISTEN": address,
+        "TALLYSTICK_SANDBOX_LATENCY": "20",
+        "TALLYSTICK_MOST_WAITING": str(waiting),
+        "TALLYSTICK_CALLER_SHARE": "0.5",
+        "TALLYSTICK_DRAIN": "0",
+    }
+    answers: Counter[str] = Counter()
+    slowest: dict[str, float] = {}
+
+    async def pay(stub: Any, number: int, prefix: str) -> None:
+        order = new_order(f"{prefix}-{number}-o", f"b-{number}", "s", "1.00", "EUR")
+        request = payment_service_pb2.CreatePaymentRequest(checkout_id=f"{prefix}-{number}", payment_orders=[order], credit_card_info="tok_visa")
+        try:
+            answer = await stub.CreatePayment(request, timeout=60)
+            answers[payment_pb2.PaymentState.Name(answer.payment.payment_state)] += 1
+        except grpc.aio.AioRpcError as error:
+            answers[from_rpc(error).reason] += 1
+
+    async def send(channel: grpc.aio.Channel, method: str) -> None:
+        try:
+            call: Any = channel.unary_unary(f"/tallystick.{method}")
+            await call(EMPTY_ITEMS, timeout=60)
+        except grpc.aio.AioRpcError as error:
+            answers[from_rpc(error).reason] += 1
+
+    async def flood() -> None:
+        options = [*OWN, ("grpc.max_send_message_length", 8 * 1024 * 1024)]
+        channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(8)]
+        other = grpc.aio.insecure_channel(address, options=OWN)
+        events: Any = [event_service_pb2_grpc.EventServiceStub(channel) for channel in channels]
+        payments: Any = [payment_service_pb2_grpc.PaymentServiceStub(channel) for channel in channels]
+        stub: Any = payment_service_pb2_grpc.PaymentServiceStub(other)
+        prefix = unique("c")
+        streams = [events[n % 8].StreamEvents(event_service_pb2.StreamEventsRequest(follow=True), timeout=120) for n in range(followers)]
+        paying = [asyncio.ensure_future(pay(payments[n % 8], n, prefix)) for n in range(waiting)]
+        while answers["PAYMENT_STATE_OPEN"] < waiting // 4:  # above its caller's share a payment is accepted, and answered at once
+            await asyncio.wait([task for task in paying if not task.done()], timeout=1, return_when=asyncio.FIRST_COMPLETED)
+        sending = [asyncio.ensure_future(send(channels[n % 8], BATCHES[n % 3])) for n in range(28)]
+        while True:
+            for name, took in (await probe(stub, f"{prefix}-0")).items():
+                slowest[name] = max(slowest.get(name, 0.0), took)
+            if all(task.done() for task in sending):
+                break
+        for task in paying:
+            task.cancel()
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*paying, *sending, return_exceptions=True)
+        for channel in (*channels, other):
+            await channel.close()
+
+    with process(["serve", "all"], environment, address) as server:
+        before = megabytes(server.pid, "VmRSS")
+        asyncio.run(flood())
+        most = megabytes(server.pid, "VmHWM")
+    print(f"{followers} followers, {waiting} payments: {before} MB before, at most {most} MB; slowest {slowest}; answers {dict(answers)}")
+    assert answers["TOO_MANY_ITEMS"] + answers["OVERLOADED"] == 28, answers
+    assert answers["TOO_MANY_ITEMS"] >= 3
+    assert most < _MOST_MEGABYTES
+    assert max(slowest.values()) < limit, slowest
