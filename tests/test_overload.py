@@ -6,25 +6,61 @@ import asyncio
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import UUID
 
 import grpc
 import pytest
+from sqlalchemy import Connection
 
 from tallystick import new_order
 from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
+from tallystick_server.process.wiring import Ports
+from tallystick_storage.database import Database
 
-from .conftest import free_address, unique
+from .conftest import free_address, serving, unique
 from .test_serve import of, process
+
+T = TypeVar("T")
 
 EMPTY_ITEMS = b"\x0a\x00" * 2_000_000
 BATCHES = ("ledger.v1.LedgerService/BatchPost", "event.v1.EventService/BatchPublish", "wallet.v1.WalletService/BatchCredit")
 OWN = [("grpc.use_local_subchannel_pool", 1)]
 _MOST_MEGABYTES = 600
+
+
+class Counted(Database):
+    """A database that counts its reads."""
+
+    reads = 0
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        self.reads += 1
+        return await super().read(work)
+
+
+def test_watchers_of_payouts_share_their_reads(own_database: Databases) -> None:
+    """What a hundred watchers of payouts look at together is read by a few statements, not by one for each."""
+
+    def counted(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
+        return Counted(url, connections=connections, new_id=new_id)
+
+    with serving(own_database, Settings(relay_interval=60, sweep_interval=60, monitor_interval=60), ports=Ports(database=counted)) as platform:
+        (handlers,) = (service.servicer for service in platform.running._services if service.name == "payout")
+        (database,) = (service.databases[0] for service in platform.running._services if service.name == "payout")
+
+        async def watch() -> int:
+            before = database.reads  # type: ignore[attr-defined]
+            await asyncio.gather(*(handlers._payout(unique("p")) for _ in range(100)))  # type: ignore[attr-defined]
+            return int(database.reads - before)  # type: ignore[attr-defined]
+
+        assert platform.run(watch) <= 10  # type: ignore[operator]
 
 
 def megabytes(pid: int, name: str) -> int:
@@ -58,7 +94,7 @@ def test_a_flood_leaves_others_their_calls(own_database: Databases, thorough: bo
     environment = {
         **of(own_database),
         "TALLYSTICK_LISTEN": address,
-        "TALLYSTICK_SANDBOX_LATENCY": "20",
+        "TALLYSTICK_SANDBOX_LATENCY": "30",
         "TALLYSTICK_MOST_WAITING": str(waiting),
         "TALLYSTICK_CALLER_SHARE": "0.5",
         "TALLYSTICK_DRAIN": "0",
@@ -92,7 +128,7 @@ def test_a_flood_leaves_others_their_calls(own_database: Databases, thorough: bo
         prefix = unique("c")
         streams = [events[n % 8].StreamEvents(event_service_pb2.StreamEventsRequest(follow=True), timeout=120) for n in range(followers)]
         paying = [asyncio.ensure_future(pay(payments[n % 8], n, prefix)) for n in range(waiting)]
-        while answers["PAYMENT_STATE_OPEN"] < waiting // 4:  # above its caller's share a payment is accepted, and answered at once
+        while sum(answers.values()) < waiting // 2 - 10:  # above its caller's share a payment is accepted, and answered at once
             await asyncio.wait([task for task in paying if not task.done()], timeout=1, return_when=asyncio.FIRST_COMPLETED)
         sending = [asyncio.ensure_future(send(channels[n % 8], BATCHES[n % 3])) for n in range(28)]
         while True:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,21 @@ def test_reflection_lists_every_service(platform_address: str) -> None:
     assert names >= {f"tallystick.{name.lower()}.v1.{name}Service" for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")}
     for name in names:
         assert serving(platform_address, name) or not name.startswith("tallystick.")
+
+
+def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> None:
+    """A client that sends pings without end is told so, by too_many_pings, and loses its connection; the SDK's own, each 10 s, are taken."""
+    host, _, port = platform_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        said = b""
+        with suppress(OSError):  # it is closed while we send
+            for _ in range(1000):
+                connection.sendall(b"\0\0\x08\6\0\0\0\0\0" + bytes(8))
+        with suppress(ConnectionError):
+            while received := connection.recv(65536):
+                said += received
+    assert b"too_many_pings" in said
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _LOOK_AT_DATABASE = 1.0  # seconds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_MOST_UNREAD = 100_000
+_MOST_UNREAD = 10_000
 UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
 """Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
 _AGE = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
@@ -50,6 +50,7 @@ CONNECTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping each 10 s
     ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_concurrent_streams", 10_000),
 ]
 """Options of a server: how long a connection lives, and how often its caller may ping."""
 _FAREWELL = 0.05  # seconds in which the last answers are written
