@@ -467,6 +467,21 @@ BUGS = (
         "same.append((index, leader))",
         "tests/test_stage.py",
     ),
+    # what floods a process
+    Bug(
+        "a flood of items is built before it is counted",
+        f"{_SERVER}/runtime/door.py",
+        "    check_items(raw, method.shape)\n",
+        "",
+        "tests/test_bad_input.py -k counted",
+    ),
+    Bug(
+        "a flood of waiting calls takes the slots of others",
+        f"{_SERVER}/runtime/door.py",
+        "            own.release(self.caller.name)\n",
+        "            own.release(self.caller.name)\n            own.take(self.caller.name)\n",
+        "tests/test_door.py -k take_no_slots",
+    ),
 )
 
 
