@@ -78,7 +78,8 @@ def told(aggregate: str, version: int, request: str = "'x'") -> str:
 
 
 def entry(sequence: int, place: int, account: int, amount: int, currency: str = "EUR") -> str:
-    return f"('main', {sequence}, {place}, {account}, '{currency}', {amount}, 0)"
+    number = f"(select entry_count + 1 from account where account_id = {account})"
+    return f"('main', {sequence}, {place}, {account}, '{currency}', {amount}, 0, {number})"
 
 
 def tx(sequence: int, cause: str, n: int = 2, previous: str = "(select hash from head)", kind: str = "ADJUSTMENT") -> str:
@@ -113,6 +114,7 @@ CASES = [
     ("L6 a gap", "ledger", posted("4", [entry(4, 1, 1, -5), entry(4, 2, 2, 5)]), "P0001"),
     ("L6 a wrong previous hash", "ledger", posted("3", BALANCED, previous=ZEROS), "P0001"),
     ("L7 an account opened with a balance", "ledger", "insert into account (account, currency, balance, entry_count, create_time) values ('x/1', 'EUR', 5, 1, clock())", "P0001"),
+    ("L7 an entry that is not numbered as its account counts", "ledger", posted("3", BALANCED).replace("entry_count + 1", "entry_count + 2"), "P0001"),
     ("L8 the same fact twice", "ledger", posted("3", BALANCED).replace("'ADJUSTMENT', 'x'", "'PAY_IN', 'o-paid'"), "23505"),
     # wallet
     ("W2 more available than the entries say", "wallet", "update wallet set available = available + 5, balance = balance + 5", "P0001"),

@@ -116,7 +116,7 @@ def test_a_sound_database_passes(filled: Databases) -> None:
 PLANTS = [
     ("L1", "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1", "ledger.tx main-2: its entries do not sum to zero"),
     ("L1", "update ledger.tx set n = 7 where sequence = 3", "ledger.tx main-3: has 5 entries, and says 7"),
-    ("L1", "insert into ledger.entry values ('main', 99, 1, 1, 'EUR', 5, 5)", "ledger.entry 99/1: has no transaction"),
+    ("L1", "insert into ledger.entry values ('main', 99, 1, 1, 'EUR', 5, 5, 9)", "ledger.entry 99/1: has no transaction"),
     ("L2", "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1", "ledger.entry in EUR: all entries sum to 1, not to zero"),
     ("L3", "update ledger.entry set currency = 'USD' where sequence = 2 and place = 1", "ledger.entry 2/1: is in another currency"),
     ("L5", "update ledger.tx set reverses = 1 where sequence = 2", "ledger.tx main-2: is a reversal of nothing"),

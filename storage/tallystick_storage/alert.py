@@ -9,28 +9,59 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
-    """What a person should know of now: a query for rows of kind, subject and detail, and its parameters."""
+class Finding:
+    """One kind of what a person should know of now: a query for rows of subject and detail about a collection, and its parameters."""
 
+    kind: str
+    collection: str
     query: str
     parameters: Mapping[str, str]
 
 
-_OF_DEMANDS = """
-    union all
-    select 'DEAD_LETTER', 'deadLetters/' || dead_letter_id, cause || ': ' || detail from dead_letter where state = 'OPEN'
-    union all
-    select case trouble when 'FORBIDDEN' then 'PROVIDER_FORBIDS' else 'PROVIDER_FAILS' end, 'providers/' || provider, count(*) || ' {waiting} wait'
-    from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null group by trouble, provider
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is to be an open alert."""
+
+    kind: str
+    subject: str
+    detail: str
+
+
+MOST_OF_KIND = 1000
+"""Alerts of a kind and collection at a time; more are one, about the whole collection."""
+_MOST_LOOKED_AT = 5000
+_MOST_COUNTED = 10_000
+
+# The few providers that have such demands, found by steps in the index, since one may have a million.
+_FAILING = f"""
+    with recursive failing as (
+        (select trouble, provider from due where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null
+         order by trouble, provider limit 1)
+        union all
+        select n.trouble, n.provider from failing f cross join lateral (
+            select d.trouble, d.provider from due d
+            where d.trouble in ('FORBIDDEN', 'HELD_BACK') and d.next_attempt_time is not null and (d.trouble, d.provider) > (f.trouble, f.provider)
+            order by d.trouble, d.provider limit 1) n)
+    select 'providers/' || f.provider as subject, (
+        select case when count(*) > {_MOST_COUNTED} then 'more than {_MOST_COUNTED}' else cast(count(*) as text) end from (
+            select from due d where d.trouble = f.trouble and d.trouble in ('FORBIDDEN', 'HELD_BACK') and d.provider = f.provider
+                and d.next_attempt_time is not null limit {_MOST_COUNTED + 1}) d) || ' {{waiting}} wait' as detail
+    from failing f where f.trouble = '{{trouble}}'
+"""
+_DEAD_LETTERS = """
+    select 'deadLetters/' || dead_letter_id as subject, cause || ': ' || detail as detail from dead_letter where state = 'OPEN'
+    order by create_time desc, dead_letter_id desc
 """
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
-_RAISE = f"""
+_FOUND = "select * from json_to_recordset(cast(:found as json)) as r (kind text, subject text, detail text)"
+_RAISE = text(f"""
     with found as materialized (
-        select f.* from ({{findings}}) f
+        select f.* from ({_FOUND}) f
         where not exists (select from alert a where a.kind = f.kind and a.subject = f.subject and a.end_time is null)
         order by f.kind, f.subject limit :most),
     new as (
@@ -41,43 +72,67 @@ _RAISE = f"""
         order by f.kind, f.subject returning *),
     {told("new", "'alerts/' || alert_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
-"""
-_END = f"""
-    with found as materialized ({{findings}}),
+""")
+_END = text(f"""
+    with found as materialized ({_FOUND}),
     over as materialized (
         select a.alert_id from alert a where a.end_time is null and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
+            and a.kind || ' ' || split_part(a.subject, '/', 1) <> all (cast(:too_many as text[]))
         order by a.alert_id limit :most for update),
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o where a.alert_id = o.alert_id returning a.*),
     {told("ended", "'alerts/' || alert_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
-"""
-_LIST = text(f"""
-    select {_COLUMNS} from alert where (:ended or end_time is null)
-        and (create_time, alert_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
-    order by create_time desc, alert_id desc limit :most
 """)
+_LIST = f"""
+    select {_COLUMNS} from alert where {{which}} and (create_time, alert_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+    order by create_time desc, alert_id desc limit :most
+"""
+_LIST_OPEN, _LIST_ALL = text(_LIST.format(which="end_time is null")), text(_LIST.format(which="true"))
 
 
-def of_demands(own: str, waiting: str, limits: Mapping[str, float]) -> Findings:
-    """What a service finds that makes demands on providers: its own query, and what all such have. `waiting`: what it calls its demands.
+def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mapping[str, float]) -> Sequence[Finding]:
+    """What a service finds that makes demands on providers: its own (kind, collection, query), and what all such have. `waiting`: what it calls its demands.
 
-    `limits`: seconds that something may rest in a state, for the query's parameter of that name.
+    `limits`: seconds that something may rest in a state, for the queries' parameters of that name.
     """
-    query = own + _OF_DEMANDS.replace("{waiting}", waiting)
-    return Findings(query, {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()})
+    parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()}
+    shared = (
+        ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
+        ("PROVIDER_FORBIDS", "providers", _FAILING.format(waiting=waiting, trouble="FORBIDDEN")),
+        ("PROVIDER_FAILS", "providers", _FAILING.format(waiting=waiting, trouble="HELD_BACK")),
+    )
+    return [Finding(kind, collection, query, parameters) for kind, collection, query in (*own, *shared)]
 
 
-def raise_(connection: Connection, findings: Findings, most: int) -> Sequence[Row[Any]]:
-    """New alerts for up to so many findings that have no open one, each with the outbox row in which all are to be told."""
-    return connection.execute(text(_RAISE.format(findings=findings.query)), {**findings.parameters, "most": most}).all()
+def find(connection: Connection, findings: Sequence[Finding]) -> tuple[list[Found], list[tuple[str, str]]]:
+    """What is to be an open alert now, and the (kind, collection) of which there are too many: those are one about "{collection}/-"."""
+    found, too_many = [], []
+    for finding in findings:
+        values = {**finding.parameters, "most_looked_at": _MOST_LOOKED_AT, "most": MOST_OF_KIND + 1}
+        rows_ = connection.execute(text(f"select subject, detail from ({finding.query}) f limit :most"), values).all()
+        if len(rows_) > MOST_OF_KIND:
+            too_many.append((finding.kind, finding.collection))
+            found.append(Found(finding.kind, f"{finding.collection}/-", f"more than {MOST_OF_KIND}; those that are new have no alerts of their own"))
+        else:
+            found += [Found(finding.kind, subject, detail) for subject, detail in rows_]
+    return found, too_many
 
 
-def end(connection: Connection, findings: Findings, most: int) -> Sequence[Row[Any]]:
-    """Ends up to so many open alerts that are not found any more; those, each with the outbox row in which all are to be told."""
-    return connection.execute(text(_END.format(findings=findings.query)), {**findings.parameters, "most": most}).all()
+def raise_(connection: Connection, found: Sequence[Found], most: int) -> Sequence[Row[Any]]:
+    """New alerts for up to so many that are found and have no open one, each with the outbox row in which all are to be told."""
+    return connection.execute(_RAISE, {"found": rows(found), "most": most}).all()
+
+
+def end(connection: Connection, found: Sequence[Found], too_many: Sequence[tuple[str, str]], most: int) -> Sequence[Row[Any]]:
+    """Ends up to so many open alerts that are not found any more; those, each with the outbox row in which all are to be told.
+
+    Where there are `too_many`, nobody knows which are still found, and none ends.
+    """
+    kinds = [f"{kind} {collection}" for kind, collection in too_many]
+    return connection.execute(_END, {"found": rows(found), "too_many": kinds, "most": most}).all()
 
 
 def list_(connection: Connection, before: tuple[datetime, str] | None, most: int, *, ended: bool) -> Sequence[Row[Any]]:
     """Open alerts, or all, newest first, before a given (create_time, id)."""
     time, alert_id = before or (None, "")
-    return connection.execute(_LIST, {"ended": ended, "before_time": time, "before_id": alert_id, "most": most}).all()
+    return connection.execute(_LIST_ALL if ended else _LIST_OPEN, {"before_time": time, "before_id": alert_id, "most": most}).all()

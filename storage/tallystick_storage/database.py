@@ -203,12 +203,16 @@ def _insert_mark(connection: Connection, mark: uuid.UUID) -> None:
 
 
 _MARK = text("insert into mark (id, create_time) values (:id, clock())")
-_FORGET = text("delete from mark where create_time < (select clock()) - cast(:age as interval)")
+_FORGET = text("""
+    delete from mark where id = any (array(
+        select id from mark where create_time < (select clock()) - cast(:age as interval) order by create_time limit :most for update skip locked))
+""")
+_MOST_FORGOTTEN = 10_000
 
 
-def forget_marks(connection: Connection) -> None:
-    """Deletes marks that no lost COMMIT can ask for any more."""
-    connection.execute(_FORGET, {"age": "1 hour"})
+def forget_marks(connection: Connection) -> bool:
+    """Deletes marks that no lost COMMIT can ask for any more, up to so many; whether there may be more."""
+    return connection.execute(_FORGET, {"age": "1 hour", "most": _MOST_FORGOTTEN}).rowcount == _MOST_FORGOTTEN
 
 
 def _commit(connection: Connection) -> None:

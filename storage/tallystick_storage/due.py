@@ -44,6 +44,8 @@ class Again:
     tries: Mapping[str, int]
     trouble: str
     detail: str
+    phase: str
+    """What it waits for, as its service names it."""
 
 
 _FINAL = ("SUCCEEDED", "DECLINED", "RETURNED")
@@ -71,13 +73,14 @@ _OPEN_ATTEMPTS = text("""
 _AGAIN = text("""
     with r as materialized (
         select r.* from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, sent boolean, not_found int, looking boolean,
-            tries jsonb, trouble text, detail text)
+            tries jsonb, trouble text, detail text, phase text)
         join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)
     update due d set lease_until = clock(), held = false,
         next_attempt_time = case when d.recheck and r.delay is not null then clock() else clock() + cast(r.delay || ' seconds' as interval) end,
         lease_token = d.lease_token + (r.delay is null)::int,  -- what is set aside is nobody's: who held it is fenced
         maybe_sent = d.maybe_sent or r.sent, sent_time = case when r.sent then clock() else d.sent_time end,
-        not_found = r.not_found, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail
+        not_found = r.not_found, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail,
+        phase = r.phase, since = case when d.phase = r.phase then d.since else clock() end
     from r where d.demand_id = r.demand_id
     returning d.demand_id
 """)
@@ -94,7 +97,8 @@ _CLAIM_ASIDE = text("""
 
 _TAKE_OVER = text("""
     with c as materialized (select demand_id from due where demand_id = any (cast(:demands as text[])) order by demand_id for update)
-    update due d set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}'
+    update due d set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}',
+        phase = '', since = clock()
     from c where d.demand_id = c.demand_id returning d.demand_id, d.lease_token
 """)
 
@@ -146,8 +150,8 @@ def claim_aside(connection: Connection, demand_id: str, lease: float) -> int | N
 
 _CLAIM = text("""
     with c as materialized (
-        select demand_id from due where provider = :provider and next_attempt_time <= (select clock()) and lease_until <= (select clock())
-        order by next_attempt_time, demand_id limit :most for update skip locked),
+        select demand_id from due where provider = :provider and ready_time <= (select clock())
+        order by ready_time, demand_id limit :most for update skip locked),
     d as (
         update due d set lease_until = clock() + cast(:lease as interval), lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true,
             sent_time = case when d.held then greatest(d.sent_time, d.lease_until) else d.sent_time end,  -- a dead holder may have sent it until then
@@ -167,7 +171,9 @@ def held(connection: Connection, demand_ids: Sequence[str]) -> dict[str, int]:
     return {row.demand_id: row.lease_token for row in connection.execute(_HELD, {"demands": list(demand_ids)})}
 
 
-_BACKLOG = text("select count(*) from (select from due where provider = :provider limit :most) d")
+_BACKLOG = text("""
+    select count(*) from (select from due where phase = :phase and provider = :provider and next_attempt_time is not null limit :most) d
+""")
 
 
 def claim(connection: Connection, provider: str, most: int, lease: float) -> dict[str, int]:
@@ -176,9 +182,9 @@ def claim(connection: Connection, provider: str, most: int, lease: float) -> dic
     return {row.demand_id: row.lease_token for row in connection.execute(_CLAIM, parameters)}
 
 
-def backlog(connection: Connection, provider: str, most: int) -> int:
-    """How many demands on a provider are open, counted up to `most`."""
-    return int(connection.execute(_BACKLOG, {"provider": provider, "most": most}).scalar_one())
+def backlog(connection: Connection, provider: str, phase: str, most: int) -> int:
+    """How many demands on a provider are in a phase, dead letters apart, counted up to `most`."""
+    return int(connection.execute(_BACKLOG, {"provider": provider, "phase": phase, "most": most}).scalar_one())
 
 
 _ATTEMPTS = text("""

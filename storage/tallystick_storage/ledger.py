@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ from tallystick_core.ledger import BOOK, Chained, Head
 from tallystick_storage.database import rows
 
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
-_LOCK_ACCOUNTS = text("select account_id, balance from lock_accounts(cast(:ids as bigint[]))")
+_LOCK_ACCOUNTS = text("select account_id, balance, entry_count from lock_accounts(cast(:ids as bigint[]))")
 
 
 def lock_head(connection: Connection) -> tuple[Head, datetime]:
@@ -22,9 +22,10 @@ def lock_head(connection: Connection) -> tuple[Head, datetime]:
     return Head(row.sequence, bytes(row.hash), row.post_time), row.now
 
 
-def lock_accounts(connection: Connection, account_ids: Sequence[int]) -> dict[int, int]:
-    """Locks accounts by id, and returns their balances in minor units."""
-    return {account_id: int(balance) for account_id, balance in connection.execute(_LOCK_ACCOUNTS, {"ids": list(account_ids)})}
+def lock_accounts(connection: Connection, account_ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
+    """Locks accounts by id, and returns their balances in minor units, and their numbers of entries."""
+    found = connection.execute(_LOCK_ACCOUNTS, {"ids": list(account_ids)}).all()
+    return {row.account_id: int(row.balance) for row in found}, {row.account_id: row.entry_count for row in found}
 
 
 _OPEN_ACCOUNTS = text("""
@@ -75,15 +76,15 @@ _APPEND = text("""
             decode(previous_hash, 'hex'), decode(hash, 'hex')
         from json_to_recordset(cast(:transactions as json)) as r (sequence bigint, kind text, cause_id text, caller text, fingerprint text, n int,
             description text, reverses bigint, effective_time timestamptz, post_time timestamptz, previous_hash text, hash text))
-    insert into entry (book, sequence, place, account_id, currency, amount, balance_after)
-    select :book, sequence, place, account_id, currency, amount, balance_after
+    insert into entry (book, sequence, place, account_id, currency, amount, balance_after, number)
+    select :book, sequence, place, account_id, currency, amount, balance_after, number
     from json_to_recordset(cast(:entries as json)) as r (sequence bigint, place smallint, account_id bigint, currency text, amount bigint,
-        balance_after numeric)
+        balance_after numeric, number bigint)
 """)
 
 
-def append(connection: Connection, chained: Sequence[Chained], ids: dict[tuple[str, str], int]) -> None:
-    """Appends transactions that follow the locked head; `ids` are their accounts'."""
+def append(connection: Connection, chained: Sequence[Chained], ids: Mapping[tuple[str, str], int], counts: Mapping[int, int]) -> None:
+    """Appends transactions that follow the locked head; `ids` are their accounts', `counts` how many entries each of these has."""
     transactions = [
         {
             "sequence": item.sequence,
@@ -101,19 +102,19 @@ def append(connection: Connection, chained: Sequence[Chained], ids: dict[tuple[s
         }
         for item in chained
     ]
-    entries = [
-        {
-            "sequence": item.sequence,
-            "place": place,
-            "account_id": ids[line.account, line.currency],
-            "currency": line.currency,
-            "amount": line.amount,
-            "balance_after": str(balance),
-        }
-        for item in chained
-        for place, (line, balance) in enumerate(zip(item.posting.lines, item.balances_after, strict=True), 1)
-    ]
-    connection.execute(_APPEND, {"book": BOOK, "transactions": rows(transactions), "entries": rows(entries)})
+    connection.execute(_APPEND, {"book": BOOK, "transactions": rows(transactions), "entries": rows(_entries(chained, ids, counts))})
+
+
+def _entries(chained: Sequence[Chained], ids: Mapping[tuple[str, str], int], counts: Mapping[int, int]) -> list[dict[str, Any]]:
+    last = dict(counts)
+    entries = []
+    for item in chained:
+        for place, (line, balance) in enumerate(zip(item.posting.lines, item.balances_after, strict=True), 1):
+            account_id = ids[line.account, line.currency]
+            last[account_id] += 1
+            entry = {"sequence": item.sequence, "place": place, "account_id": account_id, "currency": line.currency, "amount": line.amount}
+            entries.append({**entry, "balance_after": str(balance), "number": last[account_id]})
+    return entries
 
 
 _TRANSACTION_COLUMNS = """t.sequence, t.kind, t.cause_id, t.caller, t.description, t.reverses, b.sequence as reversed_by, t.effective_time, t.post_time,
@@ -153,31 +154,55 @@ class TransactionFilter:
     before: int | None = None
 
 
-def list_sequences(connection: Connection, wanted: TransactionFilter, most: int) -> list[int]:
-    """The sequences of transactions, newest first."""
-    conditions, values = ["t.book = :book"], {"book": BOOK, "most": most}
-    if wanted.account is not None or wanted.currency is not None:
-        entry = ["e.book = t.book", "e.sequence = t.sequence"]
-        if wanted.account is not None:
-            entry.append("e.account_id in (select account_id from account where account = :account)")
-        if wanted.currency is not None:
-            entry.append("e.currency = :currency")
-        conditions.append(f"exists (select from entry e where {' and '.join(entry)})")
-    plain = {
-        "kind": "t.kind = :kind",
-        "cause_id": "t.cause_id = :cause_id",
-        "post_time_from": "t.post_time >= :post_time_from",
-        "post_time_until": "t.post_time < :post_time_until",
-        "before": "t.sequence < :before",
-    }
-    for name, condition in plain.items():
-        if getattr(wanted, name) is not None:
-            conditions.append(condition)
-    for name in ("account", "currency", *plain):
-        if getattr(wanted, name) is not None:
-            values[name] = getattr(wanted, name)
-    statement = text(f"select t.sequence from tx t where {' and '.join(conditions)} order by t.sequence desc limit :most")
-    return list(connection.execute(statement, values).scalars())
+_FIRST_SINCE = text("select sequence from tx where post_time >= :time and book = :book order by post_time, sequence limit 1")
+_LAST_BEFORE = text("select sequence from tx where post_time < :time and book = :book order by post_time desc, sequence desc limit 1")
+_MOST_LOOKED_AT = 10_000
+
+
+def list_sequences(connection: Connection, wanted: TransactionFilter, most: int) -> tuple[list[int], int | None]:
+    """The sequences of transactions, newest first, and down to which all have been looked at if there may be more below it, None: there are none.
+
+    The book's times rise with its sequences, so a time is a sequence. What is rare is not searched for in the whole book at once.
+    """
+    low, high = 1, wanted.before
+    if wanted.post_time_from is not None:
+        low = connection.execute(_FIRST_SINCE, {"book": BOOK, "time": wanted.post_time_from}).scalar_one_or_none() or 0
+        if not low:
+            return [], None
+    if wanted.post_time_until is not None:
+        last = connection.execute(_LAST_BEFORE, {"book": BOOK, "time": wanted.post_time_until}).scalar_one_or_none()
+        if last is None:
+            return [], None
+        high = last + 1 if high is None else min(high, last + 1)
+    range_ = "sequence >= :low" if high is None else "sequence >= :low and sequence < :high"
+    conditions = []
+    if wanted.currency is not None:
+        conditions.append("exists (select from entry e where e.book = t.book and e.sequence = t.sequence and e.currency = :currency offset 0)")
+    if wanted.kind is not None and (wanted.account is not None or wanted.cause_id is not None):
+        conditions.append("t.kind = :kind")
+    statement = text(f"""
+        with looked_at as materialized ({_candidates(wanted, range_)} order by sequence desc limit :most_looked_at)
+        (select distinct l.sequence, false as last from looked_at l
+         cross join lateral (select * from tx t where t.book = :book and t.sequence = l.sequence offset 0) t
+         where {" and ".join(conditions) or "true"} order by l.sequence desc limit :most)
+        union all
+        (select min(sequence), true from looked_at having count(*) = :most_looked_at)
+    """)
+    values = {name: value for name in ("account", "currency", "kind", "cause_id") if (value := getattr(wanted, name)) is not None}
+    bounds = {"low": low, "high": high, "most": most, "most_looked_at": _MOST_LOOKED_AT if conditions else 4 * most}
+    found = connection.execute(statement, {**values, **bounds, "book": BOOK}).all()
+    return [row.sequence for row in found if not row.last], next((row.sequence for row in found if row.last), None)
+
+
+def _candidates(wanted: TransactionFilter, range_: str) -> str:
+    """Sequences in a range, by the filter that leaves the fewest."""
+    if wanted.cause_id is not None:
+        return f"select sequence from tx where book = :book and cause_id = :cause_id and {range_}"
+    if wanted.account is not None:
+        return f"""
+            select e.sequence from (select account_id from account where account = :account{" and currency = :currency" if wanted.currency else ""}) a
+            cross join lateral (select sequence from entry where account_id = a.account_id and {range_} order by sequence desc limit :most_looked_at) e"""
+    return f"select sequence from tx where book = :book and {'kind = :kind and ' if wanted.kind else ''}{range_}"
 
 
 _HEAD = text("select sequence, hash, post_time from head where book = :book")
@@ -200,61 +225,49 @@ def point_of(connection: Connection, sequence: int) -> Head:
     return Head(found.sequence, bytes(found.hash), found.post_time) if found else point(connection)
 
 
-_ACCOUNT_AT = text("""
-    select a.account, a.currency, coalesce(e.balance_after, 0) as balance, a.create_time,
-        (select count(*) from entry c where c.account_id = a.account_id and c.sequence <= :sequence) as entry_count
-    from account a left join lateral (
-        select balance_after from entry e where e.account_id = a.account_id and e.sequence <= :sequence
-        order by e.sequence desc, e.place desc limit 1) e on true
-    where a.account = :account and a.currency = :currency and a.entry_count > 0
+# The entry that an account stood at; the last one if that is not asked for by an earlier transaction.
+_STOOD_AT = """
+    select e.balance_after as balance, e.number as entry_count from entry e where e.account_id = a.account_id and e.sequence <= :sequence
+    order by e.sequence desc, e.place desc limit 1
+"""
+_ACCOUNT_AT = text(f"""
+    select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross join lateral ({_STOOD_AT}) e
+    where a.account = :account and a.currency = :currency
 """)
 
 
 def account_at(connection: Connection, account: str, currency: str, sequence: int) -> Row[Any] | None:
-    """An account as it stood after a transaction of the book."""
+    """An account as it stood after a transaction of the book; None before its first."""
     return connection.execute(_ACCOUNT_AT, {"account": account, "currency": currency, "sequence": sequence}).one_or_none()
 
 
-_ACCOUNTS = text("""
+_ACCOUNTS = """
     select account, currency, balance, entry_count, create_time from account
-    where starts_with(account, :prefix) and (:currency = '' or currency = :currency) and entry_count > 0
-        and (account, currency) > (:after_account, :after_currency)
-    order by account, currency limit :most
-""")
+    where starts_with(account, :prefix) and entry_count > 0 and {after} order by account, currency limit :most
+"""
+_ALL_ACCOUNTS = text(_ACCOUNTS.format(after="(account, currency) > (:after_account, :after_currency)"))
+_ACCOUNTS_IN_CURRENCY = text(_ACCOUNTS.format(after="currency = :currency and account > :after_account"))
 
 
 def list_accounts(connection: Connection, prefix: str, currency: str, after: tuple[str, str], most: int) -> Sequence[Row[Any]]:
     """Accounts with their balances now, by name and currency, after a given one."""
-    parameters = {"prefix": prefix, "currency": currency, "after_account": after[0], "after_currency": after[1], "most": most}
-    return connection.execute(_ACCOUNTS, parameters).all()
+    values = {"prefix": prefix, "after_account": after[0], "most": most}
+    if currency:
+        return connection.execute(_ACCOUNTS_IN_CURRENCY, {**values, "currency": currency}).all()
+    return connection.execute(_ALL_ACCOUNTS, {**values, "after_currency": after[1]}).all()
 
 
-_TRIAL_LINES = text("""
-    select a.account, a.currency, e.balance_after as balance, a.create_time,
-        (select count(*) from entry c where c.account_id = a.account_id and c.sequence <= :sequence) as entry_count
-    from account a join lateral (
-        select balance_after from entry e where e.account_id = a.account_id and e.sequence <= :sequence
-        order by e.sequence desc, e.place desc limit 1) e on true
-    where (a.account, a.currency) > (:after_account, :after_currency)
-    order by a.account, a.currency limit :most
-""")
-_SUMS = text("""
-    select a.currency, sum(e.balance_after) as balance
-    from account a join lateral (
-        select balance_after from entry e where e.account_id = a.account_id and e.sequence <= :sequence
-        order by e.sequence desc, e.place desc limit 1) e on true
-    group by a.currency order by a.currency
+_TRIAL_LINES = text(f"""
+    select a.account, a.currency, e.balance, a.create_time, e.entry_count
+    from (select * from account where (account, currency) > (:after_account, :after_currency) order by account, currency limit :most) a
+    left join lateral ({_STOOD_AT}) e on true
+    order by a.account, a.currency
 """)
 
 
 def trial_lines(connection: Connection, sequence: int, after: tuple[str, str], most: int) -> Sequence[Row[Any]]:
-    """Accounts as they stood after a transaction, by name and currency, after a given one."""
+    """Up to so many accounts as they stood after a transaction, by name and currency, after a given one; without a balance before their first."""
     return connection.execute(_TRIAL_LINES, {"sequence": sequence, "after_account": after[0], "after_currency": after[1], "most": most}).all()
-
-
-def trial_sums(connection: Connection, sequence: int) -> dict[str, int]:
-    """The sum of all accounts' balances after a transaction, by currency."""
-    return {currency: int(balance) for currency, balance in connection.execute(_SUMS, {"sequence": sequence})}
 
 
 _AFTER = text("""

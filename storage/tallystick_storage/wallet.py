@@ -72,10 +72,14 @@ _SEAL = text("""
     on conflict do nothing
 """)
 _SEALED = text("select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'SEALED'")
+# Of each of the seller's few currencies the newest.
 _LIST_HOLDS = text(f"""
-    select {_HOLD_COLUMNS} from hold where seller_account = :seller_account and (:currency = '' or currency = :currency)
-        and (create_time, hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
-    order by create_time desc, hold_id desc limit :most
+    select h.* from wallet w cross join lateral (
+        select {_HOLD_COLUMNS} from hold h where h.seller_account = w.seller_account and h.currency = w.currency
+            and (h.create_time, h.hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+        order by h.create_time desc, h.hold_id desc limit :most) h
+    where w.seller_account = :seller_account and (:currency = '' or w.currency = :currency)
+    order by h.create_time desc, h.hold_id desc limit :most
 """)
 
 
@@ -241,9 +245,13 @@ _WALLETS = text(f"""
 """)
 _LIST_WALLETS = text(f"""
     select {_WALLET_COLUMNS} from wallet
-    where (:seller_account = '' or seller_account = :seller_account) and (:currency = '' or currency = :currency)
-        and (seller_account, currency) > (:after_seller, :after_currency)
+    where (:seller_account = '' or seller_account = :seller_account) and (seller_account, currency) > (:after_seller, :after_currency)
     order by seller_account, currency limit :most
+""")
+_LIST_WALLETS_IN_CURRENCY = text(f"""
+    select {_WALLET_COLUMNS} from wallet
+    where (:seller_account = '' or seller_account = :seller_account) and currency = :currency and seller_account > :after_seller
+    order by seller_account limit :most
 """)
 _LIST_ENTRIES = text("""
     select * from wallet_entry where seller_account = :seller_account and currency = :currency and number < :before
@@ -258,8 +266,10 @@ def wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey
 
 def list_wallets(connection: Connection, seller: str, currency: str, after: WalletKey, most: int) -> Sequence[Row[Any]]:
     """Wallets by seller and currency, after a given one."""
-    parameters = {"seller_account": seller, "currency": currency, "after_seller": after[0], "after_currency": after[1], "most": most}
-    return connection.execute(_LIST_WALLETS, parameters).all()
+    parameters = {"seller_account": seller, "after_seller": after[0], "most": most}
+    if currency:
+        return connection.execute(_LIST_WALLETS_IN_CURRENCY, {**parameters, "currency": currency}).all()
+    return connection.execute(_LIST_WALLETS, {**parameters, "after_currency": after[1]}).all()
 
 
 def list_entries(connection: Connection, key: WalletKey, before: int, most: int) -> Sequence[Row[Any]]:

@@ -213,15 +213,15 @@ BUGS = (
     Bug(
         "the sweep takes what another process works on",
         f"{_STORAGE}/due.py",
-        "select demand_id from due where provider = :provider and next_attempt_time <= (select clock()) and lease_until <= (select clock())",
+        "select demand_id from due where provider = :provider and ready_time <= (select clock())",
         "select demand_id from due where provider = :provider and next_attempt_time <= (select clock())",
         "tests/test_recovery.py",
     ),
     Bug(
         "the sweep takes nothing that was left behind",
         f"{_STORAGE}/due.py",
-        "next_attempt_time <= (select clock()) and lease_until <= (select clock())\n        order by",
-        "next_attempt_time <= (select clock()) and lease_until <= (select clock()) and not held\n        order by",
+        "ready_time <= (select clock())\n        order by ready_time",
+        "ready_time <= (select clock()) and not held\n        order by ready_time",
     ),
     # COMMIT
     Bug(

@@ -91,12 +91,15 @@ class LedgerHandlers:
         place = token.parse(request.page_token, int)
         before = int(place[0]) if place else None
 
-        def list_(connection: Connection) -> list[store.TransactionRow]:
-            sequences = store.list_sequences(connection, replace(wanted, before=before), size + 1)
-            return store.transactions(connection, sequences)
+        def list_(connection: Connection) -> tuple[list[store.TransactionRow], int | None]:
+            sequences, looked_at = store.list_sequences(connection, replace(wanted, before=before), size + 1)
+            return store.transactions(connection, sequences), looked_at
 
-        found = sorted(await self._database.read(list_), key=lambda pair: -pair[0].sequence)
+        rows, looked_at = await self._database.read(list_)
+        found = sorted(rows, key=lambda pair: -pair[0].sequence)
         shown, following = token.page(found, size, lambda pair: messages.transaction(*pair), lambda pair: (pair[0].sequence,))
+        if not following and looked_at is not None:
+            following = token.make(looked_at)
         return pb.ListTransactionsResponse(transactions=shown, next_page_token=following)
 
     async def GetAccount(self, request: pb.GetAccountRequest, _call: Call) -> pb.GetAccountResponse:
@@ -109,7 +112,7 @@ class LedgerHandlers:
             return head, store.account_at(connection, account, currency, head.sequence)
 
         head, row = await self._database.read(read)
-        if row is None or not row.entry_count:
+        if row is None:
             raise not_found("account")
         return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
 
@@ -127,22 +130,28 @@ class LedgerHandlers:
         size = page_size(request.page_size)
         as_of = parse_time(request, "as_of_time")
         token = PageToken("GetTrialBalance")
-        place = token.parse(request.page_token, int, str, str)
+        place = token.parse(request.page_token, int, str, str, str)
+        sums = messages.parse_sums(str(place[3])) if place else {}
 
-        def read(connection: Connection) -> tuple[Head, list[Row[Any]], dict[str, int]]:
+        def read(connection: Connection) -> tuple[Head, Sequence[Row[Any]]]:
             head = store.point_of(connection, int(place[0])) if place else store.point(connection, as_of)
-            lines = store.trial_lines(connection, head.sequence, _after(place[1:] if place else None), size + 1)
-            return head, list(lines), store.trial_sums(connection, head.sequence)
+            return head, store.trial_lines(connection, head.sequence, _after(place[1:3] if place else None), size + 1)
 
-        head, lines, sums = await self._database.read(read)
-        last = messages.account(lines[size - 1]) if len(lines) > size else None
+        head, found = await self._database.read(read)
+        lines = [line for line in found[:size] if line.balance is not None]  # the others were opened later
+        for line in lines:
+            sums[line.currency] = sums.get(line.currency, 0) + int(line.balance)
+        following = ""
+        if len(found) > size:
+            last = found[size - 1]
+            following = token.make(head.sequence, last.account, last.currency, messages.format_sums(sums))
         return pb.GetTrialBalanceResponse(
-            lines=[messages.account(line) for line in lines[:size]],
-            sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sums.items()],
+            lines=[messages.account(line) for line in lines],
+            sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sorted(sums.items())],
             sequence=head.sequence,
             chain_head=head.hash,
             as_of_time=to_timestamp(head.post_time),
-            next_page_token=token.make(head.sequence, last.account, last.currency) if last else "",
+            next_page_token=following,
         )
 
     async def StreamEntries(self, request: pb.StreamEntriesRequest, _call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row
@@ -14,11 +15,12 @@ from tallystick_core.identifier import parse_id, parse_text
 from tallystick_core.ledger import MOST_ENTRIES, Chained, Posting, check_balanced, parse_account, transaction_id
 from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
-from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
+from tallystick_server.runtime.fields import EnumNames, bad_token, parse_time, to_timestamp
 
 KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 _DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
 _LONGEST_DESCRIPTION = 255
+_SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
 
 
 def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
@@ -117,3 +119,16 @@ def account(row: Row[Any]) -> ledger_pb2.Account:
         entry_count=row.entry_count,
         create_time=to_timestamp(row.create_time),
     )
+
+
+def format_sums(sums: Mapping[str, int]) -> str:
+    """Sums by currency, in minor units, as a page token carries them."""
+    return " ".join(f"{currency}{total}" for currency, total in sorted(sums.items()))
+
+
+def parse_sums(text: str) -> dict[str, int]:
+    """What `format_sums` made. Raises PAGE_TOKEN_INVALID."""
+    found = [_SUM.match(part) for part in text.split()]
+    if not all(found):
+        raise bad_token()
+    return {parse_currency(match[1]): int(match[2]) for match in found if match}

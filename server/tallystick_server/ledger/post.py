@@ -93,11 +93,11 @@ class Post:
             before = _Before.of(connection, postings)
             fresh = [posting for posting in postings if (posting.kind, posting.cause_id) not in before.known]
             wanted = sorted({ids[line.account, line.currency] for posting in fresh for line in posting.lines})
-            balances = store.lock_accounts(connection, wanted)
+            balances, counts = store.lock_accounts(connection, wanted)
             outcome = _chain_all(head, now, fresh, ids, balances)
             chained = [item for item in outcome.values() if isinstance(item, Chained)]
             if chained:
-                store.append(connection, chained, ids)
+                store.append(connection, chained, ids, counts)
             return [_result(posting, before, outcome) for posting in postings]
 
         results = await self._database.transact(post)

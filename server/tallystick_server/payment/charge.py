@@ -102,6 +102,15 @@ class Charge(InHand):
         return all(order.status is Status.SUCCESS for order in self.orders)
 
     @property
+    def phase(self) -> str:
+        order = self.orders[0]
+        if order.status is Status.EXECUTING:
+            return ""
+        if order.status is Status.PENDING and order.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION:
+            return "REVIEW"
+        return order.status
+
+    @property
     def waits(self) -> bool:
         return any(order.status is Status.PENDING for order in self.orders)
 

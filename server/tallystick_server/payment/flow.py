@@ -94,7 +94,7 @@ class PayIn(Flow[Charge, Moved]):
         """How many more charges may wait, while the provider of new ones fails; None: any number."""
         if not self.execute.is_held_back(self._provider):
             return None
-        return self._waiting_depth - due.backlog(connection, self._provider, self._waiting_depth)
+        return self._waiting_depth - due.backlog(connection, self._provider, "", self._waiting_depth)
 
     async def cancel(self, checkout_id: str, reason: str) -> tuple[str, bool]:
         """Cancels a payment that is open, whose charges are taken up at once; what stands, as `store.cancel` has it."""

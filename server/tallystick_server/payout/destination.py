@@ -46,6 +46,10 @@ class Unverified(InHand):
         return False
 
     @property
+    def phase(self) -> str:
+        return "VERIFYING"
+
+    @property
     def waits(self) -> bool:
         return False
 

@@ -60,6 +60,10 @@ class Payout(InHand):
         return self.state in AT_REST and not self.standing.settled
 
     @property
+    def phase(self) -> str:
+        return self.state if self.waits else ""
+
+    @property
     def waits(self) -> bool:
         return self.state in (PayoutState.SUBMITTED, PayoutState.IN_TRANSIT)
 

@@ -278,7 +278,7 @@ async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> Non
         found = (await client.ledger.ListTransactions(request)).transactions
         _require(len(found) == 1, f"there should be one transaction for {order.payment_order_id}, not {len(found)}")
         _say_transaction(found[0])
-    trial = await client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest())
+    trial = await client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest(page_size=200))
     for total in trial.sums:
         _require(not total.amount.strip("0."), f"the trial balance should be zero, but is {total.amount} {total.currency}")
         say(f"     trial balance of the whole book: {total.amount} {total.currency}, at transaction {trial.sequence}")

@@ -149,7 +149,11 @@ class Wiring:
         return self._ports.database(self._urls[name], connections, self._ports.new_id)
 
     def _housekeeping(self, name: str, database: Database) -> Periodic:
-        return Periodic(f"{name}.housekeeping", _FORGET_EVERY, lambda: database.transact(forget_marks))
+        async def forget() -> None:
+            while await database.transact(forget_marks):  # each a short transaction, however many there are
+                continue
+
+        return Periodic(f"{name}.housekeeping", _FORGET_EVERY, forget)
 
     def _relay(self, name: str, source: Source) -> Relay:
         return Relay(name, source, self._peers, self._addresses["event"], self._settings.relay_interval)
@@ -182,7 +186,7 @@ class Wiring:
         findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review)
         return self._of_flow(Service("payment", handlers, payment.ACCESS, [handlers], [database], flow), findings, behind)
 
-    def _of_flow(self, service: Service, findings: alert.Findings, behind: _Behind[Any]) -> Service:
+    def _of_flow(self, service: Service, findings: Sequence[alert.Finding], behind: _Behind[Any]) -> Service:
         """A service that takes demands on their way, with all that it needs beside its handlers."""
         (database,) = service.databases
         monitor = Monitor(service.name, database, self._ports.new_id(), findings, self._settings.monitor_interval)

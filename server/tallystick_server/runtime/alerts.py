@@ -31,11 +31,12 @@ def message(row: Row[Any]) -> recovery_pb2.Alert:
     )
 
 
-def apply(connection: Connection, findings: store.Findings) -> Sequence[Row[Any]]:
+def apply(connection: Connection, findings: Sequence[store.Finding]) -> Sequence[Row[Any]]:
     """Makes the open alerts those that are found now, so many at a time; returns the new ones, which are to be announced once this is committed."""
-    new = store.raise_(connection, findings, _MOST)
+    found, too_many = store.find(connection, findings)
+    new = store.raise_(connection, found, _MOST)
     _tell(connection, new)
-    _tell(connection, store.end(connection, findings, _MOST))
+    _tell(connection, store.end(connection, found, too_many, _MOST))
     return new
 
 

@@ -77,6 +77,11 @@ class InHand(ABC):
 
     @property
     @abstractmethod
+    def phase(self) -> str:
+        """What it waits for, if it has to wait, for the monitor, whose thresholds differ; "": nothing but being done."""
+
+    @property
+    @abstractmethod
     def waits(self) -> bool:
         """Whether the provider has it, and will tell in its own time."""
 

@@ -110,11 +110,11 @@ class PageToken:
         try:
             filters, *place = json.loads(urlsafe_b64decode(token.encode("ascii")))
         except (ValueError, TypeError, RecursionError):
-            raise _bad_token() from None
+            raise bad_token() from None
         if filters != self._filters or [type(value) for value in place] != list(kinds):
-            raise _bad_token()
+            raise bad_token()
         if not all(value.isascii() and "\0" not in value if isinstance(value, str) else abs(value) < 1 << 63 for value in place):
-            raise _bad_token()
+            raise bad_token()
         return list(place)
 
 
@@ -123,11 +123,12 @@ def _token_time(text: str | int) -> datetime:
     try:
         time = datetime.fromisoformat(str(text))
     except ValueError:
-        raise _bad_token() from None
+        raise bad_token() from None
     if time.utcoffset() != timedelta(0):
-        raise _bad_token()
+        raise bad_token()
     return time
 
 
-def _bad_token() -> Refused:
+def bad_token() -> Refused:
+    """The refusal of a page token that this listing did not make."""
     return Refused(Reason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave for the same filters.", field="page_token")

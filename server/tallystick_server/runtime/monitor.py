@@ -19,7 +19,7 @@ _TURNS_MISSED = 3
 class Monitor:
     """Raises the alerts of a service, and ends them. `holder` names this process."""
 
-    def __init__(self, service: str, database: Database, holder: UUID, findings: alert.Findings, interval: float) -> None:
+    def __init__(self, service: str, database: Database, holder: UUID, findings: Sequence[alert.Finding], interval: float) -> None:
         self._database = database
         self._holder = holder
         self._findings = findings

@@ -164,7 +164,9 @@ def _again(one: Troubled[H], delay: float | None, *, looking: bool) -> due.Again
     item = one.item
     sent = one.step is Step.SEND and one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
     not_found = 0 if sent else item.not_found + one.not_found
-    return due.Again(item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, one.detail[:_LONGEST_DETAIL])
+    return due.Again(
+        item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, one.detail[:_LONGEST_DETAIL], item.phase
+    )
 
 
 def _tries(one: Troubled[H]) -> dict[str, int]:

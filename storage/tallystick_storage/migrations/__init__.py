@@ -68,7 +68,7 @@ end $$;
 
 -- One row for each writing transaction, so that a lost COMMIT can be told from one that never was.
 create table mark (id uuid primary key, create_time timestamptz not null) with (autovacuum_vacuum_scale_factor = 0.01);
-create index mark_by_time on mark using brin (create_time);
+create index mark_by_time on mark (create_time);
 grant select, insert, delete on mark to {service};
 """
 
@@ -144,8 +144,15 @@ create table due (
     not_found int not null default 0 check (not_found >= 0),  -- how often the provider did not know it since then
     recheck boolean not null default false,  -- what is wanted of it has changed since it was claimed: its holder gives it back due at once
     trouble text not null,  -- the last one
-    detail text not null
+    detail text not null,
+    phase text not null default '',  -- what it waited for when it was last postponed, as its service names it; "": it is new, or under way
+    since timestamptz not null default clock(),  -- when that began
+    -- From when on it can be claimed; null: not before a person has decided. The claim's index holds nothing else.
+    ready_time timestamptz generated always as (case when next_attempt_time < 'infinity' then greatest(next_attempt_time, lease_until) end) stored
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+create index due_ready on due (provider, ready_time, demand_id) where ready_time is not null;
+create index due_by_phase on due (phase, since) where next_attempt_time is not null;
+create index due_failing on due (trouble, provider) where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null;
 grant select, insert, update, delete on due to {service};
 """
 """The demands of a schema on providers: their attempts, and their due work."""
@@ -170,6 +177,7 @@ create table dead_letter (
 );
 create unique index dead_letter_open on dead_letter (subject) where state = 'OPEN';
 create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
+create index dead_letter_by_state on dead_letter (state, create_time desc, dead_letter_id desc);
 create trigger ends_once before update on dead_letter for each row when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
 create trigger never_deleted before delete or truncate on dead_letter for each statement execute function refuse_change();
 
@@ -191,6 +199,7 @@ create table alert (
 );
 create unique index alert_open on alert (kind, subject) where end_time is null;
 create index alert_by_time on alert (create_time desc, alert_id desc);
+create index alert_open_by_time on alert (create_time desc, alert_id desc) where end_time is null;
 create trigger ends_once before update on alert for each row when (old.end_time is not null) execute function refuse_change();
 create trigger never_deleted before delete or truncate on alert for each statement execute function refuse_change();
 

@@ -29,7 +29,7 @@ _DELIVERED = text(f"""
     {told("moved", "'paymentOrders/' || payment_order_id")}
     select moved.*, sequence as told from moved, told
 """)
-_TO_RELEASE = text("select payment_order_id, caller from to_release order by refused <> '', create_time, payment_order_id limit :most")
+_TO_RELEASE = text("select payment_order_id, caller from to_release order by (refused <> ''), create_time, payment_order_id limit :most")
 _REFUSED = text("""
     update to_release t set refused = r.message from json_to_recordset(cast(:refused as json)) as r (id text, message text)
     where t.payment_order_id = r.id and t.refused = '' returning t.payment_order_id

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payment import Cause, Status
-from tallystick_storage.alert import Findings, of_demands
+from tallystick_storage.alert import Finding, of_demands
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
@@ -343,28 +343,61 @@ def to_watch(connection: Connection, providers: Sequence[str], most: int) -> dic
     return {row.charge_id: row.looks for row in connection.execute(_TO_WATCH, {"providers": list(providers), "most": most})}
 
 
-# Whatever is open is due, so `due` leads to all of it, and stays small.
-_FINDINGS = """
-    select 'ORDER_STUCK' as kind, 'paymentOrders/' || o.payment_order_id as subject,
-        o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
-    from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
-    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id and o.status <> 'FAILED'
+# The orders of what has waited for so long, the longest first.
+_WAITING = """
+    (select demand_id, trouble from due
+     where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval) and next_attempt_time is not null
+     order by since limit :most_looked_at) d
+    cross join lateral (select a.checkout_id from attempt a where a.demand_id = d.demand_id and a.number = 1 offset 0) a
+    cross join lateral (
+        select o.* from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = d.demand_id and o.status <> 'FAILED' offset 0) o
+"""
+_STUCK = f"""
+    select 'paymentOrders/' || o.payment_order_id as subject, o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+            || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+    from {_WAITING}
     where o.update_time < (select clock()) - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
         else cast(:success as interval) end
-    union all
-    select 'REVIEW_OVERDUE', 'paymentOrders/' || o.payment_order_id, o.pending_reason
-    from due d join attempt a on a.demand_id = d.demand_id and a.number = 1
-    join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = d.demand_id
-    where o.pending_reason not in ('', 'BUYER_ACTION') and o.update_time < (select clock()) - cast(:review as interval)
-    union all
-    select 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id, cause from unapplied_charge
-    union all
-    select 'RELEASE_STUCK', 'paymentOrders/' || payment_order_id, case when refused = '' then 'the wallet was not told' else refused end
-    from to_release where refused <> '' or create_time < (select clock()) - cast(:success as interval)
 """
+_FINDINGS = (
+    (
+        "ORDER_STUCK",
+        "paymentOrders",
+        " union all ".join(
+            f"({_STUCK.format(phase=phase, limit=limit)})"
+            for phase, limit in (("", "executing"), ("PENDING", "pending"), ("REVIEW", "pending"), ("SUCCESS", "success"))
+        ),
+    ),
+    (
+        "REVIEW_OVERDUE",
+        "paymentOrders",
+        f"""
+    select 'paymentOrders/' || o.payment_order_id as subject, o.pending_reason as detail from {_WAITING.format(phase="REVIEW", limit="review")}
+    where o.pending_reason not in ('', 'BUYER_ACTION') and o.update_time < (select clock()) - cast(:review as interval)
+""",
+    ),
+    (
+        "UNAPPLIED_CHARGE",
+        "unappliedCharges",
+        """
+    select 'unappliedCharges/' || unapplied_charge_id as subject, cause as detail from unapplied_charge
+    order by create_time desc, unapplied_charge_id desc
+""",
+    ),
+    (
+        "RELEASE_STUCK",
+        "paymentOrders",
+        """
+    (select 'paymentOrders/' || payment_order_id as subject, refused as detail from to_release where (refused <> '') = true)
+    union all
+    (select 'paymentOrders/' || payment_order_id, 'the wallet was not told' from to_release
+     where (refused <> '') = false and create_time < (select clock()) - cast(:success as interval) order by create_time, payment_order_id)
+""",
+    ),
+)
 
 
-def findings(alert_after: Mapping[str, float], review: float) -> Findings:
+def findings(alert_after: Mapping[str, float], review: float) -> Sequence[Finding]:
     """What a person should know of; `alert_after`: seconds that an order may rest in a status; `review`: seconds that a review may take."""
     limits = {str(status): alert_after[status] for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
     return of_demands(_FINDINGS, "charges", {**limits, "review": review})

@@ -88,21 +88,49 @@ class PaymentFilter:
 
 _FILTERS = {
     "caller": "c.caller = :caller",
-    "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account)",
-    "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account)",
+    "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account offset 0)",
+    "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account offset 0)",
     "payment_state": "c.payment_state = :payment_state",
     "create_time_from": "c.create_time >= :create_time_from",
     "create_time_until": "c.create_time < :create_time_until",
+}
+_OF_ACCOUNT = "select c.create_time, c.checkout_id from payment_order c where c.{account} = :{account}"
+# Where payments are found by some filters, the first that is asked for; each in the order of an index.
+_FOUND_BY = {
+    "seller_account": _OF_ACCOUNT.format(account="seller_account"),
+    "buyer_account": _OF_ACCOUNT.format(account="buyer_account"),
+    "payment_state": "select c.create_time, c.checkout_id from checkout_unpaid c where c.payment_state = :payment_state",
 }
 
 
 def list_(connection: Connection, wanted: PaymentFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
     """Payments with the sum of their orders' versions, newest first, before a given (create_time, id)."""
     where, values = newest_first(_FILTERS, wanted, "(c.create_time, c.checkout_id)", before)
+    key, source = _source(wanted, before)
     statement = text(f"""
         select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
-            select * from checkout c {where} order by c.create_time desc, c.checkout_id desc limit :most) c
-        join lateral (select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id) o on true
+            select c.* from {source} {where} order by {key}.create_time desc, {key}.checkout_id desc limit :most) c
+        cross join lateral (
+            select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id offset 0) o
         order by c.create_time desc, c.checkout_id desc
     """)
     return connection.execute(statement, {**values, "most": most}).all()
+
+
+def _source(wanted: PaymentFilter, before: tuple[datetime, str] | None) -> tuple[str, str]:
+    """Payments as `c`, from a table that has those of a filter together, if there is one; and the name of what they are in order of."""
+    filters = [name for name in _FOUND_BY if getattr(wanted, name) is not None]
+    if not filters or (filters == ["payment_state"] and wanted.payment_state == "PAID"):  # most of them are
+        return "c", "checkout c"
+    found = _FOUND_BY[filters[0]]
+    if filters[0] == "payment_state" and wanted.caller is not None:
+        found += " and c.caller = :caller"
+    for name in ("create_time_from", "create_time_until"):
+        if getattr(wanted, name) is not None:
+            found += f" and {_FILTERS[name]}"
+    if before is not None:
+        found += " and (c.create_time, c.checkout_id) < (:before_time, :before_id)"
+    source = f"""
+        ({found} group by c.create_time, c.checkout_id order by c.create_time desc, c.checkout_id desc) k
+        cross join lateral (select * from checkout c where c.checkout_id = k.checkout_id offset 0) c"""
+    return "k", source

@@ -92,10 +92,8 @@ _MOVE = text(f"""
     {told("b", "'payoutBatches/' || payout_batch_id")}
     select {_COLUMNS}, sequence as told from b, told
 """)
-# Whatever of a batch is under way is due, so `due` leads to all of it, and stays small.
-_UNDER_WAY = text("""
-    select exists (select from due d join payout p on p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' where p.payout_batch_id = :id)
-""")
+# Whatever of a batch is under way is due.
+_UNDER_WAY = text("select exists (select from due where payout_batch_id = :id and payout_batch_id <> '')")
 _TOTALS = text("""
     select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee, sum(returned_amount) as returned_amount
     from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency order by state, currency

@@ -56,8 +56,8 @@ _INSERT = text(f"""
         from (select clock() as now) t
         on conflict do nothing returning *),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
-        select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '' from new),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, phase)
+        select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING' from new),
     {told("new", "'payoutDestinations/' || payout_destination_id", "1")}
     select {_COLUMNS}, bank_account_token, false as looking, cast(null as jsonb) as tries, sequence as told from new, told
 """)

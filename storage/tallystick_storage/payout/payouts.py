@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payout import Cause, PayoutState
-from tallystick_storage.alert import Findings, of_demands
+from tallystick_storage.alert import Finding, of_demands
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
@@ -112,13 +112,15 @@ _INSERT = text(f"""
             seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
             provider text, traceparent text), t
         order by payout_id
-        on conflict do nothing returning payout_id, provider, create_time),
+        on conflict do nothing returning payout_id, provider, payout_batch_id, payout_destination_id, create_time),
     history as (
         insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
         select payout_id, 1, null, :state, :cause, false, '', '', create_time from new),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
-        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '' from new),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail,
+            payout_batch_id, payout_destination_id)
+        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '', payout_batch_id,
+            payout_destination_id from new),
     {told("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as told from new, told
 """)
@@ -159,7 +161,8 @@ _MOVE = text(f"""
             start_time)
         select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '', update_time from moved where provider_key <> ''),
     waiting as (
-        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = default, trouble = '', detail = ''
+        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = default, trouble = '', detail = '',
+            phase = 'AWAITING_APPROVAL', since = t.now
         from locked l, t where l.waits and d.demand_id = 'p-' || l.payout_id),
     heard as (  -- what a fact has moved goes on now, whoever was to ask later
         update due d set next_attempt_time = t.now from locked l, t
@@ -193,8 +196,9 @@ _LOCK = text(f"""
     where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0 order by p.payout_id for update
 """)
 _REOPEN = text("""
-    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
-    select 'p-' || payout_id, provider, clock(), clock(), 1, false, true, false, '', '' from payout where payout_id = any (cast(:ids as text[]))
+    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, payout_batch_id,
+        payout_destination_id)
+    select 'p-' || payout_id, provider, clock(), clock(), 1, false, true, false, '', '', payout_batch_id, payout_destination_id from payout where payout_id = any (cast(:ids as text[]))
     order by payout_id on conflict do nothing
 """)
 
@@ -225,8 +229,9 @@ _UNDECIDED = text(f"""
         and (select count(*) from locked_due) >= 0 order by payout_id for update
 """)
 _UNSENT = text("""
-    select d.demand_id from due d join payout p on p.payout_id = substr(d.demand_id, 3)
-    where d.demand_id like 'p-%' and p.payout_destination_id = :destination and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
+    select d.demand_id from due d cross join lateral (
+        select p.state from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
+    where d.payout_destination_id = :destination and d.payout_destination_id <> '' and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
 """)
 
 
@@ -278,32 +283,71 @@ def watch_again(connection: Connection, looks: Sequence[Look]) -> None:
     connection.execute(_UNWATCH, {"ids": [look.payout_id for look in looks if look.delay is None]})
 
 
-# Whatever is open is due, so `due` leads to all of it, and stays small.
-_FINDINGS = """
-    select case p.state when 'AWAITING_APPROVAL' then 'APPROVAL_OVERDUE' else 'PAYOUT_STUCK' end as kind, 'payouts/' || p.payout_id as subject,
-        p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
-    from due d join payout p on p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%'
-    where p.update_time < (select clock()) - case p.state when 'AWAITING_APPROVAL' then cast(:awaiting_approval as interval)
-        when 'SUBMITTED' then cast(:submitted as interval) when 'IN_TRANSIT' then cast(:in_transit as interval) else cast(:moving as interval) end
-    union all
-    select 'DESTINATION_STUCK', 'payoutDestinations/' || s.payout_destination_id, s.state || case when d.trouble = '' then '' else ': ' || d.trouble end
-    from due d join payout_destination s on s.payout_destination_id = substr(d.demand_id, 3) and d.demand_id like 'd-%'
-    where s.update_time < (select clock()) - cast(:verifying as interval)
-    union all
-    select 'BATCH_STUCK', 'payoutBatches/' || payout_batch_id, state || ': ' || collected_count || ' of ' || item_count
-    from payout_batch where state = 'COLLECTING' and update_time < (select clock()) - cast(:collecting as interval)
-    union all
-    select 'SCHEDULE_OVERDUE', 'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency,
-        'its cut-off was at ' || to_char(next_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
-    from payout_schedule where next_time < (select clock()) - cast(:collecting as interval)
-    union all
-    select 'STRAY_TRANSFER', 'payouts/' || payout_id, string_agg(distinct fit || ' ' || provider_reference, ', ') from transfer
-    where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency) group by payout_id
-    union all
-    select 'PAYOUT_CONTRADICTED', 'payouts/' || payout_id, contradiction from payout where contradiction <> ''
+_STUCK = """
+    select 'payouts/' || p.payout_id as subject, p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+            || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+    from (select demand_id, trouble from due
+          where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval) and next_attempt_time is not null
+          order by since limit :most_looked_at) d
+    cross join lateral (
+        select p.* from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
+    where p.update_time < (select clock()) - cast(:{limit} as interval)
 """
+_FINDINGS = (
+    (
+        "APPROVAL_OVERDUE",
+        "payouts",
+        _STUCK.format(phase="AWAITING_APPROVAL", limit="awaiting_approval") + " and p.state = 'AWAITING_APPROVAL'",
+    ),
+    (
+        "PAYOUT_STUCK",
+        "payouts",
+        " union all ".join(
+            f"({_STUCK.format(phase=phase, limit=limit)} and p.state <> 'AWAITING_APPROVAL')"
+            for phase, limit in (("", "moving"), ("SUBMITTED", "submitted"), ("IN_TRANSIT", "in_transit"))
+        ),
+    ),
+    (
+        "DESTINATION_STUCK",
+        "payoutDestinations",
+        """
+    select 'payoutDestinations/' || s.payout_destination_id as subject, s.state || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+    from (select demand_id, trouble from due
+          where phase = 'VERIFYING' and since < (select clock()) - cast(:verifying as interval) and next_attempt_time is not null
+          order by since limit :most_looked_at) d
+    cross join lateral (select * from payout_destination s where s.payout_destination_id = substr(d.demand_id, 3) offset 0) s
+    where s.update_time < (select clock()) - cast(:verifying as interval)
+""",
+    ),
+    (
+        "BATCH_STUCK",
+        "payoutBatches",
+        """
+    select 'payoutBatches/' || payout_batch_id as subject, state || ': ' || collected_count || ' of ' || item_count as detail
+    from payout_batch where state = 'COLLECTING' and update_time < (select clock()) - cast(:collecting as interval)
+""",
+    ),
+    (
+        "SCHEDULE_OVERDUE",
+        "payoutSchedules",
+        """
+    select 'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency as subject,
+        'its cut-off was at ' || to_char(next_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as detail
+    from payout_schedule where next_time < (select clock()) - cast(:collecting as interval) order by next_time
+""",
+    ),
+    (
+        "STRAY_TRANSFER",
+        "payouts",
+        """
+    select 'payouts/' || payout_id as subject, string_agg(distinct fit || ' ' || provider_reference, ', ') as detail from transfer
+    where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency) group by payout_id order by payout_id
+""",
+    ),
+    ("PAYOUT_CONTRADICTED", "payouts", "select 'payouts/' || payout_id as subject, contradiction as detail from payout where contradiction <> ''"),
+)
 
 
-def findings(alert_after: Mapping[str, float]) -> Findings:
+def findings(alert_after: Mapping[str, float]) -> Sequence[Finding]:
     """What a person should know of; `alert_after`: seconds that a payout may rest in a state."""
     return of_demands(_FINDINGS, "payouts", alert_after)

@@ -53,11 +53,40 @@ _FILTERS = {
 }
 
 
+_WORKING = ("CREATED", "READY", "SUBMITTING")
+
+
 def list_(connection: Connection, wanted: PayoutFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
     """Payouts, newest first, before a given (create_time, id)."""
     where, values = newest_first(_FILTERS, wanted, "(p.create_time, p.payout_id)", before)
+    key, source = _source(wanted, before)
     statement = text(f"""
-        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
-        {where} order by p.create_time desc, p.payout_id desc limit :most
+        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time
+        from (select p.* from {source} {where} order by {key}.create_time desc, {key}.payout_id desc limit :most) p
+        left join lateral (select next_attempt_time from due d where d.demand_id = 'p-' || p.payout_id offset 0) d on true
+        order by p.create_time desc, p.payout_id desc
     """)
     return connection.execute(statement, {**values, "most": most}).all()
+
+
+def _source(wanted: PayoutFilter, before: tuple[datetime, str] | None) -> tuple[str, str]:
+    """Payouts as `p`, from a table that has those of a state together, if there is one; and the name of what they are in order of."""
+    if wanted.state is None or wanted.state == "PAID" or wanted.seller_account is not None:
+        return "p", "payout p"
+    if wanted.state in _WORKING:  # few are, and all of them are due
+        return (
+            "p",
+            "due d cross join lateral (select * from payout p where p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p",
+        )
+    found = "select p.create_time, p.payout_id from payout_in_state p where p.state = :state"
+    if wanted.caller is not None:
+        found += " and p.caller = :caller"
+    for name in ("create_time_from", "create_time_until"):
+        if getattr(wanted, name) is not None:
+            found += f" and {_FILTERS[name]}"
+    if before is not None:
+        found += " and (p.create_time, p.payout_id) < (:before_time, :before_id)"
+    source = f"""
+        ({found} order by p.create_time desc, p.payout_id desc) k
+        cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p"""
+    return "k", source

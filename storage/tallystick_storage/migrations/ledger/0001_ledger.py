@@ -25,6 +25,7 @@ create table account (
     create_time timestamptz not null,
     unique (account, currency)
 ) with (fillfactor = 45);
+create index account_by_currency on account (currency, account);
 
 create table tx (
     book text not null,
@@ -41,10 +42,11 @@ create table tx (
     previous_hash bytea not null check (length(previous_hash) = 32),
     hash bytea not null check (length(hash) = 32),
     primary key (book, sequence),
-    unique (kind, cause_id),
+    unique (cause_id, kind),
     foreign key (book, reverses) references tx (book, sequence)
 );
-create index tx_by_time on tx (post_time);
+create index tx_by_time on tx (post_time, sequence);
+create index tx_by_kind on tx (kind, sequence);
 create unique index tx_reversed_once on tx (reverses) where reverses is not null;
 
 create table entry (
@@ -55,6 +57,7 @@ create table entry (
     currency text not null,
     amount bigint not null check (amount <> 0 and abs(amount) <= 999999999999999999),  -- a credit above zero, a debit below
     balance_after numeric(38, 0) not null check (balance_after <> 'NaN'),
+    number bigint not null check (number > 0),  -- among the entries of its account
     primary key (book, sequence, place)
 );
 create index entry_by_account on entry (account_id, sequence, place);
@@ -68,9 +71,9 @@ language sql volatile security definer set search_path = ledger, pg_temp as $$
     select h.sequence, h.hash, h.post_time, greatest(h.post_time, clock()) from head h where h.book = book_name for update
 $$;
 
-create function lock_accounts(ids bigint[]) returns table (account_id bigint, balance numeric)
+create function lock_accounts(ids bigint[]) returns table (account_id bigint, balance numeric, entry_count bigint)
 language sql volatile security definer set search_path = ledger, pg_temp as $$
-    select a.account_id, a.balance from account a where a.account_id = any (ids) order by a.account_id for update
+    select a.account_id, a.balance, a.entry_count from account a where a.account_id = any (ids) order by a.account_id for update
 $$;
 
 """
@@ -97,6 +100,8 @@ $$;
 -- L6, L7: transactions follow the head without a gap, and head and balances move with them.
 create function book_moves_on() returns trigger language plpgsql security definer
 set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+declare
+    numbered boolean;
 begin
     if exists (select from added t where not exists (select from entry e where e.book = t.book and e.sequence = t.sequence offset 0)) then
         raise exception 'a transaction without entries' using errcode = 'P0001';
@@ -115,12 +120,18 @@ begin
     update head h set sequence = l.sequence, hash = l.hash, post_time = l.post_time
     from (select distinct on (book) book, sequence, hash, post_time from added order by book, sequence desc) l where h.book = l.book;
     with sums as (
-        select e.account_id, sum(e.amount) as amount, count(*) as entries
-        from added t cross join lateral (select account_id, amount from entry e where e.book = t.book and e.sequence = t.sequence offset 0) e
+        select e.account_id, sum(e.amount) as amount, count(*) as entries, min(e.number) as first, max(e.number) as last
+        from added t cross join lateral (select account_id, amount, number from entry e where e.book = t.book and e.sequence = t.sequence offset 0) e
         group by e.account_id order by e.account_id),
     locked as materialized (
-        select s.* from sums s cross join lateral (select from account a where a.account_id = s.account_id for update) a)
-    update account a set balance = a.balance + l.amount, entry_count = a.entry_count + l.entries from locked l where a.account_id = l.account_id;
+        select s.* from sums s cross join lateral (select from account a where a.account_id = s.account_id for update) a),
+    moved as (
+        update account a set balance = a.balance + l.amount, entry_count = a.entry_count + l.entries from locked l where a.account_id = l.account_id
+        returning l.first = a.entry_count - l.entries + 1 and l.last = a.entry_count as numbered)
+    select bool_and(m.numbered) into numbered from moved m;
+    if not numbered then
+        raise exception 'entries are not numbered as their account counts them' using errcode = 'P0001';
+    end if;
     return null;
 end $$;
 create trigger book_moves_on after insert on tx referencing new table as added

@@ -35,6 +35,17 @@ create table checkout (
     done_time timestamptz check ((done_time is null) = (open_orders > 0))
 ) with (fillfactor = 45);  -- closing it finds room beside the row, and touches no index
 create index checkout_by_caller on checkout (caller, create_time desc, checkout_id desc);
+create index checkout_by_time on checkout (create_time desc, checkout_id desc);
+
+-- The payments that are not PAID, by state: an index on the checkout's own would be touched by its closing. Kept by a trigger.
+create table checkout_unpaid (
+    checkout_id text collate "C" primary key,
+    caller text collate "C" not null,
+    payment_state text not null,
+    create_time timestamptz not null
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
+create index checkout_unpaid_by_time on checkout_unpaid (payment_state, create_time desc, checkout_id desc);
+create index checkout_unpaid_by_caller on checkout_unpaid (caller, payment_state, create_time desc, checkout_id desc);
 
 create table payment_order (
     payment_order_id text collate "C" primary key,
@@ -69,8 +80,8 @@ create table payment_order (
     check (status = 'SUCCESS' or not (wallet_updated or ledger_updated))
 ) with (fillfactor = 45);  -- the moves until it is settled find room beside the row, and touch no index
 create index payment_order_by_checkout on payment_order (checkout_id);
-create index payment_order_by_buyer on payment_order (buyer_account, create_time);
-create index payment_order_by_seller on payment_order (seller_account, create_time);
+create index payment_order_by_buyer on payment_order (buyer_account, create_time desc, checkout_id desc);
+create index payment_order_by_seller on payment_order (seller_account, create_time desc, checkout_id desc);
 
 alter table attempt add checkout_id text collate "C" not null;
 -- P1: what a provider charged is the money of one charge.
@@ -103,6 +114,7 @@ create table to_release (
     refused text not null,  -- why the wallet refused it the first time; "": it did not
     create_time timestamptz not null
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+create index to_release_by_time on to_release ((refused <> ''), create_time, payment_order_id);
 
 -- Money that a provider took and that fits no order.
 create table unapplied_charge (
@@ -220,6 +232,22 @@ begin
 end $$;
 create trigger money_has_one_place after update on attempt referencing new table as changed for each statement execute function money_has_one_place();
 
+create function unpaid_are_listed() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    if tg_op = 'UPDATE' then
+        delete from checkout_unpaid u where u.checkout_id = any (array(select c.checkout_id from changed c where c.payment_state = 'PAID'));
+    end if;
+    insert into checkout_unpaid as u (checkout_id, caller, payment_state, create_time)
+    select c.checkout_id, c.caller, c.payment_state, c.create_time from changed c where c.payment_state <> 'PAID' order by c.checkout_id
+    on conflict (checkout_id) do update set payment_state = excluded.payment_state where u.payment_state <> excluded.payment_state;
+    return null;
+end $$;
+create trigger insert_unpaid_are_listed after insert on checkout referencing new table as changed
+    for each statement execute function unpaid_are_listed();
+create trigger update_unpaid_are_listed after update on checkout referencing new table as changed
+    for each statement execute function unpaid_are_listed();
+
 create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
@@ -241,6 +269,7 @@ EVENTS = (
 )
 
 GRANTS = """
+grant select on checkout_unpaid to {service};
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};

@@ -30,6 +30,8 @@ create table payout_destination (
 );
 create index payout_destination_by_seller on payout_destination (seller_account, currency, create_time desc, payout_destination_id desc);
 create index payout_destination_by_time on payout_destination (create_time desc, payout_destination_id desc);
+create index payout_destination_by_state on payout_destination (state, create_time desc, payout_destination_id desc);
+create index payout_destination_by_caller on payout_destination (caller, create_time desc, payout_destination_id desc);
 
 create table payout (
     payout_id text collate "C" primary key,
@@ -67,7 +69,22 @@ create table payout (
 create index payout_by_time on payout (create_time desc, payout_id desc);
 create index payout_by_caller on payout (caller, create_time desc, payout_id desc);
 create index payout_by_seller on payout (seller_account, create_time desc, payout_id desc);
-create index payout_by_batch on payout (payout_batch_id, payout_id) where payout_batch_id <> '';
+create index payout_by_batch on payout (payout_batch_id, create_time desc, payout_id desc) where payout_batch_id <> '';
+
+-- The payouts in states that few are in, or that rest there: an index on the payout's own would be touched by each of its moves. Kept by a trigger.
+create table payout_in_state (
+    payout_id text collate "C" primary key,
+    caller text collate "C" not null,
+    state text not null,
+    create_time timestamptz not null
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
+create index payout_in_state_by_time on payout_in_state (state, create_time desc, payout_id desc);
+create index payout_in_state_by_caller on payout_in_state (caller, state, create_time desc, payout_id desc);
+
+-- What leads to the payouts under way of a batch, or to a destination.
+alter table due add payout_batch_id text collate "C" not null default '', add payout_destination_id text collate "C" not null default '';
+create index due_by_batch on due (payout_batch_id) where payout_batch_id <> '';
+create index due_by_destination on due (payout_destination_id, demand_id) where payout_destination_id <> '';
 
 -- Each move, and what it did to the flags.
 create table payout_history (
@@ -152,7 +169,8 @@ create table payout_batch (
     update_time timestamptz not null check (update_time >= create_time),
     done_time timestamptz check ((done_time is not null) = (state = 'DONE'))
 );
-create index payout_batch_open on payout_batch (create_time, payout_batch_id) where state <> 'DONE';
+create index payout_batch_open on payout_batch (state, create_time, payout_batch_id) where state <> 'DONE';
+create index payout_batch_open_by_id on payout_batch (payout_batch_id) where state = 'OPEN';
 
 -- What a batch is to pay, or could not.
 create table payout_batch_item (
@@ -275,6 +293,20 @@ when ((new.version = old.version + 1 or new.version = old.version and new.next_t
         ),
     )
     + """
+create function states_are_listed() returns trigger language plpgsql security definer
+set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    delete from payout_in_state s where s.payout_id = any (array(
+        select h.payout_id from changed h where h.from_state <> h.to_state and h.from_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')));
+    insert into payout_in_state (payout_id, caller, state, create_time)
+    select p.payout_id, p.caller, p.state, p.create_time from changed h
+    cross join lateral (  -- of several moves in one statement the last
+        select * from payout p where p.payout_id = h.payout_id and p.state = h.to_state offset 0) p
+    where h.from_state <> h.to_state and h.to_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID') order by p.payout_id;
+    return null;
+end $$;
+create trigger states_are_listed after insert on payout_history referencing new table as changed for each statement execute function states_are_listed();
+
 create trigger append_only before update or delete or truncate on payout_history for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on payout_retry for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout for each statement execute function refuse_change();
@@ -298,6 +330,7 @@ EVENTS = event_has_change(
 ) + has_event("payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id")
 
 GRANTS = """
+grant select on payout_in_state to {service};
 grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry to {service};
 grant update (state, verified_time, decline_code, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
 grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, contradiction, version,

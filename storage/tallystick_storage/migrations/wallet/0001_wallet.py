@@ -23,6 +23,7 @@ create table wallet (
     update_time timestamptz not null,
     primary key (seller_account, currency)
 ) with (fillfactor = 45);  -- the next balances find room beside the row, and touch no index
+create index wallet_by_currency on wallet (currency, seller_account);
 
 create table wallet_entry (
     seller_account text collate "C" not null,
@@ -123,19 +124,6 @@ execute function refuse_move();
         on=("update",),
     )
     + """
--- W3: what is held is the sum of the open holds.
-create function held_is_in_holds() returns trigger language plpgsql security definer
-set search_path = wallet, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
-begin
-    if new.held <> coalesce((
-        select sum(h.amount) from hold h where h.seller_account = new.seller_account and h.currency = new.currency and h.state = 'OPEN'), 0)
-    then
-        raise exception 'a wallet holds another sum than its open holds' using errcode = 'P0001';
-    end if;
-    return null;
-end $$;
-create trigger held_is_in_holds after update on wallet for each row when (new.held <> old.held) execute function held_is_in_holds();
-
 create function wallet_is_new() returns trigger language plpgsql as $$
 begin
     raise exception 'a wallet is opened empty' using errcode = 'P0001';
@@ -192,14 +180,31 @@ create trigger never_changed before update or truncate on pending_credit for eac
         ),
         (untold("'walletPolicies/' || seller_account || '/' || currency"), "a change that no event tells of"),
     )
+    # W3: what is held is the sum of the open holds, since each entry of a hold adds its amount or takes it away, and each hold has its entries.
+    + statement_rule(
+        "held_is_in_holds",
+        "wallet_entry",
+        (
+            """
+            select from changed e where e.held_after is distinct from
+                coalesce((select p.held_after from wallet_entry p
+                          where p.seller_account = e.seller_account and p.currency = e.currency and p.number = e.number - 1), 0)
+                + case when e.kind not like 'HOLD\\_%' then 0 else (
+                    select case when e.kind = 'HOLD_PLACED' then h.amount else -h.amount end from hold h
+                    where h.hold_id = e.cause and h.seller_account = e.seller_account and h.currency = e.currency
+                        and (e.kind = 'HOLD_PLACED' or e.kind = 'HOLD_' || h.state)) end""",
+            "a wallet holds another sum than its open holds",
+        ),
+    )
     + statement_rule(
         "hold_is_held",
         "hold",
         (
             """
-            select from (select distinct seller_account, currency from changed) s
-            where (select w.held from wallet w where w.seller_account = s.seller_account and w.currency = s.currency) <> coalesce((
-                select sum(h.amount) from hold h where h.seller_account = s.seller_account and h.currency = s.currency and h.state = 'OPEN'), 0)""",
+            select from changed h where h.state <> 'SEALED' and (
+                select count(*) from wallet_entry e
+                where e.kind in ('HOLD_PLACED', 'HOLD_' || h.state) and e.cause = h.hold_id and e.seller_account = h.seller_account
+                    and e.currency = h.currency) <> case when h.state = 'OPEN' then 1 else 2 end""",
             "the open holds are another sum than their wallet holds",
         ),
         on=("insert", "update"),

@@ -518,7 +518,7 @@ class GetTrialBalanceResponse(_message.Message):
 
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[_money_pb2.Money]:
-        """The sum of all accounts' balances, one for each currency, over the whole book and not only this page: zero."""
+        """The sum of the balances of this page and of those before it, one for each currency. On the last page it is over the whole book: zero."""
 
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:

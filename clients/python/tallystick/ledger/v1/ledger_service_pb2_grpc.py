@@ -105,7 +105,8 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Lists transactions, newest first. Access: operator, auditor, service.
+        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
+        auditor, service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +127,8 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTrialBalance(self, request, context):
-        """Answers with every account's balance at one point of the book, and their sums, which are zero. Access: operator, auditor.
+        """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
+        ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

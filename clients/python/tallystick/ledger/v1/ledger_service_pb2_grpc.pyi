@@ -44,13 +44,17 @@ class LedgerServiceStub:
     GetTransaction: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]
     """Answers with one transaction. Access: operator, auditor, service."""
     ListTransactions: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListTransactionsRequest, _ledger_service_pb2.ListTransactionsResponse]
-    """Lists transactions, newest first. Access: operator, auditor, service."""
+    """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
+    auditor, service.
+    """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetAccountRequest, _ledger_service_pb2.GetAccountResponse]
     """Answers with an account's balance, now or as of a time. Access: operator, auditor, service."""
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]
     """Lists accounts with their balances now, by name and currency. Access: operator, auditor, service."""
     GetTrialBalance: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTrialBalanceRequest, _ledger_service_pb2.GetTrialBalanceResponse]
-    """Answers with every account's balance at one point of the book, and their sums, which are zero. Access: operator, auditor."""
+    """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
+    ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+    """
     StreamEntries: _grpc.UnaryStreamMultiCallable[_ledger_service_pb2.StreamEntriesRequest, _ledger_service_pb2.StreamEntriesResponse]
     """Streams transactions in the order of the book. Without follow it ends OK at the present end; with follow it waits for more, and ends after
     5 minutes with STREAM_EXPIRED. Access: auditor, service.
@@ -73,13 +77,17 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _ledger_service_pb2.GetTransactionResponse]  # type: ignore[assignment]
     """Answers with one transaction. Access: operator, auditor, service."""
     ListTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListTransactionsRequest, _ledger_service_pb2.ListTransactionsResponse]  # type: ignore[assignment]
-    """Lists transactions, newest first. Access: operator, auditor, service."""
+    """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
+    auditor, service.
+    """
     GetAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetAccountRequest, _ledger_service_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Answers with an account's balance, now or as of a time. Access: operator, auditor, service."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
     """Lists accounts with their balances now, by name and currency. Access: operator, auditor, service."""
     GetTrialBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTrialBalanceRequest, _ledger_service_pb2.GetTrialBalanceResponse]  # type: ignore[assignment]
-    """Answers with every account's balance at one point of the book, and their sums, which are zero. Access: operator, auditor."""
+    """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
+    ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+    """
     StreamEntries: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.StreamEntriesRequest, _ledger_service_pb2.StreamEntriesResponse]  # type: ignore[assignment]
     """Streams transactions in the order of the book. Without follow it ends OK at the present end; with follow it waits for more, and ends after
     5 minutes with STREAM_EXPIRED. Access: auditor, service.
@@ -123,7 +131,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.ListTransactionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.ListTransactionsResponse, _abc.Awaitable[_ledger_service_pb2.ListTransactionsResponse]]:
-        """Lists transactions, newest first. Access: operator, auditor, service."""
+        """Lists transactions, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: operator,
+        auditor, service.
+        """
 
     @_abc_1.abstractmethod
     def GetAccount(
@@ -147,7 +157,9 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.GetTrialBalanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_service_pb2.GetTrialBalanceResponse, _abc.Awaitable[_ledger_service_pb2.GetTrialBalanceResponse]]:
-        """Answers with every account's balance at one point of the book, and their sums, which are zero. Access: operator, auditor."""
+        """Answers with every account's balance at one point of the book, page by page, and their sums, which are zero at the end. A page of a time long
+        ago may hold fewer accounts than asked for, or none, and not be the last. Access: operator, auditor.
+        """
 
     @_abc_1.abstractmethod
     def StreamEntries(
