@@ -1,0 +1,432 @@
+"""A database of N payments with all that belongs to them, cloned from what a few real ones left behind, so it is what the platform writes.
+
+The platform runs for a moment and takes a payment of each kind and a payout of each kind. Then set-based SQL copies their rows under new ids,
+times and sellers, with triggers off; only the book is chained in Python, by the ledger's own rules. `tallystick verify` passes on the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from tallystick import AsyncClient, new_order
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_service_pb2 as payouts_pb
+from tallystick_core.booking import Kind, Line, pay_in, payout
+from tallystick_core.ledger import BOOK, Head, Posting, chain
+from tallystick_core.provider import Trouble
+from tallystick_server.process import serve
+from tallystick_server.process.configuration import SERVED, Settings, load
+from tallystick_server.process.databases import Databases, databases
+from tallystick_server.process.failure import Failure
+from tallystick_server.runtime.retry import Policy, Strategy
+
+Say = Callable[[str], None]
+
+_LISTEN = "127.0.0.1:7276"
+_SELLER, _BUYER, _BANK, _BAD_BANK = "t-seller", "t-buyer", "t-bank", "t-bad"
+_BANKS = {_BANK: "ba_ok", _BAD_BANK: "ba_decline"}
+_AMOUNT, _FEE = 1000, 50
+_KINDS = {"PAID": "tok_visa", "OPEN": "tok_pending:review", "FAILED": "tok_decline:insufficient_funds", "DEAD": "tok_rejected"}
+"""What becomes of a payment, and the token that asks the sandbox for it."""
+_PAYOUTS = {"PAID": 200, "AWAITING_APPROVAL": 400, "FAILED": 100}
+"""The amounts of payouts, which every fifth sale of a seller pays for; of the last two each of a few sellers has one."""
+_TRIES = 1200
+
+
+def seed(known: Databases, payments: int, say: Say, *, waiting: float = 0.01) -> dict[str, int | float]:
+    """Fills a fresh database with so many payments, of which the part `waiting` waits for its provider; what it holds then. Raises Failure."""
+    began = time.perf_counter()
+    asyncio.run(_templates(known))
+    say("The templates are made")
+    with psycopg.connect(known.admin, autocommit=True) as connection:
+        connection.execute("set session_replication_role = replica")  # no triggers: what they would check is cloned whole
+        connection.execute("set work_mem = '256MB'")
+        _Seed(connection, known.admin, payments, waiting, say).run()
+        say("Analyzing")
+        connection.execute("vacuum analyze")
+        counts = {
+            name: int(_one(connection, f"select count(*) from {name}"))
+            for name in ("payment.checkout", "payment.due", "payout.payout", "ledger.tx", "ledger.entry", "ledger.account", "event.event")
+        }
+    return {**counts, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def _one(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    if row is None:
+        raise Failure(f"nothing came of {query}")
+    return row[0]
+
+
+async def _templates(known: Databases) -> None:
+    """A payment and a payout of each kind, made by the platform itself."""
+    settings = Settings(
+        listen=_LISTEN,
+        sweep_interval=0.05,
+        payout_approve_above={"EUR": 300},
+        payout_waiting_period=0.0,
+        retry={("", trouble): Policy(Strategy.FIXED, 0.05, 0.05, 1) for trouble in (Trouble.REJECTED, Trouble.NOT_SENT)},
+    )
+    running = await serve.start(SERVED, settings, known.all(), None)
+    client = AsyncClient(_LISTEN)
+    try:
+        for kind, token in _KINDS.items():
+            await _pay(client, f"t-{kind.lower()}", token)
+        for id_, account in _BANKS.items():
+            request = payouts_pb.CreatePayoutDestinationRequest(
+                payout_destination_id=id_, seller_account=_SELLER, currency="EUR", bank_account_token=account
+            )
+            await client.payout.CreatePayoutDestination(request)
+            await _until(partial(_is_verified, client, id_))
+        for state, amount in _PAYOUTS.items():
+            await client.payout.CreatePayout(
+                payouts_pb.CreatePayoutRequest(
+                    payout_id=f"t-{state.lower()}",
+                    seller_account=_SELLER,
+                    amount=f"{amount / 100:.2f}",
+                    currency="EUR",
+                    payout_destination_id=_BAD_BANK if state == "FAILED" else _BANK,
+                )
+            )
+            await _until(partial(_is_in, client, f"t-{state.lower()}", state))
+    finally:
+        await client.close()
+        await running.stop(5.0)
+
+
+async def _pay(client: AsyncClient, id_: str, token: str) -> None:
+    request = payment_service_pb2.CreatePaymentRequest(
+        checkout_id=id_,
+        buyer_info="Ada Lovelace, London",
+        seller_info="a seller",
+        buyer_country="GB",
+        credit_card_info=token,
+        payment_orders=[new_order(f"{id_}-o", _BUYER, _SELLER, "10.00", "EUR", platform_fee="0.50")],
+    )
+    await client.payment.CreatePayment(request)
+    wanted = {"t-paid": "PAID", "t-failed": "FAILED"}.get(id_)
+
+    async def has_come() -> bool:
+        if wanted:
+            found = await client.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=id_))
+            return found.payment.payment_state == payment_pb2.PaymentState.Value(f"PAYMENT_STATE_{wanted}")
+        order = await client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=f"{id_}-o"))
+        if id_ == "t-open":
+            return bool(order.payment_order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_PENDING)
+        return bool((await client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest())).dead_letters)
+
+    await _until(has_come)
+
+
+async def _is_verified(client: AsyncClient, id_: str) -> bool:
+    found = await client.payout.GetPayoutDestination(payouts_pb.GetPayoutDestinationRequest(payout_destination_id=id_))
+    return bool(found.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+
+
+async def _is_in(client: AsyncClient, id_: str, state: str) -> bool:
+    found = (await client.payout.GetPayout(payouts_pb.GetPayoutRequest(payout_id=id_))).payout
+    at_rest = state == "AWAITING_APPROVAL" or found.wallet_updated
+    return bool(found.payout_state == payout_pb2.PayoutState.Value(f"PAYOUT_STATE_{state}") and at_rest)
+
+
+async def _until(look: Callable[[], Any]) -> None:
+    for _ in range(_TRIES):
+        if await look():
+            return
+        await asyncio.sleep(0.05)
+    raise Failure("the templates did not come to be what they are to be")
+
+
+class _Seed:
+    """Clones the templates. `s` names the row of what is made, in each expression; `t` the template's."""
+
+    def __init__(self, connection: psycopg.Connection[Any], url: str, payments: int, waiting: float, say: Say) -> None:
+        self._connection = connection
+        self._url = url
+        self._payments = payments
+        self._waiting = waiting
+        self._sellers = max(min(payments // 200, 20_000), 10)
+        self._say = say
+
+    def run(self) -> None:
+        self._plan()
+        for kind in _KINDS:
+            self._payments_of(kind)
+            self._say(f"Payments that are {kind} are made")
+        self._wallets()
+        for state in _PAYOUTS:
+            self._payouts_of(state)
+        self._say("Wallets and payouts are made")
+        self._book()
+        self._say("The book is chained")
+        self._events()
+
+    def _plan(self) -> None:
+        """Temporary tables of what is to be made. Kinds are spread evenly; `k` counts the sales of a seller that were paid."""
+        every = max(round(1 / self._waiting), 2) if self._waiting else 0
+        is_open = f"i % {every} = 1" if every else "false"
+        self._connection.execute(f"""
+            create temporary table sale as
+            select x.*, case kind when 'PAID' then row_number() over (partition by seller, kind order by i) end as k from (
+                select i, 'c-' || i as checkout_id, 'o-' || i as order_id, 'o-o-' || i as charge_id,
+                    's-' || (i % {self._sellers}) as seller, 'b-' || (i % {max(self._payments // 5, 1)}) as buyer,
+                    clock_timestamp() - interval '30 days' + i * (interval '29 days' / {self._payments}) as at,
+                    case when i % 10000 = 7 then 'DEAD' when i % 500 = 3 then 'FAILED' when {is_open} then 'OPEN' else 'PAID' end as kind
+                from generate_series(1, {self._payments}) i) x
+        """)
+        self._connection.execute("create index on sale (kind, i); analyze sale")
+        self._connection.execute("""
+            create temporary table seller as
+            select seller, row_number() over (order by seller) as j, max(k) as sales, max(k) / 5 as paid, max(at) as at
+            from sale where kind = 'PAID' group by seller
+        """)
+        self._connection.execute("""
+            create temporary table payment_out as
+            select 'p-' || row_number() over () as payout_id, row_number() over () as i, x.* from (
+                select 'PAID' as kind, seller, sales + 2 * m - 1 as number, at + m * interval '1 second' as at, 950 * sales - 200 * m as available
+                from seller, generate_series(1, paid) m
+                union all
+                select 'FAILED', seller, sales + 2 * paid + 1, at + interval '1 hour', 950 * sales - 200 * paid - 100 from seller where j % 3 = 0
+                union all
+                select 'AWAITING_APPROVAL', seller, sales + 2 * paid + 1, at + interval '2 hours', 950 * sales - 200 * paid - 400
+                from seller where j % 3 = 1) x
+        """)
+        self._connection.execute("analyze seller; analyze payment_out")
+
+    def _clone(self, table: str, template: str, source: str, **values: str) -> None:
+        """Inserts a row for each of the source and each template: the template's, but for the values given; times move with the source's `at`."""
+        schema, name = table.split(".")
+        found = self._connection.execute(
+            """
+            select attname, format_type(atttypid, null) from pg_attribute
+            where attrelid = cast(%s as regclass) and attnum > 0 and not attisdropped and attgenerated = '' and attidentity = '' order by attnum
+            """,
+            (f"{schema}.{name}",),
+        ).fetchall()
+        begin = values.pop("begin", "")
+
+        def value(column: str, type_: str) -> str:
+            if column in values:
+                return values[column]
+            if begin and type_ == "timestamp with time zone":
+                return f"case when isfinite(t.{column}) then s.at + (t.{column} - ({begin})) else t.{column} end"
+            return f"t.{column}"
+
+        columns = ", ".join(column for column, _ in found)
+        wanted = ", ".join(value(*column) for column in found)
+        self._connection.execute(f"insert into {table} ({columns}) select {wanted} from {table} t, {source} s where {template}")
+
+    def _payments_of(self, kind: str) -> None:
+        id_ = f"t-{kind.lower()}"
+        source = f"(select * from sale where kind = '{kind}' order by i)"
+        begin = f"select create_time from payment.checkout where checkout_id = '{id_}'"
+        of_order, of_charge = f"t.payment_order_id = '{id_}-o'", f"t.demand_id = 'o-{id_}-o'"
+        reference = "case t.provider_reference when '' then '' else 'seed-' || s.i end"
+        self._clone("payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
+        self._clone(
+            "payment.payment_order", of_order, source, begin=begin, payment_order_id="s.order_id", checkout_id="s.checkout_id",
+            charge_id="s.charge_id", buyer_account="s.buyer", seller_account="s.seller", provider_reference=reference,
+        )  # fmt: skip
+        self._clone("payment.order_history", of_order, source, begin=begin, payment_order_id="s.order_id", provider_reference=reference)
+        self._clone(
+            "payment.attempt", of_charge, source, begin=begin, demand_id="s.charge_id", checkout_id="s.checkout_id",
+            provider_key="'seed-' || s.charge_id", provider_reference=reference,
+        )  # fmt: skip
+        if kind != "PAID":
+            self._clone("payment.checkout_unpaid", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
+        if kind in ("OPEN", "DEAD"):
+            later = "clock_timestamp() + interval '1 hour' + (s.i % 3600) * interval '1 second'"
+            self._clone(
+                "payment.due", of_charge, source, begin=begin, demand_id="s.charge_id",
+                next_attempt_time=f"case when t.next_attempt_time is not null then {later} end",
+            )  # fmt: skip
+        if kind == "DEAD":
+            self._clone(
+                "payment.dead_letter", f"t.subject = 'charges/o-{id_}-o'", source, begin=begin, subject="'charges/' || s.charge_id",
+                dead_letter_id="s.charge_id || '-1'",
+            )  # fmt: skip
+
+    def _wallets(self) -> None:
+        of_seller = f"t.seller_account = '{_SELLER}'"
+        self._clone(
+            "wallet.wallet", of_seller, "seller", seller_account="s.seller", version="s.sales", pending="0", held="0", owed="0",
+            available="950 * s.sales", balance="950 * s.sales", policy_version="0", update_time="s.at",
+        )  # fmt: skip
+        self._clone(
+            "wallet.wallet_entry", "t.kind = 'CREDIT' and t.cause = 'PAY_IN/t-paid-o'", "(select * from sale where kind = 'PAID' order by i)",
+            seller_account="s.seller", number="s.k", cause="'PAY_IN/' || s.order_id", available_after="950 * s.k", create_time="s.at",
+        )  # fmt: skip
+        self._clone(
+            "payout.payout_destination", f"t.payout_destination_id = '{_BANK}'", "seller", payout_destination_id="'d-' || s.seller",
+            seller_account="s.seller", create_time="s.at", update_time="s.at", usable_time="s.at", verified_time="s.at",
+        )  # fmt: skip
+
+    def _payouts_of(self, state: str) -> None:
+        id_, amount = f"t-{state.lower()}", _PAYOUTS[state]
+        source = f"(select * from payment_out where kind = '{state}' order by i)"
+        begin = f"select create_time from payout.payout where payout_id = '{id_}'"
+        of_payout = f"t.payout_id = '{id_}'"
+        reference = "case t.provider_reference when '' then '' else 'seed-p-' || s.i end"
+        shared = {"begin": begin, "payout_id": "s.payout_id"}
+        self._clone(
+            "payout.payout", of_payout, source, **shared, seller_account="s.seller", payout_destination_id="'d-' || s.seller",
+            provider_reference=reference,
+        )  # fmt: skip
+        self._clone("payout.payout_history", of_payout, source, **shared)
+        self._clone("payout.transfer", of_payout, source, **shared, cause_id="s.payout_id", provider_reference=reference)
+        tomorrow = "clock_timestamp() + interval '1 day' + s.i * interval '10 ms'"
+        self._clone("payout.watch", of_payout, source, payout_id="s.payout_id", next_time=tomorrow)
+        self._clone("payout.payout_in_state", of_payout, source, **shared)
+        of_demand = f"t.demand_id = 'p-{id_}'"
+        self._clone(
+            "payout.attempt", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", provider_key="'seed-' || s.payout_id",
+            provider_reference=reference,
+        )  # fmt: skip
+        self._clone(
+            "payout.due", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", payout_destination_id="'d-' || s.seller"
+        )  # fmt: skip
+        self._clone("wallet.hold", f"t.hold_id = '{id_}'", source, begin=begin, hold_id="s.payout_id", seller_account="s.seller")
+        entries = f"t.cause = '{id_}' and t.kind like 'HOLD\\_%'"
+        self._clone(
+            "wallet.wallet_entry", entries, source, begin=begin, cause="s.payout_id", seller_account="s.seller",
+            number="s.number + (t.kind <> 'HOLD_PLACED')::int",
+            available_after=f"s.available + case t.kind when 'HOLD_RELEASED' then {amount} else 0 end",
+            held_after=f"case t.kind when 'HOLD_PLACED' then {amount} else 0 end",
+        )  # fmt: skip
+        self._connection.execute("""
+            update wallet.wallet w set version = e.number, available = e.available_after, held = e.held_after,
+                balance = e.available_after + e.held_after
+            from (select distinct on (seller_account, currency) * from wallet.wallet_entry where seller_account like 's-%'
+                  order by seller_account, currency, number desc) e
+            where w.seller_account = e.seller_account and w.currency = e.currency
+        """)
+
+    def _book(self) -> None:
+        """Transactions and entries, chained behind the templates' by the ledger's own rules."""
+        connection = self._connection
+        head_row = connection.execute("select sequence, hash, post_time from ledger.head").fetchone()
+        if head_row is None:
+            raise Failure("the book has no head")
+        head = Head(head_row[0], bytes(head_row[1]), head_row[2])
+        rows = connection.execute("select account, currency, account_id, balance, entry_count from ledger.account").fetchall()
+        ids = {(row[0], row[1]): row[2] for row in rows}
+        balances = {(row[0], row[1]): int(row[3]) for row in rows}
+        counts = {(row[0], row[1]): row[4] for row in rows}
+        old = set(ids)
+        caller = {row[0]: row[1] for row in connection.execute("select kind, caller from ledger.tx where kind in ('PAY_IN', 'PAYOUT')").fetchall()}
+        time_ = head.post_time
+        next_id = max(ids.values()) + 1
+        with (
+            psycopg.connect(self._url) as first,
+            psycopg.connect(self._url) as second,
+            connection.cursor(name="postings", withhold=True) as postings,
+        ):
+            for other in (first, second):
+                other.execute("set session_replication_role = replica")
+            postings.itersize = 20_000
+            postings.execute("""
+                select 'PAY_IN', order_id, buyer, seller from sale where kind = 'PAID'
+                union all select 'PAYOUT', payout_id, '', seller from payment_out where kind = 'PAID'
+            """)
+            with (
+                first.cursor().copy(
+                    "copy ledger.tx (book, sequence, kind, cause_id, caller, fingerprint, n, description, effective_time, post_time, previous_hash,"
+                    " hash) from stdin"
+                ) as transactions,
+                second.cursor().copy(
+                    "copy ledger.entry (book, sequence, place, account_id, currency, amount, balance_after, number) from stdin"
+                ) as entries,
+            ):
+                for kind, cause, buyer, seller in postings:
+                    posting = Posting(Kind(kind), cause, caller[kind], _lines(kind, buyer, seller))
+                    for line in posting.lines:
+                        key = (line.account, line.currency)
+                        if key not in ids:
+                            ids[key], balances[key], counts[key] = next_id, 0, 0
+                            next_id += 1
+                    time_ += timedelta(microseconds=1)
+                    made = chain(head, posting, time_, balances)
+                    head = Head(made.sequence, made.hash, made.post_time)
+                    transactions.write_row((
+                        BOOK, made.sequence, kind, cause, posting.caller, posting.fingerprint, len(posting.lines), "", time_, time_,
+                        made.previous_hash, made.hash,
+                    ))  # fmt: skip
+                    for place, (line, balance) in enumerate(zip(posting.lines, made.balances_after, strict=True), 1):
+                        key = (line.account, line.currency)
+                        counts[key] += 1
+                        entries.write_row((BOOK, made.sequence, place, ids[key], line.currency, line.amount, balance, counts[key]))
+        new = [(id_, *key, balances[key], counts[key], time_) for key, id_ in ids.items() if key not in old]
+        _copy(connection, "ledger.account (account_id, account, currency, balance, entry_count, create_time)", new)
+        connection.execute("select setval(pg_get_serial_sequence('ledger.account', 'account_id'), %s)", (next_id,))
+        for key in old:
+            values = (balances[key], counts[key], ids[key])
+            connection.execute("update ledger.account set balance = %s, entry_count = %s where account_id = %s", values)
+        connection.execute("update ledger.head set sequence = %s, hash = %s, post_time = %s", (head.sequence, head.hash, head.post_time))
+        connection.execute("update ledger.relayed set sequence = %s", (head.sequence,))
+
+    def _events(self) -> None:
+        """An event for each version, as the templates' are but for the name; how far the stream is."""
+        for collection, table, key, subject, version in (
+            ("payments", "payment.checkout, generate_series(1, version) v", "checkout_id like 'c-%'", "checkout_id", "v"),
+            ("paymentOrders", "payment.order_history", "payment_order_id like 'o-%'", "payment_order_id", "version"),
+            ("wallets", "wallet.wallet_entry", "seller_account like 's-%'", "seller_account || '/' || currency", "number"),
+            ("payouts", "payout.payout_history", "payout_id like 'p-%'", "payout_id", "version"),
+            ("payoutDestinations", "payout.payout_destination", "payout_destination_id like 'd-%'", "payout_destination_id", "1"),
+        ):
+            last = int(_one(self._connection, "select max(cursor) from event.event"))
+            template = f"t.cursor = (select min(cursor) from event.event where aggregate_id like '{collection}/%')"
+            source = f"""(select row_number() over () + {last} as place, '{collection}/' || {subject} as id, {version} as version
+                from {table} where {key})"""
+            self._clone("event.event", template, source, cursor="s.place", aggregate_id="s.id", aggregate_version="s.version")
+        self._connection.execute("update event.head set cursor = (select max(cursor) from event.event)")
+
+
+def _lines(kind: str, buyer: str, seller: str) -> tuple[Line, ...]:
+    if kind == "PAYOUT":
+        return payout("sandbox", seller, "EUR", _PAYOUTS["PAID"], 0)
+    return pay_in("sandbox", buyer, seller, "EUR", _AMOUNT, _FEE)
+
+
+def _copy(connection: psycopg.Connection[Any], into: str, rows: list[tuple[Any, ...]]) -> None:
+    with connection.cursor().copy(f"copy {into} from stdin") as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/seed", description="Fills a fresh database with payments and all that belongs to them.")
+    parser.add_argument("--payments", type=int, required=True, help="how many")
+    parser.add_argument("--waiting", type=float, default=0.01, help="the part of them that waits for its provider; 0.01")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    if options.payments < 1000:
+        parser.error("--payments must be at least 1000")
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    try:
+        with databases(load(), say) as known:
+            result = seed(known, options.payments, say, waiting=options.waiting)
+    except Failure as failure:
+        sys.exit(f"seed: {failure}")
+    if options.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key:>18}: {value}")
+
+
+if __name__ == "__main__":
+    main()
