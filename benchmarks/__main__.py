@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from benchmarks import ledger, pay_in, payouts
+from benchmarks import growth, ledger, pay_in, payouts
 from tallystick_server.process.failure import Failure
 
 _BENCHES = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.bench}
@@ -14,18 +14,23 @@ _BENCHES = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.b
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures, beside a ceiling taken in the same run.")
-    parser.add_argument("name", choices=sorted(_BENCHES))
+    parser.add_argument("name", choices=sorted([*_BENCHES, "growth"]))
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long each part is measured")
     parser.add_argument("--in-flight", type=int, default=0, help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own")
     parser.add_argument("--sellers", type=int, default=0, help="of payouts: how many are paid; 0: 100,000")
+    parser.add_argument("--payments", type=int, default=0, help="of growth: how many the database holds; 0: 1,000,000")
     options = parser.parse_args()
     of_payouts = options.name == "payouts"
     if options.in_flight if of_payouts else options.sellers:
         parser.error(f"{'--in-flight' if of_payouts else '--sellers'} is not of {options.name}")
     size = options.sellers if of_payouts else options.in_flight
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     try:
-        result = _BENCHES[options.name](options.seconds, size, lambda line: print(line, file=sys.stderr, flush=True))
+        result = growth.bench(options.payments, say) if options.name == "growth" else _BENCHES[options.name](options.seconds, size, say)
     except Failure as failure:
         sys.exit(f"bench: {failure}")
     if options.json:

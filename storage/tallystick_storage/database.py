@@ -205,7 +205,7 @@ def _insert_mark(connection: Connection, mark: uuid.UUID) -> None:
 _MARK = text("insert into mark (id, create_time) values (:id, clock())")
 _FORGET = text("""
     delete from mark where id = any (array(
-        select id from mark where create_time < (select clock()) - cast(:age as interval) order by create_time limit :most for update skip locked))
+        select id from mark where create_time < (select clock()) - cast(:age as interval) order by create_time limit :most))
 """)
 _MOST_FORGOTTEN = 10_000
 

@@ -125,7 +125,7 @@ _TRANSACTIONS = text(f"""
 """)
 _ENTRIES = text("""
     select e.sequence, e.place, a.account, e.currency, e.amount, e.balance_after
-    from entry e join account a on a.account_id = e.account_id
+    from entry e cross join lateral (select account from account where account_id = e.account_id offset 0) a
     where e.book = :book and e.sequence = any (cast(:sequences as bigint[])) order by e.sequence, e.place
 """)
 

@@ -94,7 +94,7 @@ _FILTERS = {
     "create_time_from": "c.create_time >= :create_time_from",
     "create_time_until": "c.create_time < :create_time_until",
 }
-_OF_ACCOUNT = "select c.create_time, c.checkout_id from payment_order c where c.{account} = :{account}"
+_OF_ACCOUNT = "select distinct on (c.create_time, c.checkout_id) c.create_time, c.checkout_id from payment_order c where c.{account} = :{account}"
 # Where payments are found by some filters, the first that is asked for; each in the order of an index.
 _FOUND_BY = {
     "seller_account": _OF_ACCOUNT.format(account="seller_account"),
@@ -131,6 +131,6 @@ def _source(wanted: PaymentFilter, before: tuple[datetime, str] | None) -> tuple
     if before is not None:
         found += " and (c.create_time, c.checkout_id) < (:before_time, :before_id)"
     source = f"""
-        ({found} group by c.create_time, c.checkout_id order by c.create_time desc, c.checkout_id desc) k
+        ({found} order by c.create_time desc, c.checkout_id desc) k
         cross join lateral (select * from checkout c where c.checkout_id = k.checkout_id offset 0) c"""
     return "k", source

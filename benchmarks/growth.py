@@ -1,0 +1,263 @@
+"""What each list, the monitor, the claims and verify cost with N payments: time, rows that their plans read, and by which indexes.
+
+`scripts/bench growth --payments N` seeds a database of its own, or uses the one that is there from the last run of that size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy import create_engine as engine_of
+
+from benchmarks.seed import seed
+from tallystick import AsyncClient
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.payment import ALERT_AFTER
+from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
+from tallystick_server.process import serve
+from tallystick_server.process.configuration import SERVED, Settings
+from tallystick_server.process.databases import Databases, databases
+from tallystick_server.process.verify import verify
+from tallystick_storage import alert, due
+from tallystick_storage.database import forget_marks
+from tallystick_storage.payment import orders
+from tallystick_storage.payout import batch, payouts
+
+_LISTEN = "127.0.0.1:7277"
+_FOLDER = Path(".data/growth")
+_TIMES = 5
+_PAYMENTS = 1_000_000
+
+Call = Callable[[AsyncClient], Any]
+Work = Callable[[Connection], object]
+
+
+def _time(days_ago: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.now(UTC) - timedelta(days=days_ago))
+    return stamp
+
+
+def _payments(**filters: Any) -> Call:
+    return lambda client: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest(**filters))
+
+
+def _payouts(**filters: Any) -> Call:
+    return lambda client: client.payout.ListPayouts(payout_service_pb2.ListPayoutsRequest(**filters))
+
+
+def _transactions(**filters: Any) -> Call:
+    return lambda client: client.ledger.ListTransactions(ledger_service_pb2.ListTransactionsRequest(**filters))
+
+
+_OPEN, _FAILED = payment_pb2.PAYMENT_STATE_OPEN, payment_pb2.PAYMENT_STATE_FAILED
+CALLS: dict[str, Call] = {
+    "ListPayments": _payments(),
+    "ListPayments of a seller": _payments(seller_account="s-1"),
+    "ListPayments of a buyer": _payments(buyer_account="b-2"),
+    "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
+    "ListPayments OPEN": _payments(payment_state=_OPEN),
+    "ListPayments FAILED": _payments(payment_state=_FAILED),
+    "ListPayments PARTIALLY_PAID (none)": _payments(payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
+    "ListPayments of a time": _payments(create_time_from=_time(20), create_time_until=_time(10)),
+    "ListPayments before a time": _payments(create_time_until=_time(25)),
+    "ListPayments FAILED before a time": _payments(payment_state=_FAILED, create_time_until=_time(15)),
+    "ListPayouts": _payouts(),
+    "ListPayouts of a seller": _payouts(seller_account="s-1"),
+    "ListPayouts AWAITING_APPROVAL": _payouts(payout_state=payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL),
+    "ListPayouts FAILED": _payouts(payout_state=payout_pb2.PAYOUT_STATE_FAILED),
+    "ListPayouts RETURNED (none)": _payouts(payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
+    "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
+    "ListPayouts before a time": _payouts(create_time_until=_time(5)),
+    "ListPayoutDestinations": lambda client: client.payout.ListPayoutDestinations(payout_service_pb2.ListPayoutDestinationsRequest()),
+    "ListPayoutDestinations UNUSABLE (none)": lambda client: client.payout.ListPayoutDestinations(
+        payout_service_pb2.ListPayoutDestinationsRequest(state=payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE)
+    ),
+    "ListDeadLetters": lambda client: client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()),
+    "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
+    "ListAlerts, ended too": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=True)),
+    "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()),
+    "ListWallets": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest()),
+    "ListWallets in a currency": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest(currency="EUR")),
+    "ListWallets in a currency (none)": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest(currency="JPY")),
+    "ListWalletEntries": lambda client: client.wallet.ListWalletEntries(
+        wallet_service_pb2.ListWalletEntriesRequest(seller_account="s-1", currency="EUR")
+    ),
+    "ListHolds": lambda client: client.wallet.ListHolds(wallet_service_pb2.ListHoldsRequest(seller_account="s-1")),
+    "ListAccounts": lambda client: client.ledger.ListAccounts(ledger_service_pb2.ListAccountsRequest()),
+    "ListAccounts of a prefix": lambda client: client.ledger.ListAccounts(ledger_service_pb2.ListAccountsRequest(prefix="sellers/")),
+    "ListAccounts in a currency (none)": lambda client: client.ledger.ListAccounts(ledger_service_pb2.ListAccountsRequest(currency="JPY")),
+    "ListTransactions": _transactions(),
+    "ListTransactions REVERSAL (none)": _transactions(kind=ledger_pb2.TRANSACTION_KIND_REVERSAL),
+    "ListTransactions of an account": _transactions(account="buyers/b-7"),
+    "ListTransactions of the clearing account": _transactions(account="psp/sandbox/clearing"),
+    "ListTransactions of a cause": _transactions(cause_id="o-77"),
+    "ListTransactions before any": _transactions(post_time_until=_time(90)),
+    "ListTransactions since a time": _transactions(post_time_from=_time(90)),
+    "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(
+        ledger_service_pb2.GetAccountRequest(account="psp/sandbox/clearing", currency="EUR")
+    ),
+    "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest(page_size=200)),
+}
+"""Each list, as an operator asks it, with the filters that could be expensive."""
+LOOKED_AT: dict[str, Call] = {"ListTransactions in a currency (none)": _transactions(currency="JPY")}
+"""Lists that look at a bounded number of rows for what is rare."""
+
+
+def _findings(schema: str) -> Work:
+    of = {"payment": orders.findings(ALERT_AFTER), "payout": payouts.findings(PAYOUT_ALERT_AFTER)}[schema]
+    return lambda connection: alert.find(connection, of)
+
+
+TURNS: dict[str, tuple[str, Work]] = {
+    "monitor of payments": ("payment", _findings("payment")),
+    "monitor of payouts": ("payout", _findings("payout")),
+}
+"""What the monitors look for, by schema."""
+CLAIMS: dict[str, tuple[str, Work]] = {
+    "claim of charges": ("payment", lambda connection: due.claim(connection, "sandbox", 200, 60.0)),
+    "claim of payouts": ("payout", lambda connection: due.claim(connection, "sandbox", 200, 60.0)),
+    "backlog of charges": ("payment", lambda connection: due.backlog(connection, "sandbox", "", 1000)),
+    "payouts to watch": ("payout", lambda connection: payouts.to_watch(connection, 200)),
+    "payouts under way of a batch": ("payout", lambda connection: batch.is_under_way(connection, "b-none")),
+    "unsent payouts to a destination": ("payout", lambda connection: payouts.unsent(connection, "d-s-1")),
+    "marks to forget": ("payment", forget_marks),
+}
+"""What processes do all the time, by schema."""
+
+
+@dataclass
+class Plans:
+    """The statements that engines of this process execute, and what their plans read."""
+
+    statements: list[tuple[str, str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def captured(self) -> Iterator[Plans]:
+        """Captures what is executed until the block ends."""
+
+        def note(connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+            url = connection.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+            self.statements.append((url, statement, parameters))
+
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            yield self
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+
+    def nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each node of each statement's plan as it was executed, under the role and settings of who executed it; nothing of it stays."""
+        for url, statement, parameters in self.statements:
+            if not statement.lstrip(" (\n").lower().startswith(("select", "with", "delete", "update")):
+                continue
+            with psycopg.connect(url) as connection:
+                row = connection.execute(f"explain (analyze, format json) {statement}".encode(), parameters).fetchone()
+                connection.rollback()
+            for node in _flat((row or ([],))[0][0]["Plan"]):
+                yield statement, node
+
+
+def _flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _flat(child)
+
+
+def rows_read(node: dict[str, Any]) -> int:
+    """How many rows a node of a plan took in hand, over all its loops."""
+    thrown_away = sum(node.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck", "Join Filter"))
+    read: float = (node.get("Actual Rows", 0) + thrown_away) * node.get("Actual Loops", 1)
+    return round(read)
+
+
+def executed(known: Databases, schema: str, work: Work) -> float:
+    """Does work in a transaction that is rolled back, under the service's role; how long it took in seconds."""
+    engine = engine_of(known.service(schema))
+    try:
+        with engine.connect() as connection:
+            began = time.perf_counter()
+            work(connection)
+            took = time.perf_counter() - began
+            connection.rollback()
+            return took
+    finally:
+        engine.dispose()
+
+
+def bench(payments: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures, as `--json` prints them."""
+    payments = payments or _PAYMENTS
+    folder = _FOLDER / str(payments)
+    done = folder / "seeded.json"
+    with databases(Settings(), say, folder=folder) as known:
+        if not done.exists():
+            done.write_text(json.dumps(seed(known, payments, say)))
+        seeded = json.loads(done.read_text())
+        rows = asyncio.run(_calls(known, say))
+        for name, (schema, work) in {**TURNS, **CLAIMS}.items():
+            rows[name] = _figures([executed(known, schema, work) for _ in range(_TIMES)], _plans(known, schema, work))
+            say(_line(name, rows[name]))
+        began = time.perf_counter()
+        report = verify(known)
+        rows["verify"] = {"ms": round((time.perf_counter() - began) * 1000), "passed": report.passed}
+        say(_line("verify", rows["verify"]))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"bench": "growth", "payments": payments, "seeded": seeded, "peak_mb": memory, "rows": rows}
+
+
+async def _calls(known: Databases, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    settings = Settings(listen=_LISTEN, sweep_interval=3600, monitor_interval=3600)
+    running = await serve.start(SERVED, settings, known.all(), None)
+    client = AsyncClient(_LISTEN)
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        for name, call in {**CALLS, **LOOKED_AT}.items():
+            plans = Plans()
+            with plans.captured():
+                await call(client)
+            times = []
+            for _ in range(_TIMES):
+                began = time.perf_counter()
+                await call(client)
+                times.append(time.perf_counter() - began)
+            rows[name] = _figures(times, plans)
+            say(_line(name, rows[name]))
+    finally:
+        await client.close()
+        await running.stop(5.0)
+    return rows
+
+
+def _plans(known: Databases, schema: str, work: Work) -> Plans:
+    plans = Plans()
+    with plans.captured():
+        executed(known, schema, work)
+    return plans
+
+
+def _figures(times: Sequence[float], plans: Plans) -> dict[str, Any]:
+    nodes = [node for _, node in plans.nodes()]
+    used = {node["Index Name"] for node in nodes if "Index Name" in node}
+    used |= {f"all of {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"}
+    return {"ms": round(statistics.median(times) * 1000, 1), "rows_read": max(map(rows_read, nodes), default=0), "by": sorted(used)}
+
+
+def _line(name: str, figures: dict[str, Any]) -> str:
+    return f"| {name} | {figures['ms']} | {figures.get('rows_read', '')} | {', '.join(figures.get('by', ()))} |"

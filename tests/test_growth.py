@@ -1,0 +1,137 @@
+"""What is asked of a platform stays as cheap when it holds a thousand times as much: each list, the monitor and each claim follow an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import Connection
+
+from benchmarks.growth import CALLS, CLAIMS, LOOKED_AT, TURNS, Call, Plans, Work, executed, rows_read
+from benchmarks.seed import seed
+from tallystick import AsyncClient
+from tallystick_core.payment import ALERT_AFTER
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
+from tallystick_server.runtime import alerts
+from tallystick_storage import alert
+from tallystick_storage.database import forget_marks
+from tallystick_storage.payment import orders
+
+from .conftest import Platform, fresh_database, serving
+
+_PAYMENTS = 20_000
+_MANY = 600
+"""Rows beyond which a plan reads what grows; a page is 51 rows, with some look-ups for each."""
+
+
+@pytest.fixture(scope="module")
+def seeded(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """A database of 20,000 payments, a third of which wait for their provider."""
+    with fresh_database(admin_url, tmp_path_factory.mktemp("seeded")) as known:
+        seed(known, _PAYMENTS, print, waiting=0.3)
+        yield known
+
+
+@pytest.fixture(scope="module")
+def large(seeded: Databases) -> Iterator[Platform]:
+    with serving(seeded, Settings(sweep_interval=3600, monitor_interval=3600)) as running:
+        yield running
+
+
+def asked(platform: Platform, call: Call) -> Plans:
+    """Asks the platform; the statements that it took."""
+    plans = Plans()
+
+    async def ask() -> None:
+        client = AsyncClient(platform.address)
+        try:
+            with plans.captured():
+                await call(client)
+        finally:
+            await client.close()
+
+    platform.run(ask)
+    return plans
+
+
+def done(known: Databases, schema: str, work: Work) -> Plans:
+    plans = Plans()
+    with plans.captured():
+        executed(known, schema, work)
+    return plans
+
+
+def too_much(plans: Plans, most: int) -> list[str]:
+    """What in the plans reads more rows, or all of a table that grows."""
+    found = []
+    for statement, node in plans.nodes():
+        if rows_read(node) > most or (node["Node Type"] == "Seq Scan" and node["Relation Name"] not in SMALL):
+            found.append(f"{node['Node Type']} {node.get('Index Name', node.get('Relation Name', ''))}: {rows_read(node)} rows of {statement}")
+    return found
+
+
+SMALL = ("head", "relayed", "duty", "payout_batch", "payout_schedule")
+"""Tables of a few rows."""
+
+
+def test_what_is_seeded_verifies(seeded: Databases) -> None:
+    """A seeded database is what the platform would have written: every check passes."""
+    report = verify(seeded)
+    assert report.passed, report.as_text()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_list_reads_a_page(large: Platform, name: str) -> None:
+    """No list reads, or sorts, more of a table than some rows for each of its page, whatever it is filtered by."""
+    plans = asked(large, CALLS[name])
+    assert plans.statements
+    assert too_much(plans, _MANY) == []
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_a_list_of_what_is_rare_looks_at_so_many(large: Platform, name: str) -> None:
+    """What has no index is looked for in so many rows, after which the page ends, and tells where to go on."""
+    assert too_much(asked(large, LOOKED_AT[name]), 50_000) == []
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_the_monitor_looks_at_what_has_rested_too_long(seeded: Databases, name: str) -> None:
+    """The monitor reads what it finds, up to so many of a kind, and nothing of what waits in time."""
+    assert too_much(done(seeded, *TURNS[name]), 2 * alert.MOST_OF_KIND + 10) == []
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_claim_reads_what_can_be_claimed(seeded: Databases, name: str) -> None:
+    """However much waits, a claim reads what is due, and nothing else."""
+    assert too_much(done(seeded, *CLAIMS[name]), 2 * 200 + 10) == []
+
+
+def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:
+    """More than a thousand of a kind are one alert about all of them, however often the monitor looks; it ends when they are gone."""
+    findings = orders.findings(ALERT_AFTER)
+    raised: list[list[str]] = []
+    ended: list[str] = []
+
+    def look(connection: Connection) -> None:
+        raised.extend([row.subject for row in alerts.apply(connection, findings) if row.kind == "ORDER_STUCK"] for _ in range(2))
+        ended.extend(row.subject for row in alert.end(connection, [], [], 1000) if row.kind == "ORDER_STUCK")
+
+    executed(seeded, "payment", look)
+    assert raised == [["paymentOrders/-"], []]
+    assert ended == ["paymentOrders/-"]
+
+
+def test_a_backlog_of_marks_is_worked_off(own_database: Databases) -> None:
+    """Marks go by so many in a transaction, and whether there are more is told, so that any number is worked off."""
+    with psycopg.connect(own_database.admin, autocommit=True) as connection:
+        connection.execute("insert into payment.mark select gen_random_uuid(), clock_timestamp() - interval '3 hours' from generate_series(1, 10001)")
+    more: list[bool] = []
+
+    def forget(connection: Connection) -> None:
+        more.extend(forget_marks(connection) for _ in range(2))
+
+    executed(own_database, "payment", forget)
+    assert more == [True, False]
