@@ -43,6 +43,8 @@ _LISTEN = "127.0.0.1:7277"
 _FOLDER = Path(".data/growth")
 _TIMES = 5
 _PAYMENTS = 1_000_000
+REVIEW = 172_800.0
+"""Seconds after which a review is overdue."""
 
 Call = Callable[[AsyncClient], Any]
 Work = Callable[[Connection], object]
@@ -121,7 +123,7 @@ LOOKED_AT: dict[str, Call] = {"ListTransactions in a currency (none)": _transact
 
 
 def _findings(schema: str) -> Work:
-    of = {"payment": orders.findings(ALERT_AFTER), "payout": payouts.findings(PAYOUT_ALERT_AFTER)}[schema]
+    of = {"payment": orders.findings(ALERT_AFTER, REVIEW), "payout": payouts.findings(PAYOUT_ALERT_AFTER)}[schema]
     return lambda connection: alert.find(connection, of)
 
 
@@ -192,6 +194,7 @@ def executed(known: Databases, schema: str, work: Work) -> float:
     engine = engine_of(known.service(schema))
     try:
         with engine.connect() as connection:
+            connection.exec_driver_sql("set idle_in_transaction_session_timeout = 0")  # a busy machine may let this process wait
             began = time.perf_counter()
             work(connection)
             took = time.perf_counter() - began
