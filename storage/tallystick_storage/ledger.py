@@ -156,7 +156,7 @@ class TransactionFilter:
 
 _FIRST_SINCE = text("select sequence from tx where post_time >= :time and book = :book order by post_time, sequence limit 1")
 _LAST_BEFORE = text("select sequence from tx where post_time < :time and book = :book order by post_time desc, sequence desc limit 1")
-_MOST_LOOKED_AT = 10_000
+_MOST_LOOKED_AT = 2_000
 
 
 def list_sequences(connection: Connection, wanted: TransactionFilter, most: int) -> tuple[list[int], int | None]:
