@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -39,7 +40,6 @@ from tallystick_storage.database import forget_marks
 from tallystick_storage.payment import orders
 from tallystick_storage.payout import batch, payouts
 
-_LISTEN = "127.0.0.1:7277"
 _FOLDER = Path(".data/growth")
 _TIMES = 5
 _PAYMENTS = 1_000_000
@@ -213,7 +213,8 @@ def bench(payments: int, say: Callable[[str], None]) -> dict[str, Any]:
         if not done.exists():
             done.write_text(json.dumps(seed(known, payments, say)))
         seeded = json.loads(done.read_text())
-        rows = asyncio.run(_calls(known, say))
+        with TemporaryDirectory() as inside:
+            rows = asyncio.run(_calls(known, f"unix:{inside}/growth", say))
         for name, (schema, work) in {**TURNS, **CLAIMS}.items():
             rows[name] = _figures([executed(known, schema, work) for _ in range(_TIMES)], _plans(known, schema, work))
             say(_line(name, rows[name]))
@@ -225,10 +226,10 @@ def bench(payments: int, say: Callable[[str], None]) -> dict[str, Any]:
     return {"bench": "growth", "payments": payments, "seeded": seeded, "peak_mb": memory, "rows": rows}
 
 
-async def _calls(known: Databases, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    settings = Settings(listen=_LISTEN, sweep_interval=3600, monitor_interval=3600)
+async def _calls(known: Databases, address: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    settings = Settings(listen=address, sweep_interval=3600, monitor_interval=3600)
     running = await serve.start(SERVED, settings, known.all(), None)
-    client = AsyncClient(_LISTEN)
+    client = AsyncClient(address)
     rows: dict[str, dict[str, Any]] = {}
     try:
         for name, call in {**CALLS, **LOOKED_AT}.items():

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psycopg
@@ -33,7 +34,6 @@ from tallystick_server.runtime.retry import Policy, Strategy
 
 Say = Callable[[str], None]
 
-_LISTEN = "127.0.0.1:7276"
 _SELLER, _BUYER, _BANK, _BAD_BANK = "t-seller", "t-buyer", "t-bank", "t-bad"
 _BANKS = {_BANK: "ba_ok", _BAD_BANK: "ba_decline"}
 _AMOUNT, _FEE = 1000, 50
@@ -47,7 +47,8 @@ _TRIES = 1200
 def seed(known: Databases, payments: int, say: Say, *, waiting: float = 0.01) -> dict[str, int | float]:
     """Fills a fresh database with so many payments, of which the part `waiting` waits for its provider; what it holds then. Raises Failure."""
     began = time.perf_counter()
-    asyncio.run(_templates(known))
+    with TemporaryDirectory() as folder:
+        asyncio.run(_templates(known, f"unix:{folder}/seed"))
     say("The templates are made")
     with psycopg.connect(known.admin, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers: what they would check is cloned whole
@@ -69,17 +70,17 @@ def _one(connection: psycopg.Connection[Any], query: str) -> Any:
     return row[0]
 
 
-async def _templates(known: Databases) -> None:
+async def _templates(known: Databases, address: str) -> None:
     """A payment and a payout of each kind, made by the platform itself."""
     settings = Settings(
-        listen=_LISTEN,
+        listen=address,
         sweep_interval=0.05,
         payout_approve_above={"EUR": 300},
         payout_waiting_period=0.0,
         retry={("", trouble): Policy(Strategy.FIXED, 0.05, 0.05, 1) for trouble in (Trouble.REJECTED, Trouble.NOT_SENT)},
     )
     running = await serve.start(SERVED, settings, known.all(), None)
-    client = AsyncClient(_LISTEN)
+    client = AsyncClient(address)
     try:
         for kind, token in _KINDS.items():
             await _pay(client, f"t-{kind.lower()}", token)
