@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from psycopg import sql
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from tallystick_core.recovery import Step
@@ -20,6 +22,7 @@ from tallystick_storage import database as module
 from tallystick_storage.database import Database, DataRefused, in_transaction
 
 from .conftest import unique
+from .torture.proxy import Proxy
 
 
 @pytest.fixture
@@ -44,10 +47,9 @@ def count(database: Databases, aggregate: str) -> int:
         return connection.execute("select count(*) from event where aggregate_id = %s", (aggregate,)).fetchone()[0]  # type: ignore[index, no-any-return]
 
 
-def test_a_database_that_stands_still_is_cut_off(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_stands_still_is_cut_off(own_database: Databases) -> None:
     """What gets no answer in time loses its connection and runs again: on disk once."""
-    monkeypatch.setattr(module, "_LONGEST", 0.3)
-    event = Database(own_database.service("event"), connections=1)
+    event = Database(own_database.service("event"), connections=1, longest=0.3)
     aggregate, tries = unique("p"), []
 
     def work(connection: Connection) -> str:
@@ -61,6 +63,118 @@ def test_a_database_that_stands_still_is_cut_off(own_database: Databases, monkey
     event.close()
 
 
+def test_frozen_connections_are_given_up_though_nobody_waits(own_database: Databases) -> None:
+    """Connections that a failover has left open and silent are cut, also where every caller that waited on them has gone away."""
+    url = make_url(own_database.service("event"))
+
+    async def run() -> str:
+        proxy = Proxy(Path(str(url.query["host"])) / f".s.PGSQL.{url.port or 5432}")
+        through = url.set(host="127.0.0.1", port=await proxy.start(), query={}).render_as_string(hide_password=False)
+        event = Database(through, connections=2, longest=1.0)
+        try:
+            await asyncio.gather(*(event.transact(lambda connection: connection.execute(text("select pg_sleep(0.1)"))) for _ in range(2)))
+            proxy.freeze()
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(event.transact(lambda connection: connection.execute(text("select 1"))), 0.1)
+            async with asyncio.timeout(20):
+                return await event.transact(insert(unique("f"), 1))
+        finally:
+            await proxy.stop()
+            await asyncio.to_thread(event.close)
+
+    assert asyncio.run(run())
+
+
+def test_readers_and_work_do_not_wait_for_each_other(own_database: Databases) -> None:
+    """While every connection for work is busy callers can read; while every one for reading is busy work goes on."""
+
+    async def run() -> list[str]:
+        event, done = Database(own_database.service("event"), connections=1, readers=1), []
+
+        async def note(name: str, work: Awaitable[object]) -> None:
+            await work
+            done.append(name)
+
+        def slow(connection: Connection) -> None:
+            connection.execute(text("select pg_sleep(1)"))
+
+        def quick(connection: Connection) -> None:
+            connection.execute(text("select 1"))
+
+        await asyncio.gather(note("slow work", event.transact(slow)), note("quick read", event.read(quick)))
+        await asyncio.gather(note("slow read", event.read(slow)), note("quick work", event.transact(quick)), note("quick load", event.load(quick)))
+        event.close()
+        return done
+
+    assert asyncio.run(run()) == ["quick read", "slow work", "quick work", "quick load", "slow read"]
+
+
+def test_a_read_that_takes_too_long_is_refused_at_once(own_database: Databases) -> None:
+    """A read that runs into its time limit is not tried again and again: it is refused by name, and its connection is free."""
+    event, tries = Database(own_database.service("event"), connections=1, readers=1, read_timeout=0.2), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("select pg_sleep(30)"))
+
+    with pytest.raises(Refused) as refused:
+        asyncio.run(event.read(work))
+    assert (refused.value.reason, refused.value.retry_after, len(tries)) == (Reason.QUERY_TOO_SLOW, None, 1)
+    event.close()
+
+
+def test_work_that_takes_too_long_is_tried_once_more(own_database: Databases) -> None:
+    """A transaction that runs into the statement timeout may have waited for a lock: it is tried a second time, and no more."""
+    event, tries = Database(own_database.service("event"), connections=1), []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        connection.execute(text("set local statement_timeout = 100"))
+        connection.execute(text("select pg_sleep(30)"))
+
+    with pytest.raises(Refused) as refused:
+        asyncio.run(event.transact(work))
+    assert (refused.value.reason, refused.value.retry_after, len(tries)) == (Reason.DEPENDENCY_UNAVAILABLE, 1.0, 2)
+    event.close()
+
+
+def test_a_read_only_server_is_left_for_another(own_database: Databases) -> None:
+    """A connection to a server that has become read-only, as after a failover, is not kept: the next try has a new one."""
+    event, backends = Database(own_database.service("event"), connections=1), []
+
+    def work(connection: Connection) -> str:
+        backends.append(connection.execute(text("select pg_backend_pid()")).scalar_one())
+        if len(backends) == 1:
+            connection.execute(text("set transaction read only"))
+        return insert(unique("r"), 1)(connection)  # type: ignore[no-any-return]
+
+    assert asyncio.run(event.transact(work))
+    assert len(set(backends)) == 2
+    event.close()
+
+
+def test_a_migration_breaks_no_statement_that_was_prepared(own_database: Databases) -> None:
+    """A column that a migration adds changes what `select *` gives: a statement that was prepared before runs again on a new connection."""
+    role = own_database.service("event")
+    with psycopg.connect(own_database.admin, autocommit=True) as admin:
+        admin.execute("create table event.toy (a int)")
+        admin.execute("insert into event.toy values (1)")
+        admin.execute(sql.SQL("grant select on event.toy to {}").format(sql.Identifier(str(make_url(role).username))))
+        event = Database(role, connections=1)
+
+        async def run() -> list[int]:
+            counts = []
+            for turn in range(9):
+                if turn == 8:
+                    admin.execute("alter table event.toy add column b int")
+                counts.append(await event.load(lambda connection: len(connection.execute(text("select * from toy")).one())))
+            return counts
+
+        assert asyncio.run(run()) == [1] * 8 + [2]
+        event.close()
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, monkeypatch: pytest.MonkeyPatch, committed: bool) -> None:
     """The connection breaks at COMMIT, after or before it took effect: the work is on disk exactly once, and its result comes back."""
@@ -68,7 +182,7 @@ def test_a_lost_commit_is_told_from_one_that_never_was(own_database: Databases, 
     event = Database(own_database.service("event"), connections=1)
 
     def commit(connection: Connection) -> None:
-        if connection.engine is not event._engine:  # the shared platform goes on beside this test
+        if connection.engine is not event._work.engine:  # the shared platform goes on beside this test
             return real(connection)
         calls.append(1)
         if len(calls) > 1:
@@ -93,7 +207,7 @@ def test_an_answer_that_is_lost_again_and_again_is_no_error(own_database: Databa
 
     def commit(connection: Connection) -> None:
         real(connection)
-        if connection.engine is event._engine:
+        if connection.engine is event._work.engine:
             calls.append(1)
             if len(calls) < 4:
                 connection.invalidate()

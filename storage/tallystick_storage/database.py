@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import uuid
-from asyncio import get_running_loop
+from asyncio import AbstractEventLoop, CancelledError, TimerHandle, get_running_loop
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +18,7 @@ import psycopg
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_exponential
 
 from tallystick_core.refusal import Reason, Refused
 
@@ -28,8 +28,13 @@ log = logging.getLogger(__name__)
 _active = threading.local()
 _ATTEMPTS = 6
 _LONGEST = 30.0  # seconds of one try; a statement has 10, but a server that stands still does not count them
+_RECYCLE = 300  # seconds after which a connection is replaced, so that none to a former primary is kept for ever
 # SQLSTATEs after which the same transaction may succeed: conflict, resources, operator, lock timeout, idle too long, connection.
 _AGAIN = ("40", "53", "57", "55P03", "25P03", "08")
+_TOO_SLOW = "57014"  # the statement timeout: what took too long once will do so again, but for a lock or a cold cache
+# After which it may succeed on another connection: a read-only server, which a failover leaves behind; a shutdown; a plan from before a migration.
+_ELSEWHERE = ("25006", "57P01", "57P02", "57P03", "0A000")
+_STALE_PLAN = "cached plan must not change result type"
 # Classes that blame the data: retrying cannot help, and one item of the batch is the culprit.
 _DATA = ("22", "23", "P0001")
 
@@ -46,9 +51,10 @@ class DataRefused(Exception):
 class _Again(Exception):
     """This try has failed, or nobody knows; the next may succeed. `reason` is what the caller is told when none does."""
 
-    def __init__(self, cause: Exception, reason: Reason) -> None:
+    def __init__(self, cause: Exception, reason: Reason, *, too_slow: bool = False) -> None:
         super().__init__(str(cause))
         self.reason = reason
+        self.too_slow = too_slow
 
 
 def in_transaction() -> bool:
@@ -61,17 +67,19 @@ def rows(items: Sequence[Any]) -> str:
     return orjson.dumps(items).decode()
 
 
-def open_engine(url: str, connections: int) -> Engine:
-    """An engine with so many connections, made when they are first needed."""
+def open_engine(url: str, connections: int, statement_timeout: float | None = None) -> Engine:
+    """An engine with so many connections, made when they are first needed; `statement_timeout` in seconds, None: as the role has it."""
+    limit = "" if statement_timeout is None else f" -c statement_timeout={round(statement_timeout * 1000)}"
     return create_engine(
         url,
         isolation_level="READ COMMITTED",
         pool_size=connections,
         max_overflow=0,
         pool_timeout=10,
+        pool_recycle=_RECYCLE,
         hide_parameters=True,  # no value of a caller ends up in a log
         connect_args={
-            "options": "-c timezone=UTC",  # elsewhere the first and last hours of time cannot be read back
+            "options": f"-c timezone=UTC{limit}",  # elsewhere the first and last hours of time cannot be read back
             "connect_timeout": 5,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -84,7 +92,8 @@ def open_engine(url: str, connections: int) -> Engine:
 class Database:
     """One service's database: its login, its connections, its threads.
 
-    `connections` is the number of transactions that run at once; each has a thread and a connection of its own.
+    `connections` is the number of transactions that run at once, `readers` that of the reads that callers ask for; each has a thread and a connection
+    of its own. `read_timeout`: seconds that one statement of such a read may take. `longest`: seconds after which a try that is not answered is cut off.
     """
 
     def __init__(
@@ -92,11 +101,14 @@ class Database:
         url: str,
         *,
         connections: int,
+        readers: int = 2,
+        read_timeout: float = 5.0,
+        longest: float = _LONGEST,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
-        engine: Callable[[str, int], Engine] = open_engine,
+        engine: Callable[[str, int, float | None], Engine] = open_engine,
     ) -> None:
-        self._engine = engine(url, connections)
-        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="database")
+        self._work = _Pool(engine(url, connections, None), connections, "database", longest)
+        self._reads = _Pool(engine(url, readers, read_timeout), readers, "reads", longest)
         self._new_id = new_id
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
@@ -106,45 +118,109 @@ class Database:
         DEPENDENCY_UNAVAILABLE when several tries have failed.
         """
         unit = _Unit(work, self._new_id)
-        return await self._bounded(lambda line: unit.run(self._engine, line))
+        return await _bounded(self._work, unit.run, attempts_if_slow=2)
+
+    async def load(self, work: Callable[[Connection], T]) -> T:
+        """Runs `work` without a transaction, for work in progress: each statement sees its own moment. Raises as `transact` does."""
+        return await _bounded(self._work, lambda engine, line: _read(engine, work, line), attempts_if_slow=2)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Runs `work` without a transaction: each statement sees its own moment. Raises as `transact` does."""
-        return await self._bounded(lambda line: _read(self._engine, work, line))
+        """Runs `work` without a transaction, for a caller who only looks: neither waits for work in progress nor delays it.
 
-    async def _bounded(self, attempt: Callable[[_Line], T]) -> T:
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.02, max=0.5), retry=retry_if_exception_type(_Again), reraise=True
-        )
-        try:
-            async for turn in retrying:
-                with turn:
-                    return await self._once(attempt)
-        except _Again as gave_up:
-            log.warning("a transaction was given up: %s", gave_up)
-            raise Refused(gave_up.reason, "The database did not let the call through.", retry_after=1.0) from gave_up
-        raise RuntimeError("unreachable: the last attempt returns or raises")
-
-    async def _once(self, attempt: Callable[[_Line], T]) -> T:
-        """One try. What the database does not answer in time is cut off, which is a lost connection: the next try finds out what was committed."""
-        line = _Line()
-        end = get_running_loop().call_later(_LONGEST, line.cut)
-        try:
-            return await get_running_loop().run_in_executor(self._threads, attempt, line)
-        finally:
-            end.cancel()
+        Raises as `transact` does, and QUERY_TOO_SLOW for a statement that takes longer than `read_timeout`.
+        """
+        return await _bounded(self._reads, lambda engine, line: _read(engine, work, line), attempts_if_slow=1)
 
     def close(self) -> None:
         """Waits for what runs, and closes every connection."""
+        for pool in (self._work, self._reads):
+            pool.close()
+
+
+class _Pool:
+    """Connections, as many threads, and a watchdog over what runs on them."""
+
+    def __init__(self, engine: Engine, connections: int, name: str, longest: float) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(connections, thread_name_prefix=name)
+        self._longest = longest
+
+    async def once(self, attempt: Callable[[Engine, _Line], T]) -> T:
+        """One try. What the database does not answer in time is cut off, which is a lost connection: the next try finds out what was committed.
+
+        The watchdog stays while the thread works, also when nobody waits for it any more.
+        """
+        loop, line = get_running_loop(), _Line()
+
+        def run() -> T:
+            line.began = loop.time()
+            try:
+                return attempt(self.engine, line)
+            finally:
+                line.ended = True
+
+        self._watch(loop, line)
+        try:
+            result = await loop.run_in_executor(self._threads, run)
+        except CancelledError:
+            line.abandoned = True
+            raise
+        except BaseException:
+            line.stop_watching()
+            raise
+        line.stop_watching()
+        return result
+
+    def _watch(self, loop: AbstractEventLoop, line: _Line) -> None:
+        """Cuts the connection when its time is up; looks again as long as the thread works, or is to begin."""
+        if line.ended or (line.abandoned and line.began is None):
+            return
+        left = self._longest if line.began is None else line.began + self._longest - loop.time()
+        if left <= 0:
+            line.cut(self._longest)
+            left = self._longest
+        line.timer = loop.call_later(left, self._watch, loop, line)
+
+    def close(self) -> None:
         self._threads.shutdown()
-        self._engine.dispose()
+        self.engine.dispose()
+
+
+async def _bounded(pool: _Pool, attempt: Callable[[Engine, _Line], T], *, attempts_if_slow: int) -> T:
+    """Tries as often as it may help. `attempts_if_slow`: how often at most what runs into the statement timeout."""
+
+    def may_repeat(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        return isinstance(error, _Again) and state.attempt_number < (attempts_if_slow if error.too_slow else _ATTEMPTS)
+
+    retrying = AsyncRetrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.02, max=0.5), retry=may_repeat, reraise=True)
+    try:
+        async for turn in retrying:
+            with turn:
+                return await pool.once(attempt)
+    except _Again as gave_up:
+        log.warning("a transaction was given up: %s", gave_up)
+        if gave_up.too_slow and attempts_if_slow == 1:
+            raise Refused(Reason.QUERY_TOO_SLOW, "The query takes too long; narrow it by a filter, or ask for a smaller page.") from gave_up
+        raise Refused(
+            gave_up.reason, "The database is not available, or the transaction kept conflicting with others; retry.", retry_after=1.0
+        ) from gave_up
+    raise RuntimeError("unreachable: the last attempt returns or raises")
 
 
 class _Line:
-    """The connection that one try is on."""
+    """The connection that one try is on. `began`: the loop's time at which a thread took it up; `abandoned`: nobody waits for it any more."""
 
     def __init__(self) -> None:
         self._connection: Any = None
+        self.began: float | None = None
+        self.ended = False
+        self.abandoned = False
+        self.timer: TimerHandle | None = None
+
+    def stop_watching(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
     @contextmanager
     def over(self, engine: Engine) -> Iterator[Connection]:
@@ -153,15 +229,19 @@ class _Line:
             self._connection = connection.connection.driver_connection
             try:
                 yield connection
+            except DBAPIError as error:
+                if _is_elsewhere(error):
+                    connection.invalidate()
+                raise
             finally:
                 self._connection = None
 
-    def cut(self) -> None:
+    def cut(self, seconds: float) -> None:
         """Closes the socket under it: never a cancellation, which at a COMMIT could look like success."""
         with suppress(OSError, psycopg.Error, AttributeError):  # it has ended meanwhile
             with socket.socket(fileno=os.dup(self._connection.fileno())) as copy:
                 copy.shutdown(socket.SHUT_RDWR)
-            log.warning("a connection was cut: the database did not answer for %g seconds", _LONGEST)
+            log.warning("a connection was cut: the database did not answer for %g seconds", seconds)
 
 
 class _Unit(Generic[T]):
@@ -261,9 +341,16 @@ def _translated() -> Iterator[None]:
             # the primary message only: the detail holds the row, and with it a token
             primary = getattr(diagnosis, "message_primary", "") or ""
             raise DataRefused(state, getattr(diagnosis, "constraint_name", "") or "", primary) from None
-        if error.connection_invalidated or not state or state.startswith(_AGAIN):
-            raise _Again(error, Reason.CONFLICT if state.startswith(("40", "55P03")) else Reason.DEPENDENCY_UNAVAILABLE) from error
+        if error.connection_invalidated or not state or state.startswith(_AGAIN) or _is_elsewhere(error):
+            reason = Reason.CONFLICT if state.startswith(("40", "55P03")) else Reason.DEPENDENCY_UNAVAILABLE
+            raise _Again(error, reason, too_slow=state == _TOO_SLOW) from error
         raise
+
+
+def _is_elsewhere(error: DBAPIError) -> bool:
+    """Whether it may succeed on another connection."""
+    state = _sqlstate(error)
+    return state in _ELSEWHERE and (state != "0A000" or _STALE_PLAN in str(error.orig))
 
 
 def _sqlstate(error: DBAPIError) -> str:

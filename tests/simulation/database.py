@@ -67,7 +67,7 @@ class Engines:
         self._server = server
         self._engines: dict[str, Engine] = {}
 
-    def __call__(self, url: str, _connections: int) -> Engine:
+    def __call__(self, url: str, _connections: int, _statement_timeout: float | None = None) -> Engine:
         if url not in self._engines:
             engine = open_engine(url, 1)
             event.listen(engine, "do_connect", self._connect)
@@ -103,6 +103,10 @@ class SimulatedDatabase(TracedDatabase):
     async def transact(self, work: Callable[[Connection], T]) -> T:
         LABEL.set(f"transaction {work.__qualname__.replace('.<locals>', '')}")
         return await super().transact(work)
+
+    async def load(self, work: Callable[[Connection], T]) -> T:
+        LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")
+        return await super().load(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")

@@ -21,14 +21,14 @@ class LedgerEvents:
         self._recent = recent
 
     async def __call__(self) -> Unpublished:
-        after = await self._database.read(store.relayed)
+        after = await self._database.load(store.relayed)
         known = self._recent.after(after, MOST_EVENTS)
         if not known:  # nothing is new, or it was posted before this process began, or by another one
 
             def unpublished(connection: Connection) -> list[store.TransactionRow]:
                 return store.transactions(connection, store.sequences_between(connection, after, after + MOST_EVENTS, "", MOST_EVENTS))
 
-            rows = await self._database.read(unpublished)
+            rows = await self._database.load(unpublished)
             known = [(messages.transaction(row, entries), row.caller) for row, entries in rows]
 
         def published(connection: Connection) -> None:

@@ -47,7 +47,7 @@ class Deliver:
 
         Raises DEPENDENCY_UNAVAILABLE, or RuntimeError for a new refusal.
         """
-        rows = await self._database.read(lambda connection: store.to_release(connection, _MOST_RELEASED))
+        rows = await self._database.load(lambda connection: store.to_release(connection, _MOST_RELEASED))
         if not rows:
             return
         releases = [wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller) for row in rows]

@@ -143,7 +143,7 @@ class PaymentHandlers(OperatorHandlers):
         def payments(connection: Connection) -> dict[str, list[store.OrderRow]]:
             return store.payments(connection, sorted(set(checkout_ids)))
 
-        found = await self._database.read(payments)
+        found = await self._database.load(payments)
         messages = {checkout_id: encode.payment(orders) for checkout_id, orders in found.items()}
         return [messages.get(checkout_id) for checkout_id in checkout_ids]
 

@@ -54,7 +54,7 @@ class BookUnapplied:
 
     async def turn(self) -> None:
         """Books once. Raises DEPENDENCY_UNAVAILABLE."""
-        rows = await self._database.read(lambda connection: store.to_book(connection, _MOST_BOOKED))
+        rows = await self._database.load(lambda connection: store.to_book(connection, _MOST_BOOKED))
         if not rows:
             return
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)

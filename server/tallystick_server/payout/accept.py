@@ -119,7 +119,7 @@ class Accept:
     async def judge(self, arrivals: Sequence[Arrival]) -> Judged:
         """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure of the money."""
         ids = sorted(arrival.payout.payout_id for arrival in arrivals)
-        taken = await self._database.read(lambda connection: store.taken(connection, ids))
+        taken = await self._database.load(lambda connection: store.taken(connection, ids))
         judged = Judged()
         fresh = []
         for arrival in arrivals:
@@ -133,7 +133,7 @@ class Accept:
             known = await self._funds(unread) if unread else {}
             keys = sorted({arrival.key for arrival in fresh})
             named = sorted({arrival.payout.payout_destination_id for arrival in fresh} - {""})
-            grounds = await self._database.read(lambda connection: Grounds.read(connection, keys, named))
+            grounds = await self._database.load(lambda connection: Grounds.read(connection, keys, named))
             taken_now: Counter[tuple[str, str]] = Counter()
             for arrival in sorted(fresh, key=lambda one: one.payout.amount is None):  # whatever can be paid is what the others leave
                 funds = arrival.funds or known.get(arrival.key, Funds())

@@ -68,9 +68,9 @@ class Collect:
             sellers = schedule.due(connection, _MOST_AT_ONCE, default=False)
             return sellers, store.collecting(connection, _MOST_BATCHES), store.open_(connection, self._looked_at, _MOST_BATCHES)
 
-        sellers, new, open_ = await self._database.read(look)
+        sellers, new, open_ = await self._database.load(look)
         while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
-            sellers, new, open_ = await self._database.read(look)
+            sellers, new, open_ = await self._database.load(look)
         self._looked_at = open_[-1].payout_batch_id if len(open_) == _MOST_BATCHES else ""
         for row in (*new, *open_):
             try:
@@ -134,19 +134,19 @@ class Collect:
 
         if not await self._make(page.arrivals, note):
             return None
-        return await self._database.read(lambda connection: store.find(connection, row.payout_batch_id))
+        return await self._database.load(lambda connection: store.find(connection, row.payout_batch_id))
 
     async def _page(self, row: Row[Any]) -> _Page:
         """What a batch is to pay next."""
         if not row.is_run:
-            asked = await self._database.read(lambda connection: store.asked(connection, row.payout_batch_id, _MOST_AT_ONCE))
+            asked = await self._database.load(lambda connection: store.asked(connection, row.payout_batch_id, _MOST_AT_ONCE))
             arrivals = [_asked(row, one) for one in asked]
             return _Page(arrivals, "", last=len(asked) < _MOST_AT_ONCE)
         if row.seller_account:
             return _Page([_arrival(row, row.payout_batch_id, row.seller_account, None, row.payout_batch_id)], "", last=True)
         funds, place = await self._funds(row.currency, row.place)
         sellers = sorted(funds)
-        own = await self._database.read(lambda connection: schedule.with_own(connection, sellers, row.currency))
+        own = await self._database.load(lambda connection: schedule.with_own(connection, sellers, row.currency))
         arrivals = [_arrival(row, row.payout_batch_id, seller, funds[seller], row.payout_batch_id) for seller in sellers if seller not in own]
         return _Page(arrivals, place, last=not place)
 

@@ -42,7 +42,7 @@ class Register:
 
         row = await self._database.transact(create)
         if row is None:
-            found = await self._database.read(lambda connection: store.find(connection, [new.payout_destination_id]))
+            found = await self._database.load(lambda connection: store.find(connection, [new.payout_destination_id]))
             return _repeat(new, found[new.payout_destination_id]), True
         (item,) = unverified([row], {destination_demand(row.payout_destination_id): _FIRST_TOKEN}, deadline)
         self._flow.take(item)

@@ -47,7 +47,7 @@ class Settle:
 
     async def _settle(self, items: Sequence[Payout]) -> Sequence[Payout | Exception]:
         ids = sorted(item.payout_id for item in items)
-        told = await self._database.read(lambda connection: transfers.of(connection, ids))
+        told = await self._database.load(lambda connection: transfers.of(connection, ids))
         by_hold, otherwise = _facts(items, {id_: [transfer_of(row) for row in rows] for id_, rows in told.items()})
         refused: dict[str, SettlingRefused] = {}
         # what was held becomes free before it is taken otherwise, so that less is owed

@@ -51,7 +51,7 @@ class Watch:
             items = stored_payouts(store.to_do(connection, list(looks)), {}, "") if looks else ()
             return [(item, looks[item.payout_id]) for item in items]
 
-        watched = await self._database.read(read)
+        watched = await self._database.load(read)
         if not watched:
             return
         again = await asyncio.gather(*(self.look(item, looks) for item, looks in watched))

@@ -54,7 +54,7 @@ _CODES: dict[grpc.StatusCode, tuple[Reason, ...]] = {
         Reason.PROVIDER_UNAVAILABLE,
         Reason.STREAM_EXPIRED,
     ),
-    grpc.StatusCode.DEADLINE_EXCEEDED: (Reason.DEADLINE_EXCEEDED,),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (Reason.DEADLINE_EXCEEDED, Reason.QUERY_TOO_SLOW),
     grpc.StatusCode.UNIMPLEMENTED: (Reason.METHOD_NOT_BUILT, Reason.METHOD_UNKNOWN),
     grpc.StatusCode.INTERNAL: (Reason.INTERNAL,),
 }

@@ -155,7 +155,7 @@ class Flow(ABC, Generic[H, G]):
         tokens = await self._database.transact(claim)
         if not tokens:
             return
-        for item in await self._database.read(lambda connection: self.load(connection, tokens, now)):
+        for item in await self._database.load(lambda connection: self.load(connection, tokens, now)):
             self.take(item)
 
     async def _still_ours(self, item: InHand) -> bool:

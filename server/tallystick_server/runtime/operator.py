@@ -110,7 +110,7 @@ class DeadLetters(Generic[H, G]):
     async def _ask(self, row: Row[Any]) -> tuple[H, Answer]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
         tokens, now = {self.demand_id(row): 0}, asyncio.get_running_loop().time()
-        items = await self._database.read(lambda connection: self._flow.load(connection, tokens, now))
+        items = await self._database.load(lambda connection: self._flow.load(connection, tokens, now))
         if not items:
             raise _forbidden("It came to its end meanwhile; read the dead letter again.", "RESOLVED")
         (item,) = items

@@ -82,7 +82,7 @@ class FromOutbox:
         self._database = database
 
     async def __call__(self) -> Unpublished:
-        rows = await self._database.read(lambda connection: outbox.unpublished(connection, _MOST_ROWS))
+        rows = await self._database.load(lambda connection: outbox.unpublished(connection, _MOST_ROWS))
 
         def forget(connection: Connection) -> None:
             outbox.published(connection, [row.sequence for row in rows])

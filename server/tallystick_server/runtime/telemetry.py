@@ -146,6 +146,12 @@ class TracedDatabase(Database):
         with client_span(f"transaction {work.__qualname__}"):
             return await super().transact(work)
 
+    async def load(self, work: Callable[[Connection], T]) -> T:
+        if not trace.get_current_span().is_recording():
+            return await super().load(work)
+        with client_span(f"load {work.__qualname__}"):
+            return await super().load(work)
+
     async def read(self, work: Callable[[Connection], T]) -> T:
         if not trace.get_current_span().is_recording():
             return await super().read(work)

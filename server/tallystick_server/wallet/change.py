@@ -103,7 +103,7 @@ class ChangeWallets:
 
     async def _seal(self, hold_ids: list[str]) -> None:
         """What is released and does not exist must not be placed afterwards, since nobody would release it then; in a transaction of its own."""
-        known = await self._database.read(lambda connection: store.holds(connection, hold_ids)) if hold_ids else {}
+        known = await self._database.load(lambda connection: store.holds(connection, hold_ids)) if hold_ids else {}
         unknown = [hold_id for hold_id in hold_ids if hold_id not in known]
         if unknown:
             await self._database.transact(lambda connection: store.seal(connection, unknown, "wallet"))
@@ -117,7 +117,7 @@ class ChangeWallets:
             found: dict[str, Any] = {**store.holds(connection, hold_ids), **store.credits(connection, causes)}
             return {cause: (one.seller_account, one.currency) for cause, one in found.items()}
 
-        return await self._database.read(read)
+        return await self._database.load(read)
 
 
 def _wallet_key(instruction: Instruction, owners: Mapping[str, store.WalletKey]) -> store.WalletKey:

@@ -107,7 +107,7 @@ class WalletHandlers:
     async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
         check_batch(request.captures, "captures")
         ids = sorted({capture.hold_id for capture in request.captures if is_id(capture.hold_id)})
-        known = await self._database.read(lambda connection: store.holds(connection, ids))
+        known = await self._database.load(lambda connection: store.holds(connection, ids))
 
         def parse(capture: pb.HoldCapture) -> Instruction:
             hold_id = parse_id(capture.hold_id, "hold_id")

@@ -39,7 +39,7 @@ class Sweep:
         def page(connection: Connection) -> Sequence[Row[Any]]:
             return due(connection, place, _MOST_DUE)
 
-        while rows := await self._database.read(page):
+        while rows := await self._database.load(page):
             place = (rows[-1].time, rows[-1].cause)
             instructions = [Instruction(kind, row.cause, "wallet") for row in rows]
             results = await self._change.submit([Asked(instruction, "", shown=False) for instruction in instructions])

@@ -98,6 +98,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The stream has reached its time. Open it again from the last version or cursor."""
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 100
     """The call's time was up before its result was known. Come back with the same id."""
+    REASON_QUERY_TOO_SLOW: _Reason.ValueType  # 101
+    """The query takes longer than a query may. Narrow it by a filter, or ask for a smaller page."""
     REASON_METHOD_NOT_BUILT: _Reason.ValueType  # 110
     """The method is declared but not built yet."""
     REASON_METHOD_UNKNOWN: _Reason.ValueType  # 111
@@ -184,6 +186,8 @@ REASON_STREAM_EXPIRED: Reason.ValueType  # 94
 """The stream has reached its time. Open it again from the last version or cursor."""
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 100
 """The call's time was up before its result was known. Come back with the same id."""
+REASON_QUERY_TOO_SLOW: Reason.ValueType  # 101
+"""The query takes longer than a query may. Narrow it by a filter, or ask for a smaller page."""
 REASON_METHOD_NOT_BUILT: Reason.ValueType  # 110
 """The method is declared but not built yet."""
 REASON_METHOD_UNKNOWN: Reason.ValueType  # 111
