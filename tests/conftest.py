@@ -134,6 +134,31 @@ def own_database(admin_url: str, tmp_path: Path) -> Iterator[Databases]:
         yield known
 
 
+def backup(admin_url: str, known: Databases) -> Callable[[], None]:
+    """Copies a database, under whatever uses it; what is returned puts the copy in its place."""
+    name, copy = str(make_url(known.admin).database), f"tally_{secrets.token_hex(4)}"
+
+    def alone(*statements: str) -> None:
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(f"alter database {name} connection limit 0")  # for all but superusers
+            admin.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (name,))
+            for statement in statements:
+                admin.execute(statement)
+
+    def open_() -> None:
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(f"alter database {name} connection limit -1")
+
+    def restore() -> None:
+        alone(f"drop database {name}", f"alter database {copy} rename to {name}")
+        migrate(known.admin, known.passwords)  # grants and settings of a database are not copied with it
+        open_()
+
+    alone(f"create database {copy} template {name} connection limit 0")
+    open_()
+    return restore
+
+
 @dataclass
 class Platform:
     """A running server, in a thread of its own."""

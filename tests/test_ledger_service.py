@@ -15,8 +15,10 @@ from tallystick import Client, FailedPreconditionError, InvalidArgumentError, No
 from tallystick._errors import from_status
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
 
-from .conftest import ROOT, unique
+from .conftest import ROOT, backup, eventually, serving, unique
 
 ADJUSTMENT = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
 
@@ -53,6 +55,32 @@ def test_balances_now_and_then(client: Client) -> None:
     assert (then.account.balance, then.sequence) == ("10.00", first.transaction.sequence)
     with pytest.raises(NotFoundError):
         client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=Timestamp(seconds=1)))
+
+
+def test_a_restore_under_a_running_process_posts_to_nobody_else(admin_url: str, own_database: Databases) -> None:
+    """L2: ids of accounts that were given out anew since the database was set back are noticed: each posting reaches the account it names."""
+    with serving(own_database) as running, running.client() as client:
+
+        def posted(seller: str, cause: str) -> bool:
+            try:
+                (result,) = post(client, posting(cause, ("x/other", "-10.00"), (f"x/{seller}", "10.00")))
+            except TallystickError:
+                return False
+            return result.WhichOneof("result") == "transaction"
+
+        def balance(seller: str) -> str:
+            return client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{seller}", currency="EUR")).account.balance
+
+        assert posted("zoe", "first")
+        restore = backup(admin_url, own_database)
+        assert posted("anna", "second")
+        assert posted("bert", "third")
+        restore()
+        for cause, seller in (("fourth", "carla"), ("fifth", "anna"), ("sixth", "bert")):
+            assert eventually(lambda seller=seller, cause=cause: posted(seller, cause))  # type: ignore[misc]
+        assert [balance(seller) for seller in ("zoe", "carla", "anna", "bert")] == ["10.00"] * 4
+    report = verify(own_database)
+    assert report.passed, report.as_text()
 
 
 def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:

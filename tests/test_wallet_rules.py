@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -14,18 +15,28 @@ from tallystick_core.refusal import Reason, Refused
 from tallystick_core.wallet import (
     HOLD_MOVES,
     Balances,
+    Change,
     Credit,
     EntryKind,
     Hold,
     HoldState,
     Instruction,
     Wallet,
-    apply,
     made_available,
+    opens,
     released_before,
 )
+from tallystick_core.wallet import apply as apply_at
+
+_NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 _AMOUNTS = st.integers(1, 50)
+
+
+def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None) -> Change:
+    return apply_at(wallet, hold, instruction, credit, now=_NOW)
+
+
 _STEPS = st.one_of(
     st.builds(lambda a, p: ("credit", a, p), _AMOUNTS, st.booleans()),
     st.builds(lambda a, f: ("debit", a, f), _AMOUNTS, st.booleans()),
@@ -163,3 +174,58 @@ def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
         with pytest.raises(Refused) as refused:
             apply(wallet, None, instruction)
         assert refused.value.reason is Reason.STATE_FORBIDS
+
+
+_INSTANTS = st.integers(0, 20)
+
+
+@given(st.integers(1, 20), st.lists(st.tuples(_INSTANTS, st.sampled_from(["capture", "release", "expire"])), max_size=6))
+def test_a_hold_is_ended_by_others_only_before_its_expire_time(expires: int, steps: list[tuple[int, str]]) -> None:
+    """W3: at and after its expire_time a hold is neither captured nor released, and its whole amount comes back, however late the expiry job runs."""
+    wallet, now = Wallet("s", "EUR", Balances(available=10)), _NOW
+    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 10, purpose="RESERVE", expire_time=_NOW + timedelta(seconds=expires))
+    change = apply_at(wallet, None, placed, now=now)
+    for seconds, what in steps:
+        now += timedelta(seconds=seconds)
+        is_open = change.hold is not None and change.hold.state is HoldState.OPEN
+        expired = now >= _NOW + timedelta(seconds=expires)
+        if what == "expire" and not expired:
+            continue  # the job selects only what has expired
+        allowed = is_open and (what == "expire") == expired
+        try:
+            change = apply_at(change.wallet, change.hold, _ending(what), now=now)
+        except Refused as refused:
+            assert refused.reason is Reason.HOLD_ENDED
+            assert not allowed
+            continue
+        assert allowed
+        assert change.wallet.balances == Balances(available=6 if what == "capture" else 10)
+
+
+def _ending(what: str) -> Instruction:
+    kinds = {"capture": EntryKind.HOLD_CAPTURED, "release": EntryKind.HOLD_RELEASED, "expire": EntryKind.HOLD_EXPIRED}
+    return Instruction(kinds[what], "h", "c", amount=4)
+
+
+@given(st.integers(-5, 5))
+def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -> None:
+    """An expire_time that has passed, or is now, is FIELD_INVALID; so is any when the time is not known."""
+    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="RESERVE", expire_time=_NOW + timedelta(seconds=seconds))
+    for now in (_NOW, None):
+        try:
+            change = apply_at(Wallet("s", "EUR", Balances(available=5)), None, placed, now=now)
+        except Refused as refused:
+            assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, "expire_time")
+            assert seconds <= 0 or now is None
+        else:
+            assert seconds > 0
+            assert change.wallet.balances == Balances(held=5)
+
+
+def test_what_must_be_booked_opens_a_missing_wallet() -> None:
+    """Credits and unconditional debits open a wallet; nothing else does."""
+    assert {(kind, as_fact) for kind in EntryKind for as_fact in (False, True) if opens(Instruction(kind, "x", as_fact=as_fact))} == {
+        (EntryKind.CREDIT, False),
+        (EntryKind.CREDIT, True),
+        (EntryKind.DEBIT, True),
+    }

@@ -17,9 +17,10 @@ from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
+from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
 
-from .conftest import Platform, eventually, replayed, serving, unique
+from .conftest import Platform, backup, eventually, replayed, serving, unique
 
 
 def credit(client: Client, seller: str, amount: str, cause: str = "", **values: object) -> pb.WalletResult:
@@ -181,6 +182,63 @@ def test_a_hold_expires_by_itself(client: Client) -> None:
     assert parts(client, seller) == ("0.00", "3.00", "0.00", "0.00")
     kinds = [e.kind for e in client.wallet.ListWalletEntries(pb.ListWalletEntriesRequest(seller_account=seller, currency="EUR")).entries]
     assert kinds[0] == wallet_pb2.WALLET_ENTRY_KIND_HOLD_EXPIRED
+
+
+def test_a_hold_is_not_captured_after_its_expire_time(own_database: Databases) -> None:
+    """From expire_time on a hold is HOLD_ENDED to all who want to end it, by the database's clock, also while the expiry job does not run."""
+    with serving(own_database) as running, running.client() as client:
+        running.run(_stop_sweep, running)
+        credit(client, "s-1", "5.00")
+        yesterday, soon = Timestamp(), Timestamp()
+        yesterday.FromDatetime(datetime.now(UTC) - timedelta(days=1))
+        refused = hold(client, "s-1", "h-0", "1.00", expire_time=yesterday)
+        assert reason(refused) == "FIELD_INVALID"
+        soon.FromDatetime(datetime.now(UTC) + timedelta(seconds=1))
+        assert hold(client, "s-1", "h-1", "1.00", expire_time=soon).hold.state == wallet_pb2.HOLD_STATE_OPEN
+        assert eventually(lambda: datetime.now(UTC) > soon.ToDatetime(UTC))
+        capture = pb.BatchCaptureHoldRequest(captures=[pb.HoldCapture(hold_id="h-1", amount="1.00")])
+        assert reason(client.wallet.BatchCaptureHold(capture).results[0]) == "HOLD_ENDED"
+        assert reason(client.wallet.BatchReleaseHold(pb.BatchReleaseHoldRequest(hold_ids=["h-1"])).results[0]) == "HOLD_ENDED"
+        assert hold(client, "s-1", "h-1", "1.00", expire_time=soon).replayed
+        assert parts(client, "s-1") == ("0.00", "4.00", "1.00", "0.00")
+
+
+async def _stop_sweep(running: Platform) -> None:
+    """Ends the periodic work of WalletService."""
+    (wallet,) = (service for service in running.running._services if service.name == "wallet")
+    for part in wallet.running:
+        if isinstance(part, Periodic):
+            await part.stop()
+
+
+def test_a_fact_opens_the_wallet_that_is_missing(client: Client) -> None:
+    """An unconditional debit posts for a seller without a wallet in its currency, which opens and owes; a request is still NOT_FOUND or without funds."""
+    seller = unique("s")
+    item = pb.Debit(cause=f"CHARGEBACK/{unique()}", caller="t", seller_account=seller, amount="3.00", currency="EUR", as_fact=True)
+    dollars = pb.Credit(cause=f"PAY_IN/{unique()}", caller="t", seller_account=seller, amount="9.00", currency="USD")
+    client.wallet.BatchCredit(pb.BatchCreditRequest(credits=[dollars]))
+    first, again = (client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[item])).results[0] for _ in range(2))
+    assert (first.wallet.owed, first.wallet.balance, again.replayed) == ("3.00", "-3.00", True)
+    wanted = pb.Debit(cause=f"REFUND/{unique()}", caller="t", seller_account=unique("s"), amount="1.00", currency="EUR")
+    assert reason(client.wallet.BatchDebit(pb.BatchDebitRequest(debits=[wanted])).results[0]) == "INSUFFICIENT_FUNDS"
+
+
+def test_a_wallet_that_a_restore_took_away_opens_again(admin_url: str, own_database: Databases) -> None:
+    """A process that knew a wallet credits it also after the database was set back to a time when it was not there."""
+    with serving(own_database) as running, running.client() as client:
+        credit(client, "zoe", "1.00")
+        restore = backup(admin_url, own_database)
+        credit(client, "anna", "2.00")
+        restore()
+        assert eventually(lambda: _credited(client, "anna", "5.00"))
+        assert parts(client, "anna") == ("0.00", "5.00", "0.00", "0.00")
+
+
+def _credited(client: Client, seller: str, amount: str) -> bool:
+    try:
+        return credit(client, seller, amount, "PAY_IN/after").WhichOneof("result") == "wallet"
+    except TallystickError:
+        return False
 
 
 def test_debits_need_the_money_and_facts_do_not(client: Client) -> None:

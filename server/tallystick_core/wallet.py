@@ -166,10 +166,16 @@ def released_before(credit: Credit | None, instruction: Instruction) -> bool:
     return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
 
 
-def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None) -> Change:
+def opens(instruction: Instruction) -> bool:
+    """Whether the instruction opens a missing wallet: whatever must always be booked does."""
+    return instruction.kind is EntryKind.CREDIT or (instruction.kind is EntryKind.DEBIT and instruction.as_fact)
+
+
+def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None, *, now: datetime | None) -> Change:
     """Decides one instruction that was not made before. All refusals come first, then success is certain. `credit`: what a release is about.
 
-    Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND, HOLD_ENDED, HOLD_EXCEEDED.
+    `now` is the database's time; it may be None only if neither the hold nor the instruction has an expire_time.
+    Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND, FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
     """
     match instruction.kind:
         case EntryKind.CREDIT:
@@ -177,9 +183,9 @@ def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: C
         case EntryKind.DEBIT:
             return _debit(wallet, instruction)
         case EntryKind.HOLD_PLACED:
-            return _place_hold(wallet, hold, instruction)
+            return _place_hold(wallet, hold, instruction, now)
         case EntryKind.HOLD_CAPTURED | EntryKind.HOLD_RELEASED | EntryKind.HOLD_EXPIRED:
-            return _end_hold(wallet, hold, instruction)
+            return _end_hold(wallet, hold, instruction, now)
         case EntryKind.RELEASE:
             return _release(wallet, credit)
 
@@ -224,9 +230,16 @@ def _debit(wallet: Wallet, debit: Instruction) -> Change:
     return Change(_after(wallet, after), debit.amount)
 
 
-def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction) -> Change:
+def _is_over(expire_time: datetime | None, now: datetime | None) -> bool:
+    """Whether a hold with this expire_time has expired. A missing `now` counts as too late: an unknown time moves no money."""
+    return expire_time is not None and (now is None or expire_time <= now)
+
+
+def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction, now: datetime | None) -> Change:
     if hold is not None:
         raise key_reused("hold_id")
+    if _is_over(placed.expire_time, now):
+        raise Refused(Reason.FIELD_INVALID, "expire_time must be in the future.", field="expire_time")
     _refuse_request(wallet, placed.amount + placed.keep, "HOLD")
     before = wallet.balances
     after = replace(before, available=before.available - placed.amount, held=before.held + placed.amount)
@@ -248,12 +261,14 @@ def hold_ended(state: HoldState, kind: EntryKind) -> Refused:
     return Refused(Reason.HOLD_ENDED, f"The hold is {state} and cannot be {verb.participle}.", metadata={"state": state, "verb": verb.name})
 
 
-def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction) -> Change:
+def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction, now: datetime | None) -> Change:
     if hold is None:
         raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
     state = HOLD_MOVES.get((hold.state, ending.kind))
     if state is None:
         raise hold_ended(hold.state, ending.kind)
+    if ending.kind is not EntryKind.HOLD_EXPIRED and _is_over(hold.expire_time, now):  # whether the expiry job has run or not
+        raise hold_ended(HoldState.EXPIRED, ending.kind)
     captured = ending.amount if ending.kind is EntryKind.HOLD_CAPTURED else 0
     if captured > hold.amount:
         raise Refused(Reason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")

@@ -13,7 +13,10 @@ from tallystick_core.ledger import BOOK, Chained, Head
 from tallystick_storage.database import rows
 
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
-_LOCK_ACCOUNTS = text("select account_id, balance, entry_count from lock_accounts(cast(:ids as bigint[]))")
+_LOCK_ACCOUNTS = text("""
+    select l.account_id, l.balance, l.entry_count, a.account, a.currency
+    from lock_accounts(cast(:ids as bigint[])) l join account a on a.account_id = l.account_id
+""")
 
 
 def lock_head(connection: Connection) -> tuple[Head, datetime]:
@@ -22,10 +25,19 @@ def lock_head(connection: Connection) -> tuple[Head, datetime]:
     return Head(row.sequence, bytes(row.hash), row.post_time), row.now
 
 
-def lock_accounts(connection: Connection, account_ids: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """Locks accounts by id, and returns their balances in minor units, and their numbers of entries."""
-    found = connection.execute(_LOCK_ACCOUNTS, {"ids": list(account_ids)}).all()
-    return {row.account_id: int(row.balance) for row in found}, {row.account_id: row.entry_count for row in found}
+class AccountsChanged(Exception):
+    """An account's id is not the one it had: the database has been set back since the id was read."""
+
+
+def lock_accounts(connection: Connection, ids: Mapping[tuple[str, str], int]) -> tuple[dict[tuple[str, str], int], dict[int, int]]:
+    """Locks accounts in the order of their ids. `ids` by (account, currency); returns balances in minor units by the same, and numbers of entries by id.
+
+    Raises AccountsChanged if an id is now another account's, or nobody's.
+    """
+    locked = connection.execute(_LOCK_ACCOUNTS, {"ids": sorted(ids.values())}).all()
+    if {(row.account, row.currency): row.account_id for row in locked} != ids:
+        raise AccountsChanged
+    return {(row.account, row.currency): int(row.balance) for row in locked}, {row.account_id: row.entry_count for row in locked}
 
 
 _OPEN_ACCOUNTS = text("""

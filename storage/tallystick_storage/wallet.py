@@ -32,6 +32,15 @@ _LOCK = text("""
 """)
 
 
+_NOW = text("select clock()")
+
+
+def now(connection: Connection) -> datetime:
+    """The database's time."""
+    found: datetime = connection.execute(_NOW).scalar_one()
+    return found
+
+
 def open_wallets(connection: Connection, keys: Sequence[WalletKey], release_delay: int) -> None:
     """Opens wallets that are missing, with the configured release delay in seconds."""
     connection.execute(_OPEN, {"wallets": _wallets(keys), "release_delay": release_delay})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -69,7 +69,7 @@ class Recent:
 
 
 class Post:
-    """The post stage's work. It remembers the ids of accounts, which never change once committed."""
+    """The post stage's work. It remembers the ids of accounts; each use compares them with the accounts' names, since a restore may change them."""
 
     def __init__(self, database: Database) -> None:
         self.recent = Recent()
@@ -85,16 +85,23 @@ class Post:
         return await in_groups(groups, lambda flat: once_per_key(flat, key, self._post))
 
     async def _post(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
-        await self._know({(line.account, line.currency) for posting in postings for line in posting.lines})
-        ids = self._ids
+        accounts = {(line.account, line.currency) for posting in postings for line in posting.lines}
+        try:
+            return await self._post_known(postings, await self._known(accounts))
+        except store.AccountsChanged:
+            self._ids.clear()
+            return await self._post_known(postings, await self._known(accounts))
+
+    async def _post_known(self, postings: Sequence[Posting], known: Mapping[AccountKey, int]) -> Sequence[Posted | Exception]:
+        """Posts with the ids of all accounts. Raises AccountsChanged."""
 
         def post(connection: Connection) -> list[Posted | Exception]:
             head, now = store.lock_head(connection)
             before = _Before.of(connection, postings)
             fresh = [posting for posting in postings if (posting.kind, posting.cause_id) not in before.known]
-            wanted = sorted({ids[line.account, line.currency] for posting in fresh for line in posting.lines})
-            balances, counts = store.lock_accounts(connection, wanted)
-            outcome = _chain_all(head, now, fresh, ids, balances)
+            ids = {key: known[key] for key in {(line.account, line.currency) for posting in fresh for line in posting.lines}}
+            balances, counts = store.lock_accounts(connection, ids)
+            outcome = _chain_all(head, now, fresh, balances)
             chained = [item for item in outcome.values() if isinstance(item, Chained)]
             if chained:
                 store.append(connection, chained, ids, counts)
@@ -106,26 +113,26 @@ class Post:
                 self.recent.add(result.transaction, posting.caller)
         return results
 
-    async def _know(self, accounts: set[AccountKey]) -> None:
-        """Learns the ids of accounts; those that are missing are opened in a transaction of their own."""
-        missing = sorted(account for account in accounts if account not in self._ids)  # a difference of sets would read all that are known
+    async def _known(self, accounts: set[AccountKey]) -> dict[AccountKey, int]:
+        """The ids of accounts; those that are missing are opened in a transaction of their own."""
+        known = {account: self._ids[account] for account in accounts if account in self._ids}
+        missing = sorted(accounts - known.keys())
         if not missing:
-            return
-        if len(self._ids) > _MOST_KNOWN:
-            self._ids = {key: self._ids[key] for key in accounts & self._ids.keys()}
+            return known
 
         def open_accounts(connection: Connection) -> dict[AccountKey, int]:
             store.open_accounts(connection, missing)
             return store.account_ids(connection, missing)
 
-        self._ids.update(await self._database.transact(open_accounts))
+        found = await self._database.transact(open_accounts)
+        if len(self._ids) > _MOST_KNOWN:
+            self._ids.clear()
+        self._ids.update(found)
+        return known | found
 
 
-def _chain_all(
-    head: Head, now: datetime, postings: Sequence[Posting], ids: dict[AccountKey, int], locked: dict[int, int]
-) -> dict[tuple[str, str], Chained | Refused]:
+def _chain_all(head: Head, now: datetime, postings: Sequence[Posting], balances: dict[AccountKey, int]) -> dict[tuple[str, str], Chained | Refused]:
     """Chains postings one behind the other; one that would outgrow a balance is refused and leaves no gap."""
-    balances = {(line.account, line.currency): locked[ids[line.account, line.currency]] for posting in postings for line in posting.lines}
     outcome: dict[tuple[str, str], Chained | Refused] = {}
     for posting in postings:
         key = (posting.kind, posting.cause_id)

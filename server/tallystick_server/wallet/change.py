@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row
 
 from tallystick_core.refusal import Reason, Refused, key_reused
-from tallystick_core.wallet import Credit, EntryKind, Hold, HoldState, Instruction, Made, Wallet, apply, first_difference, hold_ended, released_before
+from tallystick_core.wallet import (
+    Credit,
+    EntryKind,
+    Hold,
+    HoldState,
+    Instruction,
+    Made,
+    Wallet,
+    apply,
+    first_difference,
+    hold_ended,
+    opens,
+    released_before,
+)
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import in_groups, once_per_key
 from tallystick_server.wallet import events
@@ -41,6 +55,10 @@ class Changed:
     replayed: bool
 
 
+class _WalletsMissing(Exception):
+    """Wallets that this process knew to exist do not: the database has been set back."""
+
+
 class ChangeWallets:
     """The change stage's work."""
 
@@ -58,7 +76,8 @@ class ChangeWallets:
         return await in_groups(groups, lambda flat: once_per_key(flat, key, self._change))
 
     async def _change(self, asked: Sequence[Asked]) -> Sequence[Changed | Exception]:
-        await self._open({_wallet_key(a.instruction, {}) for a in asked if a.instruction.kind is EntryKind.CREDIT})
+        opened = {_wallet_key(a.instruction, {}) for a in asked if opens(a.instruction)}
+        await self._open(opened)
         await self._seal(sorted({a.instruction.cause for a in asked if a.instruction.kind is EntryKind.HOLD_RELEASED}))
         hold_ids = sorted({a.instruction.cause for a in asked if a.instruction.kind in _HOLDING})
         releases = sorted({a.instruction.cause for a in asked if a.instruction.kind is EntryKind.RELEASE})
@@ -68,11 +87,15 @@ class ChangeWallets:
 
         def change(connection: Connection) -> list[Changed | Exception]:
             wallets = store.lock_wallets(connection, keys)
+            if not opened <= wallets.keys():
+                raise _WalletsMissing
             before = store.made(connection, [(a.instruction.kind, a.instruction.cause) for a in asked])
             holds = store.holds(connection, hold_ids) if hold_ids else {}
             credited = store.credits(connection, releases) if releases else {}
             sealed = store.sealed(connection, hold_ids) if len(holds) < len(hold_ids) else set()
-            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, sealed, credited, before, owners)
+            timed = any(a.instruction.expire_time for a in asked) or any(row.expire_time for row in holds.values())
+            now = store.now(connection) if timed else None
+            batch = _Batch(wallets, {hold_id: store.as_hold(row) for hold_id, row in holds.items()}, sealed, credited, before, owners, now)
             outcome = [batch.decide(one) for one in asked]
             if batch.changes:
                 _write(connection, batch.changes)
@@ -85,7 +108,12 @@ class ChangeWallets:
                 for a, decided in zip(asked, outcome, strict=True)
             ]
 
-        return await self._database.transact(change)
+        try:
+            return await self._database.transact(change)
+        except _WalletsMissing:
+            self._opened.clear()
+            await self._open(opened)
+            return await self._database.transact(change)
 
     async def _open(self, keys: set[store.WalletKey]) -> None:
         """Opens wallets that are missing, in a transaction of its own."""
@@ -138,6 +166,7 @@ class _Batch:
         credited: dict[str, Credit],
         before: dict[tuple[str, str], Made],
         owners: dict[str, store.WalletKey],
+        now: datetime | None,
     ) -> None:
         self._wallets = wallets
         self._holds = holds
@@ -145,6 +174,7 @@ class _Batch:
         self._credited = credited
         self._before = before
         self._owners = owners
+        self._now = now
         self.changes: list[store.Decided] = []
 
     def decide(self, asked: Asked) -> bool | Refused:
@@ -154,9 +184,9 @@ class _Batch:
         if known is not None:
             return known
         key = _wallet_key(instruction, self._owners)
-        wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty, and only a credit opens it
+        wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty
         try:
-            change = apply(wallet, self._holds.get(instruction.cause), instruction, self._credited.get(instruction.cause))
+            change = apply(wallet, self._holds.get(instruction.cause), instruction, self._credited.get(instruction.cause), now=self._now)
         except Refused as refused:
             return refused
         if key not in self._wallets:

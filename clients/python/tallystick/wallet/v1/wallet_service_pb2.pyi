@@ -429,8 +429,8 @@ class Debit(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     as_fact: _builtins.bool
-    """True for what has happened outside already: it always posts, and what is not available becomes owed. False: refused with INSUFFICIENT_FUNDS unless
-    enough is available.
+    """True for what has happened outside already: it always posts, what is not available becomes owed, and a missing wallet opens. False: refused with
+    INSUFFICIENT_FUNDS unless enough is available.
     """
     def __init__(
         self,
@@ -532,7 +532,7 @@ class NewHold(_message.Message):
     """What has to stay available beside it, as text like amount; refused with INSUFFICIENT_FUNDS if less would. Empty: nothing has to. It is not set aside."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends by itself; unset: never. Refused for PAYOUT."""
+        """When it ends by itself, in the future; from then on it is HOLD_ENDED to every capture and release. Unset: never. Refused for PAYOUT."""
 
     def __init__(
         self,
