@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import make_url
 
 from tallystick import new_order
 from tallystick.payment.v1 import payment_service_pb2
@@ -246,6 +247,17 @@ def test_a_role_reaches_its_own_schema_only(filled: Databases, service: str) -> 
     assert attempt(filled, service, "create temporary table x (a int)") == "42501"
     assert attempt(filled, service, f"alter table {tables[service]} disable trigger all") == "42501"
     assert attempt(filled, service, f'set role "{filled._name}_{service}_owner"') == "42501"
+
+
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
+def test_a_role_reaches_nothing_of_the_cluster(filled: Databases, service: str) -> None:
+    """A service's role cannot connect to the databases that every cluster has, store large objects, or take migrate's lock."""
+    url = make_url(filled.service(service)).set(drivername="postgresql")
+    for other in ("postgres", "template1"):
+        with pytest.raises(psycopg.OperationalError, match="permission denied"):
+            psycopg.connect(url.set(database=other).render_as_string(hide_password=False))
+    for call in ("lo_create(0)", "lo_from_bytea(0, '')", "lo_unlink(1)", "pg_advisory_lock(31249)", "pg_try_advisory_xact_lock(1)"):
+        assert attempt(filled, service, f"select {call}") == "42501"
 
 
 @pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])

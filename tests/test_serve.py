@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,23 @@ import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from psycopg import sql
 from sqlalchemy import make_url
 
 from tallystick import Client, new_order
 from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
+from tallystick_server.process import schema
 from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
+from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
 from tallystick_server.process.verify import verify
 
 from .conftest import ROOT, eventually, free_address, fresh_database
 from .conftest import serving as platform_of
+from .torture.platform import freeze
 
 CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 
@@ -262,14 +266,202 @@ def refusal(arguments: list[str], environment: dict[str, str]) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_a_database_that_is_behind_is_refused(admin_url: str, tmp_path: Path) -> None:
-    """serve says which service is behind, and what to run."""
-    with fresh_database(admin_url, tmp_path) as known:
-        with psycopg.connect(known.admin) as connection:
-            connection.execute("update ledger.alembic_version set version_num = 'ledger_0000'")
-        said = refusal(["serve", "all"], {**of(known), "TALLYSTICK_LISTEN": free_address()})
-    assert "ledger service's database is at version ledger_0000" in said
-    assert "tallystick migrate" in said
+@pytest.fixture
+def toy(tmp_path: Path) -> Callable[..., str]:
+    """Makes migrations with one more for EventService, and returns their folder."""
+
+    def make(*, minimum: str = "", upgrade: str = "run('event', 'create table toy (a int)')") -> str:
+        folder = tmp_path / f"migrations-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(schema._MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        declared = f"minimum_process_revision = {minimum!r}" if minimum else ""
+        (folder / "event" / "0002_toy.py").write_text(
+            "from tallystick_storage.migrations import build_index, run\n"
+            f"revision, down_revision, branch_labels, depends_on = 'event_0002', 'event_0001', None, None\n{declared}\n"
+            f"def upgrade():\n    {upgrade}\n"
+        )
+        return str(folder)
+
+    return make
+
+
+def of_code(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
+    """From here on the code has these migrations."""
+    monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
+
+
+def test_a_database_that_is_behind_is_refused(own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that is newer than the schema says which service is behind, and what to run."""
+    of_code(monkeypatch, toy())
+    with pytest.raises(Failure, match=r"event service's database is at version event_0001, and this code needs event_0002: run 'tallystick migrate'"):
+        schema.check_schema(own_database.service("event"), "event")
+    schema.check_schema(own_database.service("ledger"), "ledger")
+    migrate(own_database.admin, own_database.passwords)
+    schema.check_schema(own_database.service("event"), "event")
+
+
+@pytest.mark.parametrize(("minimum", "works"), [("event_0001", True), ("", False)])
+def test_a_newer_schema_is_taken_as_far_as_it_says(
+    own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch, minimum: str, works: bool
+) -> None:
+    """While a new migration is in, processes of the old code start again if it declares that they may; otherwise they say that they are too old."""
+    with monkeypatch.context() as newer:
+        of_code(newer, toy(minimum=minimum))
+        migrate(own_database.admin, own_database.passwords)
+    if works:
+        schema.check_schema(own_database.service("event"), "event")
+        return
+    with pytest.raises(Failure, match="needs processes of event_0002 or newer"):
+        schema.check_schema(own_database.service("event"), "event")
+
+
+def test_a_schema_of_edited_migrations_is_refused(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same revision made by other SQL, or by code that noted none, is refused by serve and migrate alike; nothing is changed."""
+    with psycopg.connect(own_database.admin, autocommit=True) as admin:
+        stored = admin.execute("select obj_description('wallet.alembic_version'::regclass, 'pg_class')").fetchone()
+        assert stored is not None
+        for comment in (str(stored[0]).replace("a", "b"), None):
+            admin.execute(sql.SQL("comment on table wallet.alembic_version is {}").format(sql.Literal(comment)))
+            said = refusal(["serve", "all"], {**of(own_database), "TALLYSTICK_LISTEN": free_address()})
+            assert "wallet service's schema was made by other migrations" in said
+            with pytest.raises(Failure, match="made by other migrations"):
+                migrate(own_database.admin, own_database.passwords)
+
+
+def test_a_migration_waits_for_a_lock_without_holding_others_up(
+    own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration that does not get a table's lock gives up its place in the queue and tries again; others use the table meanwhile."""
+    of_code(monkeypatch, toy(minimum="event_0001", upgrade="run('event', 'alter table event add column toy int')"))
+    with psycopg.connect(own_database.admin) as holder, psycopg.connect(own_database.admin, autocommit=True) as other:
+        holder.execute("select from event.event")  # in a transaction that stays open
+        migrating = threading.Thread(target=migrate, args=(own_database.admin, own_database.passwords))
+        migrating.start()
+        other.execute("set statement_timeout = '20s'")
+        assert eventually(lambda: other.execute("select from pg_locks where not granted and mode = 'AccessExclusiveLock'").fetchone() is not None)
+        other.execute("select from event.event")
+        holder.commit()
+        migrating.join(60)
+        assert other.execute("select toy from event.event").fetchall() == []
+
+
+def test_a_migration_builds_an_index_while_the_table_is_written(
+    own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """build_index works outside a transaction, and builds anew what an interrupted run has left half-built."""
+    with psycopg.connect(own_database.admin, autocommit=True) as admin:
+        admin.execute("create index toy_index on event.event (aggregate_id)")
+        owner = roles(str(make_url(own_database.admin).database), "event").owner
+        admin.execute("update pg_index set indisvalid = false where indexrelid = 'event.toy_index'::regclass")
+        of_code(monkeypatch, toy(minimum="event_0001", upgrade="build_index('event', 'toy_index', 'event (aggregate_id)')"))
+        migrate(own_database.admin, own_database.passwords)
+        found = admin.execute(
+            "select indisvalid, pg_get_userbyid(relowner) from pg_index join pg_class c on c.oid = indexrelid where relname = 'toy_index'"
+        )
+        assert found.fetchall() == [(True, owner)]
+
+
+def test_a_foreign_holder_of_the_lock_is_named(own_database: Databases) -> None:
+    """migrate does not wait for ever for its lock, and says who has it."""
+    with psycopg.connect(own_database.admin) as holder:
+        holder.execute("select pg_advisory_lock(%s)", (0x7A11,))
+        with pytest.raises(Failure, match=rf"Another session \(tallystick_admin, process {holder.info.backend_pid}.*\) has held the lock"):
+            migrate(own_database.admin, own_database.passwords, lock_wait=0.2)
+
+
+def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> None:
+    """Passwords go to the server as verifiers: no statement that it may log has one in plain, and roles can log in all the same."""
+    with fresh_database(admin_url, tmp_path, migrated=False) as known, psycopg.connect(admin_url, autocommit=True) as admin:
+        seen: list[str] = []
+        name = str(make_url(known.admin).database)
+        admin.execute(f"alter database {name} set log_statement = 'ddl'")
+        admin.execute(f"alter database {name} set client_min_messages = 'log'")  # what is logged is sent to the client as well
+        real = psycopg.connect
+
+        class Listening(psycopg.Connection[Any]):
+            @classmethod
+            def connect(cls, *arguments: Any, **parameters: Any) -> Any:
+                made = super().connect(*arguments, **parameters)
+                made.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
+                return made
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(psycopg, "connect", Listening.connect)
+            migrate(known.admin, known.passwords)
+        text = "\n".join(seen)
+        assert "SCRAM-SHA-256$" in text
+        for service in SCHEMAS:
+            for role in (roles(name, service).service, roles(name, service).reader):
+                assert known.passwords.of(role) not in text
+        real(known.service("event").replace("+psycopg", "")).close()
+
+
+def test_serve_needs_no_administrator(own_database: Databases) -> None:
+    """With host and database alone, and the generated passwords, services serve: the administrator's name and password are for migrate."""
+    address = free_address()
+    bare = make_url(own_database.admin)
+    bare = bare._replace(username=None, password=None)
+    environment = {**of(own_database), "TALLYSTICK_DATABASE_URL": bare.render_as_string(), "TALLYSTICK_LISTEN": address}
+    with process(["serve", "all"], environment, address), Client(address) as client:
+        order = new_order("o-1", "b", "s", "1.00", "EUR")
+        assert client.create_payment("c-1", [order], credit_card_info="tok_visa").is_payment_done
+
+
+def health_of(address: str) -> int | None:
+    """What health says of the whole process; None if nobody answers."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status)  # type: ignore[attr-defined]
+        except grpc.RpcError:
+            return None
+
+
+def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
+    """Started before PostgreSQL a service waits, NOT_SERVING; while PostgreSQL is frozen or away health is NOT_SERVING, and SERVING again after."""
+    folder = Path(tempfile.mkdtemp(prefix="away-", dir=ROOT / ".data"))
+    postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
+    serving_, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    try:
+        admin, passwords = postgres.start(), Passwords(folder / "passwords.json")
+        migrate(admin, passwords)
+        postgres.stop()
+        address = free_address()
+        environment = {**os.environ, "TALLYSTICK_DATABASE_URL": admin, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": address}
+        started = subprocess.Popen([*CLI, "serve", "event"], env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            assert eventually(lambda: health_of(address) == not_serving, 30)
+            assert started.stderr is not None
+            assert started.stderr.readline().startswith("Waiting up to 60 s for the event service's database")
+            with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
+                stub: Any = channel.unary_unary("/tallystick.event.v1.EventService/ListEvents")
+                stub(b"", timeout=10)
+            assert from_rpc(error.value).reason == "DEPENDENCY_UNAVAILABLE"
+            postgres.start()
+            assert eventually(lambda: health_of(address) == serving_, 30)
+            go_on = freeze(postgres)
+            try:
+                assert eventually(lambda: health_of(address) == not_serving, 30)
+            finally:
+                go_on()
+            assert eventually(lambda: health_of(address) == serving_, 30)
+            postgres.stop()
+            assert eventually(lambda: health_of(address) == not_serving, 30)
+            postgres.start()
+            assert eventually(lambda: health_of(address) == serving_, 30)
+        finally:
+            started.terminate()
+            said = started.communicate(timeout=60)[1]
+        assert started.returncode == 0, said
+    finally:
+        postgres.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """A database that stays away ends the wait with what was wrong, and no advice to migrate."""
+    environment = {"TALLYSTICK_DATABASE_PATIENCE": "1.5", "TALLYSTICK_DATA": str(tmp_path), "TALLYSTICK_LISTEN": free_address()}
+    said = refusal(["serve", "event"], {**environment, "TALLYSTICK_SERVICE_DATABASE_URL": f"event={NOWHERE}"})
+    assert "It was waited for 1.5 s" in said
+    assert "migrate" not in said
 
 
 def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -> None:
@@ -327,7 +519,7 @@ NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/none"
     [
         (["migrate"], {"TALLYSTICK_DATABASE_URL": NOWHERE}, "The database cannot be set up: connection failed"),
         (["serve", "payment"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}"}, "TALLYSTICK_DATABASE_URL must be set"),
-        (["serve", "event"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"event={NOWHERE}"}, "database cannot be used"),
+        (["serve", "event"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"event={NOWHERE}", "TALLYSTICK_DATABASE_PATIENCE": "0"}, "database cannot be used"),
         (["verify"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}"}, "TALLYSTICK_DATABASE_URL must be set"),
         (["verify"], {"TALLYSTICK_DATABASE_URL": NOWHERE}, "There is no password for the role"),
         (

@@ -225,16 +225,17 @@ class _Line:
     @contextmanager
     def over(self, engine: Engine) -> Iterator[Connection]:
         """A connection of the engine, which can be cut until the block ends."""
-        with engine.connect() as connection:
-            self._connection = connection.connection.driver_connection
-            try:
-                yield connection
-            except DBAPIError as error:
-                if _is_elsewhere(error):
-                    connection.invalidate()
-                raise
-            finally:
-                self._connection = None
+        try:
+            with engine.connect() as connection:
+                self._connection = connection.connection.driver_connection
+                try:
+                    yield connection
+                except DBAPIError as error:
+                    if _is_elsewhere(error):
+                        connection.invalidate()
+                    raise
+        finally:
+            self._connection = None  # only now: a rollback on the way back to the pool may get no answer either
 
     def cut(self, seconds: float) -> None:
         """Closes the socket under it: never a cancellation, which at a COMMIT could look like success."""

@@ -125,16 +125,21 @@ class Platform:
 
     def freeze_database(self) -> Callable[[], None]:
         """Stops every process of PostgreSQL by SIGSTOP; returns what lets them go on."""
-        server = self._postgres._process
-        if server is None or server.poll() is not None:
-            return lambda: None
-        frozen = [server.pid, *_children(server.pid)]
-        _signal_all(frozen, signal.SIGSTOP)
-        return lambda: _signal_all(frozen, signal.SIGCONT)
+        return freeze(self._postgres)
 
     def end(self) -> None:
         for process in (*self.processes, self.sandbox):
             process.end()
+
+
+def freeze(postgres: EmbeddedPostgres) -> Callable[[], None]:
+    """Stops every process of a PostgreSQL by SIGSTOP; returns what lets them go on."""
+    server = postgres._process
+    if server is None or server.poll() is not None:
+        return lambda: None
+    frozen = [server.pid, *_children(server.pid)]
+    _signal_all(frozen, signal.SIGSTOP)
+    return lambda: _signal_all(frozen, signal.SIGCONT)
 
 
 def _children(parent: int) -> list[int]:

@@ -19,7 +19,8 @@ from tallystick_server.process import configuration, operate, serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import databases, databases_to_read
 from tallystick_server.process.failure import Failure, unread
-from tallystick_server.process.migrate import migrate, refuse_behind
+from tallystick_server.process.migrate import migrate
+from tallystick_server.process.schema import DatabaseAway, check_schema
 from tallystick_server.process.verify import verify
 from tallystick_storage.database import Database
 
@@ -81,8 +82,6 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         if not {"payment", "payout"}.isdisjoint(names) and not settings.sandbox_url:
             schemas.append("sandbox")
         urls = {name: known.service(name) for name in schemas}
-        for name, url in urls.items():
-            refuse_behind(url, name)
         serve.run(serve.serve(names, settings, urls, _say, known.has_ended))
     return 0
 
@@ -103,10 +102,17 @@ def _verify(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if report.passed else 1
 
 
+def _refuse_unfit(url: str, service: str) -> None:
+    try:
+        check_schema(url, service)
+    except DatabaseAway as away:
+        raise Failure(f"The {service} service's database cannot be used: {str(away).rstrip('.')}.") from away
+
+
 def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
     with databases(settings, _say) as known:
         url = known.service("sandbox")
-        refuse_behind(url, "sandbox")
+        _refuse_unfit(url, "sandbox")
         database = Database(url, connections=4)
         latency, window = settings.sandbox_latency, settings.provider_key_window
         app = application(Sandbox(database, latency=latency, window=window), SandboxPayouts(database, latency=latency, window=window))

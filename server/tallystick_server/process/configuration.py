@@ -36,7 +36,8 @@ class Settings:
     data: Path = Path(".data")
     """Where the embedded PostgreSQL and generated passwords live."""
     database_url: str = ""
-    """The administrator's; empty: the embedded PostgreSQL."""
+    """The administrator's; empty: the embedded PostgreSQL. For `serve` host and database are enough, such as postgresql://host:5432/database: each
+    service logs in by its own role, with the generated password."""
     environment: str = "dev"
     """Part of every key that a provider gets, so that two installations never share one."""
     listen: str = "127.0.0.1:7070"
@@ -70,7 +71,13 @@ class Settings:
     message_bytes: int = 32 * 1024 * 1024
     """The most bytes of requests in flight at a time, those of up to 4 KiB not counted; more are refused with OVERLOADED."""
     connections: Mapping[str, int] = field(default_factory=dict)
-    """Service to its database connections."""
+    """Service to its database connections for work: 2 for ledger, 4 for each other."""
+    read_connections: Mapping[str, int] = field(default_factory=dict)
+    """Service to its database connections for callers' reads: 2 for each. The sum over all processes must stay below PostgreSQL's max_connections."""
+    database_patience: float = 60.0
+    """Seconds that a starting service waits for a database that takes no connections; its health is NOT_SERVING meanwhile."""
+    read_timeout: float = 5.0
+    """Seconds that one query of a caller's read may take before it is refused with QUERY_TOO_SLOW."""
     provider: str = "sandbox"
     """Who charges the buyers."""
     payout_provider: str = "sandbox"
@@ -311,6 +318,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "caller_share": _number(0.01, 1),
     "message_bytes": _number(4 * 1024 * 1024, 1024 * 1024 * 1024, int),
     "connections": _table(_number(1, 100, int), _service),
+    "read_connections": _table(_number(1, 100, int), _service),
+    "read_timeout": _number(0.1, 60),
+    "database_patience": _number(0, 86_400),
     "provider": _one_of(*_PROVIDERS),
     "payout_provider": _one_of(*_PROVIDERS),
     "payout_approve_above": _limits,

@@ -6,25 +6,26 @@ import json
 import os
 import re
 import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from psycopg import sql
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from tallystick_server.process.failure import Failure
+from tallystick_server.process.schema import config, refuse_foreign, schema_of_code, store_schema, stored_schema
 
 SCHEMAS = ("payment", "ledger", "wallet", "payout", "event", "sandbox")
 """The schemas, each with a service's role, an owner that cannot log in, and a read-only role."""
 
-_MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
 # A generic plan made on empty tables is a bad one for ever. What a service does is looked up by key, and queues hold more dead rows than live
 # ones, which a sequential scan would read all. The rest ends what hangs.
 _SETTINGS = {
@@ -43,6 +44,12 @@ _READER_SETTINGS = {
     "idle_in_transaction_session_timeout": "10min",
 }
 _LOCK = 0x7A11
+_LOCK_WAIT = 60.0  # seconds for which migrate waits for another one
+_TABLE_LOCK = "3s"  # for longer a migration keeps nobody waiting behind the lock that it waits for
+_TRIES = 20
+# Functions that anybody may call unless it is forbidden, and that no service needs: large objects, which no constraint covers, and advisory locks.
+_FORBIDDEN = r"^(lo_.*|lowrite|loread|pg_(try_)?advisory_.*)$"
+_SYSTEM_DATABASES = ("postgres", "template1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ def driver_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False) -> None:
+def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False, lock_wait: float = _LOCK_WAIT) -> None:
     """Brings every schema and role of the database up to date; harmless to repeat, and two at a time take turns. Raises Failure.
 
     A role whose password is not known here keeps it, unless `new_passwords` are to be made.
@@ -132,25 +139,68 @@ def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False
             version = int(connection.execute(text("show server_version_num")).scalar_one()) // 10_000
             if version < 15:
                 raise Failure(f"PostgreSQL 15 to 18 is needed; this one is {version}.")
-            connection.execute(text("select pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
-            database = connection.execute(text("select current_database()")).scalar_one()
-            _close_database(connection.connection.driver_connection, database)  # type: ignore[arg-type]
-            for service in SCHEMAS:
-                named = roles(database, service)
-                _make_roles(connection.connection.driver_connection, service, database, named, passwords, new_passwords)  # type: ignore[arg-type]
+            driver: Any = connection.connection.driver_connection
+            database = str(connection.execute(text("select current_database()")).scalar_one())
+            connection.commit()
+            with _turn(connection, lock_wait):
+                _close_database(driver, database)
                 connection.commit()
-                _upgrade(connection, service, named)
-                connection.commit()
+                for service in SCHEMAS:
+                    named = roles(database, service)
+                    _make_roles(driver, service, database, named, passwords, new_passwords)
+                    connection.commit()
+                    _upgrade(connection, service, named)
+                    connection.commit()
     except (psycopg.Error, SQLAlchemyError) as error:
         raise Failure(f"The database cannot be set up: {first_line(error)}") from error
     finally:
         engine.dispose()
 
 
-def _close_database(connection: psycopg.Connection[object], database: str) -> None:
-    """Nobody connects, or makes temporary tables, who was not let in by name."""
+@contextmanager
+def _turn(connection: Connection, seconds: float) -> Iterator[None]:
+    """Holds migrate's lock. Raises Failure that names who holds it, if nobody gives it up in time."""
+    end = time.monotonic() + seconds
+    while not connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": _LOCK}).scalar_one():
+        if time.monotonic() > end:
+            held = text("""
+                select coalesce(a.usename, 'unknown') || ', process ' || l.pid || coalesce(' at ' || host(a.client_addr), '')
+                from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+                where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = :key
+                    and l.database = (select oid from pg_database where datname = current_database())
+            """)
+            holder = connection.execute(held, {"key": _LOCK}).scalars().first() or "somebody"
+            raise Failure(
+                f"Another session ({holder}) has held the lock of 'tallystick migrate' for {seconds:g} s: end it, then run the command again."
+            )
+        connection.commit()
+        time.sleep(0.1)
+    connection.commit()
+    yield
+    connection.rollback()
+    connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _LOCK})
+    connection.commit()
+
+
+def _close_database(connection: psycopg.Connection[Any], database: str) -> None:
+    """Nobody connects to the database, or makes temporary tables, who was not let in by name; nor to those that every cluster has.
+
+    What only a superuser may revoke stays where the administrator is none, as at many hosts.
+    """
     connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(sql.Identifier(database)))
+    mine = "pg_has_role(datdba, 'usage')"
+    open_ = f"select datname from pg_database where datname = any (%s) and has_database_privilege('public', datname, 'connect') and {mine}"
+    for (name,) in connection.execute(open_, (list(_SYSTEM_DATABASES),)).fetchall():
+        with suppress(psycopg.errors.InternalError_), connection.transaction():  # another database's migrate is revoking it
+            connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(sql.Identifier(name)))
+    callable_ = """
+        select p.oid::regprocedure::text from pg_proc p
+        where p.pronamespace = 'pg_catalog'::regnamespace and p.proname ~ %s and has_function_privilege('public', p.oid, 'execute')
+            and pg_has_role(p.proowner, 'usage')
+    """
+    for (signature,) in connection.execute(callable_, (_FORBIDDEN,)).fetchall():
+        connection.execute(sql.SQL("revoke execute on function {} from public").format(sql.SQL(signature)))
 
 
 def _make_roles(connection: psycopg.Connection[object], service: str, database: str, named: Roles, passwords: Passwords, new_passwords: bool) -> None:
@@ -164,8 +214,9 @@ def _make_roles(connection: psycopg.Connection[object], service: str, database: 
                     f"The role {role} exists, and its password is not the one in {passwords.path}: run the command where that is (TALLYSTICK_DATA), "
                     "or make new ones with 'tallystick migrate --new-passwords', which shuts out whoever uses the old."
                 )
-            secret = sql.Literal(passwords.make(role))
-            connection.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(role), secret))
+            if known is None or new_passwords:  # as its verifier: a server may log statements
+                verifier = connection.pgconn.encrypt_password(passwords.make(role).encode(), role.encode(), b"scram-sha-256").decode()
+                connection.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(role), sql.Literal(verifier)))
             connection.execute(sql.SQL("grant connect on database {} to {}").format(sql.Identifier(database), sql.Identifier(role)))
             settings = {**_SETTINGS, "search_path": service, **(_READER_SETTINGS if role == named.reader else {})}
             for name, value in settings.items():
@@ -187,37 +238,40 @@ def _opens(connection: psycopg.Connection[object], role: str, password: str) -> 
     return True
 
 
-def _config(service: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", _MIGRATIONS)
-    config.set_main_option("version_locations", f"{_MIGRATIONS}/{service}")
-    config.set_main_option("path_separator", "newline")
-    return config
+def _upgrade(connection: Connection, service: str, named: Roles) -> None:
+    """Runs a schema's migrations as its owner, each in a transaction of its own, and notes what they made. Raises Failure."""
+    driver: Any = connection.connection.driver_connection
+    code = schema_of_code(service)
+    found = stored_schema(driver, service)
+    connection.commit()
+    if found is not None:
+        if found[0] not in code.fingerprints:
+            raise Failure(f"The {service} service's database is at version {found[0]}, which this code does not know: use the code that made it.")
+        refuse_foreign(service, code, found)
+    settings = config(service)
+    settings.attributes.update(connection=connection, schema=service, roles={"service": named.service, "reader": named.reader})
+    connection.execute(text(f'set role "{named.owner}"'))
+    connection.execute(text(f"set lock_timeout = '{_TABLE_LOCK}'"))
+    connection.commit()  # so that each migration has its own transaction, and may do without one
+    _try_again(lambda: command.upgrade(settings, "heads"), connection)
+    connection.execute(text("reset lock_timeout"))
+    connection.execute(text(f'grant select on {service}.alembic_version to "{named.service}"'))
+    connection.execute(text(f'grant select on all tables in schema {service} to "{named.reader}"'))
+    store_schema(driver, service, code)
+    connection.execute(text("reset role"))
+    connection.execute(text("reset search_path"))
 
 
-def _upgrade(connection: object, service: str, named: Roles) -> None:
-    """Runs a schema's migrations as its owner."""
-    config = _config(service)
-    config.attributes.update(connection=connection, schema=service, roles={"service": named.service, "reader": named.reader})
-    connection.execute(text(f'set role "{named.owner}"'))  # type: ignore[attr-defined]
-    command.upgrade(config, "heads")
-    connection.execute(text(f'grant select on {service}.alembic_version to "{named.service}"'))  # type: ignore[attr-defined]
-    connection.execute(text(f'grant select on all tables in schema {service} to "{named.reader}"'))  # type: ignore[attr-defined]
-    connection.execute(text("reset role"))  # type: ignore[attr-defined]
-
-
-def refuse_behind(url: str, service: str) -> None:
-    """Raises Failure if the service's schema is not at this code's version."""
-    wanted = ScriptDirectory.from_config(_config(service)).get_current_head()
-    engine = create_engine(driver_url(url))
-    try:
-        with engine.connect() as connection:
-            found = connection.execute(text(f"select version_num from {service}.alembic_version")).scalar_one_or_none()
-    except Exception as error:
-        raise Failure(
-            f"The {service} service's database cannot be used: {first_line(error).rstrip('.')}. Has 'tallystick migrate' been run?"
-        ) from error
-    finally:
-        engine.dispose()
-    if found != wanted:
-        raise Failure(f"The {service} service's database is at version {found}, and this code needs {wanted}: run 'tallystick migrate'.")
+def _try_again(upgrade: Callable[[], None], connection: Connection) -> None:
+    """Repeats what did not get a table's lock in time, so that it never keeps the table's users waiting for long."""
+    for turn in range(_TRIES):
+        try:
+            upgrade()
+        except (OperationalError, psycopg.errors.LockNotAvailable) as error:
+            connection.rollback()
+            cause = error.orig if isinstance(error, OperationalError) else error
+            if not isinstance(cause, psycopg.errors.LockNotAvailable) or turn == _TRIES - 1:
+                raise
+            time.sleep(0.5)
+        else:
+            return

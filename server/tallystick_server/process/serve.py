@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.failure import Failure
-from tallystick_server.process.wiring import Ports, Service, Wiring
+from tallystick_server.process.readiness import DatabaseHealth, await_databases, serve_not_ready
+from tallystick_server.process.wiring import Ports, Service, Wiring, full_names
 from tallystick_server.runtime import telemetry
 from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
 from tallystick_server.runtime.beside import Beside
@@ -35,7 +36,6 @@ from tallystick_server.runtime.reflected import Symbols
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
 _LOOK_AT_DATABASE = 1.0  # seconds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MOST_UNREAD = 10_000
@@ -68,10 +68,12 @@ class Running:
     _health: health.aio.HealthServicer
     _peers: Peers
     _folder: str | None
+    _database_health: DatabaseHealth
 
     async def stop(self, patience: float) -> None:
         """Drains: health goes NOT_SERVING, no call is taken any more, those in hand end, what is under way comes to rest."""
         await self._health.enter_graceful_shutdown()
+        await self._database_health.stop()
         await asyncio.sleep(_HEALTH_NOTICE)
         deadline = asyncio.get_running_loop().time() + patience
         self._doors[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
@@ -114,9 +116,9 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
         service.start()
     for server in reversed(servers):
         await server.start()
-    for name in ("", *(s.descriptor.full_name for s in services)):
-        await monitor.set(name, _SERVING)
-    return Running(settings.listen, services, servers, doors, monitor, peers, folder)
+    database_health = DatabaseHealth(monitor, {name: urls[name] for name in names}, {s.name: s.descriptor.full_name for s in services})
+    await database_health.start()
+    return Running(settings.listen, services, servers, doors, monitor, peers, folder, database_health)
 
 
 def _limits(settings: Settings) -> CallLimits:
@@ -208,6 +210,9 @@ async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    await _until_ready(names, settings, urls, stopped, say)
+    if stopped.is_set():
+        return
     running = await start(names, settings, urls)
     say(f"Serving {', '.join(names)} on {running.address}")
     await until(stopped, has_ended)
@@ -217,6 +222,17 @@ async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str
     if has_ended():
         raise Failure("The embedded PostgreSQL has ended, and with it every service here: see the log in its folder, and run the command again.")
     say("Stopped")
+
+
+async def _until_ready(names: Sequence[str], settings: Settings, urls: Mapping[str, str], stopped: asyncio.Event, say: Callable[[str], None]) -> None:
+    """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises Failure."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.reuse_port))])
+    _listen(server, settings.listen)
+    await serve_not_ready(server, full_names(names))
+    try:
+        await await_databases(urls, settings.database_patience, stopped, say)
+    finally:
+        await server.stop(None)
 
 
 async def until(stopped: asyncio.Event, has_ended: Callable[[], bool]) -> None:

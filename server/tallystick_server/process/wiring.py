@@ -49,6 +49,7 @@ from tallystick_storage.payout import payouts as payout_store
 
 _CONNECTIONS = {"ledger": 2}
 _DEFAULT_CONNECTIONS = 4
+_READ_CONNECTIONS = 2
 _FORGET_EVERY = 600.0
 _SWEEP_EVERY = 1.0
 _PROTOS = {
@@ -62,8 +63,9 @@ _PROTOS = {
 P = TypeVar("P")
 
 
-def _open_database(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
-    return TracedDatabase(url, connections=connections, new_id=new_id)
+def full_names(services: Sequence[str]) -> list[str]:
+    """The full names of services."""
+    return [str(_PROTOS[name].DESCRIPTOR.services_by_name[f"{name.title()}Service"].full_name) for name in services]
 
 
 class _Startable(Protocol):
@@ -122,8 +124,8 @@ class Ports:
     """What a process reaches beyond itself, beside the other services; the simulation has its own."""
 
     new_id: Callable[[], UUID] = uuid4
-    database: Callable[[str, int, Callable[[], UUID]], Database] = _open_database
-    """From a URL, its number of connections, and what makes ids."""
+    database: Callable[[str, int, Callable[[], UUID]], Database] | None = None
+    """From a URL, its number of connections, and what makes ids; None: as the settings say."""
     providers: Mapping[str, Provider] | None = None
     """None: as the settings say."""
     payout_providers: Mapping[str, PayoutProvider] | None = None
@@ -146,7 +148,12 @@ class Wiring:
 
     def _database(self, name: str) -> Database:
         connections = self._settings.connections.get(name, _CONNECTIONS.get(name, _DEFAULT_CONNECTIONS))
-        return self._ports.database(self._urls[name], connections, self._ports.new_id)
+        if self._ports.database is not None:
+            return self._ports.database(self._urls[name], connections, self._ports.new_id)
+        readers = self._settings.read_connections.get(name, _READ_CONNECTIONS)
+        return TracedDatabase(
+            self._urls[name], connections=connections, readers=readers, read_timeout=self._settings.read_timeout, new_id=self._ports.new_id
+        )
 
     def _housekeeping(self, name: str, database: Database) -> Periodic:
         async def forget() -> None:

@@ -1,6 +1,7 @@
 """One Alembic history for each service's schema. Its first makes what every schema has, `clock()` and `mark` among it, by `create`; every later one only calls `run`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from alembic import op
@@ -223,11 +224,48 @@ def create(schema: str, *scripts: str) -> None:
     run(schema, _EVERY_SCHEMA, *scripts)
 
 
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+def scripts_of(upgrade: Callable[[], None]) -> list[str]:
+    """The SQL that a migration runs; none of it is run."""
+    collected: list[str] = []
+    before = _collected.set(collected)
+    try:
+        upgrade()
+    finally:
+        _collected.reset(before)
+    return collected
+
+
 def run(schema: str, *scripts: str) -> None:
     """Runs SQL in the schema as its owner; {service} and {reader} stand for the service's role and its read-only role."""
+    collected = _collected.get()
+    if collected is not None:
+        collected += [schema, *scripts]
+        return
     connection = op.get_bind()
     roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
     connection.execute(text(f"set local search_path = {schema}, pg_temp"))
     driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
     for script in scripts:
         driver.execute(script.replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))
+
+
+def build_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
+    """Builds an index while the table is written, outside a transaction. `definition`: all behind "on". One that was left half-built is built anew.
+
+    A migration that builds one does nothing else.
+    """
+    statement = f"create {'unique ' if unique else ''}index concurrently if not exists {name} on {definition}"
+    collected = _collected.get()
+    if collected is not None:
+        collected += [schema, statement]
+        return
+    with op.get_context().autocommit_block():
+        driver: Any = op.get_bind().connection.driver_connection
+        driver.execute(f"set search_path = {schema}, pg_temp")
+        driver.execute("set lock_timeout = '10min'")  # it waits for the transactions that were open before it, and blocks nobody meanwhile
+        if driver.execute("select from pg_index where indexrelid = to_regclass(%s) and not indisvalid", (name,)).fetchone() is not None:
+            driver.execute(f"drop index concurrently {name}")
+        driver.execute(statement)
