@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 
 from tallystick import Client, TallystickError, new_order
@@ -446,3 +447,43 @@ def test_the_whole_database_verifies(own_database: Databases) -> None:
         assert eventually(lambda: story(client, payout.payout_id).payout.ledger_updated)
     report = verify(own_database)
     assert report.passed, report.as_text()
+
+
+def test_trouble_before_the_attempt_says_nothing_of_sending(own_database: Databases) -> None:
+    """A payout that was marked as sent before its attempt was begun still fails, and gives its money back, when its provider is never reached."""
+    thrice = {("", trouble): Policy(Strategy.FIXED, 0.05, 0.05, 3) for trouble in Trouble}
+    with (
+        serving(own_database, Settings(retry=thrice, sweep_interval=0.05, payout_approve_above={"EUR": 100})) as platform,
+        platform.client() as client,
+    ):
+        seller = sell(client, "50.00")
+        destination(client, seller, "ba_unreachable:99")
+        payout = pay_out(client, seller, "50.00")
+        assert state(comes_to(client, payout.payout_id, "AWAITING_APPROVAL").payout) == "AWAITING_APPROVAL"
+        demand = f"p-{payout.payout_id}"
+        with psycopg.connect(own_database.admin, autocommit=True) as admin:  # as a holder leaves it that dies while it holds the money
+            admin.execute("update payout.due set maybe_sent = true where demand_id = %s", (demand,))
+            admin.execute("set session_replication_role = replica")
+            admin.execute("update payout.payout set caller = 'another' where payout_id = %s", (payout.payout_id,))
+        client.payout.ApprovePayout(pb.ApprovePayoutRequest(payout_id=payout.payout_id, reason="right"))
+        assert comes_to(client, payout.payout_id, "FAILED").payout.failure_reason == payout_pb2.PAYOUT_FAILURE_REASON_PROVIDER_UNREACHABLE
+        assert wallet(client, seller) == ("50.00", "0.00", "0.00")
+
+
+def test_a_provider_that_is_configured_no_more_stops_nobody(own_database: Databases) -> None:
+    """Payouts of a removed provider wait, raise an alert that names it, and keep no other from being watched."""
+    soon = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.5, 0.5, 300)}
+    with serving(own_database, Settings(retry=soon, sweep_interval=0.1, monitor_interval=0.2)) as platform, platform.client() as client:
+        old, new = sell(client, "50.00"), sell(client, "50.00")
+        destination(client, old)
+        destination(client, new, "ba_returned:2")
+        gone = pay_out(client, old, "10.00").payout_id
+        comes_to(client, gone, "PAID")
+        with psycopg.connect(own_database.admin, autocommit=True) as admin:
+            admin.execute("set session_replication_role = replica")
+            admin.execute("update payout.payout set provider = 'oldbank' where payout_id = %s", (gone,))
+            admin.execute("update payout.payout_destination set provider = 'oldbank' where seller_account = %s", (old,))
+        comes_to(client, pay_out(client, new, "50.00").payout_id, "RETURNED")
+        waits = pay_out(client, old, "10.00", timeout=2.0).payout_id
+        assert eventually(lambda: [a for a in client.payout.ListAlerts(pb.ListAlertsRequest()).alerts if a.subject == "providers/oldbank"])
+        assert state(client.get_payout(waits)) == "CREATED"

@@ -1086,3 +1086,56 @@ def test_everything_is_quiet_in_the_end(impatient: Platform, waiting: Platform) 
     for platform in (impatient, waiting):
         report = verify(platform.databases)
         assert report.passed, report.as_text()
+
+
+def _waiting_charges(client: Client, count: int) -> list[str]:
+    """Payments whose charges were not sent at first, and are due again at once."""
+    return [pay(client, "1.00", token="tok_unreachable", wait_for=ACCEPTANCE).checkout_id for _ in range(count)]
+
+
+def test_a_full_sweep_is_followed_by_another_at_once(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due is taken up without a pause for as long as there is more of it than one sweep claims."""
+    monkeypatch.setattr("tallystick_server.runtime.flow._MOST_CLAIMED", 3)
+    at_once = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.0, 0.0, 1000)}
+    with serving(own_database, Settings(retry=at_once, sweep_interval=3600, breaker_failures=1000)) as platform, platform.client() as client:
+        checkouts = _waiting_charges(client, 12)
+        eventually(lambda: flow_of(platform).in_hand == 0)
+
+        async def wake() -> None:
+            flow_of(platform).wake()
+
+        platform.run(wake)
+        assert eventually(lambda: all(client.get_payment(checkout).is_payment_done for checkout in checkouts))
+
+
+def test_a_caller_that_goes_away_strands_nothing(own_database: Databases) -> None:
+    """CancelPayment calls that are cancelled at any point leave no charge of others leased to nobody."""
+    at_once = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.0, 0.0, 1000)}
+    with serving(own_database, Settings(retry=at_once, sweep_interval=3600, breaker_failures=1000)) as platform, platform.client() as client:
+        mine = pay(client, "1.00", token="tok_pending").checkout_id
+        checkouts = _waiting_charges(client, 12)
+        eventually(lambda: flow_of(platform).in_hand == 0)
+
+        async def cancel_and_go(milliseconds: int) -> None:
+            task = asyncio.ensure_future(flow_of(platform).cancel(mine, "gone"))
+            await asyncio.sleep(milliseconds / 1000)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        for milliseconds in range(0, 30, 2):
+            platform.run(cancel_and_go, milliseconds)
+        assert eventually(lambda: all(client.get_payment(checkout).is_payment_done for checkout in checkouts))
+
+
+def test_a_process_takes_no_more_than_its_bound(own_database: Databases) -> None:
+    """Above `in_flight` new payments are refused with OVERLOADED and a time to retry, and nothing is stored."""
+    settings = Settings(in_flight=10, sandbox_latency=60.0)
+    with serving(own_database, settings) as platform, Client(platform.address, settings=ClientSettings(attempts=1)) as client:
+        for _ in range(10):
+            pay(client, "1.00", wait_for=ACCEPTANCE)
+        checkout = unique("c")
+        with pytest.raises(UnavailableError) as refused:
+            client.create_payment(checkout, [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa", wait_for=ACCEPTANCE)
+        assert refused.value.reason == "OVERLOADED"
+        with pytest.raises(NotFoundError):
+            client.get_payment(checkout)

@@ -708,3 +708,22 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
     assert broken.returncode == 1
     assert "is no complete PostgreSQL cluster" in broken.stderr
     assert "Traceback" not in broken.stderr + busy.stderr + two.stderr
+
+
+def test_a_payout_in_flight_is_settled_while_the_process_drains(own_database: Databases) -> None:
+    """At stop, wallet and ledger serve until payouts in flight are settled; what cannot end in time has its lease given back."""
+    from .test_payout import destination, pay_out, sell  # noqa: PLC0415
+
+    def look(statement: str) -> list[tuple[object, ...]]:
+        with psycopg.connect(own_database.reader("payout").replace("+psycopg", "")) as connection:
+            return connection.execute(statement).fetchall()
+
+    with platform_of(own_database) as platform, platform.client() as client:
+        seller = sell(client, "50.00")
+        destination(client, seller)
+    with platform_of(own_database, Settings(sandbox_latency=1.5)) as platform, platform.client() as client:
+        pay_out(client, seller, "20.00")
+    assert look("select state, settled from payout") == [("PAID", True)]
+    with platform_of(own_database, Settings(sandbox_latency=60.0)) as platform, platform.client() as client:
+        pay_out(client, seller, "10.00")
+    assert look("select next_attempt_time <= clock() and lease_until <= clock() from due") == [(True,)]

@@ -171,6 +171,20 @@ def held(connection: Connection, demand_ids: Sequence[str]) -> dict[str, int]:
     return {row.demand_id: row.lease_token for row in connection.execute(_HELD, {"demands": list(demand_ids)})}
 
 
+_PROVIDERS = text("""
+    with recursive p (provider) as (  -- one step of the index for each provider, however many rows it has
+        select min(provider) from due where ready_time is not null
+        union all
+        select (select min(d.provider) from due d where d.provider > p.provider and d.ready_time is not null) from p where p.provider is not null)
+    select provider from p where provider is not null order by provider
+""")
+_GIVE_BACK = text("""
+    with c as materialized (
+        select d.demand_id from due d join json_to_recordset(cast(:leases as json)) as r (demand_id text, lease_token bigint)
+            on d.demand_id = r.demand_id and d.lease_token = r.lease_token
+        where d.lease_until > clock() order by d.demand_id for update of d)
+    update due d set lease_until = clock() from c where d.demand_id = c.demand_id
+""")
 _BACKLOG = text("""
     select count(*) from (select from due where phase = :phase and provider = :provider and next_attempt_time is not null limit :most) d
 """)
@@ -180,6 +194,17 @@ def claim(connection: Connection, provider: str, most: int, lease: float) -> dic
     """Leases up to `most` demands on a provider that are due and that nobody holds, for `lease` seconds: demand_id to lease token."""
     parameters = {"provider": provider, "most": most, "lease": f"{lease} seconds"}
     return {row.demand_id: row.lease_token for row in connection.execute(_CLAIM, parameters)}
+
+
+def providers(connection: Connection) -> list[str]:
+    """The providers of whatever may be claimed, also those that are not configured any more."""
+    return list(connection.execute(_PROVIDERS).scalars())
+
+
+def give_back(connection: Connection, tokens: Mapping[str, int]) -> None:
+    """Ends the leases that still hold. Who takes such work up next regards it as sent, as after a lease that ran out."""
+    leases = [{"demand_id": demand_id, "lease_token": token} for demand_id, token in tokens.items()]
+    connection.execute(_GIVE_BACK, {"leases": rows(leases)})
 
 
 def backlog(connection: Connection, provider: str, phase: str, most: int) -> int:

@@ -88,6 +88,7 @@ class PayIn(Flow[Charge, Moved]):
 
     async def accept(self, event: PaymentEvent) -> Accepted:
         """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
+        self.refuse_overload()
         return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context()))
 
     def _room(self, connection: Connection) -> int | None:
@@ -99,7 +100,7 @@ class PayIn(Flow[Charge, Moved]):
     async def cancel(self, checkout_id: str, reason: str) -> tuple[str, bool]:
         """Cancels a payment that is open, whose charges are taken up at once; what stands, as `store.cancel` has it."""
         stands = await self._database.transact(lambda connection: store.cancel(connection, checkout_id, reason))
-        await self.sweep()
+        self.wake()
         return stands
 
     async def confirm_delivery(self, payment_order_id: str) -> bool:

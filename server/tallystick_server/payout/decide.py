@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import reads
 
+Apart = Callable[[Callable[[], Coroutine[Any, Any, bool]]], Coroutine[Any, Any, bool]]
+"""What runs work in a task that a cancelled caller does not end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -36,11 +39,12 @@ class Decision:
 class Decide:
     """Carries decisions out, whoever works on the payout meanwhile. The payout is handed on, leased to this process."""
 
-    def __init__(self, database: Database, environment: str, lease: float, hand_on: Callable[[Payout], None]) -> None:
+    def __init__(self, database: Database, environment: str, lease: float, hand_on: Callable[[Payout], None], apart: Apart) -> None:
         self._database = database
         self._environment = environment
         self._lease = lease
         self._hand_on = hand_on
+        self._apart = apart
 
     async def decide(self, payout_id: str, decision: Decision) -> bool:
         """Whether it was decided now; the same was decided before, if not. Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED, KEY_REUSED."""
@@ -59,10 +63,13 @@ class Decide:
             turn = Turn(item.standing.after(happening), decision.cause, decision.actor, decision.reason)
             return move_payouts(connection, [Move(item, (turn,))])[payout_id]
 
-        item = await self._database.transact(decide)
-        if item is not None:
-            self._hand_on(item)
-        return item is not None
+        async def hand_over() -> bool:
+            item = await self._database.transact(decide)
+            if item is not None:
+                self._hand_on(item)
+            return item is not None
+
+        return await self._apart(hand_over)
 
     async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
         """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN."""

@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.payable import DestinationHappening, DestinationState, move_destination
 from tallystick_core.payout import Cause, Happening, PayoutState, demanded, destination_demand, payout_demand
-from tallystick_core.provider import PayoutFailure, PayoutProvider
+from tallystick_core.provider import PayoutFailure, PayoutProvider, Trouble
+from tallystick_core.recovery import Step
 from tallystick_server.payout.accept import Accept, Accepted, Arrival
 from tallystick_server.payout.collect import Collect
 from tallystick_server.payout.decide import Decide
@@ -28,6 +29,7 @@ from tallystick_server.payout.submit import Port
 from tallystick_server.payout.watch import Watch
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.demand import Answered
+from tallystick_server.runtime.execute import UNCONFIGURED_WAIT
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
 from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
@@ -77,7 +79,7 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self.settings = own
         self.funding = Funding(peers, wallet_address)
         self.accept = Accept(database, self.funding.of, own.environment, settings.lease, self.take)
-        self.decide = Decide(database, own.environment, settings.lease, self.take)
+        self.decide = Decide(database, own.environment, settings.lease, self.take, self.apart)
         self._accept: Stage[Arrival, Accepted] = Stage(
             "payout.accept", self.accept.run, most=MOST_ITEMS, for_callers=True, max_waiting=CALLERS_WAITING
         )
@@ -100,17 +102,22 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
             port.start()
         super().start()
 
-    async def stop(self, patience: float) -> None:
-        await super().stop(patience)
+    async def stop(self) -> None:
+        await super().stop()
         for port in self._ports.values():
             await port.stop()
 
     async def pay(self, arrival: Arrival) -> Accepted:
         """Stores a payout or finds it; it is under way when this returns. Raises Refused, and then nothing was stored."""
+        self.refuse_overload()
         return await self._accept.submit(arrival)
 
     async def bring_on(self, item: Item) -> None:
         if isinstance(item, Payout) and item.state in (PayoutState.CREATED, PayoutState.READY):
+            if not self.execute.knows(item.provider):  # no money is held, nor an attempt begun, for what cannot be sent
+                why = f"the provider {item.provider} is not configured"
+                await self._postponed(Troubled(item, Trouble.HELD_BACK, why, Step.PREPARE, UNCONFIGURED_WAIT))
+                return
             prepared = await self.told(item, self._prepare.submit(item, item.context))
             if prepared is None or prepared.standing == item.standing:  # the lease was lost: whoever has it goes on
                 return

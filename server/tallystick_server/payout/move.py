@@ -46,7 +46,10 @@ def move_payouts(connection: Connection, moves: Sequence[Move]) -> dict[str, Pay
             for turn in one.turns:
                 message = _after(message, turn.standing, row.update_time)
                 events.payout_changed(told, message, one.item.traceparent)
-            moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries={})  # what has moved was not tried in vain
+            begun = one.to.attempt_count > one.item.standing.attempt_count  # before that nothing can have been sent
+            sent = one.item.maybe_sent and not begun
+            # what has moved was not tried in vain
+            moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries={}, maybe_sent=sent)
     return moved
 
 

@@ -40,12 +40,18 @@ class Register:
                     events.destination_changed(told, encode.destination(row), traceparent)
             return row
 
-        row = await self._database.transact(create)
+        async def hand_over() -> Row[Any] | None:
+            row = await self._database.transact(create)
+            if row is not None:
+                (item,) = unverified([row], {destination_demand(row.payout_destination_id): _FIRST_TOKEN}, deadline)
+                self._flow.take(item)
+            return row
+
+        self._flow.refuse_overload()
+        row = await self._flow.apart(hand_over)
         if row is None:
             found = await self._database.load(lambda connection: store.find(connection, [new.payout_destination_id]))
             return _repeat(new, found[new.payout_destination_id]), True
-        (item,) = unverified([row], {destination_demand(row.payout_destination_id): _FIRST_TOKEN}, deadline)
-        self._flow.take(item)
         return row, False
 
     async def disable(self, payout_destination_id: str, caller: str, reason: str) -> bool:

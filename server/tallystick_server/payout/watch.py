@@ -61,12 +61,16 @@ class Watch:
 
         await self._database.transact(note)
 
-    async def look(self, item: Payout, looks: int) -> store.Look:
+    async def look(self, item: Payout, looks: int) -> store.Look:  # noqa: PLR0911 - one for each that can come of it
         """When it is looked at again, and how often it has been; what is not answered counts for nothing."""
         policy = self._policies.of(item.provider, Trouble.WATCHED)
         if item.state not in WATCHED:
             return store.Look(item.payout_id, None, looks)
-        outcome = await self._execute.ask(item, Step.LOOK_UP)
+        try:
+            outcome = await self._execute.ask(item, Step.LOOK_UP)
+        except Exception:  # what is wrong with one payout keeps no other from being looked at
+            log.exception("%s cannot be looked up; it is asked again", item.subject)
+            return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         if not _answered(outcome):
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         if isinstance(outcome, NotFound):  # which says nothing of its money

@@ -105,6 +105,8 @@ class Settings:
     """How many charges may wait for a provider that fails, before new payments are refused with PROVIDER_UNAVAILABLE."""
     provider_calls: int = 2000
     """The most calls to one provider at a time."""
+    in_flight: int = 8000
+    """The most charges, or payouts and destinations, in flight in one process; more get OVERLOADED. What is due again takes half at most."""
     lease: float = 60.0
     """Seconds for which a process has a charge or a payout to itself; longer than a provider's call and the recording of its answer."""
     provider_key_window: float = 86_400.0
@@ -334,6 +336,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "breaker_longest_rest": _number(0.01, 3600),
     "waiting_depth": _number(0, 10_000_000, int),
     "provider_calls": _number(1, 100_000, int),
+    "in_flight": _number(10, 1_000_000, int),
     "lease": _number(1, 3600),
     "provider_key_window": _number(1, 31_536_000),
     "provider_not_found_after": _number(0, 31_536_000),

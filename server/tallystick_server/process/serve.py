@@ -53,6 +53,8 @@ CONNECTIONS = [
     ("grpc.max_concurrent_streams", 10_000),
 ]
 """Options of a server: how long a connection lives, and how often its caller may ping."""
+_CALLERS_FIRST = ("payment", "payout", "wallet", "ledger", "event")
+"""The order in which services stop: each before those that it calls."""
 _FAREWELL = 0.05  # seconds in which the last answers are written
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
@@ -78,8 +80,10 @@ class Running:
         deadline = asyncio.get_running_loop().time() + patience
         self._doors[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
         await self._doors[0].quiet(patience)
-        for service in self._services:
-            await service.stop(max(deadline - asyncio.get_running_loop().time(), 0.1))
+        left = max(deadline - asyncio.get_running_loop().time(), 0.1)
+        await asyncio.gather(*(service.drain(left) for service in self._services))  # while the services that they call still run
+        for service in sorted(self._services, key=lambda one: _CALLERS_FIRST.index(one.name)):
+            await service.stop()
         for door, server in zip(self._doors[1:], self._servers[1:], strict=True):
             door.close()
             await server.stop(1)

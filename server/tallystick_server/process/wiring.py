@@ -99,9 +99,15 @@ class Service:
         if self.flow is not None:
             self.flow.start()
 
-    async def stop(self, patience: float) -> None:
+    async def drain(self, patience: float) -> None:
+        """Lets what is in flight end, while all that it needs still runs."""
         if self.flow is not None:
-            await self.flow.stop(patience)
+            await self.flow.drain(patience)
+
+    async def stop(self) -> None:
+        """Ends it; after `drain`."""
+        if self.flow is not None:
+            await self.flow.stop()
         for part in reversed(self.running):
             await part.stop()
         for close in self.closing:
@@ -228,6 +234,7 @@ class Wiring:
             sweep_interval=settings.sweep_interval,
             policies=Policies(settings.retry),
             breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
+            max_in_flight=settings.in_flight,
         )
 
     def _risk_rules(self) -> RiskRules:

@@ -23,6 +23,10 @@ LEASE_MARGIN = 2.0
 """Seconds that must be left of a lease when a provider has answered, to record it."""
 
 
+UNCONFIGURED_WAIT = 60.0
+"""Seconds after which an operation is tried again whose provider is not configured."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldBack:
     """The provider was not asked, and is not to be for so many seconds."""
@@ -54,11 +58,15 @@ class Execute:
 
     def is_held_back(self, provider: str) -> bool:
         """Whether a provider fails too often to be asked now."""
-        return self._breakers[provider].is_open()
+        return not self.knows(provider) or self._breakers[provider].is_open()
+
+    def knows(self, provider: str) -> bool:
+        """Whether a provider is configured."""
+        return provider in self._providers
 
     def key_window(self, provider: str) -> float:
-        """Seconds for which a provider honours a key."""
-        return float(self._providers[provider].key_window)
+        """Seconds for which a provider honours a key; none if it is not configured."""
+        return float(self._providers[provider].key_window) if self.knows(provider) else 0.0
 
     def final_not_found(self, provider: str) -> FinalNotFound | None:
         """When a provider's "not found" is conclusive; None: never."""
@@ -69,6 +77,10 @@ class Execute:
         """The provider's answer to the demand, or to what became of it."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
+        if not self.knows(item.provider):
+            return HeldBack(
+                UNCONFIGURED_WAIT, f"the provider {item.provider} is not configured; configure it again, or close the operation with evidence"
+            )
         room, loop = self._room[item.provider], asyncio.get_running_loop()
         waits = room.locked()
         if not await _entered(room, item.lease_deadline - self._timeout - LEASE_MARGIN):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +14,7 @@ from sqlalchemy import Connection
 
 from tallystick_core.provider import Answer, Declined, FailureReason, NotFound, Trouble
 from tallystick_core.recovery import Step
-from tallystick_core.refusal import Refused
+from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.execute import Execute, HeldBack
@@ -32,6 +33,7 @@ G = TypeVar("G")
 R = TypeVar("R")
 
 _MOST_CLAIMED = 200
+_MAX_HANDOVERS = 1_000
 _REFERENCES = frozenset({"attempt_reference", "transfer_pkey"})
 """Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
 TELLING_LANES = 4
@@ -52,6 +54,7 @@ class FlowSettings:
     sweep_interval: float
     policies: Policies
     breaker: BreakerSettings
+    max_in_flight: int = 8_000
 
 
 class Flow(ABC, Generic[H, G]):
@@ -73,8 +76,15 @@ class Flow(ABC, Generic[H, G]):
         )
         self._held: Stage[InHand, bool] = Stage(f"{service}.held", self._are_held)
         self._stages: list[Stage[Any, Any]] = [self._postpone, self._held]
-        self._periodic = [Periodic(f"{service}.sweep", settings.sweep_interval, self.sweep)]
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeping = Periodic(f"{service}.sweep", settings.sweep_interval, self.sweep)
+        self._periodic = [self._sweeping]
+        self._max_in_flight = settings.max_in_flight
+        self._tasks: dict[asyncio.Task[None], H] = {}
+        self._in_flight: Counter[str] = Counter()  # by provider
+        self._handovers: set[asyncio.Task[Any]] = set()
+        self._backlog = False
+        self._stopping = False
+        self._left: list[H] = []  # taken while stopping
 
     @abstractmethod
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[H]:
@@ -114,22 +124,35 @@ class Flow(ABC, Generic[H, G]):
         for work in self._periodic:
             work.start()
 
-    async def stop(self, patience: float) -> None:
-        """Lets what is in hand come to rest for so many seconds, then leaves the rest to the sweep of another process."""
+    async def drain(self, patience: float) -> None:
+        """Takes up nothing more that is due, lets what is in flight end for so many seconds, and gives the leases of the rest back."""
         for work in self._periodic:
             await work.stop()
         deadline = asyncio.get_running_loop().time() + patience
         while not self.idle and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - idle is the sum of many parts
             await asyncio.sleep(0.02)
-        for task in self._tasks:
+        self._stopping = True
+        left = dict(self._tasks)
+        for task in (*left, *self._handovers):
             task.cancel()
+        await asyncio.gather(*left, *self._handovers, return_exceptions=True)
+        tokens = {item.demand_id: item.lease_token for item in (*left.values(), *self._left)}
+        if not tokens:
+            return
+        try:
+            await self._database.transact(lambda connection: due.give_back(connection, tokens))
+        except Refused as refused:  # the database is away: the leases end by themselves
+            log.warning("The leases of %d operations could not be given back: %s", len(tokens), refused)
+
+    async def stop(self) -> None:
+        """Ends the stages; after `drain`."""
         for stage in self._stages:
             await stage.stop()
 
     @property
     def idle(self) -> bool:
         """Whether this process has nothing in hand."""
-        return not self._tasks and all(stage.idle for stage in self._stages)
+        return not self._tasks and not self._handovers and all(stage.idle for stage in self._stages)
 
     @property
     def in_hand(self) -> int:
@@ -138,25 +161,68 @@ class Flow(ABC, Generic[H, G]):
 
     def take(self, item: H) -> None:
         """Takes a demand that this process holds the lease of on its way."""
+        if self._stopping:
+            self._left.append(item)
+            return
         task = asyncio.create_task(self._guarded(item))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = item
+        self._in_flight[item.provider] += 1
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._in_flight[self._tasks.pop(task).provider] -= 1
+        if self._backlog and not self._stopping and len(self._tasks) <= self._max_in_flight // 4:
+            self._backlog = False
+            self._sweeping.wake()
+
+    def refuse_overload(self) -> None:
+        """Raises OVERLOADED if as many operations are in flight as this process takes."""
+        if len(self._tasks) >= self._max_in_flight:
+            message = "Too many operations are in flight in this process; nothing was stored. Retry after 1 s."
+            raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
+
+    async def apart(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """Runs what commits a lease and takes the work up, in a task of the flow: a caller that goes away leaves no work leased to nobody."""
+        if len(self._handovers) >= _MAX_HANDOVERS:
+            raise Refused(Reason.OVERLOADED, "Too many changes wait for the database; nothing was stored. Retry after 1 s.", retry_after=1.0)
+        task = asyncio.create_task(work())
+        self._handovers.add(task)
+        task.add_done_callback(self._handovers.discard)
+        return await asyncio.shield(task)
+
+    def wake(self) -> None:
+        """Has what is due taken up now."""
+        self._sweeping.wake()
 
     async def sweep(self) -> None:
-        """Takes up what is due and what a dead process left behind."""
+        """Takes up what is due and what a dead process left behind; again at once while a provider has more and there is room for it."""
+        await self.apart(self._sweep)
 
-        def claim(connection: Connection) -> dict[str, int]:
-            tokens: dict[str, int] = {}
-            for provider in sorted(self._providers):  # each by itself: the backlog of one keeps nobody else waiting
-                tokens |= due.claim(connection, provider, _MOST_CLAIMED, self.lease)
-            return tokens
-
+    async def _sweep(self) -> None:
+        # each provider has its own share, so the backlog of one keeps no other waiting; half of the room is left to new operations
+        share = max(self._max_in_flight // 2 // max(len(self._providers), 1), 1)
+        most = {provider: min(_MOST_CLAIMED, share - self._in_flight[provider]) for provider in sorted(self._providers)}
         now = asyncio.get_running_loop().time()
-        tokens = await self._database.transact(claim)
-        if not tokens:
-            return
-        for item in await self._database.load(lambda connection: self.load(connection, tokens, now)):
+
+        def claim(connection: Connection) -> tuple[Sequence[H], list[str]]:
+            tokens: dict[str, int] = {}
+            full = []  # those that may have more
+            for provider, count in most.items():
+                claimed = due.claim(connection, provider, count, self.lease) if count > 0 else {}
+                if len(claimed) == max(count, 0):
+                    full.append(provider)
+                tokens |= claimed
+            for provider in due.providers(connection):
+                if provider not in most:  # one that is not configured any more: what needs no provider goes on
+                    tokens |= due.claim(connection, provider, _MOST_CLAIMED, self.lease)
+            return self.load(connection, tokens, now) if tokens else (), full
+
+        items, full = await self._database.transact(claim)
+        for item in items:
             self.take(item)
+        self._backlog = bool(full)
+        if any(most[provider] > 0 and share > self._in_flight[provider] for provider in full):
+            self._sweeping.wake()
 
     async def _still_ours(self, item: InHand) -> bool:
         return await self._held.submit(item)

@@ -116,6 +116,8 @@ class DeadLetters(Generic[H, G]):
         (item,) = items
         if item.step(now, self._flow.execute.key_window(item.provider), self._flow.lease) in (Step.PREPARE, Step.SETTLE):
             raise _forbidden("It waits for wallet or ledger, not for its provider; retry the dead letter.", "UNSETTLED")
+        if item.answer is None and not self._flow.execute.knows(item.provider):  # nobody is left to ask: the operator's evidence decides
+            return item, Unknown(f"the provider {item.provider} is not configured")
         outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)
         if isinstance(outcome, HeldBack):
             wait = outcome.seconds or _ASK_AGAIN

@@ -160,6 +160,8 @@ _MOVE = text(f"""
         insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason, decline_code,
             start_time)
         select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '', update_time from moved where provider_key <> ''),
+    unsent as (  -- before its attempt was begun nothing can have been sent
+        update due d set maybe_sent = false from moved m where m.provider_key <> '' and d.demand_id = 'p-' || m.payout_id),
     waiting as (
         update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = default, trouble = '', detail = '',
             phase = 'AWAITING_APPROVAL', since = t.now
