@@ -84,13 +84,17 @@ def _register(known: Databases, sellers: int) -> None:
         connection.execute("set session_replication_role = replica")  # no triggers, since nothing is told
         connection.execute(
             """
-            insert into payout.payout_destination (payout_destination_id, caller, fingerprint, seller_account, currency, bank_account_token,
-                description, provider, traceparent, state, usable_time, verified_time, decline_code, disabled_by, disable_reason, version,
-                create_time, update_time)
-            select 'bank-' || n, 'bench', decode(repeat('00', 32), 'hex'), 'seller-' || n, 'EUR', 'ba_ok',
-                '', 'sandbox', '', 'VERIFIED', t, t, '', '', '', 2, t, t
+            insert into payout.payout_destination (payout_destination_id, caller, owner, fingerprint, seller_account, currency, bank_account_token,
+                description, provider, traceparent, state, usable_time, verified_time, decline_code, awaits_approval, approved_by,
+                approve_reason, disabled_by, disable_reason, version, create_time, update_time)
+            select 'bank-' || n, 'bench', 'bench', decode(repeat('00', 32), 'hex'), 'seller-' || n, 'EUR', 'ba_ok',
+                '', 'sandbox', '', 'VERIFIED', t, t, '', false, '', '', '', '', 2, t, t
             from generate_series(0, %s) as n, (select timestamptz '2026-01-01' as t) x
             """,
+            (sellers - 1,),
+        )
+        connection.execute(
+            "insert into wallet.seller (seller_account, owner, version, update_time) select 'seller-' || n, 'bench', 1, now() from generate_series(0, %s) n",
             (sellers - 1,),
         )
 

@@ -126,7 +126,7 @@ def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
         execute = Execute({"moody": provider}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
         loop = asyncio.get_running_loop()
         charge = Charge(
-            demand_id="c", checkout_id="c", caller="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
+            demand_id="c", checkout_id="c", caller="t", owner="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
             payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=loop.time() + 3600, traceparent="", context=current_context(),
         )  # fmt: skip
         assert isinstance(await execute.ask(charge, Step.SEND), Unknown)

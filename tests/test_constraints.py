@@ -212,10 +212,16 @@ CASES = [
     ("E1 an alert that nobody tells", "payment", "insert into alert values ('X-y-1', 'X', 'a/y', 1, '', clock())", "P0001"),
     ("E1 an alert that ends without its event", "payment", "update alert set end_time = clock() where kind = 'UNAPPLIED_CHARGE'", "P0001"),
     ("P5 an alert that is deleted", "payment", "delete from alert", "42501"),
+    # sellers
+    ("S3 a seller of two owners", "wallet", "insert into seller select seller_account, 'other', 1, clock() from seller limit 1", "23505"),
+    ("S3 a seller that moves without an assignment", "wallet", "update seller set owner = 'other', version = version + 1", "P0001"),
+    ("S3 a seller that belongs to nobody any more", "wallet", "delete from seller", "42501"),
+    ("S3 an assignment that its requester approves", "wallet",
+     "insert into seller_assignment values ('a', 's', 'o', '', 'APPROVED', 'x', 'r', 'x', 'r', 1, clock(), clock())", "23514"),
     # event
     ("E2 an event that is changed", "event", "update event set body = ''", "42501"),
     ("E2 an event that is told twice", "event",
-     "insert into event select 10000, aggregate_id, aggregate_version, type, body from event where cursor = 1", "23505"),
+     "insert into event select 10000, aggregate_id, aggregate_version, type, owner, body from event where cursor = 1", "23505"),
 ]  # fmt: skip
 
 

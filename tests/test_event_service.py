@@ -136,7 +136,7 @@ def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, clien
     store_end = max((event.cursor for event in client.events()), default=0)
 
     def between(connection: Connection, after: int, until: int, most: int, aggregate: str = "") -> Sequence[Row[Any]]:
-        return store.between(connection, after, until, [], aggregate, most)
+        return store.between(connection, after, until, [], aggregate, "", most)
 
     async def told() -> list[int]:
         own = Database(database.service("event"), connections=1)

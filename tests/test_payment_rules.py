@@ -33,7 +33,7 @@ from tallystick_core.refusal import Reason, Refused
 from tallystick_core.risk import BuiltInRisk, RiskRules
 
 ORDERS = tuple(Order(f"o-{n}", "buyer", f"seller-{n}", 1000 + n, "EUR", None, n) for n in range(3))
-EVENT = PaymentEvent("c-1", "dev", "b", "s", "GB", "tok", MethodType.CARD, Charging.PER_ORDER, OnPartial.KEEP, ORDERS)
+EVENT = PaymentEvent("c-1", "dev", "shop", "b", "s", "GB", "tok", MethodType.CARD, Charging.PER_ORDER, OnPartial.KEEP, ORDERS)
 
 
 @pytest.mark.parametrize(("status", "happening"), list(itertools.product(Status, Happening)))

@@ -42,7 +42,7 @@ def bank() -> Bank:
 @pytest.fixture(scope="module")
 def paying(admin_url: str, tmp_path_factory: pytest.TempPathFactory, bank: Bank) -> Iterator[Platform]:
     """All services, with a bank that does as it is told, on a database of their own: nobody else asks another bank what became of these payouts."""
-    settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.1, payout_waiting_period=3600, payout_approve_above={"EUR": 100_000})
+    settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.1, payout_approve_above={"EUR": 100_000})
     folder, ports = tmp_path_factory.mktemp("paying"), Ports(payout_providers={"sandbox": bank})
     with fresh_database(admin_url, folder) as known, serving(known, settings, ports=ports) as running:
         yield running

@@ -36,7 +36,7 @@ def bank() -> Bank:
 @pytest.fixture
 def paying(own_database: Databases, bank: Bank) -> Iterator[Platform]:
     """All services on a database of their own, since a run takes every seller there is."""
-    settings = Settings(retry=RETRY, sweep_interval=0.05, payout_waiting_period=3600)
+    settings = Settings(retry=RETRY, sweep_interval=0.05)
     with serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
         yield running
 

@@ -86,9 +86,12 @@ CASES = [
     ("O2 an attempt for another amount",
      "insert into attempt values ('p-waiting', 1, 'sandbox', 'k', 1, 'EUR', '', '', null, null, '', '', clock(), null)", "P0001"),
     ("a destination without its event",
-     f"insert into payout_destination values ('d2', 'c', {ZEROS}, 's', 'EUR', 't', '', 'sandbox', '', 'PENDING_VERIFICATION', clock(), null, '', '', '', 1, "
+     f"insert into payout_destination values ('d2', 'c', 'c', {ZEROS}, 's', 'EUR', 't', '', 'sandbox', '', 'PENDING_VERIFICATION', clock(), null, '', false, '', '', '', '', 1, "
      "'2020-01-01', clock())", "P0001"),
     ("a destination that is verified again", "update payout_destination set state = 'PENDING_VERIFICATION', version = 3", "P0001"),
+    ("a destination that awaits approval and never did", "update payout_destination set awaits_approval = true, version = 3", "P0001"),
+    ("a destination whose owner changes", "update payout_destination set owner = 'mine'", "42501"),
+    ("a payout whose owner changes", "update payout set owner = 'mine'", "42501"),
     ("a disabled destination without a name", "update payout_destination set state = 'DISABLED', version = 3", "23514"),
     ("the account of a destination", "update payout_destination set bank_account_token = 'mine'", "42501"),
     ("a batch that opens again", "update payout_batch set state = 'OPEN', version = 2, done_time = null", "P0001"),

@@ -30,7 +30,7 @@ from tallystick_core.payable import (
     amount_to_pay,
     move_destination,
     payable,
-    wait_before_use,
+    require_approvable,
 )
 from tallystick_core.payout import (
     AT_REST,
@@ -68,7 +68,7 @@ from tallystick_core.provider import (
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.transfer import Fact, Fit, Known, Transfer, Verdict, facts, judge
 
-PAYOUT = NewPayout("po-1", "dev", "seller", 1000, "EUR")
+PAYOUT = NewPayout("po-1", "dev", "shop", "seller", 1000, "EUR")
 LATER = {  # money.md: what may follow each state
     "CREATED": {"AWAITING_APPROVAL", "READY", "FAILED"},
     "AWAITING_APPROVAL": {"READY", "REJECTED", "CANCELLED"},
@@ -132,14 +132,14 @@ def test_every_state_says_what_becomes_of_its_money() -> None:
         ("currency", "USD"),
         ("payout_destination_id", "d"),
         ("payout_id", "x"),
-        ("caller", "x"),
+        ("owner", "x"),
     ],
 )
 def test_another_value_is_another_fingerprint_and_is_named(field: str, value: object) -> None:
     """K1: any other value changes the fingerprint, and the first that differs is named; whose it is, is no field of the request."""
     other = replace(PAYOUT, **{field: value})  # type: ignore[arg-type]
     assert other.fingerprint() != PAYOUT.fingerprint()
-    assert first_difference(other, PAYOUT) == ("payout_id" if field == "caller" else field)
+    assert first_difference(other, PAYOUT) == ("payout_id" if field == "owner" else field)
 
 
 def test_everything_payable_is_a_request_of_its_own() -> None:
@@ -151,16 +151,16 @@ def test_everything_payable_is_a_request_of_its_own() -> None:
 
 def test_destinations_and_batches_have_fingerprints_of_all_their_values() -> None:
     """K1: any other value of a destination or a batch changes its fingerprint."""
-    destination = NewDestination("d-1", "dev", "seller", "EUR", "tok", "x")
-    changed = [replace(destination, **{name: "other"}) for name in NewDestination.__dataclass_fields__]
-    batch = NewBatch("b-1", "dev", (PAYOUT, replace(PAYOUT, payout_id="po-2")))
+    destination = NewDestination("d-1", "dev", "shop", "seller", "EUR", "tok", "x")
+    changed = [replace(destination, **{name: "other"}) for name in NewDestination.__dataclass_fields__ if name != "caller"]
+    batch = NewBatch("b-1", "dev", "shop", (PAYOUT, replace(PAYOUT, payout_id="po-2")))
     others = [
         replace(batch, payout_batch_id="x"),
-        replace(batch, caller="x"),
+        replace(batch, owner="x"),
         replace(batch, payouts=(PAYOUT,)),
-        NewBatch("b-1", "dev", (), "seller", "EUR"),
+        NewBatch("b-1", "dev", "shop", (), "seller", "EUR"),
     ]
-    others += [NewBatch("b-1", "dev", (), "", "EUR"), NewBatch("b-1", "dev", (), "", "USD")]
+    others += [NewBatch("b-1", "dev", "shop", (), "", "EUR"), NewBatch("b-1", "dev", "shop", (), "", "USD")]
     for made in ([destination, *changed], [batch, *others]):
         assert len({one.fingerprint() for one in made}) == len(made)
 
@@ -384,9 +384,15 @@ def test_a_destination_ends_when_its_account_is_at_fault() -> None:
         assert not account_refused(outcome)
 
 
-def test_a_changed_destination_waits_and_a_first_one_does_not() -> None:
-    """The waiting period holds where another destination had been verified before."""
-    assert (wait_before_use(60.0, verified_before=True), wait_before_use(60.0, verified_before=False)) == (60.0, 0.0)
+def test_only_a_destination_that_awaits_approval_can_be_approved() -> None:
+    """A destination that has ended, or awaits no approval, is refused with STATE_FORBIDS."""
+    for state, awaits in itertools.product(DestinationState, (True, False)):
+        if awaits and state in (DestinationState.PENDING_VERIFICATION, DestinationState.VERIFIED):
+            require_approvable(state, awaits_approval=True)
+            continue
+        with pytest.raises(Refused) as refused:
+            require_approvable(state, awaits_approval=awaits)
+        assert refused.value.reason is Reason.STATE_FORBIDS
 
 
 _MINOR = st.integers(0, 20) | st.integers(0, 20) | st.integers(0, 2 * MAX_AMOUNT)  # small ones, so that limits are met exactly

@@ -40,13 +40,15 @@ class NewBatch:
 
     payout_batch_id: str
     caller: str
+    owner: str
+    """"": the platform's, for the sellers of every owner."""
     payouts: tuple[NewPayout, ...] = ()
     seller_account: str = ""
     currency: str = ""
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, in whatever order the payouts came."""
-        head = (self.payout_batch_id, self.caller, self.seller_account, self.currency)
+        head = (self.payout_batch_id, self.owner, self.seller_account, self.currency)
         return fingerprint(*head, *(value for payout in self.payouts for value in payout.values()))
 
 

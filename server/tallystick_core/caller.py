@@ -12,7 +12,9 @@ class Role(StrEnum):
     """What a caller may be."""
 
     TEAM = "team"
-    """Creates payments and sees its own."""
+    """Creates payments, and sees the payments and payouts of its owner."""
+    PAYOUTS = "payouts"
+    """Moves money out for its owner: payouts, batches, schedules and destinations."""
     SERVICE = "service"
     """One of the platform's services."""
     OPERATOR = "operator"
@@ -27,15 +29,22 @@ class Caller:
 
     name: str
     roles: frozenset[Role]
+    account: str = ""
+    """The owner that callers of one marketplace share; empty: the caller's own name."""
+
+    @property
+    def owner(self) -> str:
+        """Whom the caller's resources and sellers belong to."""
+        return self.account or self.name
 
     @property
     def sees_all(self) -> bool:
-        """Whether other callers' payments are visible too."""
+        """Whether the resources of every owner are visible."""
         return Role.OPERATOR in self.roles
 
     def sees(self, owner: str) -> bool:
-        """Whether what was made by this caller is visible."""
-        return self.sees_all or owner == self.name
+        """Whether the resources of an owner are visible."""
+        return self.sees_all or owner == self.owner
 
 
 def authorize(caller: Caller, allowed: frozenset[Role]) -> Caller:
@@ -44,4 +53,4 @@ def authorize(caller: Caller, allowed: frozenset[Role]) -> Caller:
     if not roles:
         wanted = " or ".join(sorted(allowed))
         raise Refused(Reason.METHOD_FORBIDDEN, f"This method is for callers with the role {wanted}.")
-    return Caller(caller.name, roles)
+    return Caller(caller.name, roles, caller.account)

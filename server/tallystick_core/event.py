@@ -37,6 +37,8 @@ SUBJECTS = {
     "PAYOUT_DESTINATION_CHANGED": EventSubject("payoutDestinations", "payout_destination"),
     "PAYOUT_BATCH_CHANGED": EventSubject("payoutBatches", "payout_batch"),
     "PAYOUT_SCHEDULE_CHANGED": EventSubject("payoutSchedules", "payout_schedule"),
+    "SELLER_CHANGED": EventSubject("sellers", "seller"),
+    "SELLER_ASSIGNMENT_CHANGED": EventSubject("sellerAssignments", "seller_assignment"),
 }
 """By event type."""
 

@@ -68,7 +68,7 @@ DESTINATION_VERBS: dict[DestinationHappening, Verb] = {
 """What each happening does to a destination, as refusals name it."""
 
 ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
-"""Never the current one; the current one is the newest of the others."""
+"""Never the current one; the current one is the newest of the others that can be paid to."""
 
 VERIFICATIONS: dict[type, DestinationHappening] = {
     Verified: DestinationHappening.VERIFIED,
@@ -95,12 +95,11 @@ def account_refused(outcome: PayoutOutcome) -> bool:
             return False
 
 
-def wait_before_use(waiting_period: float, *, verified_before: bool) -> float:
-    """Seconds from its registration until a destination may be used: time in which the seller may notice that somebody put it in the place of his.
-
-    `verified_before`: another one of the seller and currency had been verified, also if it has ended: else disabling it first would avoid the wait.
-    """
-    return waiting_period if verified_before else 0.0
+def require_approvable(state: DestinationState, *, awaits_approval: bool) -> None:
+    """Raises STATE_FORBIDS for a destination that has ended, or awaits no approval."""
+    if state in ENDED or not awaits_approval:
+        metadata = {"state": state, "verb": "APPROVE"}
+        raise Refused(Reason.STATE_FORBIDS, "The destination has ended, or awaits no approval.", metadata=metadata)
 
 
 class Limit(StrEnum):
@@ -118,9 +117,18 @@ class Limit(StrEnum):
     DESTINATION_UNVERIFIED = "DESTINATION_UNVERIFIED"
     DESTINATION_WAITING = "DESTINATION_WAITING"
     DESTINATION_UNUSABLE = "DESTINATION_UNUSABLE"
+    DESTINATION_AWAITING_APPROVAL = "DESTINATION_AWAITING_APPROVAL"
 
 
-_NOWHERE = frozenset({Limit.NO_DESTINATION, Limit.DESTINATION_UNVERIFIED, Limit.DESTINATION_WAITING, Limit.DESTINATION_UNUSABLE})
+_NOWHERE = frozenset(
+    {
+        Limit.NO_DESTINATION,
+        Limit.DESTINATION_UNVERIFIED,
+        Limit.DESTINATION_WAITING,
+        Limit.DESTINATION_UNUSABLE,
+        Limit.DESTINATION_AWAITING_APPROVAL,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +161,11 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a seller would be paid. `waits`: its usable_time has not come, by the database's clock."""
+    """Where a seller would be paid. `waits`: its usable_time has not come, by the database's clock; `awaits_approval`: a second person's."""
 
     state: DestinationState
     waits: bool
+    awaits_approval: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +211,8 @@ def _nowhere(destination: Destination | None) -> Limit | None:
         case DestinationState.PENDING_VERIFICATION:
             return Limit.DESTINATION_UNVERIFIED
         case DestinationState.VERIFIED:
+            if destination.awaits_approval:
+                return Limit.DESTINATION_AWAITING_APPROVAL
             return Limit.DESTINATION_WAITING if destination.waits else None
         case DestinationState.UNUSABLE | DestinationState.DISABLED:
             return Limit.DESTINATION_UNUSABLE

@@ -192,6 +192,7 @@ class PaymentEvent:
 
     checkout_id: str
     caller: str
+    owner: str
     buyer_info: str
     seller_info: str
     buyer_country: str
@@ -204,7 +205,7 @@ class PaymentEvent:
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, however they were written."""
-        head = (self.checkout_id, self.caller, self.buyer_info, self.seller_info, self.buyer_country)
+        head = (self.checkout_id, self.owner, self.buyer_info, self.seller_info, self.buyer_country)
         how = (self.payment_token, self.payment_method_type, self.charging, self.on_partial, micros(self.expire_time))
         return fingerprint(*head, *how, *(value for order in self.orders for value in order.values()))
 

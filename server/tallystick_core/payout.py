@@ -208,6 +208,8 @@ class NewPayout:
 
     payout_id: str
     caller: str
+    owner: str
+    """Whose seller it must be; "": whosever it is, as a run of the platform has it."""
     seller_account: str
     amount: int | None
     currency: str
@@ -217,7 +219,7 @@ class NewPayout:
     def values(self) -> tuple[str | int, ...]:
         """What makes two payouts the same: what was asked for, never what was found to be payable."""
         amount = "" if self.amount is None else self.amount
-        return (self.payout_id, self.caller, self.seller_account, amount, self.currency, self.payout_destination_id)
+        return (self.payout_id, self.owner, self.seller_account, amount, self.currency, self.payout_destination_id)
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, however they were written."""
@@ -230,6 +232,7 @@ class NewDestination:
 
     payout_destination_id: str
     caller: str
+    owner: str
     seller_account: str
     currency: str
     bank_account_token: str
@@ -237,7 +240,7 @@ class NewDestination:
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
-        who = (self.payout_destination_id, self.caller, self.seller_account, self.currency)
+        who = (self.payout_destination_id, self.owner, self.seller_account, self.currency)
         return fingerprint(*who, self.bank_account_token, self.description)
 
 
@@ -278,7 +281,7 @@ def needs_approval(amount: int, currency: str, thresholds: Mapping[str, int]) ->
 def require_second_person(approver: str, creator: str) -> None:
     """Raises SECOND_PERSON_REQUIRED where the approver is the creator."""
     if approver == creator:
-        raise Refused(Reason.SECOND_PERSON_REQUIRED, "Somebody else than the creator of the payout has to approve it.")
+        raise Refused(Reason.SECOND_PERSON_REQUIRED, "Somebody else than its creator has to approve it.")
 
 
 def hold_failure(reason: Reason) -> PayoutFailure | None:

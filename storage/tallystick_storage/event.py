@@ -21,6 +21,7 @@ class NewEvent:
     aggregate_id: str
     aggregate_version: int
     type: str
+    owner: str
     body: bytes
 
     @property
@@ -35,10 +36,10 @@ _PUBLISH = text("""
     with asked as materialized (
         select r.*, exists (  -- "offset 0" keeps it a look-up by key
             select from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known
-        from json_to_recordset(cast(:events as json)) as r (place int, aggregate_id text, aggregate_version bigint, type text, start int, length int)),
+        from json_to_recordset(cast(:events as json)) as r (place int, aggregate_id text, aggregate_version bigint, type text, owner text, start int, length int)),
     e as (
-        insert into event (cursor, aggregate_id, aggregate_version, type, body)
-        select h.cursor + row_number() over (order by r.place), r.aggregate_id, r.aggregate_version, r.type,
+        insert into event (cursor, aggregate_id, aggregate_version, type, owner, body)
+        select h.cursor + row_number() over (order by r.place), r.aggregate_id, r.aggregate_version, r.type, r.owner,
             substr(cast(:bodies as bytea), r.start, r.length)
         from asked r, head h where not r.known order by r.place),
     c as (update head set cursor = head.cursor + (select count(*) from asked where not known))
@@ -53,7 +54,7 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
     start = 1
     for place, event in enumerate(events):
         key = {"aggregate_id": event.aggregate_id, "aggregate_version": event.aggregate_version}
-        items.append({**key, "place": place, "type": event.type, "start": start, "length": len(event.body)})
+        items.append({**key, "place": place, "type": event.type, "owner": event.owner, "start": start, "length": len(event.body)})
         start += len(event.body)
     parameters = {"events": rows(items), "bodies": b"".join(event.body for event in events)}
     return {(row.aggregate_id, row.aggregate_version) for row in connection.execute(_PUBLISH, parameters)}
@@ -68,8 +69,8 @@ def end(connection: Connection) -> int:
 
 
 _BETWEEN = """
-    select cursor, body, type, aggregate_id from event
-    where {which} cursor > :after and cursor <= :until
+    select cursor, body, type, owner, aggregate_id from event
+    where {which} cursor > :after and cursor <= :until and (:owner = '' or owner = :owner)
         and (cardinality(cast(:types as text[])) = 0 or type = any (cast(:types as text[])))
     order by cursor limit :most
 """
@@ -77,9 +78,9 @@ _OF_ALL = text(_BETWEEN.format(which=""))
 _OF_ONE = text(_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
 
 
-def between(connection: Connection, after: int, until: int, types: list[str], aggregate_id: str, most: int) -> Sequence[Row[Any]]:
+def between(connection: Connection, after: int, until: int, types: list[str], aggregate_id: str, owner: str, most: int) -> Sequence[Row[Any]]:
     """The next events behind a cursor and up to another; empty filters do not filter."""
-    parameters = {"after": after, "until": until, "types": types, "most": most}
+    parameters = {"after": after, "until": until, "types": types, "owner": owner, "most": most}
     if aggregate_id:
         return connection.execute(_OF_ONE, {**parameters, "aggregate_id": aggregate_id}).all()
     return connection.execute(_OF_ALL, parameters).all()

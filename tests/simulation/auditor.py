@@ -14,12 +14,12 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.money import parse_amount
 
-from .cluster import FEE_RATE
+from .cluster import FEE_RATE, TEAMS, seller_of
 from .load import Told, Wish
 from .payout_auditor import PayoutAuditor
 
 _FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
-_BLOCKED = "seller-blocked"
+_BLOCKED = frozenset(seller_of(team, "blocked") for team in TEAMS)
 _VERSIONED = ("payments/", "paymentOrders/", "wallets/", "payouts/", "payoutDestinations/")
 
 
@@ -132,7 +132,7 @@ class Auditor:
         settled = order.wallet_updated and order.ledger_updated
         match order.payment_order_status:
             case payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS:
-                if wish.sellers[place] == _BLOCKED or not self._right(wish, order.charge_id):
+                if wish.sellers[place] in _BLOCKED or not self._right(wish, order.charge_id):
                     self.violations.append(f"order {name} is SUCCESS without a charge")
                 if not settled:
                     self.violations.append(f"order {name} is SUCCESS and not settled")
@@ -187,13 +187,13 @@ class Auditor:
 
     def _risk(self, wish: Wish, place: int) -> str:
         """Why risk refuses an order, "" if it does not."""
-        if wish.sellers[place] == _BLOCKED:
+        if wish.sellers[place] in _BLOCKED:
             return "RISK_BLOCKED_ACCOUNT"
-        return "SIBLING_FAILED" if wish.all_or_nothing and _BLOCKED in wish.sellers else ""
+        return "SIBLING_FAILED" if wish.all_or_nothing and not _BLOCKED.isdisjoint(wish.sellers) else ""
 
     def _right(self, wish: Wish, charge: str) -> list[Charged]:
         """The provider's charges of just what was to be charged."""
-        due = sum(amount for place, amount in enumerate(wish.amounts) if wish.charge_id(place) == charge and wish.sellers[place] != _BLOCKED)
+        due = sum(amount for place, amount in enumerate(wish.amounts) if wish.charge_id(place) == charge and wish.sellers[place] not in _BLOCKED)
         return [one for one in self._log.get(charge, ()) if one.state == "SUCCEEDED" and (one.amount, one.currency) == (due, wish.currency)]
 
     def _charges(self, wish: Wish, orders: Mapping[str, payment_pb2.PaymentOrder]) -> None:
@@ -202,7 +202,7 @@ class Auditor:
             made = [one for one in self._log.get(charge, ()) if one.state == "SUCCEEDED"]
             if len(made) > 1:
                 self.violations.append(f"charge {charge} was made {len(made)} times")
-            statuses = {order.payment_order_status for order in orders.values() if order.charge_id == charge and order.seller_account != _BLOCKED}
+            statuses = {order.payment_order_status for order in orders.values() if order.charge_id == charge and order.seller_account not in _BLOCKED}
             if len(statuses) > 1:
                 self.violations.append(f"the orders of charge {charge} do not move together")
             applied = self._right(wish, charge)[:1] if payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS in statuses else []

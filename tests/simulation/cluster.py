@@ -45,6 +45,7 @@ R = TypeVar("R")
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 TEAMS = ("team-1", "team-2")
+"""Each an owner, with sellers of its own."""
 OPERATOR = "operator"
 LEASE = 6.0
 _COMES_BACK = (0.05, 3.0)
@@ -67,16 +68,25 @@ FEE_RATE = 25_000
 """Parts per million."""
 
 
+def seller_of(team: str, name: str) -> str:
+    """A seller that belongs to a team."""
+    return f"seller-{name}-{team.partition('-')[2]}"
+
+
+def other_team(team: str) -> str:
+    return TEAMS[team == TEAMS[0]]
+
+
 def settings(key_window: float) -> Settings:
     """Quick in everything, so that a minute of the world's time is a long one."""
-    callers = {name: Caller(name, frozenset({Role.TEAM})) for name in TEAMS}
+    callers = {name: Caller(name, frozenset({Role.TEAM, Role.PAYOUTS})) for name in TEAMS}
     callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
     return Settings(
         environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=1.0, relay_interval=2.0,
         breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE, release_delay=86_400,
         alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): parse_policy(text) for trouble, text in _QUICK.items()},
-        risk_blocked_accounts=frozenset({"seller-blocked"}), payout_waiting_period=0.0, payout_approve_above={"EUR": 200_000},
+        risk_blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS), seller_check_interval=10.0, payout_waiting_period=0.0, payout_approve_above={"EUR": 200_000},
         payout_alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
     )  # fmt: skip
 

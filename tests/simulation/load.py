@@ -15,7 +15,7 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.money import format_amount
 
 from .chance import Chance
-from .cluster import TEAMS, Cluster
+from .cluster import TEAMS, Cluster, other_team, seller_of
 from .database import BEGINNING
 from .insist import insist, refused
 from .loop import Node
@@ -89,18 +89,19 @@ def wish(chance: Chance, number: int, span: float) -> Wish:
 
     orders = chance.weighed(key("orders"), {1: 6.0, 2: 3.0, 3: 2.0, 12: 0.3})
     amounts = tuple(int(10 ** chance.between(key(f"amount {place}"), 1, 6)) for place in range(orders))
+    team = chance.one_of(key("team"), TEAMS)
     sellers = tuple(chance.weighed(key(f"seller {place}"), {"hot": 5.0, "a": 1.0, "b": 1.0, "c": 1.0, "blocked": 0.15}) for place in range(orders))
     together = chance.number(key("together")) < 0.3
     fees = tuple(amount // 20 if chance.number(key(f"fee {place}")) < 0.3 else None for place, amount in enumerate(amounts))
     return Wish(
         number=number,
-        team=chance.one_of(key("team"), TEAMS),
+        team=team,
         start=_start(chance, number, span),
         token=chance.weighed(key("token"), _TOKENS),
         currency=chance.weighed(key("currency"), _CURRENCIES),
         together=together,
         all_or_nothing=together and chance.number(key("all")) < 0.4,
-        sellers=tuple(f"seller-{seller}" for seller in sellers),
+        sellers=tuple(seller_of(team, seller) for seller in sellers),
         amounts=amounts,
         fees=fees,
         expires_in=chance.between(key("expires"), 1, 12) if chance.number(key("whether it expires")) < 0.15 else None,
@@ -187,9 +188,10 @@ class Load:
                 other.payment_orders[0].amount = format_amount(wish.amounts[0] + 1, wish.currency)
                 await self._refused(lambda: client.payment.CreatePayment(other), told, "KEY_REUSED")
             case Then.OTHER_CALLER:
-                thief = self._cluster.client(f"the thief of {wish.checkout_id}", TEAMS[wish.team == TEAMS[0]])
+                thief = self._cluster.client(f"the thief of {wish.checkout_id}", other_team(wish.team))
                 await self._refused(lambda: thief.payment.CreatePayment(request), told, "ID_TAKEN")
                 await self._refused(lambda: thief.get_payment(wish.checkout_id), told, "NOT_FOUND")
+                await self._refused(lambda: thief.payment.CreatePayment(_stolen(request)), told, "ID_TAKEN")
             case Then.CANCEL:
                 told.cancelled = True
                 cancel = payment_service_pb2.CancelPaymentRequest(checkout_id=wish.checkout_id, reason="changed my mind")
@@ -252,3 +254,12 @@ def _request(wish: Wish, now: float) -> payment_service_pb2.CreatePaymentRequest
         expiry.FromDatetime(BEGINNING + timedelta(seconds=round(now + wish.expires_in, 3)))
         request.expire_time.CopyFrom(expiry)
     return request
+
+
+def _stolen(request: payment_service_pb2.CreatePaymentRequest) -> payment_service_pb2.CreatePaymentRequest:
+    """The same orders under ids of the thief's own, which name another owner's sellers."""
+    other = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
+    other.checkout_id += "-stolen"
+    for order in other.payment_orders:
+        order.payment_order_id += "-stolen"
+    return other

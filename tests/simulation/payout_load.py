@@ -12,7 +12,7 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.money import format_amount
 
 from .chance import Chance
-from .cluster import OPERATOR, TEAMS, Cluster
+from .cluster import OPERATOR, TEAMS, Cluster, other_team, seller_of
 from .insist import insist, refused
 from .loop import Node
 from .world import World
@@ -69,6 +69,8 @@ class Withdrawal:
     at_once: int
     approves: bool
     then: Then
+    robbed: bool = False
+    """Another owner tries to get at the seller's money."""
 
     @property
     def payout_id(self) -> str:
@@ -85,17 +87,19 @@ def withdrawal(chance: Chance, number: int, span: float) -> Withdrawal:
     def key(name: str) -> str:
         return f"withdrawal {number} {name}"
 
+    team = chance.one_of(key("team"), TEAMS)
     return Withdrawal(
         number=number,
-        team=chance.one_of(key("team"), TEAMS),
+        team=team,
         start=chance.between(key("start"), span / 4, span + 3),
         token=chance.weighed(key("token"), _TOKENS),
         currency=chance.weighed(key("currency"), {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}),
-        seller=f"seller-{chance.weighed(key('seller'), _SELLERS)}",
+        seller=seller_of(team, chance.weighed(key("seller"), _SELLERS)),
         amount=int(10 ** chance.between(key("amount"), 1, 5.5)) if chance.number(key("whether all")) < 0.6 else None,
         at_once=chance.weighed(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
         approves=chance.number(key("approves")) < 0.7,
         then=chance.weighed(key("then"), _THEN),
+        robbed=chance.number(key("robbed")) < 0.3,
     )
 
 
@@ -155,6 +159,8 @@ class PayoutLoad:
         client = self._cluster.client(wish.payout_id, wish.team)
         if await self._registered(client, told):
             request = _request(wish)
+            if wish.robbed:
+                await self._rob(told)
             await asyncio.gather(*(self._pay(client, request, told) for _ in range(wish.at_once)))
             if told.answers:
                 await self._decide(client, told)
@@ -177,6 +183,23 @@ class PayoutLoad:
                 return answer is not None and bool(answer.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
             await asyncio.sleep(0.5)
         return False
+
+    async def _rob(self, told: PaidOut) -> None:
+        """Another owner's calls about a seller that is not its own: each has to be refused."""
+        wish, name = told.wish, f"{told.wish.payout_id} robbed"
+        thief = self._cluster.client(f"the robber of {wish.payout_id}", other_team(wish.team))
+        bank = payout_service_pb2.CreatePayoutDestinationRequest(
+            payout_destination_id=f"{wish.payout_id}-robber", seller_account=wish.seller, currency=wish.currency, bank_account_token="ba_ok"
+        )
+        pay = payout_service_pb2.CreatePayoutRequest(payout_id=f"{wish.payout_id}-robbed", seller_account=wish.seller, currency=wish.currency)
+        preview = payout_service_pb2.PreviewPayoutRequest(seller_account=wish.seller, currency=wish.currency)
+        schedule = payout_service_pb2.SetPayoutScheduleRequest(
+            seller_account=wish.seller, currency=wish.currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL
+        )
+        await refused(lambda: thief.payout.CreatePayoutDestination(bank), name, told.wrong, "ID_TAKEN")
+        await refused(lambda: thief.payout.PreviewPayout(preview), name, told.wrong, "NOT_FOUND")
+        await refused(lambda: thief.payout.SetPayoutSchedule(schedule), name, told.wrong, "NOT_FOUND")
+        await refused(lambda: thief.payout.CreatePayout(pay), name, told.wrong, "NOT_FOUND")
 
     async def _pay(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, told: PaidOut) -> None:
         allowed = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE"})
@@ -223,7 +246,7 @@ class PayoutLoad:
                 other.amount = format_amount((wish.amount or 0) + 1, wish.currency)
                 await refused(lambda: client.payout.CreatePayout(other), name, told.wrong, "KEY_REUSED")
             case Then.OTHER_CALLER:
-                thief = self._cluster.client(f"the thief of {name}", TEAMS[wish.team == TEAMS[0]])
+                thief = self._cluster.client(f"the thief of {name}", other_team(wish.team))
                 await refused(lambda: thief.payout.CreatePayout(request), name, told.wrong, "ID_TAKEN")
                 await refused(lambda: thief.get_payout(name), name, told.wrong, "NOT_FOUND")
             case Then.CANCEL:

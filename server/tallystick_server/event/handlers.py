@@ -13,7 +13,7 @@ from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.event import MAX_AGGREGATE_ID, check_event, event_id
-from tallystick_core.identifier import parse_text
+from tallystick_core.identifier import parse_id, parse_text
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, has_time
@@ -23,9 +23,10 @@ from tallystick_server.runtime.stage import BATCHES_WAITING, Stage, by_halves
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
 
+_SEE_ALL = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
 ACCESS: Access = {
     "BatchPublish": frozenset({Role.SERVICE}),
-    "StreamEvents": frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR}),
+    "StreamEvents": _SEE_ALL | {Role.TEAM, Role.PAYOUTS},
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
 _MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
@@ -65,14 +66,15 @@ class EventHandlers:
             events[event.key] = event
         return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
 
-    async def StreamEvents(self, request: pb.StreamEventsRequest, _call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
+    async def StreamEvents(self, request: pb.StreamEventsRequest, call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
         types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
+        owner = call.caller.owner if _SEE_ALL.isdisjoint(call.caller.roles) else ""
 
         def fits(row: Row[Any]) -> bool:
-            return (not types or row.type in types) and aggregate in ("", row.aggregate_id)
+            return (not types or row.type in types) and aggregate in ("", row.aggregate_id) and owner in ("", row.owner)
 
-        wanted = Wanted(partial(_between, types=types, aggregate=aggregate), fits, indexed=bool(aggregate))
+        wanted = Wanted(partial(_between, types=types, aggregate=aggregate, owner=owner), fits, indexed=bool(aggregate))
         async with aclosing(self._tail.follow(wanted, request.after_cursor, "after_cursor", on=request.follow)) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
@@ -98,8 +100,10 @@ class EventHandlers:
         return counts
 
 
-def _between(connection: Connection, after: int, until: int, most: int, types: Sequence[str] = (), aggregate: str = "") -> Sequence[Row[Any]]:
-    return store.between(connection, after, until, list(types), aggregate, most)
+def _between(
+    connection: Connection, after: int, until: int, most: int, types: Sequence[str] = (), aggregate: str = "", owner: str = ""
+) -> Sequence[Row[Any]]:
+    return store.between(connection, after, until, list(types), aggregate, owner, most)
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
@@ -107,6 +111,8 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
     aggregate, version = message.aggregate_id, message.aggregate_version
     type_ = _TYPES.parse(message.type, "type")
     check_event(type_, aggregate, message.WhichOneof("payload") or "", message.caller, message.traceparent)
+    if message.owner:
+        parse_id(message.owner, "owner")
     if version < 1:
         raise Refused(Reason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
     if message.event_id != event_id(aggregate, version):
@@ -115,4 +121,4 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
         raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
     if not has_time(message, "create_time"):
         raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
-    return store.NewEvent(aggregate, version, type_, message.SerializeToString())
+    return store.NewEvent(aggregate, version, type_, message.owner, message.SerializeToString())

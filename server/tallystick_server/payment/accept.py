@@ -48,6 +48,8 @@ class Arrival:
     fingerprint: bytes
     traceparent: str
     context: SpanContext
+    refused: Refused | None = None
+    """Why it is not stored, unless it was before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Accept:
 
         def accept(connection: Connection) -> tuple[dict[str, Accepted | Exception], list[_Judged]]:
             known = _find(connection, arrivals)
+            known |= {one.event.checkout_id: one.refused for one in arrivals if one.refused is not None and one.event.checkout_id not in known}
             fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
             judged = self._judge(connection, fresh, deadline)
             full = _beyond(judged, self._room(connection))
@@ -173,6 +176,7 @@ class Accept:
         return store.NewCheckout(
             checkout_id=event.checkout_id,
             caller=event.caller,
+            owner=event.owner,
             fingerprint=arrival.fingerprint.hex(),
             buyer_info=event.buyer_info,
             seller_info=event.seller_info,
@@ -228,15 +232,15 @@ def _tell(connection: Connection, stored: Sequence[_Judged], inserted: Mapping[s
     """Tells of new payments: each order is first stored, then judged."""
     with telling(connection, inserted.values()) as told:
         for one in stored:
-            caller, trace = one.checkout.caller, one.checkout.traceparent
-            payment = encode.new_payment(one.checkout, inserted[one.checkout.checkout_id].create_time)
-            events.payment_created(told, payment, trace)
+            checkout = one.checkout
+            payment = encode.new_payment(checkout, inserted[checkout.checkout_id].create_time)
+            events.payment_created(told, payment, checkout.traceparent)
             for order, message in one.orders:
                 message.create_time.CopyFrom(payment.create_time)
                 message.update_time.CopyFrom(payment.create_time)
-                events.order_changed(told, message, caller, trace)
+                events.order_changed(told, message, checkout)
                 encode.judge_order(message, order)
-                events.order_changed(told, message, caller, trace)
+                events.order_changed(told, message, checkout)
         closed = {row.checkout_id for row in inserted.values() if row.closed}
         if closed:
             tell_closed(connection, told, closed, (message for one in stored for _, message in one.orders))
@@ -261,7 +265,7 @@ def _find(connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, Acce
 
 def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted | Exception:
     """The answer to an id that exists: the payment, or why not."""
-    if row.caller != arrival.event.caller:
+    if row.owner != arrival.event.owner:
         return id_taken("checkout_id")
     if bytes(row.fingerprint) == arrival.fingerprint:
         return Accepted(row.id, replayed=True)
@@ -271,6 +275,7 @@ def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted
     stored = PaymentEvent(
         checkout_id=first.checkout_id,
         caller=first.caller,
+        owner=first.owner,
         buyer_info=first.buyer_info,
         seller_info=first.seller_info,
         buyer_country=first.buyer_country,
@@ -287,6 +292,6 @@ def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted
 def _order_taken(event: PaymentEvent, order: Order, row: Row[Any]) -> Exception:
     """The answer to an order id that belongs to another checkout."""
     path = f"payment_orders[{order.place}].payment_order_id"
-    if row.caller != event.caller:
+    if row.owner != event.owner:
         return id_taken(path)
     return Refused(Reason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})

@@ -56,6 +56,7 @@ class Charge(InHand):
     """One demand on a provider, for one order or for several. Its orders move together."""
 
     checkout_id: str
+    owner: str
     currency: str
     payment_token: str
     payment_method_type: str
@@ -146,6 +147,7 @@ def new_charges(
             demand_id=charge,
             checkout_id=event.checkout_id,
             caller=event.caller,
+            owner=event.owner,
             number=FIRST_ATTEMPT,
             provider=members[0][0].provider,
             provider_key=provider_key(environment, charge, FIRST_ATTEMPT),
@@ -187,6 +189,7 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
                 demand_id=charge,
                 checkout_id=first.checkout_id,
                 caller=first.caller,
+                owner=first.owner,
                 number=first.number,
                 provider=first.provider,
                 provider_key=first.provider_key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.caller import Caller
 from tallystick_core.identifier import parse_country, parse_id, parse_text, parse_token
 from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse_currency
 from tallystick_core.payment import MOST_ORDERS, Charging, MethodType, OnPartial, Order, PaymentEvent, normalised
@@ -18,7 +19,7 @@ WAITS = EnumNames(payment_service_pb2.WaitFor.DESCRIPTOR)
 _LONGEST_INFO = 1024
 
 
-def payment_event(request: payment_service_pb2.CreatePaymentRequest, caller: str) -> PaymentEvent:
+def payment_event(request: payment_service_pb2.CreatePaymentRequest, caller: Caller) -> PaymentEvent:
     """The payment event. Raises Refused with the path of the first field that is wrong."""
     checkout_id = parse_id(request.checkout_id, "checkout_id")
     buyer_info = parse_text(request.buyer_info, "buyer_info", _LONGEST_INFO)
@@ -28,7 +29,8 @@ def payment_event(request: payment_service_pb2.CreatePaymentRequest, caller: str
         raise Refused(Reason.FIELD_REQUIRED, "payment_method is required: set credit_card_info.", field="payment_method")
     event = PaymentEvent(
         checkout_id,
-        caller,
+        caller.name,
+        caller.owner,
         buyer_info,
         seller_info,
         country,
@@ -92,10 +94,10 @@ def _check_together(event: PaymentEvent) -> None:
         raise Refused(Reason.AMOUNT_OUT_OF_RANGE, f"The orders charged together must sum to at most {highest}.", field="payment_orders")
 
 
-def payment_filter(request: payment_service_pb2.ListPaymentsRequest, caller: str | None) -> PaymentFilter:
-    """Which payments to list; `caller` None: everybody's."""
+def payment_filter(request: payment_service_pb2.ListPaymentsRequest, owner: str | None) -> PaymentFilter:
+    """Which payments to list; `owner` None: everybody's."""
     return PaymentFilter(
-        caller,
+        owner,
         parse_id(request.buyer_account, "buyer_account") if request.buyer_account else None,
         parse_id(request.seller_account, "seller_account") if request.seller_account else None,
         STATES.parse(request.payment_state, "payment_state", "") or None,

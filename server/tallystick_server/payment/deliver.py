@@ -36,7 +36,7 @@ class Deliver:
             rows = store.confirm(connection, sorted(set(order_ids)))
             with telling(connection, rows) as told:
                 for row in rows:
-                    events.order_changed(told, encode.stored_order(row), row.caller, row.traceparent)
+                    events.order_changed(told, encode.stored_order(row), row)
             return {row.payment_order_id for row in rows}
 
         confirmed = await self._database.transact(confirm)

@@ -70,6 +70,7 @@ def _sent(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
         "buyer_country": checkout.buyer_country,
         "payment_method_type": METHOD_TYPES.number(checkout.payment_method_type),
         "caller": checkout.caller,
+        "owner": checkout.owner,
         "expire_time": to_timestamp(checkout.expire_time) if checkout.expire_time else None,
     }
 

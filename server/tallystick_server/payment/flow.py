@@ -9,12 +9,14 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
+from tallystick_core.refusal import Refused, id_taken
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Record, Recorded
+from tallystick_server.payment.sellers import KnownSellers
 from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.payment.watch import Watch, watch
@@ -25,6 +27,7 @@ from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
+from tallystick_server.runtime.sellers import SellerOwners
 from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_server.runtime.wire import MOST_ITEMS
@@ -35,7 +38,8 @@ from tallystick_storage.payment import orders as store
 
 class PayIn(Flow[Charge, Moved]):
     """Charges on their way. `provider`: who charges new payments; `environment`: what its keys begin with; `waiting_depth`: how many charges may wait
-    for a provider that fails, before new ones are refused; `resolve_within`: seconds that an order has for what it waits for."""
+    for a provider that fails, before new ones are refused; `resolve_within`: seconds that an order has for what it waits for;
+    `seller_check_interval`: seconds after which a seller's owner is asked for again."""
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class PayIn(Flow[Charge, Moved]):
         environment: str,
         waiting_depth: int,
         resolve_within: Mapping[PendingReason, float],
+        seller_check_interval: float,
     ) -> None:
         super().__init__("payment", database, providers, settings)
         self.changes: Changes[payment_pb2.Payment] = Changes()
@@ -79,7 +84,8 @@ class PayIn(Flow[Charge, Moved]):
         watching = Watch(database, self.execute, settings.policies, providers, self.record)
         self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run, for_callers=True, max_waiting=CALLERS_WAITING)
-        self._stages += [self._accept, self._record, self._settle, self._deliver]
+        self._sellers = KnownSellers(database, SellerOwners(peers, wallet_address), seller_check_interval)
+        self._stages += [self._sellers.asking, self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
             Periodic("payment.watch", settings.sweep_interval, watching.turn),
@@ -87,9 +93,19 @@ class PayIn(Flow[Charge, Moved]):
         ]
 
     async def accept(self, event: PaymentEvent) -> Accepted:
-        """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN."""
+        """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE."""
         self.refuse_overload()
-        return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context()))
+        refused = await self._refuse_sellers(event)
+        return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context(), refused))
+
+    async def _refuse_sellers(self, event: PaymentEvent) -> Refused | None:
+        """Why the event may not name its sellers. One that is stored already is answered all the same."""
+        try:
+            others = await self._sellers.of_others(event.owner, {order.seller_account for order in event.orders})
+        except Refused as refused:
+            return refused
+        place = min((order.place for order in event.orders if order.seller_account in others), default=None)
+        return None if place is None else id_taken(f"payment_orders[{place}].seller_account")
 
     def _room(self, connection: Connection) -> int | None:
         """How many more charges may wait, while the provider of new ones fails; None: any number."""

@@ -62,7 +62,7 @@ class PaymentHandlers(OperatorHandlers):
 
     async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
         wait_for = decode.WAITS.parse(request.wait_for, "wait_for", "RESULT")
-        event = decode.payment_event(request, call.caller.name)
+        event = decode.payment_event(request, call.caller)
         with self._flow.changes.of(event.checkout_id, only_rest=True) as waiter:
             accepted = await self._flow.accept(event)
             if accepted.replayed:
@@ -106,7 +106,7 @@ class PaymentHandlers(OperatorHandlers):
 
     async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
         size = page_size(request.page_size)
-        wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.name)
+        wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.owner)
         token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(wanted)))
         before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))

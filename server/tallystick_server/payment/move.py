@@ -55,7 +55,7 @@ def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:
             move = asked[row.payment_order_id, row.lease_token]
             order = move.order.moved(move.to, row)
             moved.orders[row.payment_order_id] = order
-            events.order_changed(told, order.message, move.charge.caller, move.charge.traceparent)
+            events.order_changed(told, order.message, move.charge)
         if closed:
             moved.closed.update(tell_closed(connection, told, closed, [order.message for order in moved.orders.values()]))
     return moved

@@ -17,7 +17,7 @@ from tallystick_core.payable import Funds, amount_to_pay
 from tallystick_core.payout import NewPayout, first_difference
 from tallystick_core.refusal import Refused, id_taken, key_reused
 from tallystick_server.payout import events
-from tallystick_server.payout.grounds import Grounds, place_of
+from tallystick_server.payout.grounds import Grounds, owner_of_seller, place_of
 from tallystick_server.payout.payout import Payout, new_payout
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import once_per_key
@@ -72,19 +72,21 @@ class Stored:
 class Accept:
     """The accept stage's work. Each payout it has stored is handed on, leased to this process.
 
-    `funds`: reads what wallets hold, by (seller, currency).
+    `funds`: reads what wallets hold, by (seller, currency); `owners`: whom sellers belong to.
     """
 
     def __init__(
         self,
         database: Database,
         funds: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], Funds]]],
+        owners: Callable[[Sequence[str]], Awaitable[Mapping[str, str]]],
         environment: str,
         lease: float,
         hand_on: Callable[[Payout], None],
     ) -> None:
         self._database = database
         self._funds = funds
+        self._owners = owners
         self._environment = environment
         self._lease = lease
         self._hand_on = hand_on
@@ -131,22 +133,24 @@ class Accept:
         if fresh:
             unread = sorted({arrival.key for arrival in fresh if arrival.funds is None})
             known = await self._funds(unread) if unread else {}
+            owners = await self._owners(sorted({arrival.payout.seller_account for arrival in fresh}))
             keys = sorted({arrival.key for arrival in fresh})
             named = sorted({arrival.payout.payout_destination_id for arrival in fresh} - {""})
-            grounds = await self._database.load(lambda connection: Grounds.read(connection, keys, named))
+            grounds = await self._database.load(lambda connection: Grounds.read(connection, keys, owners, named))
             taken_now: Counter[tuple[str, str]] = Counter()
             for arrival in sorted(fresh, key=lambda one: one.payout.amount is None):  # whatever can be paid is what the others leave
                 funds = arrival.funds or known.get(arrival.key, Funds())
                 left = funds.without(taken_now[arrival.key]) if arrival.payout.amount is None else funds
-                taken_now[arrival.key] += self._judge(judged, arrival, left, grounds)
+                taken_now[arrival.key] += self._judge(judged, arrival, left, grounds, owners)
         return judged
 
-    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: Grounds) -> int:
+    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: Grounds, owners: Mapping[str, str]) -> int:
         """What it takes from its wallet."""
         payout = arrival.payout
         terms = grounds.terms(arrival.key)
         try:
-            to = grounds.destination(payout)
+            owner = owner_of_seller(payout.seller_account, payout.owner, owners)
+            to = grounds.destination(payout, owner)
             amount = amount_to_pay(payout.amount, funds, terms, place_of(to))
         except Refused as refused:
             judged.results[payout.payout_id] = refused
@@ -156,6 +160,7 @@ class Accept:
         new = store.NewPayout(
             payout_id=payout.payout_id,
             caller=payout.caller,
+            owner=owner,
             fingerprint=payout.fingerprint().hex(),
             asked_amount=payout.amount,
             asked_destination=payout.payout_destination_id,
@@ -192,9 +197,9 @@ class Accept:
 
 def _repeat(sent: NewPayout, row: Row[Any]) -> Result:
     """The answer to an id that exists: the payout, or why not."""
-    if row.caller != sent.caller:
+    if sent.owner not in ("", row.owner):
         return id_taken("payout_id")
     if bytes(row.fingerprint) == sent.fingerprint():
         return Accepted(row.payout_id, replayed=True)
-    stored = NewPayout(row.payout_id, row.caller, row.seller_account, row.asked_amount, row.currency, row.asked_destination)
+    stored = NewPayout(row.payout_id, row.caller, row.owner, row.seller_account, row.asked_amount, row.currency, row.asked_destination)
     return key_reused(first_difference(sent, stored))

@@ -41,6 +41,7 @@ def insert(connection: Connection, new: NewBatch, traceparent: str, cut_off: dat
         store.NewBatch(
             payout_batch_id=new.payout_batch_id,
             caller=new.caller,
+            owner=new.owner,
             fingerprint=new.fingerprint().hex(),
             traceparent=traceparent,
             is_run=not new.payouts,
@@ -67,9 +68,9 @@ def tell(connection: Connection, row: Row[Any]) -> None:
 
 def _repeat(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:
     """The answer to an id that exists. Raises ID_TAKEN, KEY_REUSED."""
-    if row is None or row.caller != new.caller:
+    if row is None or row.owner != new.owner:
         raise id_taken("payout_batch_id")
     if bytes(row.fingerprint) != new.fingerprint():
         items = store.items(connection, new.payout_batch_id) if not row.is_run else []
-        stored = [NewPayout(i.payout_id, row.caller, i.seller_account, i.amount, i.currency, i.payout_destination_id) for i in items]
-        raise key_reused(first_difference(new, NewBatch(row.payout_batch_id, row.caller, tuple(stored), row.seller_account, row.currency)))
+        stored = [NewPayout(i.payout_id, row.caller, row.owner, i.seller_account, i.amount, i.currency, i.payout_destination_id) for i in items]
+        raise key_reused(first_difference(new, NewBatch(row.payout_batch_id, row.caller, row.owner, tuple(stored), row.seller_account, row.currency)))

@@ -36,6 +36,7 @@ _MOST_BATCHES = 20
 _TURN = 5.0  # seconds after which another process goes on; two at a time would do no harm
 _MOST_IN_HAND = 4000  # payouts of this process that are under way, before more are made
 _LOOK_AGAIN = 0.05
+_OF_ALL = ""  # owners: a run of the platform pays the sellers of all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Collect:
             return False
         for row, cut_offs in _readable(schedule.due(connection, _MOST_BATCHES, default=True)):
             if schedule.advance(connection, [(row, next_time(cut_offs, schedule.now(connection)))]):
-                new = NewBatch(run_id(row.currency, row.next_time), row.caller, currency=row.currency)
+                new = NewBatch(run_id(row.currency, row.next_time), row.caller, _OF_ALL, currency=row.currency)
                 insert(connection, new, row.traceparent, row.next_time)
         return True
 
@@ -109,7 +110,7 @@ class Collect:
         return any(one is True for one in paid)
 
     async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
-        arrivals = [_arrival(row, run_id(row.currency, row.next_time), row.seller_account, None, "") for row, _ in due]
+        arrivals = [_arrival(row, run_id(row.currency, row.next_time), _OF_ALL, row.seller_account, None, "") for row, _ in due]
 
         def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
             now = schedule.now(connection)  # who has set his schedule meanwhile is looked at again, and with him the page
@@ -143,11 +144,12 @@ class Collect:
             arrivals = [_asked(row, one) for one in asked]
             return _Page(arrivals, "", last=len(asked) < _MOST_AT_ONCE)
         if row.seller_account:
-            return _Page([_arrival(row, row.payout_batch_id, row.seller_account, None, row.payout_batch_id)], "", last=True)
+            return _Page([_arrival(row, row.payout_batch_id, row.owner, row.seller_account, None, row.payout_batch_id)], "", last=True)
         funds, place = await self._funds(row.currency, row.place)
         sellers = sorted(funds)
         own = await self._database.load(lambda connection: schedule.with_own(connection, sellers, row.currency))
-        arrivals = [_arrival(row, row.payout_batch_id, seller, funds[seller], row.payout_batch_id) for seller in sellers if seller not in own]
+        payable = [seller for seller in sellers if seller not in own]
+        arrivals = [_arrival(row, row.payout_batch_id, row.owner, seller, funds[seller], row.payout_batch_id) for seller in payable]
         return _Page(arrivals, place, last=not place)
 
     async def _funds(self, currency: str, place: str) -> tuple[dict[str, Funds], str]:
@@ -219,14 +221,14 @@ class _TakenOver(Exception):
     """Another process has gone on with it; nothing is stored."""
 
 
-def _arrival(row: Row[Any], run: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
-    """Whatever can be paid to a seller, as a schedule or a batch of its run has it."""
-    payout = NewPayout(made_payout_id(run, seller), row.caller, seller, None, row.currency)
+def _arrival(row: Row[Any], run: str, owner: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
+    """Whatever can be paid to a seller, as a schedule or a batch of its run has it; `owner`: whose the seller must be, "": anybody's."""
+    payout = NewPayout(made_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
     return Arrival(payout, row.traceparent, context_of(row.traceparent), funds, batch_id)
 
 
 def _asked(row: Row[Any], one: Row[Any]) -> Arrival:
-    payout = NewPayout(one.payout_id, row.caller, one.seller_account, one.amount, one.currency, one.payout_destination_id)
+    payout = NewPayout(one.payout_id, row.caller, row.owner, one.seller_account, one.amount, one.currency, one.payout_destination_id)
     return Arrival(payout, row.traceparent, context_of(row.traceparent), None, row.payout_batch_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.batch import NewBatch, parse_batch_id
+from tallystick_core.caller import Caller
 from tallystick_core.identifier import parse_bank_account_token, parse_id, parse_text
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.payable import Terms
@@ -19,11 +20,12 @@ from tallystick_storage.payout.reads import PayoutFilter
 _LONGEST_DESCRIPTION = 255
 
 
-def new_destination(request: pb.CreatePayoutDestinationRequest, caller: str) -> NewDestination:
+def new_destination(request: pb.CreatePayoutDestinationRequest, caller: Caller) -> NewDestination:
     """A bank account to register. Raises Refused with the first field that is wrong."""
     return NewDestination(
         parse_id(request.payout_destination_id, "payout_destination_id"),
-        caller,
+        caller.name,
+        caller.owner,
         parse_id(request.seller_account, "seller_account"),
         parse_currency(request.currency),
         parse_bank_account_token(request.bank_account_token, "bank_account_token"),
@@ -31,32 +33,34 @@ def new_destination(request: pb.CreatePayoutDestinationRequest, caller: str) -> 
     )
 
 
-def new_payout(request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: str) -> NewPayout:
-    """A payout. Raises Refused with the first field that is wrong."""
+def new_payout(request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: Caller) -> NewPayout:
+    """A payout of the caller's owner; an operator's may be of any. Raises Refused with the first field that is wrong."""
     payout_id = parse_payout_id(request.payout_id)
     seller = parse_id(request.seller_account, "seller_account")
     currency = parse_currency(request.currency)
     amount = parse_amount(request.amount, currency) if request.amount else None
-    return NewPayout(payout_id, caller, seller, amount, currency, optional_id(request.payout_destination_id, "payout_destination_id"))
+    to = optional_id(request.payout_destination_id, "payout_destination_id")
+    return NewPayout(payout_id, caller.name, owner_of(caller), seller, amount, currency, to)
 
 
-def new_batch(request: pb.CreatePayoutBatchRequest, caller: str) -> NewBatch:
+def new_batch(request: pb.CreatePayoutBatchRequest, caller: Caller) -> NewBatch:
     """A batch, its payouts sorted by id. Raises Refused with the path of the first field that is wrong."""
     batch_id = parse_batch_id(request.payout_batch_id)
     match request.WhichOneof("content"):
         case "list":
-            return NewBatch(batch_id, caller, _payouts(request.list, caller))
+            return NewBatch(batch_id, caller.name, owner_of(caller), _payouts(request.list, caller))
         case "run":
             try:
                 seller = optional_id(request.run.seller_account, "seller_account")
-                return NewBatch(batch_id, caller, seller_account=seller, currency=parse_currency(request.run.currency))
+                currency = parse_currency(request.run.currency)
+                return NewBatch(batch_id, caller.name, owner_of(caller), seller_account=seller, currency=currency)
             except Refused as refused:
                 raise refused.below("run") from None
         case _:
             raise Refused(Reason.FIELD_REQUIRED, "content is required: set list or run.", field="content")
 
 
-def _payouts(asked: pb.PayoutList, caller: str) -> tuple[NewPayout, ...]:
+def _payouts(asked: pb.PayoutList, caller: Caller) -> tuple[NewPayout, ...]:
     if not asked.payouts:
         raise Refused(Reason.FIELD_REQUIRED, "list.payouts must have at least one payout.", field="list.payouts")
     if len(asked.payouts) > MOST_PAYOUTS:
@@ -74,8 +78,8 @@ def _payouts(asked: pb.PayoutList, caller: str) -> tuple[NewPayout, ...]:
     return tuple(payouts[id_] for id_ in sorted(payouts))
 
 
-def wanted_schedule(request: pb.SetPayoutScheduleRequest, caller: str, traceparent: str) -> Wanted:
-    """A schedule to set. Raises Refused with the first field that is wrong."""
+def wanted_schedule(request: pb.SetPayoutScheduleRequest, caller: Caller, traceparent: str) -> Wanted:
+    """A schedule to set, with its terms if an operator sets it. Raises Refused with the first field that is wrong."""
     seller = optional_id(request.seller_account, "seller_account")
     currency = parse_currency(request.currency)
     interval = Interval(INTERVALS.parse(request.interval, "interval"))
@@ -87,19 +91,29 @@ def wanted_schedule(request: pb.SetPayoutScheduleRequest, caller: str, tracepare
         return parse_amount(text, currency, field, least=0) if text else 0
 
     terms = Terms(amount("minimum_amount"), amount("fee"), amount("reserve"))
-    return Wanted(seller, currency, schedule, request.cut_off, request.time_zone, terms, caller, traceparent)
+    sets_terms = caller.sees_all
+    if not sets_terms:
+        named = next((field for field in ("minimum_amount", "fee", "reserve") if getattr(request, field)), None)
+        if named is not None:
+            raise Refused(Reason.METHOD_FORBIDDEN, f"{named} must be empty: the terms of payouts are for operators to set.", field=named)
+    return Wanted(seller, currency, schedule, request.cut_off, request.time_zone, terms, caller.name, traceparent, sets_terms)
 
 
-def payout_filter(request: pb.ListPayoutsRequest, caller: str | None) -> PayoutFilter:
-    """Which payouts to list; `caller` None: everybody's."""
+def payout_filter(request: pb.ListPayoutsRequest, owner: str | None) -> PayoutFilter:
+    """Which payouts to list; `owner` None: everybody's."""
     return PayoutFilter(
-        caller,
+        owner,
         optional_id(request.seller_account, "seller_account") or None,
         STATES.parse(request.payout_state, "payout_state", "") or None,
         optional_id(request.payout_batch_id, "payout_batch_id") or None,
         parse_time(request, "create_time_from"),
         parse_time(request, "create_time_until"),
     )
+
+
+def owner_of(caller: Caller) -> str:
+    """Whose sellers a caller pays: its owner's; "": whosever they are, for an operator."""
+    return "" if caller.sees_all else caller.owner
 
 
 def optional_id(text: str, field: str) -> str:

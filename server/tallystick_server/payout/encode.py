@@ -56,6 +56,7 @@ def _payout(of: Row[Any] | store.NewPayout, standing: Standing, created: datetim
         payout_batch_id=of.payout_batch_id,
         provider=of.provider,
         caller=of.caller,
+        owner=of.owner,
         create_time=to_timestamp(created),
     )
     stand(message, standing, updated)
@@ -87,6 +88,9 @@ def destination(row: Row[Any]) -> payout_pb2.PayoutDestination:
         decline_code=row.decline_code,
         provider=row.provider,
         caller=row.caller,
+        owner=row.owner,
+        awaits_approval=row.awaits_approval,
+        approved_by=row.approved_by,
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
@@ -157,6 +161,7 @@ def schedule(row: Row[Any]) -> payout_pb2.PayoutSchedule:
         reserve=amount(row.reserve),
         next_time=to_timestamp(row.next_time) if row.next_time else None,
         caller=row.caller,
+        own_terms=row.own_terms,
         version=row.version,
         update_time=to_timestamp(row.update_time),
     )
@@ -172,6 +177,7 @@ def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBa
         refused_count=row.refused_count,
         totals=[_total(total) for total in totals],
         caller=row.caller,
+        owner=row.owner,
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),

@@ -35,6 +35,7 @@ from tallystick_server.runtime.operator import DeadLetters
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Troubled
+from tallystick_server.runtime.sellers import SellerOwners
 from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import Database
@@ -55,7 +56,9 @@ class PayoutSettings:
     approve_above: Mapping[str, int]
     """By currency, in minor units, the amount above which a second person has to approve."""
     waiting_period: float
-    """Seconds that a changed destination waits before it is used."""
+    """Seconds that a new destination waits before it is used."""
+    destination_approve_above: Mapping[str, int]
+    """By currency, in minor units, the available money of a seller above which a second person has to approve a new destination."""
 
 
 class PayOut(Flow[Item, Mapping[str, Item]]):
@@ -78,7 +81,8 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self.dead_letters = DeadLetters(database, self)
         self.settings = own
         self.funding = Funding(peers, wallet_address)
-        self.accept = Accept(database, self.funding.of, own.environment, settings.lease, self.take)
+        self.sellers = SellerOwners(peers, wallet_address)
+        self.accept = Accept(database, self.funding.of, self.sellers.of, own.environment, settings.lease, self.take)
         self.decide = Decide(database, own.environment, settings.lease, self.take, self.apart)
         self._accept: Stage[Arrival, Accepted] = Stage(
             "payout.accept", self.accept.run, most=MOST_ITEMS, for_callers=True, max_waiting=CALLERS_WAITING

@@ -24,21 +24,22 @@ class Grounds:
     named: Mapping[str, Row[Any]]
 
     @classmethod
-    def read(cls, connection: Connection, keys: Sequence[tuple[str, str]], destination_ids: Sequence[str]) -> Grounds:
+    def read(cls, connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str], destination_ids: Sequence[str]) -> Grounds:
+        """`owners`: by seller, those that belong to somebody."""
         named = destinations.named(connection, destination_ids) if destination_ids else {}
-        return cls(schedules.holding(connection, keys), destinations.current(connection, keys), named)
+        return cls(schedules.holding(connection, keys), destinations.current(connection, keys, owners), named)
 
     def terms(self, key: tuple[str, str]) -> Terms:
         """On what terms a seller is paid."""
         row = self.schedules.get(key)
         return Terms() if row is None else Terms(row.minimum_amount, row.fee, row.reserve)
 
-    def destination(self, payout: NewPayout) -> Row[Any] | None:
-        """Where it is to be paid. Raises NOT_FOUND, FIELD_INVALID for one that is named and cannot be it."""
+    def destination(self, payout: NewPayout, owner: str) -> Row[Any] | None:
+        """Where it is to be paid, a destination of the seller's owner. Raises NOT_FOUND, FIELD_INVALID for one that is named and cannot be it."""
         if not payout.payout_destination_id:
             return self.current.get((payout.seller_account, payout.currency))
         row = self.named.get(payout.payout_destination_id)
-        if row is None or row.caller != payout.caller:
+        if row is None or row.owner != owner:
             raise not_found("payout destination")
         if (row.seller_account, row.currency) != (payout.seller_account, payout.currency):
             message = "payout_destination_id must be a destination of the seller in this currency."
@@ -48,4 +49,16 @@ class Grounds:
 
 def place_of(destination: Row[Any] | None) -> Destination | None:
     """A destination as the rules know it."""
-    return None if destination is None else Destination(DestinationState(destination.state), waits=destination.waits)
+    return (
+        None
+        if destination is None
+        else Destination(DestinationState(destination.state), waits=destination.waits, awaits_approval=destination.awaits_approval)
+    )
+
+
+def owner_of_seller(seller_account: str, owner: str, owners: Mapping[str, str]) -> str:
+    """Whom a seller belongs to, if that is the owner that names it; "": whoever it is. Raises NOT_FOUND for another's, and for nobody's."""
+    found = owners.get(seller_account, "")
+    if not found or owner not in ("", found):
+        raise not_found("seller")
+    return found

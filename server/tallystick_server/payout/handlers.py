@@ -21,6 +21,7 @@ from tallystick_server.payout.accept import Arrival
 from tallystick_server.payout.batches import Batches
 from tallystick_server.payout.decide import Decision
 from tallystick_server.payout.flow import PayOut
+from tallystick_server.payout.grounds import owner_of_seller
 from tallystick_server.payout.operator import OperatorHandlers
 from tallystick_server.payout.preview import Preview
 from tallystick_server.payout.register import Register
@@ -37,27 +38,29 @@ from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import reads as store
 from tallystick_storage.payout import transfer as transfers
 
-_TEAM = frozenset({Role.TEAM})
 _OPERATOR = frozenset({Role.OPERATOR})
-_BOTH = _TEAM | _OPERATOR
+_PAYOUTS = frozenset({Role.PAYOUTS})
+_BOTH = _PAYOUTS | _OPERATOR
+_READ = frozenset({Role.TEAM, Role.PAYOUTS, Role.OPERATOR})
 ACCESS: Access = {
-    "CreatePayoutDestination": _TEAM,
-    "GetPayoutDestination": _BOTH,
-    "ListPayoutDestinations": _BOTH,
+    "CreatePayoutDestination": _PAYOUTS,
+    "GetPayoutDestination": _READ,
+    "ListPayoutDestinations": _READ,
     "DisablePayoutDestination": _BOTH,
-    "PreviewPayout": _BOTH,
-    "CreatePayout": _TEAM,
-    "GetPayout": _BOTH,
-    "ListPayouts": _BOTH,
-    "WatchPayout": _BOTH,
+    "ApprovePayoutDestination": _OPERATOR,
+    "PreviewPayout": _READ,
+    "CreatePayout": _PAYOUTS,
+    "GetPayout": _READ,
+    "ListPayouts": _READ,
+    "WatchPayout": _READ,
     "CancelPayout": _BOTH,
     "RetryPayout": _BOTH,
     "ApprovePayout": _OPERATOR,
     "RejectPayout": _OPERATOR,
     "CreatePayoutBatch": _BOTH,
-    "GetPayoutBatch": _BOTH,
+    "GetPayoutBatch": _READ,
     "SetPayoutSchedule": _BOTH,
-    "GetPayoutSchedule": _BOTH,
+    "GetPayoutSchedule": _READ,
     **operator.ACCESS,
 }
 
@@ -70,7 +73,7 @@ class PayoutHandlers(OperatorHandlers):
     def __init__(self, database: Database, flow: PayOut) -> None:
         super().__init__(database, flow)
         self._register = Register(database, flow)
-        self._preview = Preview(database, flow.funding)
+        self._preview = Preview(database, flow.funding, flow.sellers)
         self._schedules = Schedules(database)
         self._batches = Batches(database)
         self._reads: Stage[str, payout_pb2.Payout | None] = Stage("payout.read", self._read, lanes=2, for_callers=True, max_waiting=CALLERS_WAITING)
@@ -82,7 +85,7 @@ class PayoutHandlers(OperatorHandlers):
         await self._reads.stop()
 
     async def CreatePayoutDestination(self, request: pb.CreatePayoutDestinationRequest, call: Call) -> pb.CreatePayoutDestinationResponse:
-        row, replayed = await self._register.create(decode.new_destination(request, call.caller.name), traceparent())
+        row, replayed = await self._register.create(decode.new_destination(request, call.caller), traceparent())
         if replayed:
             call.replayed()
         return pb.CreatePayoutDestinationResponse(payout_destination=encode.destination(row))
@@ -93,7 +96,7 @@ class PayoutHandlers(OperatorHandlers):
     async def ListPayoutDestinations(self, request: pb.ListPayoutDestinationsRequest, call: Call) -> pb.ListPayoutDestinationsResponse:
         size = page_size(request.page_size)
         filters = {
-            "caller": "" if call.caller.sees_all else call.caller.name,
+            "owner": decode.owner_of(call.caller),
             "seller_account": decode.optional_id(request.seller_account, "seller_account"),
             "currency": parse_currency(request.currency) if request.currency else "",
             "state": encode.DESTINATION_STATES.parse(request.state, "state", ""),
@@ -112,15 +115,23 @@ class PayoutHandlers(OperatorHandlers):
         disabled = await self._destination(request.payout_destination_id, call)
         return pb.DisablePayoutDestinationResponse(payout_destination=encode.destination(disabled))
 
+    async def ApprovePayoutDestination(self, request: pb.ApprovePayoutDestinationRequest, call: Call) -> pb.ApprovePayoutDestinationResponse:
+        reason = parse_words(request.reason, "reason")
+        row = await self._destination(request.payout_destination_id, call)
+        if not await self._register.approve(row.payout_destination_id, call.caller.name, reason):
+            call.replayed()
+        approved = await self._destination(request.payout_destination_id, call)
+        return pb.ApprovePayoutDestinationResponse(payout_destination=encode.destination(approved))
+
     async def PreviewPayout(self, request: pb.PreviewPayoutRequest, call: Call) -> pb.PreviewPayoutResponse:
         seller, currency = parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
-        caller, named = call.caller.name, request.payout_destination_id
+        named = request.payout_destination_id
         if named:
-            caller = (await self._destination(named, call)).caller
-        return await self._preview.show(NewPayout("", caller, seller, None, currency, named))
+            await self._destination(named, call)
+        return await self._preview.show(NewPayout("", call.caller.name, decode.owner_of(call.caller), seller, None, currency, named))
 
     async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:
-        payout = decode.new_payout(request, call.caller.name)
+        payout = decode.new_payout(request, call.caller)
         with self._flow.changes.of(payout.payout_id) as waiter:
             accepted = await self._flow.pay(Arrival(payout, traceparent(), current_context()))
             if accepted.replayed:
@@ -143,7 +154,7 @@ class PayoutHandlers(OperatorHandlers):
 
     async def ListPayouts(self, request: pb.ListPayoutsRequest, call: Call) -> pb.ListPayoutsResponse:
         size = page_size(request.page_size)
-        wanted = decode.payout_filter(request, None if call.caller.sees_all else call.caller.name)
+        wanted = decode.payout_filter(request, decode.owner_of(call.caller) or None)
         token = PageToken("ListPayouts", *("" if value is None else str(value) for value in astuple(wanted)))
         before = token.before(request.page_token)
         rows = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
@@ -173,9 +184,11 @@ class PayoutHandlers(OperatorHandlers):
         return pb.RetryPayoutResponse(payout=await self._visible(request.payout_id, call))
 
     async def CreatePayoutBatch(self, request: pb.CreatePayoutBatchRequest, call: Call) -> pb.CreatePayoutBatchResponse:
-        new = decode.new_batch(request, call.caller.name)
+        new = decode.new_batch(request, call.caller)
         if not new.payouts and not new.seller_account:
             _operators_only(call, "A run of the default schedule is for operators; name a seller_account.")
+        if new.seller_account:
+            await self._seller_owner(new.seller_account, call)
         if not await self._batches.create(new, traceparent()):
             call.replayed()
         self._flow.collecting.wake()
@@ -198,15 +211,18 @@ class PayoutHandlers(OperatorHandlers):
         return pb.GetPayoutBatchResponse(payout_batch=encode.batch(row, totals), items=shown, next_page_token=following)
 
     async def SetPayoutSchedule(self, request: pb.SetPayoutScheduleRequest, call: Call) -> pb.SetPayoutScheduleResponse:
-        wanted = decode.wanted_schedule(request, call.caller.name, traceparent())
+        wanted = decode.wanted_schedule(request, call.caller, traceparent())
         if not wanted.seller_account:
             _operators_only(call, "The default schedule is for operators to set; name a seller_account.")
-        if not await self._schedules.set(wanted):
+        owner = await self._seller_owner(wanted.seller_account, call) if wanted.seller_account else ""
+        if not await self._schedules.set(wanted, owner):
             call.replayed()
         return pb.SetPayoutScheduleResponse(payout_schedule=await self._schedules.get(wanted.seller_account, wanted.currency))
 
-    async def GetPayoutSchedule(self, request: pb.GetPayoutScheduleRequest, _call: Call) -> pb.GetPayoutScheduleResponse:
+    async def GetPayoutSchedule(self, request: pb.GetPayoutScheduleRequest, call: Call) -> pb.GetPayoutScheduleResponse:
         seller = decode.optional_id(request.seller_account, "seller_account")
+        if seller:
+            await self._seller_owner(seller, call)
         return pb.GetPayoutScheduleResponse(payout_schedule=await self._schedules.get(seller, parse_currency(request.currency)))
 
     async def _decided(
@@ -219,6 +235,11 @@ class PayoutHandlers(OperatorHandlers):
         if not await self._flow.decide.decide(payout.payout_id, decision):
             call.replayed()
         return await self._visible(request.payout_id, call)
+
+    async def _seller_owner(self, seller_account: str, call: Call) -> str:
+        """Whom a seller belongs to, if the caller may see it; "" for an operator and nobody's. Raises NOT_FOUND for another's, and for nobody's."""
+        owners = await self._flow.sellers.of([seller_account])
+        return owners.get(seller_account, "") if call.caller.sees_all else owner_of_seller(seller_account, call.caller.owner, owners)
 
     async def _destination(self, payout_destination_id: str, call: Call) -> Row[Any]:
         """The destination, if the caller may see it. Raises NOT_FOUND for another's as well."""

@@ -30,6 +30,8 @@ class Wanted:
     terms: Terms
     caller: str
     traceparent: str
+    sets_terms: bool
+    """Whether it sets the terms too; otherwise those that hold stay."""
 
 
 class Schedules:
@@ -38,14 +40,14 @@ class Schedules:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set(self, wanted: Wanted) -> bool:
-        """Whether it holds only now; equal values held before, if not."""
+    async def set(self, wanted: Wanted, owner: str) -> bool:
+        """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "": the default is the platform's."""
 
         def set_(connection: Connection) -> bool:
-            row = store.set_(connection, _to_store(wanted, store.now(connection)))
+            row = store.set_(connection, _to_store(wanted, owner, store.now(connection)))
             if row is not None:
                 with telling(connection, [row]) as told:
-                    events.schedule_changed(told, encode.schedule(row), row.traceparent)
+                    events.schedule_changed(told, encode.schedule(row), owner, row.traceparent)
             return row is not None
 
         return await self._database.transact(set_)
@@ -60,7 +62,7 @@ class Schedules:
         return payout_pb2.PayoutSchedule(currency=currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL, minimum_amount=zero, fee=zero, reserve=zero)
 
 
-def _to_store(wanted: Wanted, now: datetime) -> store.NewSchedule:
+def _to_store(wanted: Wanted, owner: str, now: datetime) -> store.NewSchedule:
     schedule = wanted.schedule
     return store.NewSchedule(
         seller_account=wanted.seller_account,
@@ -73,6 +75,8 @@ def _to_store(wanted: Wanted, now: datetime) -> store.NewSchedule:
         minimum_amount=wanted.terms.minimum_amount,
         fee=wanted.terms.fee,
         reserve=wanted.terms.reserve,
+        sets_terms=wanted.sets_terms,
+        owner=owner,
         next_time=next_time(schedule, now),
         caller=wanted.caller,
         traceparent=wanted.traceparent,

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SERVED = ("payment", "ledger", "wallet", "payout", "event")
 """The services that can be served alone."""
+DEFAULT_WAITING_PERIOD = 259_200.0
+"""Seconds that a new destination waits where callers are told apart, unless it is set."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ class Settings:
     """Who pays the sellers."""
     payout_approve_above: Mapping[str, int] = field(default_factory=dict)
     """Currency to the amount above which a payout needs a second person, such as EUR=10000.00; without one, none does."""
-    payout_waiting_period: float = 259_200.0
-    """Seconds that a destination waits before it is used, where another one of the seller in the currency had been verified before."""
+    payout_waiting_period: float | None = None
+    """Seconds that a new destination waits before it is used, while the one before it is used. Unset: three days, or 0 without authentication."""
+    destination_approve_above: Mapping[str, int] = field(default_factory=dict)
+    """Currency to the available money above which a seller's new destination needs a second person, such as EUR=1000.00; without one, none does."""
+    seller_check_interval: float = 60.0
+    """Seconds after which PaymentService asks again whom a seller belongs to: by then an assignment to another owner has taken effect."""
     payout_alert_after: Mapping[str, float] = field(default_factory=dict)
     """State to the seconds after which a payout that rests in it raises an alert, over MOVING=600 (any other state, or not settled),
     AWAITING_APPROVAL=86400,SUBMITTED=86400,IN_TRANSIT=432000, and VERIFYING=259200 for destinations, COLLECTING=3600 for batches."""
@@ -255,21 +261,24 @@ def _limits(value: Any) -> dict[str, int]:
 
 
 def _callers(value: Any) -> dict[str, Caller]:
-    """A list of tables with name, roles and tokens; in the environment "name:role+role:token" for each, with commas between."""
+    """A list of tables with name, roles, tokens and, for callers that share one, owner; in the environment "name:role+role:token" or
+    "name@owner:role+role:token" for each, with commas between."""
     if isinstance(value, str):
         parts = [entry.split(":", 2) for entry in value.split(",") if entry]
         if any(len(part) != 3 for part in parts):
             raise _Bad("must look like name:role+role:token,…")
-        value = [{"name": name, "roles": roles.split("+"), "tokens": [token]} for name, roles, token in parts]
+        named = [(*name.partition("@")[::2], roles, token) for name, roles, token in parts]
+        value = [{"name": name, "roles": roles.split("+"), "tokens": [token], "owner": owner or name} for name, owner, roles, token in named]
     callers: dict[str, Caller] = {}
     for number, entry in enumerate(value if isinstance(value, list) else [None], 1):
-        if not isinstance(entry, dict) or set(entry) != {"name", "roles", "tokens"}:
-            raise _Bad("must be a list of tables with name, roles and tokens")
+        if not isinstance(entry, dict) or set(entry) - {"owner"} != {"name", "roles", "tokens"}:
+            raise _Bad("must be a list of tables with name, roles and tokens, and where callers share one, owner")
         try:
-            caller = Caller(parse_id(entry["name"], "name"), frozenset(Role(role) for role in entry["roles"]))
+            name = parse_id(entry["name"], "name")
+            caller = Caller(name, frozenset(Role(role) for role in entry["roles"]), parse_id(entry.get("owner", name), "owner"))
         except (Refused, ValueError, TypeError):
             known = ", ".join(Role)  # what stands there is not shown: it may be a token in the wrong place
-            raise _Bad(f"must give caller number {number} a name that is an id, and roles among {known}") from None
+            raise _Bad(f"must give caller number {number} a name and an owner that are ids, and roles among {known}") from None
         if not isinstance(entry["tokens"], list):
             raise _Bad(f"must give {caller.name} a list of tokens")
         for token in entry["tokens"]:
@@ -327,6 +336,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "payout_provider": _one_of(*_PROVIDERS),
     "payout_approve_above": _limits,
     "payout_waiting_period": _number(0, 31_536_000),
+    "destination_approve_above": _limits,
+    "seller_check_interval": _number(0, 3600),
     "payout_alert_after": _table(_number(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
     "sandbox_url": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
     "sandbox_latency": _number(0, 60),

@@ -29,7 +29,7 @@ from tallystick_server.payment import handlers as payment
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.payout import handlers as payout
 from tallystick_server.payout.flow import PayOut, PayoutSettings
-from tallystick_server.process.configuration import SERVED, Settings
+from tallystick_server.process.configuration import DEFAULT_WAITING_PERIOD, SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.door import Access
@@ -194,6 +194,7 @@ class Wiring:
             environment=settings.environment,
             waiting_depth=settings.waiting_depth,
             resolve_within={PendingReason.BUYER_ACTION: settings.pending_action},
+            seller_check_interval=settings.seller_check_interval,
         )
         handlers = payment.PaymentHandlers(database, flow)
         findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review)
@@ -271,13 +272,26 @@ class Wiring:
             self._addresses["wallet"],
             self._addresses["ledger"],
             self._flow_settings(),
-            PayoutSettings(settings.payout_provider, settings.environment, settings.payout_approve_above, settings.payout_waiting_period),
+            PayoutSettings(
+                settings.payout_provider,
+                settings.environment,
+                settings.payout_approve_above,
+                self._waiting_period(),
+                settings.destination_approve_above,
+            ),
             self._ports.new_id(),
         )
         findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after})
         handlers = payout.PayoutHandlers(database, flow)
         service = Service("payout", handlers, payout.ACCESS, [handlers], [database], flow)
         return self._of_flow(service, findings, behind)
+
+    def _waiting_period(self) -> float:
+        """Seconds that a new destination waits; on a developer's machine none, unless it is set."""
+        known = self._settings.payout_waiting_period
+        if known is not None:
+            return known
+        return 0.0 if self._settings.authentication == "none" else DEFAULT_WAITING_PERIOD
 
     def _event(self) -> Service:
         database = self._database("event")

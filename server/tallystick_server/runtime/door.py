@@ -78,7 +78,7 @@ class Call:
     def visible(self, found: T | None, what: str) -> T:
         """What was found, if the caller may see it. Raises NOT_FOUND for another's as well."""
         owned: Any = found
-        if found is None or not self.caller.sees(owned.caller):
+        if found is None or not self.caller.sees(owned.owner):
             raise not_found(what)
         return found
 

@@ -60,9 +60,10 @@ def tell(
     created: Timestamp,
     caller: str,
     traceparent: str = "",
+    owner: str = "",
     **resource: Any,  # the one field of the event that holds what changed
 ) -> None:
-    """Adds an event to what is told."""
+    """Adds an event to what is told; `owner`: whose callers may stream it, "": none but the platform."""
     told.events.add(
         event_id=event_id(aggregate, version),
         type=type_,
@@ -71,6 +72,7 @@ def tell(
         create_time=created,
         caller=caller,
         traceparent=traceparent,
+        owner=owner,
         **resource,
     )
 

@@ -26,3 +26,18 @@ def policy_set(told: BatchPublishRequest, wallet: Row[Any], caller: str, tracepa
     message = messages.wallet(wallet)
     type_, aggregate = event_pb2.EVENT_TYPE_WALLET_POLICY_CHANGED, f"walletPolicies/{wallet.seller_account}/{wallet.currency}"
     tell(told, type_, aggregate, wallet.policy_version, message.update_time, caller, traceparent, wallet=message)
+
+
+def seller_changed(told: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str) -> None:
+    """Adds a seller that was claimed, or has come to another owner; the new owner's callers may stream it."""
+    seller = messages.seller(row)
+    type_, aggregate = event_pb2.EVENT_TYPE_SELLER_CHANGED, f"sellers/{seller.seller_account}"
+    tell(told, type_, aggregate, seller.version, seller.update_time, caller, traceparent, seller.owner, seller=seller)
+
+
+def assignment_changed(told: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str) -> None:
+    """Adds an assignment that was asked for, or decided."""
+    assignment = messages.assignment(row)
+    type_, aggregate = event_pb2.EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED, f"sellerAssignments/{assignment.seller_assignment_id}"
+    at = assignment.decide_time if assignment.HasField("decide_time") else assignment.create_time
+    tell(told, type_, aggregate, assignment.version, at, caller, traceparent, seller_assignment=assignment)

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.identifier import is_id, parse_id
+from tallystick_core.identifier import is_id, parse_id, parse_words
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.seller import AssignmentState
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
@@ -19,11 +20,13 @@ from tallystick_server.runtime.telemetry import traceparent
 from tallystick_server.wallet import messages
 from tallystick_server.wallet.change import Asked, Changed, ChangeWallets
 from tallystick_server.wallet.policy import Policies
+from tallystick_server.wallet.sellers import Sellers
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database
 
 _BOTH = frozenset({Role.OPERATOR, Role.SERVICE})
 _SERVICE = frozenset({Role.SERVICE})
+_OPERATOR = frozenset({Role.OPERATOR})
 ACCESS: Access = {
     "GetWallet": _BOTH,
     "ListWallets": _BOTH,
@@ -37,6 +40,11 @@ ACCESS: Access = {
     "GetHold": _BOTH,
     "ListHolds": _BOTH,
     "SetWalletPolicy": _BOTH,
+    "BatchClaimSellers": _SERVICE,
+    "GetSeller": _BOTH,
+    "RequestSellerAssignment": _OPERATOR,
+    "ApproveSellerAssignment": _OPERATOR,
+    "RejectSellerAssignment": _OPERATOR,
 }
 _LAST = 2**62
 
@@ -49,6 +57,7 @@ class WalletHandlers:
     def __init__(self, database: Database, release_delay: int) -> None:
         self._database = database
         self._policies = Policies(database, release_delay)
+        self._sellers = Sellers(database)
         self.change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
             "wallet.change",
             ChangeWallets(database, release_delay).run,
@@ -149,6 +158,47 @@ class WalletHandlers:
         if not await self._policies.set(key, frozen=request.frozen, release_delay=delay, caller=call.caller.name, traceparent=traceparent()):
             call.replayed()
         return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
+
+    async def BatchClaimSellers(self, request: pb.BatchClaimSellersRequest, call: Call) -> pb.BatchClaimSellersResponse:
+        check_batch(request.claims, "claims")
+        claims = []
+        for index, claim in enumerate(request.claims):
+            try:
+                claims.append(messages.parse_claim(claim))
+            except Refused as refused:
+                raise refused.below(f"claims[{index}]") from None
+        rows = await self._sellers.claim(claims, call.caller.name, traceparent())
+        return pb.BatchClaimSellersResponse(sellers=[messages.seller(row) for row in rows])
+
+    async def GetSeller(self, request: pb.GetSellerRequest, _call: Call) -> pb.GetSellerResponse:
+        row, assignments = await self._sellers.get(parse_id(request.seller_account, "seller_account"))
+        return pb.GetSellerResponse(
+            seller=None if row is None else messages.seller(row), assignments=[messages.assignment(one) for one in assignments]
+        )
+
+    async def RequestSellerAssignment(self, request: pb.RequestSellerAssignmentRequest, call: Call) -> pb.RequestSellerAssignmentResponse:
+        row, replayed = await self._sellers.request(messages.parse_assignment(request, call.caller.name), traceparent())
+        if replayed:
+            call.replayed()
+        return pb.RequestSellerAssignmentResponse(seller_assignment=messages.assignment(row))
+
+    async def ApproveSellerAssignment(self, request: pb.ApproveSellerAssignmentRequest, call: Call) -> pb.ApproveSellerAssignmentResponse:
+        row = await self._decided(request, AssignmentState.APPROVED, call)
+        return pb.ApproveSellerAssignmentResponse(seller_assignment=messages.assignment(row))
+
+    async def RejectSellerAssignment(self, request: pb.RejectSellerAssignmentRequest, call: Call) -> pb.RejectSellerAssignmentResponse:
+        row = await self._decided(request, AssignmentState.REJECTED, call)
+        return pb.RejectSellerAssignmentResponse(seller_assignment=messages.assignment(row))
+
+    async def _decided(
+        self, request: pb.ApproveSellerAssignmentRequest | pb.RejectSellerAssignmentRequest, decision: AssignmentState, call: Call
+    ) -> Any:
+        """The assignment after a decision."""
+        assignment_id, reason = parse_id(request.seller_assignment_id, "seller_assignment_id"), parse_words(request.reason, "reason")
+        row, replayed = await self._sellers.decide(assignment_id, decision, call.caller.name, reason, traceparent())
+        if replayed:
+            call.replayed()
+        return row
 
     async def _wallet(self, key: store.WalletKey) -> Any:
         found = await self._database.read(lambda connection: store.wallets(connection, [key]))

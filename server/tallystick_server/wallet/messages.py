@@ -12,9 +12,10 @@ from sqlalchemy import Row
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.booking import Kind
-from tallystick_core.identifier import parse_id, refuse_card_id
+from tallystick_core.identifier import parse_id, parse_words, refuse_card_id
 from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
+from tallystick_core.seller import NewAssignment, SellerClaim
 from tallystick_core.wallet import EntryKind, Instruction
 from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
 from tallystick_storage import wallet as store
@@ -22,6 +23,7 @@ from tallystick_storage import wallet as store
 _ENTRY_KINDS = EnumNames(wallet_pb2.WalletEntryKind.DESCRIPTOR)
 _HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
 _PURPOSES = EnumNames(wallet_pb2.HoldPurpose.DESCRIPTOR)
+_ASSIGNMENT_STATES = EnumNames(wallet_pb2.SellerAssignmentState.DESCRIPTOR)
 _CAUSE = re.compile(r"\A([A-Z_]+)/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
 _LONGEST_DELAY = 365 * 86_400
 
@@ -153,4 +155,42 @@ def hold(row: Row[Any]) -> wallet_pb2.Hold:
         expire_time=to_timestamp(row.expire_time) if row.expire_time else None,
         create_time=to_timestamp(row.create_time),
         end_time=to_timestamp(row.end_time) if row.end_time else None,
+    )
+
+
+def parse_claim(message: pb.SellerClaim) -> SellerClaim:
+    """A claim. Raises Refused with the first field that is wrong."""
+    owner = parse_id(message.owner, "owner") if message.owner else ""
+    return SellerClaim(parse_id(message.seller_account, "seller_account"), owner)
+
+
+def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) -> NewAssignment:
+    """An assignment that an operator asks for. Raises Refused with the first field that is wrong."""
+    return NewAssignment(
+        parse_id(message.seller_assignment_id, "seller_assignment_id"),
+        parse_id(message.seller_account, "seller_account"),
+        parse_id(message.owner, "owner"),
+        caller,
+        parse_words(message.reason, "reason"),
+    )
+
+
+def seller(row: Row[Any]) -> wallet_pb2.Seller:
+    return wallet_pb2.Seller(seller_account=row.seller_account, owner=row.owner, version=row.version, update_time=to_timestamp(row.update_time))
+
+
+def assignment(row: Row[Any]) -> wallet_pb2.SellerAssignment:
+    return wallet_pb2.SellerAssignment(
+        seller_assignment_id=row.seller_assignment_id,
+        seller_account=row.seller_account,
+        owner=row.owner,
+        previous_owner=row.previous_owner,
+        state=_ASSIGNMENT_STATES.number(row.state),
+        requested_by=row.requested_by,
+        reason=row.reason,
+        decided_by=row.decided_by,
+        decision_reason=row.decision_reason,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        decide_time=to_timestamp(row.decide_time) if row.decide_time else None,
     )

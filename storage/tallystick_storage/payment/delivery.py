@@ -13,13 +13,13 @@ from tallystick_storage.outbox import told
 
 _DELIVERED = text(f"""
     with l as materialized (
-        select o.payment_order_id, c.caller, c.traceparent from payment_order o join checkout c on c.checkout_id = o.checkout_id
+        select o.payment_order_id, c.caller, c.owner, c.traceparent from payment_order o join checkout c on c.checkout_id = o.checkout_id
         where o.payment_order_id = any (cast(:ids as text[])) and o.status = 'SUCCESS' and o.wallet_updated and o.ledger_updated
             and o.delivery_confirmed_time is null
         order by o.payment_order_id for update of o),
     moved as (
         update payment_order o set delivery_confirmed_time = t.now, version = o.version + 1, update_time = greatest(o.update_time, t.now)
-        from l, (select clock() as now) t where o.payment_order_id = l.payment_order_id returning o.*, l.caller, l.traceparent),
+        from l, (select clock() as now) t where o.payment_order_id = l.payment_order_id returning o.*, l.caller, l.owner, l.traceparent),
     history as (
         insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
@@ -38,7 +38,7 @@ _RELEASED = text("delete from to_release where payment_order_id = any (cast(:ids
 
 
 def confirm(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
-    """Notes that orders were delivered, as far as they are settled and that was not noted before; those, each with its caller, traceparent, and the outbox
+    """Notes that orders were delivered, as far as they are settled and that was not noted before; those, each with its caller, owner, traceparent, and the outbox
     row in which all are to be told."""
     return connection.execute(_DELIVERED, {"ids": order_ids, "cause": Cause.DELIVERY_CONFIRMED}).all()
 

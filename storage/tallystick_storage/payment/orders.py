@@ -21,6 +21,7 @@ class NewCheckout:
 
     checkout_id: str
     caller: str
+    owner: str
     fingerprint: str
     buyer_info: str
     seller_info: str
@@ -89,17 +90,17 @@ class OrderMove:
 
 
 _TAKEN = text("""
-    select 'checkout' as what, checkout_id as id, checkout_id, caller, fingerprint
+    select 'checkout' as what, checkout_id as id, checkout_id, owner, fingerprint
     from checkout where checkout_id = any (cast(:checkouts as text[]))
     union all
-    select 'order', o.payment_order_id, o.checkout_id, c.caller, null
+    select 'order', o.payment_order_id, o.checkout_id, c.owner, null
     from payment_order o join checkout c on c.checkout_id = o.checkout_id
     where o.payment_order_id = any (cast(:orders as text[]))
 """)
 
 
 def taken(connection: Connection, checkout_ids: list[str], order_ids: list[str]) -> Sequence[Row[Any]]:
-    """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, caller, fingerprint."""
+    """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, owner, fingerprint."""
     return connection.execute(_TAKEN, {"checkouts": checkout_ids, "orders": order_ids}).all()
 
 
@@ -120,12 +121,12 @@ def recent_orders(connection: Connection, buyers: list[str], window: float) -> d
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new_checkout as (
-        insert into checkout (checkout_id, caller, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
+        insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
             on_partial, provider, traceparent, expire_time, cancel_reason, order_count, open_orders, unpaid_orders, version, create_time, done_time)
-        select checkout_id, caller, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
+        select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
             on_partial, provider, traceparent, expire_time, '', order_count, open_orders, order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
-        from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text, caller text, fingerprint text, buyer_info text, seller_info text,
+        from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text, caller text, owner text, fingerprint text, buyer_info text, seller_info text,
             buyer_country text, payment_token text, payment_method_type text, charging text, on_partial text, provider text, traceparent text,
             expire_time timestamptz, order_count int, open_orders int), t
         order by checkout_id
@@ -186,7 +187,7 @@ def insert(
 
 
 _STORED = text("""
-    select c.checkout_id, c.caller, c.buyer_info, c.seller_info, c.buyer_country, c.payment_token, c.payment_method_type, c.charging, c.on_partial,
+    select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country, c.payment_token, c.payment_method_type, c.charging, c.on_partial,
         c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.asked_fee
     from checkout c join payment_order o on o.checkout_id = c.checkout_id
     where c.checkout_id = :checkout_id order by o.payment_order_id
@@ -282,7 +283,7 @@ def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, 
 
 
 _CHARGE = """
-    select o.*, c.caller, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
+    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
         o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in,

@@ -15,9 +15,9 @@ from tallystick_storage.listing import newest_first
 PaymentRow = Row[Any]
 OrderRow = Row[Any]
 OrderStory = tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]]
-"""An order with its caller, its history and the attempts of its charge."""
+"""An order with its owner, its history and the attempts of its charge."""
 
-_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.traceparent, c.expire_time,
+_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.owner, c.traceparent, c.expire_time,
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
 _ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
     o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
@@ -59,14 +59,14 @@ def orders_of(connection: Connection, charge_id: str) -> Sequence[OrderRow]:
 
 
 _ORDER = text(f"""
-    select {_ORDER_COLUMNS}, c.caller from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    select {_ORDER_COLUMNS}, c.owner from payment_order o join checkout c on c.checkout_id = o.checkout_id
     left join due d on d.demand_id = o.charge_id where o.payment_order_id = :id
 """)
 _HISTORY = text("select version, from_status, to_status, cause, create_time from order_history where payment_order_id = :id order by version")
 
 
 def order(connection: Connection, payment_order_id: str) -> OrderStory | None:
-    """An order with its caller, its history and the attempts of its charge."""
+    """An order with its owner, its history and the attempts of its charge."""
     row = connection.execute(_ORDER, {"id": payment_order_id}).one_or_none()
     if row is None:
         return None
@@ -78,7 +78,7 @@ def order(connection: Connection, payment_order_id: str) -> OrderStory | None:
 class PaymentFilter:
     """Which payments to list; None does not filter."""
 
-    caller: str | None
+    owner: str | None
     buyer_account: str | None
     seller_account: str | None
     payment_state: str | None
@@ -87,7 +87,7 @@ class PaymentFilter:
 
 
 _FILTERS = {
-    "caller": "c.caller = :caller",
+    "owner": "c.owner = :owner",
     "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account offset 0)",
     "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account offset 0)",
     "payment_state": "c.payment_state = :payment_state",
@@ -123,8 +123,8 @@ def _source(wanted: PaymentFilter, before: tuple[datetime, str] | None) -> tuple
     if not filters or (filters == ["payment_state"] and wanted.payment_state == "PAID"):  # most of them are
         return "c", "checkout c"
     found = _FOUND_BY[filters[0]]
-    if filters[0] == "payment_state" and wanted.caller is not None:
-        found += " and c.caller = :caller"
+    if filters[0] == "payment_state" and wanted.owner is not None:
+        found += " and c.owner = :owner"
     for name in ("create_time_from", "create_time_until"):
         if getattr(wanted, name) is not None:
             found += f" and {_FILTERS[name]}"

@@ -13,7 +13,7 @@ from tallystick_core.batch import BatchState, ItemState
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
-_COLUMNS = """b.payout_batch_id, b.caller, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
+_COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
     b.collected_count, b.refused_count, b.version, b.create_time, b.update_time, b.done_time"""
 
 
@@ -23,6 +23,7 @@ class NewBatch:
 
     payout_batch_id: str
     caller: str
+    owner: str
     fingerprint: str
     traceparent: str
     is_run: bool
@@ -48,9 +49,9 @@ class Item:
 
 _INSERT = text(f"""
     with b as (
-        insert into payout_batch (payout_batch_id, caller, fingerprint, traceparent, is_run, seller_account, currency, cut_off_time, state, place,
+        insert into payout_batch (payout_batch_id, caller, owner, fingerprint, traceparent, is_run, seller_account, currency, cut_off_time, state, place,
             item_count, collected_count, refused_count, version, create_time, update_time)
-        select :payout_batch_id, :caller, decode(:fingerprint, 'hex'), :traceparent, :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
+        select :payout_batch_id, :caller, :owner, decode(:fingerprint, 'hex'), :traceparent, :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
             :item_count, 0, 0, 1, t.now, t.now from (select clock() as now) t
         on conflict do nothing returning *),
     items as (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,8 +13,8 @@ from tallystick_core.payable import DestinationState
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
-_COLUMNS = """payout_destination_id, caller, fingerprint, seller_account, currency, description, provider, traceparent, state, usable_time, decline_code,
-    disabled_by, disable_reason, version, create_time, update_time"""
+_COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency, description, provider, traceparent, state, usable_time, decline_code,
+    awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, create_time, update_time"""
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class NewDestination:
 
     payout_destination_id: str
     caller: str
+    owner: str
     fingerprint: str
     seller_account: str
     currency: str
@@ -30,6 +31,7 @@ class NewDestination:
     description: str
     provider: str
     traceparent: str
+    awaits_approval: bool
 
 
 @dataclass(slots=True)
@@ -44,15 +46,13 @@ class DestinationMove:
 
 
 _FIND = text(f"select {_COLUMNS}, bank_account_token from payout_destination where payout_destination_id = any (cast(:ids as text[]))")
-# How long it waits is said by whether another one had been verified before, of which one row more or less makes no difference to any other.
 _INSERT = text(f"""
     with new as (
-        insert into payout_destination (payout_destination_id, caller, fingerprint, seller_account, currency, bank_account_token, description, provider,
-            traceparent, state, usable_time, decline_code, disabled_by, disable_reason, version, create_time, update_time)
-        select :payout_destination_id, :caller, decode(:fingerprint, 'hex'), :seller_account, :currency, :bank_account_token, :description, :provider,
-            :traceparent, :state, t.now + make_interval(secs => case when exists (
-                select from payout_destination o where o.seller_account = :seller_account and o.currency = :currency and o.verified_time is not null)
-                then cast(:wait_if_verified as float) else cast(:wait as float) end), '', '', '', 1, t.now, t.now
+        insert into payout_destination (payout_destination_id, caller, owner, fingerprint, seller_account, currency, bank_account_token, description,
+            provider, traceparent, state, usable_time, decline_code, awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version,
+            create_time, update_time)
+        select :payout_destination_id, :caller, :owner, decode(:fingerprint, 'hex'), :seller_account, :currency, :bank_account_token, :description,
+            :provider, :traceparent, :state, t.now + make_interval(secs => cast(:wait as float)), '', :awaits_approval, '', '', '', '', 1, t.now, t.now
         from (select clock() as now) t
         on conflict do nothing returning *),
     to_do as (
@@ -79,6 +79,13 @@ _MOVE = text(f"""
     {told("moved", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as told from moved, told
 """)
+_APPROVE = text(f"""
+    with approved as (
+        update payout_destination set awaits_approval = false, approved_by = :approved_by, approve_reason = :reason, version = version + 1,
+            update_time = greatest(update_time, clock()) where payout_destination_id = :id returning *),
+    {told("approved", "'payoutDestinations/' || payout_destination_id")}
+    select {_COLUMNS}, sequence as told from approved, told
+""")
 _TO_DO = text("""
     select s.*, d.looking, d.tries from unnest(cast(:ids as text[])) as g (id)
     join payout_destination s on s.payout_destination_id = g.id join due d on d.demand_id = 'd-' || g.id order by s.payout_destination_id
@@ -88,26 +95,27 @@ _UNDECIDED = text("""
     order by payout_destination_id for update
 """)
 _CURRENT = text("""
-    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.usable_time > (select clock()) as waits, c.bank_account_token,
-        c.provider
-    from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
+    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.waits, c.awaits_approval, c.bank_account_token, c.provider
+    from unnest(cast(:sellers as text[]), cast(:currencies as text[]), cast(:owners as text[])) as g (seller_account, currency, owner)
     cross join lateral (
-        select d.payout_destination_id, d.state, d.usable_time, d.bank_account_token, d.provider from payout_destination d
-        where d.seller_account = g.seller_account and d.currency = g.currency and d.state not in ('UNUSABLE', 'DISABLED')
-        order by d.create_time desc, d.payout_destination_id desc limit 1) c
+        select d.payout_destination_id, d.state, d.usable_time, d.usable_time > (select clock()) as waits, d.awaits_approval, d.bank_account_token,
+            d.provider
+        from payout_destination d
+        where d.seller_account = g.seller_account and d.currency = g.currency and d.owner = g.owner and d.state not in ('UNUSABLE', 'DISABLED')
+        order by (d.state = 'VERIFIED' and not d.awaits_approval and d.usable_time <= (select clock())) desc, d.create_time desc,
+            d.payout_destination_id desc limit 1) c
 """)
 _NAMED = text("""
-    select payout_destination_id, caller, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, bank_account_token,
-        provider
+    select payout_destination_id, owner, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, awaits_approval,
+        bank_account_token, provider
     from payout_destination where payout_destination_id = any (cast(:ids as text[]))
 """)
 
 
-def insert(connection: Connection, new: NewDestination, wait: float, wait_if_verified: float, lease: float) -> Row[Any] | None:
-    """Stores a destination that is not used before `wait` seconds, or so many others where another one of the seller and currency had been verified; it
-    with the outbox row in which it is to be told, or None if the id exists."""
+def insert(connection: Connection, new: NewDestination, wait: float, lease: float) -> Row[Any] | None:
+    """Stores a destination that is not used before `wait` seconds; it with the outbox row in which it is to be told, or None if the id exists."""
     values = {field: getattr(new, field) for field in new.__slots__}
-    values |= {"state": DestinationState.PENDING_VERIFICATION, "wait": wait, "wait_if_verified": wait_if_verified, "lease": f"{lease} seconds"}
+    values |= {"state": DestinationState.PENDING_VERIFICATION, "wait": wait, "lease": f"{lease} seconds"}
     return connection.execute(_INSERT, values).one_or_none()
 
 
@@ -130,6 +138,11 @@ def move(connection: Connection, moves: Sequence[DestinationMove]) -> Sequence[R
     return connection.execute(_MOVE, {"moves": rows(moves)}).all()
 
 
+def approve(connection: Connection, payout_destination_id: str, approved_by: str, reason: str) -> Row[Any]:
+    """Approves a locked destination; it with the outbox row in which it is to be told."""
+    return connection.execute(_APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}).one()
+
+
 def to_do(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
     """Destinations whose verification is due."""
     return connection.execute(_TO_DO, {"ids": ids}).all()
@@ -140,9 +153,13 @@ def lock_undecided(connection: Connection, ids: list[str]) -> set[str]:
     return set(connection.execute(_UNDECIDED, {"ids": ids}).scalars())
 
 
-def current(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
-    """The newest destination of each (seller, currency) that has not ended; `waits`: its time to be used has not come."""
-    values = {"sellers": [seller for seller, _ in keys], "currencies": [currency for _, currency in keys]}
+def current(connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]) -> dict[tuple[str, str], Row[Any]]:
+    """The destination of each (seller, currency) that its owner has: the newest that can be paid to, else the newest that has not ended.
+
+    `waits`: its time to be used has not come.
+    """
+    owned = [(seller, currency, owners[seller]) for seller, currency in keys if seller in owners]
+    values = {"sellers": [one[0] for one in owned], "currencies": [one[1] for one in owned], "owners": [one[2] for one in owned]}
     return {(row.seller_account, row.currency): row for row in connection.execute(_CURRENT, values)}
 
 
@@ -153,7 +170,7 @@ def named(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
 
 _LIST = text(f"""
     select {_COLUMNS} from payout_destination
-    where (:caller = '' or caller = :caller) and (:seller_account = '' or seller_account = :seller_account) and (:currency = '' or currency = :currency)
+    where (:owner = '' or owner = :owner) and (:seller_account = '' or seller_account = :seller_account) and (:currency = '' or currency = :currency)
         and (:state = '' or state = :state)
         and (create_time, payout_destination_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
     order by create_time desc, payout_destination_id desc limit :most

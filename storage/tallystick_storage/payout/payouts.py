@@ -13,7 +13,7 @@ from tallystick_storage.alert import Finding, of_demands
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
-COLUMNS = """p.payout_id, p.caller, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
+COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
     p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code, p.provider_reference, p.attempt_count, p.paid_amount,
     p.returned_amount, p.contradiction, p.version, p.create_time, p.update_time"""
 
@@ -24,6 +24,7 @@ class NewPayout:
 
     payout_id: str
     caller: str
+    owner: str
     fingerprint: str
     asked_amount: int | None
     asked_destination: str
@@ -89,7 +90,7 @@ class Look:
 
 
 _TAKEN = text("""
-    select payout_id, caller, fingerprint, asked_amount, asked_destination, seller_account, currency from payout
+    select payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account, currency from payout
     where payout_id = any (cast(:ids as text[]))
 """)
 
@@ -103,13 +104,13 @@ def taken(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new as (
-        insert into payout (payout_id, caller, fingerprint, asked_amount, asked_destination, seller_account, amount, fee, net_amount, reserve, currency,
+        insert into payout (payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account, amount, fee, net_amount, reserve, currency,
             payout_destination_id, payout_batch_id, provider, traceparent, state, settled, failure_reason, decline_code, provider_reference,
             attempt_count, paid_amount, returned_amount, contradiction, version, create_time, update_time)
-        select payout_id, caller, decode(fingerprint, 'hex'), asked_amount, asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
+        select payout_id, caller, owner, decode(fingerprint, 'hex'), asked_amount, asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
             payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '', '', 0, 0, 0, '', 1, now, now
-        from json_to_recordset(cast(:payouts as json)) as r (payout_id text, caller text, fingerprint text, asked_amount bigint, asked_destination text,
-            seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
+        from json_to_recordset(cast(:payouts as json)) as r (payout_id text, caller text, owner text, fingerprint text, asked_amount bigint,
+            asked_destination text, seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
             provider text, traceparent text), t
         order by payout_id
         on conflict do nothing returning payout_id, provider, payout_batch_id, payout_destination_id, create_time),

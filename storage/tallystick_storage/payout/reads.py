@@ -35,7 +35,7 @@ def history(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
 class PayoutFilter:
     """Which payouts to list; None does not filter."""
 
-    caller: str | None = None
+    owner: str | None = None
     seller_account: str | None = None
     state: str | None = None
     payout_batch_id: str | None = None
@@ -44,7 +44,7 @@ class PayoutFilter:
 
 
 _FILTERS = {
-    "caller": "p.caller = :caller",
+    "owner": "p.owner = :owner",
     "seller_account": "p.seller_account = :seller_account",
     "state": "p.state = :state",
     "payout_batch_id": "p.payout_batch_id = :payout_batch_id and p.payout_batch_id <> ''",
@@ -79,8 +79,8 @@ def _source(wanted: PayoutFilter, before: tuple[datetime, str] | None) -> tuple[
             "due d cross join lateral (select * from payout p where p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p",
         )
     found = "select p.create_time, p.payout_id from payout_in_state p where p.state = :state"
-    if wanted.caller is not None:
-        found += " and p.caller = :caller"
+    if wanted.owner is not None:
+        found += " and p.owner = :owner"
     for name in ("create_time_from", "create_time_until"):
         if getattr(wanted, name) is not None:
             found += f" and {_FILTERS[name]}"

@@ -27,40 +27,53 @@ class NewSchedule:
     minimum_amount: int
     fee: int
     reserve: int
+    sets_terms: bool
+    """Whether the amounts are the seller's own; otherwise those that hold stay."""
+    owner: str
     next_time: datetime | None
     caller: str
     traceparent: str
 
 
-_HOLDING = text("""
-    select g.seller_account as seller, g.currency as of_currency, s.*
+_TERMS = """case when s.own_terms then s.minimum_amount else coalesce(d.minimum_amount, 0) end as minimum_amount,
+    case when s.own_terms then s.fee else coalesce(d.fee, 0) end as fee, case when s.own_terms then s.reserve else coalesce(d.reserve, 0) end as reserve"""
+_COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_month, s.cut_off, s.time_zone, {_TERMS}, s.own_terms, s.owner, s.next_time,
+    s.caller, s.traceparent, s.version, s.update_time"""
+_DEFAULT = "left join payout_schedule d on d.seller_account = '' and d.currency = s.currency"
+
+_HOLDING = text(f"""
+    select g.seller_account as seller, g.currency as of_currency, {_COLUMNS}
     from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
     cross join lateral (
         select * from payout_schedule p where p.currency = g.currency and p.seller_account in (g.seller_account, '')
         order by p.seller_account desc limit 1) s
+    {_DEFAULT}
 """)
 _NOW = text("select clock()")
 _SET = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
-            next_time, caller, traceparent, version, update_time)
-        values (:seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :next_time,
-            :caller, :traceparent, 1, clock())
+            own_terms, owner, next_time, caller, traceparent, version, update_time)
+        values (:seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :sets_terms,
+            :owner, :next_time, :caller, :traceparent, 1, clock())
         on conflict (seller_account, currency) do update set interval = excluded.interval, weekday = excluded.weekday,
             day_of_month = excluded.day_of_month, cut_off = excluded.cut_off, time_zone = excluded.time_zone,
-            minimum_amount = excluded.minimum_amount, fee = excluded.fee, reserve = excluded.reserve,
+            minimum_amount = case when excluded.own_terms then excluded.minimum_amount else payout_schedule.minimum_amount end,
+            fee = case when excluded.own_terms then excluded.fee else payout_schedule.fee end,
+            reserve = case when excluded.own_terms then excluded.reserve else payout_schedule.reserve end,
+            own_terms = excluded.own_terms or payout_schedule.own_terms, owner = excluded.owner,
             next_time = case  -- a cut-off that has come still runs, however late
                 when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
             caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1,
             update_time = greatest(payout_schedule.update_time, excluded.update_time)
-            where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone,
-                payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve)
-                <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone, excluded.minimum_amount,
-                    excluded.fee, excluded.reserve)
+            where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone)
+                <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone)
+                or excluded.own_terms and (payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve, payout_schedule.own_terms)
+                    <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true)
         returning *),
     {told("new", "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency")}
-    select new.*, sequence as told from new, told
+    select {_COLUMNS}, sequence as told from told, new s {_DEFAULT}
 """)
 _DUE = text("""
     select * from payout_schedule where next_time <= (select clock()) and (seller_account = '') = :default order by next_time, seller_account, currency limit :most

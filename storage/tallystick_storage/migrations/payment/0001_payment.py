@@ -11,6 +11,7 @@ TABLES = """
 create table checkout (
     checkout_id text collate "C" primary key,
     caller text collate "C" not null,
+    owner text collate "C" not null,  -- whose callers see it
     fingerprint bytea not null check (length(fingerprint) = 32),
     buyer_info text not null,
     seller_info text not null,
@@ -34,18 +35,25 @@ create table checkout (
     create_time timestamptz not null,
     done_time timestamptz check ((done_time is null) = (open_orders > 0))
 ) with (fillfactor = 45);  -- closing it finds room beside the row, and touches no index
-create index checkout_by_caller on checkout (caller, create_time desc, checkout_id desc);
+create index checkout_by_owner on checkout (owner, create_time desc, checkout_id desc);
 create index checkout_by_time on checkout (create_time desc, checkout_id desc);
 
 -- The payments that are not PAID, by state: an index on the checkout's own would be touched by its closing. Kept by a trigger.
 create table checkout_unpaid (
     checkout_id text collate "C" primary key,
-    caller text collate "C" not null,
+    owner text collate "C" not null,
     payment_state text not null,
     create_time timestamptz not null
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 create index checkout_unpaid_by_time on checkout_unpaid (payment_state, create_time desc, checkout_id desc);
-create index checkout_unpaid_by_caller on checkout_unpaid (caller, payment_state, create_time desc, checkout_id desc);
+create index checkout_unpaid_by_owner on checkout_unpaid (owner, payment_state, create_time desc, checkout_id desc);
+
+-- Whom sellers belong to, as WalletService said last; for when it does not answer.
+create table seller_owner (
+    seller_account text collate "C" primary key,
+    owner text not null check (owner <> ''),
+    update_time timestamptz not null
+);
 
 create table payment_order (
     payment_order_id text collate "C" primary key,
@@ -238,8 +246,8 @@ begin
     if tg_op = 'UPDATE' then
         delete from checkout_unpaid u where u.checkout_id = any (array(select c.checkout_id from changed c where c.payment_state = 'PAID'));
     end if;
-    insert into checkout_unpaid as u (checkout_id, caller, payment_state, create_time)
-    select c.checkout_id, c.caller, c.payment_state, c.create_time from changed c where c.payment_state <> 'PAID' order by c.checkout_id
+    insert into checkout_unpaid as u (checkout_id, owner, payment_state, create_time)
+    select c.checkout_id, c.owner, c.payment_state, c.create_time from changed c where c.payment_state <> 'PAID' order by c.checkout_id
     on conflict (checkout_id) do update set payment_state = excluded.payment_state where u.payment_state <> excluded.payment_state;
     return null;
 end $$;
@@ -270,6 +278,7 @@ EVENTS = (
 
 GRANTS = """
 grant select on checkout_unpaid to {service};
+grant select, insert, update (owner, update_time) on seller_owner to {service};
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};

@@ -11,6 +11,7 @@ TABLES = """
 create table payout_destination (
     payout_destination_id text collate "C" primary key,
     caller text collate "C" not null,
+    owner text collate "C" not null check (owner <> ''),  -- whose callers see it
     fingerprint bytea not null check (length(fingerprint) = 32),
     seller_account text collate "C" not null,
     currency text collate "C" not null,
@@ -22,20 +23,25 @@ create table payout_destination (
     usable_time timestamptz not null check (usable_time >= create_time),
     verified_time timestamptz check (verified_time is not null or state <> 'VERIFIED'),  -- it was, at some time
     decline_code text not null,
+    awaits_approval boolean not null,  -- a second person's, without which it is not paid to
+    approved_by text not null check (approved_by = '' or not awaits_approval and approved_by <> caller),
+    approve_reason text not null check ((approve_reason <> '') = (approved_by <> '')),
     disabled_by text not null check ((disabled_by <> '') = (state = 'DISABLED')),
     disable_reason text not null check ((disable_reason <> '') = (state = 'DISABLED')),
     version int not null check (version > 0),
     create_time timestamptz not null,
-    update_time timestamptz not null check (update_time >= create_time)
+    update_time timestamptz not null check (update_time >= create_time),
+    unique (payout_destination_id, owner, seller_account, currency)  -- for the payouts to it
 );
-create index payout_destination_by_seller on payout_destination (seller_account, currency, create_time desc, payout_destination_id desc);
+create index payout_destination_by_seller on payout_destination (seller_account, currency, owner, create_time desc, payout_destination_id desc);
 create index payout_destination_by_time on payout_destination (create_time desc, payout_destination_id desc);
 create index payout_destination_by_state on payout_destination (state, create_time desc, payout_destination_id desc);
-create index payout_destination_by_caller on payout_destination (caller, create_time desc, payout_destination_id desc);
+create index payout_destination_by_owner on payout_destination (owner, create_time desc, payout_destination_id desc);
 
 create table payout (
     payout_id text collate "C" primary key,
     caller text collate "C" not null,
+    owner text collate "C" not null check (owner <> ''),  -- whose callers see it: its seller's when it was accepted
     fingerprint bytea not null check (length(fingerprint) = 32),
     asked_amount bigint,  -- null: whatever could be paid
     asked_destination text not null,  -- "": the current one
@@ -45,7 +51,9 @@ create table payout (
     net_amount bigint not null check (net_amount > 0 and net_amount + fee = amount),
     reserve bigint not null check (reserve >= 0),
     currency text not null,
-    payout_destination_id text collate "C" not null references payout_destination,
+    payout_destination_id text collate "C" not null,
+    foreign key (payout_destination_id, owner, seller_account, currency)  -- money goes to a bank account of its seller and of the seller's owner
+        references payout_destination (payout_destination_id, owner, seller_account, currency),
     payout_batch_id text collate "C" not null,
     provider text not null,
     traceparent text not null,
@@ -67,19 +75,19 @@ create table payout (
     update_time timestamptz not null check (update_time >= create_time)
 ) with (fillfactor = 45);  -- the moves until it is settled find room beside the row, and touch no index
 create index payout_by_time on payout (create_time desc, payout_id desc);
-create index payout_by_caller on payout (caller, create_time desc, payout_id desc);
+create index payout_by_owner on payout (owner, create_time desc, payout_id desc);
 create index payout_by_seller on payout (seller_account, create_time desc, payout_id desc);
 create index payout_by_batch on payout (payout_batch_id, create_time desc, payout_id desc) where payout_batch_id <> '';
 
 -- The payouts in states that few are in, or that rest there: an index on the payout's own would be touched by each of its moves. Kept by a trigger.
 create table payout_in_state (
     payout_id text collate "C" primary key,
-    caller text collate "C" not null,
+    owner text collate "C" not null,
     state text not null,
     create_time timestamptz not null
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 create index payout_in_state_by_time on payout_in_state (state, create_time desc, payout_id desc);
-create index payout_in_state_by_caller on payout_in_state (caller, state, create_time desc, payout_id desc);
+create index payout_in_state_by_owner on payout_in_state (owner, state, create_time desc, payout_id desc);
 
 -- What leads to the payouts under way of a batch, or to a destination.
 alter table due add payout_batch_id text collate "C" not null default '', add payout_destination_id text collate "C" not null default '';
@@ -141,6 +149,8 @@ create table payout_schedule (
     minimum_amount bigint not null check (minimum_amount >= 0),
     fee bigint not null check (fee >= 0),
     reserve bigint not null check (reserve >= 0),
+    own_terms boolean not null check (own_terms or (seller_account <> '' and minimum_amount = 0 and fee = 0 and reserve = 0)),  -- false: the default's hold
+    owner text collate "C" not null,  -- whose callers may stream its events; "": the platform's
     next_time timestamptz check ((next_time is null) = (interval = 'MANUAL')),
     caller text not null,
     traceparent text not null,
@@ -153,6 +163,7 @@ create index payout_schedule_by_time on payout_schedule (next_time, seller_accou
 create table payout_batch (
     payout_batch_id text collate "C" primary key,
     caller text collate "C" not null,
+    owner text collate "C" not null,  -- whose callers see it; "": the platform's
     fingerprint bytea not null check (length(fingerprint) = 32),
     traceparent text not null,
     is_run boolean not null,
@@ -210,7 +221,9 @@ when (new.version <= old.version or new.update_time < old.update_time or new.pai
 execute function refuse_move();
 
 create trigger moves_along_the_table before update on payout_destination for each row
-when (new.version <> old.version + 1 or new.update_time < old.update_time or not ((old.state, new.state) in (
+when (new.version <> old.version + 1 or new.update_time < old.update_time or new.awaits_approval and not old.awaits_approval
+    or old.approved_by <> '' and new.approved_by <> old.approved_by or old.awaits_approval and not new.awaits_approval and new.approved_by = ''
+    or not (old.state = new.state and old.awaits_approval and new.approved_by <> '' or (old.state, new.state) in (
     ('PENDING_VERIFICATION', 'VERIFIED'), ('PENDING_VERIFICATION', 'UNUSABLE'), ('PENDING_VERIFICATION', 'DISABLED'),
     ('VERIFIED', 'UNUSABLE'), ('VERIFIED', 'DISABLED'))))
 execute function refuse_move();
@@ -298,8 +311,8 @@ set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set e
 begin
     delete from payout_in_state s where s.payout_id = any (array(
         select h.payout_id from changed h where h.from_state <> h.to_state and h.from_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')));
-    insert into payout_in_state (payout_id, caller, state, create_time)
-    select p.payout_id, p.caller, p.state, p.create_time from changed h
+    insert into payout_in_state (payout_id, owner, state, create_time)
+    select p.payout_id, p.owner, p.state, p.create_time from changed h
     cross join lateral (  -- of several moves in one statement the last
         select * from payout p where p.payout_id = h.payout_id and p.state = h.to_state offset 0) p
     where h.from_state <> h.to_state and h.to_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID') order by p.payout_id;
@@ -332,13 +345,13 @@ EVENTS = event_has_change(
 GRANTS = """
 grant select on payout_in_state to {service};
 grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry to {service};
-grant update (state, verified_time, decline_code, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
+grant update (state, verified_time, decline_code, awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
 grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, contradiction, version,
               update_time) on payout to {service};
 grant update (returned_amount, returned_currency, return_time) on transfer to {service};
 grant select, insert, update, delete on watch to {service};
-grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, next_time, caller, traceparent, version, update_time)
-    on payout_schedule to {service};
+grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, caller, traceparent, version,
+              update_time) on payout_schedule to {service};
 grant update (state, place, item_count, collected_count, refused_count, version, update_time, done_time) on payout_batch to {service};
 grant update (state, refusal) on payout_batch_item to {service};
 """

@@ -1,6 +1,6 @@
-"""Wallets, their entries, holds, policies."""
+"""Wallets, their entries, holds, policies; whom sellers belong to."""
 
-from tallystick_storage.migrations import OUTBOX, create, event_has_change, statement_rule, untold
+from tallystick_storage.migrations import OUTBOX, create, event_has_change, has_event, statement_rule, untold
 
 revision = "wallet_0001"
 down_revision = None
@@ -85,6 +85,32 @@ create table wallet_policy (
     create_time timestamptz not null,
     primary key (seller_account, currency, version)
 );
+
+-- Whom a seller belongs to: one row, so one owner, whoever claims it at the same time.
+create table seller (
+    seller_account text collate "C" primary key,
+    owner text collate "C" not null check (owner <> ''),
+    version int not null check (version > 0),
+    update_time timestamptz not null
+);
+
+-- A seller's move to another owner: asked for by one operator, decided by another.
+create table seller_assignment (
+    seller_assignment_id text collate "C" primary key,
+    seller_account text collate "C" not null,
+    owner text collate "C" not null check (owner <> ''),
+    previous_owner text collate "C" not null check (previous_owner <> owner),  -- "": it belonged to nobody
+    state text not null check (state in ('REQUESTED', 'APPROVED', 'REJECTED')),
+    requested_by text not null check (requested_by <> ''),
+    reason text not null check (reason <> ''),
+    decided_by text not null check ((decided_by = '') = (state = 'REQUESTED') and (state <> 'APPROVED' or decided_by <> requested_by)),
+    decision_reason text not null check ((decision_reason = '') = (state = 'REQUESTED')),
+    seller_version int check ((seller_version is not null) = (state = 'APPROVED')),  -- that it made of the seller
+    create_time timestamptz not null,
+    decide_time timestamptz check ((decide_time is null) = (state = 'REQUESTED'))
+);
+create unique index seller_assignment_open on seller_assignment (seller_account) where state = 'REQUESTED';
+create index seller_assignment_by_seller on seller_assignment (seller_account, create_time desc, seller_assignment_id desc);
 """
 
 RULES = (
@@ -210,6 +236,28 @@ create trigger never_changed before update or truncate on pending_credit for eac
         on=("insert", "update"),
     )
     + """
+create trigger decided_once before update on seller_assignment for each row when (old.state <> 'REQUESTED' or new.state = 'REQUESTED')
+execute function refuse_move();
+create trigger moves_on before update on seller for each row when (new.version <> old.version + 1 or new.update_time < old.update_time)
+execute function refuse_move();
+create trigger never_deleted before delete or truncate on seller for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on seller_assignment for each statement execute function refuse_change();
+
+"""
+    # A seller moves to another owner by an assignment that was approved, and by nothing else.
+    + statement_rule(
+        "seller_has_assignment",
+        "seller",
+        (
+            """
+            select from changed s where exists (
+                select from seller_assignment a where a.seller_account = s.seller_account and a.owner = s.owner and a.state = 'APPROVED'
+                    and a.seller_version = s.version) is not true""",
+            "a seller moved without an assignment",
+        ),
+        on=("update",),
+    )
+    + """
 create trigger append_only before update or delete or truncate on wallet_entry for each statement execute function refuse_change();
 create trigger append_only before update or delete or truncate on wallet_policy for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on wallet for each statement execute function refuse_change();
@@ -218,18 +266,29 @@ create trigger never_deleted before delete or truncate on hold for each statemen
 )
 
 _OF_SELLER = "seller_account = split_part({id}, '/', 1) and currency = split_part({id}, '/', 2)"
-EVENTS = event_has_change(
-    {
-        "wallets": f"select from wallet_entry where {_OF_SELLER} and number = x.version",
-        "walletPolicies": f"select from wallet_policy where {_OF_SELLER} and version = x.version",
-    }
+EVENTS = (
+    event_has_change(
+        {
+            "wallets": f"select from wallet_entry where {_OF_SELLER} and number = x.version",
+            "walletPolicies": f"select from wallet_policy where {_OF_SELLER} and version = x.version",
+            "sellers": "select from seller where seller_account = {id} and version = x.version",
+            "sellerAssignments": """select from seller_assignment a
+                where a.seller_assignment_id = {id} and x.version = case when a.state = 'REQUESTED' then 1 else 2 end""",
+        }
+    )
+    + has_event("seller", "a seller", "'sellers/' || seller_account")
+    + has_event(
+        "seller_assignment", "an assignment", "'sellerAssignments/' || seller_assignment_id", "case when state = 'REQUESTED' then 1 else 2 end"
+    )
 )
 
 GRANTS = """
-grant select, insert on wallet, wallet_entry, hold, wallet_policy to {service};
+grant select, insert on wallet, wallet_entry, hold, wallet_policy, seller, seller_assignment to {service};
 grant select, insert, delete on pending_credit to {service};
 grant update (pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time) on wallet to {service};
 grant update (captured_amount, state, end_time) on hold to {service};
+grant update (owner, version, update_time) on seller to {service};
+grant update (state, decided_by, decision_reason, seller_version, decide_time) on seller_assignment to {service};
 """
 
 

@@ -59,6 +59,10 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     """A payout batch was accepted, or its state changed."""
     EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED: _EventType.ValueType  # 14
     """A payout schedule was set."""
+    EVENT_TYPE_SELLER_CHANGED: _EventType.ValueType  # 15
+    """A seller was claimed, or has come to another owner."""
+    EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED: _EventType.ValueType  # 16
+    """A seller's move to another owner was asked for, or decided."""
 
 class EventType(_EventType, metaclass=_EventTypeEnumTypeWrapper):
     """What an event tells."""
@@ -93,6 +97,10 @@ EVENT_TYPE_PAYOUT_BATCH_CHANGED: EventType.ValueType  # 13
 """A payout batch was accepted, or its state changed."""
 EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED: EventType.ValueType  # 14
 """A payout schedule was set."""
+EVENT_TYPE_SELLER_CHANGED: EventType.ValueType  # 15
+"""A seller was claimed, or has come to another owner."""
+EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED: EventType.ValueType  # 16
+"""A seller's move to another owner was asked for, or decided."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
@@ -109,6 +117,7 @@ class Event(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     PAYMENT_FIELD_NUMBER: _builtins.int
     PAYMENT_ORDER_FIELD_NUMBER: _builtins.int
     WALLET_ENTRY_FIELD_NUMBER: _builtins.int
@@ -121,6 +130,8 @@ class Event(_message.Message):
     PAYOUT_DESTINATION_FIELD_NUMBER: _builtins.int
     PAYOUT_BATCH_FIELD_NUMBER: _builtins.int
     PAYOUT_SCHEDULE_FIELD_NUMBER: _builtins.int
+    SELLER_FIELD_NUMBER: _builtins.int
+    SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """"{aggregate_id}/{aggregate_version}"."""
     cursor: _builtins.int
@@ -131,7 +142,8 @@ class Event(_message.Message):
     """What changed: "payments/{checkout_id}", "paymentOrders/{payment_order_id}", "wallets/{seller_account}/{currency}",
     "walletPolicies/{seller_account}/{currency}", "transactions/{transaction_id}", "deadLetters/{dead_letter_id}",
     "unappliedCharges/{unapplied_charge_id}", "alerts/{alert_id}", "payouts/{payout_id}", "payoutDestinations/{payout_destination_id}",
-    "payoutBatches/{payout_batch_id}", "payoutSchedules/{seller_account}/{currency}" or, for the default, "payoutSchedules/-/{currency}".
+    "payoutBatches/{payout_batch_id}", "payoutSchedules/{seller_account}/{currency}", for the default "payoutSchedules/-/{currency}",
+    "sellers/{seller_account}", "sellerAssignments/{seller_assignment_id}".
     """
     aggregate_version: _builtins.int
     """The aggregate's version after the change."""
@@ -139,6 +151,8 @@ class Event(_message.Message):
     """On whose behalf it was made."""
     traceparent: _builtins.str
     """W3C trace context of the call that made the change, or empty."""
+    owner: _builtins.str
+    """Whose it is: callers of this owner may stream it. Empty: the platform's own, as of wallets, transactions, dead letters and alerts."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the change was made."""
@@ -191,6 +205,14 @@ class Event(_message.Message):
     def payout_schedule(self) -> _payout_pb2.PayoutSchedule:
         """With PAYOUT_SCHEDULE_CHANGED."""
 
+    @_builtins.property
+    def seller(self) -> _wallet_pb2.Seller:
+        """With SELLER_CHANGED."""
+
+    @_builtins.property
+    def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
+        """With SELLER_ASSIGNMENT_CHANGED."""
+
     def __init__(
         self,
         *,
@@ -202,6 +224,7 @@ class Event(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         caller: _builtins.str = ...,
         traceparent: _builtins.str = ...,
+        owner: _builtins.str = ...,
         payment: _payment_pb2.Payment | None = ...,
         payment_order: _payment_pb2.PaymentOrder | None = ...,
         wallet_entry: _wallet_pb2.WalletEntry | None = ...,
@@ -214,12 +237,14 @@ class Event(_message.Message):
         payout_destination: _payout_pb2.PayoutDestination | None = ...,
         payout_batch: _payout_pb2.PayoutBatch | None = ...,
         payout_schedule: _payout_pb2.PayoutSchedule | None = ...,
+        seller: _wallet_pb2.Seller | None = ...,
+        seller_assignment: _wallet_pb2.SellerAssignment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "create_time", b"create_time", "dead_letter", b"dead_letter", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "seller", b"seller", "seller_assignment", b"seller_assignment", "transaction", b"transaction", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_version", b"aggregate_version", "alert", b"alert", "caller", b"caller", "create_time", b"create_time", "cursor", b"cursor", "dead_letter", b"dead_letter", "event_id", b"event_id", "owner", b"owner", "payload", b"payload", "payment", b"payment", "payment_order", b"payment_order", "payout", b"payout", "payout_batch", b"payout_batch", "payout_destination", b"payout_destination", "payout_schedule", b"payout_schedule", "seller", b"seller", "seller_assignment", b"seller_assignment", "traceparent", b"traceparent", "transaction", b"transaction", "type", b"type", "unapplied_charge", b"unapplied_charge", "wallet", b"wallet", "wallet_entry", b"wallet_entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert", "payout", "payout_destination", "payout_batch", "payout_schedule"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["payment", "payment_order", "wallet_entry", "wallet", "transaction", "dead_letter", "unapplied_charge", "alert", "payout", "payout_destination", "payout_batch", "payout_schedule", "seller", "seller_assignment"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -61,7 +61,7 @@ class EventServiceServicer(object):
 
     def StreamEvents(self, request, context):
         """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-        Access: service, operator, auditor.
+        Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

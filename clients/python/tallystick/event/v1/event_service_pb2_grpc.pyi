@@ -39,7 +39,7 @@ class EventServiceStub:
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]
     """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-    Access: service, operator, auditor.
+    Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
 
@@ -54,7 +54,7 @@ class EventServiceAsyncStub(EventServiceStub):
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]  # type: ignore[assignment]
     """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-    Access: service, operator, auditor.
+    Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
 
@@ -78,7 +78,7 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_event_service_pb2.StreamEventsResponse], _abc.AsyncIterator[_event_service_pb2.StreamEventsResponse]]:
         """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
-        Access: service, operator, auditor.
+        Teams get the events of their owner's resources alone. Access: team, payouts (their own), service, operator, auditor.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
 

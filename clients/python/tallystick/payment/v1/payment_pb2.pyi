@@ -372,6 +372,7 @@ class Payment(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     checkout_id: _builtins.str
     """The caller's id of the checkout, unique over all callers."""
     buyer_info: _builtins.str
@@ -390,6 +391,8 @@ class Payment(_message.Message):
     """Who created it."""
     version: _builtins.int
     """Grows with every change of the payment or of one of its orders."""
+    owner: _builtins.str
+    """Whose it is: every caller of this owner sees it and may act on it."""
     @_builtins.property
     def payment_orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___PaymentOrder]:
         """The orders, by payment_order_id; empty in lists."""
@@ -427,10 +430,11 @@ class Payment(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         done_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "caller", b"caller", "checkout_id", b"checkout_id", "create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "is_payment_done", b"is_payment_done", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "payment_state", b"payment_state", "seller_info", b"seller_info", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buyer_country", b"buyer_country", "buyer_info", b"buyer_info", "caller", b"caller", "checkout_id", b"checkout_id", "create_time", b"create_time", "done_time", b"done_time", "expire_time", b"expire_time", "is_payment_done", b"is_payment_done", "owner", b"owner", "payment_method_type", b"payment_method_type", "payment_orders", b"payment_orders", "payment_state", b"payment_state", "seller_info", b"seller_info", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PaymentServiceStub(object):
-    """Takes payments and tells what became of them. A payment belongs to the caller who created it.
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
+    An order that names another owner's seller is refused with ID_TAKEN.
     """
 
     def __init__(self, channel):
@@ -103,7 +104,8 @@ class PaymentServiceStub(object):
 
 
 class PaymentServiceServicer(object):
-    """Takes payments and tells what became of them. A payment belongs to the caller who created it.
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
+    An order that names another owner's seller is refused with ID_TAKEN.
     """
 
     def CreatePayment(self, request, context):
@@ -283,7 +285,8 @@ def add_PaymentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PaymentService(object):
-    """Takes payments and tells what became of them. A payment belongs to the caller who created it.
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
+    An order that names another owner's seller is refused with ID_TAKEN.
     """
 
     @staticmethod

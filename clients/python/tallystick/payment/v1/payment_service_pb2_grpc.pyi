@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PaymentServiceStub:
-    """Takes payments and tells what became of them. A payment belongs to the caller who created it."""
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
+    An order that names another owner's seller is refused with ID_TAKEN.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -77,7 +79,9 @@ class PaymentServiceStub:
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
-    """Takes payments and tells what became of them. A payment belongs to the caller who created it."""
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
+    An order that names another owner's seller is refused with ID_TAKEN.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CreatePaymentRequest, _payment_service_pb2.CreatePaymentResponse]  # type: ignore[assignment]
@@ -123,7 +127,9 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Lists money that fits no order, newest first. Access: operator."""
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Takes payments and tells what became of them. A payment belongs to the caller who created it."""
+    """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
+    An order that names another owner's seller is refused with ID_TAKEN.
+    """
 
     @_abc_1.abstractmethod
     def CreatePayment(

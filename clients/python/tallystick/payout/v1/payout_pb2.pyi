@@ -273,6 +273,8 @@ class _PayoutLimitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutLim
     """The destination's usable_time has not come."""
     PAYOUT_LIMIT_DESTINATION_UNUSABLE: _PayoutLimit.ValueType  # 12
     """The destination that was named is UNUSABLE or DISABLED."""
+    PAYOUT_LIMIT_DESTINATION_AWAITING_APPROVAL: _PayoutLimit.ValueType  # 13
+    """The destination awaits an operator's approval."""
 
 class PayoutLimit(_PayoutLimit, metaclass=_PayoutLimitEnumTypeWrapper):
     """What keeps money from being paid out."""
@@ -303,6 +305,8 @@ PAYOUT_LIMIT_DESTINATION_WAITING: PayoutLimit.ValueType  # 11
 """The destination's usable_time has not come."""
 PAYOUT_LIMIT_DESTINATION_UNUSABLE: PayoutLimit.ValueType  # 12
 """The destination that was named is UNUSABLE or DISABLED."""
+PAYOUT_LIMIT_DESTINATION_AWAITING_APPROVAL: PayoutLimit.ValueType  # 13
+"""The destination awaits an operator's approval."""
 Global___PayoutLimit: _TypeAlias = PayoutLimit  # noqa: Y015
 
 class _PayoutInterval:
@@ -415,8 +419,9 @@ Global___PayoutBatchState: _TypeAlias = PayoutBatchState  # noqa: Y015
 
 @_typing.final
 class PayoutDestination(_message.Message):
-    """A seller's bank account, as the provider's token, in one currency. The token is never echoed. The newest one of a seller and currency that is not UNUSABLE
-    or DISABLED is the current one: schedules pay there, and nowhere else, also while it waits. Each change of a destination is a new version and an event.
+    """A seller's bank account, as the provider's token, in one currency. The token is never echoed. The newest one of the seller's owner that can be paid to is
+    the current one: it is VERIFIED, its usable_time has come and it awaits no approval. Until a new one can be paid to, the one before it stays current. Each
+    change of a destination is a new version and an event.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -433,6 +438,9 @@ class PayoutDestination(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    AWAITS_APPROVAL_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
     payout_destination_id: _builtins.str
     """The caller's id, unique over all callers."""
     seller_account: _builtins.str
@@ -451,10 +459,16 @@ class PayoutDestination(_message.Message):
     """Who registered it."""
     version: _builtins.int
     """Grows by one with each change."""
+    owner: _builtins.str
+    """Whose it is: every caller of this owner sees it and may act on it."""
+    awaits_approval: _builtins.bool
+    """Whether it cannot be paid to before ApprovePayoutDestination: the seller had more available than the configured amount when it was registered."""
+    approved_by: _builtins.str
+    """The operator who approved it, or empty."""
     @_builtins.property
     def usable_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on it is used, once it is VERIFIED: its create_time, or, where another one of the seller and currency had been verified before, later by the
-        configured waiting period, in which the seller may notice a change that was not his.
+        """From when on it is used, once it is VERIFIED: the configured waiting period after its create_time, in which the seller may notice a change that was not
+        theirs.
         """
 
     @_builtins.property
@@ -480,10 +494,13 @@ class PayoutDestination(_message.Message):
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
+        awaits_approval: _builtins.bool = ...,
+        approved_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time", "usable_time", b"usable_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "description", b"description", "payout_destination_id", b"payout_destination_id", "provider", b"provider", "seller_account", b"seller_account", "state", b"state", "update_time", b"update_time", "usable_time", b"usable_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_by", b"approved_by", "awaits_approval", b"awaits_approval", "caller", b"caller", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "description", b"description", "owner", b"owner", "payout_destination_id", b"payout_destination_id", "provider", b"provider", "seller_account", b"seller_account", "state", b"state", "update_time", b"update_time", "usable_time", b"usable_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,6 +535,7 @@ class Payout(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
     """The caller's id, unique over all callers; of a payout that a run made: the platform's. The hold in the wallet has the same id."""
     seller_account: _builtins.str
@@ -558,6 +576,8 @@ class Payout(_message.Message):
     """Who created it."""
     version: _builtins.int
     """Grows by one with each move, each transfer that fits no move, and with settling."""
+    owner: _builtins.str
+    """Whose it is, the owner of its seller when it was accepted: every caller of this owner sees it and may act on it."""
     @_builtins.property
     def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
         """When the provider will be asked again, if it will."""
@@ -596,10 +616,11 @@ class Payout(_message.Message):
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "caller", b"caller", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "failure_reason", b"failure_reason", "fee", b"fee", "ledger_updated", b"ledger_updated", "net_amount", b"net_amount", "next_attempt_time", b"next_attempt_time", "paid_amount", b"paid_amount", "payout_batch_id", b"payout_batch_id", "payout_destination_id", b"payout_destination_id", "payout_id", b"payout_id", "payout_state", b"payout_state", "provider", b"provider", "provider_reference", b"provider_reference", "returned_amount", b"returned_amount", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "attempt_count", b"attempt_count", "caller", b"caller", "create_time", b"create_time", "currency", b"currency", "decline_code", b"decline_code", "failure_reason", b"failure_reason", "fee", b"fee", "ledger_updated", b"ledger_updated", "net_amount", b"net_amount", "next_attempt_time", b"next_attempt_time", "owner", b"owner", "paid_amount", b"paid_amount", "payout_batch_id", b"payout_batch_id", "payout_destination_id", b"payout_destination_id", "payout_id", b"payout_id", "payout_state", b"payout_state", "provider", b"provider", "provider_reference", b"provider_reference", "returned_amount", b"returned_amount", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version", "wallet_updated", b"wallet_updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -829,7 +850,9 @@ Global___PayoutShortfall: _TypeAlias = PayoutShortfall  # noqa: Y015
 
 @_typing.final
 class PayoutSchedule(_message.Message):
-    """When sellers are paid in one currency by themselves, and on what terms; the terms hold for every payout. Each change is a new version and an event."""
+    """When sellers are paid in one currency by themselves, and on what terms; the terms hold for every payout. When a seller is paid is its owner's to set; the
+    terms (minimum_amount, fee, reserve) are the platform's, and only operators set them. Each change is a new version and an event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -847,6 +870,7 @@ class PayoutSchedule(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    OWN_TERMS_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
     """The seller; empty: the default of every seller without one of its own."""
     currency: _builtins.str
@@ -873,6 +897,8 @@ class PayoutSchedule(_message.Message):
     """Who set it last."""
     version: _builtins.int
     """Grows by one with each change; 0: none was set, and MANUAL without minimum, fee and reserve holds."""
+    own_terms: _builtins.bool
+    """Whether minimum_amount, fee and reserve are the seller's own, as an operator set them; otherwise those of the default hold, as it stands now."""
     @_builtins.property
     def next_time(self) -> _timestamp_pb2.Timestamp:
         """The next cut-off; unset with MANUAL."""
@@ -898,10 +924,11 @@ class PayoutSchedule(_message.Message):
         caller: _builtins.str = ...,
         version: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        own_terms: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["next_time", b"next_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "currency", b"currency", "cut_off", b"cut_off", "day_of_month", b"day_of_month", "fee", b"fee", "interval", b"interval", "minimum_amount", b"minimum_amount", "next_time", b"next_time", "reserve", b"reserve", "seller_account", b"seller_account", "time_zone", b"time_zone", "update_time", b"update_time", "version", b"version", "weekday", b"weekday"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "currency", b"currency", "cut_off", b"cut_off", "day_of_month", b"day_of_month", "fee", b"fee", "interval", b"interval", "minimum_amount", b"minimum_amount", "next_time", b"next_time", "own_terms", b"own_terms", "reserve", b"reserve", "seller_account", b"seller_account", "time_zone", b"time_zone", "update_time", b"update_time", "version", b"version", "weekday", b"weekday"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -999,6 +1026,7 @@ class PayoutBatch(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     payout_batch_id: _builtins.str
     """The caller's id, unique over all callers; of a run that the platform made by itself: "run-{currency}-{cut-off in UTC}", such as "run-EUR-20250701T1400Z"."""
     state: Global___PayoutBatchState.ValueType
@@ -1013,6 +1041,8 @@ class PayoutBatch(_message.Message):
     """Who created it; of a run that the platform made by itself: who set the schedule."""
     version: _builtins.int
     """Grows by one with each change of its state."""
+    owner: _builtins.str
+    """Whose it is: every caller of this owner sees it. Empty: the platform's, for the sellers of every owner; operators see it."""
     @_builtins.property
     def run(self) -> Global___PayoutRun:
         """The run it is; unset: a list of payouts."""
@@ -1050,10 +1080,11 @@ class PayoutBatch(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         done_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "run", b"run", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "collected_count", b"collected_count", "create_time", b"create_time", "done_time", b"done_time", "item_count", b"item_count", "payout_batch_id", b"payout_batch_id", "refused_count", b"refused_count", "run", b"run", "state", b"state", "totals", b"totals", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "collected_count", b"collected_count", "create_time", b"create_time", "done_time", b"done_time", "item_count", b"item_count", "owner", b"owner", "payout_batch_id", b"payout_batch_id", "refused_count", b"refused_count", "run", b"run", "state", b"state", "totals", b"totals", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -248,6 +248,56 @@ class DisablePayoutDestinationResponse(_message.Message):
 Global___DisablePayoutDestinationResponse: _TypeAlias = DisablePayoutDestinationResponse  # noqa: Y015
 
 @_typing.final
+class ApprovePayoutDestinationRequest(_message.Message):
+    """A second person's approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYOUT_DESTINATION_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    payout_destination_id: _builtins.str
+    """The destination."""
+    reason: _builtins.str
+    """Why, at most 255 characters."""
+    def __init__(
+        self,
+        *,
+        payout_destination_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payout_destination_id", b"payout_destination_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovePayoutDestinationRequest: _TypeAlias = ApprovePayoutDestinationRequest  # noqa: Y015
+
+@_typing.final
+class ApprovePayoutDestinationResponse(_message.Message):
+    """The answer to ApprovePayoutDestination."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYOUT_DESTINATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payout_destination(self) -> _payout_pb2.PayoutDestination:
+        """The destination as it stands."""
+
+    def __init__(
+        self,
+        *,
+        payout_destination: _payout_pb2.PayoutDestination | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payout_destination", b"payout_destination"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payout_destination", b"payout_destination"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovePayoutDestinationResponse: _TypeAlias = ApprovePayoutDestinationResponse  # noqa: Y015
+
+@_typing.final
 class PreviewPayoutRequest(_message.Message):
     """Who would be paid, in what, and where to."""
 

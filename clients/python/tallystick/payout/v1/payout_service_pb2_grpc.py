@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class PayoutServiceStub(object):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
-    platform.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    where it would be claimed. What moves money out needs the role payouts.
     """
 
     def __init__(self, channel):
@@ -55,6 +56,11 @@ class PayoutServiceStub(object):
                 '/tallystick.payout.v1.PayoutService/DisablePayoutDestination',
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.DisablePayoutDestinationRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.DisablePayoutDestinationResponse.FromString,
+                _registered_method=True)
+        self.ApprovePayoutDestination = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/ApprovePayoutDestination',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ApprovePayoutDestinationRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ApprovePayoutDestinationResponse.FromString,
                 _registered_method=True)
         self.PreviewPayout = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/PreviewPayout',
@@ -149,37 +155,48 @@ class PayoutServiceStub(object):
 
 
 class PayoutServiceServicer(object):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
-    platform.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    where it would be claimed. What moves money out needs the role payouts.
     """
 
     def CreatePayoutDestination(self, request, context):
-        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. It takes the place of the current destination at once:
-        schedules pay nothing until it is usable. The same id with the same values answers with the destination as it stands, with other values it is refused
-        with KEY_REUSED. Access: team.
+        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
+        in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
+        it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
+        with KEY_REUSED. Access: payouts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutDestination(self, request, context):
-        """Answers with a destination as it stands. Access: team (its own), operator.
+        """Answers with a destination as it stands. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPayoutDestinations(self, request, context):
-        """Lists destinations, newest first. Access: team (its own), operator.
+        """Lists destinations, newest first. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DisablePayoutDestination(self, request, context):
-        """Ends the use of a destination; the one before it that is not UNUSABLE or DISABLED becomes the current one. Payouts to it that have not been sent are
+        """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
         CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-        with STATE_FORBIDS. Access: team (its own), operator.
+        with STATE_FORBIDS. Access: payouts (its own), operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApprovePayoutDestination(self, request, context):
+        """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
+        SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+        reject it, disable it. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -187,7 +204,7 @@ class PayoutServiceServicer(object):
 
     def PreviewPayout(self, request, context):
         """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-        Access: team, operator.
+        Access: team, payouts (its own sellers), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,21 +216,21 @@ class PayoutServiceServicer(object):
         reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
         again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
         (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
-        gone before it could be held makes it FAILED. Access: team.
+        gone before it could be held makes it FAILED. Access: payouts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayout(self, request, context):
-        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team (its own), operator.
+        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPayouts(self, request, context):
-        """Lists payouts, newest first. Access: team (its own), operator.
+        """Lists payouts, newest first. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,7 +239,7 @@ class PayoutServiceServicer(object):
     def WatchPayout(self, request, context):
         """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
         comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
-        Access: team (its own), operator.
+        Access: team, payouts (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -231,7 +248,7 @@ class PayoutServiceServicer(object):
 
     def CancelPayout(self, request, context):
         """Ends a payout that is AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent. A repeat with the same reason
-        answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: team (its own), operator.
+        answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,7 +257,7 @@ class PayoutServiceServicer(object):
     def RetryPayout(self, request, context):
         """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
         request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
-        Access: team (its own), operator.
+        Access: payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,29 +282,30 @@ class PayoutServiceServicer(object):
     def CreatePayoutBatch(self, request, context):
         """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
         refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-        values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: team, operator.
+        values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutBatch(self, request, context):
-        """Answers with a batch as it stands, and a page of its report. Access: team (its own), operator.
+        """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetPayoutSchedule(self, request, context):
-        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. For the
-        default (no seller_account) a team is refused with METHOD_FORBIDDEN. Access: team, operator.
+        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
+        terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+        empty: then those that hold stay. Access: payouts (its own sellers), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutSchedule(self, request, context):
-        """Answers with the schedule that holds for a seller: its own, else the default. Access: team, operator.
+        """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,6 +371,11 @@ def add_PayoutServiceServicer_to_server(servicer, server):
                     servicer.DisablePayoutDestination,
                     request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.DisablePayoutDestinationRequest.FromString,
                     response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.DisablePayoutDestinationResponse.SerializeToString,
+            ),
+            'ApprovePayoutDestination': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApprovePayoutDestination,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ApprovePayoutDestinationRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ApprovePayoutDestinationResponse.SerializeToString,
             ),
             'PreviewPayout': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewPayout,
@@ -453,8 +476,9 @@ def add_PayoutServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PayoutService(object):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
-    platform.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    where it would be claimed. What moves money out needs the role payouts.
     """
 
     @staticmethod
@@ -555,6 +579,33 @@ class PayoutService(object):
             '/tallystick.payout.v1.PayoutService/DisablePayoutDestination',
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.DisablePayoutDestinationRequest.SerializeToString,
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.DisablePayoutDestinationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApprovePayoutDestination(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/ApprovePayoutDestination',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ApprovePayoutDestinationRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ApprovePayoutDestinationResponse.FromString,
             options,
             channel_credentials,
             insecure,

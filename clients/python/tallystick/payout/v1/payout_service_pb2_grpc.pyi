@@ -27,8 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PayoutServiceStub:
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
-    platform.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    where it would be claimed. What moves money out needs the role payouts.
     """
 
     @_typing.overload
@@ -36,22 +37,28 @@ class PayoutServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PayoutServiceAsyncStub: ...
     CreatePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutDestinationRequest, _payout_service_pb2.CreatePayoutDestinationResponse]
-    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. It takes the place of the current destination at once:
-    schedules pay nothing until it is usable. The same id with the same values answers with the destination as it stands, with other values it is refused
-    with KEY_REUSED. Access: team.
+    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
+    in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
+    it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
+    with KEY_REUSED. Access: payouts.
     """
     GetPayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutDestinationRequest, _payout_service_pb2.GetPayoutDestinationResponse]
-    """Answers with a destination as it stands. Access: team (its own), operator."""
+    """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
     ListPayoutDestinations: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutDestinationsRequest, _payout_service_pb2.ListPayoutDestinationsResponse]
-    """Lists destinations, newest first. Access: team (its own), operator."""
+    """Lists destinations, newest first. Access: team, payouts (its own), operator."""
     DisablePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.DisablePayoutDestinationRequest, _payout_service_pb2.DisablePayoutDestinationResponse]
-    """Ends the use of a destination; the one before it that is not UNUSABLE or DISABLED becomes the current one. Payouts to it that have not been sent are
+    """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
     CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-    with STATE_FORBIDS. Access: team (its own), operator.
+    with STATE_FORBIDS. Access: payouts (its own), operator.
+    """
+    ApprovePayoutDestination: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutDestinationRequest, _payout_service_pb2.ApprovePayoutDestinationResponse]
+    """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
+    SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+    reject it, disable it. Access: operator.
     """
     PreviewPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.PreviewPayoutRequest, _payout_service_pb2.PreviewPayoutResponse]
     """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-    Access: team, operator.
+    Access: team, payouts (its own sellers), operator.
     """
     CreatePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutRequest, _payout_service_pb2.CreatePayoutResponse]
     """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
@@ -59,26 +66,26 @@ class PayoutServiceStub:
     reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
     again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
     (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
-    gone before it could be held makes it FAILED. Access: team.
+    gone before it could be held makes it FAILED. Access: payouts.
     """
     GetPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]
-    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team (its own), operator."""
+    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
     ListPayouts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]
-    """Lists payouts, newest first. Access: team (its own), operator."""
+    """Lists payouts, newest first. Access: team, payouts (its own), operator."""
     WatchPayout: _grpc.UnaryStreamMultiCallable[_payout_service_pb2.WatchPayoutRequest, _payout_service_pb2.WatchPayoutResponse]
     """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
     comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
-    Access: team (its own), operator.
+    Access: team, payouts (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]
     """Ends a payout that is AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent. A repeat with the same reason
-    answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: team (its own), operator.
+    answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
     """
     RetryPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]
     """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
     request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
-    Access: team (its own), operator.
+    Access: payouts (its own), operator.
     """
     ApprovePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutRequest, _payout_service_pb2.ApprovePayoutResponse]
     """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_PERSON_REQUIRED, other states with STATE_FORBIDS. A repeat by the same
@@ -91,16 +98,17 @@ class PayoutServiceStub:
     CreatePayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]
     """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
     refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-    values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: team, operator.
+    values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]
-    """Answers with a batch as it stands, and a page of its report. Access: team (its own), operator."""
+    """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator."""
     SetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]
-    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. For the
-    default (no seller_account) a team is refused with METHOD_FORBIDDEN. Access: team, operator.
+    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
+    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+    empty: then those that hold stay. Access: payouts (its own sellers), operator.
     """
     GetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutScheduleRequest, _payout_service_pb2.GetPayoutScheduleResponse]
-    """Answers with the schedule that holds for a seller: its own, else the default. Access: team, operator."""
+    """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]
@@ -119,28 +127,35 @@ class PayoutServiceStub:
 
 @_typing.type_check_only
 class PayoutServiceAsyncStub(PayoutServiceStub):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
-    platform.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    where it would be claimed. What moves money out needs the role payouts.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutDestinationRequest, _payout_service_pb2.CreatePayoutDestinationResponse]  # type: ignore[assignment]
-    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. It takes the place of the current destination at once:
-    schedules pay nothing until it is usable. The same id with the same values answers with the destination as it stands, with other values it is refused
-    with KEY_REUSED. Access: team.
+    """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
+    in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
+    it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
+    with KEY_REUSED. Access: payouts.
     """
     GetPayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutDestinationRequest, _payout_service_pb2.GetPayoutDestinationResponse]  # type: ignore[assignment]
-    """Answers with a destination as it stands. Access: team (its own), operator."""
+    """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
     ListPayoutDestinations: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutDestinationsRequest, _payout_service_pb2.ListPayoutDestinationsResponse]  # type: ignore[assignment]
-    """Lists destinations, newest first. Access: team (its own), operator."""
+    """Lists destinations, newest first. Access: team, payouts (its own), operator."""
     DisablePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.DisablePayoutDestinationRequest, _payout_service_pb2.DisablePayoutDestinationResponse]  # type: ignore[assignment]
-    """Ends the use of a destination; the one before it that is not UNUSABLE or DISABLED becomes the current one. Payouts to it that have not been sent are
+    """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
     CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-    with STATE_FORBIDS. Access: team (its own), operator.
+    with STATE_FORBIDS. Access: payouts (its own), operator.
+    """
+    ApprovePayoutDestination: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutDestinationRequest, _payout_service_pb2.ApprovePayoutDestinationResponse]  # type: ignore[assignment]
+    """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
+    SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+    reject it, disable it. Access: operator.
     """
     PreviewPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.PreviewPayoutRequest, _payout_service_pb2.PreviewPayoutResponse]  # type: ignore[assignment]
     """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-    Access: team, operator.
+    Access: team, payouts (its own sellers), operator.
     """
     CreatePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutRequest, _payout_service_pb2.CreatePayoutResponse]  # type: ignore[assignment]
     """Accepts a payout, and waits until its money is held or cannot be, or the time is up: the earlier of 500 ms before the call's deadline and 30 s. When too
@@ -148,26 +163,26 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
     again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
     (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
-    gone before it could be held makes it FAILED. Access: team.
+    gone before it could be held makes it FAILED. Access: payouts.
     """
     GetPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]  # type: ignore[assignment]
-    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team (its own), operator."""
+    """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
     ListPayouts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]  # type: ignore[assignment]
-    """Lists payouts, newest first. Access: team (its own), operator."""
+    """Lists payouts, newest first. Access: team, payouts (its own), operator."""
     WatchPayout: _aio.UnaryStreamMultiCallable[_payout_service_pb2.WatchPayoutRequest, _payout_service_pb2.WatchPayoutResponse]  # type: ignore[assignment]
     """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
     comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
-    Access: team (its own), operator.
+    Access: team, payouts (its own), operator.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
     CancelPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]  # type: ignore[assignment]
     """Ends a payout that is AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent. A repeat with the same reason
-    answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: team (its own), operator.
+    answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
     """
     RetryPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]  # type: ignore[assignment]
     """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
     request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
-    Access: team (its own), operator.
+    Access: payouts (its own), operator.
     """
     ApprovePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ApprovePayoutRequest, _payout_service_pb2.ApprovePayoutResponse]  # type: ignore[assignment]
     """Approves a payout that is AWAITING_APPROVAL. Its creator is refused with SECOND_PERSON_REQUIRED, other states with STATE_FORBIDS. A repeat by the same
@@ -180,16 +195,17 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     CreatePayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]  # type: ignore[assignment]
     """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
     refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-    values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: team, operator.
+    values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]  # type: ignore[assignment]
-    """Answers with a batch as it stands, and a page of its report. Access: team (its own), operator."""
+    """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator."""
     SetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]  # type: ignore[assignment]
-    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. For the
-    default (no seller_account) a team is refused with METHOD_FORBIDDEN. Access: team, operator.
+    """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
+    terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+    empty: then those that hold stay. Access: payouts (its own sellers), operator.
     """
     GetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutScheduleRequest, _payout_service_pb2.GetPayoutScheduleResponse]  # type: ignore[assignment]
-    """Answers with the schedule that holds for a seller: its own, else the default. Access: team, operator."""
+    """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListDeadLettersRequest, _payout_service_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
     """Lists dead letters, newest first. Access: operator."""
     GetDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetDeadLetterRequest, _payout_service_pb2.GetDeadLetterResponse]  # type: ignore[assignment]
@@ -207,8 +223,9 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """Lists what a person should know of, newest first. Access: operator."""
 
 class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the caller who made them; schedules, like wallets, to the
-    platform.
+    """Moves money from sellers' wallets to sellers' banks. Payouts, batches and destinations belong to the owner of the caller that made them, and are seen by all its
+    callers. A seller belongs to the owner that first names it in an order or a destination; another owner's seller is refused with NOT_FOUND, or with ID_TAKEN
+    where it would be claimed. What moves money out needs the role payouts.
     """
 
     @_abc_1.abstractmethod
@@ -217,9 +234,10 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.CreatePayoutDestinationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutDestinationResponse]]:
-        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. It takes the place of the current destination at once:
-        schedules pay nothing until it is usable. The same id with the same values answers with the destination as it stands, with other values it is refused
-        with KEY_REUSED. Access: team.
+        """Registers where a seller is paid, and has the provider verify it; the answer does not wait for that. The destination before it stays
+        in use until this one is verified, its waiting period is over and, where the seller has more available than the configured amount, an operator has approved
+        it. It claims a seller that belongs to no owner; another owner's is refused with ID_TAKEN. The same id with the same values answers with the destination as it stands, with other values it is refused
+        with KEY_REUSED. Access: payouts.
         """
 
     @_abc_1.abstractmethod
@@ -228,7 +246,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutDestinationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutDestinationResponse]]:
-        """Answers with a destination as it stands. Access: team (its own), operator."""
+        """Answers with a destination as it stands. Access: team, payouts (its own), operator."""
 
     @_abc_1.abstractmethod
     def ListPayoutDestinations(
@@ -236,7 +254,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ListPayoutDestinationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ListPayoutDestinationsResponse, _abc.Awaitable[_payout_service_pb2.ListPayoutDestinationsResponse]]:
-        """Lists destinations, newest first. Access: team (its own), operator."""
+        """Lists destinations, newest first. Access: team, payouts (its own), operator."""
 
     @_abc_1.abstractmethod
     def DisablePayoutDestination(
@@ -244,9 +262,20 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.DisablePayoutDestinationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.DisablePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.DisablePayoutDestinationResponse]]:
-        """Ends the use of a destination; the one before it that is not UNUSABLE or DISABLED becomes the current one. Payouts to it that have not been sent are
+        """Ends the use of a destination; the one before it that can be paid to becomes the current one. Payouts to it that have not been sent are
         CANCELLED, those that have been go on. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED; one that is UNUSABLE
-        with STATE_FORBIDS. Access: team (its own), operator.
+        with STATE_FORBIDS. Access: payouts (its own), operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ApprovePayoutDestination(
+        self,
+        request: _payout_service_pb2.ApprovePayoutDestinationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payout_service_pb2.ApprovePayoutDestinationResponse, _abc.Awaitable[_payout_service_pb2.ApprovePayoutDestinationResponse]]:
+        """Lets a destination that awaits approval be paid to, once it is verified and its waiting period is over. The creator is refused with
+        SECOND_PERSON_REQUIRED; one that has ended or awaits no approval with STATE_FORBIDS. A repeat by the same person with the same reason changes nothing. To
+        reject it, disable it. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -256,7 +285,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.PreviewPayoutResponse, _abc.Awaitable[_payout_service_pb2.PreviewPayoutResponse]]:
         """Answers what a seller could be paid now, and why not more. It promises nothing: a payout is sure of its money once it has left CREATED.
-        Access: team, operator.
+        Access: team, payouts (its own sellers), operator.
         """
 
     @_abc_1.abstractmethod
@@ -270,7 +299,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         reserve are those of the schedule when it is accepted. The same payout_id with the same values answers with the payout as it stands now, and never pays
         again, also where amount was empty and would be another now; with other values it is refused with KEY_REUSED. Refused, and not kept: AMOUNT_OUT_OF_RANGE
         (below the minimum, or not above the fee), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS, STATE_FORBIDS (the wallet is frozen). Money that is
-        gone before it could be held makes it FAILED. Access: team.
+        gone before it could be held makes it FAILED. Access: payouts.
         """
 
     @_abc_1.abstractmethod
@@ -279,7 +308,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutResponse]]:
-        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team (its own), operator."""
+        """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
 
     @_abc_1.abstractmethod
     def ListPayouts(
@@ -287,7 +316,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ListPayoutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ListPayoutsResponse, _abc.Awaitable[_payout_service_pb2.ListPayoutsResponse]]:
-        """Lists payouts, newest first. Access: team (its own), operator."""
+        """Lists payouts, newest first. Access: team, payouts (its own), operator."""
 
     @_abc_1.abstractmethod
     def WatchPayout(
@@ -297,7 +326,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_payout_service_pb2.WatchPayoutResponse], _abc.AsyncIterator[_payout_service_pb2.WatchPayoutResponse]]:
         """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
         comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
-        Access: team (its own), operator.
+        Access: team, payouts (its own), operator.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
 
@@ -308,7 +337,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CancelPayoutResponse, _abc.Awaitable[_payout_service_pb2.CancelPayoutResponse]]:
         """Ends a payout that is AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent. A repeat with the same reason
-        answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: team (its own), operator.
+        answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -319,7 +348,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.RetryPayoutResponse, _abc.Awaitable[_payout_service_pb2.RetryPayoutResponse]]:
         """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
         request_id again changes nothing; a payout that is not set aside is refused with STATE_FORBIDS. After FAILED make a new payout.
-        Access: team (its own), operator.
+        Access: payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
@@ -350,7 +379,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.CreatePayoutBatchResponse, _abc.Awaitable[_payout_service_pb2.CreatePayoutBatchResponse]]:
         """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
         refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
-        values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: team, operator.
+        values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
         """
 
     @_abc_1.abstractmethod
@@ -359,7 +388,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutBatchResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutBatchResponse]]:
-        """Answers with a batch as it stands, and a page of its report. Access: team (its own), operator."""
+        """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator."""
 
     @_abc_1.abstractmethod
     def SetPayoutSchedule(
@@ -367,8 +396,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.SetPayoutScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.SetPayoutScheduleResponse, _abc.Awaitable[_payout_service_pb2.SetPayoutScheduleResponse]]:
-        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. For the
-        default (no seller_account) a team is refused with METHOD_FORBIDDEN. Access: team, operator.
+        """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
+        terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
+        empty: then those that hold stay. Access: payouts (its own sellers), operator.
         """
 
     @_abc_1.abstractmethod
@@ -377,7 +407,7 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutScheduleResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutScheduleResponse]]:
-        """Answers with the schedule that holds for a seller: its own, else the default. Access: team, operator."""
+        """Answers with the schedule that holds for a seller: its own, else the default. Access: team, payouts (its own sellers), operator."""
 
     @_abc_1.abstractmethod
     def ListDeadLetters(

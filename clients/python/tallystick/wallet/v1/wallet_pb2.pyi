@@ -123,6 +123,34 @@ HOLD_PURPOSE_DISPUTE: HoldPurpose.ValueType  # 3
 """A dispute."""
 Global___HoldPurpose: _TypeAlias = HoldPurpose  # noqa: Y015
 
+class _SellerAssignmentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SellerAssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SellerAssignmentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SELLER_ASSIGNMENT_STATE_UNSPECIFIED: _SellerAssignmentState.ValueType  # 0
+    """Never sent."""
+    SELLER_ASSIGNMENT_STATE_REQUESTED: _SellerAssignmentState.ValueType  # 1
+    """It waits for another operator's decision. Next: APPROVED, REJECTED."""
+    SELLER_ASSIGNMENT_STATE_APPROVED: _SellerAssignmentState.ValueType  # 2
+    """The seller has come to the owner. Final."""
+    SELLER_ASSIGNMENT_STATE_REJECTED: _SellerAssignmentState.ValueType  # 3
+    """The seller has stayed where it was. Final."""
+
+class SellerAssignmentState(_SellerAssignmentState, metaclass=_SellerAssignmentStateEnumTypeWrapper):
+    """How far an assignment has come."""
+
+SELLER_ASSIGNMENT_STATE_UNSPECIFIED: SellerAssignmentState.ValueType  # 0
+"""Never sent."""
+SELLER_ASSIGNMENT_STATE_REQUESTED: SellerAssignmentState.ValueType  # 1
+"""It waits for another operator's decision. Next: APPROVED, REJECTED."""
+SELLER_ASSIGNMENT_STATE_APPROVED: SellerAssignmentState.ValueType  # 2
+"""The seller has come to the owner. Final."""
+SELLER_ASSIGNMENT_STATE_REJECTED: SellerAssignmentState.ValueType  # 3
+"""The seller has stayed where it was. Final."""
+Global___SellerAssignmentState: _TypeAlias = SellerAssignmentState  # noqa: Y015
+
 @_typing.final
 class Wallet(_message.Message):
     """One seller's money in one currency. balance = pending + available + held - owed."""
@@ -316,3 +344,109 @@ class Hold(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hold: _TypeAlias = Hold  # noqa: Y015
+
+@_typing.final
+class Seller(_message.Message):
+    """Who a seller belongs to. It belongs to the owner that first names it, until operators assign it to another. Each change is a new version and an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    seller_account: _builtins.str
+    """The seller."""
+    owner: _builtins.str
+    """The owner: callers of this owner may name the seller in orders, destinations and payouts, and nobody else."""
+    version: _builtins.int
+    """1 when it was claimed or first assigned; grows by one with each assignment."""
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it came to this owner."""
+
+    def __init__(
+        self,
+        *,
+        seller_account: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        version: _builtins.int = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Seller: _TypeAlias = Seller  # noqa: Y015
+
+@_typing.final
+class SellerAssignment(_message.Message):
+    """A seller's move to another owner, asked for by one operator and decided by another. Each change is a new version and an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    PREVIOUS_OWNER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    DECISION_REASON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DECIDE_TIME_FIELD_NUMBER: _builtins.int
+    seller_assignment_id: _builtins.str
+    """The operator's id of it, unique over all assignments."""
+    seller_account: _builtins.str
+    """The seller."""
+    owner: _builtins.str
+    """The owner that it is to belong to."""
+    previous_owner: _builtins.str
+    """The owner that it belonged to when this was asked for; empty: none."""
+    state: Global___SellerAssignmentState.ValueType
+    """How far it has come."""
+    requested_by: _builtins.str
+    """Who asked for it."""
+    reason: _builtins.str
+    """Why."""
+    decided_by: _builtins.str
+    """Who decided it, or empty."""
+    decision_reason: _builtins.str
+    """Why it was decided so, or empty."""
+    version: _builtins.int
+    """1 when it was asked for, 2 when it was decided."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def decide_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided; unset before."""
+
+    def __init__(
+        self,
+        *,
+        seller_assignment_id: _builtins.str = ...,
+        seller_account: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        previous_owner: _builtins.str = ...,
+        state: Global___SellerAssignmentState.ValueType = ...,
+        requested_by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        decided_by: _builtins.str = ...,
+        decision_reason: _builtins.str = ...,
+        version: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        decide_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decide_time", b"decide_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decide_time", b"decide_time", "decided_by", b"decided_by", "decision_reason", b"decision_reason", "owner", b"owner", "previous_owner", b"previous_owner", "reason", b"reason", "requested_by", b"requested_by", "seller_account", b"seller_account", "seller_assignment_id", b"seller_assignment_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SellerAssignment: _TypeAlias = SellerAssignment  # noqa: Y015

@@ -929,3 +929,287 @@ class SetWalletPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetWalletPolicyResponse: _TypeAlias = SetWalletPolicyResponse  # noqa: Y015
+
+@_typing.final
+class SellerClaim(_message.Message):
+    """One seller, and who claims it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    seller_account: _builtins.str
+    """The seller."""
+    owner: _builtins.str
+    """The owner that claims it, should it belong to nobody; empty: it is only looked up."""
+    def __init__(
+        self,
+        *,
+        seller_account: _builtins.str = ...,
+        owner: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "seller_account", b"seller_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SellerClaim: _TypeAlias = SellerClaim  # noqa: Y015
+
+@_typing.final
+class BatchClaimSellersRequest(_message.Message):
+    """Up to 1,000 claims."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___SellerClaim]:
+        """The claims; a seller may stand in several."""
+
+    def __init__(
+        self,
+        *,
+        claims: _abc.Iterable[Global___SellerClaim] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchClaimSellersRequest: _TypeAlias = BatchClaimSellersRequest  # noqa: Y015
+
+@_typing.final
+class BatchClaimSellersResponse(_message.Message):
+    """The answer to BatchClaimSellers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sellers(self) -> _containers.RepeatedCompositeFieldContainer[_wallet_pb2.Seller]:
+        """The sellers that belong to somebody, each once, by seller_account."""
+
+    def __init__(
+        self,
+        *,
+        sellers: _abc.Iterable[_wallet_pb2.Seller] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sellers", b"sellers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchClaimSellersResponse: _TypeAlias = BatchClaimSellersResponse  # noqa: Y015
+
+@_typing.final
+class GetSellerRequest(_message.Message):
+    """Names a seller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    seller_account: _builtins.str
+    """The seller."""
+    def __init__(
+        self,
+        *,
+        seller_account: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seller_account", b"seller_account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSellerRequest: _TypeAlias = GetSellerRequest  # noqa: Y015
+
+@_typing.final
+class GetSellerResponse(_message.Message):
+    """The answer to GetSeller."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_FIELD_NUMBER: _builtins.int
+    ASSIGNMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def seller(self) -> _wallet_pb2.Seller:
+        """The seller; unset: it belongs to nobody."""
+
+    @_builtins.property
+    def assignments(self) -> _containers.RepeatedCompositeFieldContainer[_wallet_pb2.SellerAssignment]:
+        """Its last 50 assignments, newest first."""
+
+    def __init__(
+        self,
+        *,
+        seller: _wallet_pb2.Seller | None = ...,
+        assignments: _abc.Iterable[_wallet_pb2.SellerAssignment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seller", b"seller"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "seller", b"seller"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSellerResponse: _TypeAlias = GetSellerResponse  # noqa: Y015
+
+@_typing.final
+class RequestSellerAssignmentRequest(_message.Message):
+    """A new assignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    seller_assignment_id: _builtins.str
+    """Unique over all assignments: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
+    seller_account: _builtins.str
+    """The seller."""
+    owner: _builtins.str
+    """The owner that it is to belong to."""
+    reason: _builtins.str
+    """Why, at most 255 characters."""
+    def __init__(
+        self,
+        *,
+        seller_assignment_id: _builtins.str = ...,
+        seller_account: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "reason", b"reason", "seller_account", b"seller_account", "seller_assignment_id", b"seller_assignment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestSellerAssignmentRequest: _TypeAlias = RequestSellerAssignmentRequest  # noqa: Y015
+
+@_typing.final
+class RequestSellerAssignmentResponse(_message.Message):
+    """The answer to RequestSellerAssignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
+        """The assignment as it stands."""
+
+    def __init__(
+        self,
+        *,
+        seller_assignment: _wallet_pb2.SellerAssignment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seller_assignment", b"seller_assignment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seller_assignment", b"seller_assignment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestSellerAssignmentResponse: _TypeAlias = RequestSellerAssignmentResponse  # noqa: Y015
+
+@_typing.final
+class ApproveSellerAssignmentRequest(_message.Message):
+    """A second person's approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    seller_assignment_id: _builtins.str
+    """The assignment."""
+    reason: _builtins.str
+    """Why, at most 255 characters."""
+    def __init__(
+        self,
+        *,
+        seller_assignment_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "seller_assignment_id", b"seller_assignment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveSellerAssignmentRequest: _TypeAlias = ApproveSellerAssignmentRequest  # noqa: Y015
+
+@_typing.final
+class ApproveSellerAssignmentResponse(_message.Message):
+    """The answer to ApproveSellerAssignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
+        """The assignment as it stands."""
+
+    def __init__(
+        self,
+        *,
+        seller_assignment: _wallet_pb2.SellerAssignment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seller_assignment", b"seller_assignment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seller_assignment", b"seller_assignment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveSellerAssignmentResponse: _TypeAlias = ApproveSellerAssignmentResponse  # noqa: Y015
+
+@_typing.final
+class RejectSellerAssignmentRequest(_message.Message):
+    """A rejection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    seller_assignment_id: _builtins.str
+    """The assignment."""
+    reason: _builtins.str
+    """Why, at most 255 characters."""
+    def __init__(
+        self,
+        *,
+        seller_assignment_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "seller_assignment_id", b"seller_assignment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectSellerAssignmentRequest: _TypeAlias = RejectSellerAssignmentRequest  # noqa: Y015
+
+@_typing.final
+class RejectSellerAssignmentResponse(_message.Message):
+    """The answer to RejectSellerAssignment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELLER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def seller_assignment(self) -> _wallet_pb2.SellerAssignment:
+        """The assignment as it stands."""
+
+    def __init__(
+        self,
+        *,
+        seller_assignment: _wallet_pb2.SellerAssignment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seller_assignment", b"seller_assignment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seller_assignment", b"seller_assignment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectSellerAssignmentResponse: _TypeAlias = RejectSellerAssignmentResponse  # noqa: Y015

@@ -95,6 +95,31 @@ class WalletServiceStub(object):
                 request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.SetWalletPolicyRequest.SerializeToString,
                 response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.SetWalletPolicyResponse.FromString,
                 _registered_method=True)
+        self.BatchClaimSellers = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/BatchClaimSellers',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchClaimSellersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchClaimSellersResponse.FromString,
+                _registered_method=True)
+        self.GetSeller = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/GetSeller',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.GetSellerRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.GetSellerResponse.FromString,
+                _registered_method=True)
+        self.RequestSellerAssignment = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/RequestSellerAssignment',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RequestSellerAssignmentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RequestSellerAssignmentResponse.FromString,
+                _registered_method=True)
+        self.ApproveSellerAssignment = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/ApproveSellerAssignment',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ApproveSellerAssignmentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ApproveSellerAssignmentResponse.FromString,
+                _registered_method=True)
+        self.RejectSellerAssignment = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/RejectSellerAssignment',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentResponse.FromString,
+                _registered_method=True)
 
 
 class WalletServiceServicer(object):
@@ -186,6 +211,46 @@ class WalletServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchClaimSellers(self, request, context):
+        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
+        with its owner. Access: service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSeller(self, request, context):
+        """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestSellerAssignment(self, request, context):
+        """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
+        answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
+        another is refused with STATE_FORBIDS. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveSellerAssignment(self, request, context):
+        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
+        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
+        was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectSellerAssignment(self, request, context):
+        """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WalletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -248,6 +313,31 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.SetWalletPolicy,
                     request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.SetWalletPolicyRequest.FromString,
                     response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.SetWalletPolicyResponse.SerializeToString,
+            ),
+            'BatchClaimSellers': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchClaimSellers,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchClaimSellersRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchClaimSellersResponse.SerializeToString,
+            ),
+            'GetSeller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSeller,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.GetSellerRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.GetSellerResponse.SerializeToString,
+            ),
+            'RequestSellerAssignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestSellerAssignment,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RequestSellerAssignmentRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RequestSellerAssignmentResponse.SerializeToString,
+            ),
+            'ApproveSellerAssignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveSellerAssignment,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ApproveSellerAssignmentRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ApproveSellerAssignmentResponse.SerializeToString,
+            ),
+            'RejectSellerAssignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectSellerAssignment,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -575,6 +665,141 @@ class WalletService(object):
             '/tallystick.wallet.v1.WalletService/SetWalletPolicy',
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.SetWalletPolicyRequest.SerializeToString,
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.SetWalletPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchClaimSellers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/BatchClaimSellers',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchClaimSellersRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.BatchClaimSellersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSeller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/GetSeller',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.GetSellerRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.GetSellerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestSellerAssignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/RequestSellerAssignment',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RequestSellerAssignmentRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RequestSellerAssignmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveSellerAssignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/ApproveSellerAssignment',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ApproveSellerAssignmentRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ApproveSellerAssignmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectSellerAssignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/RejectSellerAssignment',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

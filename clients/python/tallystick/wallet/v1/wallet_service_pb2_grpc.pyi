@@ -59,6 +59,24 @@ class WalletServiceStub:
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]
     """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
+    BatchClaimSellers: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]
+    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
+    with its owner. Access: service.
+    """
+    GetSeller: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]
+    """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
+    RequestSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]
+    """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
+    answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
+    another is refused with STATE_FORBIDS. Access: operator.
+    """
+    ApproveSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]
+    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
+    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
+    was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+    """
+    RejectSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]
+    """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
 
 @_typing.type_check_only
 class WalletServiceAsyncStub(WalletServiceStub):
@@ -91,6 +109,24 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """Lists a wallet's holds, newest first. Access: operator, service."""
     SetWalletPolicy: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.SetWalletPolicyRequest, _wallet_service_pb2.SetWalletPolicyResponse]  # type: ignore[assignment]
     """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
+    BatchClaimSellers: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]  # type: ignore[assignment]
+    """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
+    with its owner. Access: service.
+    """
+    GetSeller: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]  # type: ignore[assignment]
+    """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
+    RequestSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RequestSellerAssignmentRequest, _wallet_service_pb2.RequestSellerAssignmentResponse]  # type: ignore[assignment]
+    """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
+    answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
+    another is refused with STATE_FORBIDS. Access: operator.
+    """
+    ApproveSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]  # type: ignore[assignment]
+    """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
+    seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
+    was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+    """
+    RejectSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]  # type: ignore[assignment]
+    """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now."""
@@ -192,5 +228,53 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.SetWalletPolicyResponse, _abc.Awaitable[_wallet_service_pb2.SetWalletPolicyResponse]]:
         """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
+
+    @_abc_1.abstractmethod
+    def BatchClaimSellers(
+        self,
+        request: _wallet_service_pb2.BatchClaimSellersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.BatchClaimSellersResponse, _abc.Awaitable[_wallet_service_pb2.BatchClaimSellersResponse]]:
+        """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
+        with its owner. Access: service.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSeller(
+        self,
+        request: _wallet_service_pb2.GetSellerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.GetSellerResponse, _abc.Awaitable[_wallet_service_pb2.GetSellerResponse]]:
+        """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
+
+    @_abc_1.abstractmethod
+    def RequestSellerAssignment(
+        self,
+        request: _wallet_service_pb2.RequestSellerAssignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.RequestSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RequestSellerAssignmentResponse]]:
+        """Asks for a seller to belong to another owner; nothing changes before another operator approves it. The same seller_assignment_id with the same values
+        answers with the assignment as it stands, with other values it is refused with KEY_REUSED. A seller has one open assignment at most: while there is one,
+        another is refused with STATE_FORBIDS. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def ApproveSellerAssignment(
+        self,
+        request: _wallet_service_pb2.ApproveSellerAssignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.ApproveSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.ApproveSellerAssignmentResponse]]:
+        """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
+        seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
+        was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def RejectSellerAssignment(
+        self,
+        request: _wallet_service_pb2.RejectSellerAssignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.RejectSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RejectSellerAssignmentResponse]]:
+        """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

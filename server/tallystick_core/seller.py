@@ -1,0 +1,72 @@
+"""Whom sellers belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tallystick_core.refusal import Reason, Refused, key_reused
+
+
+class AssignmentState(StrEnum):
+    """How far a seller's move to another owner has come."""
+
+    REQUESTED = "REQUESTED"
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+
+
+@dataclass(frozen=True, slots=True)
+class SellerClaim:
+    """A seller, and the owner that claims it should it belong to nobody; "": it is only looked up."""
+
+    seller_account: str
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewAssignment:
+    """A seller's move to another owner, as an operator asks for it."""
+
+    seller_assignment_id: str
+    seller_account: str
+    owner: str
+    requested_by: str
+    reason: str
+
+
+def first_claims(claims: list[SellerClaim], owned: frozenset[str]) -> dict[str, str]:
+    """Seller to owner: the first claim of each seller that belongs to nobody."""
+    first: dict[str, str] = {}
+    for claim in claims:
+        if claim.owner and claim.seller_account not in owned:
+            first.setdefault(claim.seller_account, claim.owner)
+    return first
+
+
+def require_move(owner: str, previous_owner: str) -> None:
+    """Raises FIELD_INVALID where the seller belongs to the owner already."""
+    if owner == previous_owner:
+        raise Refused(Reason.FIELD_INVALID, "owner must be another than the seller's present owner.", field="owner")
+
+
+def decide_assignment(state: AssignmentState, decision: AssignmentState, requested_by: str, decided_by: str) -> bool:
+    """Whether the decision changes anything; an equal one was made before, if not.
+
+    Raises STATE_FORBIDS for one that was decided otherwise, SECOND_PERSON_REQUIRED where whoever asked for it approves it.
+    """
+    if state is decision:
+        return False
+    if state is not AssignmentState.REQUESTED:
+        verb = "APPROVE" if decision is AssignmentState.APPROVED else "REJECT"
+        raise Refused(Reason.STATE_FORBIDS, f"The assignment is {state} already.", metadata={"state": state, "verb": verb})
+    if decision is AssignmentState.APPROVED and decided_by == requested_by:
+        raise Refused(Reason.SECOND_PERSON_REQUIRED, "Another operator than the one who asked for the assignment has to approve it.")
+    return True
+
+
+def first_difference(sent: NewAssignment, stored: NewAssignment) -> None:
+    """Raises KEY_REUSED with the first field in which two assignments of one id differ."""
+    for name in ("seller_account", "owner", "reason", "requested_by"):
+        if getattr(sent, name) != getattr(stored, name):
+            raise key_reused(name)

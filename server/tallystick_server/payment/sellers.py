@@ -1,0 +1,103 @@
+"""Which sellers a caller may name in orders: those of its owner, and those that belong to nobody, which it claims."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.sellers import SellerOwners
+from tallystick_server.runtime.stage import Stage
+from tallystick_storage.database import Database
+from tallystick_storage.payment import sellers as store
+
+_TIMEOUT = 5.0
+_AWAY = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
+_MAX_KNOWN = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Sellers that an owner's order names, of which this process is not sure."""
+
+    owner: str
+    sellers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    owner: str
+    until: float
+    """The loop's time until which it is believed."""
+
+
+class KnownSellers:
+    """Asks WalletService about a seller at most every `interval` seconds, so that an assignment takes effect here within that time.
+
+    A known seller stays usable while WalletService does not answer; that a seller belongs to somebody else is never believed without asking.
+    """
+
+    def __init__(self, database: Database, owners: SellerOwners, interval: float) -> None:
+        self._database = database
+        self._owners = owners
+        self._interval = interval
+        self._known: dict[str, _Known] = {}
+        self._away_until = 0.0
+        self.asking: Stage[_Question, Mapping[str, str]] = Stage("payment.sellers", self._answer, lanes=2)
+
+    async def of_others(self, owner: str, sellers: Collection[str]) -> set[str]:
+        """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now. Raises DEPENDENCY_UNAVAILABLE."""
+        now = asyncio.get_running_loop().time()
+        unsure = tuple(sorted(seller for seller in sellers if not self._is_sure(seller, owner, now)))
+        if not unsure:
+            return set()
+        found = await self.asking.submit(_Question(owner, unsure))
+        others = {seller for seller in unsure if found.get(seller, owner) != owner}
+        return others or {seller for seller in unsure if seller not in found}  # claimed by nobody: never stored
+
+    def _is_sure(self, seller: str, owner: str, now: float) -> bool:
+        known = self._known.get(seller)
+        return known is not None and known.owner == owner and now < known.until
+
+    async def _answer(self, questions: Sequence[_Question]) -> Sequence[Mapping[str, str] | Exception]:
+        """Owners by seller for each question, or why they cannot be known."""
+        now = asyncio.get_running_loop().time()
+        names = sorted({seller for question in questions for seller in question.sellers})
+        stored = await self._database.read(lambda connection: store.stored(connection, names))
+        if now < self._away_until and all(stored.get(seller) == question.owner for question in questions for seller in question.sellers):
+            return [stored] * len(questions)
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                owners = await self._ask(questions, names)
+        except (TimeoutError, Refused) as error:
+            self._away_until = asyncio.get_running_loop().time() + _AWAY
+            message = "It cannot be known now whom a seller belongs to. Nothing was stored."
+            refused = error if isinstance(error, Refused) else Refused(Reason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
+            return [stored if all(stored.get(seller) == one.owner for seller in one.sellers) else refused for one in questions]
+        self._away_until = 0.0
+        await self._keep(owners, stored)
+        return [owners] * len(questions)
+
+    async def _ask(self, questions: Sequence[_Question], names: Sequence[str]) -> dict[str, str]:
+        """Owners by seller. A seller is claimed only for an order of which no other seller is somebody else's."""
+        owners = await self._owners.of(names)
+        claims = [
+            (seller, question.owner)
+            for question in questions
+            if all(owners.get(seller, question.owner) == question.owner for seller in question.sellers)
+            for seller in question.sellers
+            if seller not in owners
+        ]
+        return owners | await self._owners.claim(claims) if claims else owners
+
+    async def _keep(self, owners: Mapping[str, str], stored: Mapping[str, str]) -> None:
+        until = asyncio.get_running_loop().time() + self._interval
+        for seller, owner in owners.items():
+            self._known.pop(seller, None)
+            self._known[seller] = _Known(owner, until)
+        while len(self._known) > _MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        new = {seller: owner for seller, owner in owners.items() if stored.get(seller) != owner}
+        if new:
+            await self._database.transact(lambda connection: store.store(connection, new))

@@ -1,0 +1,36 @@
+"""Whom sellers belong to, as WalletService says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.wire import MOST_ITEMS
+
+SellerClaim = tuple[str, str]
+"""A seller, and the owner that claims it; "": it is only looked up."""
+
+
+class SellerOwners:
+    """Asks WalletService, which alone knows."""
+
+    def __init__(self, peers: Peers, wallet_address: str) -> None:
+        self._peers = peers
+        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+
+    async def claim(self, claims: Sequence[SellerClaim]) -> dict[str, str]:
+        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises DEPENDENCY_UNAVAILABLE."""
+        owners: dict[str, str] = {}
+        for start in range(0, len(claims), MOST_ITEMS):
+            request = wallet_service_pb2.BatchClaimSellersRequest(
+                claims=[wallet_service_pb2.SellerClaim(seller_account=seller, owner=owner) for seller, owner in claims[start : start + MOST_ITEMS]]
+            )
+            answer = await self._peers.call(self._wallet.BatchClaimSellers, request)
+            owners |= {seller.seller_account: seller.owner for seller in answer.sellers}
+        return owners
+
+    async def of(self, sellers: Sequence[str]) -> dict[str, str]:
+        """Owners by seller, without claiming any. Raises DEPENDENCY_UNAVAILABLE."""
+        return await self.claim([(seller, "") for seller in sellers])
