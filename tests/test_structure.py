@@ -96,7 +96,7 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         assert level == (MethodOptions.NO_SIDE_EFFECTS if reads else MethodOptions.IDEMPOTENT), method.full_name
         comment = re.search(rf"((?:\s*//.*\n)+)\s*rpc {method.name}\(", text)
         assert comment is not None, method.full_name
-        told = set(re.findall(r"team|service|operator|auditor", comment[1].partition("Access:")[2]))
+        told = set(re.findall(r"team|payouts|service|operator|auditor", comment[1].partition("Access:")[2]))
         allowed = set(map(str, room.ACCESS[method.name]))  # type: ignore[attr-defined]
         assert told == allowed, method.full_name
 
