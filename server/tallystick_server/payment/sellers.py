@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.sellers import SellerOwners
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
+from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.payment import sellers as store
 
@@ -44,7 +45,15 @@ class KnownSellers:
         self._interval = interval
         self._known: dict[str, _Known] = {}
         self._away_until = 0.0
-        self.asking: Stage[_Question, Mapping[str, str]] = Stage("payment.sellers", self._answer, lanes=2)
+        self.asking: Stage[_Question, Mapping[str, str]] = Stage(
+            "payment.sellers",
+            self._answer,
+            most=MOST_ITEMS,
+            weight=lambda question: len(question.sellers),
+            lanes=2,
+            for_callers=True,
+            max_waiting=CALLERS_WAITING,
+        )
 
     async def of_others(self, owner: str, sellers: Collection[str]) -> set[str]:
         """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now. Raises DEPENDENCY_UNAVAILABLE."""
