@@ -94,7 +94,8 @@ def _register(known: Databases, sellers: int) -> None:
             (sellers - 1,),
         )
         connection.execute(
-            "insert into wallet.seller (seller_account, owner, version, update_time) select 'seller-' || n, 'bench', 1, now() from generate_series(0, %s) n",
+            "insert into wallet.seller (seller_account, owner, version, update_time) "
+            "select 'seller-' || n, 'bench', 1, now() from generate_series(0, %s) n",
             (sellers - 1,),
         )
 
