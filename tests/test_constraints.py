@@ -179,7 +179,19 @@ CASES = [
     ("P4 history without a move", "payment",
      "insert into order_history values ('o-pending', 4, 'PENDING', 'FAILED', 'x', false, false, false, '', '', 'EXPIRED', '', '', 1, clock())", "P0001"),
     ("L4 an update of history", "payment", "update order_history set cause = 'x'", "42501"),
-    ("P6 fewer unpaid orders than there are", "payment", "update checkout set unpaid_orders = -1", "23514"),
+    ("P6 fewer unpaid orders than there are", "payment", "update checkout set unpaid_orders = -1 where checkout_id = 'pending'", "23514"),
+    ("P3 a payment that opens again", "payment",
+     f"with x as ({told('payments/paid', 1)}) update checkout set open_orders = 1, unpaid_orders = 1, version = 1, done_time = null "
+     "where checkout_id = 'paid'", "P0001"),
+    ("P3 a payment that failed and opens again", "payment",
+     "update checkout set open_orders = 1, version = 1, done_time = null where checkout_id = 'failed'", "P0001"),
+    ("P4 a payment that ended at another time", "payment", "update checkout set done_time = clock() where checkout_id = 'paid'", "P0001"),
+    ("P6 a payment that is paid without its order", "payment",
+     f"with x as ({told('payments/pending', 2)}) update checkout set open_orders = 0, unpaid_orders = 0, version = 2, done_time = clock() "
+     "where checkout_id = 'pending'", "P0001"),
+    ("P6 a payment that has failed while its order is open", "payment",
+     f"with x as ({told('payments/pending', 2)}) update checkout set open_orders = 0, version = 2, done_time = clock() "
+     "where checkout_id = 'pending'", "P0001"),
     ("P6 is_payment_done by hand", "payment", "update checkout set is_payment_done = true", "428C9"),
     ("P6 a closed checkout without its event", "payment",
      "update checkout set open_orders = 0, version = 2, done_time = clock() where checkout_id = 'pending'", "P0001"),
@@ -294,3 +306,14 @@ def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> 
     assert found == {
         (str(before), str(after)) for (before, why), after in MOVES.items() if before != after or why in (Happening.SETTLED, Happening.PENDING)
     }
+
+
+def test_only_the_service_seals(filled: Databases) -> None:
+    """What the administrator changes, with all triggers on, keeps the seal of what its service wrote."""
+    with psycopg.connect(filled.admin) as connection:
+        row = connection.execute(
+            "with b as (select seal from payment.attempt where demand_id = 'o-o-failed') "
+            "update payment.attempt a set failure_reason = 'EXPIRED' from b where a.demand_id = 'o-o-failed' returning a.seal = b.seal, b.seal is not null"
+        ).fetchone()
+        connection.rollback()
+    assert row == (True, True)

@@ -95,6 +95,8 @@ CASES = [
     ("a disabled destination without a name", "update payout_destination set state = 'DISABLED', version = 3", "23514"),
     ("the account of a destination", "update payout_destination set bank_account_token = 'mine'", "42501"),
     ("a batch that opens again", "update payout_batch set state = 'OPEN', version = 2, done_time = null", "P0001"),
+    ("a batch that counts on after its end", "update payout_batch set item_count = item_count + 1, collected_count = collected_count + 1", "P0001"),
+    ("a batch that ended at another time", "update payout_batch set done_time = clock()", "P0001"),
     ("a batch that counts less", "update payout_batch set refused_count = 0", "P0001"),
     ("a schedule whose version stays", "update payout_schedule set fee = 7", "P0001"),
     ("a line of a report that is changed", "update payout_batch_item set state = 'MADE', refusal = null", "P0001"),

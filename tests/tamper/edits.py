@@ -152,7 +152,7 @@ def _value(connection: psycopg.Connection[Any], random: Random, kind: Kind, colu
     if kind is Kind.OTHER_VALUE and random.random() < 0.5:
         expression = sql.SQL("(select {c} from {t} where ctid = {o}::tid)").format(c=name, t=table, o=sql.Literal(other))
     elif choices:
-        expression = sql.SQL(random.choice(choices).format(c="{c}")).format(c=name)
+        expression = sql.SQL(random.choice(choices)).format(c=name)
     else:
         return _NOTHING
     statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}").format(t=table, c=name, e=expression)
@@ -165,9 +165,7 @@ def _insert(connection: psycopg.Connection[Any], random: Random, column: Column,
     keys = [one for one in of_table if one.in_key] or list(of_table)
     changed = random.choice(keys)
     expression = random.choice([e for e in _OTHER_VALUES.get(changed.type, []) if e != "''"] or ["{c}"])
-    selected = [
-        sql.SQL(expression.replace("{c}", "{}")).format(sql.Identifier(one.name)) if one is changed else sql.Identifier(one.name) for one in of_table
-    ]
+    selected = [sql.SQL(expression).format(c=sql.Identifier(one.name)) if one is changed else sql.Identifier(one.name) for one in of_table]
     statement = sql.SQL("insert into {t} ({columns}) overriding system value select {selected} from {t} where ctid = %s::tid").format(
         t=sql.Identifier(column.schema, column.table),
         columns=sql.SQL(", ").join(sql.Identifier(one.name) for one in of_table),

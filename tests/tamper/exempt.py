@@ -6,7 +6,17 @@ _LEASES = "a lease: whoever works on an operation sets it anew, and an edit only
 _ONE_OF_MANY = "one process's claim to a periodic task, set anew within seconds"
 _MARKS = "tells a lost COMMIT from one that was never made, within an hour of its transaction"
 
+_OPENED = "shown only: an account is opened in a transaction of its own, before the first that is posted to it"
+_RELAYED = "from a lower place on, EventService is sent again what it has, and drops it; a higher one than the book's end is named"
+_DEFAULT = "of a wallet without a policy of its own: the setting when it was opened, which is kept nowhere else"
+_WATCHED = "of what has ended: a row more or less says only until when its provider is asked for news, by a setting of that time"
+
 EXEMPT: dict[str, str] = {
+    "ledger.account.create_time": _OPENED,
+    "ledger.relayed.sequence": _RELAYED,
+    "wallet.wallet.release_delay": _DEFAULT,
+    "payment.watch.(row)": _WATCHED,
+    "payout.watch.(row)": _WATCHED,
     **{f"{schema}.mark": _MARKS for schema in ("payment", "ledger", "wallet", "payout", "event")},
     **{f"{schema}.duty": _ONE_OF_MANY for schema in ("payment", "payout")},
     **{f"{schema}.due.{column}": _LEASES for schema in ("payment", "payout") for column in ("lease_until", "lease_token", "held")},

@@ -10,12 +10,11 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import namedtuple_row
-from sqlalchemy import text
 from sqlalchemy.dialects import postgresql
 
 from tallystick_server.process.checks.report import Report
 from tallystick_server.process.verify import verify_by
-from tallystick_storage.verification import QUERIES
+from tallystick_storage.verification import statement
 
 from .edits import ROW, Column, Edit, columns, make
 from .exempt import EXEMPT
@@ -112,9 +111,9 @@ class Tampering:
     def _read(self, name: str, **parameters: Any) -> Iterator[Any]:
         """Opens a query as verify does, but in the transaction of the edit."""
         self._connection.execute(f"set local search_path = {name.partition('.')[0]}, pg_temp")
-        statement = str(text(QUERIES[name]).compile(dialect=_DIALECT))
-        with self._connection.cursor(row_factory=namedtuple_row) as cursor:
-            return iter(cursor.execute(statement, parameters).fetchall())
+        compiled = str(statement(name, parameters).compile(dialect=_DIALECT))
+        with self._connection.transaction(), self._connection.cursor(row_factory=namedtuple_row) as cursor:
+            return iter(cursor.execute(compiled, parameters).fetchall())
 
     def close(self) -> None:
         self._connection.close()

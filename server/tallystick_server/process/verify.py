@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy.exc import SQLAlchemyError
+import psycopg
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from tallystick_server.process.checks.book import check_book, check_causes
-from tallystick_server.process.checks.events import check_due, check_events
+from tallystick_server.process.checks.events import check_due, check_events, check_versions
 from tallystick_server.process.checks.payments import (
     check_charges,
     check_checkouts,
@@ -22,6 +23,7 @@ from tallystick_server.process.checks.payments import (
 )
 from tallystick_server.process.checks.payouts import check_facts, check_holds, check_payouts, check_transfers
 from tallystick_server.process.checks.report import Check, Read, Report
+from tallystick_server.process.checks.seals import check_derived, check_seals
 from tallystick_server.process.checks.wallets import check_wallets, check_wallets_against_ledger
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.failure import Failure
@@ -43,7 +45,17 @@ def verify(databases: Databases) -> Report:
 
 def verify_by(read: Read) -> Report:
     """Runs every check over what `read` gives."""
-    return Report([check(read) for check in CHECKS])
+    return Report([_run(check, read) for check in CHECKS])
+
+
+def _run(check: Callable[[Read], Check], read: Read) -> Check:
+    """A check's findings; content that no rule can take is a finding, for its row is broken too: `check_seals` and the other checks name it."""
+    try:
+        return check(read)
+    except (DataError, psycopg.DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        stopped = Check(check.__name__.removeprefix("check_"), "")
+        stopped.fail(f"check {stopped.name}", f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}")
+        return stopped
 
 
 CHECKS: list[Callable[[Read], Check]] = [
@@ -63,4 +75,7 @@ CHECKS: list[Callable[[Read], Check]] = [
     check_transfers,
     check_facts,
     check_events,
+    check_versions,
+    check_derived,
+    check_seals,
 ]

@@ -1,5 +1,6 @@
 """One Alembic history for each service's schema. Its first makes what every schema has, `clock()` and `mark` among it, by `create`; every later one only calls `run`."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -219,9 +220,47 @@ OPERATED = {
 """How dead letters and alerts are found by what `event_has_change` is asked for."""
 
 
+UNSEALED: Mapping[str, frozenset[str]] = {
+    "payment": frozenset({"payment_order", "checkout_unpaid"}),  # recomputed from sealed history, and from payments
+    "ledger": frozenset({"head", "account", "tx", "entry", "relayed"}),  # recomputed from the chain of hashes
+    "wallet": frozenset({"wallet"}),  # recomputed from its entries and policies
+    "payout": frozenset({"payout_in_state"}),  # recomputed from payouts
+    "event": frozenset({"head"}),  # recomputed from the events
+}
+"""Tables without seals, by schema, besides `mark`: verify recomputes them. The sandbox's tables are another's, and have none."""
+
+SEALED_ON_UPDATE: Mapping[str, str] = {
+    "payment.attempt": "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') and t.moved_amount is null and t.end_time is null",
+    "payment.due": "(t.trouble, t.detail, t.tries::text, t.not_found, t.looking, t.recheck, t.maybe_sent) = ('', '', '{}', 0, false, false, false)",
+}
+"""Tables whose rows are sealed only once they change, and what a row must be until then: each payment makes new ones, and they hold nothing that is not derived."""
+
+_SEAL = """
+-- The hash of the row that its service wrote: whoever else changes the row leaves it as it is, and verify names the row.
+create or replace function seal() returns trigger language plpgsql as $$
+begin
+    new.seal := null;
+    new.seal := sha256(record_send(new));
+    return new;
+end $$;
+"""
+_SEALED = """
+alter table {table} add seal bytea;
+create trigger z_sealed before {events} on {table} for each row when (session_user = '{service}') execute function seal();
+"""
+
+
 def create(schema: str, *scripts: str) -> None:
-    """The first migration of a schema."""
+    """The first migration of a schema. Each of its tables is sealed, but for those that `UNSEALED` names."""
     run(schema, _EVERY_SCHEMA, *scripts)
+    if schema in UNSEALED:
+        made = re.findall(r"^create table (\w+)", "\n".join(scripts), re.MULTILINE)
+        run(schema, _SEAL, *[seal(schema, table) for table in made if table not in UNSEALED[schema]])
+
+
+def seal(schema: str, table: str) -> str:
+    """Gives each row of a table the hash of its content, written whenever its service writes the row. A column that is added later breaks the seals that are there."""
+    return _SEALED.replace("{table}", table).replace("{events}", "update" if f"{schema}.{table}" in SEALED_ON_UPDATE else "insert or update")
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 from tallystick_core.booking import Kind, Line
-from tallystick_core.ledger import GENESIS, Posting, chain_hash, transaction_id
+from tallystick_core.ledger import BOOK, GENESIS, Posting, chain_hash, transaction_id
 from tallystick_server.process.checks.report import Check, Read
 
 
@@ -33,14 +35,33 @@ def check_book(read: Read) -> Check:
         sequence, previous, latest = first.sequence, bytes(first.hash), first.post_time
     for row in read("ledger.strays"):
         check.fail(f"ledger.entry {row.sequence}/{row.place}", "has no transaction")
-    for head in read("ledger.heads"):
-        if (head.sequence, bytes(head.hash)) != (sequence, previous):
-            check.fail(f"ledger.head {head.book}", f"is at {head.sequence}, but the book ends at {sequence}")
+    _check_head(check, read, sequence, previous, latest)
+    _check_relayed(check, read, sequence)
     for currency, total in totals.items():
         if total:
             check.fail(f"ledger.entry in {currency}", f"all entries sum to {total}, not to zero")
     _check_accounts(check, read, balances, counts)
     return check
+
+
+def _check_head(check: Check, read: Read, sequence: int, previous: bytes, latest: datetime | None) -> None:
+    heads = [*read("ledger.heads")]
+    if [head.book for head in heads] != [BOOK]:
+        check.fail("ledger.head", f"has {len(heads)} rows, and must have one, of the book {BOOK}")
+    for head in heads:
+        if latest is not None and head.post_time != latest:
+            check.fail(f"ledger.head {head.book}", f"is of {head.post_time}, but the last transaction was posted at {latest}")
+        if (head.sequence, bytes(head.hash)) != (sequence, previous):
+            check.fail(f"ledger.head {head.book}", f"is at {head.sequence}, but the book ends at {sequence}")
+
+
+def _check_relayed(check: Check, read: Read, last: int) -> None:
+    relayed = [*read("ledger.relayed")]
+    if [row.book for row in relayed] != [BOOK]:
+        check.fail("ledger.relayed", f"has {len(relayed)} rows, and must have one, of the book {BOOK}")
+    for row in relayed:
+        if row.sequence is None or row.sequence > last:
+            check.fail(f"ledger.relayed {row.book}", f"is at {row.sequence}, but the book ends at {last}")
 
 
 def _check_accounts(check: Check, read: Read, balances: Counter[int], counts: Counter[int]) -> None:
@@ -57,6 +78,8 @@ def _check_transaction(check: Check, name: str, rows: list[Any], balances: Count
     entries = [row for row in rows if row.place is not None]
     if len(entries) != first.n or len(entries) < 2:
         check.fail(name, f"has {len(entries)} entries, and says {first.n}")
+    if [row.place for row in entries] != list(range(1, len(entries) + 1)):
+        check.fail(f"{name} in ledger.entry", "its entries are not numbered 1, 2, …")
     sums: Counter[str] = Counter()
     for row in entries:
         sums[row.currency] += row.amount
@@ -66,12 +89,24 @@ def _check_transaction(check: Check, name: str, rows: list[Any], balances: Count
         entry = f"ledger.entry {row.sequence}/{row.place}"
         if row.account is None or row.account_currency != row.currency:
             check.fail(entry, "is in another currency than its account")
+        if row.number != counts[row.account_id]:
+            check.fail(entry, f"is number {row.number} of its account, and must be {counts[row.account_id]}")
         if int(row.balance_after) != balances[row.account_id]:
             check.fail(entry, f"balance_after is {row.balance_after}, but the entries so far sum to {balances[row.account_id]}")
     if any(sums.values()):
         check.fail(name, "its entries do not sum to zero")
+    _check_hashes(check, name, first, entries)
+
+
+def _check_hashes(check: Check, name: str, first: Any, entries: list[Any]) -> None:
+    if first.kind not in Kind.__members__:
+        check.fail(name, f"is of the kind {first.kind!r}, which does not exist")
+        return
     lines = tuple(Line(row.account or "", row.currency, row.amount) for row in entries)
     posting = Posting(Kind(first.kind), first.cause_id, first.caller, lines, first.description, reverses=first.reverses)
+    times = {first.effective_time, *([None] if first.effective_time == first.post_time else [])}
+    if not any(replace(posting, effective_time=time).fingerprint == bytes(first.fingerprint) for time in times):
+        check.fail(name, "its fingerprint is not that of its content")
     if chain_hash(bytes(first.previous_hash), posting, first.sequence, first.effective_time, first.post_time) != bytes(first.hash):
         check.fail(name, "its hash is not that of its content")
 

@@ -165,6 +165,10 @@ end $$;
 create trigger cancelled_once before update on checkout for each row when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
 execute function refuse_change();
 
+-- P3: a payment that has ended stays as it is; until then its counts only fall.
+create trigger closed_once before update on checkout for each row
+when (old.open_orders = 0 or new.open_orders > old.open_orders or new.unpaid_orders > old.unpaid_orders) execute function refuse_change();
+
 create trigger moves_along_the_table before update on payment_order for each row
 when (new.version <> old.version + 1 or new.update_time < old.update_time or not (
     (old.status, new.status) in (
@@ -214,6 +218,21 @@ create trigger booked_once before update on unapplied_charge for each row when (
     execute function refuse_change();
 
 """
+    # P6: a payment counts its orders as they are.
+    + statement_rule(
+        "checkout_counts_orders",
+        "checkout",
+        (
+            """
+            select from changed c
+            cross join lateral (
+                select count(*) filter (where o.status <> 'FAILED' and not o.ledger_updated) as open, count(*) filter (where not o.ledger_updated) as unpaid
+                from payment_order o where o.checkout_id = c.checkout_id offset 0) o
+            where (c.open_orders, c.unpaid_orders) <> (o.open, o.unpaid)""",
+            "a payment counts other orders than it has",
+        ),
+        on=("update",),
+    )
     # P1: an attempt demands the sum of its charge's orders, in their one currency.
     + statement_rule(
         "attempt_covers_orders",

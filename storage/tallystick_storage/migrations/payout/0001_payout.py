@@ -229,7 +229,8 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or new
 execute function refuse_move();
 
 create trigger moves_along_the_table before update on payout_batch for each row
-when (new.version < old.version or new.version > old.version + 1 or new.collected_count < old.collected_count or new.refused_count < old.refused_count)
+when (old.state = 'DONE' or new.version < old.version or new.version > old.version + 1 or new.collected_count < old.collected_count
+    or new.refused_count < old.refused_count)
 execute function refuse_move();
 
 create trigger returns_once before update on transfer for each row when (old.returned_amount is not null or new.returned_amount is null)
