@@ -452,6 +452,26 @@ BUGS = (
         "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known",
         "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version and false offset 0) as known",
     ),
+    # whose sellers
+    Bug(
+        "another owner's seller is paid like one's own",
+        f"{_SERVER}/payout/grounds.py",
+        'if not found or owner not in ("", found):',
+        "if not found:",
+    ),
+    Bug(
+        "an order may name another owner's seller",
+        f"{_SERVER}/payment/sellers.py",
+        "others = {seller for seller in unsure if found.get(seller, owner) != owner}",
+        "others: set[str] = set()",
+    ),
+    Bug(
+        "a new destination is current at once",
+        f"{_STORAGE}/payout/destination.py",
+        "order by (d.state = 'VERIFIED' and not d.awaits_approval and d.usable_time <= (select clock())) desc, d.create_time desc,",
+        "order by d.create_time desc,",
+        "tests/test_ownership.py",
+    ),
     # batches
     Bug(
         "one item's data breaks its whole batch",
