@@ -32,10 +32,11 @@ from tallystick_server.providers.sandbox import MOST_AT_ONCE, found, outcome, pa
 from tallystick_server.runtime.authentication import BearerTokens
 from tallystick_server.runtime.door import Door
 from tallystick_server.runtime.peers import Peers
-from tallystick_server.runtime.retry import parse_policy
+from tallystick_server.runtime.retry import Policy, Strategy
+from tests.policies import scaled_defaults
 
 from .database import Engines, SimulatedDatabase
-from .faults import CALL, Fault
+from .faults import CALL, HOUR, Fault
 from .loop import Node
 from .network import Broken, Network, Server, Unreached, exchange
 from .world import PROVIDER, World
@@ -49,18 +50,8 @@ TEAMS = ("team-1", "team-2")
 OPERATOR = "operator"
 LEASE = 6.0
 _COMES_BACK = (0.05, 3.0)
-_QUICK = {
-    Trouble.NOT_SENT: "exponential:0.2:3:12",
-    Trouble.NO_ANSWER: "exponential:0.2:3:6",
-    Trouble.SERVER_ERROR: "exponential:0.2:1:4",
-    Trouble.BUSY: "fixed:0.3:1000",
-    Trouble.WAITING: "fixed:1:0",
-    Trouble.NOT_FOUND: "exponential:0.5:3:0",
-    Trouble.UNANSWERED: "exponential:0.5:3:0",
-    Trouble.UNRESOLVED: "exponential:0.5:3:12",
-    Trouble.UNSETTLED: "exponential:0.2:2:1000",
-    Trouble.WATCHED: "fixed:1.5:4",
-}
+_POLICIES = {**scaled_defaults(HOUR / 3600), Trouble.WATCHED: Policy(Strategy.FIXED, 1.5, 1.5, 4)}
+"""The default policies, at the world's speed; but what is polled once a day for a month is polled four times."""
 _FINAL = FinalNotFound(45.0, times=2)
 """Longer than a message is on its way, and a process stands still."""
 _ONCE: Mapping[Fault, float] = {fault: weight for fault, weight in CALL.items() if fault is not Fault.REPEATED}
@@ -85,7 +76,7 @@ def settings(key_window: float) -> Settings:
     return Settings(
         environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=1.0, relay_interval=2.0,
         breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE, release_delay=86_400,
-        alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): parse_policy(text) for trouble, text in _QUICK.items()},
+        alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): policy for trouble, policy in _POLICIES.items()},
         risk_blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS), seller_check_interval=10.0, payout_waiting_period=0.0, payout_approve_above={"EUR": 200_000},
         payout_alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
     )  # fmt: skip
@@ -194,11 +185,14 @@ class _Remote:
             return reply
 
         try:
-            return await exchange(self._world, place, kinds, lambda: self._node, answer, hears=False)
+            return await exchange(self._world, place, kinds, self._find, answer, hears=False)
         except Unreached:
             return NotSent("the connection was refused")
         except Broken:
             return Unknown("the connection broke")
+
+    def _find(self) -> Node | None:
+        return None if self._world.is_away(PROVIDER) else self._node
 
 
 class _Provider(_Remote):

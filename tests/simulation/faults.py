@@ -96,3 +96,23 @@ class Faults:
     def had_no_effect(self, numbered: str) -> None:
         """What was to befall a port call did not: it failed before."""
         del self.happened[numbered]
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A service, or the provider, that nobody reaches from one time of the world until another."""
+
+    target: str
+    begin: float
+    end: float
+
+
+HOUR = 60.0
+"""Seconds of the world's time that stand for an hour: the retry policies of a world are the defaults, sixty times as fast."""
+_TARGETS = ("wallet", "ledger", "event", "provider")
+
+
+def outage(chance: Chance, span: float) -> Outage:
+    """An hour without one of them, which begins within so many seconds."""
+    begin = chance.between("outage begins", 0, span)
+    return Outage(chance.one_of("outage of", _TARGETS), begin, begin + HOUR)

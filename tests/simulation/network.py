@@ -166,9 +166,9 @@ class Network:
         return cast("grpc.aio.Channel", _Channel(self, self._world, service))
 
     def find(self, service: str) -> Node | None:
-        """One of a service's nodes, another each time."""
+        """One of a service's nodes, another each time; none while the service is away."""
         self._calls += 1
-        alive = list(self.servers.get(service, ()))
+        alive = [] if self._world.is_away(service) else list(self.servers.get(service, ()))
         return self._world.chance.one_of(f"node {self._calls}", alive) if alive else None
 
     async def handle(self, node: Node, service: str, method: str, raw: bytes, context: _Context) -> bytes | None:

@@ -26,7 +26,7 @@ from .auditor import Auditor, Charged
 from .chance import Chance
 from .cluster import OPERATOR, SERVICES, TEAMS, Cluster
 from .database import Conditions, Engines, Tables
-from .faults import Fault, Faults
+from .faults import Fault, Faults, outage
 from .load import Load, Wish, wish
 from .loop import Deadlock
 from .payout_auditor import PayoutAuditor, Transferred
@@ -35,11 +35,13 @@ from .world import SLOW, World
 
 _CALLS_AT_MOST = 400.0
 """Seconds of the world's time after which callers must have their answers."""
-_RESTS_WITHIN = 240.0
-"""Seconds after healing in which everything must come to rest."""
+_RESTS_WITHIN = 720.0
+"""Seconds after healing in which everything must come to rest: past its key's window a charge is asked about twelve times, up to an hour apart."""
 _LAST_MESSAGES = 20.0
 """Seconds after which no message is under way any more."""
 _SHORT_WINDOW, _LONG_WINDOW = 15.0, 86_400.0
+_NEEDS_OPERATOR = frozenset({"REJECTED", "MISDIRECTED"})
+"""Causes of dead letters that no retry can mend: what the provider rejects as malformed, and another's answer."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Plan:
     """Payouts beside those of chance."""
     processes: int = 2
     """Of each service."""
+    outage: bool | None = None
+    """Whether a service or the provider is away for an hour; None: by the seed."""
 
 
 @dataclass
@@ -106,7 +110,8 @@ class Simulation:
 
     def run(self, plan: Plan) -> Result:
         """Plays a plan. What it gives is the same each time."""
-        result = Result(replace(plan, share=_share(plan)))
+        plan = replace(plan, share=_share(plan), outage=_has_outage(plan))
+        result = Result(plan)
         gc.disable()  # what is collected runs its `finally`, at a moment that depends on everything before
         world = [self._run(plan, result)]
         with _unheard():  # what is left unfinished ends where it stands, which concerns nobody any more
@@ -120,7 +125,7 @@ class Simulation:
         self._tables.reset()
         telemetry.seed(plan.seed)
         chance = Chance(plan.seed)
-        faults = Faults(chance, result.plan.share or 0.0, plan.without_faults, plan.planned)
+        faults = Faults(chance, plan.share or 0.0, plan.without_faults, plan.planned)
         drift = {service: chance.between(f"drift of {service}", -5, 5) for service in SERVICES}
         window = _SHORT_WINDOW if chance.number("window") < 0.3 else _LONG_WINDOW
         # what is still under way when a lease ends could reach the provider after it has forgotten the key
@@ -152,10 +157,13 @@ class Simulation:
         load = Load(world, cluster, [*plan.wishes, *wishes])
         withdrawals = [withdrawal(world.chance, number, span) for number in range(plan.payouts) if number not in plan.without_payouts]
         payouts = PayoutLoad(world, cluster, [*plan.withdrawals, *withdrawals])
+        if plan.outage:
+            world.outages = [outage(world.chance, span)]
+            world.tell(f"{world.outages[0]}")
         cluster.start(plan.processes)
         load.start()
         payouts.start(schedule=plan.payouts > 0)
-        await asyncio.sleep(span)
+        await asyncio.sleep(max([span, *(one.end for one in world.outages)]))
         world.tell("heals")
         world.faults.healed = True
         healed = world.loop.now
@@ -167,8 +175,11 @@ class Simulation:
         await self._rests(world, result, healed + (_LAST_MESSAGES if world.faults.share else 0.0), healed)
         result.to_rest = world.loop.now - healed
         result.calls = list(world.calls)
-        for _ in range(2):
-            if await self._clear_up(operator, world):
+        allowed = _NEEDS_OPERATOR | ({"UNRESOLVED"} if window == _SHORT_WINDOW else set())
+        for turn in range(2):
+            causes = await self._clear_up(operator, world)
+            result.violations += [f"a dead letter for {cause} needs an operator" for cause in sorted(causes - allowed) if turn == 0]
+            if causes:
                 await self._rests(world, result, world.loop.now, world.loop.now)
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
         quiet = not world.faults.share
@@ -190,14 +201,14 @@ class Simulation:
                 return
             await asyncio.sleep(1.0)
 
-    async def _clear_up(self, operator: AsyncClient, world: World) -> bool:
-        """An operator has dead letters tried again, or closes them; whether there were any."""
-        found = False
+    async def _clear_up(self, operator: AsyncClient, world: World) -> set[str]:
+        """An operator has dead letters tried again, or closes them; their causes."""
+        found = set()
         services: tuple[tuple[Any, Any], ...] = ((operator.payment, payment_service_pb2), (operator.payout, payout_service_pb2))
         for service, pb in services:
             request = pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
             for letter in [letter async for letter in operator.pages(service.ListDeadLetters, request, "dead_letters")]:
-                found = True
+                found.add(letter.cause)
                 await _decide(service, pb, letter.dead_letter_id, retry=world.chance.number(f"retry {letter.dead_letter_id}") < 0.5)
         return found
 
@@ -250,6 +261,13 @@ def _unheard() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         logging.disable(logging.NOTSET)
+
+
+def _has_outage(plan: Plan) -> bool:
+    """In a quarter of the runs in which payments are made by chance."""
+    if plan.outage is not None:
+        return plan.outage
+    return plan.payments > 0 and Chance(plan.seed).number("whether there is an outage") < 0.25
 
 
 def _share(plan: Plan) -> float:

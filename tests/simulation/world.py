@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .chance import Chance
 from .database import LABEL, Conditions
-from .faults import AT_COMMIT, READ, TRANSACTION, Fault, Faults
+from .faults import AT_COMMIT, READ, TRANSACTION, Fault, Faults, Outage
 from .loop import Node, VirtualLoop
 
 STOPPED = (7.0, 15.0)
@@ -43,9 +43,14 @@ class World:
         self.calls: list[str] = []
         """The port calls that did something, beside looking and finding nothing; in order."""
         self.died: Callable[[Node], None] = lambda _: None
+        self.outages: Sequence[Outage] = ()
         self._server = server
         self._drift = drift
         self._slow = slow
+
+    def is_away(self, target: str) -> bool:
+        """Whether nobody reaches a service, or the provider, now."""
+        return any(one.target == target and one.begin <= self.loop.now < one.end for one in self.outages)
 
     def tell(self, line: str) -> None:
         """Adds a line to the trace."""

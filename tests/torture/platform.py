@@ -14,14 +14,16 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
+from tallystick_core.provider import Trouble
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.embedded import EmbeddedPostgres
+from tallystick_server.runtime.retry import Policy, Strategy
 from tests.policies import as_setting, scaled_defaults
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 _SCALE = 1 / 20
-"""The default retry policies, so many times as fast."""
+"""The default retry policies, so many times as fast; but what is polled once a day for a month is polled four times within seconds."""
 _QUICK = {
     "TALLYSTICK_REUSE_PORT": "true",
     "TALLYSTICK_LEASE": "6",
@@ -29,7 +31,7 @@ _QUICK = {
     "TALLYSTICK_SWEEP_INTERVAL": "0.3",
     "TALLYSTICK_BREAKER_REST": "0.5",
     "TALLYSTICK_DRAIN": "2",
-    "TALLYSTICK_RETRY": as_setting(scaled_defaults(_SCALE)),
+    "TALLYSTICK_RETRY": as_setting({**scaled_defaults(_SCALE), Trouble.WATCHED: Policy(Strategy.FIXED, 1.0, 1.0, 4)}),
     "TALLYSTICK_PAYOUT_WAITING_PERIOD": "0",
 }
 LEASE_SECONDS = 6.0

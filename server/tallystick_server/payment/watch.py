@@ -56,7 +56,7 @@ class Watch:
             rows = store.failed_charges(connection, list(looks)) if looks else ()
             return [(charge, looks[charge.charge_id]) for charge in stored_charges(rows, dict.fromkeys(looks, 0), 0.0, inf)]
 
-        watched = await self._database.read(read)
+        watched = await self._database.load(read)
         if watched:
             again = await asyncio.gather(*(self._look(charge, looks) for charge, looks in watched))
             await self._database.transact(lambda connection: store.watch(connection, again))

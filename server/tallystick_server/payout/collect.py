@@ -76,6 +76,8 @@ class Collect:
         for row in (*new, *open_):
             try:
                 await self._bring_on(row)
+            except Refused as refused:
+                log.warning("batch %s waits: %s", row.payout_batch_id, refused)
             except Exception:  # what is wrong with one batch keeps no other waiting; an alert tells of it
                 log.exception("batch %s does not come on", row.payout_batch_id)
 

@@ -228,7 +228,7 @@ class Flow(ABC, Generic[H, G]):
         return await self._held.submit(item)
 
     async def _are_held(self, items: Sequence[InHand]) -> Sequence[bool]:
-        held = await self._database.read(lambda connection: due.held(connection, [item.demand_id for item in items]))
+        held = await self._database.load(lambda connection: due.held(connection, [item.demand_id for item in items]))
         return [held.get(item.demand_id) == item.lease_token for item in items]
 
     async def _guarded(self, item: H) -> None:
