@@ -95,6 +95,9 @@ CALLS: dict[str, Call] = {
     "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
     "ListAlerts, ended too": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=True)),
     "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()),
+    "ListUnappliedCharges, acknowledged too": lambda client: client.payment.ListUnappliedCharges(
+        payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
+    ),
     "ListWallets": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest()),
     "ListWallets in a currency": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest(currency="EUR")),
     "ListWallets in a currency (none)": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest(currency="JPY")),
@@ -172,14 +175,15 @@ class Plans:
             with psycopg.connect(url) as connection:
                 row = connection.execute(f"explain (analyze, format json) {statement}".encode(), parameters).fetchone()
                 connection.rollback()
-            for node in _flat((row or ([],))[0][0]["Plan"]):
+            for node in flat((row or ([],))[0][0]["Plan"]):
                 yield statement, node
 
 
-def _flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A node of a plan, and all below it."""
     yield node
     for child in node.get("Plans", ()):
-        yield from _flat(child)
+        yield from flat(child)
 
 
 def rows_read(node: dict[str, Any]) -> int:

@@ -78,6 +78,15 @@ def told(aggregate: str, version: int, request: str = "'x'") -> str:
     return f"insert into outbox (aggregate_ids, versions, request) values ('{{{aggregate}}}', '{{{version}}}', {request})"
 
 
+EMPTY = "''"
+
+
+def acknowledged(**values: str) -> str:
+    """An update that acknowledges every unapplied charge."""
+    columns = {"acknowledged_by": "'ann'", "acknowledge_reason": "'x'", "acknowledge_time": "clock()", "version": "3", **values}
+    return f"update unapplied_charge set {', '.join(f'{name} = {value}' for name, value in columns.items())}"
+
+
 def entry(sequence: int, place: int, account: int, amount: int, currency: str = "EUR") -> str:
     number = f"(select entry_count + 1 from account where account_id = {account})"
     return f"('main', {sequence}, {place}, {account}, '{currency}', {amount}, 0, {number})"
@@ -217,6 +226,17 @@ CASES = [
      f"with x as ({told('unappliedCharges/u-2', 1)}) insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, provider_reference, 1, 'EUR', "
      "'LATE', false, 1, clock(), clock() from unapplied_charge", "23505"),
     ("P2 a booking that is taken back", "payment", "update unapplied_charge set ledger_updated = false, version = 1", "P0001"),
+    ("P2 an acknowledgement without a reason", "payment", f"with x as ({told('unappliedCharges/u-2', 3)}) {acknowledged(acknowledge_reason=EMPTY)}", "23514"),
+    ("P2 an acknowledgement without a time", "payment", f"with x as ({told('unappliedCharges/u-2', 3)}) {acknowledged(acknowledge_time='null')}", "23514"),
+    ("P2 an acknowledgement without a name", "payment", f"with x as ({told('unappliedCharges/u-2', 3)}) {acknowledged(acknowledged_by=EMPTY)}", "23514"),
+    ("P2 an acknowledgement that is no version", "payment", acknowledged(version="2"), "P0001"),
+    ("P2 an acknowledgement before it is booked", "payment",
+     f"with x as ({told('unappliedCharges/u-2', 3)}) insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', "
+     "'LATE', false, 3, clock(), clock(), 'ann', 'x', clock() from unapplied_charge", "23514"),
+    ("P2 an acknowledgement that is changed", "payment",
+     f"with x as (insert into outbox (aggregate_ids, versions, request) select array_agg('unappliedCharges/' || unapplied_charge_id), array_agg(3), 'x' "
+     f"from unapplied_charge) {acknowledged()}; {acknowledged()}", "P0001"),
+    ("E1 an acknowledgement that nobody tells", "payment", acknowledged(), "P0001"),
     ("E1 an unapplied charge that nobody tells", "payment",
      "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() "
      "from unapplied_charge", "P0001"),

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psycopg
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 
-from benchmarks.growth import CALLS, CLAIMS, LOOKED_AT, REVIEW, TURNS, Call, Plans, Work, executed, rows_read
+from benchmarks.growth import CALLS, CLAIMS, LOOKED_AT, REVIEW, TURNS, Call, Plans, Work, executed, flat, rows_read
 from benchmarks.seed import seed
 from tallystick import AsyncClient
 from tallystick_core.payment import ALERT_AFTER
+from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime import alerts
 from tallystick_storage import alert
 from tallystick_storage.database import forget_marks
-from tallystick_storage.payment import orders
+from tallystick_storage.payment import orders, unapplied
+from tallystick_storage.payout import payouts
 
 from .conftest import Platform, fresh_database, serving
 
@@ -107,6 +109,60 @@ def test_the_monitor_looks_at_what_has_rested_too_long(seeded: Databases, name: 
 def test_a_claim_reads_what_can_be_claimed(seeded: Databases, name: str) -> None:
     """However much waits, a claim reads what is due, and nothing else."""
     assert too_much(done(seeded, *CLAIMS[name]), 2 * 200 + 10) == []
+
+
+_ACKNOWLEDGED = {
+    "payment": (
+        """insert into unapplied_charge select 'u-' || n, 'c-' || n, c.checkout_id, 'shop', '', 'sandbox', 'r-' || n, 1, 'EUR', 'LATE', true, 3, clock(), clock(),
+        'ann', 'x', clock() from generate_series(1, 5000) n, (select checkout_id from checkout limit 1) c""",
+        "analyze unapplied_charge",
+    ),
+    "payout": (
+        """insert into transfer select 'sandbox', 'r-' || n, p.payout_id, 'TWICE', 't-' || n, 1, 'EUR', null, '', clock(), null, 'ann', 'x', clock()
+        from generate_series(1, 5000) n, (select payout_id from payout limit 1) p""",
+        """insert into conflicting_report select p.payout_id, n, 'r-' || n, clock(), 'ann', 'x', clock()
+        from generate_series(1, 5000) n, (select payout_id from payout limit 1) p""",
+        "analyze transfer, conflicting_report",
+    ),
+}
+"""By schema: 5,000 of each that operators have acknowledged."""
+
+
+def _of_acknowledged(kind: str, findings: Sequence[alert.Finding]) -> Work:
+    (finding,) = [finding for finding in findings if finding.kind == kind]
+    return lambda connection: alert.find(connection, [finding])
+
+
+@pytest.mark.parametrize(
+    ("schema", "work"),
+    [
+        ("payment", lambda connection: unapplied.list_(connection, None, 51, acknowledged=False)),
+        ("payment", lambda connection: unapplied.list_(connection, None, 51, acknowledged=True)),
+        ("payment", _of_acknowledged("UNAPPLIED_CHARGE", orders.findings(ALERT_AFTER, REVIEW))),
+        ("payout", _of_acknowledged("STRAY_TRANSFER", payouts.findings(PAYOUT_ALERT_AFTER))),
+        ("payout", _of_acknowledged("PAYOUT_CONTRADICTED", payouts.findings(PAYOUT_ALERT_AFTER))),
+    ],
+    ids=["list", "list of all", "UNAPPLIED_CHARGE", "STRAY_TRANSFER", "PAYOUT_CONTRADICTED"],
+)
+def test_what_was_acknowledged_is_not_read(seeded: Databases, schema: str, work: Work) -> None:
+    """However much operators have acknowledged, what is open is found in an index of its own, and a page of all is a page."""
+    plans, nodes = Plans(), []
+    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:  # which is rolled back
+            connection.exec_driver_sql(f"set search_path = {schema}")
+            connection.exec_driver_sql("set session_replication_role = replica")
+            for statement in _ACKNOWLEDGED[schema]:
+                connection.exec_driver_sql(statement)
+            with plans.captured():
+                work(connection)
+            for _, statement, parameters in plans.statements:
+                explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
+                nodes += list(flat(explained[0]["Plan"]))
+    finally:
+        engine.dispose()
+    assert {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert [node for node in nodes if node["Node Type"] == "Seq Scan" or rows_read(node) > 51] == []
 
 
 def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:

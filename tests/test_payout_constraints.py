@@ -17,7 +17,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 
 from .conftest import eventually, fresh_database, serving
-from .test_constraints import ZEROS, attempt, told
+from .test_constraints import EMPTY, ZEROS, attempt, told
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,15 @@ def moved(to: str, *, version: int = 6, cause: str = "PROVIDER_ANSWER", settled:
     )
 
 
+def acknowledged(table: str, **values: str) -> str:
+    """An update that acknowledges everything in a table."""
+    columns = {"acknowledged_by": "'ann'", "acknowledge_reason": "'x'", "acknowledge_time": "clock()", **values}
+    return f"update {table} set {', '.join(f'{name} = {value}' for name, value in columns.items())}"
+
+
+OTHER = "'y'"
+REPORT = "insert into conflicting_report values ('paid', 1, 'Declined', clock())"
+IN_HISTORY = moved("PAID", settled="true", cause="ACKNOWLEDGED").replace("'', '', clock()", "'ann', 'x', clock()")
 CASES = [
     ("P3 a paid payout that fails", moved("FAILED").replace("settled = false", "settled = false, failure_reason = 'PROVIDER_DECLINED'"), "P0001"),
     ("P3 a payout that goes back", moved("SUBMITTED"), "P0001"),
@@ -81,6 +90,25 @@ CASES = [
      "insert into transfer select provider, provider_reference, payout_id, 'TWICE', 't-x', 1, 'EUR', null, '', clock(), null from transfer", "23505"),
     ("O2 a transfer that is changed", "update transfer set amount = 1", "42501"),
     ("O2 a transfer that comes back without a time", "update transfer set returned_amount = 5, returned_currency = 'EUR'", "23514"),
+    ("O2 an acknowledgement of a transfer that was asked for", f"{IN_HISTORY}; {acknowledged('transfer')}", "23514"),
+    ("O2 a return of a transfer that stays acknowledged",
+     f"{IN_HISTORY}; insert into transfer values ('sandbox', 'r2', 'paid', 'TWICE', 't-x', 1, 'EUR', null, '', clock(), null); "
+     f"{acknowledged('transfer')} where fit = 'TWICE'; update transfer set returned_amount = 1, returned_currency = 'EUR', return_time = clock() "
+     "where fit = 'TWICE'", "P0001"),
+    ("a report that is acknowledged without its history", f"{REPORT}; {acknowledged('conflicting_report')}", "P0001"),
+    ("a report that is acknowledged for another reason than its history says",
+     f"{IN_HISTORY}; {REPORT}; {acknowledged('conflicting_report', acknowledge_reason=OTHER)}", "P0001"),
+    ("a report that is acknowledged without a reason", f"{REPORT}; {acknowledged('conflicting_report', acknowledge_reason=EMPTY)}", "23514"),
+    ("a report that is acknowledged without a time", f"{REPORT}; {acknowledged('conflicting_report', acknowledge_time='null')}", "23514"),
+    ("a report that is acknowledged twice", f"{IN_HISTORY}; {REPORT}; {acknowledged('conflicting_report')}; {acknowledged('conflicting_report')}", "P0001"),
+    ("a report that is acknowledged no more",
+     f"{IN_HISTORY}; {REPORT}; {acknowledged('conflicting_report')}; update conflicting_report set acknowledged_by = ''", "P0001"),
+    ("a report that is changed", "update conflicting_report set report = 'x'", "42501"),
+    ("the same report twice", f"{REPORT}; {REPORT.replace('1', '2')}", "23505"),
+    ("an acknowledgement by nobody", moved("PAID", settled="true", cause="ACKNOWLEDGED"), "P0001"),
+    ("an acknowledgement that leaves the payout to be settled", moved("PAID", cause="ACKNOWLEDGED").replace("'', '', clock()", "'ann', 'x', clock()"), "P0001"),
+    ("an acknowledgement before the payout is at its end",
+     moved("AWAITING_APPROVAL", version=3, cause="ACKNOWLEDGED", payout_id="waiting").replace("'', '', clock()", "'ann', 'x', clock()"), "P0001"),
     ("O2 a second attempt",
      "insert into attempt select demand_id, 2, provider, 'k', amount, currency, '', '', null, null, '', '', clock(), null from attempt", "23505"),
     ("O2 an attempt for another amount",
@@ -111,7 +139,7 @@ def test_the_database_refuses(filled: Databases, sql: str, sqlstate: str) -> Non
     assert attempt(filled, "payout", sql) == sqlstate
 
 
-@pytest.mark.parametrize("table", ["payout_history", "payout_retry", "transfer"])
+@pytest.mark.parametrize("table", ["payout_history", "payout_retry", "transfer", "conflicting_report"])
 @pytest.mark.parametrize("sql", ["delete from {}", "truncate {} cascade"])
 def test_triggers_refuse_where_privileges_do_not(filled: Databases, table: str, sql: str) -> None:
     """L4: with the privilege off (as administrator) the trigger still refuses."""

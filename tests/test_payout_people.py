@@ -19,14 +19,15 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.caller import Caller, Role
-from tallystick_core.provider import Declined, PayoutFailure, Pending, PendingReason, Submitted, Succeeded, Trouble, Unknown
+from tallystick_core.provider import Declined, PayoutFailure, Pending, PendingReason, Returned, Submitted, Succeeded, Trouble, Unknown
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.process.configuration import Settings
+from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policy, Strategy
 
 from .banks import Bank
-from .conftest import QUICK, Platform, eventually, fresh_database, serving, unique
+from .conftest import QUICK, Platform, eventually, fresh_database, replayed, serving, unique
 from .test_payout import comes_to, destination, pay_out, reason_of, sell, state, story, wallet
 
 TOKENS = {name: f"token-of-{name}-aaaa" for name in ("shop", "other", "boss", "chief", "platform")}
@@ -349,6 +350,138 @@ def test_the_default_schedule_is_for_operators(shop: Client, chief: Client) -> N
     assert (got.seller_account, got.fee, got.version, got.caller) == ("", "1.00", 1, "chief")
 
 
+def acknowledge(
+    client: Client, payout_id: str, reason: str = "asked the bank", *, reference: str = "", report: int = 0, again: bool = False
+) -> payout_pb2.Payout:
+    """Acknowledges a transfer by its reference, or a report by its number; `again`: it is marked as a replay."""
+    request = pb.AcknowledgePayoutRequest(payout_id=payout_id, reason=reason)
+    if reference:
+        request.provider_reference = reference
+    if report:
+        request.report_number = report
+    assert replayed(client.payout.AcknowledgePayout, request) == again
+    return story(client, payout_id).payout
+
+
+def alerts(client: Client, kind: str, payout_id: str) -> list[recovery_pb2.Alert]:
+    """All that there ever were of a kind about a payout, newest first."""
+    request = pb.ListAlertsRequest(ended=True, page_size=200)
+    return [one for one in client.payout.ListAlerts(request).alerts if (one.kind, one.subject) == (kind, f"payouts/{payout_id}")]
+
+
+def is_raised(client: Client, kind: str, payout_id: str, number: int) -> bool:
+    """Whether the alert is open, and is the so many-th."""
+    found = alerts(client, kind, payout_id)
+    return len(found) == number and not found[0].HasField("end_time")
+
+
+def is_over(client: Client, kind: str, payout_id: str, number: int) -> bool:
+    """Whether there were so many alerts, and all have ended."""
+    found = alerts(client, kind, payout_id)
+    return len(found) == number and all(one.HasField("end_time") for one in found)
+
+
+@pytest.fixture
+def watching(admin_url: str, tmp_path: Path, bank: Bank) -> Iterator[Platform]:
+    """A platform that asks about payouts at rest, and looks for alerts, all the time; what it did verifies."""
+    settings = Settings(
+        retry={**RETRY, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.1, 0.1, 100_000)},
+        sweep_interval=0.05,
+        monitor_interval=0.05,
+        payout_waiting_period=0,
+        authentication="tokens",
+        callers=CALLERS,
+        service_token=TOKENS["platform"],
+    )
+    with fresh_database(admin_url, tmp_path) as known:
+        with serving(known, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
+            yield running
+        report = verify(known)
+        assert report.passed, report.as_text()
+
+
+def test_a_conflicting_report_is_acknowledged(watching: Platform, bank: Bank) -> None:
+    """Acknowledging ends the alert and moves no money; the same report again raises nothing, another one raises another alert."""
+    with watching.client(TOKENS["boss"]) as boss, watching.client(TOKENS["chief"]) as chief, watching.client(TOKENS["shop"]) as shop:
+        seller, reference, kind = sell(boss, "10.00"), unique("tr"), "PAYOUT_CONTRADICTED"
+        to = destination(boss, seller)
+        bank.script[to].extend([Succeeded(reference, 1000, "EUR"), Declined(PayoutFailure.PROVIDER_DECLINED, "late")])
+        id_ = pay_out(boss, seller).payout_id
+        assert eventually(lambda: is_raised(chief, kind, id_, 1))
+        (report,) = comes_to(chief, id_, "PAID").conflicting_reports
+        assert (report.number, report.report, report.acknowledged_by) == (1, "Declined late", "")
+        assert refusal(lambda: acknowledge(shop, id_, report=1)) == "METHOD_FORBIDDEN"
+        before = story(chief, id_).payout
+        after = acknowledge(chief, id_, report=1)
+        acknowledge(chief, id_, report=1, again=True)
+        assert refusal(lambda: acknowledge(chief, id_, "other", report=1)) == "KEY_REUSED"
+        assert after.version == before.version + 1
+        before.version = after.version
+        before.update_time.CopyFrom(after.update_time)
+        assert after == before
+        found = story(chief, id_)
+        assert [(one.acknowledged_by, one.acknowledge_reason) for one in found.conflicting_reports] == [("chief", "asked the bank")]
+        assert found.conflicting_reports[0].acknowledge_time == after.update_time
+        assert (found.history[-1].cause, found.history[-1].actor, found.history[-1].reason) == ("ACKNOWLEDGED", "chief", "asked the bank")
+        assert eventually(lambda: [event.aggregate_version for event in chief.events(aggregate_id=f"payouts/{id_}")][-1] == after.version)
+        assert eventually(lambda: is_over(chief, kind, id_, 1))
+        bank.script[id_].extend([Declined(PayoutFailure.PROVIDER_DECLINED, "late")] * 2 + [Declined(PayoutFailure.PROVIDER_DECLINED, "risk")])
+        assert eventually(lambda: is_raised(chief, kind, id_, 2))
+        assert [one.report for one in comes_to(chief, id_, "PAID").conflicting_reports] == ["Declined late", "Declined risk"]
+        assert alerts(chief, kind, id_)[0].detail == "Declined risk"
+        acknowledge(chief, id_, report=2)
+        assert eventually(lambda: is_over(chief, kind, id_, 2))
+        assert wallet(chief, seller) == ("0.00", "0.00", "0.00")
+
+
+def test_an_unmatched_transfer_is_acknowledged(watching: Platform, bank: Bank) -> None:
+    """Acknowledging one ends its alert and moves no money; another transfer, or a return of the same one, raises another alert."""
+    with watching.client(TOKENS["boss"]) as boss, watching.client(TOKENS["chief"]) as chief:
+        seller, first, second, kind = sell(boss, "10.00"), unique("tr"), unique("tr"), "STRAY_TRANSFER"
+        to = destination(boss, seller)
+        bank.script[to].append(Succeeded(first, 501, "EUR"))
+        id_ = pay_out(boss, seller, "5.00").payout_id
+        assert eventually(lambda: is_raised(chief, kind, id_, 1))
+        comes_to(chief, id_, "FAILED")
+        acknowledge(chief, id_, reference=first)
+        acknowledge(chief, id_, reference=first, again=True)
+        assert refusal(lambda: acknowledge(chief, id_, "other", reference=first)) == "KEY_REUSED"
+        (transfer,) = story(chief, id_).transfers
+        assert (transfer.acknowledged_by, transfer.acknowledge_reason) == ("chief", "asked the bank")
+        assert eventually(lambda: is_over(chief, kind, id_, 1))
+        assert wallet(chief, seller) == ("4.99", "0.00", "0.00")
+        bank.script[id_].append(Succeeded(second, 100, "EUR"))
+        assert eventually(lambda: is_raised(chief, kind, id_, 2))
+        assert alerts(chief, kind, id_)[0].detail == f"TWICE {second}"
+        comes_to(chief, id_, "FAILED")
+        acknowledge(chief, id_, reference=second)
+        assert eventually(lambda: is_over(chief, kind, id_, 2))
+        bank.script[id_].append(Returned(first, 501, "EUR"))
+        assert eventually(lambda: is_raised(chief, kind, id_, 3))
+        found = comes_to(chief, id_, "FAILED")
+        assert [one.acknowledged_by for one in found.transfers] == ["", "chief"]
+        assert [row.actor for row in found.history if row.cause == "ACKNOWLEDGED"] == ["chief", "chief"]
+        acknowledge(chief, id_, "it came back", reference=first)
+        assert eventually(lambda: is_over(chief, kind, id_, 3))
+        assert wallet(chief, seller) == ("9.00", "0.00", "0.00")
+
+
+def test_what_cannot_be_acknowledged_of_a_payout_says_why(shop: Client, chief: Client) -> None:
+    """What is unknown is NOT_FOUND, what is missing FIELD_REQUIRED, and where there is nothing to acknowledge it is STATE_FORBIDS."""
+    seller = sell(shop, "10.00")
+    destination(shop, seller)
+    id_ = comes_to(shop, pay_out(shop, seller).payout_id, "PAID").payout.payout_id
+    reference = story(shop, id_).transfers[0].provider_reference
+    assert refusal(lambda: acknowledge(chief, "p-nobody", report=1)) == "NOT_FOUND"
+    assert refusal(lambda: acknowledge(chief, id_, reference="tr_unknown")) == "NOT_FOUND"
+    assert refusal(lambda: acknowledge(chief, id_, reference=reference)) == "STATE_FORBIDS"
+    assert refusal(lambda: acknowledge(chief, id_, report=1)) == "STATE_FORBIDS"
+    assert refusal(lambda: acknowledge(chief, id_, report=-1)) == "FIELD_INVALID"
+    assert refusal(lambda: acknowledge(chief, id_)) == "FIELD_REQUIRED"
+    assert refusal(lambda: acknowledge(chief, id_, " ", report=1)) == "FIELD_REQUIRED"
+    assert refusal(chief.payout.AcknowledgePayout, pb.AcknowledgePayoutRequest(payout_id=id_, provider_reference="", reason="r")) == "FIELD_REQUIRED"
+
+
 def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, office: Platform, bank: Bank) -> None:
     """`tallystick payouts`, `payout-batch` and `dead-letters --service payout` do what the calls do, under the operator's token; refusals are one sentence."""
     environment = {**os.environ, "TALLYSTICK_TOKEN": TOKENS["chief"], "TALLYSTICK_LISTEN": office.address}
@@ -393,3 +526,12 @@ def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, of
     environment["TALLYSTICK_TOKEN"] = TOKENS["chief"]
     command("dead-letters", "retry", letter.dead_letter_id, "--service", "payout", "--reason", "again")
     comes_to(shop, stuck.payout_id, "PAID")
+    reference = unique("tr")
+    bank.script[to].append(Succeeded(reference, 101, "EUR"))
+    mismatch = comes_to(shop, pay_out(shop, seller, "1.00").payout_id, "FAILED").payout
+    acknowledged = command("payouts", "acknowledge", mismatch.payout_id, "--transfer", reference, "--reason", "seen")
+    assert json.loads(acknowledged.stdout)["payout_id"] == mismatch.payout_id, acknowledged.stderr
+    assert [one.acknowledge_reason for one in story(chief, mismatch.payout_id).transfers] == ["seen"]
+    nothing = command("payouts", "acknowledge", mismatch.payout_id, "--report", "1", "--reason", "seen")
+    assert (nothing.returncode, len(nothing.stderr.splitlines())) == (1, 1)
+    assert "there is nothing to acknowledge" in nothing.stderr

@@ -507,6 +507,42 @@ def test_another_amount_is_an_unapplied_charge(client: Client) -> None:
     assert eventually(lambda: events_of(client, f"unappliedCharges/{charge.unapplied_charge_id}") == [1, 2])
 
 
+def acknowledged(charge: payment_pb2.UnappliedCharge, reason: str = "refunded") -> payment_service_pb2.AcknowledgeUnappliedChargeRequest:
+    return payment_service_pb2.AcknowledgeUnappliedChargeRequest(unapplied_charge_id=charge.unapplied_charge_id, reason=reason)
+
+
+def test_an_unapplied_charge_is_acknowledged_once(client: Client) -> None:
+    """Acknowledged by an operator with a reason it leaves the list, and stays booked as it is; a repeat is marked, with another reason it is KEY_REUSED."""
+    payment = pay(client, "5.00", token="tok_other_amount")
+    (charge,) = eventually(lambda: unapplied(client, payment))
+    acknowledge = client.payment.AcknowledgeUnappliedCharge
+    assert [replayed(acknowledge, acknowledged(charge)) for _ in range(2)] == [False, True]
+    with pytest.raises(AlreadyExistsError) as reused:
+        acknowledge(acknowledged(charge, "another"))
+    assert reused.value.reason == "KEY_REUSED"
+    assert not unapplied(client, payment)
+    every = client.pages(
+        client.payment.ListUnappliedCharges, payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True, page_size=200), "unapplied_charges"
+    )
+    (found,) = [one for one in every if one.unapplied_charge_id == charge.unapplied_charge_id]
+    assert (found.acknowledged_by, found.acknowledge_reason, found.version) == ("dev", "refunded", 3)
+    assert found.acknowledge_time == found.update_time
+    assert (found.amount, found.cause, found.ledger_updated) == (charge.amount, charge.cause, True)
+    request = ledger_service_pb2.ListTransactionsRequest(cause_id=charge.unapplied_charge_id)
+    assert len(client.ledger.ListTransactions(request).transactions) == 1
+    assert eventually(lambda: events_of(client, f"unappliedCharges/{charge.unapplied_charge_id}") == [1, 2, 3])
+
+
+def test_what_cannot_be_acknowledged_says_why(client: Client) -> None:
+    """An id that nobody knows is NOT_FOUND, and a reason that says nothing is FIELD_REQUIRED."""
+    unknown = payment_pb2.UnappliedCharge(unapplied_charge_id="u-nothing")
+    with pytest.raises(NotFoundError):
+        client.payment.AcknowledgeUnappliedCharge(acknowledged(unknown))
+    with pytest.raises(InvalidArgumentError) as refused:
+        client.payment.AcknowledgeUnappliedCharge(acknowledged(unknown, " "))
+    assert (refused.value.reason, refused.value.field_violations[0].field) == ("FIELD_REQUIRED", "reason")
+
+
 def test_money_that_comes_after_the_failure_is_unapplied(client: Client, impatient: Platform) -> None:
     """P2: a holder that stood still tells of a success when the order has been closed: FAILED stands, and the money is booked."""
     payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
@@ -688,7 +724,7 @@ def test_of_two_answers_at_once_the_final_one_is_written_down(client: Client, im
 
 
 def test_the_command_line_does_what_an_operator_does(client: Client, impatient: Platform) -> None:
-    """`tallystick dead-letters` lists, shows, retries and closes; `unapplied-charges` lists; what is refused is one sentence and exit 1."""
+    """`tallystick dead-letters` lists, shows, retries and closes; `unapplied-charges` lists and acknowledges; what is refused is one sentence and exit 1."""
     payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
     letter = set_aside(client, payment)
 
@@ -704,7 +740,12 @@ def test_the_command_line_does_what_an_operator_does(client: Client, impatient: 
     refused = command("dead-letters", "retry", letter.dead_letter_id, "--reason", "r")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "STATE_FORBIDS: The dead letter is CLOSED already." in refused.stderr
-    assert command("unapplied-charges").returncode == 0
+    other = pay(client, "5.00", token="tok_other_amount")
+    (charge,) = eventually(lambda: unapplied(client, other))
+    shown = command("unapplied-charges", "acknowledge", charge.unapplied_charge_id, "--reason", "refunded")
+    assert json.loads(shown.stdout)["acknowledge_reason"] == "refunded", shown.stderr
+    assert charge.unapplied_charge_id not in command("unapplied-charges", "list").stdout
+    assert charge.unapplied_charge_id in command("unapplied-charges", "list", "--all").stdout
 
 
 def test_who_lost_a_lease_does_not_give_it_back(patient: Client, waiting: Platform) -> None:
@@ -933,13 +974,16 @@ def test_two_monitors_take_turns(own_database: Databases) -> None:
 
 
 def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) -> None:
-    """What waits for a person says so."""
+    """What waits for an operator says so, until it has been closed or acknowledged."""
     with serving(own_database, Settings(sweep_interval=0.05, monitor_interval=0.05)) as running, running.client() as client:
         letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
         assert eventually(lambda: alerts_of(client, f"deadLetters/{letter.dead_letter_id}"))
         payment = pay(client, "5.00", token="tok_other_amount")
         assert eventually(lambda: unapplied(client, payment))
-        assert eventually(lambda: alerts_of(client, f"unappliedCharges/{unapplied(client, payment)[0].unapplied_charge_id}"))
+        (charge,) = unapplied(client, payment)
+        assert eventually(lambda: alerts_of(client, f"unappliedCharges/{charge.unapplied_charge_id}"))
+        client.payment.AcknowledgeUnappliedCharge(acknowledged(charge))
+        assert eventually(lambda: not alerts_of(client, f"unappliedCharges/{charge.unapplied_charge_id}"))
         close(client, letter)
         assert eventually(lambda: not alerts_of(client, f"deadLetters/{letter.dead_letter_id}"))
     assert verify(own_database).passed

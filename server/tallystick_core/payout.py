@@ -80,6 +80,8 @@ class Cause(StrEnum):
     GIVEN_UP = "GIVEN_UP"
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
     SETTLED = "SETTLED"
+    ACKNOWLEDGED = "ACKNOWLEDGED"
+    """An operator has dealt with a transfer that fits no move, or with a conflicting report. Nothing else changes."""
 
 
 _S, _H = PayoutState, Happening

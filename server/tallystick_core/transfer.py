@@ -39,6 +39,11 @@ class Transfer:
         """Whether what came back is the whole or a part of what went out."""
         return self.returned_amount is not None and self.returned_currency == self.currency and self.returned_amount <= self.amount
 
+    @property
+    def matches(self) -> bool:
+        """Whether it was paid as asked, and nothing came back but the whole or a part of it. Otherwise an operator has to know."""
+        return self.fit is Fit.AS_ASKED and (self.returned_amount is None or self.return_fits)
+
 
 @dataclass(frozen=True, slots=True)
 class Known:

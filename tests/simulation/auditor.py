@@ -252,7 +252,7 @@ class Auditor:
 
     async def _compare_unapplied(self) -> None:
         found = {}
-        request = payment_service_pb2.ListUnappliedChargesRequest()
+        request = payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
         async for one in self._operator.pages(self._operator.payment.ListUnappliedCharges, request, "unapplied_charges"):
             found[one.provider_reference] = (one.charge_id, parse_amount(one.amount, one.currency), one.currency)
             if not one.ledger_updated:

@@ -206,4 +206,7 @@ def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
+        acknowledged_by=row.acknowledged_by,
+        acknowledge_reason=row.acknowledge_reason,
+        acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
     )

@@ -36,6 +36,7 @@ ACCESS: Access = {
     "ConfirmDelivery": frozenset({Role.TEAM}),
     **operator.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
+    "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
 }
 
 _LOOK_AGAIN_AT_REST = 2.0  # seconds; another process may have moved the payment

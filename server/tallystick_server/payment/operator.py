@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tallystick.payment.v1 import payment_service_pb2 as pb
-from tallystick_server.payment import encode
+from tallystick_core.identifier import parse_id, parse_words
+from tallystick_server.payment import encode, unapplied
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
@@ -28,8 +29,15 @@ class OperatorHandlers(operator.OperatorHandlers):
 
     async def ListUnappliedCharges(self, request: pb.ListUnappliedChargesRequest, _call: Call) -> pb.ListUnappliedChargesResponse:
         size = page_size(request.page_size)
-        token = PageToken("ListUnappliedCharges")
+        token = PageToken("ListUnappliedCharges", int(request.acknowledged))
         before = token.before(request.page_token)
-        rows = await self._database.read(lambda connection: unapplied_store.list_(connection, before, size + 1))
+        rows = await self._database.read(lambda connection: unapplied_store.list_(connection, before, size + 1, acknowledged=request.acknowledged))
         shown, following = token.page(rows, size, encode.unapplied_charge, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id))
         return pb.ListUnappliedChargesResponse(unapplied_charges=shown, next_page_token=following)
+
+    async def AcknowledgeUnappliedCharge(self, request: pb.AcknowledgeUnappliedChargeRequest, call: Call) -> pb.AcknowledgeUnappliedChargeResponse:
+        id_, reason = parse_id(request.unapplied_charge_id, "unapplied_charge_id"), parse_words(request.reason, "reason")
+        row, replayed = await unapplied.acknowledge(self._database, id_, call.caller.name, reason)
+        if replayed:
+            call.replayed()
+        return pb.AcknowledgeUnappliedChargeResponse(unapplied_charge=encode.unapplied_charge(row))

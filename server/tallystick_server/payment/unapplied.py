@@ -12,6 +12,7 @@ from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick_core.booking import Kind, unapplied
 from tallystick_core.payment import unapplied_charge_id
 from tallystick_core.provider import Succeeded
+from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_server.payment import encode
 from tallystick_server.payment.charge import Charge
 from tallystick_server.runtime.items import refusals
@@ -22,6 +23,7 @@ from tallystick_storage.database import Database
 from tallystick_storage.payment import unapplied as store
 
 _MOST_BOOKED = 100
+_BOOKED_WITHIN = 1.0  # seconds
 
 
 def find_unapplied(connection: Connection, told_of: Sequence[tuple[Charge, Succeeded]]) -> None:
@@ -68,6 +70,24 @@ class BookUnapplied:
         await self._database.transact(lambda connection: _tell(connection, store.booked(connection, posted)))
         if refused:
             raise RuntimeError(f"unapplied charges were refused by the ledger: {next(iter(refused.values())).message}")
+
+
+async def acknowledge(database: Database, unapplied_charge_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
+    """Ends its alert for this reason; it as it is now, and whether it was acknowledged before. Raises NOT_FOUND, CONFLICT, KEY_REUSED."""
+
+    def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:
+        acknowledged = store.acknowledge(connection, unapplied_charge_id, operator, reason)
+        _tell(connection, acknowledged)
+        return store.find(connection, unapplied_charge_id), not acknowledged
+
+    row, replayed = await database.transact(acknowledge)
+    if row is None:
+        raise not_found("unapplied charge")
+    if not row.acknowledged_by:
+        raise Refused(Reason.CONFLICT, "The unapplied charge is not in the ledger yet; acknowledge it once it is.", retry_after=_BOOKED_WITHIN)
+    if row.acknowledge_reason != reason:
+        raise key_reused("reason")
+    return row, replayed
 
 
 def _tell(connection: Connection, rows: Sequence[Row[Any]]) -> None:

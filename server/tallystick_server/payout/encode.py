@@ -139,6 +139,23 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
             returned_currency=row.returned_currency,
             create_time=to_timestamp(row.create_time),
             return_time=to_timestamp(row.return_time) if row.return_time else None,
+            acknowledged_by=row.acknowledged_by,
+            acknowledge_reason=row.acknowledge_reason,
+            acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
+        )
+        for row in rows
+    ]
+
+
+def conflicting_reports(rows: Iterable[Row[Any]]) -> list[payout_pb2.ConflictingReport]:
+    return [
+        payout_pb2.ConflictingReport(
+            number=row.number,
+            report=row.report,
+            create_time=to_timestamp(row.create_time),
+            acknowledged_by=row.acknowledged_by,
+            acknowledge_reason=row.acknowledge_reason,
+            acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
         )
         for row in rows
     ]

@@ -33,6 +33,7 @@ from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import due
 from tallystick_storage.database import Database
+from tallystick_storage.payout import acknowledgement
 from tallystick_storage.payout import batch as batch_store
 from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import reads as store
@@ -57,6 +58,7 @@ ACCESS: Access = {
     "RetryPayout": _BOTH,
     "ApprovePayout": _OPERATOR,
     "RejectPayout": _OPERATOR,
+    "AcknowledgePayout": _OPERATOR,
     "CreatePayoutBatch": _BOTH,
     "GetPayoutBatch": _READ,
     "SetPayoutSchedule": _BOTH,
@@ -143,13 +145,18 @@ class PayoutHandlers(OperatorHandlers):
     async def GetPayout(self, request: pb.GetPayoutRequest, call: Call) -> pb.GetPayoutResponse:
         payout = await self._visible(request.payout_id, call)
 
-        def story(connection: Connection) -> tuple[Any, Any, Any]:
+        def story(connection: Connection) -> tuple[Any, Any, Any, Any]:
             known = transfers.of(connection, [payout.payout_id]).get(payout.payout_id, ())
-            return store.history(connection, payout.payout_id), due.attempts(connection, payout_demand(payout.payout_id)), known
+            reports = acknowledgement.reports(connection, [payout.payout_id]).get(payout.payout_id, ())
+            return store.history(connection, payout.payout_id), due.attempts(connection, payout_demand(payout.payout_id)), known, reports
 
-        history, attempts, told = await self._database.read(story)
+        history, attempts, told, reports = await self._database.read(story)
         return pb.GetPayoutResponse(
-            payout=payout, history=encode.transitions(history), attempts=encode.attempts(attempts), transfers=encode.transfers(told)
+            payout=payout,
+            history=encode.transitions(history),
+            attempts=encode.attempts(attempts),
+            transfers=encode.transfers(told),
+            conflicting_reports=encode.conflicting_reports(reports),
         )
 
     async def ListPayouts(self, request: pb.ListPayoutsRequest, call: Call) -> pb.ListPayoutsResponse:

@@ -75,7 +75,6 @@ def _to_store(one: Move) -> store.PayoutMove:
         attempt_count=to.attempt_count,
         paid_amount=to.paid_amount,
         returned_amount=to.returned_amount,
-        contradiction=to.contradiction,
         provider_key=item.provider_key if to.attempt_count > item.standing.attempt_count else "",
         waits=one.waits,
         watch_after=one.watch_after,

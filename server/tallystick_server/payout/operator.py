@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_server.payout import encode
+from tallystick_server.payout import acknowledge, encode
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
@@ -30,3 +30,10 @@ class OperatorHandlers(operator.OperatorHandlers):
             found = await self._database.read(lambda connection: destinations.find(connection, [id_]))
             answer.payout_destination.CopyFrom(encode.destination(found[id_]))
         return answer
+
+    async def AcknowledgePayout(self, request: pb.AcknowledgePayoutRequest, call: Call) -> pb.AcknowledgePayoutResponse:
+        what = acknowledge.decode(request, call.caller.name)
+        if not await acknowledge.acknowledge(self._database, what):
+            call.replayed()
+        payouts = await self._database.read(lambda connection: store.shown(connection, [what.payout_id]))
+        return pb.AcknowledgePayoutResponse(payout=encode.shown_payout(payouts[what.payout_id]))

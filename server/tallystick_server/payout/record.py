@@ -24,10 +24,15 @@ from tallystick_server.runtime.demand import Answered, to_store
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage import due
 from tallystick_storage.database import Database
+from tallystick_storage.payout import acknowledgement
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import transfer as transfers
+from tallystick_storage.payout.acknowledgement import NewReport
 
 _CAUSES = {Happening.STRAY: Cause.STRAY_TRANSFER}
+_LONGEST_REPORT = 255
+MOST_OPEN_REPORTS = 10
+"""Conflicting reports of a payout that wait for an operator at a time; more are not stored before some are acknowledged."""
 
 
 class Record:
@@ -72,6 +77,8 @@ class _Book:
         self.rested = row.settled
         self.turns: list[Turn] = []
         self.told: dict[str, Transfer] = {}
+        self.conflicts: list[str] = []
+        """What the provider reports otherwise than before."""
         self.heard = False
         """Whether something definite was said, so that what was set aside goes on."""
         self._standing = self.item.standing
@@ -86,8 +93,8 @@ class _Book:
         self.heard = self.heard or isinstance(outcome, Submitted | InTransit | Succeeded | Returned | Declined)
         for happening in verdict.happenings:
             self._turn(happening, outcome, verdict)
-        if verdict.contradicted and not self._standing.contradiction:
-            self._contradict(outcome)
+        if verdict.contradicted:
+            self.conflicts.append(_report(outcome))
 
     def _turn(self, happening: Happening, outcome: PayoutOutcome, verdict: Verdict) -> None:
         before = self._standing
@@ -112,16 +119,36 @@ class _Book:
             changes["returned_amount"] = sum(one.returned_amount or 0 for one in ours if one.returned_currency == self.item.currency)
         return changes
 
-    def _contradict(self, outcome: PayoutOutcome) -> None:
-        """Notes for a person that the provider tells otherwise than before; where the money is stays as it was told first."""
-        says = f"{type(outcome).__name__} {getattr(outcome, 'reference', '')} {getattr(outcome, 'amount', '')}".strip()
-        after = replace(self._standing.after(Happening.STRAY), contradiction=says[:255])
-        self._standing = after
-        self.turns.append(Turn(after, Cause.STRAY_TRANSFER))
+    def new_reports(self, known: Sequence[Row[Any]]) -> list[NewReport]:
+        """The conflicting reports that are not known, each a version of the payout; where the money is stays as it was reported first."""
+        room = MOST_OPEN_REPORTS - sum(not row.acknowledged_by for row in known)
+        reports = [one for one in dict.fromkeys(self.conflicts) if one not in {row.report for row in known}][: max(room, 0)]
+        for _ in reports:
+            self._standing = self._standing.after(Happening.STRAY)
+            self.turns.append(Turn(self._standing, Cause.STRAY_TRANSFER))
+        return [NewReport(self.item.payout_id, number, one) for number, one in enumerate(reports, len(known) + 1)]
+
+
+def _report(outcome: PayoutOutcome) -> str:
+    """What is reported, in a line: the same for the same."""
+    said = (str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code"))
+    return " ".join([type(outcome).__name__, *filter(None, said)])[:_LONGEST_REPORT]
+
+
+def _note_conflicts(connection: Connection, books: Sequence[_Book]) -> None:
+    """Stores for an operator what conflicts with earlier reports, and was not reported before."""
+    conflicting = [book for book in books if book.conflicts]
+    if not conflicting:
+        return
+    known = acknowledgement.reports(connection, [book.item.payout_id for book in conflicting])
+    new = [report for book in conflicting for report in book.new_reports(known.get(book.item.payout_id, ()))]
+    if new:
+        acknowledgement.report(connection, new)
 
 
 def _write(connection: Connection, books: Sequence[_Book]) -> dict[str, Payout]:
     """Writes all of it down; the payouts as they stand."""
+    _note_conflicts(connection, books)
     told = [_told(book.item, one) for book in books for one in book.told.values()]
     if told:
         transfers.tell(connection, told)

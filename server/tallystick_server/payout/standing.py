@@ -24,7 +24,6 @@ class Standing:
     attempt_count: int = 0
     paid_amount: int = 0
     returned_amount: int = 0
-    contradiction: str = ""
 
     def after(self, happening: Happening, **changes: Any) -> Standing:
         """Where it stands after what happened. Raises STATE_FORBIDS."""
@@ -54,7 +53,6 @@ def stands(row: Row[Any]) -> Standing:
         attempt_count=row.attempt_count,
         paid_amount=row.paid_amount,
         returned_amount=row.returned_amount,
-        contradiction=row.contradiction,
     )
 
 

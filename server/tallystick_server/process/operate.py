@@ -43,10 +43,15 @@ def add_commands(commands: Commands) -> None:
     _reason(_letter(_command(verbs, "retry", "have it tried again", _retry)))
     one = _reason(_letter(_command(verbs, "close", "fail what it is about", _close)))
     one.add_argument("--evidence", required=True, help="what shows that the provider charged or paid nothing")
-    _command(commands, "unapplied-charges", "money that fits no order, newest first", _unapplied)
+    charges = commands.add_parser("unapplied-charges", help="money that fits no order: list, acknowledge")
+    verbs = charges.add_subparsers(required=True, metavar="VERB")
+    one = _command(verbs, "list", "newest first", _unapplied)
+    one.add_argument("--all", action="store_true", help="also those that were acknowledged")
+    one = _reason(_command(verbs, "acknowledge", "end its alert; it stays booked", _acknowledge_charge))
+    one.add_argument("unapplied_charge_id")
     one = _of_service(_command(commands, "alerts", "what a person should look at, newest first", _alerts))
     one.add_argument("--all", action="store_true", help="also those that have ended")
-    payouts = commands.add_parser("payouts", help="list, or one payout: show, approve, reject, cancel")
+    payouts = commands.add_parser("payouts", help="list, or one payout: show, approve, reject, cancel, acknowledge")
     verbs = payouts.add_subparsers(required=True, metavar="VERB")
     one = _command(verbs, "list", "newest first", _list_payouts)
     one.add_argument("--state", choices=[*map(str, PayoutState)], default="", help="such as AWAITING_APPROVAL; by default any")
@@ -54,6 +59,10 @@ def add_commands(commands: Commands) -> None:
     _payout(_command(verbs, "show", "it, with every move, attempt and transfer", _show_payout))
     for verb, about in (("approve", "as the second person"), ("reject", "while it awaits approval"), ("cancel", "before it is sent")):
         _reason(_payout(_command(verbs, verb, about, _decide(verb.capitalize()))))
+    one = _reason(_payout(_command(verbs, "acknowledge", "end the alert about a transfer or report; the money stays booked", _acknowledge_payout)))
+    subject = one.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--transfer", default="", metavar="REFERENCE", help="the provider_reference of a transfer that fits no move")
+    subject.add_argument("--report", type=int, default=0, metavar="NUMBER", help="the number of a report that conflicts with an earlier one")
     one = _command(commands, "payout-batch", "a batch of payouts, with its totals", _batch)
     one.add_argument("payout_batch_id")
     one.add_argument("--follow", action="store_true", help="again each second, until it is DONE")
@@ -130,9 +139,14 @@ def _close(options: argparse.Namespace, client: Client) -> list[Message]:
     return [_ask(options, client, "CloseDeadLetter", **values)]
 
 
-def _unapplied(_options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = payment_service_pb2.ListUnappliedChargesRequest(page_size=200)
+def _unapplied(options: argparse.Namespace, client: Client) -> Iterable[Message]:
+    request = payment_service_pb2.ListUnappliedChargesRequest(acknowledged=options.all, page_size=200)
     return client.pages(client.payment.ListUnappliedCharges, request, "unapplied_charges")
+
+
+def _acknowledge_charge(options: argparse.Namespace, client: Client) -> list[Message]:
+    request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(unapplied_charge_id=options.unapplied_charge_id, reason=options.reason)
+    return [client.payment.AcknowledgeUnappliedCharge(request).unapplied_charge]
 
 
 def _alerts(options: argparse.Namespace, client: Client) -> Iterable[Message]:
@@ -155,6 +169,15 @@ def _decide(verb: str) -> Work:
         return [getattr(client.payout, f"{verb}Payout")(request).payout]
 
     return work
+
+
+def _acknowledge_payout(options: argparse.Namespace, client: Client) -> list[Message]:
+    request = payout_service_pb2.AcknowledgePayoutRequest(payout_id=options.payout_id, reason=options.reason)
+    if options.report:
+        request.report_number = options.report
+    else:
+        request.provider_reference = options.transfer
+    return [client.payout.AcknowledgePayout(request).payout]
 
 
 def _batch(options: argparse.Namespace, client: Client) -> Iterable[Message]:

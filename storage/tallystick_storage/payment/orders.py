@@ -381,7 +381,7 @@ _FINDINGS = (
         "UNAPPLIED_CHARGE",
         "unappliedCharges",
         """
-    select 'unappliedCharges/' || unapplied_charge_id as subject, cause as detail from unapplied_charge
+    select 'unappliedCharges/' || unapplied_charge_id as subject, cause as detail from unapplied_charge where acknowledged_by = ''
     order by create_time desc, unapplied_charge_id desc
 """,
     ),

@@ -30,7 +30,7 @@ class Charged:
 
 
 _COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, ledger_updated,
-    version, create_time, update_time"""
+    version, create_time, update_time, acknowledged_by, acknowledge_reason, acknowledge_time"""
 # A charge whose orders are still open is none of these: it is theirs, unless its attempt has ended otherwise. The attempt is locked, so that none of them
 # is failed meanwhile. What is another charge's money already stays that.
 _INSERT = text(f"""
@@ -67,11 +67,23 @@ _BOOKED = text(f"""
     {told("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
     select {_COLUMNS}, sequence as told from booked, told
 """)
-_LIST = text(f"""
-    select {_COLUMNS} from unapplied_charge
-    where (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
-    order by create_time desc, unapplied_charge_id desc limit :most
+_ACKNOWLEDGE = text(f"""
+    with l as materialized (
+        select unapplied_charge_id from unapplied_charge where unapplied_charge_id = :id and ledger_updated and acknowledged_by = '' for update),
+    acknowledged as (
+        update unapplied_charge u set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = greatest(u.update_time, t.now),
+            version = 3, update_time = greatest(u.update_time, t.now)
+        from l, (select clock() as now) t where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
+    {told("acknowledged", "'unappliedCharges/' || unapplied_charge_id", "3")}
+    select {_COLUMNS}, sequence as told from acknowledged, told
 """)
+_FIND = text(f"select {_COLUMNS} from unapplied_charge where unapplied_charge_id = :id")
+_LIST = f"""
+    select {_COLUMNS} from unapplied_charge
+    where {{which}} and (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+    order by create_time desc, unapplied_charge_id desc limit :most
+"""
+_LIST_OPEN, _LIST_ALL = text(_LIST.format(which="acknowledged_by = ''")), text(_LIST.format(which="true"))
 
 
 def insert(connection: Connection, charged: Sequence[Charged]) -> Sequence[Row[Any]]:
@@ -89,7 +101,16 @@ def booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
     return connection.execute(_BOOKED, {"ids": list(ids)}).all()
 
 
-def list_(connection: Connection, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
-    """Newest first, before a given (create_time, id)."""
+def acknowledge(connection: Connection, unapplied_charge_id: str, operator: str, reason: str) -> Sequence[Row[Any]]:
+    """Acknowledges a booked charge that nobody has acknowledged; it, with the outbox row in which the change is to be recorded, or nothing."""
+    return connection.execute(_ACKNOWLEDGE, {"id": unapplied_charge_id, "operator": operator, "reason": reason}).all()
+
+
+def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
+    return connection.execute(_FIND, {"id": unapplied_charge_id}).one_or_none()
+
+
+def list_(connection: Connection, before: tuple[datetime, str] | None, most: int, *, acknowledged: bool) -> Sequence[Row[Any]]:
+    """Those that nobody has acknowledged, or all, newest first, before a given (create_time, id)."""
     time, charge = before or (None, "")
-    return connection.execute(_LIST, {"before_time": time, "before_id": charge, "most": most}).all()
+    return connection.execute(_LIST_ALL if acknowledged else _LIST_OPEN, {"before_time": time, "before_id": charge, "most": most}).all()

@@ -15,7 +15,7 @@ from tallystick_storage.outbox import told
 
 COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
     p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code, p.provider_reference, p.attempt_count, p.paid_amount,
-    p.returned_amount, p.contradiction, p.version, p.create_time, p.update_time"""
+    p.returned_amount, p.version, p.create_time, p.update_time"""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,6 @@ class PayoutMove:
     attempt_count: int
     paid_amount: int
     returned_amount: int
-    contradiction: str
     provider_key: str = ""
     waits: bool = False
     watch_after: float | None = None
@@ -106,9 +105,9 @@ _INSERT = text(f"""
     new as (
         insert into payout (payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account, amount, fee, net_amount, reserve, currency,
             payout_destination_id, payout_batch_id, provider, traceparent, state, settled, failure_reason, decline_code, provider_reference,
-            attempt_count, paid_amount, returned_amount, contradiction, version, create_time, update_time)
+            attempt_count, paid_amount, returned_amount, version, create_time, update_time)
         select payout_id, caller, owner, decode(fingerprint, 'hex'), asked_amount, asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
-            payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '', '', 0, 0, 0, '', 1, now, now
+            payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '', '', 0, 0, 0, 1, now, now
         from json_to_recordset(cast(:payouts as json)) as r (payout_id text, caller text, owner text, fingerprint text, asked_amount bigint,
             asked_destination text, seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
             provider text, traceparent text), t
@@ -139,7 +138,7 @@ _MOVE = text(f"""
         select r.*
         from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text, lease_token bigint, from_version int, version int, state text,
                 settled boolean, failure_reason text, decline_code text, provider_reference text, attempt_count int, paid_amount bigint,
-                returned_amount bigint, contradiction text, provider_key text, waits boolean, watch_after float) order by payout_id) r
+                returned_amount bigint, provider_key text, waits boolean, watch_after float) order by payout_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
             select from due d where d.demand_id = 'p-' || r.payout_id and (r.lease_token is null or d.lease_token = r.lease_token) limit 1 for update) d),
     locked as materialized (
@@ -148,7 +147,7 @@ _MOVE = text(f"""
     moved as (
         update payout p set state = l.state, settled = l.settled, failure_reason = l.failure_reason, decline_code = l.decline_code,
             provider_reference = l.provider_reference, attempt_count = l.attempt_count, paid_amount = l.paid_amount,
-            returned_amount = l.returned_amount, contradiction = l.contradiction, version = l.version, update_time = greatest(p.update_time, t.now)
+            returned_amount = l.returned_amount, version = l.version, update_time = greatest(p.update_time, t.now)
         from locked l, t where p.payout_id = l.payout_id and p.version = l.from_version
         returning p.payout_id, p.version, p.update_time, p.provider, p.net_amount, p.currency, l.provider_key),
     history as (
@@ -344,10 +343,18 @@ _FINDINGS = (
         "payouts",
         """
     select 'payouts/' || payout_id as subject, string_agg(distinct fit || ' ' || provider_reference, ', ') as detail from transfer
-    where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency) group by payout_id order by payout_id
+    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency)) and acknowledged_by = ''
+    group by payout_id order by payout_id
 """,
     ),
-    ("PAYOUT_CONTRADICTED", "payouts", "select 'payouts/' || payout_id as subject, contradiction as detail from payout where contradiction <> ''"),
+    (
+        "PAYOUT_CONTRADICTED",
+        "payouts",
+        """
+    select 'payouts/' || payout_id as subject, string_agg(report, ', ' order by number) as detail from conflicting_report where acknowledged_by = ''
+    group by payout_id order by payout_id
+""",
+    ),
 )
 
 

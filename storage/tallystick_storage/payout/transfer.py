@@ -37,7 +37,7 @@ _TELL = text("""
         returned_amount bigint, returned_currency text), (select clock() as now) t
     order by payout_id, provider_reference
     on conflict (provider, provider_reference) do update set returned_amount = excluded.returned_amount, returned_currency = excluded.returned_currency,
-        return_time = excluded.return_time
+        return_time = excluded.return_time, acknowledged_by = '', acknowledge_reason = '', acknowledge_time = null
         where transfer.payout_id = excluded.payout_id and transfer.returned_amount is null
     returning payout_id
 """)

@@ -12,7 +12,7 @@ from tallystick_core.transfer import Fit, Transfer, facts
 from tallystick_server.process.checks.report import Check, Read, listed, merged
 
 _MOVED = {(before, after) for (before, _), after in MOVES.items() if before != after}
-_STAYED = {Cause.SETTLED: True, Cause.STRAY_TRANSFER: False}
+_STAYED = {Cause.SETTLED: True, Cause.STRAY_TRANSFER: False, Cause.ACKNOWLEDGED: True}
 """The causes of versions that leave the state as it is, and whether the payout is settled after them."""
 
 

@@ -137,12 +137,16 @@ create table unapplied_charge (
     currency text not null,
     cause text not null check (cause in ('MISMATCH', 'LATE', 'TWICE')),
     ledger_updated boolean not null,
-    version int not null check (version = case when ledger_updated then 2 else 1 end),
+    version int not null check (version = case when acknowledged_by <> '' then 3 when ledger_updated then 2 else 1 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
+    acknowledged_by text not null default '' check (acknowledged_by = '' or ledger_updated),  -- the operator who has resolved it; "": nobody has
+    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
     unique (provider, provider_reference)
 );
 create index unapplied_charge_by_time on unapplied_charge (create_time desc, unapplied_charge_id desc);
+create index unapplied_charge_open on unapplied_charge (create_time desc, unapplied_charge_id desc) where acknowledged_by = '';
 -- Charges that failed though they may have been sent: their providers are asked now and then whether they charged after all.
 create table watch (
     charge_id text collate "C" primary key,
@@ -214,7 +218,8 @@ execute function refuse_move();
         (untold("'paymentOrders/' || payment_order_id"), "a change that no event tells of"),
     )
     + """
-create trigger booked_once before update on unapplied_charge for each row when (old.ledger_updated or not new.ledger_updated)
+-- Booked, then acknowledged: each once, in versions of their own.
+create trigger booked_and_acknowledged_once before update on unapplied_charge for each row when (new.version <> old.version + 1)
     execute function refuse_change();
 
 """
@@ -299,7 +304,7 @@ GRANTS = """
 grant select on checkout_unpaid to {service};
 grant select, insert, update (owner, update_time) on seller_owner to {service};
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
-grant update (ledger_updated, version, update_time) on unapplied_charge to {service};
+grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge_reason, acknowledge_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time) on payment_order to {service};

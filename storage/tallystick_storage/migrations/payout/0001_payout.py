@@ -69,7 +69,6 @@ create table payout (
         'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED'))),
     paid_amount bigint not null check (paid_amount >= 0),
     returned_amount bigint not null check (returned_amount >= 0),
-    contradiction text not null,  -- what the provider told otherwise than before
     version int not null check (version > 0),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time)
@@ -122,11 +121,29 @@ create table transfer (
     returned_currency text not null check ((returned_currency <> '') = (returned_amount is not null)),
     create_time timestamptz not null,
     return_time timestamptz check ((return_time is not null) = (returned_amount is not null)),
+    acknowledged_by text not null default '',  -- the operator who has dealt with it, as it is known now; "": nobody has
+    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
+    check (acknowledged_by = '' or fit <> 'AS_ASKED' or coalesce(returned_amount > amount, false) or returned_currency not in ('', currency)),
     primary key (provider, provider_reference)
 );
 create index transfer_by_payout on transfer (payout_id, create_time);
-create index transfer_stray on transfer (payout_id)
-    where fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency);
+create index transfer_unmatched on transfer (payout_id)
+    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency)) and acknowledged_by = '';
+
+-- What a provider reports of a payout otherwise than before, each once. Where the money is stays as it was reported first.
+create table conflicting_report (
+    payout_id text collate "C" not null references payout,
+    number int not null check (number > 0),
+    report text not null check (report <> ''),
+    create_time timestamptz not null,
+    acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
+    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
+    primary key (payout_id, number),
+    unique (payout_id, report)
+);
+create index conflicting_report_open on conflicting_report (payout_id, number) where acknowledged_by = '';
 
 -- Payouts at rest of which the provider may still tell something: that the money came back, or was paid after all.
 create table watch (
@@ -134,7 +151,6 @@ create table watch (
     next_time timestamptz not null,
     looks int not null check (looks >= 0)
 ) with (fillfactor = 70);
-create index payout_contradicted on payout (payout_id) where contradiction <> '';
 create index watch_by_time on watch (next_time, payout_id);
 
 -- When sellers are paid by themselves, and on what terms; "" is every seller without one of his own. The last version is what holds.
@@ -233,8 +249,29 @@ when (old.state = 'DONE' or new.version < old.version or new.version > old.versi
     or new.refused_count < old.refused_count)
 execute function refuse_move();
 
-create trigger returns_once before update on transfer for each row when (old.returned_amount is not null or new.returned_amount is null)
+-- It comes back once, which nobody has acknowledged yet; else it is acknowledged, once.
+create trigger returns_once before update on transfer for each row
+when (case when (new.returned_amount, new.returned_currency, new.return_time) is distinct from (old.returned_amount, old.returned_currency, old.return_time)
+    then old.returned_amount is not null or new.returned_amount is null or new.acknowledged_by <> ''
+    else old.acknowledged_by <> '' or new.acknowledged_by = '' end)
 execute function refuse_change();
+
+create trigger acknowledged_once before update on conflicting_report for each row when (old.acknowledged_by <> '' or new.acknowledged_by = '')
+execute function refuse_change();
+
+create function acknowledged_in_history() returns trigger language plpgsql security definer set search_path from current as $$
+begin
+    if not exists (
+            select from payout_history h join told t on t.aggregate_id = 'payouts/' || h.payout_id and t.version = h.version
+            where h.payout_id = new.payout_id and h.cause = 'ACKNOWLEDGED' and (h.actor, h.reason) = (new.acknowledged_by, new.acknowledge_reason)) then
+        raise exception 'an acknowledgement without its history row' using errcode = 'P0001';
+    end if;
+    return null;
+end $$;
+create trigger acknowledged_in_history after update on transfer for each row when (new.acknowledged_by <> '')
+execute function acknowledged_in_history();
+create trigger acknowledged_in_history after update on conflicting_report for each row when (new.acknowledged_by <> '')
+execute function acknowledged_in_history();
 
 create trigger decided_once before update on payout_batch_item for each row when (old.state <> 'ASKED' or new.state = 'ASKED')
 execute function refuse_change();
@@ -270,6 +307,8 @@ when ((new.version = old.version + 1 or new.version = old.version and new.next_t
                     when 'SETTLED' then h.from_state = h.to_state and h.settled
                         and h.to_state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')
                     when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled and h.to_state in ('PAID', 'FAILED', 'RETURNED')
+                    when 'ACKNOWLEDGED' then h.from_state = h.to_state and h.settled and h.actor <> '' and h.to_state in ('PAID', 'FAILED', 'RETURNED')
+                        and exists (select from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1 and b.settled offset 0)
                     else not h.settled and (h.from_state, h.to_state) in (
                         ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'),
                         ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'), ('AWAITING_APPROVAL', 'CANCELLED'),
@@ -326,6 +365,7 @@ create trigger append_only before update or delete or truncate on payout_retry f
 create trigger never_deleted before delete or truncate on payout for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_destination for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on transfer for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on conflicting_report for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_schedule for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_batch for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_batch_item for each statement execute function refuse_change();
@@ -345,11 +385,13 @@ EVENTS = event_has_change(
 
 GRANTS = """
 grant select on payout_in_state to {service};
-grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry to {service};
+grant select, insert on payout_destination, payout, payout_history, transfer, conflicting_report, payout_schedule, payout_batch, payout_batch_item, payout_retry
+    to {service};
 grant update (state, verified_time, decline_code, awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
-grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, contradiction, version,
-              update_time) on payout to {service};
-grant update (returned_amount, returned_currency, return_time) on transfer to {service};
+grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, version, update_time)
+    on payout to {service};
+grant update (returned_amount, returned_currency, return_time, acknowledged_by, acknowledge_reason, acknowledge_time) on transfer to {service};
+grant update (acknowledged_by, acknowledge_reason, acknowledge_time) on conflicting_report to {service};
 grant select, insert, update, delete on watch to {service};
 grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, caller, traceparent, version,
               update_time) on payout_schedule to {service};

@@ -721,6 +721,9 @@ class UnappliedCharge(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_REASON_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_TIME_FIELD_NUMBER: _builtins.int
     unapplied_charge_id: _builtins.str
     """Made of the provider and its reference."""
     charge_id: _builtins.str
@@ -742,7 +745,11 @@ class UnappliedCharge(_message.Message):
     ledger_updated: _builtins.bool
     """Whether it is in the ledger."""
     version: _builtins.int
-    """1 when it was found, 2 when it was booked."""
+    """1 when it was found, 2 when it was booked, 3 when it was acknowledged."""
+    acknowledged_by: _builtins.str
+    """The operator who acknowledged it; empty while it is open."""
+    acknowledge_reason: _builtins.str
+    """Why, in the operator's words."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was found."""
@@ -750,6 +757,10 @@ class UnappliedCharge(_message.Message):
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
+
+    @_builtins.property
+    def acknowledge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was acknowledged."""
 
     def __init__(
         self,
@@ -767,10 +778,13 @@ class UnappliedCharge(_message.Message):
         version: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        acknowledged_by: _builtins.str = ...,
+        acknowledge_reason: _builtins.str = ...,
+        acknowledge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_time", b"acknowledge_time", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "caller", b"caller", "cause", b"cause", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "ledger_updated", b"ledger_updated", "provider", b"provider", "provider_reference", b"provider_reference", "unapplied_charge_id", b"unapplied_charge_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_reason", b"acknowledge_reason", "acknowledge_time", b"acknowledge_time", "acknowledged_by", b"acknowledged_by", "amount", b"amount", "caller", b"caller", "cause", b"cause", "charge_id", b"charge_id", "checkout_id", b"checkout_id", "create_time", b"create_time", "currency", b"currency", "ledger_updated", b"ledger_updated", "provider", b"provider", "provider_reference", b"provider_reference", "unapplied_charge_id", b"unapplied_charge_id", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -692,19 +692,23 @@ class ListUnappliedChargesRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The most to answer with: 0 means 50, above 200 means 200."""
     page_token: _builtins.str
-    """The next_page_token of the page before; empty: the first page."""
+    """The next_page_token of the page before, with the same filter; empty: the first page."""
+    acknowledged: _builtins.bool
+    """Whether to list also those that were acknowledged."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        acknowledged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -737,6 +741,56 @@ class ListUnappliedChargesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListUnappliedChargesResponse: _TypeAlias = ListUnappliedChargesResponse  # noqa: Y015
+
+@_typing.final
+class AcknowledgeUnappliedChargeRequest(_message.Message):
+    """What to acknowledge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNAPPLIED_CHARGE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    unapplied_charge_id: _builtins.str
+    """As ListUnappliedCharges gives it."""
+    reason: _builtins.str
+    """What was done about it, in a few words; required, up to 255 characters."""
+    def __init__(
+        self,
+        *,
+        unapplied_charge_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "unapplied_charge_id", b"unapplied_charge_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeUnappliedChargeRequest: _TypeAlias = AcknowledgeUnappliedChargeRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeUnappliedChargeResponse(_message.Message):
+    """The answer to AcknowledgeUnappliedCharge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNAPPLIED_CHARGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def unapplied_charge(self) -> _payment_pb2.UnappliedCharge:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        unapplied_charge: _payment_pb2.UnappliedCharge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["unapplied_charge", b"unapplied_charge"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unapplied_charge", b"unapplied_charge"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeUnappliedChargeResponse: _TypeAlias = AcknowledgeUnappliedChargeResponse  # noqa: Y015
 
 @_typing.final
 class ListAlertsRequest(_message.Message):

@@ -101,6 +101,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeUnappliedCharge = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/AcknowledgeUnappliedCharge',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer(object):
@@ -202,7 +207,16 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListUnappliedCharges(self, request, context):
-        """Lists money that fits no order, newest first. Access: operator.
+        """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcknowledgeUnappliedCharge(self, request, context):
+        """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
+        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+        Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,6 +289,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.ListUnappliedCharges,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesResponse.SerializeToString,
+            ),
+            'AcknowledgeUnappliedCharge': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeUnappliedCharge,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -630,6 +649,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/ListUnappliedCharges',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.ListUnappliedChargesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeUnappliedCharge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/AcknowledgeUnappliedCharge',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeResponse.FromString,
             options,
             channel_credentials,
             insecure,

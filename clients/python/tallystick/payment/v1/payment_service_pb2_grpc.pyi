@@ -75,7 +75,12 @@ class PaymentServiceStub:
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]
     """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]
-    """Lists money that fits no order, newest first. Access: operator."""
+    """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
+    AcknowledgeUnappliedCharge: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeUnappliedChargeRequest, _payment_service_pb2.AcknowledgeUnappliedChargeResponse]
+    """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
+    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+    Access: operator.
+    """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -124,7 +129,12 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     ListAlerts: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]  # type: ignore[assignment]
-    """Lists money that fits no order, newest first. Access: operator."""
+    """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
+    AcknowledgeUnappliedCharge: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeUnappliedChargeRequest, _payment_service_pb2.AcknowledgeUnappliedChargeResponse]  # type: ignore[assignment]
+    """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
+    One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+    Access: operator.
+    """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes payments and tells what became of them. A payment belongs to the owner of the caller that created it; a seller to the owner that first names it.
@@ -248,6 +258,17 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.ListUnappliedChargesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ListUnappliedChargesResponse, _abc.Awaitable[_payment_service_pb2.ListUnappliedChargesResponse]]:
-        """Lists money that fits no order, newest first. Access: operator."""
+        """Lists money that fits no order and that no operator has acknowledged, newest first. Access: operator."""
+
+    @_abc_1.abstractmethod
+    def AcknowledgeUnappliedCharge(
+        self,
+        request: _payment_service_pb2.AcknowledgeUnappliedChargeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.AcknowledgeUnappliedChargeResponse, _abc.Awaitable[_payment_service_pb2.AcknowledgeUnappliedChargeResponse]]:
+        """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
+        One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
+        Access: operator.
+        """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -575,7 +575,7 @@ class Payout(_message.Message):
     caller: _builtins.str
     """Who created it."""
     version: _builtins.int
-    """Grows by one with each move, each transfer that fits no move, and with settling."""
+    """Grows by one with each move, each transfer that fits no move, each conflicting report, each acknowledgement, and with settling."""
     owner: _builtins.str
     """Whose it is, the owner of its seller when it was accepted: every caller of this owner sees it and may act on it."""
     @_builtins.property
@@ -682,10 +682,11 @@ class PayoutTransition(_message.Message):
     from_state: Global___PayoutState.ValueType
     """The state before; unset for the first."""
     to_state: Global___PayoutState.ValueType
-    """The state after; the same as before for settling, and for a transfer that fits no move."""
+    """The state after; the same as before for settling, for a transfer that fits no move, and for an acknowledgement."""
     cause: _builtins.str
     """What moved it: ACCEPTED, FUNDS_HELD, HOLD_REFUSED, APPROVED, REJECTED, CANCELLED, DESTINATION_ENDED, SENDING (an attempt was committed),
-    PROVIDER_ANSWER, STRAY_TRANSFER, GIVEN_UP (surely nothing was sent), CLOSED_BY_OPERATOR, SETTLED.
+    PROVIDER_ANSWER, STRAY_TRANSFER, GIVEN_UP (surely nothing was sent), CLOSED_BY_OPERATOR, SETTLED,
+    ACKNOWLEDGED (an operator has dealt with an unmatched transfer or a conflicting report).
     """
     actor: _builtins.str
     """Who did it, where a person or team did; empty where the platform did by itself."""
@@ -766,7 +767,9 @@ Global___PayoutAttempt: _TypeAlias = PayoutAttempt  # noqa: Y015
 
 @_typing.final
 class PayoutTransfer(_message.Message):
-    """Money that a provider says it has moved for a payout. One that is not AS_ASKED always posts, and raises an alert."""
+    """Money that a provider says it has moved for a payout. One that is not AS_ASKED always posts, and raises an alert,
+    until an operator acknowledges it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -779,6 +782,9 @@ class PayoutTransfer(_message.Message):
     RETURNED_CURRENCY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     RETURN_TIME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_REASON_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_TIME_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Who moved it."""
     provider_reference: _builtins.str
@@ -793,6 +799,10 @@ class PayoutTransfer(_message.Message):
     """What the seller's bank sent back of it; empty: nothing was. More than was paid, or another currency, is booked under unapplied/{provider}."""
     returned_currency: _builtins.str
     """The currency that came back, or empty."""
+    acknowledged_by: _builtins.str
+    """The operator who acknowledged it as it is now; empty: nobody has. A return that becomes known later has to be acknowledged anew."""
+    acknowledge_reason: _builtins.str
+    """Why, in the operator's words."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it became known."""
@@ -800,6 +810,10 @@ class PayoutTransfer(_message.Message):
     @_builtins.property
     def return_time(self) -> _timestamp_pb2.Timestamp:
         """When its return became known; unset: it did not come back."""
+
+    @_builtins.property
+    def acknowledge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was acknowledged."""
 
     def __init__(
         self,
@@ -813,14 +827,65 @@ class PayoutTransfer(_message.Message):
         returned_currency: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         return_time: _timestamp_pb2.Timestamp | None = ...,
+        acknowledged_by: _builtins.str = ...,
+        acknowledge_reason: _builtins.str = ...,
+        acknowledge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "return_time", b"return_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_time", b"acknowledge_time", "create_time", b"create_time", "return_time", b"return_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "currency", b"currency", "fit", b"fit", "provider", b"provider", "provider_reference", b"provider_reference", "return_time", b"return_time", "returned_amount", b"returned_amount", "returned_currency", b"returned_currency"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_reason", b"acknowledge_reason", "acknowledge_time", b"acknowledge_time", "acknowledged_by", b"acknowledged_by", "amount", b"amount", "create_time", b"create_time", "currency", b"currency", "fit", b"fit", "provider", b"provider", "provider_reference", b"provider_reference", "return_time", b"return_time", "returned_amount", b"returned_amount", "returned_currency", b"returned_currency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PayoutTransfer: _TypeAlias = PayoutTransfer  # noqa: Y015
+
+@_typing.final
+class ConflictingReport(_message.Message):
+    """What a provider reports of a payout otherwise than before, such as that a paid payout failed. It changes nothing, and raises an alert until an operator
+    acknowledges it. Up to 10 that are not acknowledged are kept for a payout.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_REASON_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_TIME_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1, 2, … for each payout."""
+    report: _builtins.str
+    """What was reported."""
+    acknowledged_by: _builtins.str
+    """The operator who acknowledged it; empty: nobody has."""
+    acknowledge_reason: _builtins.str
+    """Why, in the operator's words."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported first."""
+
+    @_builtins.property
+    def acknowledge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was acknowledged."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        report: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        acknowledged_by: _builtins.str = ...,
+        acknowledge_reason: _builtins.str = ...,
+        acknowledge_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_time", b"acknowledge_time", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_reason", b"acknowledge_reason", "acknowledge_time", b"acknowledge_time", "acknowledged_by", b"acknowledged_by", "create_time", b"create_time", "number", b"number", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConflictingReport: _TypeAlias = ConflictingReport  # noqa: Y015
 
 @_typing.final
 class PayoutShortfall(_message.Message):

@@ -485,6 +485,7 @@ class GetPayoutResponse(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     TRANSFERS_FIELD_NUMBER: _builtins.int
+    CONFLICTING_REPORTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payout(self) -> _payout_pb2.Payout:
         """The payout as it stands."""
@@ -501,6 +502,10 @@ class GetPayoutResponse(_message.Message):
     def transfers(self) -> _containers.RepeatedCompositeFieldContainer[_payout_pb2.PayoutTransfer]:
         """Every transfer that the provider told of, oldest first."""
 
+    @_builtins.property
+    def conflicting_reports(self) -> _containers.RepeatedCompositeFieldContainer[_payout_pb2.ConflictingReport]:
+        """Every report of the provider that conflicts with an earlier one, oldest first."""
+
     def __init__(
         self,
         *,
@@ -508,10 +513,11 @@ class GetPayoutResponse(_message.Message):
         history: _abc.Iterable[_payout_pb2.PayoutTransition] | None = ...,
         attempts: _abc.Iterable[_payout_pb2.PayoutAttempt] | None = ...,
         transfers: _abc.Iterable[_payout_pb2.PayoutTransfer] | None = ...,
+        conflicting_reports: _abc.Iterable[_payout_pb2.ConflictingReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payout", b"payout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "history", b"history", "payout", b"payout", "transfers", b"transfers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "conflicting_reports", b"conflicting_reports", "history", b"history", "payout", b"payout", "transfers", b"transfers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -848,6 +854,66 @@ class RejectPayoutResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RejectPayoutResponse: _TypeAlias = RejectPayoutResponse  # noqa: Y015
+
+@_typing.final
+class AcknowledgePayoutRequest(_message.Message):
+    """What to acknowledge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYOUT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_REFERENCE_FIELD_NUMBER: _builtins.int
+    REPORT_NUMBER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    payout_id: _builtins.str
+    """Names the payout."""
+    provider_reference: _builtins.str
+    """The transfer of this provider_reference, as GetPayout gives it."""
+    report_number: _builtins.int
+    """The conflicting report of this number, as GetPayout gives it."""
+    reason: _builtins.str
+    """What was done about it, in a few words; required, up to 255 characters."""
+    def __init__(
+        self,
+        *,
+        payout_id: _builtins.str = ...,
+        provider_reference: _builtins.str = ...,
+        report_number: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["provider_reference", b"provider_reference", "report_number", b"report_number", "subject", b"subject"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payout_id", b"payout_id", "provider_reference", b"provider_reference", "reason", b"reason", "report_number", b"report_number", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["provider_reference", "report_number"]  # noqa: Y015
+    _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
+
+Global___AcknowledgePayoutRequest: _TypeAlias = AcknowledgePayoutRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgePayoutResponse(_message.Message):
+    """The answer to AcknowledgePayout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payout(self) -> _payout_pb2.Payout:
+        """The payout as it stands."""
+
+    def __init__(
+        self,
+        *,
+        payout: _payout_pb2.Payout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payout", b"payout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payout", b"payout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgePayoutResponse: _TypeAlias = AcknowledgePayoutResponse  # noqa: Y015
 
 @_typing.final
 class CreatePayoutBatchRequest(_message.Message):

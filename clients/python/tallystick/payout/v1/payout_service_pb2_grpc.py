@@ -107,6 +107,11 @@ class PayoutServiceStub(object):
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RejectPayoutRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RejectPayoutResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgePayout = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/AcknowledgePayout',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.AcknowledgePayoutRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.AcknowledgePayoutResponse.FromString,
+                _registered_method=True)
         self.CreatePayoutBatch = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/CreatePayoutBatch',
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CreatePayoutBatchRequest.SerializeToString,
@@ -279,6 +284,15 @@ class PayoutServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgePayout(self, request, context):
+        """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
+        stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
+        being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreatePayoutBatch(self, request, context):
         """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
         refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
@@ -421,6 +435,11 @@ def add_PayoutServiceServicer_to_server(servicer, server):
                     servicer.RejectPayout,
                     request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RejectPayoutRequest.FromString,
                     response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RejectPayoutResponse.SerializeToString,
+            ),
+            'AcknowledgePayout': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgePayout,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.AcknowledgePayoutRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.AcknowledgePayoutResponse.SerializeToString,
             ),
             'CreatePayoutBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.CreatePayoutBatch,
@@ -849,6 +868,33 @@ class PayoutService(object):
             '/tallystick.payout.v1.PayoutService/RejectPayout',
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RejectPayoutRequest.SerializeToString,
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RejectPayoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgePayout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/AcknowledgePayout',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.AcknowledgePayoutRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.AcknowledgePayoutResponse.FromString,
             options,
             channel_credentials,
             insecure,

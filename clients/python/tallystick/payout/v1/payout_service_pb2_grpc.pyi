@@ -95,6 +95,11 @@ class PayoutServiceStub:
     """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
     the same reason answers with the payout as it stands. Access: operator.
     """
+    AcknowledgePayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.AcknowledgePayoutRequest, _payout_service_pb2.AcknowledgePayoutResponse]
+    """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
+    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
+    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+    """
     CreatePayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]
     """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
     refused for otherwise refuses it alone, and stands in the report. The answer does not wait for the payouts. The same payout_batch_id with the same
@@ -191,6 +196,11 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     RejectPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RejectPayoutRequest, _payout_service_pb2.RejectPayoutResponse]  # type: ignore[assignment]
     """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
     the same reason answers with the payout as it stands. Access: operator.
+    """
+    AcknowledgePayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.AcknowledgePayoutRequest, _payout_service_pb2.AcknowledgePayoutResponse]  # type: ignore[assignment]
+    """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
+    stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
+    being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
     """
     CreatePayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CreatePayoutBatchRequest, _payout_service_pb2.CreatePayoutBatchResponse]  # type: ignore[assignment]
     """Accepts payouts together: a list, or a run of a schedule. Form is checked as a whole, and the first fault refuses the call; what a single payout would be
@@ -369,6 +379,17 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.RejectPayoutResponse, _abc.Awaitable[_payout_service_pb2.RejectPayoutResponse]]:
         """Rejects a payout that is AWAITING_APPROVAL; its money is available again. Other states are refused with STATE_FORBIDS. A repeat by the same person with
         the same reason answers with the payout as it stands. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def AcknowledgePayout(
+        self,
+        request: _payout_service_pb2.AcknowledgePayoutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payout_service_pb2.AcknowledgePayoutResponse, _abc.Awaitable[_payout_service_pb2.AcknowledgePayoutResponse]]:
+        """Records that an operator has dealt with an unmatched transfer of a payout, or with a conflicting report of its provider. Its alert ends, and the money
+        stays booked as it is. A transfer that was paid as asked, or a payout without a conflicting report, is refused with STATE_FORBIDS, and a payout that is
+        being settled with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED. Access: operator.
         """
 
     @_abc_1.abstractmethod
