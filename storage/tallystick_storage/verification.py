@@ -82,7 +82,7 @@ _WRONG = {
     "payment.wrong_unpaid": """
         select 'payment.checkout_unpaid ' || checkout_id as name, 'is not what its payment is' as what
         from checkout_unpaid u full join (select * from checkout where payment_state <> 'PAID') c using (checkout_id)
-        where (u.caller, u.payment_state, u.create_time) is distinct from (c.caller, c.payment_state, c.create_time) order by 1 limit 50""",
+        where (u.owner, u.payment_state, u.create_time) is distinct from (c.owner, c.payment_state, c.create_time) order by 1 limit 50""",
     "payment.wrong_attempts": """
         select 'payment.attempt ' || o.charge_id as name, 'has ' || a.n || ' attempts, but its orders count ' || max(o.attempt_count) as what
         from payment_order o cross join lateral (select count(*) as n from attempt a where a.demand_id = o.charge_id) a
@@ -102,7 +102,7 @@ _WRONG = {
     "payout.wrong_states": """
         select 'payout.payout_in_state ' || payout_id as name, 'is not what its payout is' as what
         from payout_in_state s full join (select * from payout where state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')) p using (payout_id)
-        where (s.caller, s.state, s.create_time) is distinct from (p.caller, p.state, p.create_time) order by 1 limit 50""",
+        where (s.owner, s.state, s.create_time) is distinct from (p.owner, p.state, p.create_time) order by 1 limit 50""",
     "payout.wrong_batches": """
         select 'payout.payout_batch_item of payout.payout_batch ' || b.payout_batch_id as name,
             'are ' || i.n || ', of which ' || i.refused || ' are refused; the batch counts ' || b.collected_count || ' and ' || b.refused_count as what
