@@ -1031,6 +1031,31 @@ def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(own_database: Dat
     assert verify(own_database).passed
 
 
+def test_what_callers_look_at_holds_no_charge_up(own_database: Databases) -> None:
+    """A charge that has waited for room is sent at its turn, though every connection for callers' reads is taken by reads that hang."""
+    settings = Settings(provider_calls=1, sweep_interval=0.05)
+    with serving(own_database, settings) as running, running.client() as client:
+        slow = pay(client, "5.00", token="tok_delay:6000", wait_for=ACCEPTANCE)
+        waits = pay(client, "5.00", wait_for=ACCEPTANCE)
+        with ThreadPoolExecutor(24) as callers, psycopg.connect(own_database.admin) as admin:
+            admin.execute("lock table payment.dead_letter in access exclusive mode")
+            hanging = [callers.submit(_look_in_vain, running.address) for _ in range(24)]
+            assert eventually(lambda: charges(own_database, waits.checkout_id), 20)
+            assert charges(own_database, slow.checkout_id)
+            assert not any(look.done() for look in hanging)
+            admin.rollback()
+            assert [look.result() for look in hanging]
+        assert client.wait_for_payment(waits.checkout_id, 30).is_payment_done
+    assert verify(own_database).passed
+
+
+def _look_in_vain(address: str) -> bool:
+    """Lists dead letters, for as long as it takes."""
+    with Client(address) as client:
+        client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest(), timeout=60)
+    return True
+
+
 def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(own_database: Databases) -> None:
     """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and once it accepts us again all are paid and the alert ends."""
     retry = {("", Trouble.FORBIDDEN): Policy(Strategy.FIXED, 0.1, 0.1, 50)}

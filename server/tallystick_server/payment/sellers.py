@@ -73,7 +73,7 @@ class KnownSellers:
         """Owners by seller for each question, or why they cannot be known."""
         now = asyncio.get_running_loop().time()
         names = sorted({seller for question in questions for seller in question.sellers})
-        stored = await self._database.read(lambda connection: store.stored(connection, names))
+        stored = await self._database.load(lambda connection: store.stored(connection, names))
         if now < self._away_until and all(stored.get(seller) == question.owner for question in questions for seller in question.sellers):
             return [stored] * len(questions)
         try:
