@@ -194,6 +194,7 @@ PLANTS = [
     ("E1", "delete from payout.payout_destination where payout_destination_id = 'd-review'",
      "payout.payout_destination d-review: is missing, but event.event has its version"),
     ("E1", "delete from payment.dead_letter", "is missing, but event.event has its version 1"),
+    ("P4", "delete from wallet.hold where hold_id = 'x-declined'", "wallet.hold x-declined: is not what wallet.wallet_entry says"),
     ("L6", "delete from ledger.head", "ledger.head: has 0 rows, and must have one"),
     ("L6", "delete from ledger.relayed", "ledger.relayed: has 0 rows, and must have one"),
     ("L6", "update ledger.tx set fingerprint = hash where sequence = 2", "ledger.tx main-2: its fingerprint is not that of its content"),

@@ -69,7 +69,7 @@ _WRONG = {
             select string_agg(octet_length(o.payment_order_id) || ':' || o.payment_order_id || octet_length(o.buyer_account) || ':' || o.buyer_account || octet_length(o.seller_account) || ':' || o.seller_account || octet_length(o.amount::text) || ':' || o.amount::text || octet_length(o.currency) || ':' || o.currency || octet_length(coalesce(o.asked_fee::text, '')) || ':' || coalesce(o.asked_fee::text, ''), '' order by o.payment_order_id) as lines
             from payment_order o where o.checkout_id = c.checkout_id) o
         where c.fingerprint is distinct from sha256(convert_to(octet_length(c.checkout_id) || ':' || c.checkout_id
-                || octet_length(c.caller) || ':' || c.caller
+                || octet_length(c.owner) || ':' || c.owner
                 || octet_length(c.buyer_info) || ':' || c.buyer_info
                 || octet_length(c.seller_info) || ':' || c.seller_info
                 || octet_length(c.buyer_country) || ':' || c.buyer_country
@@ -115,6 +115,23 @@ _WRONG = {
     "ledger.wrong_accounts": """
         select 'ledger.account ' || account || ' ' || currency as name, 'was opened at no time' as what
         from account where not isfinite(create_time) order by 1 limit 50""",
+    "wallet.wrong_holds": """
+        select 'wallet.hold ' || e.cause as name, 'is not what wallet.wallet_entry says: placed for ' || e.amount as what
+        from wallet_entry e left join hold h on h.hold_id = e.cause
+        left join wallet_entry n on n.kind in ('HOLD_CAPTURED', 'HOLD_RELEASED', 'HOLD_EXPIRED') and n.cause = e.cause
+        where e.kind = 'HOLD_PLACED' and (h.seller_account, h.currency, h.amount, h.create_time, 'HOLD_' || h.state, h.end_time)
+            is distinct from (e.seller_account, e.currency, e.amount, e.create_time, coalesce(n.kind, 'HOLD_OPEN'), n.create_time)
+        union all
+        select 'wallet.hold ' || h.hold_id, 'was never placed'
+        from hold h where h.state <> 'SEALED' and not exists (select from wallet_entry e where e.kind = 'HOLD_PLACED' and e.cause = h.hold_id)
+        order by 1 limit 50""",
+    "wallet.wrong_sellers": """
+        select 'wallet.seller_assignment of wallet.seller ' || s.seller_account as name,
+            a.n || ' were approved since its first owner, but it is at version ' || s.version as what
+        from seller s cross join lateral (
+            select count(*) as n from seller_assignment a
+            where a.seller_account = s.seller_account and a.state = 'APPROVED' and a.seller_version between 2 and s.version) a
+        where a.n <> s.version - 1 order by 1 limit 50""",
     "wallet.wrong_policies": """
         select 'wallet.wallet_policy of wallet.wallet ' || w.seller_account || ' ' || w.currency as name, 'the wallet is not what its policies say' as what
         from wallet w left join wallet_policy p on p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
@@ -150,12 +167,13 @@ _VERSIONS = {
     "wallet.policy_versions": """
         select * from (
             select 'walletPolicies/' || seller_account || '/' || currency as aggregate_id, policy_version as version, 'wallet.wallet_policy' as name
-            from wallet where policy_version > 0) v
+            from wallet where policy_version > 0
+            union all select 'sellers/' || seller_account, version, 'wallet.seller' from seller) v
         order by aggregate_id collate "C" """,
     "event.last_versions": """
         select aggregate_id, max(aggregate_version) as version, count(*) as events from event
         where split_part(aggregate_id, '/', 1) in (
-            'deadLetters', 'alerts', 'payments', 'unappliedCharges', 'payoutDestinations', 'payoutBatches', 'payoutSchedules', 'walletPolicies')
+            'deadLetters', 'alerts', 'payments', 'unappliedCharges', 'payoutDestinations', 'payoutBatches', 'payoutSchedules', 'walletPolicies', 'sellers')
         group by aggregate_id order by aggregate_id""",
 }
 WRONG = tuple(_WRONG)

@@ -9,12 +9,18 @@ _MARKS = "tells a lost COMMIT from one that was never made, within an hour of it
 _OPENED = "shown only: an account is opened in a transaction of its own, before the first that is posted to it"
 _RELAYED = "from a lower place on, EventService is sent again what it has, and drops it; a higher one than the book's end is named"
 _DEFAULT = "of a wallet without a policy of its own: the setting when it was opened, which is kept nowhere else"
+_COPY = "a copy of what WalletService says, asked for anew; a missing row is asked for"
+_ASKED = "a request that was not approved has changed nothing; one that was is counted by its seller's version"
+_SEALED = "one that is SEALED has moved nothing, and shuts out only a placement that is long over; any other is in wallet_entry, and is named"
 _WATCHED = "of what has ended: a row more or less says only until when its provider is asked for news, by a setting of that time"
 
 EXEMPT: dict[str, str] = {
     "ledger.account.create_time": _OPENED,
     "ledger.relayed.sequence": _RELAYED,
     "wallet.wallet.release_delay": _DEFAULT,
+    "payment.seller_owner.(row)": _COPY,
+    "wallet.seller_assignment.(row)": _ASKED,
+    "wallet.hold.(row)": _SEALED,
     "payment.watch.(row)": _WATCHED,
     "payout.watch.(row)": _WATCHED,
     **{f"{schema}.mark": _MARKS for schema in ("payment", "ledger", "wallet", "payout", "event")},

@@ -90,6 +90,7 @@ _TABLES = {
     "payoutBatches": "payout.payout_batch",
     "payoutSchedules": "payout.payout_schedule",
     "walletPolicies": "wallet.wallet_policy",
+    "sellers": "wallet.seller",
 }
 """The tables of what has events, by collection."""
 
