@@ -36,7 +36,10 @@ def insert(aggregate: str, cursor: int):  # type: ignore[no-untyped-def]
     """Work that stores one row; run twice it would be refused."""
 
     def work(connection: Connection) -> str:
-        connection.execute(text("insert into event values (:c, :a, 1, 'X', '')"), {"c": cursor, "a": aggregate})
+        connection.execute(
+            text("insert into event (cursor, aggregate_id, aggregate_version, type, owner, body) values (:c, :a, 1, 'X', '', '')"),
+            {"c": cursor, "a": aggregate},
+        )
         return aggregate
 
     return work
