@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection
 
 from tallystick import (
     AlreadyExistsError,
@@ -60,7 +61,7 @@ from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import duty
 from tallystick_storage.database import Database
-from tallystick_storage.due import claim_aside
+from tallystick_storage.due import claim_aside, held
 from tallystick_storage.payment import orders as payment_store
 
 from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving, unique
@@ -676,6 +677,27 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(own_database:
 
 async def _lost() -> Outcome:
     return Unknown("lost")
+
+
+def test_orders_that_do_not_move_keep_their_work(client: Client, impatient: Platform) -> None:
+    """P5: a holder that knows its orders at an older version moves none of them, and takes none of their work from the queue."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    set_aside(client, payment)
+    order, flow = client.get_payment(payment.checkout_id).payment_orders[0], flow_of(impatient)
+
+    async def move() -> tuple[int, bool]:
+        def work(connection: Connection) -> tuple[int, bool]:
+            token = claim_aside(connection, order.charge_id, 1.0)
+            assert token is not None
+            stale = payment_store.OrderMove(
+                order.payment_order_id, order.charge_id, token, order.version - 1, "FAILED", "GIVEN_UP", failure_reason="PROVIDER_UNREACHABLE"
+            )
+            moved = payment_store.move_orders(connection, [stale])
+            return len(moved), held(connection, [order.charge_id]) == {order.charge_id: token}
+
+        return await flow._database.transact(work)
+
+    assert impatient.run(move) == (0, True)
 
 
 @pytest.mark.parametrize("at_once", [True, False])

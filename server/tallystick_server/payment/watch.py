@@ -58,8 +58,16 @@ class Watch:
 
         watched = await self._database.load(read)
         if watched:
-            again = await asyncio.gather(*(self._look(charge, looks) for charge, looks in watched))
+            again = await asyncio.gather(*(self._guarded(charge, looks) for charge, looks in watched))
             await self._database.transact(lambda connection: store.watch(connection, again))
+
+    async def _guarded(self, charge: Charge, looks: int) -> store.Look:
+        """As `_look`; what is wrong with one charge keeps no other from being looked at."""
+        try:
+            return await self._look(charge, looks)
+        except Exception:
+            log.exception("%s cannot be looked up; it is asked again", charge.subject)
+            return store.Look(charge.charge_id, self._policies.of(charge.provider, Trouble.WATCHED).delay(looks + 1, charge.charge_id), looks)
 
     async def _look(self, charge: Charge, looks: int) -> store.Look:
         """When it is looked at again, and how often it has been; what is not answered counts for nothing."""

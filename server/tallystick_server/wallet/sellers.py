@@ -26,7 +26,7 @@ class Sellers:
     async def claim(self, claims: Sequence[SellerClaim], caller: str, traceparent: str) -> Sequence[Row[Any]]:
         """The sellers that belong to somebody, by id, after the claims. Only a seller that belongs to nobody costs a transaction."""
         names = sorted({claim.seller_account for claim in claims})
-        owned = await self._database.read(lambda connection: store.owners(connection, names))
+        owned = await self._database.load(lambda connection: store.owners(connection, names))
         new = first_claims(list(claims), frozenset(row.seller_account for row in owned))
         if not new:
             return owned
@@ -38,7 +38,7 @@ class Sellers:
                     events.seller_changed(told, row, caller, traceparent)
 
         await self._database.transact(claim)
-        return await self._database.read(lambda connection: store.owners(connection, names))
+        return await self._database.load(lambda connection: store.owners(connection, names))
 
     async def get(self, seller_account: str) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
         """A seller, None if it belongs to nobody, and its last assignments."""

@@ -240,7 +240,7 @@ _MOVE = text(f"""
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
     done as (
-        delete from due d where d.demand_id = any (array(select charge_id from leased where settled or status = 'FAILED'))),
+        delete from due d where d.demand_id = any (array(select charge_id from locked where settled or status = 'FAILED'))),
     changed as (
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
         union all

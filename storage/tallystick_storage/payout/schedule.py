@@ -69,6 +69,7 @@ _SET = text(f"""
             update_time = greatest(payout_schedule.update_time, excluded.update_time)
             where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone)
                 <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone)
+                or payout_schedule.owner <> excluded.owner
                 or excluded.own_terms and (payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve, payout_schedule.own_terms)
                     <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true)
         returning *),
