@@ -188,8 +188,7 @@ def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(own_database: D
     with serving(own_database, Settings(retry=QUICK, sweep_interval=0.05)) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_lost_before:1000", wait_for=ACCEPTANCE)
         order = payment.payment_orders[0]
-        with psycopg.connect(own_database.admin) as connection:
-            connection.execute("set search_path = payment")
+        with psycopg.connect(own_database.service("payment").replace("+psycopg", "")) as connection:  # as a holder would
             connection.execute(
                 "update attempt set outcome = 'SUCCEEDED', provider_reference = 'from-afar', moved_amount = 500, moved_currency = 'EUR',"
                 " end_time = clock() where demand_id = %s",
@@ -583,7 +582,9 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(client: Cl
     charge_id, flow = payment.payment_orders[0].charge_id, flow_of(impatient)
     lost: Any = impatient.run(held_charge, flow, charge_id, 0)
     for outcome in (replace(first, reference=f"first-{charge_id}"), Succeeded(f"second-{charge_id}", 500, "EUR")):
-        with psycopg.connect(impatient.databases.admin) as connection:  # nobody judges the answer between the two
+        with psycopg.connect(
+            impatient.databases.service("payment").replace("+psycopg", "")
+        ) as connection:  # nobody judges the answer between the two
             connection.execute("update payment.due set next_attempt_time = 'infinity' where demand_id = %s", (charge_id,))
         impatient.run(told, flow, (lost, outcome))
     (second,) = eventually(lambda: unapplied(client, payment))

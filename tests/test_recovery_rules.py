@@ -242,11 +242,14 @@ def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
         parse_policy(text)
 
 
+_ORDER = ChargedOrder("o-1", 2, Status.EXECUTING, "b", "s", 100, 0, payment_pb2.PaymentOrder())
+
+
 def charge_in_hand(**values: Any) -> Charge:
     """A charge that was accepted just now, but for what is given."""
     given: dict[str, Any] = {
-        "demand_id": "o-1", "checkout_id": "c-1", "caller": "t", "number": 1, "provider": "p", "provider_key": "k", "currency": "EUR", "payment_token": "t",
-        "payment_method_type": "CARD", "orders": (), "lease_token": 1, "lease_deadline": 0.0, "traceparent": "", "context": current_context(), **values,
+        "demand_id": "o-1", "checkout_id": "c-1", "caller": "t", "owner": "t", "number": 1, "provider": "p", "provider_key": "k", "currency": "EUR", "payment_token": "t",
+        "payment_method_type": "CARD", "orders": (_ORDER,), "lease_token": 1, "lease_deadline": 0.0, "traceparent": "", "context": current_context(), **values,
     }  # fmt: skip
     return Charge(**given)
 

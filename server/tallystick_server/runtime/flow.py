@@ -204,7 +204,7 @@ class Flow(ABC, Generic[H, G]):
         most = {provider: min(_MOST_CLAIMED, share - self._in_flight[provider]) for provider in sorted(self._providers)}
         now = asyncio.get_running_loop().time()
 
-        def claim(connection: Connection) -> tuple[Sequence[H], list[str]]:
+        def claim(connection: Connection) -> tuple[Sequence[H], list[str]] | None:
             tokens: dict[str, int] = {}
             full = []  # those that may have more
             for provider, count in most.items():
@@ -215,9 +215,12 @@ class Flow(ABC, Generic[H, G]):
             for provider in due.providers(connection):
                 if provider not in most:  # one that is not configured any more: what needs no provider goes on
                     tokens |= due.claim(connection, provider, _MOST_CLAIMED, self.lease)
+            if not tokens and not full:
+                return None
             return self.load(connection, tokens, now) if tokens else (), full
 
-        items, full = await self._database.transact(claim)
+        claimed: tuple[Sequence[H], list[str]] | None = await self._database.transact(claim)
+        items, full = claimed or ((), [])
         for item in items:
             self.take(item)
         self._backlog = bool(full)
