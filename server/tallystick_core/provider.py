@@ -86,6 +86,10 @@ class Trouble(StrEnum):
     """The provider's answer belongs to another demand: nobody's money may be moved by it."""
     UNSETTLED = "UNSETTLED"
     """Wallet or ledger did not answer."""
+    CALLER_REJECTED = "CALLER_REJECTED"
+    """Wallet or ledger do not accept this service's calls, or do not know them: a fault of the configuration, not of the item."""
+    SETTLING_FAILED = "SETTLING_FAILED"
+    """Wallet or ledger, or the service's own database, fail on this item alone."""
     SETTLING_REFUSED = "SETTLING_REFUSED"
     """Wallet or ledger refused it, which is a fault of ours."""
 

@@ -57,6 +57,12 @@ _DEAD_LETTERS = """
     select 'deadLetters/' || dead_letter_id as subject, cause || ': ' || detail as detail from dead_letter where state = 'OPEN'
     order by create_time desc, dead_letter_id desc
 """
+_CALLER_REJECTED = f"""
+    select 'services/' || service as subject, case when count(*) > {_MOST_COUNTED} then 'more than {_MOST_COUNTED}' else cast(count(*) as text) end
+        || ' {{waiting}} wait: ' || min(detail) as detail
+    from (select split_part(detail, '.', 2) as service, detail from due where trouble = 'CALLER_REJECTED' and next_attempt_time is not null
+          limit {_MOST_COUNTED + 1}) d group by service
+"""
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
 _FOUND = "select * from json_to_recordset(cast(:found as json)) as r (kind text, subject text, detail text)"
 _RAISE = text(f"""
@@ -98,6 +104,7 @@ def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mappin
     parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()}
     shared = (
         ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
+        ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=waiting)),
         ("PROVIDER_FORBIDS", "providers", _FAILING.format(waiting=waiting, trouble="FORBIDDEN")),
         ("PROVIDER_FAILS", "providers", _FAILING.format(waiting=waiting, trouble="HELD_BACK")),
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.payment import encode, events
-from tallystick_server.runtime.items import refusals
+from tallystick_server.runtime.items import ItemRefused, outcomes, raise_unavailable, refused_items
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage.database import Database
 from tallystick_storage.payment import delivery as store
+
+log = logging.getLogger(__name__)
 
 _MOST_RELEASED = 500
 
@@ -43,23 +46,23 @@ class Deliver:
         return [order_id in confirmed for order_id in order_ids]
 
     async def turn(self) -> None:
-        """Tells the wallet of what it has not been told, of what it has refused last.
-
-        Raises DEPENDENCY_UNAVAILABLE, or RuntimeError for a new refusal.
-        """
+        """Has the wallet release what is due. What it refuses waits longer each time, and is an alert. Raises DEPENDENCY_UNAVAILABLE."""
         rows = await self._database.load(lambda connection: store.to_release(connection, _MOST_RELEASED))
         if not rows:
             return
-        releases = [wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller) for row in rows]
-        request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)
-        results = (await self._peers.call(self._wallet.BatchRelease, request)).results
-        ids = [row.payment_order_id for row in rows]
-        refused = {id_: why.message for id_, why in refusals(ids, results).items()}
+        results = await by_halves(self._release, rows)
+        released = [row.payment_order_id for row, result in zip(rows, results, strict=True) if result is None]
+        refused = refused_items([row.payment_order_id for row in rows], results)
 
         def note(connection: Connection) -> list[str]:
-            store.released(connection, [id_ for id_ in ids if id_ not in refused])
+            store.released(connection, released)
             return store.refused(connection, refused) if refused else []
 
-        new = await self._database.transact(note)
-        if new:
-            raise RuntimeError(f"the wallet refuses to release what was paid for order {new[0]}: {refused[new[0]]}")
+        for order_id in await self._database.transact(note):
+            log.error("the wallet refuses to release what was paid for order %s: %s", order_id, refused[order_id])
+        raise_unavailable(results)
+
+    async def _release(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRefused | None]:
+        releases = [wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller) for row in rows]
+        request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)
+        return outcomes((await self._peers.call(self._wallet.BatchRelease, request)).results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +16,15 @@ from tallystick_core.provider import Succeeded
 from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_server.payment import encode
 from tallystick_server.payment.charge import Charge
-from tallystick_server.runtime.items import refusals
+from tallystick_server.runtime.items import ItemRefused, outcomes, raise_unavailable, refused_items
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.relay import tell, telling
+from tallystick_server.runtime.stage import by_halves
 from tallystick_storage.database import Database
 from tallystick_storage.payment import unapplied as store
+
+log = logging.getLogger(__name__)
 
 _MOST_BOOKED = 100
 _BOOKED_WITHIN = 1.0  # seconds
@@ -55,21 +59,28 @@ class BookUnapplied:
         self._ledger: Any = peers.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
 
     async def turn(self) -> None:
-        """Books once. Raises DEPENDENCY_UNAVAILABLE."""
+        """Books what is due. What the ledger refuses waits longer each time. Raises DEPENDENCY_UNAVAILABLE."""
         rows = await self._database.load(lambda connection: store.to_book(connection, _MOST_BOOKED))
         if not rows:
             return
+        results = await by_halves(self._post, rows)
+        posted = [row.unapplied_charge_id for row, result in zip(rows, results, strict=True) if result is None]
+        refused = refused_items([row.unapplied_charge_id for row in rows], results)
+
+        def note(connection: Connection) -> list[str]:
+            _tell(connection, store.booked(connection, posted))
+            return store.refused(connection, refused) if refused else []
+
+        for id_ in await self._database.transact(note):
+            log.error("the ledger refuses unapplied charge %s: %s", id_, refused[id_])
+        raise_unavailable(results)
+
+    async def _post(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRefused | None]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for row in rows:
             lines = unapplied(row.provider, row.currency, row.amount)
             add_posting(request, Kind.UNAPPLIED, row.unapplied_charge_id, row.caller, lines)
-        results = (await self._peers.call(self._ledger.BatchPost, request)).results
-        ids = [row.unapplied_charge_id for row in rows]
-        refused = refusals(ids, results)
-        posted = [id_ for id_ in ids if id_ not in refused]
-        await self._database.transact(lambda connection: _tell(connection, store.booked(connection, posted)))
-        if refused:
-            raise RuntimeError(f"unapplied charges were refused by the ledger: {next(iter(refused.values())).message}")
+        return outcomes((await self._peers.call(self._ledger.BatchPost, request)).results)
 
 
 async def acknowledge(database: Database, unapplied_charge_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:

@@ -21,7 +21,7 @@ from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Refused
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.execute import LEASE_MARGIN
-from tallystick_server.runtime.retry import DEFAULTS, FORM, Policy, parse_policy
+from tallystick_server.runtime.retry import DEFAULTS, FORM, OWED, Policy, parse_policy
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +300,8 @@ def _policies(value: Any) -> dict[tuple[str, Trouble], Policy]:
             parsed[provider, Trouble(trouble.upper())] = parse_policy(text)
         except ValueError:
             raise _Bad(f"must give {key} as {FORM}") from None
+        if Trouble(trouble.upper()) in OWED and parsed[provider, Trouble(trouble.upper())].tries is not None:
+            raise _Bad(f"must give {key} 0 tries, which is without end: the wallet and the ledger are the platform's own")
     return parsed
 
 

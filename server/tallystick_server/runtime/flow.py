@@ -18,6 +18,7 @@ from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.execute import Execute, HeldBack
+from tallystick_server.runtime.peers import PeerRefused
 from tallystick_server.runtime.periodic import Periodic
 from tallystick_server.runtime.postpone import Postpone, Troubled, trouble_of, troubled
 from tallystick_server.runtime.retry import Policies, spread
@@ -104,7 +105,7 @@ class Flow(ABC, Generic[H, G]):
 
     @abstractmethod
     async def settle(self, item: H) -> None:
-        """Tells wallet and ledger. Raises SettlingRefused, or Refused for what may be tried again."""
+        """Tells wallet and ledger. Raises SettlingRefused, PeerRefused, DataRefused, or Refused for what may be tried again."""
 
     @abstractmethod
     def fail(self, connection: Connection, given_up: Sequence[Troubled[H]]) -> G:
@@ -298,11 +299,19 @@ class Flow(ABC, Generic[H, G]):
         await self.told(item, self.settle(item))
 
     async def told(self, item: H, telling: Awaitable[R]) -> R | None:
-        """What wallet or ledger made of it; None: they did not answer, or refused it, and the demand is postponed."""
+        """What wallet or ledger made of it; None: they did not answer, or refused it, and the demand is postponed.
+
+        What they do not answer, to any caller, is tried without end; what they refuse of this one item alone is tried as often as its policy says.
+        """
         try:
             return await telling
         except SettlingRefused as refused:
             await self._postponed(Troubled(item, Trouble.SETTLING_REFUSED, str(refused), Step.SETTLE))
+        except PeerRefused as refused:
+            trouble = Trouble.CALLER_REJECTED if refused.rejects_caller else Trouble.SETTLING_FAILED
+            await self._postponed(Troubled(item, trouble, str(refused), Step.SETTLE))
+        except DataRefused as error:
+            await self._postponed(Troubled(item, Trouble.SETTLING_FAILED, str(error), Step.SETTLE))
         except Refused as unavailable:
             await self._postponed(Troubled(item, Trouble.UNSETTLED, unavailable.message, Step.SETTLE))
         return None

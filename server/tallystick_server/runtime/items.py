@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.errors import from_status, to_status
+from tallystick_server.runtime.peers import PeerRefused
 from tallystick_server.runtime.telemetry import trace_id
 from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import DataRefused
@@ -61,3 +62,24 @@ def refusals(keys: Iterable[K], results: Iterable[Any]) -> dict[K, Refused]:
     """What another service refused of a batch, by the keys of its items, which stand in the order of the results."""
     answered = zip(keys, results, strict=True)
     return {key: from_status(result.error) for key, result in answered if result.WhichOneof("result") == "error"}
+
+
+class ItemRefused(Exception):
+    """Another service refused one item of a batch, for good."""
+
+
+def outcomes(results: Iterable[Any]) -> list[ItemRefused | None]:
+    """What another service made of each item of a batch; None: it was done."""
+    return [ItemRefused(from_status(result.error).message) if result.WhichOneof("result") == "error" else None for result in results]
+
+
+def refused_items(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:
+    """Why items were refused, each by itself, by their keys."""
+    return {key: str(result) for key, result in zip(keys, results, strict=True) if isinstance(result, ItemRefused | PeerRefused | DataRefused)}
+
+
+def raise_unavailable(results: Iterable[object]) -> None:
+    """Raises why items were not answered, if some were not."""
+    for result in results:
+        if isinstance(result, Refused):
+            raise result

@@ -16,7 +16,28 @@ T = TypeVar("T")
 
 _ATTEMPTS = 4
 _TIMEOUT = 15.0
-_AGAIN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED})
+_AGAIN = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+_CALLER_REJECTED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED})
+
+
+class PeerRefused(Exception):
+    """Another service rejected a call with a status that no repeat of the same call changes. `method`: such as "tallystick.wallet.v1.BatchCredit"."""
+
+    def __init__(self, method: str, status: str, message: str, *, rejects_caller: bool = False) -> None:
+        super().__init__(f"{method} was refused: {status} {message}")
+        self.method = method
+        self.status = status
+        self.message = message
+        self.rejects_caller = rejects_caller
+        """The service rejects this caller, or does not know the method: every item would be refused, and none of them is at fault."""
 
 
 PEER_OPTIONS: list[tuple[str, str | int]] = [
@@ -55,7 +76,7 @@ class Peers:
     async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:
         """Calls a stub's method; `name` is what it is traced by, needed for a request of mere bytes.
 
-        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; RuntimeError when it is refused, a fault of ours.
+        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; PeerRefused when it is refused.
         """
         if in_transaction():
             raise RuntimeError("a service is not called inside a transaction")
@@ -71,7 +92,7 @@ class Peers:
             except grpc.aio.AioRpcError as error:
                 if _may_repeat(error):
                     raise Refused(Reason.DEPENDENCY_UNAVAILABLE, f"{name} does not answer.", retry_after=1.0) from error
-                raise RuntimeError(f"{name} was refused: {error.code().name} {error.details()}") from error
+                raise PeerRefused(name, error.code().name, error.details() or "", rejects_caller=error.code() in _CALLER_REJECTED) from error
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -93,9 +93,14 @@ DEFAULTS: Mapping[Trouble, Policy] = {
     Trouble.UNANSWERED: Policy(Strategy.EXPONENTIAL, 5, 600, None),
     Trouble.MISDIRECTED: Policy(Strategy.CANCEL),
     Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),
-    Trouble.UNSETTLED: Policy(Strategy.EXPONENTIAL, 1, 60, 60),
+    Trouble.UNSETTLED: Policy(Strategy.EXPONENTIAL, 1, 60, None),  # ORDER_STUCK and PAYOUT_STUCK tell that it waits
+    Trouble.CALLER_REJECTED: Policy(Strategy.EXPONENTIAL, 1, 60, None),
+    Trouble.SETTLING_FAILED: Policy(Strategy.EXPONENTIAL, 1, 600, 30),  # two to three hours
     Trouble.SETTLING_REFUSED: Policy(Strategy.CANCEL),
 }
+
+OWED = frozenset({Trouble.UNSETTLED, Trouble.CALLER_REJECTED})
+"""What the platform owes to itself: it is tried until it is done, whatever a policy says of tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,8 @@ class Policies:
     """(provider, trouble); the provider is "" for what holds for all."""
 
     def of(self, provider: str, trouble: Trouble) -> Policy:
-        return self.own.get((provider, trouble)) or self.own.get(("", trouble)) or DEFAULTS[trouble]
+        policy = self.own.get((provider, trouble)) or self.own.get(("", trouble)) or DEFAULTS[trouble]
+        return replace(policy, tries=None) if trouble in OWED else policy
 
 
 _FORMS: dict[str, tuple[Any, ...]] = {

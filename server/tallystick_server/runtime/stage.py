@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.peers import PeerRefused
 from tallystick_server.runtime.telemetry import SpanContext, batch_span, current_context
 from tallystick_storage.database import DataRefused
 
@@ -21,6 +22,8 @@ CALLERS_WAITING = 10_000
 """How many items of callers may wait in a stage."""
 BATCHES_WAITING = 1_000
 """How many items may wait that are batches themselves."""
+
+_BROKEN_AFTER = 8
 
 
 class Stage(Generic[T, R]):
@@ -176,14 +179,64 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 async def by_halves(run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], items: Sequence[T]) -> Sequence[R | Exception]:
-    """Runs a batch; when one item's data breaks it, halves it until the culprit is alone and gets the error to itself."""
-    try:
-        return await run(items)
-    except DataRefused as error:
-        if len(items) == 1:
-            return [error]
+    """Runs a batch; when one item breaks it, halves it until that item is alone and gets the error to itself.
+
+    An item breaks a batch when the database refuses its data, or another service refuses the call. A service that refuses the first 8 items one by
+    one, and takes none, is broken as a whole: all items get DEPENDENCY_UNAVAILABLE, as if it had not answered. An error that is no item's is raised.
+    """
+    return await _Halving(run).all(items)
+
+
+class _Halving(Generic[T, R]):
+    """One batch that is being halved."""
+
+    def __init__(self, run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
+        self._run = run
+        self._refused: list[PeerRefused] = []
+        self._any_passed = False
+
+    async def all(self, items: Sequence[T]) -> Sequence[R | Exception]:
+        try:
+            return await self._run(items)
+        except (DataRefused, PeerRefused) as error:
+            if isinstance(error, PeerRefused) and error.rejects_caller:
+                raise  # of all items
+            if len(items) == 1:
+                return [error]
+        results = await self._halves(items)
+        if self._broken:
+            return [self._unavailable() if isinstance(result, PeerRefused) else result for result in results]
+        return results
+
+    @property
+    def _broken(self) -> bool:
+        return not self._any_passed and len(self._refused) >= _BROKEN_AFTER
+
+    def _unavailable(self) -> Refused:
+        return Refused(Reason.DEPENDENCY_UNAVAILABLE, f"{self._refused[0].method} refuses everything: {self._refused[0].status}.", retry_after=1.0)
+
+    async def _halves(self, items: Sequence[T]) -> list[R | Exception]:
         middle = len(items) // 2
-        return [*await by_halves(run, items[:middle]), *await by_halves(run, items[middle:])]
+        return [*await self._part(items[:middle]), *await self._part(items[middle:])]
+
+    async def _part(self, items: Sequence[T]) -> Sequence[R | Exception]:
+        """What becomes of a part; the other part keeps its results whatever happens to this one."""
+        if self._broken:
+            return [self._unavailable()] * len(items)
+        try:
+            results = await self._run(items)
+        except (DataRefused, PeerRefused) as error:
+            if isinstance(error, PeerRefused) and error.rejects_caller:
+                return [error] * len(items)
+            if len(items) > 1:
+                return await self._halves(items)
+            if isinstance(error, PeerRefused):
+                self._refused.append(error)
+            return [error]
+        except Refused as error:  # what was done before the service went away is done
+            return [error] * len(items)
+        self._any_passed = True
+        return results
 
 
 async def once_per_key(

@@ -154,6 +154,7 @@ create table due (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 create index due_ready on due (provider, ready_time, demand_id) where ready_time is not null;
 create index due_by_phase on due (phase, since) where next_attempt_time is not null;
+create index due_rejected on due (demand_id) where trouble = 'CALLER_REJECTED' and next_attempt_time is not null;
 create index due_failing on due (trouble, provider) where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null;
 grant select, insert, update, delete on due to {service};
 """

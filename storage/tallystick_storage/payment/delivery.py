@@ -25,14 +25,21 @@ _DELIVERED = text(f"""
             next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
         select payment_order_id, version, status, status, :cause, wallet_updated, ledger_updated, true, pending_reason, next_action_url, failure_reason,
             decline_code, provider_reference, attempt_count, update_time from moved),
-    release as (insert into to_release select payment_order_id, caller, '', update_time from moved),
+    release as (insert into to_release (payment_order_id, caller, refused, create_time) select payment_order_id, caller, '', update_time from moved),
     {told("moved", "'paymentOrders/' || payment_order_id")}
     select moved.*, sequence as told from moved, told
 """)
-_TO_RELEASE = text("select payment_order_id, caller from to_release order by (refused <> ''), create_time, payment_order_id limit :most")
+_TO_RELEASE = text("""
+    select payment_order_id, caller from to_release where next_attempt_time <= (select clock()) order by next_attempt_time, create_time, payment_order_id limit :most
+""")
 _REFUSED = text("""
-    update to_release t set refused = r.message from json_to_recordset(cast(:refused as json)) as r (id text, message text)
-    where t.payment_order_id = r.id and t.refused = '' returning t.payment_order_id
+    with l as materialized (
+        select t.payment_order_id, r.message from to_release t join json_to_recordset(cast(:refused as json)) as r (id text, message text)
+        on t.payment_order_id = r.id order by t.payment_order_id for update of t),
+    noted as (
+        update to_release t set refused = l.message, tries = t.tries + 1, next_attempt_time = clock() + least(power(2, least(t.tries, 9)), 300) * interval '1 second'
+        from l where t.payment_order_id = l.payment_order_id returning t.payment_order_id, t.tries)
+    select payment_order_id from noted where tries = 1 order by payment_order_id
 """)
 _RELEASED = text("delete from to_release where payment_order_id = any (cast(:ids as text[]))")
 
@@ -44,7 +51,7 @@ def confirm(connection: Connection, order_ids: list[str]) -> Sequence[Row[Any]]:
 
 
 def to_release(connection: Connection, most: int) -> Sequence[Row[Any]]:
-    """Delivered orders whose money the wallet has not made available yet, with their callers: the oldest first, those that it refused before at the end."""
+    """Delivered orders whose money the wallet is to make available now, with their callers: those first that it has not refused, then the oldest."""
     return connection.execute(_TO_RELEASE, {"most": most}).all()
 
 
@@ -54,6 +61,6 @@ def released(connection: Connection, order_ids: list[str]) -> None:
 
 
 def refused(connection: Connection, messages: Mapping[str, str]) -> list[str]:
-    """Keeps what the wallet said, by order; those that it had not refused before."""
+    """Keeps what the wallet said, by order, and when each is tried again: after 1 s, doubling up to 300 s; those that it had not refused before."""
     items = rows([{"id": order_id, "message": message or "refused"} for order_id, message in sorted(messages.items())])
     return list(connection.execute(_REFUSED, {"refused": items}).scalars())

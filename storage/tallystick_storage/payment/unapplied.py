@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -56,7 +56,21 @@ _INSERT = text(f"""
     {told("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """)
-_TO_BOOK = text(f"select {_COLUMNS} from unapplied_charge where not ledger_updated order by create_time, unapplied_charge_id limit :most")
+_TO_BOOK = text(f"""
+    select {_COLUMNS} from unapplied_charge u where not ledger_updated
+        and not exists (select from unbooked b where b.unapplied_charge_id = u.unapplied_charge_id and b.next_attempt_time > (select clock()))
+    order by create_time, unapplied_charge_id limit :most
+""")
+_REFUSED = text("""
+    with noted as (
+        insert into unbooked (unapplied_charge_id, refused, tries, next_attempt_time)
+        select r.id, r.message, 1, clock() + interval '1 second' from json_to_recordset(cast(:refused as json)) as r (id text, message text) order by r.id
+        on conflict (unapplied_charge_id) do update set refused = excluded.refused, tries = unbooked.tries + 1,
+            next_attempt_time = clock() + least(power(2, least(unbooked.tries, 9)), 300) * interval '1 second'
+        returning unapplied_charge_id, tries)
+    select unapplied_charge_id from noted where tries = 1 order by unapplied_charge_id
+""")
+_FORGET_REFUSED = text("delete from unbooked where unapplied_charge_id = any (cast(:ids as text[]))")
 _BOOKED = text(f"""
     with l as materialized (
         select unapplied_charge_id from unapplied_charge where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
@@ -92,13 +106,20 @@ def insert(connection: Connection, charged: Sequence[Charged]) -> Sequence[Row[A
 
 
 def to_book(connection: Connection, most: int) -> Sequence[Row[Any]]:
-    """Those that are not in the ledger yet, oldest first."""
+    """Those that are to be posted to the ledger now, oldest first."""
     return connection.execute(_TO_BOOK, {"most": most}).all()
 
 
 def booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
     """Marks as booked; those that were not, each with the outbox row in which all are to be told."""
+    connection.execute(_FORGET_REFUSED, {"ids": list(ids)})
     return connection.execute(_BOOKED, {"ids": list(ids)}).all()
+
+
+def refused(connection: Connection, messages: Mapping[str, str]) -> list[str]:
+    """Keeps what the ledger said, by id, and when each is tried again: after 1 s, doubling up to 300 s; those that it had not refused before."""
+    items = rows([{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())])
+    return list(connection.execute(_REFUSED, {"refused": items}).scalars())
 
 
 def acknowledge(connection: Connection, unapplied_charge_id: str, operator: str, reason: str) -> Sequence[Row[Any]]:

@@ -119,9 +119,12 @@ create table order_history (
 create table to_release (
     payment_order_id text collate "C" primary key,
     caller text not null,
-    refused text not null,  -- why the wallet refused it the first time; "": it did not
-    create_time timestamptz not null
+    refused text not null,  -- why the wallet refused it the last time; "": it did not
+    create_time timestamptz not null,
+    tries int not null default 0 check (tries >= 0),  -- that the wallet refused
+    next_attempt_time timestamptz not null default '-infinity'
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+create index to_release_by_next_attempt on to_release (next_attempt_time, create_time, payment_order_id);
 create index to_release_by_time on to_release ((refused <> ''), create_time, payment_order_id);
 
 -- Money that a provider took and that fits no order.
@@ -144,6 +147,13 @@ create table unapplied_charge (
     acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
     unique (provider, provider_reference)
+);
+-- Unapplied charges that the ledger refused; a row leaves when its charge is booked.
+create table unbooked (
+    unapplied_charge_id text collate "C" primary key references unapplied_charge,
+    refused text not null check (refused <> ''),  -- why, the last time
+    tries int not null check (tries > 0),
+    next_attempt_time timestamptz not null
 );
 create index unapplied_charge_by_time on unapplied_charge (create_time desc, unapplied_charge_id desc);
 create index unapplied_charge_open on unapplied_charge (create_time desc, unapplied_charge_id desc) where acknowledged_by = '';
@@ -308,7 +318,7 @@ grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
               attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time) on payment_order to {service};
-grant select, insert, delete, update (refused) on to_release to {service};
+grant select, insert, delete, update (refused, tries, next_attempt_time) on to_release, unbooked to {service};
 grant select, insert, delete, update (next_time, looks) on watch to {service};
 """
 
