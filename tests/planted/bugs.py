@@ -481,6 +481,20 @@ BUGS = (
         "tests/test_stage.py",
     ),
     Bug(
+        "what another service refuses of one item is refused of its whole batch",
+        f"{_SERVER}/runtime/stage.py",
+        "if isinstance(error, PeerRefused) and error.rejects_caller:\n                raise",
+        "if isinstance(error, PeerRefused):\n                raise",
+        "tests/test_dead_letters.py",
+    ),
+    Bug(
+        "what the platform owes to itself is tried so often and no more",
+        f"{_SERVER}/runtime/retry.py",
+        "return replace(policy, tries=None) if trouble in OWED else policy",
+        "return policy",
+        "tests/test_dead_letters.py",
+    ),
+    Bug(
         "in a batch every repeat is the same as the first",
         f"{_SERVER}/runtime/stage.py",
         "(same if print_ == leaders_print else other).append((index, leader))",
