@@ -212,7 +212,7 @@ CASES = [
     ("E1 a change that is told again", "payment", f"{told('paymentOrders/o-paid', 1)}; update outbox set request = null", "P0001"),
     ("E1 a telling that is taken back", "payment", f"{told('paymentOrders/o-paid', 1)}; delete from outbox", "P0001"),
     ("P5 a second open dead letter", "payment",
-     f"with x as ({told('deadLetters/o-o-rejected-3', 1)}) insert into dead_letter values ('o-o-rejected-3', 'charges/o-o-rejected', 3, 'X', '', 1, 'OPEN', '', '', '', clock())",
+     f"with x as ({told('deadLetters/o-o-rejected-3', 1)}) insert into dead_letter values ('o-o-rejected-3', 'charges/o-o-rejected', 3, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')",
      "23505"),
     ("P5 a dead letter that is closed without evidence", "payment",
      "update dead_letter set state = 'CLOSED', operator = 'ann', reason = 'x', end_time = clock() where state = 'OPEN'", "23514"),
@@ -220,7 +220,7 @@ CASES = [
     ("P5 a dead letter that is deleted", "payment", "delete from dead_letter", "42501"),
     ("E1 a dead letter that ends without its event", "payment", "update dead_letter set state = 'RESOLVED', end_time = clock() where state = 'OPEN'", "P0001"),
     ("E1 a dead letter that nobody tells", "payment",
-     "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock())", "P0001"),
+     "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')", "P0001"),
     ("E1 an event of no dead letter", "payment", told("deadLetters/o-x-1", 1), "P0001"),
     ("P2 a charge that is unapplied twice", "payment",
      f"with x as ({told('unappliedCharges/u-2', 1)}) insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, provider_reference, 1, 'EUR', "

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -10,10 +15,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from tallystick import Client, new_order
+from tallystick import Client, InvalidArgumentError, new_order
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
+from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.ledger.handlers import LedgerHandlers
@@ -24,7 +30,7 @@ from tallystick_server.process.verify import verify
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy
 from tallystick_server.wallet.handlers import WalletHandlers
 
-from .conftest import eventually, serving
+from .conftest import Platform, eventually, serving
 from .test_payout import destination
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -226,3 +232,151 @@ def test_settings_cannot_bound_what_the_platform_owes_to_itself() -> None:
         load({"TALLYSTICK_RETRY": "unsettled=exponential:1:60:60"})
     assert Policies().of("sandbox", Trouble.UNSETTLED).tries is None
     assert DEFAULTS[Trouble.SETTLING_FAILED].tries == 30
+
+
+def set_aside(client: Client, prefix: str, count: int, token: str = "tok_rejected") -> None:
+    """So many dead letters of one cause."""
+
+    def one(number: int) -> None:
+        order = new_order(f"o-{prefix}-{number}", "ann", "seller", "1.00", "EUR")
+        client.create_payment(f"c-{prefix}-{number}", [order], credit_card_info=token, wait_for=ACCEPTANCE)
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(one, range(count)))
+
+
+def open_letters(client: Client, **criteria: Any) -> list[recovery_pb2.DeadLetter]:
+    request = payment_service_pb2.ListDeadLettersRequest(
+        state=recovery_pb2.DEAD_LETTER_STATE_OPEN, filter=recovery_pb2.DeadLetterFilter(**criteria), page_size=200
+    )
+    return list(client.pages(client.payment.ListDeadLetters, request, "dead_letters"))
+
+
+def retry_many(client: Client, reason: str = "mended", **values: Any) -> payment_service_pb2.RetryDeadLettersResponse:
+    request = payment_service_pb2.RetryDeadLettersRequest(reason=reason, **values)
+    return client.payment.RetryDeadLetters(request)
+
+
+def test_dead_letters_are_retried_in_bulk_by_filter(own_database: Databases) -> None:
+    """A dry run counts and names them and changes nothing; then those of the filter are tried again, with operator, reason and event; the rest stay."""
+    quick = Settings(retry={("", Trouble.UNRESOLVED): Policy(Strategy.CANCEL)}, sweep_interval=60)
+    with serving(own_database, quick) as platform, platform.client() as client:
+        set_aside(client, "a", 12)
+        assert eventually(lambda: len(open_letters(client)) == 12)
+        wanted = recovery_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox")
+        found = retry_many(client, filter=wanted, dry_run=True)
+        assert (found.matched, len(found.sample), found.next_page_token) == (12, 12, "")
+        assert [(one.cause, one.provider, one.count) for one in found.counts] == [("REJECTED", "sandbox", 12)]
+        assert len(open_letters(client, cause="REJECTED")) == 12
+        assert retry_many(client, filter=recovery_pb2.DeadLetterFilter(cause="UNRESOLVED")).matched == 0
+        assert open_letters(client, cause="UNRESOLVED") == []
+        middle = sorted(open_letters(client), key=lambda letter: letter.create_time.ToNanoseconds())[6].create_time
+        assert len(open_letters(client, from_time=middle)) + len(open_letters(client, until_time=middle)) == 12
+        early = retry_many(client, filter=recovery_pb2.DeadLetterFilter(until_time=middle))
+        late = retry_many(client, filter=recovery_pb2.DeadLetterFilter(from_time=middle))
+        assert (early.retried + late.retried, early.skipped[:], late.skipped[:]) == (12, [], [])
+        assert retry_many(client, all=True).matched == 0, "a repeat finds nothing to do"
+        ends = "select state, operator <> '', reason, count(*) from dead_letter group by 1, 2, 3"
+        assert rows(own_database, "payment", ends) == [("RETRIED", True, "mended", 12)]
+        assert rows(own_database, "payment", "select count(*) from due where next_attempt_time is not null") == [(12,)]
+        ended = "select count(*) from event where aggregate_id like 'deadLetters/%%' and aggregate_version = 2"
+        assert eventually(lambda: rows(own_database, "event", ended) == [(12,)])
+    assert verify(own_database).passed
+
+
+def test_dead_letters_are_closed_in_bulk_as_one_by_one(own_database: Databases) -> None:
+    """Closing many asks each provider as closing one does: what it knows nothing of fails, what it knows is applied instead, what waits for the wallet is
+    skipped with the reason."""
+    with serving(own_database, settings()) as platform, platform.client() as client:
+        set_aside(client, "a", 25)
+        assert eventually(lambda: len(open_letters(client)) == 25, 30)
+        request = payment_service_pb2.CloseDeadLettersRequest(all=True, reason="never came", evidence="their support says so")
+        dry = payment_service_pb2.CloseDeadLettersRequest(all=True, reason="never came", evidence="x", dry_run=True)
+        assert (client.payment.CloseDeadLetters(dry).matched, len(client.payment.CloseDeadLetters(dry).sample)) == (25, 20)
+        assert len(open_letters(client)) == 25
+        first = client.payment.CloseDeadLetters(request)
+        assert (first.matched, first.closed, first.skipped[:]) == (20, 20, [])
+        request.page_token = first.next_page_token
+        second = client.payment.CloseDeadLetters(request)
+        assert (second.matched, second.closed, second.next_page_token) == (5, 5, "")
+        ends = "select state, reason, evidence, count(*) from dead_letter group by 1, 2, 3"
+        assert rows(own_database, "payment", ends) == [("CLOSED", "never came", "their support says so", 25)]
+    assert verify(own_database).passed
+
+
+def test_closing_in_bulk_skips_what_was_charged(own_database: Databases, wallet_fault: WalletFault) -> None:
+    """A charge that was made and cannot be settled is never closed: it is skipped with the refusal that closing it alone gets."""
+    wallet_fault.poison = "poison"
+    with serving(own_database, settings()) as platform, platform.client() as client:
+        pay_all(client, "a", ["poison", "s1"])
+        assert eventually(lambda: [letter.cause for letter in open_letters(client)] == ["SETTLING_FAILED"])
+        answer = client.payment.CloseDeadLetters(payment_service_pb2.CloseDeadLettersRequest(all=True, reason="no", evidence="none"))
+        assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
+        assert [(one.cause, one.error_reason) for one in answer.skipped] == [("SETTLING_FAILED", "STATE_FORBIDS")]
+        assert len(open_letters(client)) == 1
+
+
+def test_twelve_thousand_dead_letters_are_retried_within_a_minute(own_database: Databases) -> None:
+    """Each call does a bounded part, and what becomes a dead letter after the first call is left alone."""
+    with serving(own_database, Settings(sweep_interval=600)) as platform, platform.client() as client:
+        set_aside(client, "a", 1)
+        assert eventually(lambda: len(open_letters(client)) == 1)
+        with psycopg.connect(own_database.admin, autocommit=True) as admin:
+            admin.execute("set session_replication_role = replica")  # rows that no payment is behind; only their number matters
+            admin.execute("set search_path = payment")
+            admin.execute(
+                "insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time, provider)"
+                " select 'o-x' || n || '-1', 'charges/o-x' || n, 1, 'UNRESOLVED', '', 1, 'OPEN', '', '', '', clock(), 'sandbox' from generate_series(1, 12000) n"
+            )
+        started, token, retried, calls = time.monotonic(), "", 0, 0
+        while token or not calls:
+            answer = retry_many(client, filter=recovery_pb2.DeadLetterFilter(cause="UNRESOLVED"), page_token=token)
+            token, retried, calls = answer.next_page_token, retried + answer.retried, calls + 1
+        assert (retried, calls) == (12_000, 24)
+        assert time.monotonic() - started < 60
+        assert [letter.cause for letter in open_letters(client)] == ["REJECTED"]
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({}, "filter"),
+        ({"filter": {"cause": "BAD_LUCK"}}, "filter.cause"),
+        ({"filter": {"provider": "no provider"}}, "filter.provider"),
+        ({"filter": {"cause": "REJECTED"}, "all": True}, "all"),
+        ({"filter": {"from_time": {"seconds": 2}, "until_time": {"seconds": 1}}}, "filter.until_time"),
+        ({"filter": {"from_time": {"seconds": -1 << 40}}}, "filter.from_time"),
+        ({"all": True, "reason": ""}, "reason"),
+        ({"all": True, "page_token": "x"}, "page_token"),
+    ],
+)
+def test_bulk_calls_name_the_field_that_is_wrong(client: Client, values: dict[str, Any], field: str) -> None:
+    """A filter without a criterion, of an unknown cause or of no time is refused by name, and nothing is changed."""
+    with pytest.raises(InvalidArgumentError) as error:
+        client.payment.RetryDeadLetters(payment_service_pb2.RetryDeadLettersRequest(**{"reason": "mended", **values}))
+    assert [violation.field for violation in error.value.field_violations] == [field]
+
+
+def command(platform: Platform, *arguments: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "TALLYSTICK_TOKEN": ""}
+    line = [sys.executable, "-m", "tallystick_server.process.cli", *arguments, "--address", platform.address]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_works_through_many(own_database: Databases) -> None:
+    """A dry run, then the work page by page with progress, and a report as text or JSON; an id and a filter at once are refused."""
+    with serving(own_database, settings()) as platform, platform.client() as client:
+        set_aside(client, "a", 23)
+        assert eventually(lambda: len(open_letters(client)) == 23, 30)
+        code, out, _ = command(platform, "dead-letters", "close", "--cause", "REJECTED", "--reason", "r", "--evidence", "e", "--dry-run")
+        assert (code, out.splitlines()[:2]) == (0, ["23 matched; nothing was changed", "  23 REJECTED of sandbox"])
+        code, out, progress = command(
+            platform, "dead-letters", "close", "--from", "2026-01-01T00:00:00Z", "--reason", "r", "--evidence", "e", "--json"
+        )
+        report = json.loads(out)
+        assert (code, report["matched"], report["closed"], report["skipped"]) == (0, 23, 23, [])
+        assert progress.splitlines() == ["20 of 23: 20 closed, 0 resolved, 0 skipped", "23 of 23: 23 closed, 0 resolved, 0 skipped"]
+        code, _, wrong = command(platform, "dead-letters", "retry", "o-x-1", "--all", "--reason", "r")
+        assert (code != 0, "either a dead letter's id, or a filter" in wrong) == (True, True)
+        assert open_letters(client) == []

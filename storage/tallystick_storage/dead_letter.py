@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, TextClause, text
 
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
@@ -21,14 +21,26 @@ class NewDeadLetter:
     cause: str
     detail: str
     tries: int
+    provider: str
 
 
-_COLUMNS = "dead_letter_id, subject, cause, detail, tries, state, operator, reason, evidence, create_time, end_time"
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters: those that meet every criterion; "" and None are none. `state` is no criterion of a call that changes them: it is OPEN."""
+
+    state: str = ""
+    cause: str = ""
+    provider: str = ""
+    from_time: datetime | None = None
+    until_time: datetime | None = None
+
+
+_COLUMNS = "dead_letter_id, subject, cause, detail, tries, state, operator, reason, evidence, create_time, end_time, provider"
 _INSERT = text(f"""
     with new as (
-        insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time)
-        select split_part(r.subject, '/', 2) || '-' || n.number, r.subject, n.number, r.cause, r.detail, r.tries, 'OPEN', '', '', '', clock()
-        from json_to_recordset(cast(:items as json)) as r (subject text, cause text, detail text, tries int)
+        insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time, provider)
+        select split_part(r.subject, '/', 2) || '-' || n.number, r.subject, n.number, r.cause, r.detail, r.tries, 'OPEN', '', '', '', clock(), r.provider
+        from json_to_recordset(cast(:items as json)) as r (subject text, cause text, detail text, tries int, provider text)
         cross join lateral (  -- the id does not say of which collection it is
             select coalesce(max(d.number), 0) + 1 as number
             from dead_letter d, unnest(array['charges', 'payouts', 'payoutDestinations']) as c (collection)
@@ -39,7 +51,8 @@ _INSERT = text(f"""
 """)
 _END = text(f"""
     with l as materialized (
-        select dead_letter_id from dead_letter where subject = any (cast(:subjects as text[])) and state = 'OPEN' order by subject for update),
+        select dead_letter_id from dead_letter where subject = any (cast(:subjects as text[])) and state = 'OPEN'
+            and (cast(:ids as text[]) is null or dead_letter_id = any (cast(:ids as text[]))) order by subject for update),
     ended as (
         update dead_letter d set state = :state, operator = :operator, reason = :reason, evidence = :evidence, end_time = clock()
         from l where d.dead_letter_id = l.dead_letter_id returning d.*),
@@ -47,11 +60,22 @@ _END = text(f"""
     select {_COLUMNS}, sequence as told from ended, told
 """)
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
-_LIST = text(f"""
-    select {_COLUMNS} from dead_letter where (:state = '' or state = :state)
-        and (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+_LIST = """
+    select {columns} from dead_letter where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id) and {criteria}
     order by create_time desc, dead_letter_id desc limit :most
-""")
+"""
+_OPEN_AFTER = """
+    select {columns} from dead_letter where state = 'OPEN' and (create_time, dead_letter_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after_id)
+        and {criteria} order by create_time, dead_letter_id limit :most
+"""
+_COUNTS = "select cause, provider, count(*) as letters from dead_letter where state = 'OPEN' and {criteria} group by cause, provider order by cause, provider"
+_CRITERIA = {
+    "state": "state = :state",
+    "cause": "cause = :cause",
+    "provider": "provider = :provider",
+    "from_time": "create_time >= cast(:from_time as timestamptz)",
+    "until_time": "create_time < cast(:until_time as timestamptz)",
+}
 
 
 def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[Row[Any]]:
@@ -59,17 +83,50 @@ def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[R
     return connection.execute(_INSERT, {"items": rows(items)}).all()
 
 
-def end(connection: Connection, subjects: Sequence[str], state: str, operator: str = "", reason: str = "", evidence: str = "") -> Sequence[Row[Any]]:
-    """Ends the open dead letters of subjects; those that ended by it, each with the outbox row in which all are to be told."""
+def end(
+    connection: Connection,
+    subjects: Sequence[str],
+    state: str,
+    operator: str = "",
+    reason: str = "",
+    evidence: str = "",
+    *,
+    ids: Sequence[str] | None = None,
+) -> Sequence[Row[Any]]:
+    """Ends the open dead letters of subjects, or those of them with these ids; those that ended by it, each with the outbox row in which all are told."""
     values = {"subjects": list(subjects), "state": state, "operator": operator, "reason": reason, "evidence": evidence}
-    return connection.execute(_END, values).all()
+    return connection.execute(_END, {**values, "ids": None if ids is None else list(ids)}).all()
 
 
 def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:
     return connection.execute(_FIND, {"id": dead_letter_id}).one_or_none()
 
 
-def list_(connection: Connection, state: str, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
-    """Dead letters in a state, or all, newest first, before a given (create_time, id)."""
+def list_(connection: Connection, wanted: Filter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+    """Dead letters, newest first, before a given (create_time, id)."""
     time, dead_letter_id = before or (None, "")
-    return connection.execute(_LIST, {"state": state, "before_time": time, "before_id": dead_letter_id, "most": most}).all()
+    return connection.execute(*_query(_LIST, wanted, before_time=time, before_id=dead_letter_id, most=most)).all()
+
+
+def open_after(connection: Connection, wanted: Filter, after: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+    """Open dead letters, oldest first, after a given (create_time, id)."""
+    time, dead_letter_id = after or (None, "")
+    return connection.execute(*_query(_OPEN_AFTER, wanted, after_time=time, after_id=dead_letter_id, most=most)).all()
+
+
+def open_counts(connection: Connection, wanted: Filter) -> Sequence[Row[Any]]:
+    """How many open dead letters there are, by cause and provider."""
+    return connection.execute(*_query(_COUNTS, wanted)).all()
+
+
+def now(connection: Connection) -> datetime:
+    """The database's time."""
+    time: datetime = connection.execute(text("select clock()")).scalar_one()
+    return time
+
+
+def _query(statement: str, wanted: Filter, **parameters: Any) -> tuple[TextClause, dict[str, Any]]:
+    """A statement with only the criteria that are set, so that the planner can use their indexes."""
+    values = {name: value for name in _CRITERIA if (value := getattr(wanted, name))}
+    criteria = " and ".join(_CRITERIA[name] for name in values) or "true"
+    return text(statement.format(columns=_COLUMNS, criteria=criteria)), {**parameters, **values}

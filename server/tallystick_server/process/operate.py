@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from types import ModuleType
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
 from tallystick.payment.v1 import payment_service_pb2
@@ -29,7 +31,8 @@ _SERVICES: dict[str, ModuleType] = {"payment": payment_service_pb2, "payout": pa
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _LOOK_AGAIN = 1.0
 
-Work = Callable[[argparse.Namespace, Client], Iterable[Message]]
+Work = Callable[[argparse.Namespace, Client], Iterable[Message | str]]
+"""Gives what is printed: messages as JSON, texts as they are."""
 Commands = Any  # argparse keeps its type to itself
 
 
@@ -40,8 +43,8 @@ def add_commands(commands: Commands) -> None:
     one = _of_service(_command(verbs, "list", "newest first", _list))
     one.add_argument("--all", action="store_true", help="also those that have ended")
     _letter(_command(verbs, "show", "one, with what it is about", _show))
-    _reason(_letter(_command(verbs, "retry", "have it tried again", _retry)))
-    one = _reason(_letter(_command(verbs, "close", "fail what it is about", _close)))
+    _many(_reason(_letter(_command(verbs, "retry", "have one tried again, or all that a filter names", _retry))))
+    one = _many(_reason(_letter(_command(verbs, "close", "fail what one is about, or all that a filter names", _close))))
     one.add_argument("--evidence", required=True, help="what shows that the provider charged or paid nothing")
     charges = commands.add_parser("unapplied-charges", help="money that fits no order: list, acknowledge")
     verbs = charges.add_subparsers(required=True, metavar="VERB")
@@ -81,7 +84,7 @@ def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.
         try:
             with Client(address, settings=ClientSettings(token=token)) as client:
                 for message in work(options, client):
-                    print(json.dumps(MessageToDict(message, preserving_proto_field_name=True)), flush=True)
+                    print(message if isinstance(message, str) else json.dumps(MessageToDict(message, preserving_proto_field_name=True)), flush=True)
                     shown += 1
         except UnauthenticatedError as error:
             raise Failure(f"{address}: {error} Set TALLYSTICK_TOKEN.") from None
@@ -103,6 +106,33 @@ def _of_service(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _letter(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
     one.add_argument("dead_letter_id")
     return _of_service(one)
+
+
+def _many(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options that name many dead letters in place of one."""
+    (letter,) = (action for action in one._actions if action.dest == "dead_letter_id")
+    letter.nargs, letter.required = "?", False
+    which = one.add_argument_group("many dead letters, in place of one")
+    which.add_argument("--cause", default="", help="only open ones of this cause, such as UNRESOLVED")
+    which.add_argument("--provider", default="", help="only open ones of this provider")
+    which.add_argument("--from", dest="from_time", type=_time, help="only those made at this time or later, such as 2026-11-28T08:00:00Z")
+    which.add_argument("--until", dest="until_time", type=_time, help="only those made before this time")
+    which.add_argument("--all", action="store_true", help="every open one")
+    which.add_argument("--dry-run", action="store_true", help="count them and name some; change nothing")
+    which.add_argument("--json", action="store_true", help="the report as one JSON object")
+    return one
+
+
+def _time(text: str) -> Timestamp:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise argparse.ArgumentTypeError("must be a time with its zone, such as 2026-11-28T08:00:00Z")
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
 
 
 def _payout(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -130,13 +160,64 @@ def _show(options: argparse.Namespace, client: Client) -> list[Message]:
     return [_ask(options, client, "GetDeadLetter", dead_letter_id=options.dead_letter_id)]
 
 
-def _retry(options: argparse.Namespace, client: Client) -> list[Message]:
+def _retry(options: argparse.Namespace, client: Client) -> Iterable[Message | str]:
+    if _is_bulk(options):
+        return _bulk(options, client, "RetryDeadLetters", ("retried",))
     return [_ask(options, client, "RetryDeadLetter", dead_letter_id=options.dead_letter_id, reason=options.reason)]
 
 
-def _close(options: argparse.Namespace, client: Client) -> list[Message]:
+def _close(options: argparse.Namespace, client: Client) -> Iterable[Message | str]:
+    if _is_bulk(options):
+        return _bulk(options, client, "CloseDeadLetters", ("closed", "resolved"), evidence=options.evidence)
     values = {"dead_letter_id": options.dead_letter_id, "reason": options.reason, "evidence": options.evidence}
     return [_ask(options, client, "CloseDeadLetter", **values)]
+
+
+def _is_bulk(options: argparse.Namespace) -> bool:
+    """Whether many dead letters are named."""
+    many = bool(options.cause or options.provider or options.from_time or options.until_time or options.all)
+    if many == bool(options.dead_letter_id):
+        raise Failure("Give either a dead letter's id, or a filter: --cause, --provider, --from, --until, or --all.")
+    if options.dead_letter_id and (options.dry_run or options.json):
+        raise Failure("--dry-run and --json go with a filter, not with a dead letter's id.")
+    return many
+
+
+def _bulk(options: argparse.Namespace, client: Client, method: str, ends: tuple[str, ...], **values: str) -> Iterable[str]:
+    """Calls page by page until there are no more, with progress on stderr; the report."""
+    wanted = recovery_pb2.DeadLetterFilter(cause=options.cause, provider=options.provider, from_time=options.from_time, until_time=options.until_time)
+    values = {"filter": wanted, "all": options.all, "reason": options.reason, **values}  # type: ignore[dict-item]
+    found = _ask(options, client, method, dry_run=True, **values)
+    report: dict[str, Any] = {"matched": found.matched, **dict.fromkeys(ends, 0), "skipped": []}
+    report["counts"] = [{"cause": one.cause, "provider": one.provider, "count": one.count} for one in found.counts]
+    if options.dry_run:
+        report |= {"dry_run": True, "sample": list(found.sample)}
+        return [_report(report, ends, as_json=options.json)]
+    token, looked_at = "", 0
+    while True:
+        page = _ask(options, client, method, page_token=token, **values)
+        looked_at += page.matched
+        for end in ends:
+            report[end] += getattr(page, end)
+        report["skipped"] += [MessageToDict(one, preserving_proto_field_name=True) for one in page.skipped]
+        print(f"{looked_at} of {found.matched}: {_ended(report, ends)}", file=sys.stderr, flush=True)
+        token = page.next_page_token
+        if not token:
+            return [_report(report, ends, as_json=options.json)]
+
+
+def _ended(report: Mapping[str, Any], ends: tuple[str, ...]) -> str:
+    return ", ".join([*(f"{report[end]} {end}" for end in ends), f"{len(report['skipped'])} skipped"])
+
+
+def _report(report: Mapping[str, Any], ends: tuple[str, ...], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(report)
+    lines = [f"{report['matched']} matched; nothing was changed" if report.get("dry_run") else f"{report['matched']} matched: {_ended(report, ends)}"]
+    lines += [f"  {one['count']} {one['cause']} of {one['provider']}" for one in report["counts"]]
+    lines += [f"  {id_}" for id_ in report.get("sample", ())]
+    lines += [f"  skipped {one['dead_letter_id']} ({one['cause']}): {one['error_reason']}: {one['message']}" for one in report["skipped"]]
+    return "\n".join(lines)
 
 
 def _unapplied(options: argparse.Namespace, client: Client) -> Iterable[Message]:

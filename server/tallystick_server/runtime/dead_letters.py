@@ -31,6 +31,7 @@ def message(row: Row[Any]) -> recovery_pb2.DeadLetter:
         evidence=row.evidence,
         create_time=to_timestamp(row.create_time),
         end_time=to_timestamp(row.end_time) if row.end_time else None,
+        provider=row.provider,
     )
 
 

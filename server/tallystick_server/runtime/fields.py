@@ -101,7 +101,7 @@ class PageToken:
     def before(self, token: str) -> tuple[datetime, str] | None:
         """The (time, id) that a page of rows, newest first, comes before, or None for the first page. Raises PAGE_TOKEN_INVALID."""
         place = self.parse(token, str, str)
-        return (_token_time(place[0]), str(place[1])) if place else None
+        return (parse_token_time(place[0]), str(place[1])) if place else None
 
     def parse(self, token: str, *kinds: type) -> list[str | int] | None:
         """The place, as values of the given types, or None for the first page. Raises PAGE_TOKEN_INVALID."""
@@ -118,7 +118,7 @@ class PageToken:
         return list(place)
 
 
-def _token_time(text: str | int) -> datetime:
+def parse_token_time(text: str | int) -> datetime:
     """A time as a page token has it, in UTC. Raises PAGE_TOKEN_INVALID."""
     try:
         time = datetime.fromisoformat(str(text))

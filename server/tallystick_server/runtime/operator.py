@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row
 
+from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.caller import Role
 from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.identifier import parse_words
+from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.provider import Answer, Declined, NotFound, NotSent, Returned, Succeeded, Unknown, Verified
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
@@ -22,13 +25,16 @@ from tallystick_server.runtime import alerts, dead_letters
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.execute import HeldBack
-from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.fields import PageToken, page_size, parse_time, parse_token_time
 from tallystick_server.runtime.flow import Flow
+from tallystick_server.runtime.retry import DEFAULTS
 from tallystick_storage import alert, dead_letter, due
 from tallystick_storage.database import Database, DataRefused
 
 H = TypeVar("H", bound=InHand)
 G = TypeVar("G")
+Place = tuple[datetime, str] | None
+"""The (create_time, id) of a dead letter that others come after; None: the first comes next."""
 
 _OPERATOR = frozenset({Role.OPERATOR})
 ACCESS: Access = {
@@ -36,9 +42,15 @@ ACCESS: Access = {
     "GetDeadLetter": _OPERATOR,
     "RetryDeadLetter": _OPERATOR,
     "CloseDeadLetter": _OPERATOR,
+    "RetryDeadLetters": _OPERATOR,
+    "CloseDeadLetters": _OPERATOR,
     "ListAlerts": _OPERATOR,
 }
 _ASK_AGAIN = 1.0  # seconds
+_MOST_RETRIED = 500
+_MOST_CLOSED = 20
+_CLOSED_AT_ONCE = 5  # each of them asks its provider
+_SAMPLE = 20
 _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,80}\Z", re.ASCII)
 
 
@@ -73,6 +85,49 @@ class DeadLetters(Generic[H, G]):
             await self._database.transact(retry)
             ours = True
         return await self._ended(dead_letter_id, "RETRY", end), not ours
+
+    async def retry_many(self, wanted: dead_letter.Filter, after: Place, operator: str, reason: str) -> tuple[Sequence[Row[Any]], set[str], bool]:
+        """Has the next of those that a filter names tried again: those, the ids of those that were open still, and whether there are more."""
+        end = _End(DeadLetterState.RETRIED, operator, reason)
+
+        def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
+            found = dead_letter.open_after(connection, wanted, after, _MOST_RETRIED + 1)
+            page = found[:_MOST_RETRIED]
+            ended = end.write_all(connection, page)
+            due.revive(connection, [self.demand_id(row) for row in ended])
+            return page, {row.dead_letter_id for row in ended}, len(found) > len(page)
+
+        return await self._database.transact(retry)
+
+    async def close_many(
+        self, wanted: dead_letter.Filter, after: Place, operator: str, reason: str, evidence: str
+    ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any] | Refused], bool]:
+        """Closes the next of those that a filter names, each as `close` does: those, what became of each, and whether there are more."""
+        found = await self._database.read(lambda connection: dead_letter.open_after(connection, wanted, after, _MOST_CLOSED + 1))
+        page = found[:_MOST_CLOSED]
+        room = asyncio.Semaphore(_CLOSED_AT_ONCE)
+
+        async def one(row: Row[Any]) -> Row[Any] | Refused:
+            async with room:
+                try:
+                    return (await self.close(row.dead_letter_id, operator, reason, evidence))[0]
+                except Refused as refused:
+                    return refused
+
+        return page, await asyncio.gather(*(one(row) for row in page)), len(found) > len(page)
+
+    async def look_over(self, wanted: dead_letter.Filter) -> tuple[Sequence[Row[Any]], list[str]]:
+        """How many open ones a filter names, by cause and provider, and the ids of the first."""
+
+        def look(connection: Connection) -> tuple[Sequence[Row[Any]], list[str]]:
+            first = dead_letter.open_after(connection, wanted, None, _SAMPLE)
+            return dead_letter.open_counts(connection, wanted), [row.dead_letter_id for row in first]
+
+        return await self._database.read(look)
+
+    async def now(self) -> datetime:
+        """The database's time: what is made later is not meant by a call that begins now."""
+        return await self._database.read(dead_letter.now)
 
     async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> tuple[Row[Any], bool]:
         """Fails its demand, unless the provider knows better; it as it stands, and whether it was closed before. Raises NOT_FOUND, STATE_FORBIDS."""
@@ -165,6 +220,13 @@ class _End:
             raise _Overtaken
         dead_letters.tell_changed(connection, ended, lambda _: (self.operator, ""))
 
+    def write_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+        """Ends those of dead letters that are open still, and tells of them."""
+        subjects, ids = [row.subject for row in rows], [row.dead_letter_id for row in rows]
+        ended = dead_letter.end(connection, subjects, self.state, self.operator, self.reason, self.evidence, ids=ids) if rows else ()
+        dead_letters.tell_changed(connection, ended, lambda _: (self.operator, ""))
+        return ended
+
 
 class OperatorHandlers:
     """Handlers only decode, await and encode. `messages`: the service's generated messages, which have these calls' under the same names."""
@@ -177,11 +239,57 @@ class OperatorHandlers:
     async def ListDeadLetters(self, request: Any, _call: Call) -> Any:
         size = page_size(request.page_size)
         state = dead_letters.STATES.parse(request.state, "state", "")
-        token = PageToken("ListDeadLetters", state)
+        wanted = replace(_filter(request), state=state)
+        token = PageToken("ListDeadLetters", *_as_text(wanted))
         before = token.before(request.page_token)
-        rows = await self._database.read(lambda connection: dead_letter.list_(connection, state, before, size + 1))
-        shown, following = token.page(rows, size, dead_letters.message, lambda row: (row.create_time.isoformat(), row.dead_letter_id))
+        rows = await self._database.read(lambda connection: dead_letter.list_(connection, wanted, before, size + 1))
+        shown, following = token.page(rows, size, dead_letters.message, _place)
         return self._messages.ListDeadLettersResponse(dead_letters=shown, next_page_token=following)
+
+    async def RetryDeadLetters(self, request: Any, call: Call) -> Any:
+        reason = parse_words(request.reason, "reason")
+        bulk = await self._bulk("RetryDeadLetters", request)
+        if request.dry_run:
+            counts, sample = await self._letters.look_over(bulk.wanted)
+            return self._messages.RetryDeadLettersResponse(matched=sum(row.letters for row in counts), counts=_counts(counts), sample=sample)
+        page, ended, more = await self._letters.retry_many(bulk.wanted, bulk.after, call.caller.name, reason)
+        skipped = [_skipped(row, Refused(Reason.STATE_FORBIDS, "It has ended meanwhile.")) for row in page if row.dead_letter_id not in ended]
+        return self._messages.RetryDeadLettersResponse(
+            matched=len(page), retried=len(ended), skipped=skipped, counts=_counted(page), next_page_token=bulk.following(page, more=more)
+        )
+
+    async def CloseDeadLetters(self, request: Any, call: Call) -> Any:
+        reason, evidence = parse_words(request.reason, "reason"), parse_words(request.evidence, "evidence")
+        bulk = await self._bulk("CloseDeadLetters", request)
+        if request.dry_run:
+            counts, sample = await self._letters.look_over(bulk.wanted)
+            return self._messages.CloseDeadLettersResponse(matched=sum(row.letters for row in counts), counts=_counts(counts), sample=sample)
+        page, results, more = await self._letters.close_many(bulk.wanted, bulk.after, call.caller.name, reason, evidence)
+        ends = [result.state for result in results if not isinstance(result, Refused)]
+        return self._messages.CloseDeadLettersResponse(
+            matched=len(page),
+            closed=ends.count(DeadLetterState.CLOSED),
+            resolved=ends.count(DeadLetterState.RESOLVED),
+            skipped=[_skipped(row, result) for row, result in zip(page, results, strict=True) if isinstance(result, Refused)],
+            counts=_counted(page),
+            next_page_token=bulk.following(page, more=more),
+        )
+
+    async def _bulk(self, method: str, request: Any) -> _Bulk:
+        """What a call for many is about, from its first page on. Raises FIELD_REQUIRED, FIELD_INVALID, PAGE_TOKEN_INVALID."""
+        wanted = _filter(request)
+        if request.all and wanted != dead_letter.Filter():
+            raise Refused(Reason.FIELD_INVALID, "all must be false, or filter must have no criterion.", field="all")
+        if not request.all and wanted == dead_letter.Filter():
+            raise Refused(Reason.FIELD_REQUIRED, "filter must have at least one criterion; set all for every open dead letter.", field="filter")
+        token = PageToken(method, *_as_text(wanted))
+        place = token.parse(request.page_token, str, str, str)
+        if place is None:
+            now = await self._letters.now()
+            until = min(wanted.until_time or now, now)
+            return _Bulk(token, replace(wanted, until_time=until), None)
+        until, time = parse_token_time(place[0]), parse_token_time(place[1])
+        return _Bulk(token, replace(wanted, until_time=until), (time, str(place[2])))
 
     async def RetryDeadLetter(self, request: Any, call: Call) -> Any:
         reason = parse_words(request.reason, "reason")
@@ -204,6 +312,56 @@ class OperatorHandlers:
         rows = await self._database.read(lambda connection: alert.list_(connection, before, size + 1, ended=request.ended))
         shown, following = token.page(rows, size, alerts.message, lambda row: (row.create_time.isoformat(), row.alert_id))
         return self._messages.ListAlertsResponse(alerts=shown, next_page_token=following)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bulk:
+    """What a call for many dead letters is about: those of a filter after a place. `token`: makes the next call's."""
+
+    token: PageToken
+    wanted: dead_letter.Filter
+    after: Place
+
+    def following(self, page: Sequence[Row[Any]], *, more: bool) -> str:
+        if not more or self.wanted.until_time is None:
+            return ""
+        return self.token.make(self.wanted.until_time.astimezone(UTC).isoformat(), *_place(page[-1]))
+
+
+def _filter(request: Any) -> dead_letter.Filter:
+    """Raises FIELD_INVALID."""
+    given = request.filter
+    if given.cause and given.cause not in DEFAULTS:
+        raise Refused(Reason.FIELD_INVALID, f"filter.cause must be one of {', '.join(DEFAULTS)}.", field="filter.cause")
+    provider = parse_id(given.provider, "filter.provider") if given.provider else ""
+    try:
+        from_time, until_time = parse_time(given, "from_time"), parse_time(given, "until_time")
+    except Refused as refused:
+        raise refused.below("filter") from None
+    if from_time is not None and until_time is not None and from_time >= until_time:
+        raise Refused(Reason.FIELD_INVALID, "filter.until_time must be later than filter.from_time.", field="filter.until_time")
+    return dead_letter.Filter("", given.cause, provider, from_time, until_time)
+
+
+def _as_text(wanted: dead_letter.Filter) -> list[str]:
+    return ["" if value is None else str(value) for value in astuple(wanted)]
+
+
+def _place(row: Row[Any]) -> tuple[str, str]:
+    return row.create_time.isoformat(), row.dead_letter_id
+
+
+def _counts(rows: Iterable[Row[Any]]) -> list[recovery_pb2.DeadLetterCount]:
+    return [recovery_pb2.DeadLetterCount(cause=row.cause, provider=row.provider, count=row.letters) for row in rows]
+
+
+def _counted(page: Iterable[Row[Any]]) -> list[recovery_pb2.DeadLetterCount]:
+    counts = Counter((row.cause, row.provider) for row in page)
+    return [recovery_pb2.DeadLetterCount(cause=cause, provider=provider, count=count) for (cause, provider), count in sorted(counts.items())]
+
+
+def _skipped(row: Row[Any], refused: Refused) -> recovery_pb2.SkippedDeadLetter:
+    return recovery_pb2.SkippedDeadLetter(dead_letter_id=row.dead_letter_id, cause=row.cause, error_reason=refused.reason, message=refused.message)
 
 
 def parse_dead_letter_id(text: str) -> str:

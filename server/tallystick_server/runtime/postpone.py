@@ -147,7 +147,7 @@ class Postpone(Generic[H, G]):
         held = due.again_later(connection, [_again(one, None, looking=one.item.looking) for one in troubled])
         subjects = {one.item.subject: one for one in troubled if one.item.demand_id in held}
         new = [
-            dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], sum(_tries(one).values()))
+            dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], sum(_tries(one).values()), one.item.provider)
             for subject, one in sorted(subjects.items())
         ]
         tell_changed(

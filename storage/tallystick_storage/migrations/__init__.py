@@ -175,11 +175,14 @@ create table dead_letter (
     evidence text not null check ((evidence <> '') = (state = 'CLOSED')),
     create_time timestamptz not null,
     end_time timestamptz check ((end_time is null) = (state = 'OPEN')),
+    provider text not null,
     unique (subject, number),
     check (dead_letter_id = split_part(subject, '/', 2) || '-' || number)
 );
 create unique index dead_letter_open on dead_letter (subject) where state = 'OPEN';
 create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
+create index dead_letter_by_cause on dead_letter (cause, provider, create_time desc, dead_letter_id desc);
+create index dead_letter_by_provider on dead_letter (provider, create_time desc, dead_letter_id desc);
 create index dead_letter_by_state on dead_letter (state, create_time desc, dead_letter_id desc);
 create trigger ends_once before update on dead_letter for each row when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
 create trigger never_deleted before delete or truncate on dead_letter for each statement execute function refuse_change();

@@ -72,6 +72,14 @@ class PaymentServiceStub:
     that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
     A repeat with the same values changes nothing. Access: operator.
     """
+    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]
+    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
+    that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+    """
+    CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]
+    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
+    again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+    """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]
     """Lists what a person should know of, newest first. Access: operator."""
     ListUnappliedCharges: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListUnappliedChargesRequest, _payment_service_pb2.ListUnappliedChargesResponse]
@@ -125,6 +133,14 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
     that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
     A repeat with the same values changes nothing. Access: operator.
+    """
+    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
+    """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
+    that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+    """
+    CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
+    """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
+    again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists what a person should know of, newest first. Access: operator."""
@@ -242,6 +258,26 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
         that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
         A repeat with the same values changes nothing. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryDeadLetters(
+        self,
+        request: _payment_service_pb2.RetryDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.RetryDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.RetryDeadLettersResponse]]:
+        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
+        that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def CloseDeadLetters(
+        self,
+        request: _payment_service_pb2.CloseDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLettersResponse]]:
+        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
+        again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
         """
 
     @_abc_1.abstractmethod

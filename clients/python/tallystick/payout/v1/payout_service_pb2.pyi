@@ -1238,22 +1238,28 @@ class ListDeadLettersRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     state: _recovery_pb2.DeadLetterState.ValueType
     """Only those in this state; unset: all."""
     page_size: _builtins.int
     """The most to answer with: 0 means 50, above 200 means 200."""
     page_token: _builtins.str
     """The next_page_token of the page before; empty: the first page."""
+    @_builtins.property
+    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+        """Only those that it names; unset: all."""
+
     def __init__(
         self,
         *,
         state: _recovery_pb2.DeadLetterState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _recovery_pb2.DeadLetterFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1450,6 +1456,190 @@ class CloseDeadLetterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseDeadLetterResponse: _TypeAlias = CloseDeadLetterResponse  # noqa: Y015
+
+@_typing.final
+class RetryDeadLettersRequest(_message.Message):
+    """Which dead letters to try again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Every open dead letter; not together with a criterion."""
+    reason: _builtins.str
+    """Why, in a few words; required, up to 255 characters."""
+    dry_run: _builtins.bool
+    """Only count them and name some; nothing is changed."""
+    page_token: _builtins.str
+    """The next_page_token of the call before; empty: the first call."""
+    @_builtins.property
+    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+        """Which; at least one criterion, unless `all` is set."""
+
+    def __init__(
+        self,
+        *,
+        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        all: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run", "filter", b"filter", "page_token", b"page_token", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeadLettersRequest: _TypeAlias = RetryDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class RetryDeadLettersResponse(_message.Message):
+    """The answer to RetryDeadLetters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    RETRIED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many this call was about; with dry_run, all."""
+    retried: _builtins.int
+    """How many of them are tried again."""
+    next_page_token: _builtins.str
+    """Empty when there are no more."""
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.SkippedDeadLetter]:
+        """Those that are not."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetterCount]:
+        """What `matched` is made of, by cause and provider."""
+
+    @_builtins.property
+    def sample(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With dry_run: the ids of the first of them, up to 20."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        retried: _builtins.int = ...,
+        skipped: _abc.Iterable[_recovery_pb2.SkippedDeadLetter] | None = ...,
+        counts: _abc.Iterable[_recovery_pb2.DeadLetterCount] | None = ...,
+        sample: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "matched", b"matched", "next_page_token", b"next_page_token", "retried", b"retried", "sample", b"sample", "skipped", b"skipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeadLettersResponse: _TypeAlias = RetryDeadLettersResponse  # noqa: Y015
+
+@_typing.final
+class CloseDeadLettersRequest(_message.Message):
+    """Which dead letters to close."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Every open dead letter; not together with a criterion."""
+    reason: _builtins.str
+    """Why, in a few words; required, up to 255 characters."""
+    evidence: _builtins.str
+    """What shows that the provider paid nothing; required, up to 255 characters."""
+    dry_run: _builtins.bool
+    """Only count them and name some; nothing is changed, and no provider is asked."""
+    page_token: _builtins.str
+    """The next_page_token of the call before; empty: the first call."""
+    @_builtins.property
+    def filter(self) -> _recovery_pb2.DeadLetterFilter:
+        """Which; at least one criterion, unless `all` is set."""
+
+    def __init__(
+        self,
+        *,
+        filter: _recovery_pb2.DeadLetterFilter | None = ...,
+        all: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        evidence: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "dry_run", b"dry_run", "evidence", b"evidence", "filter", b"filter", "page_token", b"page_token", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseDeadLettersRequest: _TypeAlias = CloseDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class CloseDeadLettersResponse(_message.Message):
+    """The answer to CloseDeadLetters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATCHED_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    RESOLVED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    matched: _builtins.int
+    """How many this call was about; with dry_run, all."""
+    closed: _builtins.int
+    """How many of them are closed."""
+    resolved: _builtins.int
+    """How many the provider knew an outcome of, which was applied instead."""
+    next_page_token: _builtins.str
+    """Empty when there are no more."""
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.SkippedDeadLetter]:
+        """The others, which stay open."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[_recovery_pb2.DeadLetterCount]:
+        """What `matched` is made of, by cause and provider."""
+
+    @_builtins.property
+    def sample(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With dry_run: the ids of the first of them, up to 20."""
+
+    def __init__(
+        self,
+        *,
+        matched: _builtins.int = ...,
+        closed: _builtins.int = ...,
+        resolved: _builtins.int = ...,
+        skipped: _abc.Iterable[_recovery_pb2.SkippedDeadLetter] | None = ...,
+        counts: _abc.Iterable[_recovery_pb2.DeadLetterCount] | None = ...,
+        sample: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed", b"closed", "counts", b"counts", "matched", b"matched", "next_page_token", b"next_page_token", "resolved", b"resolved", "sample", b"sample", "skipped", b"skipped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseDeadLettersResponse: _TypeAlias = CloseDeadLettersResponse  # noqa: Y015
 
 @_typing.final
 class ListAlertsRequest(_message.Message):

@@ -152,6 +152,16 @@ class PayoutServiceStub(object):
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.FromString,
                 _registered_method=True)
+        self.RetryDeadLetters = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/RetryDeadLetters',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.CloseDeadLetters = channel.unary_unary(
+                '/tallystick.payout.v1.PayoutService/CloseDeadLetters',
+                request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersResponse.FromString,
+                _registered_method=True)
         self.ListAlerts = channel.unary_unary(
                 '/tallystick.payout.v1.PayoutService/ListAlerts',
                 request_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.ListAlertsRequest.SerializeToString,
@@ -356,6 +366,22 @@ class PayoutServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryDeadLetters(self, request, context):
+        """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
+        that is empty. Those that are made after the first call are left alone. A repeat changes nothing that was changed before. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseDeadLetters(self, request, context):
+        """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
+        again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAlerts(self, request, context):
         """Lists what a person should know of, newest first. Access: operator.
         """
@@ -480,6 +506,16 @@ def add_PayoutServiceServicer_to_server(servicer, server):
                     servicer.CloseDeadLetter,
                     request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.FromString,
                     response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.SerializeToString,
+            ),
+            'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetters,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersResponse.SerializeToString,
+            ),
+            'CloseDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseDeadLetters,
+                    request_deserializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersRequest.FromString,
+                    response_serializer=tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersResponse.SerializeToString,
             ),
             'ListAlerts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAlerts,
@@ -1111,6 +1147,60 @@ class PayoutService(object):
             '/tallystick.payout.v1.PayoutService/CloseDeadLetter',
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterRequest.SerializeToString,
             tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLetterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/RetryDeadLetters',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.RetryDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payout.v1.PayoutService/CloseDeadLetters',
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersRequest.SerializeToString,
+            tallystick_dot_payout_dot_v1_dot_payout__service__pb2.CloseDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,17 +25,23 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/recovery/v1/recovery.proto\x12\x16tallystick.recovery.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x02\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.tallystick.recovery.v1.DeadLetterState\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\x05\x12\x10\n\x08operator\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x65vidence\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x05\x41lert\x12\x10\n\x08\x61lert_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xad\x01\n\x0f\x44\x65\x61\x64LetterState\x12!\n\x1d\x44\x45\x41\x44_LETTER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44_LETTER_STATE_OPEN\x10\x01\x12\x1d\n\x19\x44\x45\x41\x44_LETTER_STATE_RETRIED\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_STATE_CLOSED\x10\x03\x12\x1e\n\x1a\x44\x45\x41\x44_LETTER_STATE_RESOLVED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/recovery/v1/recovery.proto\x12\x16tallystick.recovery.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x02\n\nDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32\'.tallystick.recovery.v1.DeadLetterState\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\r\n\x05tries\x18\x06 \x01(\x05\x12\x10\n\x08operator\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x10\n\x08\x65vidence\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08provider\x18\x0c \x01(\t\"\x92\x01\n\x10\x44\x65\x61\x64LetterFilter\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12-\n\tfrom_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nuntil_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x0f\x44\x65\x61\x64LetterCount\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"a\n\x11SkippedDeadLetter\x12\x16\n\x0e\x64\x65\x61\x64_letter_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xa7\x01\n\x05\x41lert\x12\x10\n\x08\x61lert_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xad\x01\n\x0f\x44\x65\x61\x64LetterState\x12!\n\x1d\x44\x45\x41\x44_LETTER_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x41\x44_LETTER_STATE_OPEN\x10\x01\x12\x1d\n\x19\x44\x45\x41\x44_LETTER_STATE_RETRIED\x10\x02\x12\x1c\n\x18\x44\x45\x41\x44_LETTER_STATE_CLOSED\x10\x03\x12\x1e\n\x1a\x44\x45\x41\x44_LETTER_STATE_RESOLVED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.recovery.v1.recovery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEADLETTERSTATE']._serialized_start=574
-  _globals['_DEADLETTERSTATE']._serialized_end=747
+  _globals['_DEADLETTERSTATE']._serialized_start=907
+  _globals['_DEADLETTERSTATE']._serialized_end=1080
   _globals['_DEADLETTER']._serialized_start=99
-  _globals['_DEADLETTER']._serialized_end=401
-  _globals['_ALERT']._serialized_start=404
-  _globals['_ALERT']._serialized_end=571
+  _globals['_DEADLETTER']._serialized_end=419
+  _globals['_DEADLETTERFILTER']._serialized_start=422
+  _globals['_DEADLETTERFILTER']._serialized_end=568
+  _globals['_DEADLETTERCOUNT']._serialized_start=570
+  _globals['_DEADLETTERCOUNT']._serialized_end=635
+  _globals['_SKIPPEDDEADLETTER']._serialized_start=637
+  _globals['_SKIPPEDDEADLETTER']._serialized_end=734
+  _globals['_ALERT']._serialized_start=737
+  _globals['_ALERT']._serialized_end=904
 # @@protoc_insertion_point(module_scope)

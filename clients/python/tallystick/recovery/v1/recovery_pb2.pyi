@@ -67,6 +67,7 @@ class DeadLetter(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
     """"{subject's id}-{number}"."""
     subject: _builtins.str
@@ -75,7 +76,8 @@ class DeadLetter(_message.Message):
     """Where it is."""
     cause: _builtins.str
     """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say what became of it, and may have forgotten its key),
-    MISDIRECTED (the provider's answer belongs to another one), UNSETTLED (wallet or ledger do not answer), SETTLING_REFUSED (wallet or ledger refused).
+    MISDIRECTED (the provider's answer belongs to another one), SETTLING_FAILED (wallet or ledger failed on this item alone, each time),
+    SETTLING_REFUSED (wallet or ledger refused it).
     """
     detail: _builtins.str
     """The last answer, or what was found instead."""
@@ -87,6 +89,8 @@ class DeadLetter(_message.Message):
     """Why, in the operator's words."""
     evidence: _builtins.str
     """What shows that nothing was charged or paid, where it was closed."""
+    provider: _builtins.str
+    """The provider that its subject is sent to."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was set aside."""
@@ -109,14 +113,117 @@ class DeadLetter(_message.Message):
         evidence: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        provider: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "end_time", b"end_time", "evidence", b"evidence", "operator", b"operator", "reason", b"reason", "state", b"state", "subject", b"subject", "tries", b"tries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "dead_letter_id", b"dead_letter_id", "detail", b"detail", "end_time", b"end_time", "evidence", b"evidence", "operator", b"operator", "provider", b"provider", "reason", b"reason", "state", b"state", "subject", b"subject", "tries", b"tries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
+
+@_typing.final
+class DeadLetterFilter(_message.Message):
+    """Which dead letters are meant: those that meet every criterion that is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """Only those of this cause, such as UNRESOLVED; empty: any."""
+    provider: _builtins.str
+    """Only those of this provider; empty: any."""
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Only those that were made at this time or later; unset: from the first."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Only those that were made before this time; unset: up to now."""
+
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "from_time", b"from_time", "provider", b"provider", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetterFilter: _TypeAlias = DeadLetterFilter  # noqa: Y015
+
+@_typing.final
+class DeadLetterCount(_message.Message):
+    """How many dead letters have one cause and one provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    cause: _builtins.str
+    """The cause."""
+    provider: _builtins.str
+    """The provider."""
+    count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        cause: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "count", b"count", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetterCount: _TypeAlias = DeadLetterCount  # noqa: Y015
+
+@_typing.final
+class SkippedDeadLetter(_message.Message):
+    """A dead letter that a call for many did not change, or not as was asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_LETTER_ID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ERROR_REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    dead_letter_id: _builtins.str
+    """Names it."""
+    cause: _builtins.str
+    """Its cause."""
+    error_reason: _builtins.str
+    """The reason of the refusal, such as STATE_FORBIDS, as the call for this one alone would have been refused."""
+    message: _builtins.str
+    """Why, in words."""
+    def __init__(
+        self,
+        *,
+        dead_letter_id: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        error_reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "dead_letter_id", b"dead_letter_id", "error_reason", b"error_reason", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkippedDeadLetter: _TypeAlias = SkippedDeadLetter  # noqa: Y015
 
 @_typing.final
 class Alert(_message.Message):
@@ -135,7 +242,8 @@ class Alert(_message.Message):
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
     UNAPPLIED_CHARGE, RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
-    too often, or is too slow for the calls that are allowed at a time, to be asked), PROVIDER_FORBIDS (it does not accept our
+    too often, or is too slow for the calls that are allowed at a time, to be asked), CALLER_REJECTED (wallet or ledger do not accept
+    this service's calls, so that what is to be settled waits), PROVIDER_FORBIDS (it does not accept our
     credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
     was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells otherwise than before, such as of a paid payout that it
     failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold),
