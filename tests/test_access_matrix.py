@@ -107,7 +107,7 @@ def _run(owner: Resources) -> dict[str, Any]:
     return {"payout_batch_id": unique("b"), "run": payout_service_pb2.NewPayoutRun(seller_account=owner.seller, currency="EUR")}
 
 
-_OPERATED = ("ListDeadLetters", "GetDeadLetter", "RetryDeadLetter", "CloseDeadLetter", "ListAlerts")
+_OPERATED = ("ListDeadLetters", "GetDeadLetter", "RetryDeadLetter", "CloseDeadLetter", "RetryDeadLetters", "CloseDeadLetters", "ListAlerts")
 MATRIX: dict[str, Row] = {
     "payment.CreatePayment": Row(Kind.CLAIMED, _payment),
     "payment.GetPayment": Row(Kind.OWNED, _of("checkout_id")),
