@@ -590,7 +590,7 @@ def test_a_second_charge_is_kept_while_the_first_answer_is_not_judged(client: Cl
     (second,) = eventually(lambda: unapplied(client, payment))
     cause = payment_pb2.UNAPPLIED_CAUSE_TWICE if isinstance(first, Succeeded) else payment_pb2.UNAPPLIED_CAUSE_LATE
     assert (second.provider_reference, second.cause) == (f"second-{charge_id}", cause)
-    with psycopg.connect(impatient.databases.admin) as connection:
+    with psycopg.connect(impatient.databases.service("payment").replace("+psycopg", "")) as connection:
         connection.execute("update payment.due set next_attempt_time = now() where demand_id = %s", (charge_id,))
     ended(client, payment)
 
@@ -688,13 +688,16 @@ def test_orders_that_do_not_move_keep_their_work(client: Client, impatient: Plat
 
     async def move() -> tuple[int, bool]:
         def work(connection: Connection) -> tuple[int, bool]:
-            token = claim_aside(connection, order.charge_id, 1.0)
-            assert token is not None
-            stale = payment_store.OrderMove(
-                order.payment_order_id, order.charge_id, token, order.version - 1, "FAILED", "GIVEN_UP", failure_reason="PROVIDER_UNREACHABLE"
-            )
-            moved = payment_store.move_orders(connection, [stale])
-            return len(moved), held(connection, [order.charge_id]) == {order.charge_id: token}
+            with connection.begin_nested() as savepoint:  # rolled back, so that the dead letter rests as it did
+                token = claim_aside(connection, order.charge_id, 1.0)
+                assert token is not None
+                stale = payment_store.OrderMove(
+                    order.payment_order_id, order.charge_id, token, order.version - 1, "FAILED", "GIVEN_UP", failure_reason="PROVIDER_UNREACHABLE"
+                )
+                moved = payment_store.move_orders(connection, [stale])
+                found = len(moved), held(connection, [order.charge_id]) == {order.charge_id: token}
+                savepoint.rollback()
+            return found
 
         return await flow._database.transact(work)
 
@@ -794,8 +797,7 @@ def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platfor
     charge_id = payment.payment_orders[0].charge_id
     assert eventually(lambda: (due(waiting.databases, charge_id) or ("", ""))[1] == "NO_ANSWER")
     flow = flow_of(waiting)
-    with psycopg.connect(waiting.databases.admin) as connection:
-        connection.execute("set search_path = payment")
+    with psycopg.connect(waiting.databases.service("payment").replace("+psycopg", "")) as connection:  # as another holder would
         row = connection.execute(
             "update due set next_attempt_time = clock(), lease_until = clock() + interval '1 second', lease_token = lease_token + 1, held = true"
             " where demand_id = %s returning lease_token",
