@@ -297,10 +297,12 @@ class _Seed:
         self._clone(
             "payout.due", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", payout_destination_id="'d-' || s.seller"
         )  # fmt: skip
-        self._clone("wallet.hold", f"t.hold_id = '{id_}'", source, begin=begin, hold_id="s.payout_id", seller_account="s.seller")
-        entries = f"t.cause = '{id_}' and t.kind like 'HOLD\\_%'"
         self._clone(
-            "wallet.wallet_entry", entries, source, begin=begin, cause="s.payout_id", seller_account="s.seller",
+            "wallet.hold", f"t.hold_id = 'payouts/{id_}'", source, begin=begin, hold_id="'payouts/' || s.payout_id", seller_account="s.seller"
+        )
+        entries = f"t.cause = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
+        self._clone(
+            "wallet.wallet_entry", entries, source, begin=begin, cause="'payouts/' || s.payout_id", seller_account="s.seller",
             number="s.number + (t.kind <> 'HOLD_PLACED')::int",
             available_after=f"s.available + case t.kind when 'HOLD_RELEASED' then {amount} else 0 end",
             held_after=f"case t.kind when 'HOLD_PLACED' then {amount} else 0 end",

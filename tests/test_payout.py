@@ -126,7 +126,7 @@ def test_a_payout_is_paid(teller: Client) -> None:
     assert (transfer.fit, transfer.amount) == (payout_pb2.TRANSFER_FIT_AS_ASKED, "20.00")
     assert wallet(teller, seller) == ("30.00", "0.00", "0.00")
     assert balance(teller, f"sellers/{seller}") == "30.00"
-    hold = teller.wallet.GetHold(wallet_service_pb2.GetHoldRequest(hold_id=payout.payout_id)).hold
+    hold = teller.wallet.GetHold(wallet_service_pb2.GetHoldRequest(hold_id=f"payouts/{payout.payout_id}")).hold
     assert (hold.state, hold.captured_amount) == (wallet_pb2.HOLD_STATE_CAPTURED, "20.00")
 
 

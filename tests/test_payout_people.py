@@ -301,7 +301,7 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platfo
     destination(shop, seller)
     payout_id = unique("p")
     hold = wallet_service_pb2.NewHold(
-        hold_id=payout_id, caller="shop", seller_account=seller, amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT
+        hold_id=f"payouts/{payout_id}", caller="shop", seller_account=seller, amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT
     )
     with office.client(TOKENS["platform"]) as service:
         service.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
@@ -314,6 +314,24 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platfo
     assert dead_letter(chief, f"payouts/{payout_id}").dead_letter_id != letter.dead_letter_id
     assert state(story(shop, payout_id).payout) == "CREATED"
     assert payout_id not in {demand.payout_id for demand in bank.submitted}
+
+
+def test_a_payout_does_not_share_its_hold_with_another_hold_of_its_id(office: Platform, shop: Client, chief: Client) -> None:
+    """A service's hold whose id is a payout's neither keeps the payout from being held and paid, nor is ended by it."""
+    seller = sell(shop, "10.00")
+    destination(shop, seller)
+    payout_id = unique("p")
+    hold = wallet_service_pb2.NewHold(
+        hold_id=payout_id, caller="risk", seller_account=seller, amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
+    )
+    with office.client(TOKENS["platform"]) as service:
+        assert service.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold])).results[0].hold.hold_id == payout_id
+    request = pb.CreatePayoutRequest(payout_id=payout_id, seller_account=seller, amount="5.00", currency="EUR")
+    shop.payout.CreatePayout(request, timeout=1)
+    assert eventually(lambda: state(story(shop, payout_id).payout) == "PAID")
+    assert eventually(lambda: wallet(chief, seller) == ("4.00", "1.00", "0.00"))
+    reserved = chief.wallet.GetHold(wallet_service_pb2.GetHoldRequest(hold_id=payout_id)).hold
+    assert (reserved.state, reserved.purpose) == (wallet_pb2.HOLD_STATE_OPEN, wallet_pb2.HOLD_PURPOSE_RESERVE)
 
 
 def test_a_destination_that_nobody_verifies_is_closed(shop: Client, chief: Client, bank: Bank) -> None:

@@ -77,7 +77,7 @@ def test_a_key_that_is_reused_names_what_differs(client: Client) -> None:
         (debit("2.00"), "amount"),
         (debit("1.00", as_fact=True), "as_fact"),
         (hold(client, seller, hold_id, "5.00"), "amount"),
-        (hold(client, seller, hold_id, "6.00", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT), "purpose"),
+        (hold(client, seller, hold_id, "6.00", purpose=wallet_pb2.HOLD_PURPOSE_DISPUTE), "purpose"),
         (hold(client, seller, hold_id, "6.00", expire_time=later), "expire_time"),
         (hold(client, seller, hold_id, "6.00", keep_available="1.00"), "keep_available"),
     ]
@@ -170,13 +170,33 @@ def test_a_hold_keeps_available_what_it_is_told_to(client: Client) -> None:
     assert parts(client, seller) == ("0.00", "3.00", "7.00", "0.00")
 
 
+def test_only_holds_of_payouts_have_ids_of_payouts(client: Client) -> None:
+    """The ids payouts/{payout_id} are for the purpose PAYOUT alone, and that purpose takes no others: FIELD_INVALID names hold_id, and nothing is held."""
+    seller, hold_id = unique("s"), unique("p")
+    credit(client, seller, "5.00")
+    payout = wallet_pb2.HOLD_PURPOSE_PAYOUT
+    refused = [
+        hold(client, seller, hold_id, "1.00", purpose=payout),
+        hold(client, seller, f"payouts/{hold_id}", "1.00"),
+        hold(client, seller, f"payouts/payouts/{hold_id}", "1.00", purpose=payout),
+        hold(client, seller, "payouts/", "1.00", purpose=payout),
+    ]
+    assert [(reason(result), from_status(result.error).field_violations[0].field) for result in refused] == [
+        ("FIELD_INVALID", "holds[0].hold_id"),
+        ("FIELD_INVALID", "holds[0].hold_id"),
+        ("FIELD_INVALID", "holds[0].hold_id"),
+        ("FIELD_REQUIRED", "holds[0].hold_id"),
+    ]
+    assert parts(client, seller) == ("0.00", "5.00", "0.00", "0.00")
+
+
 def test_a_hold_expires_by_itself(client: Client) -> None:
     """A hold whose time is up gives its money back; a payout's hold never has a time."""
     seller, hold_id = unique("s"), unique("h")
     credit(client, seller, "3.00")
     soon = Timestamp()
     soon.FromDatetime(datetime.now(UTC) + timedelta(milliseconds=100))
-    assert reason(hold(client, seller, unique("h"), "1.00", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT, expire_time=soon)) == "FIELD_INVALID"
+    assert reason(hold(client, seller, f"payouts/{unique('p')}", "1.00", purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT, expire_time=soon)) == "FIELD_INVALID"
     hold(client, seller, hold_id, "3.00", expire_time=soon)
     assert eventually(lambda: client.wallet.GetHold(pb.GetHoldRequest(hold_id=hold_id)).hold.state != wallet_pb2.HOLD_STATE_OPEN)
     assert parts(client, seller) == ("0.00", "3.00", "0.00", "0.00")

@@ -253,8 +253,13 @@ def first_difference(sent: NewPayout, stored: NewPayout) -> str:
 
 
 def payout_demand(payout_id: str) -> str:
-    """What a provider's key names of a payout; see `provider_key`. The hold in the wallet has the payout's id as it is."""
+    """What a provider's key names of a payout; see `provider_key`."""
     return f"{_PAYOUT}{payout_id}"
+
+
+def payout_hold_id(payout_id: str) -> str:
+    """The id of a payout's hold in the wallet, in the namespace that is for payouts alone."""
+    return f"payouts/{payout_id}"
 
 
 def destination_demand(payout_destination_id: str) -> str:

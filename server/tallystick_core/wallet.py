@@ -8,6 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from tallystick_core.canonical import fingerprint
+from tallystick_core.identifier import is_id, parse_id
 from tallystick_core.money import MAX_BALANCE
 from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_core.table import Verb
@@ -39,6 +40,29 @@ HOLD_MOVES: dict[tuple[HoldState, EntryKind], HoldState] = {
     (HoldState.OPEN, EntryKind.HOLD_RELEASED): HoldState.RELEASED,
     (HoldState.OPEN, EntryKind.HOLD_EXPIRED): HoldState.EXPIRED,
 }
+
+
+_PAYOUTS = "payouts/"
+"""The namespace of the holds of payouts: no id of a caller contains a slash, so no other hold takes the id of a payout's hold."""
+
+
+def is_hold_id(text: str) -> bool:
+    """Whether `text` has the form of a hold's id."""
+    return is_id(text.removeprefix(_PAYOUTS))
+
+
+def parse_hold_id(text: str, field: str = "hold_id") -> str:
+    """A hold's id: payouts/{payout_id} for a payout, an id for every other purpose. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    parse_id(text.removeprefix(_PAYOUTS), field)
+    return text
+
+
+def require_hold_namespace(hold_id: str, purpose: str) -> None:
+    """Raises FIELD_INVALID where a hold's id is not of the namespace of its purpose."""
+    if purpose == "PAYOUT" and not hold_id.startswith(_PAYOUTS):
+        raise Refused(Reason.FIELD_INVALID, f"hold_id must be {_PAYOUTS}{{payout_id}} for the purpose PAYOUT.", field="hold_id")
+    if purpose != "PAYOUT" and hold_id.startswith(_PAYOUTS):
+        raise Refused(Reason.FIELD_INVALID, f"hold_id must not begin with {_PAYOUTS}: such ids are for the purpose PAYOUT.", field="hold_id")
 
 
 @dataclass(frozen=True, slots=True)

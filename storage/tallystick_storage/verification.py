@@ -287,7 +287,9 @@ QUERIES = {
         from transfer t join payout p on p.payout_id = t.payout_id
         cross join lateral (select false as is_return union all select true where t.returned_amount is not null) b order by cause""",
     "payout.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
-    "wallet.payout_holds": "select hold_id, seller_account, currency, amount, captured_amount, state from hold where purpose = 'PAYOUT' order by hold_id",
+    "wallet.payout_holds": """
+        select substr(hold_id, 9) as payout_id, seller_account, currency, amount, captured_amount, state
+        from hold where purpose = 'PAYOUT' order by payout_id""",
     "wallet.payouts": """
         select cause, seller_account, currency, case kind when 'DEBIT' then -amount else amount end as amount from wallet_entry
         where (kind = 'DEBIT' and cause like 'PAYOUT/%') or (kind = 'CREDIT' and starts_with(cause, 'PAYOUT_RETURN/')) order by cause""",

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import format_amount
 from tallystick_core.payable import ENDED, DestinationState
-from tallystick_core.payout import UNSENT, Cause, Happening, PayoutState, hold_failure, needs_approval
+from tallystick_core.payout import UNSENT, Cause, Happening, PayoutState, hold_failure, needs_approval, payout_hold_id
 from tallystick_core.provider import PayoutFailure
 from tallystick_core.refusal import Refused
 from tallystick_server.payout.move import Move, move_payouts
@@ -57,7 +57,7 @@ class Prepare:
             return {}
         holds = [
             wallet_service_pb2.NewHold(
-                hold_id=item.payout_id,
+                hold_id=payout_hold_id(item.payout_id),
                 caller=item.caller,
                 seller_account=item.seller_account,
                 amount=format_amount(item.amount, item.currency),

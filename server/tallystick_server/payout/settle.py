@@ -11,7 +11,7 @@ from typing import Any
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import format_amount
-from tallystick_core.payout import CAPTURED, WATCHED, Cause, Happening
+from tallystick_core.payout import CAPTURED, WATCHED, Cause, Happening, payout_hold_id
 from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.transfer import Fact, Fit, Transfer, facts
@@ -78,11 +78,14 @@ class Settle:
                 refused[id_] = SettlingRefused(f"payout {id_}: {why.message}")
 
     async def _capture(self, holds: Sequence[tuple[Payout, None]]) -> Sequence[Any]:
-        captures = [wallet_service_pb2.HoldCapture(hold_id=item.payout_id, amount=format_amount(item.amount, item.currency)) for item, _ in holds]
+        captures = [
+            wallet_service_pb2.HoldCapture(hold_id=payout_hold_id(item.payout_id), amount=format_amount(item.amount, item.currency))
+            for item, _ in holds
+        ]
         return list((await self._peers.call(self._wallet.BatchCaptureHold, wallet_service_pb2.BatchCaptureHoldRequest(captures=captures))).results)
 
     async def _release(self, holds: Sequence[tuple[Payout, None]]) -> Sequence[Any]:
-        request = wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=[item.payout_id for item, _ in holds])
+        request = wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=[payout_hold_id(item.payout_id) for item, _ in holds])
         return list((await self._peers.call(self._wallet.BatchReleaseHold, request)).results)
 
     async def _debit(self, facts_: Sequence[_Fact]) -> Sequence[Any]:

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.identifier import is_id, parse_id, parse_words
+from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.seller import AssignmentState
-from tallystick_core.wallet import EntryKind, Instruction
+from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.items import check_batch, each, refusal
@@ -115,11 +115,11 @@ class WalletHandlers:
 
     async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
         check_batch(request.captures, "captures")
-        ids = sorted({capture.hold_id for capture in request.captures if is_id(capture.hold_id)})
+        ids = sorted({capture.hold_id for capture in request.captures if is_hold_id(capture.hold_id)})
         known = await self._database.load(lambda connection: store.holds(connection, ids))
 
         def parse(capture: pb.HoldCapture) -> Instruction:
-            hold_id = parse_id(capture.hold_id, "hold_id")
+            hold_id = parse_hold_id(capture.hold_id)
             if hold_id not in known:
                 raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
             amount = parse_amount(capture.amount, known[hold_id].currency)  # in the hold's currency
@@ -130,13 +130,13 @@ class WalletHandlers:
 
     async def BatchReleaseHold(self, request: pb.BatchReleaseHoldRequest, call: Call) -> pb.BatchReleaseHoldResponse:
         def parse(hold_id: str) -> Instruction:
-            return Instruction(EntryKind.HOLD_RELEASED, parse_id(hold_id, "hold_id"), call.caller.name)
+            return Instruction(EntryKind.HOLD_RELEASED, parse_hold_id(hold_id), call.caller.name)
 
         results = await self._batch(request.hold_ids, "hold_ids", parse)
         return pb.BatchReleaseHoldResponse(results=[_hold_result(result) for result in results])
 
     async def GetHold(self, request: pb.GetHoldRequest, _call: Call) -> pb.GetHoldResponse:
-        hold_id = parse_id(request.hold_id, "hold_id")
+        hold_id = parse_hold_id(request.hold_id)
         found = await self._database.read(lambda connection: store.holds(connection, [hold_id]))
         if hold_id not in found:
             raise not_found("hold")

@@ -16,7 +16,7 @@ from tallystick_core.identifier import parse_id, parse_words, refuse_card_id
 from tallystick_core.money import format_amount, parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.seller import NewAssignment, SellerClaim
-from tallystick_core.wallet import EntryKind, Instruction
+from tallystick_core.wallet import EntryKind, Instruction, parse_hold_id, require_hold_namespace
 from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
 from tallystick_storage import wallet as store
 
@@ -62,12 +62,13 @@ def _movement(kind: EntryKind, message: pb.Credit | pb.Debit, *, pending: bool =
 
 def parse_hold(message: pb.NewHold) -> Instruction:
     """A hold to place. Raises Refused with the first field that is wrong."""
-    hold_id = parse_id(message.hold_id, "hold_id")
+    hold_id = parse_hold_id(message.hold_id)
     caller = parse_id(message.caller, "caller")
     seller = parse_id(message.seller_account, "seller_account")
     currency = parse_currency(message.currency)
     amount = parse_amount(message.amount, currency)
     purpose = _PURPOSES.parse(message.purpose, "purpose")
+    require_hold_namespace(hold_id, purpose)
     expire_time = parse_time(message, "expire_time")
     if expire_time is not None and purpose == "PAYOUT":
         raise Refused(Reason.FIELD_INVALID, "expire_time must be unset: a payout's hold never expires.", field="expire_time")

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from tallystick_core.booking import Line
-from tallystick_core.payout import CAPTURED, GIVEN_BACK, HELD, MOVES, Cause, PayoutState
+from tallystick_core.payout import CAPTURED, GIVEN_BACK, HELD, MOVES, Cause, PayoutState, payout_hold_id
 from tallystick_core.transfer import Fit, Transfer, facts
 from tallystick_server.process.checks.report import Check, Read, listed, merged
 
@@ -51,9 +51,9 @@ def _follows(before: str | None, row: Any) -> bool:
 def check_holds(read: Read) -> Check:
     """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a captured one, any other none that is open."""
     check = Check("each payout has the hold that its state says", "O1")
-    for key, payout, hold in merged(read("payout.payouts"), lambda row: row.payout_id, read("wallet.payout_holds"), lambda row: row.hold_id):
+    for key, payout, hold in merged(read("payout.payouts"), lambda row: row.payout_id, read("wallet.payout_holds"), lambda row: row.payout_id):
         check.row()
-        name = f"wallet.hold {key}"
+        name = f"wallet.hold {payout_hold_id(str(key))}"
         if payout is None:
             check.fail(name, "is a payout's, but there is no such payout")
         elif hold is not None and (hold.seller_account, hold.currency, hold.amount) != (payout.seller_account, payout.currency, payout.amount):

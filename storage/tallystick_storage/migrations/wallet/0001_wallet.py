@@ -50,7 +50,7 @@ create table hold (
     currency text collate "C",
     amount bigint check (amount > 0),
     captured_amount bigint not null check (captured_amount between 0 and amount and (captured_amount > 0) = (state = 'CAPTURED')),
-    purpose text check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE')),
+    purpose text check (purpose in ('PAYOUT', 'RESERVE', 'DISPUTE') and (purpose = 'PAYOUT') = starts_with(hold_id, 'payouts/')),
     state text not null check (state in ('OPEN', 'CAPTURED', 'RELEASED', 'EXPIRED', 'SEALED')),  -- SEALED: released before it was placed, so it never is
     check (num_nulls(seller_account, currency, amount, purpose) = case when state = 'SEALED' then 4 else 0 end),
     caller text not null,

@@ -298,7 +298,7 @@ class Hold(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
-    """The placer's id, unique."""
+    """The placer's id, unique; payouts/{payout_id} for a payout's hold."""
     seller_account: _builtins.str
     """The wallet's seller."""
     amount: _builtins.str

@@ -517,7 +517,7 @@ class NewHold(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     KEEP_AVAILABLE_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
-    """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}."""
+    """Unique: [A-Za-z0-9][A-Za-z0-9_-]{0,63}, or payouts/{payout_id} where the purpose is PAYOUT and only there. So no other hold takes a payout's id."""
     caller: _builtins.str
     """On whose behalf the service holds."""
     seller_account: _builtins.str
