@@ -81,9 +81,9 @@ def test_a_crash_at_each_point(simulation: Simulation, plan: Plan, nodes: set[st
 def test_what_is_broken_is_found_and_made_short(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and a payment or two with a fault or two show it."""
     monkeypatch.setattr(charge.Charge, "demand", lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"))
-    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(19, 35))  # the first of them fails soon
+    worlds = (simulation.run(Plan(seed, 8, share=0.06)) for seed in range(28, 44))  # the first of them fails soon
     # one that never rests, because a fault befalls each key anew, would take all the time there is
-    failed = next(result for result in worlds if any("was made 2 times" in one for one in result.violations) and result.to_rest < 100)
+    failed = next(result for result in worlds if any(" was made " in one for one in result.violations) and result.to_rest < 100)
     short = shrink(simulation.run, failed, seconds=25)
     assert short.violations
     assert len(short.plan.without_payments) >= 4
