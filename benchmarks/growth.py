@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -35,8 +36,9 @@ from tallystick_server.process import serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.verify import verify
+from tallystick_server.process.wiring import Ports
 from tallystick_storage import alert, due
-from tallystick_storage.database import forget_marks
+from tallystick_storage.database import Database, forget_marks, open_engine
 from tallystick_storage.payment import orders
 from tallystick_storage.payout import batch, payouts
 
@@ -149,23 +151,25 @@ CLAIMS: dict[str, tuple[str, Work]] = {
 
 @dataclass
 class Plans:
-    """The statements that engines of this process execute, and what their plans read."""
+    """The statements that some engines execute, and what their plans read."""
 
     statements: list[tuple[str, str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def captured(self) -> Iterator[Plans]:
-        """Captures what is executed until the block ends."""
+    def captured(self, *engines: Engine) -> Iterator[Plans]:
+        """Captures what these engines execute until the block ends, and nothing that other engines of the process execute meanwhile."""
 
         def note(connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
             url = connection.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
             self.statements.append((url, statement, parameters))
 
-        event.listen(Engine, "before_cursor_execute", note)
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", note)
         try:
             yield self
         finally:
-            event.remove(Engine, "before_cursor_execute", note)
+            for engine in engines:
+                event.remove(engine, "before_cursor_execute", note)
 
     def nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each node of each statement's plan as it was executed, under the role and settings of who executed it; nothing of it stays."""
@@ -177,6 +181,23 @@ class Plans:
                 connection.rollback()
             for node in flat((row or ([],))[0][0]["Plan"]):
                 yield statement, node
+
+
+class CallersReads:
+    """Opens the databases of one platform. `engines`: those that answer callers' reads; relays, monitors and sweeps use others."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+        self.ports = Ports(database=self._open)
+
+    def _open(self, url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
+        return Database(url, connections=connections, new_id=new_id, engine=self._engine)
+
+    def _engine(self, url: str, connections: int, statement_timeout: float | None) -> Engine:
+        engine = open_engine(url, connections, statement_timeout)
+        if statement_timeout is not None:  # only callers' reads have a limit of their own
+            self.engines.append(engine)
+        return engine
 
 
 def flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -193,14 +214,15 @@ def rows_read(node: dict[str, Any]) -> int:
     return round(read)
 
 
-def executed(known: Databases, schema: str, work: Work) -> float:
-    """Does work in a transaction that is rolled back, under the service's role; how long it took in seconds."""
+def executed(known: Databases, schema: str, work: Work, plans: Plans | None = None) -> float:
+    """Does work in a transaction that is rolled back, under the service's role, and adds its statements to `plans`; the seconds it took."""
     engine = engine_of(known.service(schema))
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("set idle_in_transaction_session_timeout = 0")  # a busy machine may let this process wait
             began = time.perf_counter()
-            work(connection)
+            with (plans or Plans()).captured(engine):
+                work(connection)
             took = time.perf_counter() - began
             connection.rollback()
             return took
@@ -232,13 +254,14 @@ def bench(payments: int, say: Callable[[str], None]) -> dict[str, Any]:
 
 async def _calls(known: Databases, address: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     settings = Settings(listen=address, sweep_interval=3600, monitor_interval=3600)
-    running = await serve.start(SERVED, settings, known.all(), None)
+    reads = CallersReads()
+    running = await serve.start(SERVED, settings, known.all(), reads.ports)
     client = AsyncClient(address)
     rows: dict[str, dict[str, Any]] = {}
     try:
         for name, call in {**CALLS, **LOOKED_AT}.items():
             plans = Plans()
-            with plans.captured():
+            with plans.captured(*reads.engines):
                 await call(client)
             times = []
             for _ in range(_TIMES):
@@ -255,8 +278,7 @@ async def _calls(known: Databases, address: str, say: Callable[[str], None]) -> 
 
 def _plans(known: Databases, schema: str, work: Work) -> Plans:
     plans = Plans()
-    with plans.captured():
-        executed(known, schema, work)
+    executed(known, schema, work, plans)
     return plans
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection, create_engine, make_url
 
-from benchmarks.growth import CALLS, CLAIMS, LOOKED_AT, REVIEW, TURNS, Call, Plans, Work, executed, flat, rows_read
+from benchmarks.growth import CALLS, CLAIMS, LOOKED_AT, REVIEW, TURNS, Call, CallersReads, Plans, Work, executed, flat, rows_read
 from benchmarks.seed import seed
-from tallystick import AsyncClient
+from tallystick import AsyncClient, Client
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick_core.payment import ALERT_AFTER
 from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
 from tallystick_server.process.configuration import Settings
@@ -22,7 +25,7 @@ from tallystick_storage.database import forget_marks
 from tallystick_storage.payment import orders, unapplied
 from tallystick_storage.payout import payouts
 
-from .conftest import Platform, fresh_database, serving
+from .conftest import Platform, flow_of, fresh_database, serving
 
 _PAYMENTS = 20_000
 _MANY = 600
@@ -37,32 +40,40 @@ def seeded(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield known
 
 
+@dataclass
+class Large:
+    """A platform over the seeded database, and the engines that answer its callers' reads."""
+
+    platform: Platform
+    reads: CallersReads
+
+
 @pytest.fixture(scope="module")
-def large(seeded: Databases) -> Iterator[Platform]:
-    with serving(seeded, Settings(sweep_interval=3600, monitor_interval=3600)) as running:
-        yield running
+def large(seeded: Databases) -> Iterator[Large]:
+    reads = CallersReads()
+    with serving(seeded, Settings(sweep_interval=3600, monitor_interval=3600), ports=reads.ports) as running:
+        yield Large(running, reads)
 
 
-def asked(platform: Platform, call: Call) -> Plans:
+def asked(large: Large, call: Call) -> Plans:
     """Asks the platform; the statements that it took."""
     plans = Plans()
 
     async def ask() -> None:
-        client = AsyncClient(platform.address)
+        client = AsyncClient(large.platform.address)
         try:
-            with plans.captured():
+            with plans.captured(*large.reads.engines):
                 await call(client)
         finally:
             await client.close()
 
-    platform.run(ask)
+    large.platform.run(ask)
     return plans
 
 
 def done(known: Databases, schema: str, work: Work) -> Plans:
     plans = Plans()
-    with plans.captured():
-        executed(known, schema, work)
+    executed(known, schema, work, plans)
     return plans
 
 
@@ -91,8 +102,29 @@ def test_what_is_seeded_verifies(seeded: Databases) -> None:
     assert len(report.checks) > len(UNSEEDED) + 10
 
 
+def test_plans_are_those_of_what_was_asked(seeded: Databases, large: Large, client: Client) -> None:
+    """What other platforms of the process execute meanwhile is not taken for what was asked, nor is what a platform does by itself."""
+
+    def ask_another() -> None:
+        client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
+
+    async def list_and_wait(asking: AsyncClient) -> None:
+        await asyncio.to_thread(ask_another)
+        await CALLS["ListDeadLetters"](asking)
+        await flow_of(large.platform)._database.load(lambda connection: connection.exec_driver_sql("select 'by itself'"))
+
+    def look(connection: Connection) -> None:
+        ask_another()
+        connection.exec_driver_sql("select 1")
+
+    plans = asked(large, list_and_wait)
+    assert {make_url(url).database for url, _, _ in plans.statements} == {make_url(seeded.admin).database}
+    assert [statement for _, statement, _ in plans.statements if "dead_letter" not in statement] == []
+    assert [statement for _, statement, _ in done(seeded, "payment", look).statements] == ["select 1"]
+
+
 @pytest.mark.parametrize("name", CALLS)
-def test_a_list_reads_a_page(large: Platform, name: str) -> None:
+def test_a_list_reads_a_page(large: Large, name: str) -> None:
     """No list reads, or sorts, more of a table than some rows for each of its page, whatever it is filtered by."""
     plans = asked(large, CALLS[name])
     assert plans.statements
@@ -100,7 +132,7 @@ def test_a_list_reads_a_page(large: Platform, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKED_AT)
-def test_a_list_of_what_is_rare_looks_at_so_many(large: Platform, name: str) -> None:
+def test_a_list_of_what_is_rare_looks_at_so_many(large: Large, name: str) -> None:
     """What has no index is looked for in so many rows, after which the page ends, and tells where to go on."""
     assert too_much(asked(large, LOOKED_AT[name]), 10_000) == []
 
@@ -160,7 +192,7 @@ def test_what_was_acknowledged_is_not_read(seeded: Databases, schema: str, work:
             connection.exec_driver_sql("set session_replication_role = replica")
             for statement in _ACKNOWLEDGED[schema]:
                 connection.exec_driver_sql(statement)
-            with plans.captured():
+            with plans.captured(engine):
                 work(connection)
             for _, statement, parameters in plans.statements:
                 explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
