@@ -244,6 +244,7 @@ class _Seed:
             "payment.attempt", of_charge, source, begin=begin, demand_id="s.charge_id", checkout_id="s.checkout_id",
             provider_key="'seed-' || s.charge_id", provider_reference=reference,
         )  # fmt: skip
+        self._clone("payment.provider_money", f"t.charge_id = 'o-{id_}-o'", source, charge_id="s.charge_id", provider_reference=reference)
         if kind != "PAID":
             self._clone("payment.checkout_unpaid", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
         if kind in ("OPEN", "DEAD"):

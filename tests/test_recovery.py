@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -51,6 +51,7 @@ from tallystick_core.recovery import Step
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.payment.charge import Charge, stored_charges
 from tallystick_server.payment.flow import PayIn
+from tallystick_server.payment.unapplied import find_unapplied
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
@@ -60,8 +61,8 @@ from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import duty
-from tallystick_storage.database import Database
-from tallystick_storage.due import claim_aside, held
+from tallystick_storage.database import Database, DataRefused
+from tallystick_storage.due import Answer, claim_aside, held, record_answers
 from tallystick_storage.payment import orders as payment_store
 
 from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving, unique
@@ -635,6 +636,49 @@ def test_one_charge_of_a_provider_pays_one_order(own_database: Databases, echoes
             assert not client.get_payment(other.checkout_id).payment_orders[0].provider_reference
         assert not client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()).unapplied_charges
     assert verify(own_database).passed
+
+
+@pytest.mark.parametrize("unapplied_first", [True, False])
+def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_moment(
+    client: Client, impatient: Platform, unapplied_first: bool
+) -> None:
+    """P1: of two transactions at once that store one reference, as an unapplied charge and as another charge's success, the second waits and is refused."""
+    flow, payments = flow_of(impatient), [pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE) for _ in range(2)]
+    for payment in payments:
+        set_aside(client, payment)
+    ids, reference = [payment.payment_orders[0].charge_id for payment in payments], unique("ref")
+    both: list[Any] = [impatient.run(held_charge, flow, id_, 0) for id_ in ids]
+    writes: list[tuple[Charge, Succeeded]] = [(both[0], Succeeded(reference, 501, "EUR")), (both[1], Succeeded(reference, 500, "EUR"))]
+    written, commit = Event(), Event()
+
+    def first(connection: Connection) -> None:
+        charge, outcome = writes[0 if unapplied_first else 1]
+        if unapplied_first:
+            find_unapplied(connection, [(charge, outcome)])
+        else:
+            record_answers(connection, [Answer(charge.charge_id, 1, "SUCCEEDED", reference, outcome.amount, outcome.currency, "", "")])
+        written.set()
+        assert commit.wait(30)
+
+    def second(connection: Connection) -> None:
+        charge, outcome = writes[1 if unapplied_first else 0]
+        if unapplied_first:
+            record_answers(connection, [Answer(charge.charge_id, 1, "SUCCEEDED", reference, outcome.amount, outcome.currency, "", "")])
+        else:
+            find_unapplied(connection, [(charge, outcome)])
+
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(impatient.databases.admin, autocommit=True) as admin:
+        holds = pool.submit(impatient.run, flow._database.transact, first)
+        assert written.wait(30)
+        waits = pool.submit(impatient.run, flow._database.transact, second)
+        locked = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and state = 'active'"
+        assert eventually(lambda: waits.done() or admin.execute(locked).fetchone() != (0,))
+        commit.set()
+        holds.result(30)
+        with pytest.raises(DataRefused, match="provider_money_pkey"):
+            waits.result(30)
+    kept = ids[:1] if unapplied_first else []
+    assert eventually(lambda: [charge.charge_id for payment in payments for charge in unapplied(client, payment)] == kept)
 
 
 def test_not_found_is_no_proof_where_the_provider_does_not_say_so(own_database: Databases) -> None:

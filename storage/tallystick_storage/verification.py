@@ -242,6 +242,15 @@ QUERIES = {
             select provider, provider_reference, demand_id from attempt where outcome = 'SUCCEEDED'
             union select provider, provider_reference, charge_id from unapplied_charge) c
         group by provider, provider_reference having count(*) > 1 order by provider, provider_reference""",
+    "payment.wrong_money": """
+        select coalesce(m.provider, c.provider) || ' ' || coalesce(m.provider_reference, c.provider_reference) as reference,
+            case when m.charge_id is null then 'is missing' when c.charge_id is null then 'names what no charge took'
+                else 'names ' || m.charge_id || ', but ' || c.charge_id || ' took it' end as what
+        from provider_money m full join (
+            select provider, provider_reference, demand_id as charge_id from attempt where outcome = 'SUCCEEDED'
+            union select provider, provider_reference, charge_id from unapplied_charge) c
+            on m.provider = c.provider and m.provider_reference = c.provider_reference
+        where m.charge_id is distinct from c.charge_id order by 1 limit 50""",
     "payment.due": """
         with o as (
             select charge_id, min(payment_order_id) as payment_order_id from payment_order

@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 _MOST_CLAIMED = 200
 _MAX_HANDOVERS = 1_000
-_REFERENCES = frozenset({"attempt_reference", "transfer_pkey"})
+_REFERENCES = frozenset({"provider_money_pkey", "transfer_pkey"})
 """Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
 TELLING_LANES = 4
 """Batches at a time of what is told to other services: most of that time goes by in waiting for them."""

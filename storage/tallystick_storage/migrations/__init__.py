@@ -225,7 +225,9 @@ OPERATED = {
 
 
 UNSEALED: Mapping[str, frozenset[str]] = {
-    "payment": frozenset({"payment_order", "checkout_unpaid"}),  # recomputed from sealed history, and from payments
+    "payment": frozenset(
+        {"payment_order", "checkout_unpaid", "provider_money"}
+    ),  # recomputed from sealed history, payments, attempts and unapplied charges
     "ledger": frozenset({"head", "account", "tx", "entry", "relayed"}),  # recomputed from the chain of hashes
     "wallet": frozenset({"wallet"}),  # recomputed from its entries and policies
     "payout": frozenset({"payout_in_state"}),  # recomputed from payouts

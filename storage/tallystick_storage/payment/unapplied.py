@@ -45,8 +45,7 @@ _INSERT = text(f"""
         cross join lateral (
             select a.outcome, a.provider_reference from attempt a where a.demand_id = r.charge_id order by a.number desc limit 1) a
         where not exists (
-            select from attempt x where x.provider = r.provider and x.provider_reference = r.provider_reference and x.outcome = 'SUCCEEDED'
-                and x.demand_id <> r.charge_id)),
+            select from provider_money m where m.provider = r.provider and m.provider_reference = r.provider_reference and m.charge_id <> r.charge_id)),
     new as (
         insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency,
             cause, ledger_updated, version, create_time, update_time)

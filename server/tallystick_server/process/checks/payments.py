@@ -70,6 +70,8 @@ def _check_references(check: Check, read: Read) -> None:
     """What a provider charged is the money of one charge, as its orders' or unapplied."""
     for shared in read("payment.shared_references"):
         check.fail(f"payment.attempt {shared.provider} {shared.provider_reference}", f"is the money of {shared.charges} charges")
+    for wrong in read("payment.wrong_money"):
+        check.fail(f"payment.provider_money {wrong.reference}", wrong.what)
 
 
 def _has_its_place(attempt: Any) -> bool:

@@ -92,8 +92,15 @@ create index payment_order_by_buyer on payment_order (buyer_account, create_time
 create index payment_order_by_seller on payment_order (seller_account, create_time desc, checkout_id desc);
 
 alter table attempt add checkout_id text collate "C" not null;
--- P1: what a provider charged is the money of one charge.
-create unique index attempt_reference on attempt (provider, provider_reference) where outcome = 'SUCCEEDED';
+
+-- P1: what a provider charged, by its reference, is the money of one charge: of its orders, or unapplied. Who writes either down claims the reference here,
+-- so of two charges at the same moment the second waits for the first, and is refused. Kept by triggers.
+create table provider_money (
+    provider text not null,
+    provider_reference text collate "C" not null,
+    charge_id text collate "C" not null,
+    primary key (provider, provider_reference)
+);
 
 -- The order after each move.
 create table order_history (
@@ -167,6 +174,27 @@ create table watch (
 create index watch_by_time on watch (next_time, charge_id);
 create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id) where not ledger_updated;
 """
+
+
+def _claims_money(table: str, charge_id: str, event: str, which: str) -> str:
+    """P1: the rows of a statement on a table claim what their provider charged for their charge, or are refused. The second select sees what was committed while the first waited."""
+    return f"""
+create function {table}_claims_money() returns trigger language plpgsql security definer
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+begin
+    insert into provider_money (provider, provider_reference, charge_id)
+    select a.provider, a.provider_reference, a.{charge_id} from changed a where {which} order by a.provider, a.provider_reference collate "C"
+    on conflict do nothing;
+    if exists (select from changed a where {which} and not exists (
+            select from provider_money m where m.provider = a.provider and m.provider_reference = a.provider_reference and m.charge_id = a.{charge_id} offset 0)) then
+        raise exception 'what the provider charged is the money of another charge' using errcode = '23505', constraint = 'provider_money_pkey';
+    end if;
+    return null;
+end $$;
+create trigger claims_money after {event} on {table} referencing new table as changed for each statement execute function {table}_claims_money();
+
+"""
+
 
 RULES = (
     """
@@ -262,18 +290,9 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
             "an attempt does not demand the sum of its orders",
         ),
     )
+    + _claims_money("attempt", "demand_id", "update", "a.outcome = 'SUCCEEDED'")
+    + _claims_money("unapplied_charge", "charge_id", "insert", "true")
     + """
--- P1: nor is it that of a charge where it is unapplied already as another's.
-create function money_has_one_place() returns trigger language plpgsql security definer set search_path from current as $$
-begin
-    if exists (select from changed a where a.outcome = 'SUCCEEDED' and exists (
-            select from unapplied_charge u where u.provider = a.provider and u.provider_reference = a.provider_reference and u.charge_id <> a.demand_id offset 0)) then
-        raise exception 'what the provider charged is unapplied already' using errcode = '23505', constraint = 'attempt_reference';
-    end if;
-    return null;
-end $$;
-create trigger money_has_one_place after update on attempt referencing new table as changed for each statement execute function money_has_one_place();
-
 create function unpaid_are_listed() returns trigger language plpgsql security definer
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
@@ -311,7 +330,7 @@ EVENTS = (
 )
 
 GRANTS = """
-grant select on checkout_unpaid to {service};
+grant select on checkout_unpaid, provider_money to {service};
 grant select, insert, update (owner, update_time) on seller_owner to {service};
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge_reason, acknowledge_time) on unapplied_charge to {service};
