@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Connection, text
 
 from tallystick import Client, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_service_pb2
@@ -26,6 +27,7 @@ from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policies, Policy, Strategy
+from tallystick_storage.due import Again, again_later
 from tallystick_storage.payout import payouts as store
 
 from .banks import Bank
@@ -128,6 +130,39 @@ def test_a_payout_is_paid(teller: Client) -> None:
     assert balance(teller, f"sellers/{seller}") == "30.00"
     hold = teller.wallet.GetHold(wallet_service_pb2.GetHoldRequest(hold_id=f"payouts/{payout.payout_id}")).hold
     assert (hold.state, hold.captured_amount) == (wallet_pb2.HOLD_STATE_CAPTURED, "20.00")
+
+
+def test_who_held_a_payout_before_it_came_to_rest_is_fenced(paying: Platform, teller: Client) -> None:
+    """A payout that is reopened has lease tokens above all that it had before, however often: who held it then can neither move nor postpone it."""
+    seller = sell(teller, "50.00")
+    destination(teller, seller)
+    payout_id = pay_out(teller, seller, "20.00").payout_id
+    comes_to(teller, payout_id, "PAID")
+    (handlers,) = (service.servicer for service in paying.running._services if service.name == "payout")
+    flow, demand = handlers._flow, f"p-{payout_id}"  # type: ignore[attr-defined]
+    most = 1_000_000_000
+    """More claims than there ever are."""
+
+    def reopened(connection: Connection) -> tuple[list[int], list[set[str]]]:
+        tokens, postponed = [most], []
+        with connection.begin_nested() as savepoint:  # rolled back: the payout stays at rest
+            for _ in range(3):
+                store.reopen(connection, [payout_id])
+                claimed = connection.execute(
+                    text("update due set lease_token = lease_token + 1 where demand_id = :id returning lease_token"), {"id": demand}
+                )
+                tokens.append(claimed.scalar_one())
+                lost = [Again(demand, token, 1.0, False, 0, False, {}, "", "", "") for token in (1, 2, *tokens[:-1])]
+                postponed += [again_later(connection, [one]) for one in lost]
+                connection.execute(text("update due set lease_token = lease_token + :most where demand_id = :id"), {"id": demand, "most": most})
+                tokens.append(tokens[-1] + most)
+                connection.execute(text("delete from due where demand_id = :id"), {"id": demand})
+            savepoint.rollback()
+        return tokens, postponed
+
+    found: Any = paying.run(flow._database.transact, reopened)
+    assert found[0] == sorted(set(found[0]))
+    assert not any(found[1])
 
 
 def reason_of(error: pytest.ExceptionInfo[TallystickError]) -> str:

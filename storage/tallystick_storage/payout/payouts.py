@@ -200,7 +200,7 @@ _LOCK = text(f"""
 _REOPEN = text("""
     insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, payout_batch_id,
         payout_destination_id)
-    select 'p-' || payout_id, provider, clock(), clock(), 1, false, true, false, '', '', payout_batch_id, payout_destination_id from payout where payout_id = any (cast(:ids as text[]))
+    select 'p-' || payout_id, provider, clock(), clock(), nextval('reopening'), false, true, false, '', '', payout_batch_id, payout_destination_id from payout where payout_id = any (cast(:ids as text[]))
     order by payout_id on conflict do nothing
 """)
 
@@ -211,7 +211,7 @@ def lock(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
 
 
 def reopen(connection: Connection, payout_ids: list[str]) -> None:
-    """Makes locked payouts due that had come to rest."""
+    """Makes locked payouts due that had come to rest, under lease tokens that none of their former holders had."""
     connection.execute(_REOPEN, {"ids": payout_ids})
 
 

@@ -8,6 +8,9 @@ branch_labels = ("payout",)
 depends_on = None
 
 TABLES = """
+-- Where the lease tokens of a payout that is reopened begin: above all that it had before, since no work is claimed 2^32 times. So who held it then is fenced.
+create sequence reopening increment by 4294967296 start with 4294967296;
+
 create table payout_destination (
     payout_destination_id text collate "C" primary key,
     caller text collate "C" not null,
@@ -384,6 +387,7 @@ EVENTS = event_has_change(
 ) + has_event("payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id")
 
 GRANTS = """
+grant usage on sequence reopening to {service};
 grant select on payout_in_state to {service};
 grant select, insert on payout_destination, payout, payout_history, transfer, conflicting_report, payout_schedule, payout_batch, payout_batch_item, payout_retry
     to {service};
