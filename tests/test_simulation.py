@@ -20,7 +20,7 @@ from tests.simulation.workers import watch, workers
 
 from .conftest import ROOT, fresh_database
 
-PLAN = Plan(seed=7, payments=25, share=0.05, payouts=8)
+PLAN = Plan(seed=7, payments=10, share=0.08, payouts=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,24 @@ def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Pa
     again = simulation.run(PLAN).trace
     with workers(tmp_path, 1) as pool:
         elsewhere = pool.submit(watch, PLAN).result().trace
-    assert len(first) > 500
+    assert len(first) > 300
     assert first == again
     assert first == elsewhere
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_worlds_hold(simulation: Simulation, seed: int) -> None:
     """Whatever goes wrong, no cent is lost, nothing is charged or paid out twice, every answer stays true, and everything comes to rest."""
-    assert simulation.run(Plan(seed, 25, payouts=8)).violations == []
+    assert simulation.run(Plan(seed, 15, payouts=5)).violations == []
 
 
 def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
     """No kind is there only by name."""
-    happened = {fault for seed in range(20, 23) for fault in simulation.run(Plan(seed, 20, share=0.15, payouts=5)).faults.values()}
+    happened: set[Fault] = set()
+    for seed in range(20, 30):
+        happened |= set(simulation.run(Plan(seed, 10, share=0.15, payouts=4)).faults.values())
+        if happened == set(Fault):
+            break
     assert happened == set(Fault)
 
 
@@ -74,7 +78,7 @@ def test_a_crash_at_each_point(simulation: Simulation, plan: Plan, nodes: set[st
     plans = singles(quiet)
     assert len(plans) > 50
     assert {call.split("-")[0] for plan in plans for call in plan.planned} == nodes
-    failed = [result for plan in (plans if thorough else plans[::5]) for result in crash(simulation.run, plan, pairs=False).failed]
+    failed = [result for plan in (plans if thorough else plans[::12]) for result in crash(simulation.run, plan, pairs=False).failed]
     assert [(result.plan.planned, result.violations) for result in failed] == []
 
 

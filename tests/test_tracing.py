@@ -9,7 +9,8 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
 
@@ -112,24 +113,37 @@ class Collector(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+@contextmanager
+def collecting() -> Iterator[int]:
+    """The port on which a collector listens until the block ends."""
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        thread = threading.Thread(target=collector.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield collector.server_port
+        finally:
+            collector.shutdown()
+            thread.join(10)
+
+
 def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -> None:
     """With TALLYSTICK_OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last ones before it ends."""
-    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
-        threading.Thread(target=collector.serve_forever, daemon=True).start()
+    with collecting() as port:
         environment = {
             "TALLYSTICK_DATABASE_URL": own_database.admin, "TALLYSTICK_DATA": str(own_database.passwords.path.parent),
             "TALLYSTICK_LISTEN": (address := free_address()), "TALLYSTICK_TRACE_RATIO": "1",
-            "TALLYSTICK_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+            "TALLYSTICK_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         }  # fmt: skip
         command = [sys.executable, "-m", "tallystick_server.process.cli", "serve", "all"]
-        server = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
-        assert server.stderr is not None
-        assert "Serving" in server.stderr.readline()
-        with Client(address) as client:
-            assert client.create_payment("c", [new_order("o", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa").is_payment_done
-        server.terminate()
-        server.communicate(timeout=60)
-        collector.shutdown()
+        with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stderr is not None
+                assert "Serving" in server.stderr.readline()
+                with Client(address) as client:
+                    assert client.create_payment("c", [new_order("o", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa").is_payment_done
+            finally:
+                server.terminate()
+                server.communicate(timeout=60)
     assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in Collector.names
     assert {"/v1/traces sandbox send", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)
 
