@@ -452,6 +452,22 @@ def test_a_conflicting_report_is_acknowledged(watching: Platform, bank: Bank) ->
         assert wallet(chief, seller) == ("0.00", "0.00", "0.00")
 
 
+def test_a_report_that_comes_again_after_another_raises_an_alert(watching: Platform, bank: Bank) -> None:
+    """Reports A, B and A again, each acknowledged before the next: the second A raises an alert, and what is reported on and on raises one."""
+    with watching.client(TOKENS["boss"]) as boss, watching.client(TOKENS["chief"]) as chief:
+        seller, reference, kind = sell(boss, "10.00"), unique("tr"), "PAYOUT_CONTRADICTED"
+        to = destination(boss, seller)
+        bank.script[to].append(Succeeded(reference, 1000, "EUR"))
+        id_ = pay_out(boss, seller).payout_id
+        for number, code in enumerate(("a", "b", "a"), 1):
+            bank.script[id_].extend([Declined(PayoutFailure.PROVIDER_DECLINED, code)] * 3)
+            assert eventually(lambda number=number: is_raised(chief, kind, id_, number))  # type: ignore[misc]
+            comes_to(chief, id_, "PAID")
+            acknowledge(chief, id_, report=number)
+            assert eventually(lambda number=number: is_over(chief, kind, id_, number))  # type: ignore[misc]
+        assert [one.report for one in story(chief, id_).conflicting_reports] == ["Declined a", "Declined b", "Declined a"]
+
+
 def test_an_unmatched_transfer_is_acknowledged(watching: Platform, bank: Bank) -> None:
     """Acknowledging one ends its alert and moves no money; another transfer, or a return of the same one, raises another alert."""
     with watching.client(TOKENS["boss"]) as boss, watching.client(TOKENS["chief"]) as chief:

@@ -120,9 +120,19 @@ class _Book:
         return changes
 
     def new_reports(self, known: Sequence[Row[Any]]) -> list[NewReport]:
-        """The conflicting reports that are not known, each a version of the payout; where the money is stays as it was reported first."""
-        room = MOST_OPEN_REPORTS - sum(not row.acknowledged_by for row in known)
-        reports = [one for one in dict.fromkeys(self.conflicts) if one not in {row.report for row in known}][: max(room, 0)]
+        """The conflicting reports that are news, each a version of the payout; where the money is stays as it was reported first.
+
+        What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert. What it says again after something
+        else is, though it was acknowledged before.
+        """
+        open_ = {row.report for row in known if not row.acknowledged_by}
+        last = known[-1].report if known else ""
+        reports: list[str] = []
+        for one in self.conflicts:
+            if one != last and one not in open_ and len(open_) < MOST_OPEN_REPORTS:
+                reports.append(one)
+                open_.add(one)
+                last = one
         for _ in reports:
             self._standing = self._standing.after(Happening.STRAY)
             self.turns.append(Turn(self._standing, Cause.STRAY_TRANSFER))

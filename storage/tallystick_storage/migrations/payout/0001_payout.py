@@ -134,7 +134,7 @@ create index transfer_by_payout on transfer (payout_id, create_time);
 create index transfer_unmatched on transfer (payout_id)
     where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency)) and acknowledged_by = '';
 
--- What a provider reports of a payout otherwise than before, each once. Where the money is stays as it was reported first.
+-- What a provider reports of a payout otherwise than before, each once until it is acknowledged. Where the money is stays as it was reported first.
 create table conflicting_report (
     payout_id text collate "C" not null references payout,
     number int not null check (number > 0),
@@ -143,10 +143,10 @@ create table conflicting_report (
     acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
     acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
-    primary key (payout_id, number),
-    unique (payout_id, report)
+    primary key (payout_id, number)
 );
 create index conflicting_report_open on conflicting_report (payout_id, number) where acknowledged_by = '';
+create unique index conflicting_report_once on conflicting_report (payout_id, report) where acknowledged_by = '';
 
 -- Payouts at rest of which the provider may still tell something: that the money came back, or was paid after all.
 create table watch (
