@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -325,6 +326,35 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
         with pytest.raises(TallystickError) as error:
             list(responses)
     assert error.value.reason == "STREAM_EXPIRED"
+
+
+def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
+    """However many streams have something to send, there are more turns of the loop than messages, since gRPC hands over one event in each."""
+    streams, each = 100, 10
+    loop_turns, opened, sent = itertools.count(), itertools.count(1), itertools.count(1)
+    all_open, done, last = asyncio.Event(), threading.Event(), 0
+
+    def turn() -> None:
+        nonlocal last
+        last = next(loop_turns)
+        if not done.is_set():
+            asyncio.get_running_loop().call_soon(turn)
+
+    async def burst() -> AsyncIterator[Message]:
+        if next(opened) == streams:
+            turn()
+            all_open.set()
+        await all_open.wait()
+        for _ in range(each):
+            yield payment_service_pb2.WatchPaymentResponse()
+            if next(sent) == streams * each:
+                done.set()
+
+    with behind_a_door(burst) as client, ThreadPoolExecutor(streams) as readers:
+        request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+        reading = [readers.submit(list, client.payment.WatchPayment(request)) for _ in range(streams)]
+        assert all(len(responses.result(60)) == each for responses in reading)
+    assert last > streams * each
 
 
 def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:

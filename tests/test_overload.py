@@ -19,6 +19,7 @@ from tallystick import new_order
 from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick_core.refusal import Reason
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
@@ -151,5 +152,6 @@ def test_a_flood_leaves_others_their_calls(own_database: Databases, thorough: bo
     print(f"{followers} followers, {waiting} payments: {before} MB before, at most {most} MB; slowest {slowest}; answers {dict(answers)}")
     assert answers["TOO_MANY_ITEMS"] + answers["OVERLOADED"] == 28, answers
     assert answers["TOO_MANY_ITEMS"] >= 3
+    assert set(answers) <= {*payment_pb2.PaymentState.keys(), *Reason}, answers  # nothing ends with a bare status
     assert most < _MOST_MEGABYTES
     assert max(slowest.values()) < limit, slowest

@@ -39,8 +39,13 @@ log = logging.getLogger(__name__)
 _LOOK_AT_DATABASE = 1.0  # seconds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MOST_UNREAD = 10_000
-UNREAD = [("grpc.server.max_pending_requests", _MOST_UNREAD), ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD)]
-"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000 without a reason; the door sheds them with one."""
+_LONGEST_UNREAD = int(LONGEST_DEADLINE) + 15  # seconds; the longest deadline that the door grants ends before
+UNREAD = [
+    ("grpc.server.max_pending_requests", _MOST_UNREAD),
+    ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD),
+    ("grpc.server_max_unrequested_time_in_server", _LONGEST_UNREAD),
+]
+"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000, and those that have waited for 30 s, without a reason."""
 _AGE = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
 CONNECTIONS = [
     ("grpc.max_connection_age_ms", _AGE * 1000),

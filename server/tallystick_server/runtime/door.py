@@ -40,6 +40,10 @@ _PARSED_AT_ONCE = 64 * 1024  # of larger messages one is parsed at a time, and o
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
 _LONGEST_WAIT = 30.0
 _LOOK_AGAIN = 0.02
+_WRITERS = (
+    2  # streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn
+)
+_HAND_ON = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
 _HURRIED = 1.0  # seconds in which calls that are ended by a drain refuse
 
 
@@ -111,6 +115,7 @@ class Door:
         self._team_streams, self._platform_streams = (Bulkhead(limits.streams, limits.of_caller(limits.streams)) for _ in range(2))
         self._message_bytes = Bulkhead(limits.message_bytes)
         self._parsing = asyncio.Lock()
+        self._writers = asyncio.Semaphore(_WRITERS)
         self._closing = asyncio.Event()
         self._timeouts: set[asyncio.Timeout] = set()
         self._hurried = False
@@ -237,9 +242,12 @@ class Door:
     async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float) -> asyncio.Future[None] | None:
         """Sends a stream's messages. Returns the write that its reader had not taken when the stream's time was up, or None at the end."""
         while (message := await self._next(messages, expiry)) is not None:
-            write = asyncio.ensure_future(context.write(message.SerializeToString()))
-            write.add_done_callback(_heard)
-            await asyncio.wait((write,), timeout=max(expiry - asyncio.get_running_loop().time(), 0))
+            async with self._writers:
+                write = asyncio.ensure_future(context.write(message.SerializeToString()))
+                write.add_done_callback(_heard)
+                await asyncio.wait((write,), timeout=_HAND_ON)
+            if not write.done():
+                await asyncio.wait((write,), timeout=max(expiry - asyncio.get_running_loop().time(), 0))
             if not write.done():
                 return write
             if write.exception() is not None:  # nobody is there any more
