@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +27,7 @@ from tallystick_server.process.verify import verify
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy
 from tallystick_server.wallet.handlers import WalletHandlers
 
-from .conftest import Platform, eventually, serving
+from .conftest import command_line, eventually, serving
 from .test_payout import destination
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -357,26 +354,22 @@ def test_bulk_calls_name_the_field_that_is_wrong(client: Client, values: dict[st
     assert [violation.field for violation in error.value.field_violations] == [field]
 
 
-def command(platform: Platform, *arguments: str) -> tuple[int, str, str]:
-    environment = {**os.environ, "TALLYSTICK_TOKEN": ""}
-    line = [sys.executable, "-m", "tallystick_server.process.cli", *arguments, "--address", platform.address]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_the_command_line_works_through_many(own_database: Databases) -> None:
     """A dry run, then the work page by page with progress, and a report as text or JSON; an id and a filter at once are refused."""
     with serving(own_database, settings()) as platform, platform.client() as client:
+
+        def command(*arguments: str) -> tuple[int, str, str]:
+            done = command_line(*arguments, "--address", platform.address)
+            return done.returncode, done.stdout, done.stderr
+
         set_aside(client, "a", 23)
         assert eventually(lambda: len(open_letters(client)) == 23, 30)
-        code, out, _ = command(platform, "dead-letters", "close", "--cause", "REJECTED", "--reason", "r", "--evidence", "e", "--dry-run")
+        code, out, _ = command("dead-letters", "close", "--cause", "REJECTED", "--reason", "r", "--evidence", "e", "--dry-run")
         assert (code, out.splitlines()[:2]) == (0, ["23 matched; nothing was changed", "  23 REJECTED of sandbox"])
-        code, out, progress = command(
-            platform, "dead-letters", "close", "--from", "2026-01-01T00:00:00Z", "--reason", "r", "--evidence", "e", "--json"
-        )
+        code, out, progress = command("dead-letters", "close", "--from", "2026-01-01T00:00:00Z", "--reason", "r", "--evidence", "e", "--json")
         report = json.loads(out)
         assert (code, report["matched"], report["closed"], report["skipped"]) == (0, 23, 23, [])
         assert progress.splitlines() == ["20 of 23: 20 closed, 0 resolved, 0 skipped", "23 of 23: 23 closed, 0 resolved, 0 skipped"]
-        code, _, wrong = command(platform, "dead-letters", "retry", "o-x-1", "--all", "--reason", "r")
+        code, _, wrong = command("dead-letters", "retry", "o-x-1", "--all", "--reason", "r")
         assert (code != 0, "either a dead letter's id, or a filter" in wrong) == (True, True)
         assert open_letters(client) == []

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +25,7 @@ from tallystick_server.process.wiring import Ports
 from tallystick_server.runtime.retry import Policy, Strategy
 
 from .banks import Bank
-from .conftest import QUICK, Platform, eventually, fresh_database, replayed, serving, unique
+from .conftest import QUICK, Platform, command_line, eventually, fresh_database, replayed, serving, unique
 from .test_payout import comes_to, destination, pay_out, reason_of, sell, state, story, wallet
 
 TOKENS = {name: f"token-of-{name}-aaaa" for name in ("shop", "other", "boss", "chief", "platform")}
@@ -518,12 +516,10 @@ def test_what_cannot_be_acknowledged_of_a_payout_says_why(shop: Client, chief: C
 
 def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, office: Platform, bank: Bank) -> None:
     """`tallystick payouts`, `payout-batch` and `dead-letters --service payout` do what the calls do, under the operator's token; refusals are one sentence."""
-    environment = {**os.environ, "TALLYSTICK_TOKEN": TOKENS["chief"], "TALLYSTICK_LISTEN": office.address}
+    environment = {"TALLYSTICK_TOKEN": TOKENS["chief"], "TALLYSTICK_LISTEN": office.address}
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tallystick_server.process.cli", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
+        return command_line(*arguments, **environment)
 
     seller = sell(shop, "300.00")
     to = destination(shop, seller)

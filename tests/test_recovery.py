@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +64,7 @@ from tallystick_storage.database import Database, DataRefused
 from tallystick_storage.due import Answer, claim_aside, held, record_answers
 from tallystick_storage.payment import orders as payment_store
 
-from .conftest import QUICK, Platform, eventually, flow_of, fresh_database, replayed, serving, unique
+from .conftest import QUICK, Platform, command_line, eventually, flow_of, fresh_database, replayed, serving, unique
 from .policies import scaled_defaults
 from .test_pay_in import charges, pay
 
@@ -799,8 +798,7 @@ def test_the_command_line_does_what_an_operator_does(client: Client, impatient: 
     letter = set_aside(client, payment)
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "tallystick_server.process.cli", *arguments, "--address", impatient.address]
-        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+        return command_line(*arguments, "--address", impatient.address)
 
     listed = [json.loads(line) for line in command("dead-letters", "list").stdout.splitlines()]
     assert letter.dead_letter_id in [one["dead_letter_id"] for one in listed]
