@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=0, help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own")
     parser.add_argument("--sellers", type=int, default=0, help="of payouts: how many are paid; 0: 100,000")
     parser.add_argument("--payments", type=int, default=0, help="of growth: how many the database holds; 0: 1,000,000")
+    parser.add_argument("--waiting", type=float, default=0.3, help="of growth: the part of them that waits for its provider; 0.3")
     options = parser.parse_args()
     of_payouts = options.name == "payouts"
     if options.in_flight if of_payouts else options.sellers:
@@ -30,7 +31,9 @@ def main() -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        result = growth.bench(options.payments, say) if options.name == "growth" else _BENCHES[options.name](options.seconds, size, say)
+        result = (
+            growth.bench(options.payments, options.waiting, say) if options.name == "growth" else _BENCHES[options.name](options.seconds, size, say)
+        )
     except Failure as failure:
         sys.exit(f"bench: {failure}")
     if options.json:

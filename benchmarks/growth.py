@@ -1,6 +1,6 @@
 """What each list, the monitor, the claims and verify cost with N payments: time, rows that their plans read, and by which indexes.
 
-`scripts/bench growth --payments N` seeds a database of its own, or uses the one that is there from the last run of that size.
+`scripts/bench growth --payments N --waiting PART` seeds a database of its own, or uses the one that is there from the last run of that size.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ _OPEN, _FAILED = payment_pb2.PAYMENT_STATE_OPEN, payment_pb2.PAYMENT_STATE_FAILE
 CALLS: dict[str, Call] = {
     "ListPayments": _payments(),
     "ListPayments of a seller": _payments(seller_account="s-1"),
+    "ListPayments of a large seller": _payments(seller_account="s-3"),
     "ListPayments of a buyer": _payments(buyer_account="b-2"),
-    "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
     "ListPayments OPEN": _payments(payment_state=_OPEN),
     "ListPayments FAILED": _payments(payment_state=_FAILED),
     "ListPayments PARTIALLY_PAID (none)": _payments(payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
@@ -87,7 +87,6 @@ CALLS: dict[str, Call] = {
     "ListPayouts AWAITING_APPROVAL": _payouts(payout_state=payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL),
     "ListPayouts FAILED": _payouts(payout_state=payout_pb2.PAYOUT_STATE_FAILED),
     "ListPayouts RETURNED (none)": _payouts(payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
-    "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
     "ListPayouts before a time": _payouts(create_time_until=_time(5)),
     "ListPayoutDestinations": lambda client: client.payout.ListPayoutDestinations(payout_service_pb2.ListPayoutDestinationsRequest()),
     "ListPayoutDestinations UNUSABLE (none)": lambda client: client.payout.ListPayoutDestinations(
@@ -123,7 +122,15 @@ CALLS: dict[str, Call] = {
     "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest(page_size=200)),
 }
 """Each list, as an operator asks it, with the filters that could be expensive."""
-LOOKED_AT: dict[str, Call] = {"ListTransactions in a currency (none)": _transactions(currency="JPY")}
+LOOKED_AT: dict[str, Call] = {
+    "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
+    "ListPayments of a seller and a state (none)": _payments(seller_account="s-3", payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
+    "ListPayments of a seller and a buyer": _payments(seller_account="s-3", buyer_account="b-1"),
+    "ListPayments PAID": _payments(payment_state=payment_pb2.PAYMENT_STATE_PAID),
+    "ListPayouts of a seller and a state (none)": _payouts(seller_account="s-3", payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
+    "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
+    "ListTransactions in a currency (none)": _transactions(currency="JPY"),
+}
 """Lists that look at a bounded number of rows for what is rare."""
 
 
@@ -144,9 +151,10 @@ CLAIMS: dict[str, tuple[str, Work]] = {
     "payouts to watch": ("payout", lambda connection: payouts.to_watch(connection, 200)),
     "payouts under way of a batch": ("payout", lambda connection: batch.is_under_way(connection, "b-none")),
     "unsent payouts to a destination": ("payout", lambda connection: payouts.unsent(connection, "d-s-1")),
-    "marks to forget": ("payment", forget_marks),
 }
 """What processes do all the time, by schema."""
+HOUSEKEEPING: dict[str, tuple[str, Work]] = {"marks to forget": ("payment", forget_marks)}
+"""What processes do now and then, so much at a time."""
 
 
 @dataclass
@@ -230,18 +238,18 @@ def executed(known: Databases, schema: str, work: Work, plans: Plans | None = No
         engine.dispose()
 
 
-def bench(payments: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures, as `--json` prints them."""
+def bench(payments: int, waiting: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """The figures, as `--json` prints them. `waiting`: the part of the payments that waits for its provider."""
     payments = payments or _PAYMENTS
-    folder = _FOLDER / str(payments)
+    folder = _FOLDER / f"{payments}-{waiting:g}"
     done = folder / "seeded.json"
     with databases(Settings(), say, folder=folder) as known:
         if not done.exists():
-            done.write_text(json.dumps(seed(known, payments, say)))
+            done.write_text(json.dumps(seed(known, payments, say, waiting=waiting)))
         seeded = json.loads(done.read_text())
         with TemporaryDirectory() as inside:
             rows = asyncio.run(_calls(known, f"unix:{inside}/growth", say))
-        for name, (schema, work) in {**TURNS, **CLAIMS}.items():
+        for name, (schema, work) in {**TURNS, **CLAIMS, **HOUSEKEEPING}.items():
             rows[name] = _figures([executed(known, schema, work) for _ in range(_TIMES)], _plans(known, schema, work))
             say(_line(name, rows[name]))
         began = time.perf_counter()
@@ -249,7 +257,7 @@ def bench(payments: int, say: Callable[[str], None]) -> dict[str, Any]:
         rows["verify"] = {"ms": round((time.perf_counter() - began) * 1000), "passed": report.passed}
         say(_line("verify", rows["verify"]))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"bench": "growth", "payments": payments, "seeded": seeded, "peak_mb": memory, "rows": rows}
+    return {"bench": "growth", "payments": payments, "waiting": waiting, "seeded": seeded, "peak_mb": memory, "rows": rows}
 
 
 async def _calls(known: Databases, address: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """A database of N payments with all that belongs to them, cloned from what a few real ones left behind, so it is what the platform writes.
 
 The platform runs for a moment and takes a payment of each kind and a payout of each kind. Then set-based SQL copies their rows under new ids,
-times and sellers, with triggers off; only the book is chained in Python, by the ledger's own rules. `tallystick verify` passes on the result.
+times and sellers, with fingerprints, seals and events of their own; only the book is chained in Python, by the ledger's own rules.
+`tallystick verify` passes on the result. The one thing that stays the template's is the body of each event. Triggers are off and indexes are
+dropped meanwhile, and the indexes are built again at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -52,8 +55,9 @@ def seed(known: Databases, payments: int, say: Say, *, waiting: float = 0.01) ->
     say("The templates are made")
     with psycopg.connect(known.admin, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers: what they would check is cloned whole
-        connection.execute("set work_mem = '256MB'")
-        _Seed(connection, known.admin, payments, waiting, say).run()
+        connection.execute("set synchronous_commit = off; set work_mem = '256MB'; set maintenance_work_mem = '1GB'")
+        with _without_indexes(connection, say):
+            _Seed(connection, known.admin, payments, waiting, say).run()
         say("Analyzing")
         connection.execute("vacuum analyze")
         counts = {
@@ -106,16 +110,22 @@ async def _templates(known: Databases, address: str) -> None:
         await running.stop(5.0)
 
 
-async def _pay(client: AsyncClient, id_: str, token: str) -> None:
-    request = payment_service_pb2.CreatePaymentRequest(
-        checkout_id=id_,
+def payment_request(
+    checkout_id: str, order_id: str, buyer: str, seller: str, token: str = _KINDS["PAID"]
+) -> payment_service_pb2.CreatePaymentRequest:
+    """The request that a seeded payment comes of."""
+    return payment_service_pb2.CreatePaymentRequest(
+        checkout_id=checkout_id,
         buyer_info="Ada Lovelace, London",
         seller_info="a seller",
         buyer_country="GB",
         credit_card_info=token,
-        payment_orders=[new_order(f"{id_}-o", _BUYER, _SELLER, "10.00", "EUR", platform_fee="0.50")],
+        payment_orders=[new_order(order_id, buyer, seller, "10.00", "EUR", platform_fee="0.50")],
     )
-    await client.payment.CreatePayment(request)
+
+
+async def _pay(client: AsyncClient, id_: str, token: str) -> None:
+    await client.payment.CreatePayment(payment_request(id_, f"{id_}-o", _BUYER, _SELLER, token))
     wanted = {"t-paid": "PAID", "t-failed": "FAILED"}.get(id_)
 
     async def has_come() -> bool:
@@ -149,6 +159,32 @@ async def _until(look: Callable[[], Any]) -> None:
     raise Failure("the templates did not come to be what they are to be")
 
 
+@contextmanager
+def _without_indexes(connection: psycopg.Connection[Any], say: Say) -> Iterator[None]:
+    """Drops each index and each constraint that has one, and builds them again once all rows are there: in order, not row by row."""
+    constraints = connection.execute(f"""
+        select conrelid::regclass::text, quote_ident(conname), pg_get_constraintdef(oid) from pg_constraint
+        where contype in ('p', 'u', 'x', 'f') and conrelid in ({_TABLES}) order by contype = 'f'
+    """).fetchall()
+    indexes = connection.execute(f"""
+        select indexrelid::regclass::text, pg_get_indexdef(indexrelid) from pg_index i
+        where indrelid in ({_TABLES}) and not exists (select from pg_constraint c where c.conindid = i.indexrelid and c.conrelid = i.indrelid)
+    """).fetchall()
+    for table, name, _ in reversed(constraints):  # foreign keys first, which need the others
+        connection.execute(f"alter table {table} drop constraint {name}")
+    for name, _ in indexes:
+        connection.execute(f"drop index {name}")
+    yield
+    say("Indexes are being built")
+    for table, name, definition in constraints:
+        connection.execute(f"alter table {table} add constraint {name} {definition}")
+    for _, definition in indexes:
+        connection.execute(definition)
+
+
+_TABLES = "select oid from pg_class where relkind = 'r' and relnamespace::regnamespace::text in ('payment', 'payout', 'wallet', 'ledger', 'event')"
+
+
 class _Seed:
     """Clones the templates. `s` names the row of what is made, in each expression; `t` the template's."""
 
@@ -161,6 +197,7 @@ class _Seed:
         self._say = say
 
     def run(self) -> None:
+        self._templates()
         self._plan()
         for kind in _KINDS:
             self._payments_of(kind)
@@ -169,27 +206,41 @@ class _Seed:
         for state in _PAYOUTS:
             self._payouts_of(state)
         self._say("Wallets and payouts are made")
-        self._book()
+        first = self._book()
         self._say("The book is chained")
-        self._events()
+        self._events(first)
+        self._say("Events are made")
+        self._connection.execute(f"""
+            insert into payment.mark
+            select gen_random_uuid(), clock_timestamp() - i * interval '2 hours' / {self._payments} from generate_series(1, {self._payments}, 10) i
+        """)
+
+    def _templates(self) -> None:
+        """Copies what the platform has written, by table: what is looked up in them is not looked for among the clones."""
+        for (table,) in self._connection.execute(f"select oid::regclass::text from pg_class where oid in ({_TABLES})").fetchall():
+            self._connection.execute(f"create temporary table {_template_of(table)} as table {table}")
 
     def _plan(self) -> None:
-        """Temporary tables of what is to be made. Kinds are spread evenly; `k` counts the sales of a seller that were paid."""
-        every = max(round(1 / self._waiting), 2) if self._waiting else 0
-        is_open = f"i % {every} = 1" if every else "false"
+        """Temporary tables of what is to be made. Kinds are spread evenly, and so are sellers, but for s-3, which has every ninth payment.
+
+        `k` counts the sales of a seller that were paid, `done` is when its last payout was made.
+        """
+        is_open = f"floor(i * {self._waiting}) > floor((i - 1) * {self._waiting})"
         self._connection.execute(f"""
             create temporary table sale as
             select x.*, case kind when 'PAID' then row_number() over (partition by seller, kind order by i) end as k from (
                 select i, 'c-' || i as checkout_id, 'o-' || i as order_id, 'o-o-' || i as charge_id,
-                    's-' || (i % {self._sellers}) as seller, 'b-' || (i % {max(self._payments // 5, 1)}) as buyer,
-                    clock_timestamp() - interval '30 days' + i * (interval '29 days' / {self._payments}) as at,
+                    's-' || case when i % 9 = 4 then 3 else (i + i / {self._sellers}) % {self._sellers} end as seller,
+                    'b-' || (i % {max(self._payments // 5, 1)}) as buyer,
+                    now() - interval '30 days' + i * (interval '29 days' / {self._payments}) as at,
                     case when i % 10000 = 7 then 'DEAD' when i % 500 = 3 then 'FAILED' when {is_open} then 'OPEN' else 'PAID' end as kind
                 from generate_series(1, {self._payments}) i) x
         """)
         self._connection.execute("create index on sale (kind, i); analyze sale")
         self._connection.execute("""
             create temporary table seller as
-            select seller, row_number() over (order by seller) as j, max(k) as sales, max(k) / 5 as paid, max(at) as at
+            select seller, row_number() over (order by seller) as j, max(k) as sales, max(k) / 5 as paid, max(at) as at,
+                max(at) + max(k) / 5 * interval '1 second' as done
             from sale where kind = 'PAID' group by seller
         """)
         self._connection.execute("""
@@ -198,43 +249,61 @@ class _Seed:
                 select 'PAID' as kind, seller, sales + 2 * m - 1 as number, at + m * interval '1 second' as at, 950 * sales - 200 * m as available
                 from seller, generate_series(1, paid) m
                 union all
-                select 'FAILED', seller, sales + 2 * paid + 1, at + interval '1 hour', 950 * sales - 200 * paid - 100 from seller where j % 3 = 0
+                select 'FAILED', seller, sales + 2 * paid + 1, done + interval '1 hour', 950 * sales - 200 * paid - 100 from seller where j % 3 = 0
                 union all
-                select 'AWAITING_APPROVAL', seller, sales + 2 * paid + 1, at + interval '2 hours', 950 * sales - 200 * paid - 400
+                select 'AWAITING_APPROVAL', seller, sales + 2 * paid + 1, done + interval '2 hours', 950 * sales - 200 * paid - 400
                 from seller where j % 3 = 1) x
         """)
         self._connection.execute("analyze seller; analyze payment_out")
 
-    def _clone(self, table: str, template: str, source: str, **values: str) -> None:
-        """Inserts a row for each of the source and each template: the template's, but for the values given; times move with the source's `at`."""
-        schema, name = table.split(".")
-        found = self._connection.execute(
+    def _clone(self, table: str, template: str, source: str, *, begin: str = "", **values: str) -> None:
+        """Inserts a row for each of the source and each template: the template's, but for the values given, with a seal if the template has one.
+
+        `begin`: selects the time that the source's `at` takes the place of, for the times not given.
+        """
+        columns = self._connection.execute(
             """
-            select attname, format_type(atttypid, null) from pg_attribute
-            where attrelid = cast(%s as regclass) and attnum > 0 and not attisdropped and attgenerated = '' and attidentity = '' order by attnum
+            select quote_ident(attname), format_type(atttypid, null), attgenerated <> '' or attname = 'seal' from pg_attribute
+            where attrelid = cast(%s as regclass) and attnum > 0 and not attisdropped order by attnum
             """,
-            (f"{schema}.{name}",),
+            (table,),
         ).fetchall()
-        begin = values.pop("begin", "")
 
         def value(column: str, type_: str) -> str:
             if column in values:
-                return values[column]
+                return f"cast({values[column]} as {type_})"
             if begin and type_ == "timestamp with time zone":
                 return f"case when isfinite(t.{column}) then s.at + (t.{column} - ({begin})) else t.{column} end"
             return f"t.{column}"
 
-        columns = ", ".join(column for column, _ in found)
-        wanted = ", ".join(value(*column) for column in found)
-        self._connection.execute(f"insert into {table} ({columns}) select {wanted} from {table} t, {source} s where {template}")
+        is_sealed = any(column == "seal" for column, _, _ in columns)
+        written = [column for column, _, is_derived in columns if not is_derived]
+        made = ", ".join(f"{value(column, type_)} as {column}" for column, type_, is_derived in columns if not is_derived)
+        if is_sealed:  # as the trigger does, which sees derived columns empty
+            whole = ", ".join(f"null::{type_}" if is_derived else f"x.{column}" for column, type_, is_derived in columns)
+            self._connection.execute(f"""
+                insert into {table} ({", ".join(written)}, seal)
+                select {", ".join(written)}, case when is_sealed then sha256(record_send(row({whole}))) end
+                from (select {made}, t.seal is not null as is_sealed from {_template_of(table)} t, {source} s where {template} offset 0) x
+            """)
+        else:
+            self._connection.execute(
+                f"insert into {table} ({', '.join(written)}) select {made} from {_template_of(table)} t, {source} s where {template}"
+            )
 
     def _payments_of(self, kind: str) -> None:
         id_ = f"t-{kind.lower()}"
         source = f"(select * from sale where kind = '{kind}' order by i)"
-        begin = f"select create_time from payment.checkout where checkout_id = '{id_}'"
+        begin = f"select create_time from {_template_of('payment.checkout')} where checkout_id = '{id_}'"
         of_order, of_charge = f"t.payment_order_id = '{id_}-o'", f"t.demand_id = 'o-{id_}-o'"
         reference = "case t.provider_reference when '' then '' else 'seed-' || s.i end"
-        self._clone("payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
+        fingerprint = _fingerprint(
+            "s.checkout_id", "t.owner", "t.buyer_info", "t.seller_info", "t.buyer_country", "t.payment_token", "t.payment_method_type", "t.charging",
+            "t.on_partial", "''", "s.order_id", "s.buyer", "s.seller", f"'{_AMOUNT}'", "'EUR'", f"'{_FEE}'",
+        )  # fmt: skip
+        self._clone(
+            "payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id", fingerprint=fingerprint,
+        )  # fmt: skip
         self._clone(
             "payment.payment_order", of_order, source, begin=begin, payment_order_id="s.order_id", checkout_id="s.checkout_id",
             charge_id="s.charge_id", buyer_account="s.buyer", seller_account="s.seller", provider_reference=reference,
@@ -242,7 +311,7 @@ class _Seed:
         self._clone("payment.order_history", of_order, source, begin=begin, payment_order_id="s.order_id", provider_reference=reference)
         self._clone(
             "payment.attempt", of_charge, source, begin=begin, demand_id="s.charge_id", checkout_id="s.checkout_id",
-            provider_key="'seed-' || s.charge_id", provider_reference=reference,
+            provider_key="replace(t.provider_key, t.demand_id, s.charge_id)", provider_reference=reference,
         )  # fmt: skip
         self._clone("payment.provider_money", f"t.charge_id = 'o-{id_}-o'", source, charge_id="s.charge_id", provider_reference=reference)
         if kind != "PAID":
@@ -268,22 +337,29 @@ class _Seed:
         self._clone(
             "wallet.wallet_entry", "t.kind = 'CREDIT' and t.cause = 'PAY_IN/t-paid-o'", "(select * from sale where kind = 'PAID' order by i)",
             seller_account="s.seller", number="s.k", cause="'PAY_IN/' || s.order_id", available_after="950 * s.k", create_time="s.at",
+            fingerprint=_entry_fingerprint("'PAY_IN/' || s.order_id", "s.seller", "t.currency", "t.amount::text", pending="1"),
         )  # fmt: skip
         self._clone(
             "payout.payout_destination", f"t.payout_destination_id = '{_BANK}'", "seller", payout_destination_id="'d-' || s.seller",
             seller_account="s.seller", create_time="s.at", update_time="s.at", usable_time="s.at", verified_time="s.at",
+            fingerprint=_fingerprint("'d-' || s.seller", "t.owner", "s.seller", "t.currency", "t.bank_account_token", "t.description"),
         )  # fmt: skip
+        self._clone("wallet.seller", of_seller, "seller", seller_account="s.seller", update_time="s.at")
+        self._clone("payment.seller_owner", of_seller, "seller", seller_account="s.seller", update_time="s.at")
 
     def _payouts_of(self, state: str) -> None:
         id_, amount = f"t-{state.lower()}", _PAYOUTS[state]
         source = f"(select * from payment_out where kind = '{state}' order by i)"
-        begin = f"select create_time from payout.payout where payout_id = '{id_}'"
+        begin = f"select create_time from {_template_of('payout.payout')} where payout_id = '{id_}'"
         of_payout = f"t.payout_id = '{id_}'"
         reference = "case t.provider_reference when '' then '' else 'seed-p-' || s.i end"
         shared = {"begin": begin, "payout_id": "s.payout_id"}
         self._clone(
             "payout.payout", of_payout, source, **shared, seller_account="s.seller", payout_destination_id="'d-' || s.seller",
-            provider_reference=reference,
+            provider_reference=reference, asked_destination="'d-' || s.seller",
+            fingerprint=_fingerprint(
+                "s.payout_id", "t.owner", "s.seller", "coalesce(t.asked_amount::text, '')", "t.currency", "'d-' || s.seller"
+            ),
         )  # fmt: skip
         self._clone("payout.payout_history", of_payout, source, **shared)
         self._clone("payout.transfer", of_payout, source, **shared, cause_id="s.payout_id", provider_reference=reference)
@@ -292,8 +368,8 @@ class _Seed:
         self._clone("payout.payout_in_state", of_payout, source, **shared)
         of_demand = f"t.demand_id = 'p-{id_}'"
         self._clone(
-            "payout.attempt", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", provider_key="'seed-' || s.payout_id",
-            provider_reference=reference,
+            "payout.attempt", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id",
+            provider_key="replace(t.provider_key, t.demand_id, 'p-' || s.payout_id)", provider_reference=reference,
         )  # fmt: skip
         self._clone(
             "payout.due", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", payout_destination_id="'d-' || s.seller"
@@ -301,27 +377,32 @@ class _Seed:
         self._clone(
             "wallet.hold", f"t.hold_id = 'payouts/{id_}'", source, begin=begin, hold_id="'payouts/' || s.payout_id", seller_account="s.seller"
         )
+        hold = "'payouts/' || s.payout_id"
+        placed = _entry_fingerprint(hold, "s.seller", "t.currency", "t.amount::text", purpose="PAYOUT")
+        ended = _entry_fingerprint(hold, "''", "''", "case t.kind when 'HOLD_CAPTURED' then t.amount::text else '0' end")
         entries = f"t.cause = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
         self._clone(
             "wallet.wallet_entry", entries, source, begin=begin, cause="'payouts/' || s.payout_id", seller_account="s.seller",
             number="s.number + (t.kind <> 'HOLD_PLACED')::int",
             available_after=f"s.available + case t.kind when 'HOLD_RELEASED' then {amount} else 0 end",
             held_after=f"case t.kind when 'HOLD_PLACED' then {amount} else 0 end",
+            fingerprint=f"case t.kind when 'HOLD_PLACED' then {placed} else {ended} end",
         )  # fmt: skip
         self._connection.execute("""
             update wallet.wallet w set version = e.number, available = e.available_after, held = e.held_after,
-                balance = e.available_after + e.held_after
+                balance = e.available_after + e.held_after, update_time = e.create_time
             from (select distinct on (seller_account, currency) * from wallet.wallet_entry where seller_account like 's-%'
                   order by seller_account, currency, number desc) e
             where w.seller_account = e.seller_account and w.currency = e.currency
         """)
 
-    def _book(self) -> None:
-        """Transactions and entries, chained behind the templates' by the ledger's own rules."""
+    def _book(self) -> int:
+        """Transactions and entries, chained behind the templates' by the ledger's own rules; the templates' last sequence."""
         connection = self._connection
         head_row = connection.execute("select sequence, hash, post_time from ledger.head").fetchone()
         if head_row is None:
             raise Failure("the book has no head")
+        first_sequence = int(head_row[0])
         head = Head(head_row[0], bytes(head_row[1]), head_row[2])
         rows = connection.execute("select account, currency, account_id, balance, entry_count from ledger.account").fetchall()
         ids = {(row[0], row[1]): row[2] for row in rows}
@@ -337,7 +418,7 @@ class _Seed:
             connection.cursor(name="postings", withhold=True) as postings,
         ):
             for other in (first, second):
-                other.execute("set session_replication_role = replica")
+                other.execute("set session_replication_role = replica; set synchronous_commit = off")
             postings.itersize = 20_000
             postings.execute("""
                 select 'PAY_IN', order_id, buyer, seller from sale where kind = 'PAID'
@@ -378,22 +459,46 @@ class _Seed:
             connection.execute("update ledger.account set balance = %s, entry_count = %s where account_id = %s", values)
         connection.execute("update ledger.head set sequence = %s, hash = %s, post_time = %s", (head.sequence, head.hash, head.post_time))
         connection.execute("update ledger.relayed set sequence = %s", (head.sequence,))
+        return first_sequence
 
-    def _events(self) -> None:
-        """An event for each version, as the templates' are but for the name; how far the stream is."""
-        for collection, table, key, subject, version in (
-            ("payments", "payment.checkout, generate_series(1, version) v", "checkout_id like 'c-%'", "checkout_id", "v"),
-            ("paymentOrders", "payment.order_history", "payment_order_id like 'o-%'", "payment_order_id", "version"),
-            ("wallets", "wallet.wallet_entry", "seller_account like 's-%'", "seller_account || '/' || currency", "number"),
-            ("payouts", "payout.payout_history", "payout_id like 'p-%'", "payout_id", "version"),
-            ("payoutDestinations", "payout.payout_destination", "payout_destination_id like 'd-%'", "payout_destination_id", "1"),
-        ):
-            last = int(_one(self._connection, "select max(cursor) from event.event"))
-            template = f"t.cursor = (select min(cursor) from event.event where aggregate_id like '{collection}/%')"
-            source = f"""(select row_number() over () + {last} as place, '{collection}/' || {subject} as id, {version} as version
-                from {table} where {key})"""
-            self._clone("event.event", template, source, cursor="s.place", aggregate_id="s.id", aggregate_version="s.version")
+    def _events(self, first: int) -> None:
+        """An event for each version, but for the body the same as its template's; how far the stream is. `first`: the sequence before the clones'."""
+        for kind in _KINDS:
+            source = f"(select * from sale where kind = '{kind}')"
+            self._event(f"payments/t-{kind.lower()}", source, "'payments/' || s.checkout_id")
+            self._event(f"paymentOrders/t-{kind.lower()}-o", source, "'paymentOrders/' || s.order_id")
+        self._event("deadLetters/o-t-dead-o-1", "(select * from sale where kind = 'DEAD')", "'deadLetters/' || s.charge_id || '-1'")
+        self._event(f"sellers/{_SELLER}", "seller", "'sellers/' || s.seller")
+        self._event(f"payoutDestinations/{_BANK}", "seller", "'payoutDestinations/d-' || s.seller")
+        for state in _PAYOUTS:
+            source = f"(select * from payment_out where kind = '{state}')"
+            self._event(f"payouts/t-{state.lower()}", source, "'payouts/' || s.payout_id")
+        entries = "(select seller_account, currency, number from wallet.wallet_entry where seller_account like 's-%')"
+        self._event(f"wallets/{_SELLER}/EUR", entries, "'wallets/' || s.seller_account || '/' || s.currency", version="s.number")
+        self._event("transactions/main-1", f"(select sequence from ledger.tx where sequence > {first})", "'transactions/main-' || s.sequence")
         self._connection.execute("update event.head set cursor = (select max(cursor) from event.event)")
+
+    def _event(self, of: str, source: str, subject: str, version: str = "") -> None:
+        """The events of a template for each of the source, the first of them at the version if one is given."""
+        last = int(_one(self._connection, "select max(cursor) from event.event"))
+        values = {"aggregate_version": version} if version else {}
+        template = f"t.aggregate_id = '{of}'" + (" and t.aggregate_version = 1" if version else "")
+        self._clone("event.event", template, source, cursor=f"{last} + row_number() over ()", aggregate_id=subject, **values)
+
+
+def _template_of(table: str) -> str:
+    return f"template_{table.replace('.', '_')}"
+
+
+def _fingerprint(*fields: str) -> str:
+    """SQL for `canonical.fingerprint` of fields, which are SQL for texts."""
+    whole = " || ".join(f"octet_length({field}) || ':' || {field}" for field in fields)
+    return f"sha256(convert_to({whole}, 'UTF8'))"
+
+
+def _entry_fingerprint(cause: str, seller: str, currency: str, amount: str, *, pending: str = "0", purpose: str = "") -> str:
+    """SQL for the fingerprint of the instruction that made a wallet's entry."""
+    return _fingerprint("t.kind", cause, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''")
 
 
 def _lines(kind: str, buyer: str, seller: str) -> tuple[Line, ...]:

@@ -110,9 +110,9 @@ class PaymentHandlers(OperatorHandlers):
         wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.owner)
         token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(wanted)))
         before = token.before(request.page_token)
-        rows = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
+        rows, low = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
         shown, following = token.page(rows, size, encode.payment_head, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id))
-        return pb.ListPaymentsResponse(payments=shown, next_page_token=following)
+        return pb.ListPaymentsResponse(payments=shown, next_page_token=following or token.below(low))
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
         order, history, attempts = await self._visible_order(request.payment_order_id, call)

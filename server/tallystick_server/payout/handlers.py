@@ -164,9 +164,9 @@ class PayoutHandlers(OperatorHandlers):
         wanted = decode.payout_filter(request, decode.owner_of(call.caller) or None)
         token = PageToken("ListPayouts", *("" if value is None else str(value) for value in astuple(wanted)))
         before = token.before(request.page_token)
-        rows = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
+        rows, low = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
         shown, following = token.page(rows, size, encode.shown_payout, lambda row: (row.create_time.isoformat(), row.payout_id))
-        return pb.ListPayoutsResponse(payouts=shown, next_page_token=following)
+        return pb.ListPayoutsResponse(payouts=shown, next_page_token=following or token.below(low))
 
     async def WatchPayout(self, request: pb.WatchPayoutRequest, call: Call) -> AsyncIterator[pb.WatchPayoutResponse]:
         payout_id, moved = request.payout_id, self._flow.changes.versions

@@ -98,6 +98,10 @@ class PageToken:
             shown.append(message)
         return shown, self.make(*place(rows[len(shown) - 1])) if len(rows) > len(shown) else ""
 
+    def below(self, low: tuple[datetime, str] | None) -> str:
+        """The token of the page below the last (time, id) that was looked at; "" if all were."""
+        return self.make(low[0].isoformat(), low[1]) if low else ""
+
     def before(self, token: str) -> tuple[datetime, str] | None:
         """The (time, id) that a page of rows, newest first, comes before, or None for the first page. Raises PAGE_TOKEN_INVALID."""
         place = self.parse(token, str, str)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_storage import due
-from tallystick_storage.listing import newest_first
+from tallystick_storage.listing import Key, candidates
 
 PaymentRow = Row[Any]
 OrderRow = Row[Any]
@@ -91,46 +91,34 @@ _FILTERS = {
     "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account offset 0)",
     "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account offset 0)",
     "payment_state": "c.payment_state = :payment_state",
-    "create_time_from": "c.create_time >= :create_time_from",
-    "create_time_until": "c.create_time < :create_time_until",
 }
-_OF_ACCOUNT = "select distinct on (c.create_time, c.checkout_id) c.create_time, c.checkout_id from payment_order c where c.{account} = :{account}"
-# Where payments are found by some filters, the first that is asked for; each in the order of an index.
-_FOUND_BY = {
-    "seller_account": _OF_ACCOUNT.format(account="seller_account"),
-    "buyer_account": _OF_ACCOUNT.format(account="buyer_account"),
-    "payment_state": "select c.create_time, c.checkout_id from checkout_unpaid c where c.payment_state = :payment_state",
-}
+_TIMES = {"create_time_from": "k.create_time >= :create_time_from", "create_time_until": "k.create_time < :create_time_until"}
 
 
-def list_(connection: Connection, wanted: PaymentFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
-    """Payments with the sum of their orders' versions, newest first, before a given (create_time, id)."""
-    where, values = newest_first(_FILTERS, wanted, "(c.create_time, c.checkout_id)", before)
-    key, source = _source(wanted, before)
+def list_(connection: Connection, wanted: PaymentFilter, before: Key | None, most: int) -> tuple[Sequence[Row[Any]], Key | None]:
+    """Payments with the sum of their orders' versions, newest first, before a given key; and down to which all have been looked at, None: to the end."""
+    table, found_by = _source(wanted)
+    others = [name for name in _FILTERS if name not in found_by and getattr(wanted, name) is not None]
+    by = {name: f"k.{name} = :{name}" for name in found_by} | _TIMES
+    keys = candidates(connection, table, "checkout_id", by, wanted, before, sifted=bool(others))
     statement = text(f"""
         select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
-            select c.* from {source} {where} order by {key}.create_time desc, {key}.checkout_id desc limit :most) c
+            select c.* from ({keys.select}) k
+            cross join lateral (select * from checkout c where c.checkout_id = k.checkout_id offset 0) c
+            where {" and ".join(_FILTERS[name] for name in others) or "true"} order by k.create_time desc, k.checkout_id desc limit :most) c
         cross join lateral (
             select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id offset 0) o
         order by c.create_time desc, c.checkout_id desc
     """)
-    return connection.execute(statement, {**values, "most": most}).all()
+    values = {name: getattr(wanted, name) for name in others}
+    return connection.execute(statement, {**keys.values, **values, "most": most}).all(), keys.low
 
 
-def _source(wanted: PaymentFilter, before: tuple[datetime, str] | None) -> tuple[str, str]:
-    """Payments as `c`, from a table that has those of a filter together, if there is one; and the name of what they are in order of."""
-    filters = [name for name in _FOUND_BY if getattr(wanted, name) is not None]
-    if not filters or (filters == ["payment_state"] and wanted.payment_state == "PAID"):  # most of them are
-        return "c", "checkout c"
-    found = _FOUND_BY[filters[0]]
-    if filters[0] == "payment_state" and wanted.owner is not None:
-        found += " and c.owner = :owner"
-    for name in ("create_time_from", "create_time_until"):
-        if getattr(wanted, name) is not None:
-            found += f" and {_FILTERS[name]}"
-    if before is not None:
-        found += " and (c.create_time, c.checkout_id) < (:before_time, :before_id)"
-    source = f"""
-        ({found} order by c.create_time desc, c.checkout_id desc) k
-        cross join lateral (select * from checkout c where c.checkout_id = k.checkout_id offset 0) c"""
-    return "k", source
+def _source(wanted: PaymentFilter) -> tuple[str, Sequence[str]]:
+    """The table in which what is wanted is together, in the order of an index, and the filters that it is found by."""
+    for account in ("seller_account", "buyer_account"):
+        if getattr(wanted, account) is not None:
+            return "payment_order", [account]
+    if wanted.payment_state is not None and wanted.payment_state != "PAID":
+        return "checkout_unpaid", ["owner", "payment_state"]
+    return "checkout", ["owner"]

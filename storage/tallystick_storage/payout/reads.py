@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.listing import newest_first
+from tallystick_storage.listing import Key, candidates
 from tallystick_storage.payout.payouts import COLUMNS
 
 _SHOWN = text(f"""
@@ -47,46 +47,44 @@ _FILTERS = {
     "owner": "p.owner = :owner",
     "seller_account": "p.seller_account = :seller_account",
     "state": "p.state = :state",
-    "payout_batch_id": "p.payout_batch_id = :payout_batch_id and p.payout_batch_id <> ''",
-    "create_time_from": "p.create_time >= :create_time_from",
-    "create_time_until": "p.create_time < :create_time_until",
+    "payout_batch_id": "p.payout_batch_id = :payout_batch_id",
 }
-
-
+_KEYS = {
+    **{name: f"k.{name} = :{name}" for name in _FILTERS},
+    "payout_batch_id": "k.payout_batch_id = :payout_batch_id and k.payout_batch_id <> ''",  # as its index says
+    "create_time_from": "k.create_time >= :create_time_from",
+    "create_time_until": "k.create_time < :create_time_until",
+}
 _WORKING = ("CREATED", "READY", "SUBMITTING")
+# All payouts that are being worked on are due, and few are.
+_AT_WORK = "(select p.* from due d cross join lateral (select * from payout p where p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p)"
 
 
-def list_(connection: Connection, wanted: PayoutFilter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
-    """Payouts, newest first, before a given (create_time, id)."""
-    where, values = newest_first(_FILTERS, wanted, "(p.create_time, p.payout_id)", before)
-    key, source = _source(wanted, before)
+def list_(connection: Connection, wanted: PayoutFilter, before: Key | None, most: int) -> tuple[Sequence[Row[Any]], Key | None]:
+    """Payouts, newest first, before a given key; and down to which all have been looked at, None: to the end."""
+    table, found_by = _source(wanted)
+    others = [name for name in _FILTERS if name not in found_by and getattr(wanted, name) is not None]
+    by = {name: condition for name, condition in _KEYS.items() if name in (*found_by, "create_time_from", "create_time_until")}
+    keys = candidates(connection, table, "payout_id", by, wanted, before, sifted=bool(others))
     statement = text(f"""
-        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time
-        from (select p.* from {source} {where} order by {key}.create_time desc, {key}.payout_id desc limit :most) p
+        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from (
+            select p.* from ({keys.select}) k
+            cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p
+            where {" and ".join(_FILTERS[name] for name in others) or "true"} order by k.create_time desc, k.payout_id desc limit :most) p
         left join lateral (select next_attempt_time from due d where d.demand_id = 'p-' || p.payout_id offset 0) d on true
         order by p.create_time desc, p.payout_id desc
     """)
-    return connection.execute(statement, {**values, "most": most}).all()
+    values = {name: getattr(wanted, name) for name in others}
+    return connection.execute(statement, {**keys.values, **values, "most": most}).all(), keys.low
 
 
-def _source(wanted: PayoutFilter, before: tuple[datetime, str] | None) -> tuple[str, str]:
-    """Payouts as `p`, from a table that has those of a state together, if there is one; and the name of what they are in order of."""
-    if wanted.state is None or wanted.state == "PAID" or wanted.seller_account is not None:
-        return "p", "payout p"
-    if wanted.state in _WORKING:  # few are, and all of them are due
-        return (
-            "p",
-            "due d cross join lateral (select * from payout p where p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p",
-        )
-    found = "select p.create_time, p.payout_id from payout_in_state p where p.state = :state"
-    if wanted.owner is not None:
-        found += " and p.owner = :owner"
-    for name in ("create_time_from", "create_time_until"):
+def _source(wanted: PayoutFilter) -> tuple[str, Sequence[str]]:
+    """The table in which what is wanted is together, in the order of an index, and the filters that it is found by."""
+    for name in ("payout_batch_id", "seller_account"):
         if getattr(wanted, name) is not None:
-            found += f" and {_FILTERS[name]}"
-    if before is not None:
-        found += " and (p.create_time, p.payout_id) < (:before_time, :before_id)"
-    source = f"""
-        ({found} order by p.create_time desc, p.payout_id desc) k
-        cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p"""
-    return "k", source
+            return "payout", [name]
+    if wanted.state in _WORKING:
+        return _AT_WORK, ["owner", "state"]
+    if wanted.state is not None and wanted.state != "PAID":
+        return "payout_in_state", ["owner", "state"]
+    return "payout", ["owner"]

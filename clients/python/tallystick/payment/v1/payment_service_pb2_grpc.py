@@ -139,7 +139,8 @@ class PaymentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPayments(self, request, context):
-        """Lists payments without their orders, newest first. Access: team (its own), operator.
+        """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
+        (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,9 @@ class PaymentServiceStub:
     GetPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentRequest, _payment_service_pb2.GetPaymentResponse]
     """Answers with the payment as it stands now. Access: team (its own), operator."""
     ListPayments: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListPaymentsRequest, _payment_service_pb2.ListPaymentsResponse]
-    """Lists payments without their orders, newest first. Access: team (its own), operator."""
+    """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
+    (its own), operator.
+    """
     GetPaymentOrder: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentOrderRequest, _payment_service_pb2.GetPaymentOrderResponse]
     """Answers with an order, every move it made and every attempt to charge it. Access: team (its own), operator."""
     WatchPayment: _grpc.UnaryStreamMultiCallable[_payment_service_pb2.WatchPaymentRequest, _payment_service_pb2.WatchPaymentResponse]
@@ -104,7 +106,9 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     GetPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentRequest, _payment_service_pb2.GetPaymentResponse]  # type: ignore[assignment]
     """Answers with the payment as it stands now. Access: team (its own), operator."""
     ListPayments: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListPaymentsRequest, _payment_service_pb2.ListPaymentsResponse]  # type: ignore[assignment]
-    """Lists payments without their orders, newest first. Access: team (its own), operator."""
+    """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
+    (its own), operator.
+    """
     GetPaymentOrder: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.GetPaymentOrderRequest, _payment_service_pb2.GetPaymentOrderResponse]  # type: ignore[assignment]
     """Answers with an order, every move it made and every attempt to charge it. Access: team (its own), operator."""
     WatchPayment: _aio.UnaryStreamMultiCallable[_payment_service_pb2.WatchPaymentRequest, _payment_service_pb2.WatchPaymentResponse]  # type: ignore[assignment]
@@ -181,7 +185,9 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_service_pb2.ListPaymentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.ListPaymentsResponse, _abc.Awaitable[_payment_service_pb2.ListPaymentsResponse]]:
-        """Lists payments without their orders, newest first. Access: team (its own), operator."""
+        """Lists payments without their orders, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team
+        (its own), operator.
+        """
 
     @_abc_1.abstractmethod
     def GetPaymentOrder(

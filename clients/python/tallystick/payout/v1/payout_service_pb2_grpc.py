@@ -245,7 +245,8 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListPayouts(self, request, context):
-        """Lists payouts, newest first. Access: team, payouts (its own), operator.
+        """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
+        operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

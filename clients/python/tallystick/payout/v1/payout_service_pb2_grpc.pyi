@@ -71,7 +71,9 @@ class PayoutServiceStub:
     GetPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]
     """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
     ListPayouts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]
-    """Lists payouts, newest first. Access: team, payouts (its own), operator."""
+    """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
+    operator.
+    """
     WatchPayout: _grpc.UnaryStreamMultiCallable[_payout_service_pb2.WatchPayoutRequest, _payout_service_pb2.WatchPayoutResponse]
     """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
     comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
@@ -181,7 +183,9 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     GetPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutRequest, _payout_service_pb2.GetPayoutResponse]  # type: ignore[assignment]
     """Answers with a payout, every move it made, every attempt to pay it and every transfer that was made for it. Access: team, payouts (its own), operator."""
     ListPayouts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListPayoutsRequest, _payout_service_pb2.ListPayoutsResponse]  # type: ignore[assignment]
-    """Lists payouts, newest first. Access: team, payouts (its own), operator."""
+    """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
+    operator.
+    """
     WatchPayout: _aio.UnaryStreamMultiCallable[_payout_service_pb2.WatchPayoutRequest, _payout_service_pb2.WatchPayoutResponse]  # type: ignore[assignment]
     """Streams the payout as it stands now, then again after each change, and ends OK when it is settled in PAID, FAILED, REJECTED, CANCELLED or RETURNED; what
     comes back after that is told by an event. After 5 minutes it ends with STREAM_EXPIRED; open it again with the last version.
@@ -342,7 +346,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.ListPayoutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.ListPayoutsResponse, _abc.Awaitable[_payout_service_pb2.ListPayoutsResponse]]:
-        """Lists payouts, newest first. Access: team, payouts (its own), operator."""
+        """Lists payouts, newest first. A page of what is rare may hold fewer than asked for, or none, and not be the last. Access: team, payouts (its own),
+        operator.
+        """
 
     @_abc_1.abstractmethod
     def WatchPayout(
