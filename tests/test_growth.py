@@ -22,7 +22,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime import alerts
-from tallystick_storage import alert
+from tallystick_storage import alert, outbox
 from tallystick_storage.database import forget_marks
 from tallystick_storage.payment import orders, unapplied
 from tallystick_storage.payout import payouts
@@ -216,6 +216,16 @@ _ACKNOWLEDGED = {
 """By schema: 5,000 of each that operators have acknowledged."""
 
 
+_REFUSED = (
+    "insert into refused_aggregate select 'payments/r-' || n, 1, clock() + (n - 20) * interval '1 minute', 'x' from generate_series(1, 5000) n",
+    "insert into refused_event select aggregate_id, n, 'x' from refused_aggregate, generate_series(1, 20) n",
+    """insert into outbox (aggregate_ids, versions, request) select array_agg('payments/r-' || (m * 10 + n)), array_agg(21), 'x'
+    from generate_series(1, 1000) m, generate_series(1, 10) n group by m""",
+    "analyze outbox, refused_aggregate, refused_event",
+)
+"""5,000 aggregates with 20 events each that wait, 20 of them due, and 1,000 rows of the outbox."""
+
+
 def _of_acknowledged(kind: str, findings: Sequence[alert.Finding]) -> Work:
     (finding,) = [finding for finding in findings if finding.kind == kind]
     return lambda connection: alert.find(connection, [finding])
@@ -251,6 +261,31 @@ def test_what_was_acknowledged_is_not_read(seeded: Databases, schema: str, work:
         engine.dispose()
     assert {node["Index Name"] for node in nodes if "Index Name" in node}
     assert [node for node in nodes if node["Node Type"] == "Seq Scan" or rows_read(node) > 51] == []
+
+
+@pytest.mark.parametrize(
+    "work", [lambda connection: outbox.unpublished(connection, 20), lambda connection: outbox.due(connection, 50, 10)], ids=["new", "due"]
+)
+def test_a_relay_reads_what_it_publishes(seeded: Databases, work: Work) -> None:
+    """However many events EventService refuses, a relay finds the next rows of the outbox, and the refused events that are due, in indexes."""
+    plans = Plans()
+    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:  # which is rolled back
+            connection.exec_driver_sql("set search_path = payment")
+            connection.exec_driver_sql("set session_replication_role = replica")
+            for statement in _REFUSED:
+                connection.exec_driver_sql(statement)
+            with plans.captured(engine):
+                work(connection)
+            ((_, statement, parameters),) = plans.statements
+            explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
+    finally:
+        engine.dispose()
+    nodes = [node for node in flat(explained[0]["Plan"]) if "Relation Name" in node]
+    assert nodes
+    # one row of the small table says whether there are any
+    assert [node for node in nodes if rows_read(node) > (1 if node["Node Type"] == "Seq Scan" else 600)] == []
 
 
 def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:

@@ -19,6 +19,7 @@ class Finding:
 
     kind: str
     collection: str
+    """"": of all collections."""
     query: str
     parameters: Mapping[str, str]
 
@@ -63,6 +64,11 @@ _CALLER_REJECTED = f"""
     from (select split_part(detail, '.', 2) as service, detail from due where trouble = 'CALLER_REJECTED' and next_attempt_time is not null
           limit {_MOST_COUNTED + 1}) d group by service
 """
+# An alert whose own event is refused raises one about all such alerts, or there would be no end.
+_EVENT_REFUSED = """
+    select aggregate_id as subject, detail from refused_aggregate where refusals > 0 and not starts_with(aggregate_id, 'alerts/')
+    union all (select 'alerts/-', detail from refused_aggregate where aggregate_id > 'alerts/' and aggregate_id < 'alerts0' and refusals > 0 limit 1)
+"""
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
 _FOUND = "select * from json_to_recordset(cast(:found as json)) as r (kind text, subject text, detail text)"
 _RAISE = text(f"""
@@ -72,7 +78,8 @@ _RAISE = text(f"""
         order by f.kind, f.subject limit :most),
     new as (
         insert into alert (alert_id, kind, subject, number, detail, create_time)
-        select f.kind || '-' || translate(substr(f.subject, strpos(f.subject, '/') + 1), '/', '-') || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
+        select f.kind || '-' || translate(case f.kind when 'EVENT_REFUSED' then f.subject else substr(f.subject, strpos(f.subject, '/') + 1) end, '/', '-')
+            || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
         from found f, (select clock() as now) t
         cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a where a.kind = f.kind and a.subject = f.subject) n
         order by f.kind, f.subject returning *),
@@ -84,6 +91,7 @@ _END = text(f"""
     over as materialized (
         select a.alert_id from alert a where a.end_time is null and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
             and a.kind || ' ' || split_part(a.subject, '/', 1) <> all (cast(:too_many as text[]))
+            and a.kind || ' ' <> all (cast(:too_many as text[]))
         order by a.alert_id limit :most for update),
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o where a.alert_id = o.alert_id returning a.*),
     {told("ended", "'alerts/' || alert_id", "2")}
@@ -104,6 +112,7 @@ def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mappin
     parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()}
     shared = (
         ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
+        ("EVENT_REFUSED", "", _EVENT_REFUSED),
         ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=waiting)),
         ("PROVIDER_FORBIDS", "providers", _FAILING.format(waiting=waiting, trouble="FORBIDDEN")),
         ("PROVIDER_FAILS", "providers", _FAILING.format(waiting=waiting, trouble="HELD_BACK")),
@@ -119,7 +128,11 @@ def find(connection: Connection, findings: Sequence[Finding]) -> tuple[list[Foun
         rows_ = connection.execute(text(f"select subject, detail from ({finding.query}) f limit :most"), values).all()
         if len(rows_) > MOST_OF_KIND:
             too_many.append((finding.kind, finding.collection))
-            found.append(Found(finding.kind, f"{finding.collection}/-", f"more than {MOST_OF_KIND}; those that are new have no alerts of their own"))
+            found.append(
+                Found(
+                    finding.kind, f"{finding.collection or 'events'}/-", f"more than {MOST_OF_KIND}; those that are new have no alerts of their own"
+                )
+            )
         else:
             found += [Found(finding.kind, subject, detail) for subject, detail in rows_]
     return found, too_many

@@ -1,8 +1,8 @@
-"""The outbox, the same in every schema that has one: what each transaction changed, deleted once EventService has it."""
+"""The outbox, the same in every schema that has one: what each transaction changed, deleted once EventService has it; and the events that EventService refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -15,11 +15,26 @@ class Unpublished:
     sequence: int
     events: int
     request: bytes
+    refused: Sequence[str] = ()
+    """The aggregates of its events of which EventService refuses an earlier event."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedEvent:
+    """An event, serialized, that EventService refuses, or that waits until an earlier one of its aggregate is published."""
+
+    aggregate_id: str
+    version: int
+    event: bytes
 
 
 _TELL = text("update outbox set request = :request where sequence = :sequence")
 # An aggregate's later change draws its sequence number under the aggregate's lock, when the earlier one is committed: in this order none overtakes.
-_UNPUBLISHED = text("select sequence, cardinality(versions) as events, request from outbox order by sequence limit :most")
+_UNPUBLISHED = text("""
+    select o.sequence, cardinality(o.versions) as events, o.request, case when exists (select from refused_aggregate)
+        then array(select r.aggregate_id from refused_aggregate r where r.aggregate_id = any (o.aggregate_ids)) end as refused
+    from outbox o order by o.sequence limit :most
+""")
 _PUBLISHED = text("delete from outbox where sequence = any (cast(:sequences as bigint[]))")
 
 
@@ -37,9 +52,75 @@ def tell(connection: Connection, sequence: int, request: bytes) -> None:
 
 def unpublished(connection: Connection, most: int) -> list[Unpublished]:
     """What EventService has not confirmed, up to so many rows; the changes of an aggregate in order, from its first on."""
-    return [Unpublished(row.sequence, row.events, bytes(row.request)) for row in connection.execute(_UNPUBLISHED, {"most": most})]
+    found = connection.execute(_UNPUBLISHED, {"most": most})
+    return [Unpublished(row.sequence, row.events, bytes(row.request), row.refused or ()) for row in found]
 
 
 def published(connection: Connection, sequences: Sequence[int]) -> None:
     """Forgets what EventService has confirmed."""
     connection.execute(_PUBLISHED, {"sequences": list(sequences)})
+
+
+# The first delay of an aggregate, then twice as long each time.
+_DELAY = "least(2 ^ least({refusals}, 16), 300) * interval '1 second'"
+_SET_APART = text(f"""
+    insert into refused_aggregate (aggregate_id, refusals, next_attempt_time, detail)
+    select aggregate_id, case detail when '' then 0 else 1 end, clock() + case detail when '' then interval '0' else {_DELAY.format(refusals="1")} end, detail
+    from unnest(cast(:aggregate_ids as text[]), cast(:details as text[])) as r (aggregate_id, detail) order by aggregate_id
+    on conflict (aggregate_id) do update set detail = case excluded.detail when '' then refused_aggregate.detail else excluded.detail end
+""")
+_ADD_EVENTS = text("""
+    insert into refused_event (aggregate_id, version, event)
+    select * from unnest(cast(:aggregate_ids as text[]), cast(:versions as bigint[]), cast(:events as bytea[])) order by 1, 2
+    on conflict (aggregate_id, version) do nothing
+""")
+_DUE = text("""
+    select e.aggregate_id, e.version, e.event
+    from (select aggregate_id, next_attempt_time from refused_aggregate where next_attempt_time <= (select clock())
+          order by next_attempt_time, aggregate_id limit :most) r
+    cross join lateral (select * from refused_event e where e.aggregate_id = r.aggregate_id order by e.version limit :most_each) e
+    order by r.next_attempt_time, e.aggregate_id, e.version
+""")
+_LOCK = text("select from refused_aggregate where aggregate_id = any (cast(:aggregate_ids as text[])) order by aggregate_id for update")
+_REMOVE_EVENTS = text("""
+    delete from refused_event e using unnest(cast(:aggregate_ids as text[]), cast(:versions as bigint[])) as p (aggregate_id, version)
+    where e.aggregate_id = p.aggregate_id and e.version = p.version
+""")
+_REFUSED_AGAIN = text(f"""
+    update refused_aggregate a set refusals = a.refusals + 1, detail = r.detail, next_attempt_time = clock() + {_DELAY.format(refusals="a.refusals + 1")}
+    from unnest(cast(:aggregate_ids as text[]), cast(:details as text[])) as r (aggregate_id, detail) where a.aggregate_id = r.aggregate_id
+""")
+_REMOVE_PUBLISHED = text("""
+    delete from refused_aggregate a where a.aggregate_id = any (cast(:aggregate_ids as text[]))
+        and not exists (select from refused_event e where e.aggregate_id = a.aggregate_id)
+""")
+
+
+def set_apart(connection: Connection, details: Mapping[str, str], events: Sequence[RefusedEvent]) -> None:
+    """Stores events that wait: each aggregate's from the one that EventService refuses on. `details`: why, by aggregate, for those not known to be refused yet."""
+    aggregates = sorted({event.aggregate_id for event in events})
+    connection.execute(_SET_APART, {"aggregate_ids": aggregates, "details": [details.get(aggregate, "") for aggregate in aggregates]})
+    values = {
+        "aggregate_ids": [event.aggregate_id for event in events],
+        "versions": [event.version for event in events],
+        "events": [event.event for event in events],
+    }
+    connection.execute(_ADD_EVENTS, values)
+
+
+def due(connection: Connection, most: int, most_each: int) -> list[RefusedEvent]:
+    """The first events of up to so many aggregates that are to be tried again now, up to so many of each, in order."""
+    found = connection.execute(_DUE, {"most": most, "most_each": most_each})
+    return [RefusedEvent(row.aggregate_id, row.version, bytes(row.event)) for row in found]
+
+
+def tried_again(connection: Connection, published: Sequence[RefusedEvent], details: Mapping[str, str]) -> None:
+    """Deletes events that EventService has taken; the aggregates of which it refuses one (`details`: why) wait longer."""
+    aggregates = sorted({event.aggregate_id for event in published} | details.keys())
+    connection.execute(
+        _LOCK, {"aggregate_ids": aggregates}
+    )  # whoever adds an event meanwhile does it before, and the next statements see it, or after
+    keys = {"aggregate_ids": [event.aggregate_id for event in published], "versions": [event.version for event in published]}
+    connection.execute(_REMOVE_EVENTS, keys)
+    connection.execute(_REFUSED_AGAIN, {"aggregate_ids": list(details), "details": list(details.values())})
+    connection.execute(_REMOVE_PUBLISHED, {"aggregate_ids": aggregates})

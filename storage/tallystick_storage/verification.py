@@ -152,6 +152,8 @@ _OPERATED = """
         select 'deadLetters/' || dead_letter_id as aggregate_id, case when state = 'OPEN' then 1 else 2 end as version, '{schema}.dead_letter' as name
         from dead_letter
         union all select 'alerts/' || alert_id, case when end_time is null then 1 else 2 end, '{schema}.alert' from alert"""
+_UNPUBLISHED = """
+        select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox union all select aggregate_id, version from refused_event"""
 # The version of each thing that has no history of its own: its last event has the same.
 _VERSIONS = {
     "payment.versions": f"""select * from ({_OPERATED.format(schema="payment")}
@@ -214,7 +216,7 @@ QUERIES = {
     "wallet.pay_ins": """
         select substr(cause, 8) as payment_order_id, seller_account, currency, amount from wallet_entry
         where kind = 'CREDIT' and cause like 'PAY_IN/%' order by payment_order_id""",
-    "wallet.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
+    "wallet.outbox": _UNPUBLISHED,
     "payment.checkouts": "select * from checkout order by checkout_id",
     "payment.orders": "select * from payment_order order by payment_order_id",
     "payment.orders_by_checkout": """
@@ -270,7 +272,7 @@ QUERIES = {
         select t.cause_id, t.sequence, e.place, a.account, e.currency, e.amount
         from tx t join entry e on e.book = t.book and e.sequence = t.sequence join account a on a.account_id = e.account_id
         where t.kind = 'UNAPPLIED' and t.cause_id like 'u-%' order by t.cause_id, t.sequence, e.place""",
-    "payment.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
+    "payment.outbox": _UNPUBLISHED,
     "payout.payouts": "select * from payout order by payout_id",
     "payout.history": "select payout_id, version, from_state, to_state, cause, settled from payout_history order by payout_id, version",
     "payout.in_flight": """
@@ -295,7 +297,7 @@ QUERIES = {
             b.is_return, t.*, p.seller_account, p.amount as payout_amount, p.fee as payout_fee, p.currency as payout_currency, p.settled
         from transfer t join payout p on p.payout_id = t.payout_id
         cross join lateral (select false as is_return union all select true where t.returned_amount is not null) b order by cause""",
-    "payout.outbox": "select unnest(aggregate_ids) as aggregate_id, unnest(versions) as version from outbox",
+    "payout.outbox": _UNPUBLISHED,
     "wallet.payout_holds": """
         select substr(hold_id, 9) as payout_id, seller_account, currency, amount, captured_amount, state
         from hold where purpose = 'PAYOUT' order by payout_id""",

@@ -443,8 +443,36 @@ BUGS = (
     Bug(
         "the relay forgets before it has published",
         f"{_SERVER}/runtime/relay.py",
-        '        for request in found.requests:\n            await self._peers.call(self._publish, request, "tallystick.event.v1.BatchPublish")\n        await found.forget()\n',
-        '        await found.forget()\n        for request in found.requests:\n            await self._peers.call(self._publish, request, "tallystick.event.v1.BatchPublish")\n',
+        "        sent, apart = await self._send_found(found)\n",
+        "        await self._database.transact(lambda connection: found.forget(connection))\n        sent, apart = await self._send_found(found)\n",
+    ),
+    Bug(
+        "the events behind a refused one overtake it",
+        f"{_SERVER}/runtime/relay.py",
+        "if event.aggregate_id not in refused and event.aggregate_id not in sent.details]",
+        "if event.aggregate_id not in refused]",
+        "tests/test_relay.py -k refused_event_delays",
+    ),
+    Bug(
+        "later events overtake those that wait",
+        f"{_SERVER}/runtime/relay.py",
+        "joined(rows), forget, more=len(rows) == _MOST_ROWS, refused=refused)",
+        "joined(rows), forget, more=len(rows) == _MOST_ROWS)",
+        "tests/test_relay.py -k restart",
+    ),
+    Bug(
+        "a refused event is dropped",
+        f"{_SERVER}/runtime/relay.py",
+        "            if apart:\n                outbox.set_apart(connection, sent.details, apart)\n",
+        "",
+        "tests/test_relay.py -k refused_event_delays",
+    ),
+    Bug(
+        "a refused event is tried once",
+        f"{_STORAGE}/outbox.py",
+        "select aggregate_id, next_attempt_time from refused_aggregate where next_attempt_time <= (select clock())",
+        "select aggregate_id, next_attempt_time from refused_aggregate where refusals = 0 and next_attempt_time <= (select clock())",
+        "tests/test_relay.py -k refused_event_delays",
     ),
     Bug(
         "an event that comes again is numbered again",

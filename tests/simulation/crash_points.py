@@ -25,7 +25,7 @@ _WITHDRAWAL = Withdrawal(
 PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,))
 """A payout of a seller who has sold before: its destination, the payout, and what its bank sends back."""
 CRASHES = {"payment": PAY_IN, "payout": PAY_OUT}
-_TELLING = ("event-", "FromOutbox", "BatchPublish", "relayed", "LedgerEvents")
+_TELLING = ("event-", "Relay.", "FromOutbox", "BatchPublish", "relayed", "LedgerEvents")
 _IMMORTAL = ("caller", "outside", "provider")
 
 

@@ -38,4 +38,4 @@ class LedgerEvents:
         for transaction, caller in known:
             aggregate = f"transactions/{transaction.transaction_id}"
             tell(told, event_pb2.EVENT_TYPE_TRANSACTION_POSTED, aggregate, 1, transaction.post_time, caller, transaction=transaction)
-        return Unpublished(to_requests(told), lambda: self._database.transact(published), more=len(known) == MOST_EVENTS)
+        return Unpublished(to_requests(told), published, more=len(known) == MOST_EVENTS)

@@ -168,8 +168,8 @@ class Wiring:
 
         return Periodic(f"{name}.housekeeping", _FORGET_EVERY, forget)
 
-    def _relay(self, name: str, source: Source) -> Relay:
-        return Relay(name, source, self._peers, self._addresses["event"], self._settings.relay_interval)
+    def _relay(self, name: str, database: Database, source: Source) -> Relay:
+        return Relay(name, database, source, self._peers, self._addresses["event"], self._settings.relay_interval)
 
     def _payment(self) -> Service:
         database = self._database("payment")
@@ -204,7 +204,7 @@ class Wiring:
         """A service that takes demands on their way, with all that it needs beside its handlers."""
         (database,) = service.databases
         monitor = Monitor(service.name, database, self._ports.new_id(), findings, self._settings.monitor_interval)
-        relay = self._relay(service.name, FromOutbox(database))
+        relay = self._relay(service.name, database, FromOutbox(database))
         running = [*behind.running, *service.running, relay, monitor, self._housekeeping(service.name, database)]
         return replace(service, running=running, databases=[database, *behind.databases], closing=behind.closing)
 
@@ -251,14 +251,14 @@ class Wiring:
     def _ledger(self) -> Service:
         database = self._database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        relay = self._relay("ledger", LedgerEvents(database, handlers.recent))
+        relay = self._relay("ledger", database, LedgerEvents(database, handlers.recent))
         return Service("ledger", handlers, ledger.ACCESS, [handlers, relay, self._housekeeping("ledger", database)], [database])
 
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay)
         sweep = Periodic("wallet.sweep", _SWEEP_EVERY, Sweep(database, handlers.change).turn)
-        relay = self._relay("wallet", FromOutbox(database))
+        relay = self._relay("wallet", database, FromOutbox(database))
         return Service("wallet", handlers, wallet.ACCESS, [handlers, relay, sweep, self._housekeeping("wallet", database)], [database])
 
     def _payout(self) -> Service:

@@ -1,6 +1,6 @@
 """The book: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import create, statement_rule
+from tallystick_storage.migrations import REFUSED_EVENTS, create, statement_rule
 
 revision = "ledger_0001"
 down_revision = None
@@ -162,4 +162,4 @@ grant select, update (sequence) on relayed to {service};
 
 
 def upgrade() -> None:
-    create("ledger", TABLES, RULES, GRANTS)
+    create("ledger", TABLES, REFUSED_EVENTS, RULES, GRANTS)

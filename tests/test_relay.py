@@ -1,0 +1,181 @@
+"""Relays: an event that EventService refuses delays those of its aggregate, and no others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from tallystick import Client, new_order
+from tallystick.event.v1 import event_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_core.ledger import transaction_id
+from tallystick_core.refusal import Reason, Refused
+from tallystick_server.event.handlers import EventHandlers
+from tallystick_server.process.configuration import Settings
+from tallystick_server.process.databases import Databases
+from tallystick_server.process.verify import verify
+
+from .conftest import eventually, serving
+
+SETTINGS = Settings(monitor_interval=0.1, sweep_interval=0.1)
+WAITING = ("payment", "wallet", "payout", "ledger")
+INVALID = Refused(Reason.FIELD_INVALID, "caller must be an id.", field="events[0].caller")
+
+
+@dataclass
+class EventFault:
+    """What EventService does to a call before it does its work; a fault that a bug of its own would be."""
+
+    poison: set[str] = field(default_factory=set)
+    """A call with an event whose id begins so is refused."""
+    error: Exception = INVALID
+    calls: list[int] = field(default_factory=list)
+    """The number of events of each call."""
+
+
+@pytest.fixture
+def event_fault(monkeypatch: pytest.MonkeyPatch) -> EventFault:
+    """Faults in EventService's own handler: relays and network are real."""
+    fault, original = EventFault(), EventHandlers.BatchPublish
+
+    async def publish(self: EventHandlers, request: event_service_pb2.BatchPublishRequest, call: Any) -> event_service_pb2.BatchPublishResponse:
+        fault.calls.append(len(request.events))
+        if any(event.event_id.startswith(tuple(fault.poison)) for event in request.events):
+            raise fault.error
+        return await original(self, request, call)
+
+    monkeypatch.setattr(EventHandlers, "BatchPublish", publish)
+    return fault
+
+
+def query(databases: Databases, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(databases.admin) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def pay_all(client: Client, count: int, seller: str = "") -> None:
+    """So many paid orders `o-{n}` at once, each to a seller of its own or all to one."""
+
+    def one(number: int) -> None:
+        client.create_payment(f"c-{number}", [new_order(f"o-{number}", "ann", seller or f"s{number}", "1.00", "EUR")], credit_card_info="tok_visa")
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(one, range(count)))
+
+
+def versions(client: Client) -> dict[str, list[int]]:
+    """The versions of each aggregate's events, in the order in which they were published."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for event in client.events():
+        found[event.aggregate_id].append(event.aggregate_version)
+    return found
+
+
+def whole(client: Client, count: int, without: int = 0) -> bool:
+    """Whether all four events of so many orders are published."""
+    return sum(len(known) == 4 for name, known in versions(client).items() if name.startswith("paymentOrders/")) == count - without
+
+
+def in_order(client: Client) -> bool:
+    return all(known == list(range(1, len(known) + 1)) for known in versions(client).values())
+
+
+def refused_aggregates(databases: Databases) -> set[str]:
+    return {row[0] for schema in WAITING for row in query(databases, f"select aggregate_id from {schema}.refused_aggregate")}
+
+
+def alerts(client: Client, *, ended: bool = False) -> list[recovery_pb2.Alert]:
+    found = client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=ended, page_size=200)).alerts
+    return [alert for alert in found if alert.kind == "EVENT_REFUSED"]
+
+
+@pytest.mark.parametrize("error", [INVALID, ValueError("a bug that one event triggers")])
+def test_a_refused_event_delays_only_its_aggregate(own_database: Databases, event_fault: EventFault, error: Exception) -> None:
+    """Of hundreds of events one of an order, of a wallet and of the ledger is refused: all others are published, and an alert names the order with what
+    EventService says; once the cause is gone everything is published in order, and the alert ends."""
+    refused = {"paymentOrders/o-7", "wallets/s9/EUR", f"transactions/{transaction_id(5)}"}
+    event_fault.poison, event_fault.error = {f"{name}/" for name in refused}, error
+    with serving(own_database, SETTINGS) as platform, platform.client() as client:
+        pay_all(client, 60)
+        assert eventually(lambda: whole(client, 60, without=1), 60)
+        assert not refused & versions(client).keys()
+        assert eventually(lambda: refused_aggregates(own_database) == refused)
+        (alert,) = eventually(lambda: alerts(client))
+        assert (alert.subject, alert.alert_id) == ("paymentOrders/o-7", "EVENT_REFUSED-paymentOrders-o-7-1")
+        assert alert.detail.startswith("version 1: INVALID_ARGUMENT" if error is INVALID else "version 1: INTERNAL")
+        assert verify(own_database).passed, verify(own_database).as_text()
+        event_fault.poison = set()
+        assert eventually(lambda: not refused_aggregates(own_database), 60)
+        assert whole(client, 60)
+        assert in_order(client)
+        assert eventually(lambda: not alerts(client))
+        assert [one.HasField("end_time") for one in alerts(client, ended=True)] == [True]
+    assert verify(own_database).passed
+
+
+def test_events_wait_behind_a_refused_one_over_a_restart(own_database: Databases, event_fault: EventFault) -> None:
+    """What precedes the refused version is published and what follows it waits, also what is written later and after a restart; then all comes in order."""
+    event_fault.poison = {"paymentOrders/o-3/2", "wallets/shop/EUR/4"}
+    with serving(own_database, SETTINGS) as platform, platform.client() as client:
+        pay_all(client, 10, "shop")
+        assert eventually(lambda: refused_aggregates(own_database) == {"paymentOrders/o-3", "wallets/shop/EUR"})
+        assert eventually(lambda: whole(client, 10, without=1))
+    with serving(own_database, SETTINGS) as platform, platform.client() as client:
+        client.create_payment("c-late", [new_order("o-late", "ann", "shop", "1.00", "EUR")], credit_card_info="tok_visa")
+        assert eventually(lambda: whole(client, 11, without=1))
+        assert eventually(lambda: query(own_database, "select max(version) from wallet.refused_event") == [(11,)])
+        assert eventually(lambda: query(own_database, "select min(refusals) >= 2 from wallet.refused_aggregate") == [(True,)], 30)
+        known = versions(client)
+        assert (known["paymentOrders/o-3"], known["wallets/shop/EUR"]) == ([1], [1, 2, 3])
+        assert [alert.subject for alert in eventually(lambda: alerts(client))] == ["paymentOrders/o-3"]
+        event_fault.poison = set()
+        assert eventually(lambda: not refused_aggregates(own_database), 60)
+        assert whole(client, 11)
+        assert versions(client)["wallets/shop/EUR"] == list(range(1, 12))
+    assert verify(own_database).passed
+
+
+def test_an_event_service_that_refuses_everything_loses_nothing(own_database: Databases, event_fault: EventFault) -> None:
+    """When each event is refused by itself all of them wait, in bounded turns, with few alerts; once the cause is gone all come in order."""
+    event_fault.poison = {""}
+    with serving(own_database, SETTINGS) as platform, platform.client() as client:
+        pay_all(client, 120)
+        assert eventually(lambda: len(refused_aggregates(own_database)) > 400, 60)
+        assert list(client.events()) == []
+        event_fault.poison = set()
+        assert eventually(lambda: not refused_aggregates(own_database), 120)
+        assert eventually(lambda: whole(client, 120))
+        assert in_order(client)
+    assert verify(own_database).passed
+
+
+def test_refused_events_of_alerts_raise_one_alert(own_database: Databases, event_fault: EventFault) -> None:
+    """An alert about a refused event has an event too: when that is refused one alert is about all such, and no others follow from it."""
+    event_fault.poison = {"paymentOrders/o-0/", "alerts/"}
+    with serving(own_database, SETTINGS) as platform, platform.client() as client:
+        pay_all(client, 1)
+        refused = "select count(*) from payment.refused_aggregate where aggregate_id like 'alerts/%' and refusals > 1"
+        assert eventually(lambda: query(own_database, refused) == [(2,)], 30)
+        assert {alert.subject for alert in alerts(client)} == {"paymentOrders/o-0", "alerts/-"}
+        event_fault.poison = set()
+        assert eventually(lambda: not alerts(client), 30)
+        assert eventually(lambda: not refused_aggregates(own_database), 30)
+    assert verify(own_database).passed
+
+
+def test_events_wait_while_event_service_rejects_the_caller(own_database: Databases, event_fault: EventFault) -> None:
+    """A refusal of this service's calls is no event's fault: nothing is set apart, everything waits, and comes in order afterwards."""
+    event_fault.poison, event_fault.error = {""}, Refused(Reason.CREDENTIALS_INVALID, "a wrong token")
+    with serving(own_database, replace(SETTINGS, relay_interval=0.05)) as platform, platform.client() as client:
+        pay_all(client, 5)
+        assert eventually(lambda: len(event_fault.calls) > 4)
+        assert refused_aggregates(own_database) == set()
+        event_fault.poison = set()
+        assert eventually(lambda: whole(client, 5), 30)
+        assert in_order(client)
