@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tallystick import Client, InvalidArgumentError, new_order
+from tallystick import Client, FailedPreconditionError, InvalidArgumentError, new_order
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
@@ -44,7 +44,9 @@ class WalletFault:
     """What a wallet does to a call before it does its work; a fault that a bug of its own would be."""
 
     poison: str = ""
-    """A call with an item of this seller, or cause, fails with INTERNAL."""
+    """A call with an item of this seller, cause or hold fails with INTERNAL."""
+    method: str = ""
+    """The only method that poison is for; "": all."""
     error: Exception | None = None
     """What every call fails with."""
     calls: list[int] = field(default_factory=list)
@@ -63,7 +65,7 @@ def wallet_fault(monkeypatch: pytest.MonkeyPatch) -> WalletFault:
             fault.calls.append(len(items(request)))
             if fault.error is not None:
                 raise fault.error
-            if fault.poison and any(fault.poison in str(item) for item in items(request)):
+            if fault.poison and fault.method in ("", name) and any(fault.poison in str(item) for item in items(request)):
                 raise ValueError("a bug that one item triggers")
             return await original(self, request, call)
 
@@ -72,6 +74,7 @@ def wallet_fault(monkeypatch: pytest.MonkeyPatch) -> WalletFault:
     broken("BatchCredit", lambda request: request.credits)
     broken("BatchRelease", lambda request: request.releases)
     broken("BatchPlaceHold", lambda request: request.holds)
+    broken("BatchCaptureHold", lambda request: request.captures)
     return fault
 
 
@@ -177,6 +180,47 @@ def test_a_hold_that_the_wallet_fails_on_delays_no_other_payout(own_database: Da
         (letter,) = client.payout.ListDeadLetters(payout_service_pb2.ListDeadLettersRequest()).dead_letters
         client.payout.RetryDeadLetter(payout_service_pb2.RetryDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="mended"))
         assert eventually(lambda: rows(own_database, "payout", "select count(*) from payout where state = 'PAID' and settled")[0][0] == 10)
+    assert verify(own_database).passed
+
+
+def pay_out_all(client: Client, payouts: Sequence[str], token: str = "") -> None:
+    """A payout of each id, to a seller `s{n}` who has sold before, all at once; `token`: of their destinations' bank accounts."""
+    pay_all(client, "sale", [f"s{number}" for number in range(len(payouts))])
+    for number in range(len(payouts)):
+        destination(client, f"s{number}", f"{token}:{number}" if token else "")
+
+    def one(number: int) -> None:
+        request = payout_service_pb2.CreatePayoutRequest(payout_id=payouts[number], seller_account=f"s{number}", amount="1.00", currency="EUR")
+        assert eventually(lambda: accepted(request), 30)
+
+    def accepted(request: payout_service_pb2.CreatePayoutRequest) -> bool:
+        try:
+            client.payout.CreatePayout(request)
+        except FailedPreconditionError as error:  # the sale is not in the wallet yet
+            assert error.reason == "INSUFFICIENT_FUNDS"
+            return False
+        return True
+
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(one, range(len(payouts))))
+
+
+def test_a_payout_that_the_wallet_fails_on_delays_no_other(own_database: Databases, wallet_fault: WalletFault) -> None:
+    """Of payouts that settle together the wallet fails on the capture of one: the others settle, that one is a dead letter with its money held, and
+    settles once when an operator has it tried again."""
+    wallet_fault.poison, wallet_fault.method = "p-poison", "BatchCaptureHold"
+    with serving(own_database, replace(settings(), release_delay=0)) as platform, platform.client() as client:
+        pay_out_all(client, [*(f"p-{number}" for number in range(9)), "p-poison"])
+        settled_payouts = "select count(*) from payout where state = 'PAID' and settled"
+        assert eventually(lambda: rows(own_database, "payout", settled_payouts)[0][0] == 9, 30)
+        letters = "select subject, cause, tries from dead_letter"
+        assert eventually(lambda: rows(own_database, "payout", letters) == [("payouts/p-poison", "SETTLING_FAILED", 3)], 30)
+        assert rows(own_database, "wallet", "select count(*) from hold where state = 'OPEN'") == [(1,)]
+        wallet_fault.poison = ""
+        many = payout_service_pb2.RetryDeadLettersRequest(filter=recovery_pb2.DeadLetterFilter(cause="SETTLING_FAILED"), reason="mended")
+        assert client.payout.RetryDeadLetters(many).retried == 1
+        assert eventually(lambda: rows(own_database, "payout", settled_payouts)[0][0] == 10, 30)
+        assert rows(own_database, "wallet", "select count(*) from wallet_entry where kind = 'HOLD_CAPTURED'") == [(10,)]
     assert verify(own_database).passed
 
 
@@ -311,6 +355,65 @@ def test_closing_in_bulk_skips_what_was_charged(own_database: Databases, wallet_
         assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
         assert [(one.cause, one.error_reason) for one in answer.skipped] == [("SETTLING_FAILED", "STATE_FORBIDS")]
         assert len(open_letters(client)) == 1
+
+
+def open_payout_letters(client: Client, **criteria: Any) -> list[recovery_pb2.DeadLetter]:
+    request = payout_service_pb2.ListDeadLettersRequest(
+        state=recovery_pb2.DEAD_LETTER_STATE_OPEN, filter=recovery_pb2.DeadLetterFilter(**criteria), page_size=200
+    )
+    return list(client.pages(client.payout.ListDeadLetters, request, "dead_letters"))
+
+
+def test_dead_letters_of_payouts_are_retried_and_closed_in_bulk(own_database: Databases) -> None:
+    """As of charges: a dry run counts and changes nothing, a filter leaves the others alone, retried ones that are rejected again are new dead letters,
+    and closing goes page by page, gives the money back, and finds nothing when repeated."""
+    payouts = [f"p-{number:02}" for number in range(25)]
+    with serving(own_database, replace(settings(), release_delay=0)) as platform, platform.client() as client:
+        pay_out_all(client, payouts, "ba_rejected")
+        assert eventually(lambda: len(open_payout_letters(client)) == 25, 60)
+        retry = payout_service_pb2.RetryDeadLettersRequest(reason="mended", dry_run=True)
+        retry.filter.CopyFrom(recovery_pb2.DeadLetterFilter(cause="REJECTED", provider="sandbox"))
+        dry = client.payout.RetryDeadLetters(retry)
+        assert (dry.matched, dry.retried, len(dry.sample), dry.next_page_token) == (25, 0, 20, "")
+        assert [(one.cause, one.provider, one.count) for one in dry.counts] == [("REJECTED", "sandbox", 25)]
+        other = payout_service_pb2.RetryDeadLettersRequest(filter=recovery_pb2.DeadLetterFilter(cause="UNRESOLVED"), reason="mended")
+        assert client.payout.RetryDeadLetters(other).matched == 0
+        assert rows(own_database, "payout", "select count(*) from dead_letter where state <> 'OPEN'") == [(0,)]
+        middle = sorted(open_payout_letters(client), key=lambda letter: letter.create_time.ToNanoseconds())[12].create_time
+        before = len(open_payout_letters(client, until_time=middle))
+        early = payout_service_pb2.RetryDeadLettersRequest(filter=recovery_pb2.DeadLetterFilter(until_time=middle), reason="mended")
+        answer = client.payout.RetryDeadLetters(early)
+        assert (answer.matched, answer.retried, answer.skipped[:]) == (before, before, [])
+        ends = "select state, operator <> '', reason, count(*) from dead_letter where state <> 'OPEN' group by 1, 2, 3"
+        assert rows(own_database, "payout", ends) == [("RETRIED", True, "mended", before)]
+        assert eventually(lambda: len(open_payout_letters(client)) == 25, 60), "those that were tried again are rejected again"
+        close = payout_service_pb2.CloseDeadLettersRequest(all=True, reason="never came", evidence="their support says so", dry_run=True)
+        assert client.payout.CloseDeadLetters(close).matched == 25
+        assert len(open_payout_letters(client)) == 25
+        close.dry_run = False
+        first = client.payout.CloseDeadLetters(close)
+        assert (first.matched, first.closed, first.skipped[:]) == (20, 20, [])
+        close.page_token = first.next_page_token
+        second = client.payout.CloseDeadLetters(close)
+        assert (second.matched, second.closed, second.next_page_token) == (5, 5, "")
+        close.page_token = ""
+        assert client.payout.CloseDeadLetters(close).matched == 0
+        failed = "select count(*) from payout where state = 'FAILED' and failure_reason = 'CLOSED_BY_OPERATOR' and settled"
+        assert eventually(lambda: rows(own_database, "payout", failed) == [(25,)], 30)
+        assert rows(own_database, "wallet", "select sum(balance), sum(held) from wallet") == [(2500, 0)]
+    assert verify(own_database).passed
+
+
+def test_closing_payouts_in_bulk_skips_what_was_paid(own_database: Databases, wallet_fault: WalletFault) -> None:
+    """A payout that was paid and cannot be settled is never closed: it is skipped with the refusal that closing it alone gets."""
+    wallet_fault.poison, wallet_fault.method = "p-poison", "BatchCaptureHold"
+    with serving(own_database, replace(settings(), release_delay=0)) as platform, platform.client() as client:
+        pay_out_all(client, ["p-0", "p-poison"])
+        assert eventually(lambda: [letter.cause for letter in open_payout_letters(client)] == ["SETTLING_FAILED"], 30)
+        answer = client.payout.CloseDeadLetters(payout_service_pb2.CloseDeadLettersRequest(all=True, reason="no", evidence="none"))
+        assert (answer.matched, answer.closed, answer.resolved) == (1, 0, 0)
+        assert [(one.cause, one.error_reason) for one in answer.skipped] == [("SETTLING_FAILED", "STATE_FORBIDS")]
+        assert len(open_payout_letters(client)) == 1
 
 
 def test_twelve_thousand_dead_letters_are_retried_within_a_minute(own_database: Databases) -> None:
