@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from tallystick_core.provider import NotFound, PayoutDemand, PayoutFound, PayoutOutcome, Succeeded, Unknown, Verification, Verified
+from tallystick_core.provider import NotFound, PayoutDemand, PayoutFound, PayoutOutcome, Succeeded, Trouble, Unknown, Verification, Verified
 
 
 class Bank:
@@ -20,6 +20,8 @@ class Bank:
         """Bank account token, or payout id, to its next answers, to whatever is asked."""
         self.verifications: dict[str, deque[Verification]] = defaultdict(deque)
         self.submitted: list[PayoutDemand] = []
+        self.silent: set[str] = set()
+        """Payout ids whose look-ups it does not answer."""
         self.paid: dict[str, PayoutOutcome] = {}
         """Key to what was paid."""
 
@@ -29,6 +31,8 @@ class Bank:
         return [Unknown(answer.detail) if isinstance(answer, NotFound) else answer for answer in answers]
 
     async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+        if demand.payout_id in self.silent:
+            return Unknown("busy", Trouble.BUSY)
         return self._answer(demand) or self.paid.get(demand.key) or NotFound()
 
     async def verify(self, bank_account_token: str, currency: str) -> Verification:

@@ -1070,17 +1070,46 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Data
         assert client.payment.GetDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_OPEN
 
 
+class Kept(InProcess):
+    """A sandbox that keeps what is sent to it until it is let go."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(Sandbox(database), 86_400.0)
+        self.sent: list[str] = []
+        self.let_go = asyncio.Event()
+
+    async def send(self, demand: ChargeDemand) -> Outcome:
+        self.sent.append(demand.charge_id)
+        await self.let_go.wait()
+        return await super().send(demand)
+
+
 def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
     """A charge that waits for other calls to its provider longer than its lease is given back as never sent: cancelled then, it fails at once."""
-    settings = Settings(lease=3.5, provider_timeout=1, provider_calls=1, sweep_interval=0.05)
-    with serving(own_database, settings) as running, running.client() as client:
-        payments = [pay(client, "5.00", token="tok_delay:900", wait_for=ACCEPTANCE) for _ in range(4)]
-        last = payments[-1]
+    log = Database(own_database.service("sandbox"), connections=2)
+    provider = Kept(log)
+    settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.05)  # so half a second is left to wait for room
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+
+        async def start() -> None:
+            provider._sandbox.start()
+
+        running.run(start)
+        first = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert eventually(lambda: provider.sent == [first.payment_orders[0].charge_id])
+        last = pay(client, "5.00", wait_for=ACCEPTANCE)
         assert eventually(lambda: (due(own_database, last.payment_orders[0].charge_id) or ("", ""))[1] == "HELD_BACK")
-        cancelled = client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=last.checkout_id, reason="r")).payment
+        request = payment_service_pb2.CancelPaymentRequest(checkout_id=last.checkout_id, reason="r")
+        cancelled = client.payment.CancelPayment(request, timeout=60).payment
         assert failure(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
-        assert [charges(own_database, payment.checkout_id) for payment in payments][-1] == []
-        assert all(client.wait_for_payment(payment.checkout_id, 30).is_payment_done for payment in payments[:-1])
+
+        async def let_go() -> None:
+            provider.let_go.set()
+
+        running.run(let_go)
+        assert client.wait_for_payment(first.checkout_id, 30).is_payment_done
+        assert provider.sent == [first.payment_orders[0].charge_id]
+    log.close()
     assert verify(own_database).passed
 
 

@@ -139,9 +139,10 @@ def freeze(postgres: EmbeddedPostgres) -> Callable[[], None]:
     server = postgres._process
     if server is None or server.poll() is not None:
         return lambda: None
-    frozen = [server.pid, *_children(server.pid)]
-    _signal_all(frozen, signal.SIGSTOP)
-    return lambda: _signal_all(frozen, signal.SIGCONT)
+    _signal_all([server.pid], signal.SIGSTOP)  # first, so that it starts none that is missed
+    children = _children(server.pid)
+    _signal_all(children, signal.SIGSTOP)
+    return lambda: _signal_all([*children, server.pid], signal.SIGCONT)
 
 
 def _children(parent: int) -> list[int]:
