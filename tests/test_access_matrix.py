@@ -118,6 +118,7 @@ MATRIX: dict[str, Row] = {
     "payment.ConfirmDelivery": Row(Kind.OWNED, _of("payment_order_id")),
     "payment.ListUnappliedCharges": Row(Kind.PLATFORM),
     "payment.AcknowledgeUnappliedCharge": Row(Kind.PLATFORM),
+    "payment.AcknowledgeCharge": Row(Kind.PLATFORM),
     "payout.CreatePayoutDestination": Row(Kind.CLAIMED, _bank),
     "payout.GetPayoutDestination": Row(Kind.OWNED, _of("payout_destination_id")),
     "payout.ListPayoutDestinations": Row(Kind.LISTED, _of("page_size")),

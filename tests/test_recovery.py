@@ -719,6 +719,62 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(own_database:
     assert verify(own_database).passed
 
 
+def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(own_database: Databases) -> None:
+    """A failed charge of which its provider reports another charge's money: stored once, an alert until an operator acknowledges it; no money moves."""
+    late: list[Found] = [NotFound()]
+
+    def says(demand: ChargeDemand) -> Found:
+        return Succeeded("first", demand.amount, demand.currency) if demand.payment_token == "tok_first" else late[0]
+
+    provider = Scripted(says)
+    provider.send = lambda demand: _lost() if demand.payment_token != "tok_first" else _first(demand)  # type: ignore[method-assign]
+    watched = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.1, 0.1, 100_000)}
+    settings = replace(soon_final(), retry={**soon_final().retry, **watched}, monitor_interval=0.05)
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        first = pay(client, "5.00", token="tok_first").payment_orders[0].charge_id
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        charge, order_id = payment.payment_orders[0].charge_id, payment.payment_orders[0].payment_order_id
+        assert eventually(lambda: (due(own_database, charge) or (0, "", False, False))[3])
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"))
+        assert failure(ended(client, payment)) == "CALLER_CANCELLED"
+        late[0] = Succeeded("first", 500, "EUR")
+        (alert,) = eventually(lambda: alerts_of(client, f"charges/{charge}"))
+        assert (alert.kind, first in alert.detail) == ("CHARGE_CONTRADICTED", True)
+        get = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+        (report,) = client.payment.GetPaymentOrder(get).conflicting_reports
+        assert (report.number, report.acknowledged_by) == (1, "")
+        request = payment_service_pb2.AcknowledgeChargeRequest(charge_id=charge, report_number=1, reason="asked")
+        assert client.payment.AcknowledgeCharge(request).conflicting_report.acknowledge_reason == "asked"
+        assert replayed(client.payment.AcknowledgeCharge, request)
+        with pytest.raises(AlreadyExistsError):
+            client.payment.AcknowledgeCharge(payment_service_pb2.AcknowledgeChargeRequest(charge_id=charge, report_number=1, reason="other"))
+        with pytest.raises(NotFoundError):
+            client.payment.AcknowledgeCharge(payment_service_pb2.AcknowledgeChargeRequest(charge_id=charge, report_number=2, reason="asked"))
+        assert eventually(lambda: not alerts_of(client, f"charges/{charge}"))
+        assert len(client.payment.GetPaymentOrder(get).conflicting_reports) == 1
+        assert not client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()).unapplied_charges
+    assert verify(own_database).passed
+
+
+def test_another_amount_of_what_was_charged_raises_an_alert(client: Client, impatient: Platform) -> None:
+    """A charge that succeeded is reported again in another amount: it stays as it was, the amount is not booked, and an operator is told."""
+    payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+    set_aside(client, payment)
+    charge_id, reference = payment.payment_orders[0].charge_id, unique("ref")
+    charge = impatient.run(held_charge, flow_of(impatient), charge_id, 0)
+    impatient.run(told, flow_of(impatient), (charge, Succeeded(reference, 500, "EUR")))
+    assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+    impatient.run(told, flow_of(impatient), (charge, Succeeded(reference, 501, "EUR")))
+    get = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=payment.payment_orders[0].payment_order_id)
+    (report,) = client.payment.GetPaymentOrder(get).conflicting_reports
+    assert report.report == f"Succeeded {reference} 501 EUR, reported before as 500 EUR"
+    assert not unapplied(client, payment)
+
+
+async def _first(demand: ChargeDemand) -> Outcome:
+    return Succeeded("first", demand.amount, demand.currency)
+
+
 async def _lost() -> Outcome:
     return Unknown("lost")
 

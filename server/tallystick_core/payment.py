@@ -8,9 +8,11 @@ from datetime import datetime
 from enum import StrEnum
 
 from tallystick_core.canonical import fingerprint, letters, micros
+from tallystick_core.identifier import parse_id
 from tallystick_core.money import share
 from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
 from tallystick_core.recovery import Step
+from tallystick_core.refusal import Reason, Refused
 from tallystick_core.table import Verb, moved
 
 MOST_ORDERS = 200
@@ -243,6 +245,17 @@ class FeeRates:
 def charge_id(event: PaymentEvent, order: Order) -> str:
     """The demand that covers an order: its own, or the checkout's."""
     return f"c-{event.checkout_id}" if event.charging is Charging.TOGETHER else f"o-{order.payment_order_id}"
+
+
+def parse_charge_id(text: str, field: str = "charge_id") -> str:
+    """A charge's id, o- or c- and the id of its order or checkout. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    kind, _, id_ = text.partition("-")
+    if not text or kind not in ("o", "c") or not id_:
+        raise Refused(
+            Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED, f"{field} must be o-{{payment_order_id}} or c-{{checkout_id}}.", field=field
+        )
+    parse_id(id_, field)
+    return text
 
 
 def unapplied_charge_id(provider: str, reference: str) -> str:

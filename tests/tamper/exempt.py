@@ -13,6 +13,7 @@ _COPY = "a copy of what WalletService says, asked for anew; a missing row is ask
 _ASKED = "a request that was not approved has changed nothing; one that was is counted by its seller's version"
 _SEALED = "one that is SEALED has moved nothing, and shuts out only a placement that is long over; any other is in wallet_entry, and is named"
 _WATCHED = "of what has ended: a row more or less says only until when its provider is asked for news, by a setting of that time"
+_REPORTED = "moves no money; the alert about it is a row and an event"
 
 EXEMPT: dict[str, str] = {
     "ledger.account.create_time": _OPENED,
@@ -22,6 +23,7 @@ EXEMPT: dict[str, str] = {
     "wallet.seller_assignment.(row)": _ASKED,
     "wallet.hold.(row)": _SEALED,
     "payment.watch.(row)": _WATCHED,
+    "payment.conflicting_report.(row)": _REPORTED,
     "payout.watch.(row)": _WATCHED,
     **{f"{schema}.mark": _MARKS for schema in ("payment", "ledger", "wallet", "payout", "event")},
     **{f"{schema}.duty": _ONE_OF_MANY for schema in ("payment", "payout")},

@@ -191,6 +191,17 @@ def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
     ]
 
 
+def conflicting_report(row: Row[Any]) -> payment_pb2.ConflictingReport:
+    return payment_pb2.ConflictingReport(
+        number=row.number,
+        report=row.report,
+        create_time=to_timestamp(row.create_time),
+        acknowledged_by=row.acknowledged_by,
+        acknowledge_reason=row.acknowledge_reason,
+        acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
+    )
+
+
 def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
     return payment_pb2.UnappliedCharge(
         unapplied_charge_id=row.unapplied_charge_id,

@@ -24,6 +24,7 @@ from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
 from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_storage.database import Database
+from tallystick_storage.payment import conflict
 from tallystick_storage.payment import reads as store
 
 ACCESS: Access = {
@@ -37,6 +38,7 @@ ACCESS: Access = {
     **operator.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
     "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
+    "AcknowledgeCharge": frozenset({Role.OPERATOR}),
 }
 
 _LOOK_AGAIN_AT_REST = 2.0  # seconds; another process may have moved the payment
@@ -116,8 +118,12 @@ class PaymentHandlers(OperatorHandlers):
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
         order, history, attempts = await self._visible_order(request.payment_order_id, call)
+        reports = await self._database.read(lambda connection: conflict.reports(connection, order.charge_id))
         return pb.GetPaymentOrderResponse(
-            payment_order=encode.payment_order(order), history=encode.transitions(history), attempts=encode.attempts(attempts)
+            payment_order=encode.payment_order(order),
+            history=encode.transitions(history),
+            attempts=encode.attempts(attempts),
+            conflicting_reports=[encode.conflicting_report(row) for row in reports],
         )
 
     async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.identifier import parse_id, parse_words
+from tallystick_core.payment import parse_charge_id
+from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payment import encode, unapplied
 from tallystick_server.payment.flow import PayIn
 from tallystick_server.runtime import dead_letters, operator
@@ -41,3 +43,13 @@ class OperatorHandlers(operator.OperatorHandlers):
         if replayed:
             call.replayed()
         return pb.AcknowledgeUnappliedChargeResponse(unapplied_charge=encode.unapplied_charge(row))
+
+    async def AcknowledgeCharge(self, request: pb.AcknowledgeChargeRequest, call: Call) -> pb.AcknowledgeChargeResponse:
+        charge_id = parse_charge_id(request.charge_id)
+        if request.report_number < 1:
+            raise Refused(Reason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
+        reason = parse_words(request.reason, "reason")
+        row, replayed = await unapplied.acknowledge_report(self._database, charge_id, request.report_number, call.caller.name, reason)
+        if replayed:
+            call.replayed()
+        return pb.AcknowledgeChargeResponse(conflicting_report=encode.conflicting_report(row))

@@ -22,6 +22,7 @@ from tallystick_server.runtime.postings import add_posting
 from tallystick_server.runtime.relay import tell, telling
 from tallystick_server.runtime.stage import by_halves
 from tallystick_storage.database import Database
+from tallystick_storage.payment import conflict
 from tallystick_storage.payment import unapplied as store
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,19 @@ _BOOKED_WITHIN = 1.0  # seconds
 
 
 def find_unapplied(connection: Connection, told_of: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores what fits no order of charges that a provider told of; their attempts must be locked."""
-    charged = [
+    """Stores what fits no order of charges that a provider told of, and what conflicts with what is stored; their attempts must be locked."""
+    charged = _charged(told_of)
+    conflict.report(connection, charged)
+    _tell(connection, store.insert(connection, charged))
+
+
+def note_conflicts(connection: Connection, told_of: Sequence[tuple[Charge, Succeeded]]) -> None:
+    """Stores for an operator what conflicts with what is stored, where the answer itself cannot be."""
+    conflict.report(connection, _charged(told_of))
+
+
+def _charged(told_of: Sequence[tuple[Charge, Succeeded]]) -> list[store.Charged]:
+    return [
         store.Charged(
             unapplied_charge_id=unapplied_charge_id(charge.provider, outcome.reference),
             charge_id=charge.charge_id,
@@ -47,7 +59,6 @@ def find_unapplied(connection: Connection, told_of: Sequence[tuple[Charge, Succe
         )
         for charge, outcome in told_of
     ]
-    _tell(connection, store.insert(connection, charged))
 
 
 class BookUnapplied:
@@ -96,6 +107,25 @@ async def acknowledge(database: Database, unapplied_charge_id: str, operator: st
         raise not_found("unapplied charge")
     if not row.acknowledged_by:
         raise Refused(Reason.CONFLICT, "The unapplied charge is not in the ledger yet; acknowledge it once it is.", retry_after=_BOOKED_WITHIN)
+    if row.acknowledge_reason != reason:
+        raise key_reused("reason")
+    return row, replayed
+
+
+async def acknowledge_report(database: Database, charge_id: str, number: int, operator: str, reason: str) -> tuple[Row[Any], bool]:
+    """Ends the alert about a conflicting report for this reason; it as it is now, and whether it was acknowledged before.
+
+    Raises NOT_FOUND, KEY_REUSED.
+    """
+
+    def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:
+        acknowledged = conflict.acknowledge(connection, charge_id, number, operator, reason)
+        found = conflict.reports(connection, charge_id)
+        return next((row for row in found if row.number == number), None), not acknowledged
+
+    row, replayed = await database.transact(acknowledge)
+    if row is None:
+        raise not_found("conflicting report of the charge")
     if row.acknowledge_reason != reason:
         raise key_reused("reason")
     return row, replayed

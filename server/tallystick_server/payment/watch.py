@@ -13,6 +13,7 @@ from tallystick_core.provider import NotSent, Outcome, Succeeded, Trouble, Unkno
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.unapplied import note_conflicts
 from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.retry import Policies
 from tallystick_storage.database import Database, DataRefused
@@ -80,6 +81,7 @@ class Watch:
                 except Refused:  # the database is away, as the end of this turn will tell
                     return store.Look(charge.charge_id, 0.0, looks)
                 except DataRefused as error:
+                    await self._database.transact(lambda connection: note_conflicts(connection, [(charge, outcome)]))
                     log.error("what was charged for %s after all cannot be stored: %s", charge.subject, error)  # noqa: TRY400 - where says nothing
                 else:
                     return store.Look(charge.charge_id, None, looks)

@@ -386,6 +386,14 @@ _FINDINGS = (
 """,
     ),
     (
+        "CHARGE_CONTRADICTED",
+        "charges",
+        """
+    select 'charges/' || charge_id as subject, string_agg(report, '; ' order by number) as detail from conflicting_report where acknowledged_by = ''
+    group by charge_id order by charge_id
+""",
+    ),
+    (
         "RELEASE_STUCK",
         "paymentOrders",
         """

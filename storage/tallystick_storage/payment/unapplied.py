@@ -32,7 +32,8 @@ class Charged:
 _COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, ledger_updated,
     version, create_time, update_time, acknowledged_by, acknowledge_reason, acknowledge_time"""
 # A charge whose orders are still open is none of these: it is theirs, unless its attempt has ended otherwise. The attempt is locked, so that none of them
-# is failed meanwhile. What is another charge's money already stays that.
+# is failed meanwhile. What is another charge's money already stays that, and what was
+# told in another amount stays as it was told first: `conflicts` says so.
 _INSERT = text(f"""
     with judged as (
         select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED' then 'LATE'
@@ -43,14 +44,18 @@ _INSERT = text(f"""
             select bool_and(o.status = 'FAILED') as failed from payment_order o  -- what risk refused was never part of the charge
             where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id and o.attempt_count > 0) o
         cross join lateral (
-            select a.outcome, a.provider_reference from attempt a where a.demand_id = r.charge_id order by a.number desc limit 1) a
-        where not exists (
+            select a.outcome, a.provider_reference, a.moved_amount, a.moved_currency from attempt a
+            where a.demand_id = r.charge_id order by a.number desc limit 1) a
+        where (a.outcome, a.provider_reference) is distinct from ('SUCCEEDED', r.provider_reference)
+            or (a.moved_amount, a.moved_currency) = (r.amount, r.currency)),
+    fits_none as (
+        select * from judged r where not exists (
             select from provider_money m where m.provider = r.provider and m.provider_reference = r.provider_reference and m.charge_id <> r.charge_id)),
     new as (
         insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency,
             cause, ledger_updated, version, create_time, update_time)
         select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, false, 1, t.now, t.now
-        from judged, (select clock() as now) t where cause is not null order by unapplied_charge_id
+        from fits_none, (select clock() as now) t where cause is not null order by unapplied_charge_id
         on conflict do nothing returning *),
     {told("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
     select {_COLUMNS}, sequence as told from new, told

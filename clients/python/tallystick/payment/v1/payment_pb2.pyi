@@ -703,6 +703,54 @@ class Attempt(_message.Message):
 Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
 @_typing.final
+class ConflictingReport(_message.Message):
+    """What a provider reports of a charge that conflicts with what is stored: that it took the money of another charge, or another amount than it reported before.
+    The money stays where it is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_BY_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_REASON_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_TIME_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1, 2, … for each charge."""
+    report: _builtins.str
+    """What was reported."""
+    acknowledged_by: _builtins.str
+    """The operator who acknowledged it; empty: nobody has."""
+    acknowledge_reason: _builtins.str
+    """Why, in the operator's words."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported first."""
+
+    @_builtins.property
+    def acknowledge_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was acknowledged."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        report: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        acknowledged_by: _builtins.str = ...,
+        acknowledge_reason: _builtins.str = ...,
+        acknowledge_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledge_time", b"acknowledge_time", "create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge_reason", b"acknowledge_reason", "acknowledge_time", b"acknowledge_time", "acknowledged_by", b"acknowledged_by", "create_time", b"create_time", "number", b"number", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConflictingReport: _TypeAlias = ConflictingReport  # noqa: Y015
+
+@_typing.final
 class UnappliedCharge(_message.Message):
     """Money that a provider took from a buyer and that fits no order. It is booked under unapplied/{provider}."""
 

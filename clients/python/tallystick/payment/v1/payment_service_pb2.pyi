@@ -297,6 +297,7 @@ class GetPaymentOrderResponse(_message.Message):
     PAYMENT_ORDER_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CONFLICTING_REPORTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def payment_order(self) -> _payment_pb2.PaymentOrder:
         """The order as it stands."""
@@ -309,16 +310,21 @@ class GetPaymentOrderResponse(_message.Message):
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.Attempt]:
         """Every attempt of its charge, oldest first."""
 
+    @_builtins.property
+    def conflicting_reports(self) -> _containers.RepeatedCompositeFieldContainer[_payment_pb2.ConflictingReport]:
+        """What its provider reported of its charge that conflicts with what is stored, oldest first."""
+
     def __init__(
         self,
         *,
         payment_order: _payment_pb2.PaymentOrder | None = ...,
         history: _abc.Iterable[_payment_pb2.Transition] | None = ...,
         attempts: _abc.Iterable[_payment_pb2.Attempt] | None = ...,
+        conflicting_reports: _abc.Iterable[_payment_pb2.ConflictingReport] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["payment_order", b"payment_order"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "history", b"history", "payment_order", b"payment_order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "conflicting_reports", b"conflicting_reports", "history", b"history", "payment_order", b"payment_order"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -773,6 +779,60 @@ class AcknowledgeUnappliedChargeRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcknowledgeUnappliedChargeRequest: _TypeAlias = AcknowledgeUnappliedChargeRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeChargeRequest(_message.Message):
+    """What to acknowledge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGE_ID_FIELD_NUMBER: _builtins.int
+    REPORT_NUMBER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    charge_id: _builtins.str
+    """The charge, as the alert CHARGE_CONTRADICTED and its orders name it."""
+    report_number: _builtins.int
+    """The number of the conflicting report, as GetPaymentOrder gives it."""
+    reason: _builtins.str
+    """What was done about it, in a few words; required, up to 255 characters."""
+    def __init__(
+        self,
+        *,
+        charge_id: _builtins.str = ...,
+        report_number: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charge_id", b"charge_id", "reason", b"reason", "report_number", b"report_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeChargeRequest: _TypeAlias = AcknowledgeChargeRequest  # noqa: Y015
+
+@_typing.final
+class AcknowledgeChargeResponse(_message.Message):
+    """The answer to AcknowledgeCharge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFLICTING_REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def conflicting_report(self) -> _payment_pb2.ConflictingReport:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        conflicting_report: _payment_pb2.ConflictingReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conflicting_report", b"conflicting_report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicting_report", b"conflicting_report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcknowledgeChargeResponse: _TypeAlias = AcknowledgeChargeResponse  # noqa: Y015
 
 @_typing.final
 class AcknowledgeUnappliedChargeResponse(_message.Message):

@@ -116,6 +116,11 @@ class PaymentServiceStub(object):
                 request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeResponse.FromString,
                 _registered_method=True)
+        self.AcknowledgeCharge = channel.unary_unary(
+                '/tallystick.payment.v1.PaymentService/AcknowledgeCharge',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentServiceServicer(object):
@@ -249,6 +254,14 @@ class PaymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcknowledgeCharge(self, request, context):
+        """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
+        changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -331,6 +344,11 @@ def add_PaymentServiceServicer_to_server(servicer, server):
                     servicer.AcknowledgeUnappliedCharge,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeResponse.SerializeToString,
+            ),
+            'AcknowledgeCharge': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcknowledgeCharge,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -767,6 +785,33 @@ class PaymentService(object):
             '/tallystick.payment.v1.PaymentService/AcknowledgeUnappliedCharge',
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeUnappliedChargeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcknowledgeCharge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.PaymentService/AcknowledgeCharge',
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_payment__service__pb2.AcknowledgeChargeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -91,6 +91,10 @@ class PaymentServiceStub:
     One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
     Access: operator.
     """
+    AcknowledgeCharge: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeChargeRequest, _payment_service_pb2.AcknowledgeChargeResponse]
+    """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
+    changes nothing, with another it is refused with KEY_REUSED. Access: operator.
+    """
 
 @_typing.type_check_only
 class PaymentServiceAsyncStub(PaymentServiceStub):
@@ -154,6 +158,10 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
     One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
     Access: operator.
+    """
+    AcknowledgeCharge: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.AcknowledgeChargeRequest, _payment_service_pb2.AcknowledgeChargeResponse]  # type: ignore[assignment]
+    """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
+    changes nothing, with another it is refused with KEY_REUSED. Access: operator.
     """
 
 class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -311,6 +319,16 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Records that an operator has dealt with an unapplied charge, such as by refunding it at the provider, and ends its alert. It stays booked as it is.
         One that is not in the ledger yet is refused with CONFLICT. A repeat with the same reason changes nothing, with another it is refused with KEY_REUSED.
         Access: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def AcknowledgeCharge(
+        self,
+        request: _payment_service_pb2.AcknowledgeChargeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_payment_service_pb2.AcknowledgeChargeResponse, _abc.Awaitable[_payment_service_pb2.AcknowledgeChargeResponse]]:
+        """Records that an operator has dealt with a conflicting report of a charge's provider, and ends its alert. No money moves. A repeat with the same reason
+        changes nothing, with another it is refused with KEY_REUSED. Access: operator.
         """
 
 def add_PaymentServiceServicer_to_server(servicer: PaymentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

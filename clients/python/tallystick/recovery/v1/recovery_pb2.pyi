@@ -241,7 +241,7 @@ class Alert(_message.Message):
     """"{kind}-{subject's id}-{number}"; of kind EVENT_REFUSED, whose subjects are of several collections, "{kind}-{subject, with - for /}-{number}"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
-    UNAPPLIED_CHARGE, RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
+    UNAPPLIED_CHARGE, CHARGE_CONTRADICTED (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
     too often, or is too slow for the calls that are allowed at a time, to be asked), CALLER_REJECTED (wallet or ledger do not accept
     this service's calls, so that what is to be settled waits), EVENT_REFUSED (EventService refuses an event of it, which is tried again without end; its
     later events wait, and their order is kept), PROVIDER_FORBIDS (it does not accept our
