@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tallystick import Client, FailedPreconditionError, InvalidArgumentError, new_order
+from tallystick import Client, ClientSettings, FailedPreconditionError, InvalidArgumentError, TallystickError, new_order
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
@@ -27,7 +28,7 @@ from tallystick_server.process.verify import verify
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy
 from tallystick_server.wallet.handlers import WalletHandlers
 
-from .conftest import command_line, eventually, serving
+from .conftest import command_line, eventually, flow_of, serving
 from .test_payout import destination
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
@@ -114,6 +115,42 @@ def test_one_poisonous_item_delays_nobody_and_becomes_a_dead_letter(own_database
         client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="mended"))
         assert eventually(lambda: settled(own_database) == 50)
     assert verify(own_database).passed
+
+
+def test_a_seller_that_the_wallet_fails_on_refuses_no_other_payment(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of payments whose sellers' owners are asked for together one makes the wallet fail: it alone is told to come back, the others are accepted."""
+    original, all_wait, asked = WalletHandlers.BatchClaimSellers, asyncio.Event(), list[int]()
+
+    async def claim(self: WalletHandlers, request: Any, call: Any) -> Any:
+        asked.append(len(request.claims))
+        await all_wait.wait()
+        if any(item.seller_account == "poison" for item in request.claims):
+            raise ValueError("a bug that one item triggers")
+        return await original(self, request, call)
+
+    async def open_() -> None:
+        all_wait.set()
+
+    monkeypatch.setattr(WalletHandlers, "BatchClaimSellers", claim)
+
+    def pay(client: Client, number: int) -> str:
+        order = new_order(f"o-{number}", "ann", "poison" if number == 7 else f"s{number}", "1.00", "EUR")
+        try:
+            client.create_payment(f"c-{number}", [order], credit_card_info="tok_visa", wait_for=ACCEPTANCE)
+        except TallystickError as error:
+            return error.reason
+        return ""
+
+    with (
+        serving(own_database, settings()) as platform,
+        Client(platform.address, settings=ClientSettings(attempts=1)) as client,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        asking = flow_of(platform)._sellers.asking
+        calls = [pool.submit(pay, client, number) for number in range(20)]
+        assert eventually(lambda: asking.waiting + sum(asked) >= 20)
+        platform.run(open_)
+        assert [call.result(60) for call in calls] == ["DEPENDENCY_UNAVAILABLE" if number == 7 else "" for number in range(20)]
 
 
 @pytest.mark.parametrize(

@@ -386,3 +386,29 @@ def test_known_sellers_are_sold_for_while_the_wallet_is_away(own_database: Datab
         assert accepted.checkout_id == id_
         assert refusal(lambda: order_of(rival, seller)) == "DEPENDENCY_UNAVAILABLE"
         assert refusal(lambda: order_of(checkout, unique("s"))) == "DEPENDENCY_UNAVAILABLE"
+
+
+def test_a_wallet_that_rejects_this_service_counts_as_away(own_database: Databases) -> None:
+    """Where WalletService rejects PaymentService and PayoutService themselves, known sellers are sold for; other calls are told to come back, not INTERNAL."""
+    seller = unique("s")
+    rejected = replace(SETTINGS, service_token="a-token-that-nobody-knows")
+    with ExitStack() as opened:
+        whole = opened.enter_context(serving(own_database, SETTINGS))
+        checkout = opened.enter_context(whole.client(TOKENS["checkout"]))
+        order_of(checkout, seller)
+        elsewhere = replace(rejected, address=dict.fromkeys(("wallet", "ledger", "event"), whole.address))
+        platform = opened.enter_context(serving(own_database, elsewhere, names=("payment", "payout")))
+        once = {name: ClientSettings(token=TOKENS[name], attempts=1) for name in ("checkout", "money")}
+        checkout, money = (opened.enter_context(Client(platform.address, settings=settings)) for settings in once.values())
+        id_ = unique("c")
+        order = new_order(f"{id_}-1", "buyer-1", seller, "1.00", "EUR")
+        checkout.create_payment(id_, [order], credit_card_info="tok_visa", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+        for call in (
+            lambda: order_of(checkout, unique("s")),
+            lambda: destination(money, seller),
+            lambda: preview(money, seller),
+            lambda: money.create_payout(unique("p"), seller, "EUR", "1.00"),
+        ):
+            with pytest.raises(TallystickError) as error:
+                call()
+            assert (reason_of(error), error.value.retry_after) == ("DEPENDENCY_UNAVAILABLE", 1.0)

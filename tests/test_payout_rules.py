@@ -393,6 +393,9 @@ def test_only_a_destination_that_awaits_approval_can_be_approved() -> None:
         with pytest.raises(Refused) as refused:
             require_approvable(state, awaits_approval=awaits)
         assert refused.value.reason is Reason.STATE_FORBIDS
+        assert refused.value.metadata == {"state": state, "verb": "APPROVE"}
+        why = "" if state in ENDED else ": it awaits no approval"
+        assert refused.value.message == f"The destination is {state} and cannot be approved{why}."
 
 
 _MINOR = st.integers(0, 20) | st.integers(0, 20) | st.integers(0, 2 * MAX_AMOUNT)  # small ones, so that limits are met exactly

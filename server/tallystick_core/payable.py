@@ -10,7 +10,7 @@ from types import MappingProxyType
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.provider import Declined, NotSent, PayoutFailure, PayoutOutcome, Pending, Returned, Unknown, Verified
 from tallystick_core.refusal import Reason, Refused
-from tallystick_core.table import Verb, moved
+from tallystick_core.table import Verb, forbidden, moved
 
 
 class DestinationState(StrEnum):
@@ -68,6 +68,7 @@ DESTINATION_VERBS: dict[DestinationHappening, Verb] = {
 """What each happening does to a destination, as refusals name it."""
 
 ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
+_APPROVE = Verb("APPROVE", "approved")
 """Never the current one; the current one is the newest of the others that can be paid to."""
 
 VERIFICATIONS: dict[type, DestinationHappening] = {
@@ -97,9 +98,11 @@ def account_refused(outcome: PayoutOutcome) -> bool:
 
 def require_approvable(state: DestinationState, *, awaits_approval: bool) -> None:
     """Raises STATE_FORBIDS for a destination that has ended, or awaits no approval."""
-    if state in ENDED or not awaits_approval:
-        metadata = {"state": state, "verb": "APPROVE"}
-        raise Refused(Reason.STATE_FORBIDS, "The destination has ended, or awaits no approval.", metadata=metadata)
+    if state in ENDED:
+        raise forbidden("destination", state, _APPROVE)
+    if not awaits_approval:
+        message = f"The destination is {state} and cannot be approved: it awaits no approval."
+        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": _APPROVE.name})
 
 
 class Limit(StrEnum):

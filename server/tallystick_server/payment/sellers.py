@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.peers import PeerRefused
 from tallystick_server.runtime.sellers import SellerOwners
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
+from tallystick_server.runtime.stage import CALLERS_WAITING, Stage, by_halves
 from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.payment import sellers as store
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT = 5.0
 _AWAY = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
@@ -47,7 +51,7 @@ class KnownSellers:
         self._away_until = 0.0
         self.asking: Stage[_Question, Mapping[str, str]] = Stage(
             "payment.sellers",
-            self._answer,
+            lambda questions: by_halves(self._answer, questions),
             most=MOST_ITEMS,
             weight=lambda question: len(question.sellers),
             lanes=2,
@@ -70,7 +74,7 @@ class KnownSellers:
         return known is not None and known.owner == owner and now < known.until
 
     async def _answer(self, questions: Sequence[_Question]) -> Sequence[Mapping[str, str] | Exception]:
-        """Owners by seller for each question, or why they cannot be known."""
+        """Owners by seller for each question, or why they cannot be known. Raises PeerRefused for several questions, one of which may be at fault."""
         now = asyncio.get_running_loop().time()
         names = sorted({seller for question in questions for seller in question.sellers})
         stored = await self._database.load(lambda connection: store.stored(connection, names))
@@ -79,8 +83,13 @@ class KnownSellers:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 owners = await self._ask(questions, names)
-        except (TimeoutError, Refused) as error:
-            self._away_until = asyncio.get_running_loop().time() + _AWAY
+        except (TimeoutError, Refused, PeerRefused) as error:
+            if isinstance(error, PeerRefused):
+                if len(questions) > 1:
+                    raise
+                log.warning("whom a seller belongs to is not known: %s", error)
+            else:
+                self._away_until = asyncio.get_running_loop().time() + _AWAY
             message = "It cannot be known now whom a seller belongs to. Nothing was stored."
             refused = error if isinstance(error, Refused) else Refused(Reason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
             return [stored if all(stored.get(seller) == one.owner for seller in one.sellers) else refused for one in questions]

@@ -45,7 +45,7 @@ class Funding:
     async def _read(self, seller: str, currency: str, place: str, size: int) -> Page:
         request = wallet_service_pb2.ListWalletsRequest(seller_account=seller, currency=currency, page_size=size, page_token=place)
         async with self._room:
-            answer = await self._peers.call(self._wallet.ListWallets, request)
+            answer = await self._peers.ask(self._wallet.ListWallets, request)
         return Page({wallet.seller_account: _funds(wallet) for wallet in answer.wallets}, answer.next_page_token)
 
 

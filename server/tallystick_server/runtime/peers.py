@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +12,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.telemetry import client_span, traceparent
 from tallystick_storage.database import in_transaction
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -94,6 +97,17 @@ class Peers:
                     raise Refused(Reason.DEPENDENCY_UNAVAILABLE, f"{name} does not answer.", retry_after=1.0) from error
                 raise PeerRefused(name, error.code().name, error.details() or "", rejects_caller=error.code() in _CALLER_REJECTED) from error
         raise RuntimeError("unreachable: the last attempt returns or raises")
+
+    async def ask(self, method: Callable[..., Any], request: Any) -> Any:
+        """As `call`, for what a caller waits for: a service that rejects this one as its caller counts as one that does not answer."""
+        try:
+            return await self.call(method, request)
+        except PeerRefused as refused:
+            if not refused.rejects_caller:
+                raise
+            log.warning("%s", refused)  # a fault of the configuration; callers are told to come back
+            message = f"{refused.method} does not accept this service's calls: {refused.status}."
+            raise Refused(Reason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0) from refused
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         found = [("traceparent", traceparent())]

@@ -27,7 +27,7 @@ class SellerOwners:
             request = wallet_service_pb2.BatchClaimSellersRequest(
                 claims=[wallet_service_pb2.SellerClaim(seller_account=seller, owner=owner) for seller, owner in claims[start : start + MOST_ITEMS]]
             )
-            answer = await self._peers.call(self._wallet.BatchClaimSellers, request)
+            answer = await self._peers.ask(self._wallet.BatchClaimSellers, request)
             owners |= {seller.seller_account: seller.owner for seller in answer.sellers}
         return owners
 
