@@ -60,6 +60,8 @@ CONNECTIONS = [
 """Options of a server: how long a connection lives, and how often its caller may ping."""
 _CALLERS_FIRST = ("payment", "payout", "wallet", "ledger", "event")
 """The order in which services stop: each before those that it calls."""
+_LETTING_GO = 5.0  # seconds within which gRPC closes connections that have ended
+_LOOK_AGAIN = 0.01
 _FAREWELL = 0.05  # seconds in which the last answers are written
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
@@ -93,7 +95,7 @@ class Running:
             door.close()
             await server.stop(1)
         await asyncio.sleep(_FAREWELL)
-        _hang_up(self.address)
+        await _hang_up(self.address)
         await self._servers[0].stop(None)
         await self._peers.close()
         if self._folder is not None:
@@ -165,25 +167,44 @@ def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthS
     return server
 
 
-def _hang_up(address: str) -> None:
-    """Closes the connections of a server that answers nobody any more: their callers see a lost connection, where gRPC would cancel calls."""
+async def _hang_up(address: str) -> None:
+    """Ends the connections of a server that answers nobody any more, and returns once gRPC has let go of them.
+
+    Their callers see a lost connection; a call on a connection that is open while the server stops would be cancelled without a reason.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LETTING_GO
+    while _end_connections(address) and loop.time() < deadline:  # noqa: ASYNC110 - gRPC says nothing when it closes one
+        await asyncio.sleep(_LOOK_AGAIN)
+
+
+def _end_connections(address: str) -> bool:
+    """Takes no more connections at an address, and reads no more from those there are. Whether there are any."""
     path = address.removeprefix("unix:") if address.startswith("unix:") else ""
+    found = False
     for name in os.listdir("/dev/fd"):
         with suppress(OSError):  # it is no socket, is not connected, or has been closed
             copy = os.dup(int(name))
             try:
-                connection = socket.socket(fileno=copy)
+                one = socket.socket(fileno=copy)
             except OSError:
                 os.close(copy)
                 raise
-            with connection:
-                connection.getpeername()
-                if connection.family == socket.AF_UNIX:
-                    ours = path and connection.getsockname() == path
+            with one:
+                if one.family == socket.AF_UNIX:
+                    ours = path and one.getsockname() == path
                 else:
-                    ours = not path and connection.getsockname()[1] == int(address.rpartition(":")[2])
-                if ours:
-                    connection.shutdown(socket.SHUT_RD)  # so that what is being written is written
+                    ours = not path and one.getsockname()[1] == int(address.rpartition(":")[2])
+                if not ours:
+                    continue
+                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    with socket.socket() as idle:  # in its place, so that gRPC finds no closed one and complains
+                        os.dup2(idle.fileno(), int(name))
+                    continue
+                one.getpeername()
+                found = True
+                one.shutdown(socket.SHUT_RD)  # so that what is being written is written
+    return found
 
 
 def _listen(server: grpc.aio.Server, address: str) -> None:

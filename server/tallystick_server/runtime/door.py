@@ -40,9 +40,8 @@ _PARSED_AT_ONCE = 64 * 1024  # of larger messages one is parsed at a time, and o
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
 _LONGEST_WAIT = 30.0
 _LOOK_AGAIN = 0.02
-_WRITERS = (
-    2  # streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn
-)
+_WRITERS = 2
+"""Streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn."""
 _HAND_ON = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
 _HURRIED = 1.0  # seconds in which calls that are ended by a drain refuse
 
