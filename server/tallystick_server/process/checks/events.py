@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
-from tallystick_server.process.checks.report import Check, Read, merged, opened
+from tallystick_server.process.checks.report import Check, Read, counted, merged
 
 
 def check_due(read: Read) -> Check:
@@ -27,54 +26,53 @@ def check_due(read: Read) -> Check:
 
 
 def check_events(read: Read) -> Check:
-    """The stream has no gap, and every change of an order, payout or wallet is in it or still in the outbox.
-
-    The changes are read before the outbox, and the outbox before the events: what left the outbox meanwhile is among the events.
-    """
-    check = Check("each change has its event", "E1 E2")
-    heads = [*read("event.head")]  # before the events, which only grow
+    """The stream has no gap, and every change of an order, payout or wallet is in it or still in the outbox."""
+    check = Check("each change has its event", "E1 E2", counted(read("event.count")))
+    heads = [*read("event.head")]
     if len(heads) != 1:
         check.fail("event.head", f"has {len(heads)} rows, and must have one")
-    expected = 0
-    for row in read("event.events"):
-        expected += 1
-        check.row()
-        if row.cursor != expected:
-            check.fail(f"event.event {row.cursor}", f"follows {expected - 1}, with a gap")
-            expected = row.cursor
-    for head in heads:
-        if head.cursor != expected:  # both are of one moment
-            check.fail("event.head", f"is at {head.cursor}, but the events end at {expected}")
-    for service, name, prefix, of in _CHANGES:
-        changes = opened((of(row), row.version) for row in read(name))
-        waiting = {(row.aggregate_id, row.version) for row in read(f"{service}.outbox")}
-        told = ((row.aggregate_id, row.aggregate_version) for row in read("event.by_aggregate", prefix=prefix))
-        for key, change, event in merged(changes, lambda pair: pair, told, lambda pair: pair):
-            if change is not None and event is None and key not in waiting:
-                check.fail(f"{service} {key[0]} version {key[1]}", "has no event")
+    check.fail_each(read("event.gaps"))
+    for end in read("event.count"):
+        for head in heads:
+            if head.cursor != end.last:
+                check.fail("event.head", f"is at {head.cursor}, but the events end at {end.last}")
+    for service, prefix in _CHANGES.items():
+        told = merged(read(f"{service}.versions"), _block, read("event.versions", prefix=prefix), _block)
+        for (aggregate, _), pair, waiting in merged(told, lambda one: one[0], read(f"{service}.outbox"), _block):
+            changes, events = (pair[1], pair[2]) if pair is not None else (None, None)
+            if changes is None or (events is not None and changes.versions == events.versions):
+                continue
+            found = {version for row in (events, waiting) if row is not None for version in row.versions.split()}
+            for version in changes.versions.split():
+                if version not in found:
+                    check.fail(f"{service} {aggregate} version {version}", "has no event")
     return check
 
 
 def check_versions(read: Read) -> Check:
     """Whatever has events and no history of its own is there, at the version of its last event, of which each version has one."""
     check = Check("each thing is at the version of its last event", "E1")
-    streams = [opened(read(name)) for name in ("payment.versions", "payout.versions", "wallet.policy_versions")]
-    waiting: Counter[str] = Counter()
-    for service in ("payment", "wallet", "payout"):
-        waiting.update(row.aggregate_id for row in read(f"{service}.outbox"))
-    rows = heapq.merge(*streams, key=_aggregate)
-    for key, row, event in merged(rows, _aggregate, read("event.last_versions"), _aggregate):
+    services = ("payment", "wallet", "payout")
+    things = heapq.merge(*[read(f"{service}.last_versions") for service in services], key=_aggregate)
+    waiting = groupby(heapq.merge(*[read(f"{service}.outbox") for service in services], key=_aggregate), key=_aggregate)
+    told = merged(things, _aggregate, read("event.last_versions"), _aggregate)
+    for key, pair, outbox in merged(told, lambda one: one[0], waiting, lambda one: one[0]):
+        if pair is None:
+            continue
         check.row()
+        _, row, event = pair
         if row is None:
             check.fail(f"{_TABLES[key.partition('/')[0]]} {key.partition('/')[2]}", f"is missing, but event.event has its version {event.version}")
-        elif key in waiting:
-            continue
-        elif event is None or (event.version, event.events) != (row.version, row.version):
+        elif outbox is None and (event is None or (event.version, event.events) != (row.version, row.version)):
             check.fail(
                 f"{row.name} {key.partition('/')[2]}",
                 f"is at version {row.version}, but event.event has {event.events if event else 0} of its versions",
             )
     return check
+
+
+def _block(row: Any) -> tuple[str, int]:
+    return (row.aggregate_id, row.block)
 
 
 def _aggregate(row: Any) -> str:
@@ -94,9 +92,5 @@ _TABLES = {
 }
 """The tables of what has events, by collection."""
 
-_CHANGES: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (
-    ("payment", "payment.history", "paymentOrders/", lambda row: f"paymentOrders/{row.payment_order_id}"),
-    ("wallet", "wallet.versions", "wallets/", lambda row: f"wallets/{row.seller_account}/{row.currency}"),
-    ("payout", "payout.history", "payouts/", lambda row: f"payouts/{row.payout_id}"),
-)
-"""Whose versions are to be told: the service, the query, what its aggregates' ids begin with, and the id of a row's."""
+_CHANGES = {"payment": "paymentOrders/", "wallet": "wallets/", "payout": "payouts/"}
+"""What the ids of aggregates that have a history begin with, by the service whose they are."""

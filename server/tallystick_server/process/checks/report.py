@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
+
+from tallystick_core.booking import Line
 
 _MOST_NAMED = 20
 
-T = TypeVar("T")
 Rows = Iterator[Any]
 Read = Callable[..., Rows]
 """Opens a query of `tallystick_storage.verification`."""
@@ -33,6 +33,11 @@ class Check:
         if len(self.wrong) < _MOST_NAMED:
             self.wrong.append(f"{row}: {what}")
 
+    def fail_each(self, rows: Rows) -> None:
+        """Names the first of the rows that a query finds: its columns are `name` and `what`."""
+        for row in islice(rows, _MOST_NAMED):
+            self.fail(row.name, row.what)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -54,10 +59,14 @@ class Report:
         return "\n".join([*lines, "verify: every check passed" if self.passed else "verify: the database is NOT as it must be"])
 
 
-def opened(rows: Iterator[T]) -> Iterator[T]:
-    """The same rows, asked for now: what they show is as of this moment, though they are read later."""
-    first = next(rows, None)
-    return iter(()) if first is None else chain([first], rows)
+def counted(rows: Rows) -> int:
+    """What a query counts."""
+    return sum(row.rows for row in rows)
+
+
+def text_of(lines: Iterable[Line]) -> str:
+    """The entries of a transaction as queries give them, in one text."""
+    return ", ".join(f"{line.account} {line.currency} {line.amount}" for line in lines)
 
 
 def listed(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterator[tuple[Any, list[Any]]]:
@@ -68,19 +77,17 @@ def merged(
     left: Iterable[Any], left_key: Callable[[Any], Any], right: Iterable[Any], right_key: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Any, Any]]:
     """Full outer merge of two streams that are sorted by their keys: key, left item or None, right item or None."""
-    lefts = ((left_key(item), 0, item) for item in left)
-    rights = ((right_key(item), 1, item) for item in right)
-    held: tuple[Any, int, Any] | None = None
-    for key, side, item in heapq.merge(lefts, rights, key=lambda one: one[:2]):
-        if held is not None and (held[0] != key or side == 0):
-            yield held[0], held[2], None
-            held = None
-        if side == 0:
-            held = (key, side, item)
-        elif held is not None:
-            yield key, held[2], item
-            held = None
+    lefts, rights = iter(left), iter(right)
+    ours, theirs = next(lefts, None), next(rights, None)
+    while ours is not None or theirs is not None:
+        left_at: Any = left_key(ours) if ours is not None else None
+        right_at: Any = right_key(theirs) if theirs is not None else None
+        if theirs is None or (ours is not None and left_at < right_at):
+            yield left_at, ours, None
+            ours = next(lefts, None)
+        elif ours is None or right_at < left_at:
+            yield right_at, None, theirs
+            theirs = next(rights, None)
         else:
-            yield key, None, item
-    if held is not None:
-        yield held[0], held[2], None
+            yield left_at, ours, theirs
+            ours, theirs = next(lefts, None), next(rights, None)
