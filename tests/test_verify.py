@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -24,7 +26,7 @@ from tallystick_core.provider import Trouble
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.migrate import roles
-from tallystick_server.process.verify import verify
+from tallystick_server.process.verify import verify, verify_by
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage.verification import Reader
 
@@ -309,3 +311,60 @@ def test_the_moment_lasts_as_long_as_the_checks(own_database: Databases) -> None
                 assert len(list(read("event.head"))) == 1
     finally:
         reader.close()
+
+
+def _streams(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
+    """What verify reads, with so many rows in each stream that it merges."""
+    order = {
+        "status": "SUCCESS",
+        "wallet_updated": True,
+        "ledger_updated": True,
+        "provider": "p",
+        "amount": 10,
+        "platform_fee": 0,
+        "seller_amount": 10,
+    }
+    payout = {"state": "CREATED", "settled": False, "version": 1}
+    transfer = {"provider": "p", "provider_reference": "r", "fit": "AS_ASKED", "returned_amount": None, "returned_currency": "", "is_return": False}
+
+    def row(n: int) -> SimpleNamespace:
+        id_ = f"{n:09}"
+        ids = dict.fromkeys(("payment_order_id", "payout_id", "cause_id", "cause", "seller_account", "aggregate_id"), id_)
+        more = {
+            "buyer_account": "b",
+            "currency": "EUR",
+            "balance": n,
+            "block": 0,
+            "versions": "1 2 3",
+            "lines": id_,
+            "waiting": True,
+            "returned_amount": None,
+        }
+        amounts = {"payout_amount": 10, "payout_fee": 0, "payout_currency": "EUR", "captured_amount": 0, "events": 1, "name": id_}
+        return SimpleNamespace(**{**transfer, **payout, **ids, **order, **more, **amounts})
+
+    def read(name: str, **_parameters: object) -> Iterator[SimpleNamespace]:
+        merged = name.partition(".")[2] in {
+            "orders", "pay_ins", "versions", "outbox", "last_versions", "balances", "sellers", "in_flight", "payouts", "payout_holds", "transfers", "facts",
+            "delivered", "pending_pay_ins",
+        }  # fmt: skip
+        return (row(n) for n in range(rows if merged else 0))
+
+    return read
+
+
+def test_memory_does_not_grow_with_rows() -> None:
+    """Ten times the rows in every stream that verify merges take no more memory."""
+
+    def peak(rows: int) -> int:
+        tracemalloc.start()
+        try:
+            report = verify_by(_streams(rows))
+            assert sum(check.rows for check in report.checks) > 5 * rows
+            assert not [wrong for check in report.checks for wrong in check.wrong if "stopped" in wrong]
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)  # what is made once
+    assert peak(2000) < peak(200) + 50_000
