@@ -22,6 +22,9 @@ from .conftest import ROOT, fresh_database
 
 PLAN = Plan(seed=7, payments=10, share=0.08, payouts=4)
 
+POISONED = {"wallet": 4, "ledger": 22, "event": 18}
+"""Seeds of worlds in which this service fails on many items."""
+
 
 @pytest.fixture(scope="module")
 def simulation(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
@@ -57,6 +60,14 @@ def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
         if happened == set(Fault):
             break
     assert happened == set(Fault)
+
+
+@pytest.mark.parametrize("seed", POISONED.values(), ids=POISONED)
+def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
+    """A service that fails on some items for a time delays those alone: all comes to rest without an operator, and events keep their order."""
+    result = simulation.run(Plan(seed, 15, share=0.02, payouts=4, outage=False, poison=True))
+    assert result.violations == []
+    assert any(" fails on " in line for line in result.trace)
 
 
 @pytest.mark.parametrize("plan", kept(), ids=lambda plan: f"seed {plan.seed}")

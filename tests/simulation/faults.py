@@ -36,6 +36,8 @@ class Fault(StrEnum):
     """The other side acts, and the connection breaks before the answer."""
     REPEATED = "repeated"
     """The request arrives a second time, later."""
+    CANCELLED = "cancelled"
+    """The caller ends its call at some moment of the other side's work, which is cancelled where it waits."""
 
 
 DEATHS = {Fault.DIES_BEFORE: 0.4, Fault.DIES_AFTER: 0.4, Fault.STOPS: 0.2}
@@ -60,7 +62,7 @@ _NETWORK: Mapping[Fault, float] = {
 }
 CALL: Mapping[Fault, float] = {**DEATHS, **_NETWORK}
 """Of the calls between services, and to the provider."""
-CALLERS = _NETWORK
+CALLERS: Mapping[Fault, float] = {**_NETWORK, Fault.CANCELLED: 2.0}
 """Of the calls of those who use the platform, who themselves do not die."""
 
 
@@ -116,3 +118,26 @@ def outage(chance: Chance, span: float) -> Outage:
     """An hour without one of them, which begins within so many seconds."""
     begin = chance.between("outage begins", 0, span)
     return Outage(chance.one_of("outage of", _TARGETS), begin, begin + HOUR)
+
+
+@dataclass(frozen=True)
+class Poison:
+    """A service that fails, from one time of the world until another, on some items: it refuses each batch with one of them as a whole, with one status."""
+
+    target: str
+    status: str
+    share: float
+    """Of all items."""
+    begin: float
+    end: float
+
+
+_POISONED = ("wallet", "ledger", "event")
+
+
+def poison(chance: Chance, span: float) -> Poison:
+    """An hour at most, which begins within so many seconds."""
+    begin = chance.between("poison begins", 0, span / 2)
+    end = begin + (HOUR if chance.number("whether an hour of poison") < 0.5 else chance.between("poison lasts", 5, HOUR))
+    status = chance.one_of("poison is", ("INTERNAL", "INVALID_ARGUMENT"))
+    return Poison(chance.one_of("poison of", _POISONED), status, chance.between("poisoned", 0.02, 0.3), begin, end)

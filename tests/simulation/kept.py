@@ -31,6 +31,7 @@ def keep(plan: Plan, violation: str) -> None:
         "payouts": plan.payouts,
         "without_payouts": sorted(plan.without_payouts),
         "outage": plan.outage,
+        "poison": plan.poison,
         "crash_point": next((name for name, known in CRASHES.items() if (plan.wishes, plan.withdrawals) == (known.wishes, known.withdrawals)), ""),
     }
     KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in [*json.loads(KEPT.read_text()), entry]) + "\n]\n")
@@ -49,4 +50,5 @@ def _plan(entry: dict[str, Any]) -> Plan:
         frozenset(entry["without_payouts"]),
         CRASHES[entry["crash_point"]].withdrawals if entry["crash_point"] else (),
         outage=entry.get("outage", False),
+        poison=entry.get("poison", False),
     )

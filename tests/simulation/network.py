@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import grpc
+from google.protobuf import descriptor_pool, message_factory
 
 from .faults import CALL, CALLERS, Fault
 from .loop import Node
@@ -66,6 +67,8 @@ async def exchange(
         if first:
             done.append(task)
             task.add_done_callback(answer)
+            if fault is Fault.CANCELLED:
+                loop.deliver(server, 10 ** world.chance.between(f"cancels {place}", -4, 0.5), task.cancel)
         else:
             task.add_done_callback(_heard)
 
@@ -212,6 +215,11 @@ class _Channel:
 
         async def work(server: Node) -> tuple[_Context, bytes | None]:
             context = _Context(world, metadata, deadline)
+            poison = world.poisons(self._service)
+            if poison is not None and (items := [item for item in _items(method, raw) if world.chance.number(f"poison {item}") < poison.share]):
+                world.tell(f"{server.name} fails on {caller.name} {name}: {', '.join(items)}")
+                context.code, context.details = grpc.StatusCode[poison.status], f"poisoned by {items[0]}"
+                return context, None
             answer = await self._network.handle(server, self._service, method, raw, context)
             world.tell(f"{server.name} answers {caller.name} {name}: {context.code.name} {context.details}")
             return context, answer
@@ -270,3 +278,21 @@ class _Channel:
 
 def _error(code: grpc.StatusCode, details: str, trailing: Metadata = ()) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details)
+
+
+_ITEMS = frozenset({
+    "BatchCredit", "BatchRelease", "BatchDebit", "BatchPlaceHold", "BatchCaptureHold", "BatchReleaseHold", "BatchPost", "BatchPublish",
+})  # fmt: skip
+"""What services call each other with that has items, each of which must come through in the end."""
+_KEYS = ("event_id", "hold_id", "cause_id", "cause")
+
+
+def _items(method: str, raw: bytes) -> list[str]:
+    """What the items of a batch are known by, the same each time they come."""
+    _, service, name = method.split("/")
+    if name not in _ITEMS:
+        return []
+    request_type = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].input_type
+    request = message_factory.GetMessageClass(request_type).FromString(raw)
+    items = getattr(request, request_type.fields[0].name)
+    return [item if isinstance(item, str) else next(getattr(item, key) for key in _KEYS if key in item.DESCRIPTOR.fields_by_name) for item in items]

@@ -26,9 +26,10 @@ from .auditor import Auditor, Charged
 from .chance import Chance
 from .cluster import OPERATOR, SERVICES, TEAMS, Cluster
 from .database import Conditions, Engines, Tables
-from .faults import Fault, Faults, outage
+from .faults import Fault, Faults, outage, poison
 from .load import Load, Wish, wish
 from .loop import Deadlock
+from .operator_load import OperatorLoad, in_bulk
 from .payout_auditor import PayoutAuditor, Transferred
 from .payout_load import PayoutLoad, Withdrawal, withdrawal
 from .world import SLOW, World
@@ -66,6 +67,8 @@ class Plan:
     """Of each service."""
     outage: bool | None = None
     """Whether a service or the provider is away for an hour; None: by the seed."""
+    poison: bool | None = None
+    """Whether a service fails on some items for up to an hour; None: by the seed."""
 
 
 @dataclass
@@ -110,7 +113,7 @@ class Simulation:
 
     def run(self, plan: Plan) -> Result:
         """Plays a plan. What it gives is the same each time."""
-        plan = replace(plan, share=_share(plan), outage=_has_outage(plan))
+        plan = replace(plan, share=_share(plan), outage=_has(plan, plan.outage, "an outage", 0.25), poison=_has(plan, plan.poison, "poison", 0.35))
         result = Result(plan)
         gc.disable()  # what is collected runs its `finally`, at a moment that depends on everything before
         world = [self._run(plan, result)]
@@ -160,17 +163,24 @@ class Simulation:
         if plan.outage:
             world.outages = [outage(world.chance, span)]
             world.tell(f"{world.outages[0]}")
+        if plan.poison:
+            world.poison = poison(world.chance, span)
+            world.tell(f"{world.poison}")
+        operators = OperatorLoad(world, cluster)
         cluster.start(plan.processes)
         load.start()
         payouts.start(schedule=plan.payouts > 0)
-        await asyncio.sleep(max([span, *(one.end for one in world.outages)]))
+        if plan.payments:
+            operators.start()
+        await asyncio.sleep(max([span, *(one.end for one in world.outages), world.poison.end if world.poison else 0.0]))
         world.tell("heals")
         world.faults.healed = True
         healed = world.loop.now
         operator = cluster.client(OPERATOR, OPERATOR)
-        while not (load.idle and payouts.idle) and world.loop.now < healed + _CALLS_AT_MOST:  # noqa: ASYNC110 - nodes do not share what one waits for
+        loads = (load, payouts, operators)
+        while not all(one.idle for one in loads) and world.loop.now < healed + _CALLS_AT_MOST:  # noqa: ASYNC110 - nodes do not share what one waits for
             await asyncio.sleep(1.0)
-        if not (load.idle and payouts.idle):
+        if not all(one.idle for one in loads):
             result.violations.append(f"callers wait {_CALLS_AT_MOST:g} s after healing")
         await self._rests(world, result, healed + (_LAST_MESSAGES if world.faults.share else 0.0), healed)
         result.to_rest = world.loop.now - healed
@@ -186,7 +196,7 @@ class Simulation:
         bank = PayoutAuditor(operator, payouts.told, self._transfers(), quiet=quiet)
         auditor = Auditor(operator, teams, load.told, self._log(), bank, quiet=quiet)
         await auditor.audit()
-        result.violations += payouts.wrong
+        result.violations += [*payouts.wrong, *await operators.audit(operator)]
         result.violations += auditor.violations
         with self._reader.at_one_moment() as read:
             report = verify_by(read)
@@ -207,8 +217,12 @@ class Simulation:
         services: tuple[tuple[Any, Any], ...] = ((operator.payment, payment_service_pb2), (operator.payout, payout_service_pb2))
         for service, pb in services:
             request = pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
-            for letter in [letter async for letter in operator.pages(service.ListDeadLetters, request, "dead_letters")]:
-                found.add(letter.cause)
+            letters = [letter async for letter in operator.pages(service.ListDeadLetters, request, "dead_letters")]
+            found |= {letter.cause for letter in letters}
+            if letters and world.chance.number(f"in bulk {letters[0].dead_letter_id}") < 0.5:
+                await in_bulk(operator, service, pb, retry=world.chance.number(f"retry {letters[0].dead_letter_id}") < 0.5)
+                continue
+            for letter in letters:
                 await _decide(service, pb, letter.dead_letter_id, retry=world.chance.number(f"retry {letter.dead_letter_id}") < 0.5)
         return found
 
@@ -263,11 +277,9 @@ def _unheard() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _has_outage(plan: Plan) -> bool:
-    """In a quarter of the runs in which payments are made by chance."""
-    if plan.outage is not None:
-        return plan.outage
-    return plan.payments > 0 and Chance(plan.seed).number("whether there is an outage") < 0.25
+def _has(plan: Plan, given: bool | None, what: str, share: float) -> bool:
+    """Whether there is something, as given or by the seed: in a share of the runs in which payments are made by chance."""
+    return given if given is not None else plan.payments > 0 and Chance(plan.seed).number(f"whether there is {what}") < share
 
 
 def _share(plan: Plan) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .chance import Chance
 from .database import LABEL, Conditions
-from .faults import AT_COMMIT, READ, TRANSACTION, Fault, Faults, Outage
+from .faults import AT_COMMIT, READ, TRANSACTION, Fault, Faults, Outage, Poison
 from .loop import Node, VirtualLoop
 
 STOPPED = (7.0, 15.0)
@@ -44,6 +44,7 @@ class World:
         """The port calls that did something, beside looking and finding nothing; in order."""
         self.died: Callable[[Node], None] = lambda _: None
         self.outages: Sequence[Outage] = ()
+        self.poison: Poison | None = None
         self._server = server
         self._drift = drift
         self._slow = slow
@@ -51,6 +52,11 @@ class World:
     def is_away(self, target: str) -> bool:
         """Whether nobody reaches a service, or the provider, now."""
         return any(one.target == target and one.begin <= self.loop.now < one.end for one in self.outages)
+
+    def poisons(self, target: str) -> Poison | None:
+        """How a service fails on some items now."""
+        one = self.poison
+        return one if one is not None and one.target == target and one.begin <= self.loop.now < one.end else None
 
     def tell(self, line: str) -> None:
         """Adds a line to the trace."""
