@@ -179,15 +179,20 @@ class Plans:
             for engine in engines:
                 event.remove(engine, "before_cursor_execute", note)
 
-    def nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each node of each statement's plan as it was executed, under the role and settings of who executed it; nothing of it stays."""
+    def explained(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each statement's plan as it was executed, under the role and settings of who executed it; nothing of it stays."""
         for url, statement, parameters in self.statements:
             if not statement.lstrip(" (\n").lower().startswith(("select", "with", "delete", "update")):
                 continue
             with psycopg.connect(url) as connection:
-                row = connection.execute(f"explain (analyze, format json) {statement}".encode(), parameters).fetchone()
+                row = connection.execute(f"explain (analyze, buffers, format json) {statement}".encode(), parameters).fetchone()
                 connection.rollback()
-            for node in flat((row or ([],))[0][0]["Plan"]):
+            yield statement, (row or ([],))[0][0]["Plan"]
+
+    def nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each node of each plan."""
+        for statement, plan in self.explained():
+            for node in flat(plan):
                 yield statement, node
 
 
@@ -220,6 +225,11 @@ def rows_read(node: dict[str, Any]) -> int:
     thrown_away = sum(node.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck", "Join Filter"))
     read: float = (node.get("Actual Rows", 0) + thrown_away) * node.get("Actual Loops", 1)
     return round(read)
+
+
+def blocks_read(plan: dict[str, Any]) -> int:
+    """How many blocks a plan read, whether they were cached or not; among them are those of index entries that no row comes of."""
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def executed(known: Databases, schema: str, work: Work, plans: Plans | None = None) -> float:
@@ -291,11 +301,17 @@ def _plans(known: Databases, schema: str, work: Work) -> Plans:
 
 
 def _figures(times: Sequence[float], plans: Plans) -> dict[str, Any]:
-    nodes = [node for _, node in plans.nodes()]
+    explained = [plan for _, plan in plans.explained()]
+    nodes = [node for plan in explained for node in flat(plan)]
     used = {node["Index Name"] for node in nodes if "Index Name" in node}
     used |= {f"all of {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"}
-    return {"ms": round(statistics.median(times) * 1000, 1), "rows_read": max(map(rows_read, nodes), default=0), "by": sorted(used)}
+    return {
+        "ms": round(statistics.median(times) * 1000, 1),
+        "rows_read": max(map(rows_read, nodes), default=0),
+        "blocks": sum(map(blocks_read, explained)),
+        "by": sorted(used),
+    }
 
 
 def _line(name: str, figures: dict[str, Any]) -> str:
-    return f"| {name} | {figures['ms']} | {figures.get('rows_read', '')} | {', '.join(figures.get('by', ()))} |"
+    return f"| {name} | {figures['ms']} | {figures.get('rows_read', '')} | {figures.get('blocks', '')} | {', '.join(figures.get('by', ()))} |"

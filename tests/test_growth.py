@@ -10,7 +10,22 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, create_engine, make_url
 
-from benchmarks.growth import CALLS, CLAIMS, HOUSEKEEPING, LOOKED_AT, REVIEW, TURNS, Call, CallersReads, Plans, Work, executed, flat, rows_read
+from benchmarks.growth import (
+    CALLS,
+    CLAIMS,
+    HOUSEKEEPING,
+    LOOKED_AT,
+    REVIEW,
+    TURNS,
+    Call,
+    CallersReads,
+    Plans,
+    Work,
+    blocks_read,
+    executed,
+    flat,
+    rows_read,
+)
 from benchmarks.seed import payment_request, seed
 from tallystick import AsyncClient, Client
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
@@ -22,7 +37,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime import alerts
-from tallystick_storage import alert, outbox
+from tallystick_storage import alert, ledger, outbox
 from tallystick_storage.database import forget_marks
 from tallystick_storage.payment import orders, unapplied
 from tallystick_storage.payout import payouts
@@ -286,6 +301,28 @@ def test_a_relay_reads_what_it_publishes(seeded: Databases, work: Work) -> None:
     assert nodes
     # one row of the small table says whether there are any
     assert [node for node in nodes if rows_read(node) > (1 if node["Node Type"] == "Seq Scan" else 600)] == []
+
+
+def test_accounts_of_a_prefix_are_read_from_it_on(seeded: Databases) -> None:
+    """A page of accounts of a prefix reads no index entries of the accounts before it, however many there are."""
+    plans = Plans()
+    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:  # which is rolled back
+            connection.exec_driver_sql("set search_path = ledger; set session_replication_role = replica; set enable_seqscan = off")
+            connection.exec_driver_sql(
+                "insert into account (account, currency, balance, entry_count, create_time)"
+                " select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, 50000) n"
+            )
+            with plans.captured(engine):
+                rows = ledger.list_accounts(connection, "sellers/", "", ("", ""), 51)
+            (captured,) = plans.statements
+            explained = connection.exec_driver_sql(f"explain (analyze, buffers, format json) {captured[1]}", captured[2]).scalar_one()
+    finally:
+        engine.dispose()
+    assert len(rows) == 51
+    assert {row.account.split("/")[0] for row in rows} == {"sellers"}
+    assert blocks_read(explained[0]["Plan"]) < 150
 
 
 def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:

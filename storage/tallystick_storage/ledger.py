@@ -263,10 +263,11 @@ _ACCOUNTS_IN_CURRENCY = text(_ACCOUNTS.format(after="currency = :currency and ac
 
 def list_accounts(connection: Connection, prefix: str, currency: str, after: tuple[str, str], most: int) -> Sequence[Row[Any]]:
     """Accounts with their balances now, by name and currency, after a given one."""
-    values = {"prefix": prefix, "after_account": after[0], "most": most}
+    values = {"prefix": prefix, "most": most}
     if currency:
-        return connection.execute(_ACCOUNTS_IN_CURRENCY, {**values, "currency": currency}).all()
-    return connection.execute(_ALL_ACCOUNTS, {**values, "after_currency": after[1]}).all()
+        return connection.execute(_ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}).all()
+    account, last = max(after, (prefix, ""))  # the index is read from here on, whatever else is asked of a row
+    return connection.execute(_ALL_ACCOUNTS, {**values, "after_account": account, "after_currency": last}).all()
 
 
 _TRIAL_LINES = text(f"""
