@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.batch import AFTER, BatchState, ItemState, NewBatch, made_payout_id, run_id
 from tallystick_core.payable import Funds
 from tallystick_core.payout import NewPayout
-from tallystick_core.refusal import Refused
+from tallystick_core.refusal import Reason, Refused
 from tallystick_core.schedule import Schedule, next_time
 from tallystick_server.payout.accept import Accept, Arrival, Result, Stored
 from tallystick_server.payout.batches import insert, tell
@@ -124,13 +124,15 @@ class Collect:
         """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""
         await self._room()
         page = await self._page(row)
+        is_default = row.is_run and not row.seller_account
 
         def note(connection: Connection, results: Mapping[str, Result]) -> bool:
             locked = store.lock(connection, row.payout_batch_id)
             if (locked.state, locked.place, locked.collected_count) != (row.state, row.place, row.collected_count):
                 return False
-            items = [_item(row.payout_batch_id, arrival, results[arrival.payout.payout_id]) for arrival in page.arrivals]
-            store.collected(connection, row.payout_batch_id, items, page.place)
+            kept = [one for one in page.arrivals if not (is_default and _has_too_little(results[one.payout.payout_id]))]
+            items = [_item(row.payout_batch_id, arrival, results[arrival.payout.payout_id]) for arrival in kept]
+            store.collected(connection, row.payout_batch_id, items, len(page.arrivals) - len(kept), page.place)
             if page.last:
                 _move(connection, row)
             return True
@@ -232,6 +234,11 @@ def _arrival(row: Row[Any], run: str, owner: str, seller: str, funds: Funds | No
 def _asked(row: Row[Any], one: Row[Any]) -> Arrival:
     payout = NewPayout(one.payout_id, row.caller, row.owner, one.seller_account, one.amount, one.currency, one.payout_destination_id)
     return Arrival(payout, row.traceparent, context_of(row.traceparent), None, row.payout_batch_id)
+
+
+def _has_too_little(result: Result) -> bool:
+    """Whether a seller only has too little to be paid, such as less than the minimum. A run of all sellers counts those, without a row for each."""
+    return isinstance(result, Refused) and result.reason is Reason.INSUFFICIENT_FUNDS
 
 
 def _item(batch_id: str, arrival: Arrival, result: Result) -> store.Item:

@@ -192,6 +192,7 @@ def batch(row: Row[Any], totals: Sequence[Row[Any]] = ()) -> payout_pb2.PayoutBa
         item_count=row.item_count,
         collected_count=row.collected_count,
         refused_count=row.refused_count,
+        skipped_count=row.skipped_count,
         totals=[_total(total) for total in totals],
         caller=row.caller,
         owner=row.owner,

@@ -14,7 +14,7 @@ from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
 
 _COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
-    b.collected_count, b.refused_count, b.version, b.create_time, b.update_time, b.done_time"""
+    b.collected_count, b.refused_count, b.skipped_count, b.version, b.create_time, b.update_time, b.done_time"""
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ _ADD = text("""
 """)
 _COLLECTED = text("""
     update payout_batch set place = :place, item_count = greatest(item_count, collected_count + :collected), collected_count = collected_count + :collected,
-        refused_count = refused_count + :refused where payout_batch_id = :id
+        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped where payout_batch_id = :id
 """)
 _MOVE = text(f"""
     with b as (
@@ -142,12 +142,12 @@ def asked(connection: Connection, payout_batch_id: str, most: int) -> Sequence[R
     return connection.execute(_ASKED, {"id": payout_batch_id, "most": most}).all()
 
 
-def collected(connection: Connection, payout_batch_id: str, items: Sequence[Item], place: str) -> None:
-    """Notes what became of so many payouts of a locked batch, and where its reading of the wallets is."""
+def collected(connection: Connection, payout_batch_id: str, items: Sequence[Item], skipped: int, place: str) -> None:
+    """Notes what became of so many payouts of a locked batch, how many sellers were skipped, and where its reading of the wallets is."""
     refused = sum(item.state is ItemState.REFUSED for item in items)
     if items:
         connection.execute(_ADD, {"items": rows(items)})
-    connection.execute(_COLLECTED, {"id": payout_batch_id, "place": place, "collected": len(items), "refused": refused})
+    connection.execute(_COLLECTED, {"id": payout_batch_id, "place": place, "collected": len(items), "refused": refused, "skipped": skipped})
 
 
 def move(connection: Connection, payout_batch_id: str, before: BatchState, state: BatchState) -> Row[Any] | None:

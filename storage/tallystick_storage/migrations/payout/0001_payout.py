@@ -194,6 +194,7 @@ create table payout_batch (
     item_count bigint not null check (item_count >= collected_count),
     collected_count bigint not null check (collected_count >= refused_count),
     refused_count bigint not null check (refused_count >= 0),
+    skipped_count bigint not null default 0 check (skipped_count >= 0 and (skipped_count = 0 or is_run)),  -- sellers whose wallets have too little to pay
     version int not null check (version = case state when 'COLLECTING' then 1 when 'OPEN' then 2 else 3 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
@@ -249,7 +250,7 @@ execute function refuse_move();
 
 create trigger moves_along_the_table before update on payout_batch for each row
 when (old.state = 'DONE' or new.version < old.version or new.version > old.version + 1 or new.collected_count < old.collected_count
-    or new.refused_count < old.refused_count)
+    or new.refused_count < old.refused_count or new.skipped_count < old.skipped_count)
 execute function refuse_move();
 
 -- It comes back once, which nobody has acknowledged yet; else it is acknowledged, once.
@@ -399,7 +400,7 @@ grant update (acknowledged_by, acknowledge_reason, acknowledge_time) on conflict
 grant select, insert, update, delete on watch to {service};
 grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, caller, traceparent, version,
               update_time) on payout_schedule to {service};
-grant update (state, place, item_count, collected_count, refused_count, version, update_time, done_time) on payout_batch to {service};
+grant update (state, place, item_count, collected_count, refused_count, skipped_count, version, update_time, done_time) on payout_batch to {service};
 grant update (state, refusal) on payout_batch_item to {service};
 """
 

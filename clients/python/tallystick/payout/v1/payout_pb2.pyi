@@ -1092,6 +1092,7 @@ class PayoutBatch(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
     payout_batch_id: _builtins.str
     """The caller's id, unique over all callers; of a run that the platform made by itself: "run-{currency}-{cut-off in UTC}", such as "run-EUR-20250701T1400Z"."""
     state: Global___PayoutBatchState.ValueType
@@ -1108,6 +1109,10 @@ class PayoutBatch(_message.Message):
     """Grows by one with each change of its state."""
     owner: _builtins.str
     """Whose it is: every caller of this owner sees it. Empty: the platform's, for the sellers of every owner; operators see it."""
+    skipped_count: _builtins.int
+    """Of a run of all sellers: how many had too little to be paid, such as less than the minimum amount. They are not among the items, and PreviewPayout
+    shows why.
+    """
     @_builtins.property
     def run(self) -> Global___PayoutRun:
         """The run it is; unset: a list of payouts."""
@@ -1146,10 +1151,11 @@ class PayoutBatch(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         done_time: _timestamp_pb2.Timestamp | None = ...,
         owner: _builtins.str = ...,
+        skipped_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_time", b"done_time", "run", b"run", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "collected_count", b"collected_count", "create_time", b"create_time", "done_time", b"done_time", "item_count", b"item_count", "owner", b"owner", "payout_batch_id", b"payout_batch_id", "refused_count", b"refused_count", "run", b"run", "state", b"state", "totals", b"totals", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "collected_count", b"collected_count", "create_time", b"create_time", "done_time", b"done_time", "item_count", b"item_count", "owner", b"owner", "payout_batch_id", b"payout_batch_id", "refused_count", b"refused_count", "run", b"run", "skipped_count", b"skipped_count", "state", b"state", "totals", b"totals", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
