@@ -5,6 +5,7 @@ from __future__ import annotations
 from tallystick_server.process.databases import Databases
 
 from .tamper.database import fill
+from .tamper.exempt import PAGE, page
 from .tamper.run import Tampering
 
 
@@ -20,3 +21,8 @@ def test_verify_names_edits_of_every_table(own_database: Databases) -> None:
     assert result.edits == 150
     assert not result.missed
     assert not result.crashed
+
+
+def test_the_page_of_exemptions_is_the_list() -> None:
+    """The page that says what verify does not see lists exactly what the tampering leaves out, with the reasons."""
+    assert PAGE.read_text() == page(), "python -m tests.tamper.exempt writes it anew"

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "verify-exemptions.md"
+"""The page that says so to operators; `python -m tests.tamper.exempt` writes it."""
+
 _LEASES = "a lease: whoever works on an operation sets it anew, and an edit only delays or repeats idempotent work"
 _ONE_OF_MANY = "one process's claim to a periodic task, set anew within seconds"
 _MARKS = "tells a lost COMMIT from one that was never made, within an hour of its transaction"
@@ -29,3 +35,26 @@ EXEMPT: dict[str, str] = {
     **{f"{schema}.duty": _ONE_OF_MANY for schema in ("payment", "payout")},
     **{f"{schema}.due.{column}": _LEASES for schema in ("payment", "payout") for column in ("lease_until", "lease_token", "held")},
 }
+
+_PAGE = """# What `tallystick verify` does not see
+
+`verify` is to name the edit of any stored row by somebody who goes past its service, except for the columns below. No money and no history depends on
+them. `(row)` means that a row was added or deleted; a table without a column means the whole table. `tests/tamper/exempt.py` writes this page.
+
+A seal has no secret. Somebody who edits a row and also computes its seal, its hashes and every row that follows from it is not seen either.
+
+| table or column | why an edit is not seen |
+|---|---|
+"""
+
+
+def page() -> str:
+    """The page of what verify does not look at, a line for each reason."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in EXEMPT.items():
+        by_reason[reason].append(f"`{name}`")
+    return _PAGE + "".join(f"| {', '.join(names)} | {reason} |\n" for reason, names in by_reason.items())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
