@@ -32,7 +32,7 @@ from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import first_line
 from tallystick_storage.verification import Reader
 
-_CHECKS_AT_ONCE = 3
+_CHECKS_AT_ONCE = 5
 """The database does most of the work, each check in a connection's process of its own."""
 
 
