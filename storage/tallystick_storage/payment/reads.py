@@ -116,7 +116,7 @@ def list_(connection: Connection, wanted: PaymentFilter, before: Key | None, mos
 
 def _source(wanted: PaymentFilter) -> tuple[str, Sequence[str]]:
     """The table in which what is wanted is together, in the order of an index, and the filters that it is found by."""
-    for account in ("seller_account", "buyer_account"):
+    for account in ("buyer_account", "seller_account"):  # a buyer has fewer
         if getattr(wanted, account) is not None:
             return "payment_order", [account]
     if wanted.payment_state is not None and wanted.payment_state != "PAID":
