@@ -105,6 +105,7 @@ async def _templates(known: Databases, address: str) -> None:
                 )
             )
             await _until(partial(_is_in, client, f"t-{state.lower()}", state))
+        await _until(partial(_is_published, known))
     finally:
         await client.close()
         await running.stop(5.0)
@@ -138,6 +139,16 @@ async def _pay(client: AsyncClient, id_: str, token: str) -> None:
         return bool((await client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest())).dead_letters)
 
     await _until(has_come)
+
+
+async def _is_published(known: Databases) -> bool:
+    """Whether every event of what has changed is in the stream, where the clones' are taken from."""
+    async with await psycopg.AsyncConnection.connect(known.admin) as connection:
+        found = await connection.execute("""
+            select not exists (select from payment.outbox) and not exists (select from payout.outbox) and not exists (select from wallet.outbox)
+                and (select sequence from ledger.relayed) = (select sequence from ledger.head)
+        """)
+        return bool((await found.fetchone() or (False,))[0])
 
 
 async def _is_verified(client: AsyncClient, id_: str) -> bool:

@@ -103,7 +103,7 @@ def too_much(plans: Plans, most: int) -> list[str]:
     return found
 
 
-SMALL = ("head", "relayed", "duty", "payout_batch", "payout_schedule")
+SMALL = ("head", "relayed", "duty", "payout_batch", "payout_schedule", "refused_aggregate")
 """Tables of a few rows."""
 
 
