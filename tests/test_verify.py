@@ -366,5 +366,8 @@ def test_memory_does_not_grow_with_rows() -> None:
         finally:
             tracemalloc.stop()
 
+    def least(rows: int) -> int:
+        return min(peak(rows) for _ in range(3))  # platforms of other tests take memory too, now and then
+
     peak(10)  # what is made once
-    assert peak(2000) < peak(200) + 50_000
+    assert least(2000) < least(200) + 50_000
