@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,17 +119,59 @@ async def ours(_item: object) -> bool:
     return True
 
 
+def some_charge() -> Charge:
+    """A charge that is leased for an hour."""
+    return Charge(
+        demand_id="c", checkout_id="c", caller="t", owner="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
+        payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=asyncio.get_running_loop().time() + 3600, traceparent="",
+        context=current_context(),
+    )  # fmt: skip
+
+
+class OneSided:
+    """A provider that fails at one kind of call, and answers the other."""
+
+    name = "moody"
+    key_window = 3600.0
+
+    def __init__(self, failing: Step) -> None:
+        self._failing = failing
+
+    async def send(self, demand: ChargeDemand) -> Outcome:
+        return self._answer(Step.SEND, demand)
+
+    async def look_up(self, demand: ChargeDemand) -> Outcome:
+        return self._answer(Step.LOOK_UP, demand)
+
+    cancel = look_up
+
+    def _answer(self, step: Step, demand: ChargeDemand) -> Outcome:
+        return Unknown("no") if step is self._failing else Succeeded("r", 1, demand.currency)
+
+
+@pytest.mark.parametrize(("failing", "answered"), [(Step.SEND, Step.LOOK_UP), (Step.SEND, Step.CANCEL), (Step.LOOK_UP, Step.SEND)])
+def test_a_provider_is_asked_what_it_still_answers(failing: Step, answered: Step) -> None:
+    """Sends that fail keep no look-up and no cancellation back, nor the other way round; and what is answered does not have the failing kind sent again."""
+
+    async def main() -> None:
+        execute = Execute({"moody": OneSided(failing)}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=3600, longest_rest=3600))
+        charge = some_charge()
+        assert isinstance(await execute.ask(charge, failing), Unknown)
+        for _ in range(2):
+            assert isinstance(await execute.ask(charge, answered), Succeeded)
+            assert isinstance(await execute.ask(charge, failing), HeldBack)
+        assert execute.is_held_back("moody") == (failing is Step.SEND)
+
+    asyncio.run(main())
+
+
 def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
     """When the call that probes is cancelled, the next one probes in its place."""
 
     async def main() -> None:
         provider = Moody()
         execute = Execute({"moody": provider}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
-        loop = asyncio.get_running_loop()
-        charge = Charge(
-            demand_id="c", checkout_id="c", caller="t", owner="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
-            payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=loop.time() + 3600, traceparent="", context=current_context(),
-        )  # fmt: skip
+        charge = some_charge()
         assert isinstance(await execute.ask(charge, Step.SEND), Unknown)
         provider.hangs = True
         probe = asyncio.ensure_future(execute.ask(charge, Step.SEND))

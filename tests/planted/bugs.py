@@ -130,7 +130,7 @@ BUGS = (
     Bug(
         "a cancelled probe keeps the breaker open",
         f"{_SERVER}/runtime/execute.py",
-        "                    self._breakers[item.provider].failed(loop.time(), item.demand_id)\n                    raise",
+        "                    breaker.failed(loop.time(), item.demand_id)\n                    raise",
         "                    raise",
         "tests/test_breaker.py",
     ),

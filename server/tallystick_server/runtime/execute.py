@@ -52,13 +52,15 @@ class Execute:
     ) -> None:
         self._providers = providers
         self._room = {name: asyncio.Semaphore(most) for name in providers}
-        self._breakers = {name: Breaker(f"provider {name}", breaker) for name in providers}
+        # what was sent is still asked about while sends fail, and a provider whose look-ups fail is still sent to
+        self._sends = {name: Breaker(f"provider {name}, sends,", breaker) for name in providers}
+        self._others = {name: Breaker(f"provider {name}, look-ups and cancellations,", breaker) for name in providers}
         self._timeout = timeout
         self._still_ours = still_ours
 
     def is_held_back(self, provider: str) -> bool:
-        """Whether a provider fails too often to be asked now."""
-        return not self.knows(provider) or self._breakers[provider].is_open()
+        """Whether sends to a provider fail too often for more to be made now."""
+        return not self.knows(provider) or self._sends[provider].is_open()
 
     def knows(self, provider: str) -> bool:
         """Whether a provider is configured."""
@@ -90,31 +92,21 @@ class Execute:
                 return HeldBack(0, "it expired before it was sent")
             if step is Step.SEND and waits and not await self._still_ours(item):
                 return HeldBack(0, "something else was wanted of it before it was sent")
-            seconds = self._breakers[item.provider].held_back(loop.time())
+            breaker = (self._sends if step is Step.SEND else self._others)[item.provider]
+            seconds = breaker.held_back(loop.time())
             if seconds is not None:
                 return HeldBack(seconds, "the provider fails too often to be asked now")
             with client_span(f"{item.provider} {step.lower()}", item.context) as span:
                 try:
                     outcome = await self._ask(item, step)
                 except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
-                    self._breakers[item.provider].failed(loop.time(), item.demand_id)
+                    breaker.failed(loop.time(), item.demand_id)
                     raise
-                self._report(item, outcome, loop.time())
+                _report(breaker, item, outcome, loop.time())
                 span.set_attribute("tallystick.outcome", type(outcome).__name__)
                 return outcome
         finally:
             room.release()
-
-    def _report(self, item: InHand, outcome: Answer, now: float) -> None:
-        """What an outcome says of the provider itself."""
-        breaker = self._breakers[item.provider]
-        match outcome:
-            case Unknown(trouble=Trouble.FORBIDDEN):
-                breaker.failed(now, item.demand_id, at_once=True)
-            case NotSent() | Unknown(trouble=Trouble.NO_ANSWER | Trouble.SERVER_ERROR):
-                breaker.failed(now, item.demand_id)
-            case _:
-                breaker.succeeded()
 
     async def _ask(self, item: InHand, step: Step) -> Answer:
         try:
@@ -128,6 +120,17 @@ class Execute:
         if not belongs(outcome, item.demand_id, item.provider_key):
             return Unknown(f"{type(outcome).__name__} of another demand, as the provider says", Trouble.MISDIRECTED)
         return outcome if tells_money(outcome) else Unknown(f"{type(outcome).__name__} of what is no amount of money")
+
+
+def _report(breaker: Breaker, item: InHand, outcome: Answer, now: float) -> None:
+    """What an outcome says of the provider itself."""
+    match outcome:
+        case Unknown(trouble=Trouble.FORBIDDEN):
+            breaker.failed(now, item.demand_id, at_once=True)
+        case NotSent() | Unknown(trouble=Trouble.NO_ANSWER | Trouble.SERVER_ERROR):
+            breaker.failed(now, item.demand_id)
+        case _:
+            breaker.succeeded()
 
 
 async def _entered(room: asyncio.Semaphore, until: float) -> bool:
