@@ -20,7 +20,7 @@ _TABLE = Path("tests/planted/CAUGHT.md")
 _HEAD = "# Planted bugs, and who noticed them\n\nWritten by `scripts/planted-bugs`.\n\n| bug | where | noticed by | first sign | mark |\n|---|---|---|---|---|\n"
 _SIMULATE = [sys.executable, "-m", "tests.simulation", "--seeds", "30", "--payments", "25", "--stop"]
 _PYTEST = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
-_PATIENCE = 420.0  # seconds
+_PATIENCE = 900.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,13 @@ BUGS = (
         "False",
     ),
     Bug(
+        "sends and look-ups share a breaker",
+        f"{_SERVER}/runtime/execute.py",
+        "breaker = (self._sends if step is Step.SEND else self._others)[item.provider]",
+        "breaker = self._sends[item.provider]",
+        "tests/test_breaker.py",
+    ),
+    Bug(
         "a cancelled probe keeps the breaker open",
         f"{_SERVER}/runtime/execute.py",
         "                    breaker.failed(loop.time(), item.demand_id)\n                    raise",
@@ -543,6 +550,28 @@ BUGS = (
         "            own.release(self.caller.name)\n",
         "            own.release(self.caller.name)\n            own.take(self.caller.name)\n",
         "tests/test_door.py -k take_no_slots",
+    ),
+    Bug(
+        "a flood of events takes every turn of the loop",
+        f"{_SERVER}/runtime/door.py",
+        "asyncio.Semaphore(_WRITERS)",
+        "asyncio.Semaphore(limits.streams)",
+        "tests/test_door.py -k streams_that_send_at_once",
+    ),
+    # edits that go past the service
+    Bug(
+        "a row without a seal is taken for sound",
+        f"{_STORAGE}/verification.py",
+        "t.seal is distinct from sha256(",
+        "t.seal <> sha256(",
+        "tests/test_verify.py -k S1",
+    ),
+    Bug(
+        "whoever edits a row seals it",
+        f"{_STORAGE}/migrations/__init__.py",
+        "for each row when (session_user = '{service}') execute function seal();",
+        "for each row execute function seal();",
+        "tests/test_constraints.py -k only_the_service_seals",
     ),
 )
 
