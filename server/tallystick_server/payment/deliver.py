@@ -59,7 +59,7 @@ class Deliver:
             return store.refused(connection, refused) if refused else []
 
         for order_id in await self._database.transact(note):
-            log.error("the wallet refuses to release what was paid for order %s: %s", order_id, refused[order_id])
+            log.warning("the wallet refuses to release what was paid for order %s: %s", order_id, refused[order_id])
         raise_unavailable(results)
 
     async def _release(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRefused | None]:

@@ -83,7 +83,7 @@ class BookUnapplied:
             return store.refused(connection, refused) if refused else []
 
         for id_ in await self._database.transact(note):
-            log.error("the ledger refuses unapplied charge %s: %s", id_, refused[id_])
+            log.warning("the ledger refuses unapplied charge %s: %s", id_, refused[id_])
         raise_unavailable(results)
 
     async def _post(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRefused | None]:
