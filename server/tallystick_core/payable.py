@@ -66,9 +66,9 @@ DESTINATION_VERBS: dict[DestinationHappening, Verb] = {
     _N.CLOSED: Verb("CLOSE", "closed"),
 }
 """What each happening does to a destination, as refusals name it."""
+_APPROVE = Verb("APPROVE", "approved")
 
 ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
-_APPROVE = Verb("APPROVE", "approved")
 """Never the current one; the current one is the newest of the others that can be paid to."""
 
 VERIFICATIONS: dict[type, DestinationHappening] = {

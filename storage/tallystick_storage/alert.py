@@ -15,11 +15,10 @@ from tallystick_storage.outbox import told
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One kind of what a person should know of now: a query for rows of subject and detail about a collection, and its parameters."""
+    """One kind of what a person should know of now: a query for rows of subject and detail, and its parameters. `collection`: what too many are about."""
 
     kind: str
     collection: str
-    """"": of all collections."""
     query: str
     parameters: Mapping[str, str]
 
@@ -34,7 +33,7 @@ class Found:
 
 
 MOST_OF_KIND = 1000
-"""Alerts of a kind and collection at a time; more are one, about the whole collection."""
+"""Alerts of a kind at a time; more are one, about the whole collection."""
 _MOST_LOOKED_AT = 5000
 _MOST_COUNTED = 10_000
 
@@ -78,8 +77,7 @@ _RAISE = text(f"""
         order by f.kind, f.subject limit :most),
     new as (
         insert into alert (alert_id, kind, subject, number, detail, create_time)
-        select f.kind || '-' || translate(case f.kind when 'EVENT_REFUSED' then f.subject else substr(f.subject, strpos(f.subject, '/') + 1) end, '/', '-')
-            || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
+        select f.kind || '-' || translate(f.subject, '/', '-') || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
         from found f, (select clock() as now) t
         cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a where a.kind = f.kind and a.subject = f.subject) n
         order by f.kind, f.subject returning *),
@@ -90,8 +88,7 @@ _END = text(f"""
     with found as materialized ({_FOUND}),
     over as materialized (
         select a.alert_id from alert a where a.end_time is null and not exists (select from found f where f.kind = a.kind and f.subject = a.subject)
-            and a.kind || ' ' || split_part(a.subject, '/', 1) <> all (cast(:too_many as text[]))
-            and a.kind || ' ' <> all (cast(:too_many as text[]))
+            and a.kind <> all (cast(:too_many as text[]))
         order by a.alert_id limit :most for update),
     ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o where a.alert_id = o.alert_id returning a.*),
     {told("ended", "'alerts/' || alert_id", "2")}
@@ -112,7 +109,7 @@ def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mappin
     parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()}
     shared = (
         ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
-        ("EVENT_REFUSED", "", _EVENT_REFUSED),
+        ("EVENT_REFUSED", "events", _EVENT_REFUSED),
         ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=waiting)),
         ("PROVIDER_FORBIDS", "providers", _FAILING.format(waiting=waiting, trouble="FORBIDDEN")),
         ("PROVIDER_FAILS", "providers", _FAILING.format(waiting=waiting, trouble="HELD_BACK")),
@@ -120,19 +117,16 @@ def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mappin
     return [Finding(kind, collection, query, parameters) for kind, collection, query in (*own, *shared)]
 
 
-def find(connection: Connection, findings: Sequence[Finding]) -> tuple[list[Found], list[tuple[str, str]]]:
-    """What is to be an open alert now, and the (kind, collection) of which there are too many: those are one about "{collection}/-"."""
+def find(connection: Connection, findings: Sequence[Finding]) -> tuple[list[Found], list[str]]:
+    """What is to be an open alert now, and the kinds of which there are too many: those are one about "{collection}/-"."""
     found, too_many = [], []
     for finding in findings:
         values = {**finding.parameters, "most_looked_at": _MOST_LOOKED_AT, "most": MOST_OF_KIND + 1}
         rows_ = connection.execute(text(f"select subject, detail from ({finding.query}) f limit :most"), values).all()
         if len(rows_) > MOST_OF_KIND:
-            too_many.append((finding.kind, finding.collection))
-            found.append(
-                Found(
-                    finding.kind, f"{finding.collection or 'events'}/-", f"more than {MOST_OF_KIND}; those that are new have no alerts of their own"
-                )
-            )
+            too_many.append(finding.kind)
+            message = f"more than {MOST_OF_KIND}; those that are new have no alerts of their own"
+            found.append(Found(finding.kind, f"{finding.collection}/-", message))
         else:
             found += [Found(finding.kind, subject, detail) for subject, detail in rows_]
     return found, too_many
@@ -143,13 +137,12 @@ def raise_(connection: Connection, found: Sequence[Found], most: int) -> Sequenc
     return connection.execute(_RAISE, {"found": rows(found), "most": most}).all()
 
 
-def end(connection: Connection, found: Sequence[Found], too_many: Sequence[tuple[str, str]], most: int) -> Sequence[Row[Any]]:
+def end(connection: Connection, found: Sequence[Found], too_many: Sequence[str], most: int) -> Sequence[Row[Any]]:
     """Ends up to so many open alerts that are not found any more; those, each with the outbox row in which all are to be told.
 
     Where there are `too_many`, nobody knows which are still found, and none ends.
     """
-    kinds = [f"{kind} {collection}" for kind, collection in too_many]
-    return connection.execute(_END, {"found": rows(found), "too_many": kinds, "most": most}).all()
+    return connection.execute(_END, {"found": rows(found), "too_many": list(too_many), "most": most}).all()
 
 
 def list_(connection: Connection, before: tuple[datetime, str] | None, most: int, *, ended: bool) -> Sequence[Row[Any]]:

@@ -238,7 +238,7 @@ class Alert(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
-    """"{kind}-{subject's id}-{number}"; of kind EVENT_REFUSED, whose subjects are of several collections, "{kind}-{subject, with - for /}-{number}"."""
+    """"{kind}-{subject, with - for /}-{number}"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
     UNAPPLIED_CHARGE, CHARGE_CONTRADICTED (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
