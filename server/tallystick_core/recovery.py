@@ -6,6 +6,9 @@ from enum import StrEnum
 
 from tallystick_core.provider import Trouble
 
+MOST_OPEN_REPORTS = 10
+"""Conflicting reports of a charge or payout that wait for an operator at a time; more are not stored before some are acknowledged."""
+
 
 class Step(StrEnum):
     """What is done with a demand when it is taken up."""

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.payable import DestinationHappening, account_refused
 from tallystick_core.payout import HAPPENINGS, Cause, Happening
 from tallystick_core.provider import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
+from tallystick_core.recovery import MOST_OPEN_REPORTS
 from tallystick_core.transfer import Known, Transfer, Verdict, cause_of, judge
 from tallystick_server.payout.destination import end_destinations
 from tallystick_server.payout.move import Move, move_payouts
@@ -31,8 +32,6 @@ from tallystick_storage.payout.acknowledgement import NewReport
 
 _CAUSES = {Happening.STRAY: Cause.STRAY_TRANSFER}
 _LONGEST_REPORT = 255
-MOST_OPEN_REPORTS = 10
-"""Conflicting reports of a payout that wait for an operator at a time; more are not stored before some are acknowledged."""
 
 
 class Record:

@@ -129,6 +129,29 @@ create trigger told_once before update on outbox for each row when (old.request 
 )
 """The outbox of a schema whose changes other services hear of."""
 
+
+def conflicting_reports(key: str, references: str = "") -> str:
+    """The table of what a provider reports of something otherwise than it is stored, each once until it is acknowledged. `key`: its column."""
+    return f"""
+create table conflicting_report (
+    {key} text collate "C" not null {references},
+    number int not null check (number > 0),
+    report text not null check (report <> ''),
+    create_time timestamptz not null,
+    acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
+    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
+    primary key ({key}, number)
+);
+create index conflicting_report_open on conflicting_report ({key}, number) where acknowledged_by = '';
+create unique index conflicting_report_once on conflicting_report ({key}, report) where acknowledged_by = '';
+create trigger acknowledged_once before update on conflicting_report for each row when (old.acknowledged_by <> '' or new.acknowledged_by = '')
+execute function refuse_change();
+create trigger never_deleted before delete or truncate on conflicting_report for each statement execute function refuse_change();
+grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_time) on conflicting_report to {{service}};
+"""
+
+
 DEMANDS = """
 -- A demand on a provider under one key, numbered and committed before it is sent; sent once or more.
 create table attempt (

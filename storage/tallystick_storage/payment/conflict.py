@@ -7,11 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
+from tallystick_core.recovery import MOST_OPEN_REPORTS
 from tallystick_storage.database import rows
 from tallystick_storage.payment.unapplied import Charged
 
-MOST_OPEN_REPORTS = 10
-"""Conflicting reports of a charge that wait for an operator at a time; more are not stored before some are acknowledged."""
 # What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert.
 _REPORT = text("""
     with r as (

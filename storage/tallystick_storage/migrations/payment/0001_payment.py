@@ -1,6 +1,18 @@
 """Checkouts, orders, history, unapplied charges."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event, statement_rule, untold
+from tallystick_storage.migrations import (
+    ALERTS,
+    DEAD_LETTERS,
+    DEMANDS,
+    OPERATED,
+    OUTBOX,
+    conflicting_reports,
+    create,
+    event_has_change,
+    has_event,
+    statement_rule,
+    untold,
+)
 
 revision = "payment_0001"
 down_revision = None
@@ -155,20 +167,6 @@ create table unapplied_charge (
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
     unique (provider, provider_reference)
 );
--- What a provider reports of a charge that conflicts with what is stored: that it took another charge's money, or another amount than before. Each once
--- until it is acknowledged. The money stays where it is.
-create table conflicting_report (
-    charge_id text collate "C" not null,
-    number int not null check (number > 0),
-    report text not null check (report <> ''),
-    create_time timestamptz not null,
-    acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
-    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
-    acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
-    primary key (charge_id, number)
-);
-create index conflicting_report_open on conflicting_report (charge_id, number) where acknowledged_by = '';
-create unique index conflicting_report_once on conflicting_report (charge_id, report) where acknowledged_by = '';
 -- Unapplied charges that the ledger refused; a row leaves when its charge is booked.
 create table unbooked (
     unapplied_charge_id text collate "C" primary key references unapplied_charge,
@@ -326,9 +324,6 @@ create trigger update_unpaid_are_listed after update on checkout referencing new
 create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
-create trigger acknowledged_once before update on conflicting_report for each row when (old.acknowledged_by <> '' or new.acknowledged_by = '')
-execute function refuse_change();
-create trigger never_deleted before delete or truncate on conflicting_report for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on unapplied_charge for each statement execute function refuse_change();
 """
 )
@@ -349,8 +344,7 @@ EVENTS = (
 GRANTS = """
 grant select on checkout_unpaid, provider_money to {service};
 grant select, insert, update (owner, update_time) on seller_owner to {service};
-grant select, insert on checkout, payment_order, order_history, unapplied_charge, conflicting_report to {service};
-grant update (acknowledged_by, acknowledge_reason, acknowledge_time) on conflicting_report to {service};
+grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
 grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge_reason, acknowledge_time) on unapplied_charge to {service};
 grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
 grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
@@ -361,4 +355,4 @@ grant select, insert, delete, update (next_time, looks) on watch to {service};
 
 
 def upgrade() -> None:
-    create("payment", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
+    create("payment", DEMANDS, TABLES, conflicting_reports("charge_id"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)

@@ -1,6 +1,18 @@
 """Destinations, payouts, history, transfers, schedules, batches."""
 
-from tallystick_storage.migrations import ALERTS, DEAD_LETTERS, DEMANDS, OPERATED, OUTBOX, create, event_has_change, has_event, statement_rule, untold
+from tallystick_storage.migrations import (
+    ALERTS,
+    DEAD_LETTERS,
+    DEMANDS,
+    OPERATED,
+    OUTBOX,
+    conflicting_reports,
+    create,
+    event_has_change,
+    has_event,
+    statement_rule,
+    untold,
+)
 
 revision = "payout_0001"
 down_revision = None
@@ -134,20 +146,6 @@ create index transfer_by_payout on transfer (payout_id, create_time);
 create index transfer_unmatched on transfer (payout_id)
     where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency)) and acknowledged_by = '';
 
--- What a provider reports of a payout otherwise than before, each once until it is acknowledged. Where the money is stays as it was reported first.
-create table conflicting_report (
-    payout_id text collate "C" not null references payout,
-    number int not null check (number > 0),
-    report text not null check (report <> ''),
-    create_time timestamptz not null,
-    acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
-    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
-    acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
-    primary key (payout_id, number)
-);
-create index conflicting_report_open on conflicting_report (payout_id, number) where acknowledged_by = '';
-create unique index conflicting_report_once on conflicting_report (payout_id, report) where acknowledged_by = '';
-
 -- Payouts at rest of which the provider may still tell something: that the money came back, or was paid after all.
 create table watch (
     payout_id text collate "C" primary key references payout,
@@ -260,8 +258,6 @@ when (case when (new.returned_amount, new.returned_currency, new.return_time) is
     else old.acknowledged_by <> '' or new.acknowledged_by = '' end)
 execute function refuse_change();
 
-create trigger acknowledged_once before update on conflicting_report for each row when (old.acknowledged_by <> '' or new.acknowledged_by = '')
-execute function refuse_change();
 
 create function acknowledged_in_history() returns trigger language plpgsql security definer set search_path from current as $$
 begin
@@ -369,7 +365,6 @@ create trigger append_only before update or delete or truncate on payout_retry f
 create trigger never_deleted before delete or truncate on payout for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_destination for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on transfer for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on conflicting_report for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_schedule for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_batch for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on payout_batch_item for each statement execute function refuse_change();
@@ -390,13 +385,12 @@ EVENTS = event_has_change(
 GRANTS = """
 grant usage on sequence reopening to {service};
 grant select on payout_in_state to {service};
-grant select, insert on payout_destination, payout, payout_history, transfer, conflicting_report, payout_schedule, payout_batch, payout_batch_item, payout_retry
+grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry
     to {service};
 grant update (state, verified_time, decline_code, awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
 grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, version, update_time)
     on payout to {service};
 grant update (returned_amount, returned_currency, return_time, acknowledged_by, acknowledge_reason, acknowledge_time) on transfer to {service};
-grant update (acknowledged_by, acknowledge_reason, acknowledge_time) on conflicting_report to {service};
 grant select, insert, update, delete on watch to {service};
 grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, caller, traceparent, version,
               update_time) on payout_schedule to {service};
@@ -406,4 +400,4 @@ grant update (state, refusal) on payout_batch_item to {service};
 
 
 def upgrade() -> None:
-    create("payout", DEMANDS, TABLES, OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
+    create("payout", DEMANDS, TABLES, conflicting_reports("payout_id", "references payout"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
