@@ -104,6 +104,8 @@ def posted(sequence: str, rows: list[str], **values: Any) -> str:
     return f"with t as ({tx(sequence, 'x', **values)}) insert into entry values {', '.join(rows)}"  # type: ignore[arg-type]
 
 
+REPORT = "insert into conflicting_report values ('c-1', 1, 'Succeeded ref 7 EUR', clock())"
+ACKNOWLEDGED = "update conflicting_report set acknowledged_by = 'ann', acknowledge_reason = 'x', acknowledge_time = clock()"
 # The book ends at 2 here, and accounts 1 to 5 are in EUR.
 BALANCED = [entry(3, 1, 1, -5), entry(3, 2, 2, 5)]
 CASES = [
@@ -225,6 +227,12 @@ CASES = [
     ("P2 a charge that is unapplied twice", "payment",
      f"with x as ({told('unappliedCharges/u-2', 1)}) insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, provider_reference, 1, 'EUR', "
      "'LATE', false, 1, clock(), clock() from unapplied_charge", "23505"),
+    ("a report that is acknowledged without a reason", "payment", f"{REPORT}; " + ACKNOWLEDGED.replace("'x'", "''"), "23514"),
+    ("a report that is acknowledged without a time", "payment", f"{REPORT}; {ACKNOWLEDGED.replace('clock()', 'null')}", "23514"),
+    ("a report that is acknowledged twice", "payment", f"{REPORT}; {ACKNOWLEDGED}; {ACKNOWLEDGED}", "P0001"),
+    ("a report that is open twice", "payment", f"{REPORT}; {REPORT.replace('1, ', '2, ')}", "23505"),
+    ("a report that is changed", "payment", f"{REPORT}; update conflicting_report set report = 'x'", "42501"),
+    ("a report that is deleted", "payment", f"{REPORT}; delete from conflicting_report", "42501"),
     ("P2 a booking that is taken back", "payment", "update unapplied_charge set ledger_updated = false, version = 1", "P0001"),
     ("P2 an acknowledgement without a reason", "payment", f"with x as ({told('unappliedCharges/u-2', 3)}) {acknowledged(acknowledge_reason=EMPTY)}", "23514"),
     ("P2 an acknowledgement without a time", "payment", f"with x as ({told('unappliedCharges/u-2', 3)}) {acknowledged(acknowledge_time='null')}", "23514"),
