@@ -637,6 +637,34 @@ def test_one_charge_of_a_provider_pays_one_order(own_database: Databases, echoes
     assert verify(own_database).passed
 
 
+def test_a_charge_that_its_provider_answers_with_anothers_money_is_closed_on_evidence(own_database: Databases) -> None:
+    """A provider that goes on answering with another charge's reference keeps no order open: an operator closes its dead letter, by itself; the order
+    fails, no money moves by the answer, and what was charged after all is found and booked as unapplied."""
+    own: list[str] = []
+
+    def says(demand: ChargeDemand) -> Found:
+        return Succeeded("ch_own" if demand.charge_id in own else "ch_1", demand.amount, demand.currency)
+
+    watched = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 100_000)}
+    settings = replace(soon_final(), retry={**soon_final().retry, **watched})
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": Scripted(says)})) as running, running.client() as client:
+        assert pay(client, "5.00").is_payment_done
+        other = pay(client, "5.00", wait_for=ACCEPTANCE)
+        letter = set_aside(client, other)
+        many = payment_service_pb2.CloseDeadLettersRequest(all=True, reason="month's end", evidence="none in particular")
+        assert [one.error_reason for one in client.payment.CloseDeadLetters(many).skipped] == ["STATE_FORBIDS"]
+        assert state_of(client, letter) == "OPEN"
+        close = payment_service_pb2.CloseDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="the buyer gave up", evidence="ticket 7")
+        closed = client.payment.CloseDeadLetter(close).dead_letter
+        assert (closed.state, closed.evidence) == (recovery_pb2.DEAD_LETTER_STATE_CLOSED, "ticket 7")
+        assert failure(ended(client, other)) == "CLOSED_BY_OPERATOR"
+        assert not unapplied(client, other)
+        own.append(other.payment_orders[0].charge_id)
+        (late,) = eventually(lambda: unapplied(client, other))
+        assert (late.provider_reference, late.cause) == ("ch_own", payment_pb2.UNAPPLIED_CAUSE_LATE)
+    assert verify(own_database).passed
+
+
 @pytest.mark.parametrize("unapplied_first", [True, False])
 def test_one_reference_of_a_provider_is_the_money_of_one_charge_at_the_same_moment(
     client: Client, impatient: Platform, unapplied_first: bool

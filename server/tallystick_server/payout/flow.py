@@ -90,13 +90,14 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         self._prepare: Stage[Payout, Payout] = Stage(
             "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )
-        self._record: Stage[Answered[Payout, Any], Payout] = Stage("payout.record", Record(database).run, most=MOST_ITEMS)
+        record = Record(database)
+        self._record: Stage[Answered[Payout, Any], Payout] = Stage("payout.record", record.run, most=MOST_ITEMS)
         self._settle: Stage[Payout, Payout] = Stage(
             "payout.settle", Settle(database, peers, wallet_address, ledger_address, settings.policies).run, most=MOST_ITEMS, lanes=TELLING_LANES
         )
         self._verify: Stage[Answered[Unverified, Any], Unverified] = Stage("payout.verify", Verify(database).run)
         self._stages += [self._accept, self._prepare, self._record, self._settle, self._verify]
-        watch = Watch(database, self.execute, settings.policies, self.record)
+        watch = Watch(database, self.execute, settings.policies, self.record, record.note_anothers)
         collect = Collect(database, self.accept, self.funding, holder, lambda: self.in_hand)
         self.collecting = Periodic("payout.collect", settings.sweep_interval, collect.turn)
         self._periodic += [Periodic("payout.watch", settings.sweep_interval, watch.turn), self.collecting]

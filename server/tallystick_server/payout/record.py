@@ -32,6 +32,7 @@ from tallystick_storage.payout.acknowledgement import NewReport
 
 _CAUSES = {Happening.STRAY: Cause.STRAY_TRANSFER}
 _LONGEST_REPORT = 255
+_ANOTHERS = ", which is the transfer of another payout"
 
 
 class Record:
@@ -61,6 +62,17 @@ class Record:
 
         stand = await self._database.transact(record)
         return [_as(item.item, stand[item.item.payout_id]) for item in items]
+
+    async def note_anothers(self, item: Payout, outcome: PayoutOutcome) -> None:
+        """Stores for an operator that the provider reports another payout's transfer of a payout at rest. It moves no money."""
+
+        def note(connection: Connection) -> None:
+            rows = store.lock(connection, [item.payout_id])
+            book = _Book(item, rows[item.payout_id], transfers.of(connection, [item.payout_id]).get(item.payout_id, ()))
+            book.conflicts.append(f"{_report(outcome)}{_ANOTHERS}"[:_LONGEST_REPORT])
+            _write(connection, [book])
+
+        await self._database.transact(note)
 
 
 def _as(item: Payout, now: Payout) -> Payout:

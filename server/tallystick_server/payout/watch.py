@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -14,8 +15,9 @@ from tallystick_core.recovery import Step
 from tallystick_core.refusal import Refused
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.runtime.execute import Execute, HeldBack
+from tallystick_server.runtime.flow import is_anothers_money
 from tallystick_server.runtime.retry import Policies
-from tallystick_storage.database import Database
+from tallystick_storage.database import Database, DataRefused
 from tallystick_storage.payout import payouts as store
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,19 @@ def _answered(outcome: Answer | HeldBack) -> bool:
 class Watch:
     """Asks what became of payouts, as often as the policy for what is watched says. Asking is harmless, so it needs no lease."""
 
-    def __init__(self, database: Database, execute: Execute, policies: Policies, record: Callable[[Payout, object], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        execute: Execute,
+        policies: Policies,
+        record: Callable[[Payout, object], Awaitable[object]],
+        note_anothers: Callable[[Payout, Any], Awaitable[object]],
+    ) -> None:
         self._database = database
         self._execute = execute
         self._policies = policies
         self._record = record
+        self._note_anothers = note_anothers
 
     async def turn(self) -> None:
         """Asks once about each that is due."""
@@ -76,10 +86,19 @@ class Watch:
         if isinstance(outcome, NotFound):  # which says nothing of its money
             return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
         try:
-            await self._record(item, outcome)
+            await self._recorded(item, outcome)
         except Exception as error:  # what one payout's answer does keeps no other from being looked at
             if isinstance(error, Refused) and error.retry_after is not None:  # the database is away, as the end of this turn will tell
                 return store.Look(item.payout_id, 0.0, looks)
             log.exception("what %s came to cannot be recorded; it is asked again", item.subject)
             return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
         return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
+
+    async def _recorded(self, item: Payout, outcome: Answer | HeldBack) -> None:
+        """Records an answer, or for an operator that its reference is another payout's transfer."""
+        try:
+            await self._record(item, outcome)
+        except DataRefused as error:
+            if not is_anothers_money(error):
+                raise
+            await self._note_anothers(item, outcome)

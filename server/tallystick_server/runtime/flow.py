@@ -322,9 +322,14 @@ class Flow(ABC, Generic[H, G]):
         self.failed(item, await self._postpone.submit(troubled, item.context))
 
 
+def is_anothers_money(error: DataRefused) -> bool:
+    """Whether an answer cannot be stored because its reference is the money of another demand."""
+    return error.constraint in _REFERENCES
+
+
 def _unstorable(item: H, outcome: Answer, step: Step, error: DataRefused) -> Troubled[H]:
     """What becomes of a demand whose answer the database refuses: a person has to look, whatever is wrong with it."""
-    if error.constraint in _REFERENCES:
+    if is_anothers_money(error):
         reference = getattr(outcome, "reference", "")
         return Troubled(item, Trouble.MISDIRECTED, f"what its provider says it is, {reference}, is the money of another one", step)
     return Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}", step)

@@ -26,7 +26,7 @@ from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.execute import HeldBack
 from tallystick_server.runtime.fields import PageToken, page_size, parse_time, parse_token_time
-from tallystick_server.runtime.flow import Flow
+from tallystick_server.runtime.flow import Flow, is_anothers_money
 from tallystick_server.runtime.retry import DEFAULTS
 from tallystick_storage import alert, dead_letter, due
 from tallystick_storage.database import Database, DataRefused
@@ -110,7 +110,7 @@ class DeadLetters(Generic[H, G]):
         async def one(row: Row[Any]) -> Row[Any] | Refused:
             async with room:
                 try:
-                    return (await self.close(row.dead_letter_id, operator, reason, evidence))[0]
+                    return (await self.close(row.dead_letter_id, operator, reason, evidence, alone=False))[0]
                 except Refused as refused:
                     return refused
 
@@ -129,8 +129,11 @@ class DeadLetters(Generic[H, G]):
         """The database's time: what is made later is not meant by a call that begins now."""
         return await self._database.read(dead_letter.now)
 
-    async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str) -> tuple[Row[Any], bool]:
-        """Fails its demand, unless the provider knows better; it as it stands, and whether it was closed before. Raises NOT_FOUND, STATE_FORBIDS."""
+    async def close(self, dead_letter_id: str, operator: str, reason: str, evidence: str, *, alone: bool = True) -> tuple[Row[Any], bool]:
+        """Fails its demand, unless the provider knows better; it as it stands, and whether it was closed before. Raises NOT_FOUND, STATE_FORBIDS.
+
+        `alone`: whether the evidence is about this dead letter alone. Only then is it closed while its provider answers with another one's money.
+        """
         end = _End(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
         if row.state != DeadLetterState.OPEN:  # its provider need not be asked
@@ -140,11 +143,10 @@ class DeadLetters(Generic[H, G]):
             case Succeeded() | Declined() | Returned() | Verified():
                 try:
                     await self._flow.record(item, outcome)  # which resolves it
-                except DataRefused:
-                    raise _forbidden(
-                        "What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE"
-                    ) from None
-                return await self.find(dead_letter_id), False
+                except DataRefused as error:
+                    _refuse_unstorable(error, alone=alone)
+                else:
+                    return await self.find(dead_letter_id), False
             case NotSent() | Unknown() | NotFound():
                 pass
             case _:
@@ -370,6 +372,15 @@ def parse_dead_letter_id(text: str) -> str:
         reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
         raise Refused(reason, "dead_letter_id must be one that ListDeadLetters gave.", field="dead_letter_id")
     return text
+
+
+def _refuse_unstorable(error: DataRefused, *, alone: bool) -> None:
+    """Raises STATE_FORBIDS unless the answer is only another one's money, which says nothing of this one: then an operator's evidence decides."""
+    if not is_anothers_money(error):
+        raise _forbidden("What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE") from None
+    if not alone:
+        message = "Its provider answers with another one's money; close it by CloseDeadLetter, with evidence about it alone."
+        raise _forbidden(message, "MISDIRECTED") from None
 
 
 def _forbidden(message: str, state: str, verb: str = "CLOSE") -> Refused:

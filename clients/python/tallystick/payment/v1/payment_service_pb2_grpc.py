@@ -209,6 +209,7 @@ class PaymentServiceServicer(object):
     def CloseDeadLetter(self, request, context):
         """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
         that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+        Where the provider answers with the reference of another charge, the operator's evidence decides.
         A repeat with the same values changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -225,7 +226,8 @@ class PaymentServiceServicer(object):
 
     def CloseDeadLetters(self, request, context):
         """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-        again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+        again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+        provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

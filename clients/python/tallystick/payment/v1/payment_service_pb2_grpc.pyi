@@ -72,6 +72,7 @@ class PaymentServiceStub:
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
     that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+    Where the provider answers with the reference of another charge, the operator's evidence decides.
     A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]
@@ -80,7 +81,8 @@ class PaymentServiceStub:
     """
     CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]
     """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]
     """Lists what a person should know of, newest first. Access: operator."""
@@ -140,6 +142,7 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLetterRequest, _payment_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
     that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+    Where the provider answers with the reference of another charge, the operator's evidence decides.
     A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.RetryDeadLettersRequest, _payment_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
@@ -148,7 +151,8 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """
     CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CloseDeadLettersRequest, _payment_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
     """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ListAlertsRequest, _payment_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists what a person should know of, newest first. Access: operator."""
@@ -271,6 +275,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payment_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLetterResponse]]:
         """Closes an open dead letter: its orders are FAILED(CLOSED_BY_OPERATOR). The provider is asked first; should it know of a charge, or have declined one,
         that is applied instead, and the dead letter is RESOLVED. A charge that was made is refused with STATE_FORBIDS: it can only be retried.
+        Where the provider answers with the reference of another charge, the operator's evidence decides.
         A repeat with the same values changes nothing. Access: operator.
         """
 
@@ -291,7 +296,8 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payment_service_pb2.CloseDeadLettersResponse]]:
         """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-        again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+        again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+        provider answers with the reference of another charge is skipped: it needs evidence of its own. Access: operator.
         """
 
     @_abc_1.abstractmethod

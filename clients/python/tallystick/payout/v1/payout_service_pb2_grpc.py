@@ -361,7 +361,8 @@ class PayoutServiceServicer(object):
     def CloseDeadLetter(self, request, context):
         """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
         or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-        STATE_FORBIDS: it can only be retried. A repeat with the same values changes nothing. Access: operator.
+        STATE_FORBIDS: it can only be retried.
+        Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -377,7 +378,8 @@ class PayoutServiceServicer(object):
 
     def CloseDeadLetters(self, request, context):
         """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-        again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+        again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+        provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -127,7 +127,8 @@ class PayoutServiceStub:
     CloseDeadLetter: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]
     """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
     or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-    STATE_FORBIDS: it can only be retried. A repeat with the same values changes nothing. Access: operator.
+    STATE_FORBIDS: it can only be retried.
+    Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]
     """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
@@ -135,7 +136,8 @@ class PayoutServiceStub:
     """
     CloseDeadLetters: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]
     """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
     """
     ListAlerts: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.ListAlertsRequest, _payout_service_pb2.ListAlertsResponse]
     """Lists what a person should know of, newest first. Access: operator."""
@@ -239,7 +241,8 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     CloseDeadLetter: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLetterRequest, _payout_service_pb2.CloseDeadLetterResponse]  # type: ignore[assignment]
     """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
     or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-    STATE_FORBIDS: it can only be retried. A repeat with the same values changes nothing. Access: operator.
+    STATE_FORBIDS: it can only be retried.
+    Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
     """
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryDeadLettersRequest, _payout_service_pb2.RetryDeadLettersResponse]  # type: ignore[assignment]
     """Has the subjects of all open dead letters that a filter names tried again, oldest first, up to 500 in a call: call again with the next_page_token until
@@ -247,7 +250,8 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """
     CloseDeadLetters: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CloseDeadLettersRequest, _payout_service_pb2.CloseDeadLettersResponse]  # type: ignore[assignment]
     """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-    again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+    again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+    provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
     """
     ListAlerts: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.ListAlertsRequest, _payout_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
     """Lists what a person should know of, newest first. Access: operator."""
@@ -486,7 +490,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_payout_service_pb2.CloseDeadLetterResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLetterResponse]]:
         """Closes an open dead letter: its payout is FAILED(CLOSED_BY_OPERATOR), its destination UNUSABLE. The provider is asked first; should it know of a transfer,
         or have declined one, that is applied instead, and the dead letter is RESOLVED. A payout that is CREATED, or was paid, is refused with
-        STATE_FORBIDS: it can only be retried. A repeat with the same values changes nothing. Access: operator.
+        STATE_FORBIDS: it can only be retried.
+        Where the provider answers with the reference of another payout, the operator's evidence decides. A repeat with the same values changes nothing. Access: operator.
         """
 
     @_abc_1.abstractmethod
@@ -506,7 +511,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CloseDeadLettersResponse, _abc.Awaitable[_payout_service_pb2.CloseDeadLettersResponse]]:
         """Closes all open dead letters that a filter names, oldest first, up to 20 in a call, each as CloseDeadLetter does: the provider is asked about each. Call
-        again with the next_page_token until that is empty. Those that are made after the first call are left alone. Access: operator.
+        again with the next_page_token until that is empty. Those that are made after the first call are left alone. One whose
+        provider answers with the reference of another payout is skipped: it needs evidence of its own. Access: operator.
         """
 
     @_abc_1.abstractmethod
