@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -18,7 +19,6 @@ import psycopg
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from tenacity import AsyncRetrying, RetryCallState, stop_after_attempt, wait_exponential
 
 from tallystick_core.refusal import Reason, Refused
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _active = threading.local()
 _ATTEMPTS = 6
+_FIRST_WAIT, _LONGEST_WAIT = 0.02, 0.5  # seconds between them: twice as long each time
 _LONGEST = 30.0  # seconds of one try; a statement has 10, but a server that stands still does not count them
 _RECYCLE = 300  # seconds after which a connection is replaced, so that none to a former primary is kept for ever
 # SQLSTATEs after which the same transaction may succeed: conflict, resources, operator, lock timeout, idle too long, connection.
@@ -188,24 +189,19 @@ class _Pool:
 
 async def _bounded(pool: _Pool, attempt: Callable[[Engine, _Line], T], *, attempts_if_slow: int) -> T:
     """Tries as often as it may help. `attempts_if_slow`: how often at most what runs into the statement timeout."""
-
-    def may_repeat(state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        return isinstance(error, _Again) and state.attempt_number < (attempts_if_slow if error.too_slow else _ATTEMPTS)
-
-    retrying = AsyncRetrying(stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(0.02, max=0.5), retry=may_repeat, reraise=True)
-    try:
-        async for turn in retrying:
-            with turn:
-                return await pool.once(attempt)
-    except _Again as gave_up:
-        log.warning("a transaction was given up: %s", gave_up)
-        if gave_up.too_slow and attempts_if_slow == 1:
-            raise Refused(Reason.QUERY_TOO_SLOW, "The query takes too long; narrow it by a filter, or ask for a smaller page.") from gave_up
-        raise Refused(
-            gave_up.reason, "The database is not available, or the transaction kept conflicting with others; retry.", retry_after=1.0
-        ) from gave_up
-    raise RuntimeError("unreachable: the last attempt returns or raises")
+    tries = 0
+    while True:
+        try:
+            return await pool.once(attempt)
+        except _Again as failed:
+            tries += 1
+            if tries >= (attempts_if_slow if failed.too_slow else _ATTEMPTS):
+                log.warning("a transaction was given up: %s", failed)
+                if failed.too_slow and attempts_if_slow == 1:
+                    raise Refused(Reason.QUERY_TOO_SLOW, "The query takes too long; narrow it by a filter, or ask for a smaller page.") from failed
+                message = "The database is not available, or the transaction kept conflicting with others; retry."
+                raise Refused(failed.reason, message, retry_after=1.0) from failed
+        await asyncio.sleep(min(_FIRST_WAIT * 2 ** (tries - 1), _LONGEST_WAIT))
 
 
 class _Line:

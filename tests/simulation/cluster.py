@@ -26,7 +26,6 @@ from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports, Service, Wiring
 from tallystick_server.providers.sandbox import MOST_AT_ONCE, found, outcome, payout_found, payout_outcome, verification
 from tallystick_server.runtime.authentication import BearerTokens
@@ -83,11 +82,11 @@ def settings(key_window: float) -> Settings:
 
 
 class Cluster:
-    """Starts the nodes in a world, and again when they have died."""
+    """Starts the nodes in a world, and again when they have died. `urls`: each schema's database."""
 
-    def __init__(self, world: World, databases: Databases, engines: Engines, key_window: float) -> None:
+    def __init__(self, world: World, urls: Mapping[str, str], engines: Engines, key_window: float) -> None:
         self._world = world
-        self._databases = databases
+        self._urls = urls
         self._engines = engines
         self._settings = settings(key_window)
         self.network = Network(world)
@@ -119,7 +118,7 @@ class Cluster:
         return SimulatedDatabase(url, new_id, self._engines)
 
     def _start_provider(self) -> None:
-        database = self._database(self._databases.service("sandbox"), 1, self._id)
+        database = self._database(self._urls["sandbox"], 1, self._id)
         self.sandbox = Sandbox(database, window=self._settings.provider_key_window)
         self.sandbox.start()
         self.bank = SandboxPayouts(database, window=self._settings.provider_key_window)
@@ -137,8 +136,8 @@ class Cluster:
         provider = _Provider(self._world, lambda: self.sandbox, self._provider, self._settings.provider_key_window)
         bank = _Bank(self._world, lambda: self.bank, self._provider, self._settings.provider_key_window)
         ports = Ports(self._id, self._database, {provider.name: provider}, {bank.name: bank})
-        urls, addresses = self._databases.all(), {service: service for service in SERVICES}
-        (service,) = Wiring(self._settings, urls, addresses, peers, ports).build([name])
+        addresses = {service: service for service in SERVICES}
+        (service,) = Wiring(self._settings, self._urls, addresses, peers, ports).build([name])
         door, server = Door(BearerTokens(self._settings.callers)), Server()
         door.bind(server, service.descriptor, service.servicer, service.access)  # type: ignore[arg-type]
         service.start()
