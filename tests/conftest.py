@@ -7,9 +7,11 @@ import io
 import itertools
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,35 +110,95 @@ def _is_free(port: int) -> bool:
 @pytest.fixture(scope="session")
 def admin_url() -> Iterator[str]:
     """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without fsync."""
-    given = os.environ.get("TALLYSTICK_DATABASE_URL")
-    if given:
-        yield given
-        return
+    given = os.environ.get("TALLYSTICK_DATABASE_URL", "")
     embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / f"postgres{WORKER}", fsync=False)
     try:
-        yield embedded.start()
+        url = given or embedded.start()
+        yield url
+        while _migrated:
+            name, kept = _migrated.pop()
+            _drop(url, name, _NEW)
+            shutil.rmtree(kept.path.parent)
     finally:
         embedded.stop()
 
 
+_migrated: list[tuple[str, Passwords]] = []
+"""Migrated databases that nobody uses: the name of each, beside which there is a copy of it as it was when it was new, and its roles' passwords."""
+
+
 @contextmanager
 def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> Iterator[Databases]:
-    """A database of one's own, with its roles, dropped at the end."""
-    name = f"tally_{secrets.token_hex(4)}"
-    with psycopg.connect(admin_url, autocommit=True) as connection:
-        connection.execute(f"create database {name}")
-    url = make_url(admin_url).set(database=name).render_as_string(hide_password=False)
+    """A database of one's own, with its roles, dropped at the end. A migrated one is a copy of one that is kept, which saves the migration."""
     passwords = Passwords(folder / "passwords.json")
+    if not migrated:
+        name = f"tally_{secrets.token_hex(4)}"
+        try:
+            yield Databases(_create(admin_url, name), passwords, {})
+        finally:
+            _drop(admin_url, name)
+        return
+    name, kept = _migrated.pop(0) if _migrated else _migrate(admin_url)
+    shutil.copy(kept.path, passwords.path)
     try:
-        if migrated:
-            migrate(url, passwords)
-        yield Databases(url, passwords, {})
+        yield Databases(_create(admin_url, name, _NEW), passwords, {})
     finally:
-        with psycopg.connect(admin_url, autocommit=True) as connection:
-            connection.execute(f"drop database {name} with (force)")
-            for service in SCHEMAS:
-                for role in (roles(name, service).service, roles(name, service).reader, roles(name, service).owner):
-                    connection.execute(f'drop role if exists "{role}"')
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            admin.execute(f"drop database {name} with (force)")
+        _migrated.append((name, kept))
+
+
+_NEW = "_new"
+"""What follows a database's name in that of the copy from which it is made anew."""
+
+
+def _create(admin_url: str, name: str, copy: str = "") -> str:
+    """Makes a database, and returns its administrator's URL; with `copy`, from that, with its grants and its roles' settings, which PostgreSQL leaves out."""
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        if not copy:
+            admin.execute(f"create database {name}")
+        else:
+            admin.execute(f"create database {name} template {name}{copy} strategy file_copy")
+            admin.execute(_AS_IN_COPY.format(name=name, copy=name + copy))
+    return make_url(admin_url).set(database=name).render_as_string(hide_password=False)
+
+
+_AS_IN_COPY = """
+do $$
+declare
+    statement text;
+begin
+    revoke connect, temporary on database {name} from public;
+    for statement in
+        select format('grant %s on database {name} to %s', privilege_type, grantee::regrole)
+        from pg_database cross join aclexplode(datacl) where datname = '{copy}' and grantee <> datdba
+        union all
+        select format('alter role %s in database {name} set %s = %L', setrole::regrole, split_part(one, '=', 1), substr(one, strpos(one, '=') + 1))
+        from pg_db_role_setting join pg_database d on d.oid = setdatabase cross join unnest(setconfig) as one where datname = '{copy}'
+    loop
+        execute statement;
+    end loop;
+end $$
+"""
+
+
+def _migrate(admin_url: str) -> tuple[str, Passwords]:
+    """A database's name, where its copy is, and its roles' passwords."""
+    name = f"tally_{secrets.token_hex(4)}"
+    kept = Passwords(Path(tempfile.mkdtemp(prefix="tally-")) / "passwords.json")
+    migrate(_create(admin_url, name), kept)
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(f"alter database {name} rename to {name}{_NEW}")
+    return name, kept
+
+
+def _drop(admin_url: str, name: str, copy: str = "") -> None:
+    """Drops a database and its roles."""
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(f"drop database {name}{copy} with (force)")
+        for service in SCHEMAS:
+            for role in (roles(name, service).service, roles(name, service).reader, roles(name, service).owner):
+                admin.execute(f'drop role if exists "{role}"')
 
 
 @pytest.fixture(scope="session")
