@@ -309,8 +309,11 @@ def test_the_moment_lasts_as_long_as_the_checks(own_database: Databases) -> None
     reader, end = Reader(own_database.reader), time.monotonic() + 0.3
     try:
         with reader.at_one_moment() as read:
+            begun = read("event.head")
+            assert len([next(begun)]) == 1
             while time.monotonic() < end:
                 assert len(list(read("event.head"))) == 1
+            assert not list(begun)
     finally:
         reader.close()
 

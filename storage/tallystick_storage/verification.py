@@ -13,6 +13,7 @@ from tallystick_storage.migrations import SEALED_ON_UPDATE
 _ROWS_AT_ONCE = 5000
 _SCHEMAS = ("payment", "payout", "wallet", "ledger", "event")
 """In the order in which their moments are taken."""
+_MAY_REST = "set local idle_in_transaction_session_timeout = 0"  # a transaction idles while a check reads another's rows
 _PLANNED_FOR_ALL_ROWS = "set local work_mem = '32MB'; set local cursor_tuple_fraction = 1; set local jit = off"
 
 SEALED_SCHEMAS = ("payment", "wallet", "payout", "event")
@@ -577,17 +578,15 @@ class Reader:
             for schema in _SCHEMAS:
                 engine = self._engine(schema)
                 if _database(engine) not in snapshots:
-                    first = held.enter_context(
-                        engine.connect()
-                    )  # a snapshot lasts as long as its transaction, which idles as long as all checks take
-                    first.exec_driver_sql("set local idle_in_transaction_session_timeout = 0")
+                    first = held.enter_context(engine.connect())  # a snapshot lasts as long as its transaction
+                    first.exec_driver_sql(_MAY_REST)
                     snapshots[_database(engine)] = first.execute(text("select pg_export_snapshot()")).scalar_one()
 
             def read(name: str, **parameters: Any) -> Iterator[Row[Any]]:
                 engine = self._engine(name.partition(".")[0])
                 with engine.connect() as connection:
                     connection.exec_driver_sql(f"set transaction snapshot '{snapshots[_database(engine)]}'")
-                    connection.exec_driver_sql(_PLANNED_FOR_ALL_ROWS)
+                    connection.exec_driver_sql(f"{_MAY_REST}; {_PLANNED_FOR_ALL_ROWS}")
                     yield from _rows(connection, name, parameters)
 
             yield read
