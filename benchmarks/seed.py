@@ -336,7 +336,7 @@ class _Seed:
         if kind == "DEAD":
             self._clone(
                 "payment.dead_letter", f"t.subject = 'charges/o-{id_}-o'", source, begin=begin, subject="'charges/' || s.charge_id",
-                dead_letter_id="s.charge_id || '-1'",
+                dead_letter_id="'charges-' || s.charge_id || '-1'",
             )  # fmt: skip
 
     def _wallets(self) -> None:
@@ -478,7 +478,7 @@ class _Seed:
             source = f"(select * from sale where kind = '{kind}')"
             self._event(f"payments/t-{kind.lower()}", source, "'payments/' || s.checkout_id")
             self._event(f"paymentOrders/t-{kind.lower()}-o", source, "'paymentOrders/' || s.order_id")
-        self._event("deadLetters/o-t-dead-o-1", "(select * from sale where kind = 'DEAD')", "'deadLetters/' || s.charge_id || '-1'")
+        self._event("deadLetters/charges-o-t-dead-o-1", "(select * from sale where kind = 'DEAD')", "'deadLetters/charges-' || s.charge_id || '-1'")
         self._event(f"sellers/{_SELLER}", "seller", "'sellers/' || s.seller")
         self._event(f"payoutDestinations/{_BANK}", "seller", "'payoutDestinations/d-' || s.seller")
         for state in _PAYOUTS:

@@ -34,7 +34,7 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             client.create_payment("other", [new_order("o-other", "b", "s", "10.00", "EUR")], credit_card_info="tok_other_amount")
             client.create_payment("rejected", [new_order("o-rejected", "b", "s", "10.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
             assert eventually(lambda: dead_letters(known) == 1)
-            client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id="o-o-rejected-1", reason="x"))
+            client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id="charges-o-o-rejected-1", reason="x"))
             assert eventually(lambda: dead_letters(known) == 2)
             assert eventually(lambda: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()).alerts)
             purpose = wallet_pb2.HOLD_PURPOSE_RESERVE
@@ -214,7 +214,7 @@ CASES = [
     ("E1 a change that is told again", "payment", f"{told('paymentOrders/o-paid', 1)}; update outbox set request = null", "P0001"),
     ("E1 a telling that is taken back", "payment", f"{told('paymentOrders/o-paid', 1)}; delete from outbox", "P0001"),
     ("P5 a second open dead letter", "payment",
-     f"with x as ({told('deadLetters/o-o-rejected-3', 1)}) insert into dead_letter values ('o-o-rejected-3', 'charges/o-o-rejected', 3, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')",
+     f"with x as ({told('deadLetters/charges-o-o-rejected-3', 1)}) insert into dead_letter values ('charges-o-o-rejected-3', 'charges/o-o-rejected', 3, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')",
      "23505"),
     ("P5 a dead letter that is closed without evidence", "payment",
      "update dead_letter set state = 'CLOSED', operator = 'ann', reason = 'x', end_time = clock() where state = 'OPEN'", "23514"),
@@ -222,8 +222,8 @@ CASES = [
     ("P5 a dead letter that is deleted", "payment", "delete from dead_letter", "42501"),
     ("E1 a dead letter that ends without its event", "payment", "update dead_letter set state = 'RESOLVED', end_time = clock() where state = 'OPEN'", "P0001"),
     ("E1 a dead letter that nobody tells", "payment",
-     "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')", "P0001"),
-    ("E1 an event of no dead letter", "payment", told("deadLetters/o-x-1", 1), "P0001"),
+     "insert into dead_letter values ('charges-o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')", "P0001"),
+    ("E1 an event of no dead letter", "payment", told("deadLetters/charges-o-x-1", 1), "P0001"),
     ("P2 a charge that is unapplied twice", "payment",
      f"with x as ({told('unappliedCharges/u-2', 1)}) insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, provider_reference, 1, 'EUR', "
      "'LATE', false, 1, clock(), clock() from unapplied_charge", "23505"),
@@ -249,7 +249,10 @@ CASES = [
      "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() "
      "from unapplied_charge", "P0001"),
     ("E1 an event of no unapplied charge", "payment", told("unappliedCharges/u-2", 1), "P0001"),
-    ("E1 an alert that nobody tells", "payment", "insert into alert values ('X-y-1', 'X', 'a/y', 1, '', clock())", "P0001"),
+    ("E1 an alert that nobody tells", "payment", "insert into alert values ('payment-X-a-y-1', 'X', 'a/y', 1, '', clock())", "P0001"),
+    ("E1 an alert whose id may be another service's", "payment", "insert into alert values ('X-a-y-1', 'X', 'a/y', 1, '', clock())", "23514"),
+    ("E1 a dead letter whose id may be another service's", "payment",
+     "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')", "23514"),
     ("E1 an alert that ends without its event", "payment", "update alert set end_time = clock() where kind = 'UNAPPLIED_CHARGE'", "P0001"),
     ("P5 an alert that is deleted", "payment", "delete from alert", "42501"),
     # sellers

@@ -463,7 +463,7 @@ def test_twelve_thousand_dead_letters_are_retried_within_a_minute(own_database: 
             admin.execute("set search_path = payment")
             admin.execute(
                 "insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time, provider)"
-                " select 'o-x' || n || '-1', 'charges/o-x' || n, 1, 'UNRESOLVED', '', 1, 'OPEN', '', '', '', clock(), 'sandbox' from generate_series(1, 12000) n"
+                " select 'charges-o-x' || n || '-1', 'charges/o-x' || n, 1, 'UNRESOLVED', '', 1, 'OPEN', '', '', '', clock(), 'sandbox' from generate_series(1, 12000) n"
             )
         started, token, retried, calls = time.monotonic(), "", 0, 0
         while token or not calls:

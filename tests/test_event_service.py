@@ -305,6 +305,20 @@ def test_an_event_counts_once(client: Client) -> None:
     assert (error.value.reason, error.value.field_violations[0].field) == ("DUPLICATE_ITEM", "events[1].event_id")
 
 
+def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
+    """K1: an event whose id was published with another content is refused with its place, not dropped, and nothing of its batch is published."""
+    name, other = f"payments/{unique()}", f"payments/{unique()}"
+    publish = client.event.BatchPublish
+    publish(event_service_pb2.BatchPublishRequest(events=[payment_created(name, 1)]))
+    differs = payment_created(name, 1)
+    differs.caller = "somebody-else"
+    with pytest.raises(TallystickError) as error:
+        publish(event_service_pb2.BatchPublishRequest(events=[payment_created(other, 1), differs]))
+    assert (error.value.reason, error.value.field_violations[0].field) == ("KEY_REUSED", "events[1].event_id")
+    assert not list(client.events(aggregate_id=other))
+    assert [event.caller for event in client.events(aggregate_id=name)] == [payment_created(name, 1).caller]
+
+
 LONG = [event_pb2.Event(event_id=f"x/{n}", payment=payment_pb2.Payment(buyer_info="🙂" * 1024, seller_info="🙂" * 1024)) for n in range(1, 1500)]
 SHORT = [event_pb2.Event(event_id=f"y/{n}") for n in range(1, 2500)]
 

@@ -107,7 +107,7 @@ def test_a_refused_event_delays_only_its_aggregate(own_database: Databases, even
         assert not refused & versions(client).keys()
         assert eventually(lambda: refused_aggregates(own_database) == refused)
         (alert,) = eventually(lambda: alerts(client))
-        assert (alert.subject, alert.alert_id) == ("paymentOrders/o-7", "EVENT_REFUSED-paymentOrders-o-7-1")
+        assert (alert.subject, alert.alert_id) == ("paymentOrders/o-7", "payment-EVENT_REFUSED-paymentOrders-o-7-1")
         assert alert.detail.startswith("version 1: INVALID_ARGUMENT" if error is INVALID else "version 1: INTERNAL")
         assert verify(own_database).passed, verify(own_database).as_text()
         event_fault.poison = set()

@@ -77,7 +77,7 @@ _RAISE = text(f"""
         order by f.kind, f.subject limit :most),
     new as (
         insert into alert (alert_id, kind, subject, number, detail, create_time)
-        select f.kind || '-' || translate(f.subject, '/', '-') || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
+        select current_schema() || '-' || f.kind || '-' || translate(f.subject, '/', '-') || '-' || n.number, f.kind, f.subject, n.number, f.detail, t.now
         from found f, (select clock() as now) t
         cross join lateral (select coalesce(max(a.number), 0) + 1 as number from alert a where a.kind = f.kind and a.subject = f.subject) n
         order by f.kind, f.subject returning *),

@@ -39,12 +39,9 @@ _COLUMNS = "dead_letter_id, subject, cause, detail, tries, state, operator, reas
 _INSERT = text(f"""
     with new as (
         insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time, provider)
-        select split_part(r.subject, '/', 2) || '-' || n.number, r.subject, n.number, r.cause, r.detail, r.tries, 'OPEN', '', '', '', clock(), r.provider
+        select translate(r.subject, '/', '-') || '-' || n.number, r.subject, n.number, r.cause, r.detail, r.tries, 'OPEN', '', '', '', clock(), r.provider
         from json_to_recordset(cast(:items as json)) as r (subject text, cause text, detail text, tries int, provider text)
-        cross join lateral (  -- the id does not say of which collection it is
-            select coalesce(max(d.number), 0) + 1 as number
-            from dead_letter d, unnest(array['charges', 'payouts', 'payoutDestinations']) as c (collection)
-            where d.subject = c.collection || '/' || split_part(r.subject, '/', 2)) n
+        cross join lateral (select coalesce(max(d.number), 0) + 1 as number from dead_letter d where d.subject = r.subject) n
         order by r.subject returning *),
     {told("new", "'deadLetters/' || dead_letter_id", "1")}
     select {_COLUMNS}, sequence as told from new, told

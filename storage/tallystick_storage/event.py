@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import rows
+from tallystick_storage.database import DataRefused, rows
 
 EventKey = tuple[str, int]
 """aggregate_id and aggregate_version: one event for each."""
@@ -29,6 +29,14 @@ class NewEvent:
         return (self.aggregate_id, self.aggregate_version)
 
 
+class Differs(DataRefused):
+    """An event of this key is published already, and says something else."""
+
+    def __init__(self, key: EventKey) -> None:
+        super().__init__("23505", "event_aggregate_id_aggregate_version_key", f"{key[0]}/{key[1]} is published with another content")
+        self.key = key
+
+
 _LOCK = text("select cursor from head for update")
 # The lock is taken by the statement before, so this one sees all that earlier holders committed. All bodies are one parameter, cut here: as values
 # of a list each would be copied several times.
@@ -43,12 +51,14 @@ _PUBLISH = text("""
             substr(cast(:bodies as bytea), r.start, r.length)
         from asked r, head h where not r.known order by r.place),
     c as (update head set cursor = head.cursor + (select count(*) from asked where not known))
-    select aggregate_id, aggregate_version from asked where known
+    select r.aggregate_id, r.aggregate_version, substr(cast(:bodies as bytea), r.start, r.length) <> (
+        select e.body from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version) as differs
+    from asked r where r.known order by r.place
 """)
 
 
 def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]:
-    """Numbers those events that are new, in order, without a gap; returns the keys of the others. No key may stand twice among them."""
+    """Numbers those events that are new, in order, without a gap; returns the keys of the others. No key may stand twice among them. Raises Differs."""
     connection.execute(_LOCK)
     items = []
     start = 1
@@ -57,7 +67,11 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
         items.append({**key, "place": place, "type": event.type, "owner": event.owner, "start": start, "length": len(event.body)})
         start += len(event.body)
     parameters = {"events": rows(items), "bodies": b"".join(event.body for event in events)}
-    return {(row.aggregate_id, row.aggregate_version) for row in connection.execute(_PUBLISH, parameters)}
+    known = connection.execute(_PUBLISH, parameters).all()
+    for row in known:
+        if row.differs:
+            raise Differs((row.aggregate_id, row.aggregate_version))
+    return {(row.aggregate_id, row.aggregate_version) for row in known}
 
 
 _END = text("select cursor from head")

@@ -64,7 +64,12 @@ class EventHandlers:
             if event.key in events:
                 raise Refused(Reason.DUPLICATE_ITEM, f"events[{place}] stands twice in the request.", field=f"events[{place}].event_id")
             events[event.key] = event
-        return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
+        try:
+            return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
+        except store.Differs as differs:
+            place = list(events).index(differs.key)
+            wrong = f"events[{place}] was published before with another content; event_id must be a new one."
+            raise Refused(Reason.KEY_REUSED, wrong, field=f"events[{place}].event_id") from None
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
@@ -82,11 +87,12 @@ class EventHandlers:
                 yield pb.StreamEventsResponse(event=event)
 
     async def _number(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
-        """Publishes groups together; an event that stands in two of them counts for the first."""
+        """Publishes groups together; an event in two of them counts for the first. Raises Differs, so that halves find its group."""
         unique: dict[store.EventKey, store.NewEvent] = {}
         for group in groups:
             for event in group:
-                unique.setdefault(event.key, event)
+                if unique.setdefault(event.key, event).body != event.body:
+                    raise store.Differs(event.key)
 
         def publish(connection: Connection) -> set[store.EventKey]:
             return store.publish(connection, list(unique.values()))
@@ -121,4 +127,4 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
         raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
     if not has_time(message, "create_time"):
         raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
-    return store.NewEvent(aggregate, version, type_, message.owner, message.SerializeToString())
+    return store.NewEvent(aggregate, version, type_, message.owner, message.SerializeToString(deterministic=True))

@@ -225,7 +225,7 @@ create table dead_letter (
     end_time timestamptz check ((end_time is null) = (state = 'OPEN')),
     provider text not null,
     unique (subject, number),
-    check (dead_letter_id = split_part(subject, '/', 2) || '-' || number)
+    check (dead_letter_id = translate(subject, '/', '-') || '-' || number)
 );
 create unique index dead_letter_open on dead_letter (subject) where state = 'OPEN';
 create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
@@ -249,7 +249,8 @@ create table alert (
     detail text not null,
     create_time timestamptz not null,
     end_time timestamptz check (end_time >= create_time),
-    unique (kind, subject, number)
+    unique (kind, subject, number),
+    check (alert_id = '{schema}-' || kind || '-' || translate(subject, '/', '-') || '-' || number)
 );
 create unique index alert_open on alert (kind, subject) where end_time is null;
 create index alert_by_time on alert (create_time desc, alert_id desc);
@@ -332,7 +333,7 @@ def scripts_of(upgrade: Callable[[], None]) -> list[str]:
 
 
 def run(schema: str, *scripts: str) -> None:
-    """Runs SQL in the schema as its owner; {service} and {reader} stand for the service's role and its read-only role."""
+    """Runs SQL in the schema as its owner; {schema} stands for its name, {service} and {reader} for the service's role and its read-only role."""
     collected = _collected.get()
     if collected is not None:
         collected += [schema, *scripts]
@@ -342,7 +343,7 @@ def run(schema: str, *scripts: str) -> None:
     connection.execute(text(f"set local search_path = {schema}, pg_temp"))
     driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
     for script in scripts:
-        driver.execute(script.replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))
+        driver.execute(script.replace("{schema}", schema).replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))
 
 
 def build_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:

@@ -34,8 +34,8 @@ class EventServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EventServiceAsyncStub: ...
     BatchPublish: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.BatchPublishRequest, _event_service_pb2.BatchPublishResponse]
-    """Takes events in; those it has already (by event_id) are dropped. All or nothing. The aggregate and the payload must be
-    those of the type. Access: service.
+    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+    The aggregate and the payload must be those of the type. Access: service.
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]
     """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
@@ -49,8 +49,8 @@ class EventServiceAsyncStub(EventServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     BatchPublish: _aio.UnaryUnaryMultiCallable[_event_service_pb2.BatchPublishRequest, _event_service_pb2.BatchPublishResponse]  # type: ignore[assignment]
-    """Takes events in; those it has already (by event_id) are dropped. All or nothing. The aggregate and the payload must be
-    those of the type. Access: service.
+    """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+    The aggregate and the payload must be those of the type. Access: service.
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_event_service_pb2.StreamEventsRequest, _event_service_pb2.StreamEventsResponse]  # type: ignore[assignment]
     """Streams events in order. Without follow it ends OK at the present end; with follow it waits for more, and ends after 5 minutes with STREAM_EXPIRED.
@@ -67,8 +67,8 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.BatchPublishRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.BatchPublishResponse, _abc.Awaitable[_event_service_pb2.BatchPublishResponse]]:
-        """Takes events in; those it has already (by event_id) are dropped. All or nothing. The aggregate and the payload must be
-        those of the type. Access: service.
+        """Takes events in; those it has already (by event_id) are dropped, and one that it has with another content is refused with KEY_REUSED. All or nothing.
+        The aggregate and the payload must be those of the type. Access: service.
         """
 
     @_abc_1.abstractmethod

@@ -69,7 +69,7 @@ class DeadLetter(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
-    """"{subject's id}-{number}"."""
+    """"{subject, with - for /}-{number}"."""
     subject: _builtins.str
     """What does not come on: "charges/{charge_id}", "payouts/{payout_id}" or "payoutDestinations/{payout_destination_id}"."""
     state: Global___DeadLetterState.ValueType
@@ -238,7 +238,7 @@ class Alert(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
-    """"{kind}-{subject, with - for /}-{number}"."""
+    """"{service}-{kind}-{subject, with - for /}-{number}", such as "payment-DEAD_LETTER-deadLetters-charges-c1-1-1"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
     UNAPPLIED_CHARGE, CHARGE_CONTRADICTED (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
