@@ -32,8 +32,8 @@ def test_it_opens_after_failures_in_a_row() -> None:
         breaker.failed(0, "a")
         breaker.failed(0, "b")
         breaker.succeeded()
-    assert breaker.held_back(0) is None
-    assert opened().held_back(4) == 6
+    assert breaker.held_back(0, "new") is None
+    assert opened().held_back(4, "new") == 6
 
 
 def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
@@ -51,27 +51,37 @@ def test_there_is_no_use_in_asking_with_bad_credentials() -> None:
     """One answer of that kind opens it."""
     breaker = Breaker("x", SETTINGS)
     breaker.failed(0, "a", at_once=True)
-    assert breaker.held_back(0) == 10
+    assert breaker.held_back(0, "new") == 10
 
 
 def test_one_probe_at_a_time() -> None:
     """When its rest is over one call is let through, the others wait; its success closes it."""
     breaker = opened()
-    assert breaker.held_back(10) is None
-    assert breaker.held_back(10) == 10
+    assert breaker.held_back(10, "new") is None
+    assert breaker.held_back(10, "new") == 10
     breaker.succeeded()
-    assert [breaker.held_back(10) for _ in range(5)] == [None] * 5
+    assert [breaker.held_back(10, "new") for _ in range(5)] == [None] * 5
     assert not breaker.is_open()
 
 
+def test_calls_that_failed_are_not_the_probe_before_others() -> None:
+    """When its rest is over a call that has not failed is let through; those that have come after the first rest once more, and say nothing new."""
+    breaker = opened()
+    assert breaker.held_back(10, "call 0") == 10
+    assert breaker.held_back(20, "call 0") is None
+    breaker.failed(20, "call 0")
+    assert breaker.held_back(20, "call 0") == 20
+    assert breaker.held_back(30, "new") is None
+
+
 def test_failed_probes_are_farther_and_farther_apart() -> None:
-    """Each doubles the rest up to the longest; failures of calls that were under way change nothing."""
+    """Each call more doubles the rest up to the longest; failures of calls that were under way change nothing."""
     breaker, now, rests = opened(), 10.0, []
-    for _ in range(4):
+    for number in range(4):
         breaker.failed(now, "late")
-        assert breaker.held_back(now) is None
-        breaker.failed(now, "probe")
-        rests.append(breaker.held_back(now))
+        assert breaker.held_back(now, "new") is None
+        breaker.failed(now, f"probe {number}")
+        rests.append(breaker.held_back(now, "new"))
         now += rests[-1] or 0
     assert rests == [20, 40, 40, 40]
 
@@ -83,7 +93,7 @@ def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
     for number, (step, wait) in enumerate(steps):
         now += wait
         if step == "ask":
-            probing = probing or (breaker.is_open() and breaker.held_back(now) is None)
+            probing = probing or (breaker.is_open() and breaker.held_back(now, "new") is None)
         elif step == "fail":
             breaker.failed(now, str(number))
             probing = False
@@ -91,9 +101,9 @@ def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
             breaker.succeeded()
             probing = False
     if not probing:
-        assert breaker.held_back(now + SETTINGS.longest_rest) is None
+        assert breaker.held_back(now + SETTINGS.longest_rest, "new") is None
     breaker.succeeded()
-    assert breaker.held_back(now) is None
+    assert breaker.held_back(now, "new") is None
 
 
 class Moody:

@@ -1322,7 +1322,7 @@ def test_other_providers_do_not_notice_an_outage(own_database: Databases) -> Non
 def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(own_database: Databases) -> None:
     """Keys that replay a 5xx open the breaker when nothing else is asked; they are looked up soon, and neither they nor others wait behind them."""
     retry = {("", Trouble.SERVER_ERROR): Policy(Strategy.FIXED, 0.05, 0.05, 2)}
-    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=2, breaker_rest=0.1)
+    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=2, breaker_rest=0.02)
     with serving(own_database, settings) as running, running.client() as client:
         poisoned = [pay(client, "5.00", token="tok_error_stored", wait_for=ACCEPTANCE) for _ in range(6)]
         assert pay(client, "5.00").is_payment_done

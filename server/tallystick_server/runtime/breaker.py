@@ -10,8 +10,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BreakerSettings:
-    """It opens when so many different calls have failed in a row, for `rest` seconds at first and twice as long after each failed probe, up to
-    `longest_rest`."""
+    """It opens when so many different calls have failed in a row, for `rest` seconds at first and twice as long after each call more that
+    fails as its probe, up to `longest_rest`."""
 
     failures: int = 20
     rest: float = 5.0
@@ -30,12 +30,16 @@ class Breaker:
         self._open = False
         self._probing = False
 
-    def held_back(self, now: float) -> float | None:
-        """Seconds for which a call is to be held back; None: it may be made, and its end must be reported. An open breaker lets one probe through."""
+    def held_back(self, now: float, call: str) -> float | None:
+        """Seconds for which a call is to be held back; None: it may be made, and its end must be reported. An open breaker lets one probe through.
+
+        A call that has failed waits a little longer than others, so that one that fails for ever is not the probe before them.
+        """
         if not self._open:
             return None
-        if now < self._opens_until:
-            return self._opens_until - now
+        opens = self._opens_until + (self._settings.rest if call in self._failed else 0)
+        if now < opens:
+            return opens - now
         if self._probing:
             return self._rest
         self._probing = True
@@ -54,11 +58,12 @@ class Breaker:
 
     def failed(self, now: float, call: str, *, at_once: bool = False) -> None:
         """Reports that it does not answer a call, or, `at_once`, that there is no use in asking. A call that fails again and again counts once."""
+        again = call in self._failed
         self._failed.add(call)
         if self._open and not self._probing:  # a call that was under way when it opened
             return
         if self._open:
-            self._rest = min(self._rest * 2, self._settings.longest_rest)
+            self._rest = self._rest if again else min(self._rest * 2, self._settings.longest_rest)
         elif not at_once and len(self._failed) < self._settings.failures:
             return
         else:

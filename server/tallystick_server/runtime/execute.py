@@ -93,7 +93,7 @@ class Execute:
             if step is Step.SEND and waits and not await self._still_ours(item):
                 return HeldBack(0, "something else was wanted of it before it was sent")
             breaker = (self._sends if step is Step.SEND else self._others)[item.provider]
-            seconds = breaker.held_back(loop.time())
+            seconds = breaker.held_back(loop.time(), item.demand_id)
             if seconds is not None:
                 return HeldBack(seconds, "the provider fails too often to be asked now")
             with client_span(f"{item.provider} {step.lower()}", item.context) as span:
