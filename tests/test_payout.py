@@ -143,7 +143,7 @@ def test_who_held_a_payout_before_it_came_to_rest_is_fenced(paying: Platform, te
     most = 1_000_000_000
     """More claims than there ever are."""
 
-    def reopened(connection: Connection) -> tuple[list[int], list[set[str]]]:
+    def reopened(connection: Connection) -> tuple[list[int], list[dict[str, bool]]]:
         tokens, postponed = [most], []
         with connection.begin_nested() as savepoint:  # rolled back: the payout stays at rest
             for _ in range(3):

@@ -447,6 +447,64 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(own_database: Datab
     log.close()
 
 
+@pytest.mark.parametrize("expires", [False, True])
+def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(own_database: Databases, expires: bool) -> None:
+    """A dead letter whose payment is cancelled, or expires, is taken up again without an operator: it is not sent, but fails once its provider proves
+    not to know it, and the dead letter says by whom and why."""
+    with serving(own_database, soon_final()) as running, running.client() as client:
+        expire_time = in_seconds(3) if expires else None
+        payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE, expire_time=expire_time)
+        letter = set_aside(client, payment)
+        if not expires:
+            cancel(client, payment, "sold out")
+        assert failure(ended(client, payment)) == ("EXPIRED" if expires else "CALLER_CANCELLED")
+        found = client.payment.GetDeadLetter(payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)).dead_letter
+        assert found.state == recovery_pb2.DEAD_LETTER_STATE_RETRIED
+        assert found.operator == ("platform" if expires else "dev")
+        assert ("time" if expires else "sold out") in found.reason
+        assert charges(own_database, payment.checkout_id) == []
+    assert verify(own_database).passed
+
+
+def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(own_database: Databases) -> None:
+    """What its provider does not end is a dead letter again, which says that its payment is cancelled; a repeat of the cancellation does not stir it."""
+    provider = Scripted(lambda demand: Unknown("what?", Trouble.MISDIRECTED))
+    with serving(own_database, soon_final(), ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        first = set_aside(client, payment)
+        request = payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="sold out")
+        client.payment.CancelPayment(request, timeout=1)
+        assert state_of(client, first) == "RETRIED"
+        again = set_aside(client, payment)
+        assert again.dead_letter_id != first.dead_letter_id
+        assert again.detail.startswith("CALLER_CANCELLED")
+        client.payment.CancelPayment(request, timeout=1)
+        assert state_of(client, again) == "OPEN"
+    assert verify(own_database).passed
+
+
+def test_a_cancellation_while_a_charge_becomes_a_dead_letter_is_not_lost(own_database: Databases) -> None:
+    """CancelPayment that comes while a holder has the answer by which a charge is set aside: it is not set aside, but ended at its provider."""
+    asked, go = Event(), Event()
+    provider = Scripted(lambda demand: Declined(FailureReason.CALLER_CANCELLED))
+
+    async def send(demand: ChargeDemand) -> Outcome:
+        asked.set()
+        assert await asyncio.to_thread(go.wait, 30)
+        return Unknown("what?", Trouble.REJECTED)
+
+    provider.send = send  # type: ignore[method-assign]
+    settings = replace(soon_final(), retry={("", Trouble.REJECTED): Policy(Strategy.CANCEL)})
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert asked.wait(30)
+        client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"), timeout=1)
+        go.set()
+        assert failure(ended(client, payment)) == "CALLER_CANCELLED"
+        assert not client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()).dead_letters
+    assert verify(own_database).passed
+
+
 def charge_by_hand(databases: Databases, payment: payment_pb2.Payment, reference: str, amount: int = 500) -> None:
     """Makes the provider say that it charged after all."""
     charge = payment.payment_orders[0].charge_id
@@ -1366,7 +1424,7 @@ def test_a_caller_that_goes_away_strands_nothing(own_database: Databases) -> Non
         eventually(lambda: flow_of(platform).in_hand == 0)
 
         async def cancel_and_go(milliseconds: int) -> None:
-            task = asyncio.ensure_future(flow_of(platform).cancel(mine, "gone"))
+            task = asyncio.ensure_future(flow_of(platform).cancel(mine, "dev", "gone"))
             await asyncio.sleep(milliseconds / 1000)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -32,7 +32,8 @@ class Answer:
 class Again:
     """A demand that is taken up again in `delay` seconds, None: when a person says so. `sent`: it may have been sent under this lease.
 
-    `not_found`: how often the provider did not know it since it may last have been sent; `tries`: how often each kind of trouble has come.
+    `not_found`: how often the provider did not know it since it may last have been sent; `tries`: how often each kind of trouble has come;
+    `recheck_after`: without a delay, the seconds after which its time is up, and it is to be ended; None: never.
     """
 
     demand_id: str
@@ -46,6 +47,7 @@ class Again:
     detail: str
     phase: str
     """What it waits for, as its service names it."""
+    recheck_after: float | None = None
 
 
 _FINAL = ("SUCCEEDED", "DECLINED", "RETURNED")
@@ -72,22 +74,29 @@ _OPEN_ATTEMPTS = text("""
 """)
 _AGAIN = text("""
     with r as materialized (
-        select r.* from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, sent boolean, not_found int, looking boolean,
-            tries jsonb, trouble text, detail text, phase text)
+        select r.demand_id, r.lease_token, r.sent, r.not_found, r.looking, r.trouble, r.detail, r.phase, r.recheck_after,
+            case when d.recheck then coalesce(r.delay, '0') else r.delay end as delay,  -- what is to end meanwhile is not set aside
+            case when d.recheck and r.delay is null then '{}' else r.tries end as tries
+        from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, sent boolean, not_found int, looking boolean,
+            tries jsonb, trouble text, detail text, phase text, recheck_after float)
         join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)
     update due d set lease_until = clock(), held = false,
         next_attempt_time = case when d.recheck and r.delay is not null then clock() else clock() + cast(r.delay || ' seconds' as interval) end,
+        recheck_time = case when r.delay is null then clock() + make_interval(secs => r.recheck_after) end,
         lease_token = d.lease_token + (r.delay is null)::int,  -- what is set aside is nobody's: who held it is fenced
         maybe_sent = d.maybe_sent or r.sent, sent_time = case when r.sent then clock() else d.sent_time end,
         not_found = r.not_found, looking = r.looking, tries = r.tries, trouble = r.trouble, detail = r.detail,
         phase = r.phase, since = case when d.phase = r.phase then d.since else clock() end
     from r where d.demand_id = r.demand_id
-    returning d.demand_id
+    returning d.demand_id, d.next_attempt_time is null as aside
 """)
 _REVIVE = text("""
     with l as materialized (select demand_id from due where demand_id = any (cast(:demands as text[])) order by demand_id for update)
     update due d set next_attempt_time = clock(), tries = '{}', looking = false
     from l where d.demand_id = l.demand_id and d.next_attempt_time is null and d.lease_until <= clock()
+""")
+_OVERDUE = text("""
+    select demand_id from due where next_attempt_time is null and recheck_time <= (select clock()) order by recheck_time, demand_id limit :most for update skip locked
 """)
 _CLAIM_ASIDE = text("""
     update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}'
@@ -133,14 +142,19 @@ def lock_open_attempts(connection: Connection, demand_ids: list[str]) -> set[str
     return set(connection.execute(_OPEN_ATTEMPTS, {"demands": demand_ids}).scalars())
 
 
-def again_later(connection: Connection, again: Sequence[Again]) -> set[str]:
-    """Gives leases back, as far as they still hold; the demands of those."""
-    return set(connection.execute(_AGAIN, {"again": rows(again)}).scalars())
+def again_later(connection: Connection, again: Sequence[Again]) -> dict[str, bool]:
+    """Gives leases back, as far as they still hold; for the demands of those whether they are set aside. One of which something else is wanted by now is not."""
+    return {row.demand_id: row.aside for row in connection.execute(_AGAIN, {"again": rows(again)})}
 
 
 def revive(connection: Connection, demand_ids: Sequence[str]) -> None:
     """Makes demands due that were set aside."""
     connection.execute(_REVIVE, {"demands": list(demand_ids)})
+
+
+def overdue(connection: Connection, most: int) -> list[str]:
+    """Locks up to so many demands that were set aside, and whose time is up."""
+    return list(connection.execute(_OVERDUE, {"most": most}).scalars())
 
 
 def claim_aside(connection: Connection, demand_id: str, lease: float) -> int | None:

@@ -21,6 +21,7 @@ from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.payment.watch import Watch, watch
 from tallystick_server.runtime.changes import Changes
+from tallystick_server.runtime.dead_letters import end_demands
 from tallystick_server.runtime.demand import Answered
 from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
 from tallystick_server.runtime.operator import DeadLetters
@@ -34,6 +35,10 @@ from tallystick_server.runtime.wire import MOST_ITEMS
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
+
+_SUBJECTS = "charges/"
+_PLATFORM = "platform"
+"""Who ends a dead letter that nobody has asked for."""
 
 
 class PayIn(Flow[Charge, Moved]):
@@ -89,6 +94,7 @@ class PayIn(Flow[Charge, Moved]):
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
             Periodic("payment.watch", settings.sweep_interval, watching.turn),
+            Periodic("payment.overdue", settings.sweep_interval, self.end_overdue),
             self._releases,
         ]
 
@@ -113,11 +119,30 @@ class PayIn(Flow[Charge, Moved]):
             return None
         return self._waiting_depth - due.backlog(connection, self._provider, "", self._waiting_depth)
 
-    async def cancel(self, checkout_id: str, reason: str) -> tuple[str, bool]:
-        """Cancels a payment that is open, whose charges are taken up at once; what stands, as `store.cancel` has it."""
-        stands = await self._database.transact(lambda connection: store.cancel(connection, checkout_id, reason))
+    async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
+        """Cancels a payment that is open, whose charges are taken up at once, dead letters as well; what stands, as `store.cancel` has it."""
+
+        def cancel(connection: Connection) -> tuple[str, bool]:
+            stands, now = store.cancel(connection, checkout_id, reason)
+            if now:
+                charges = {f"{_SUBJECTS}{id_}": id_ for id_ in store.open_charges(connection, checkout_id)}
+                end_demands(connection, charges, caller, f"the payment was cancelled: {reason}")
+            return stands, now
+
+        stands = await self._database.transact(cancel)
         self.wake()
         return stands
+
+    async def end_overdue(self) -> None:
+        """Takes up the dead letters whose payments have expired since, or whose buyers did not act in time: their charges are to be ended."""
+
+        def end(connection: Connection) -> bool:
+            charges = {f"{_SUBJECTS}{id_}": id_ for id_ in due.overdue(connection, MOST_ITEMS)}
+            end_demands(connection, charges, _PLATFORM, "the time of the payment is up")
+            return bool(charges)
+
+        if await self._database.transact(end):
+            self.wake()
 
     async def confirm_delivery(self, payment_order_id: str) -> bool:
         """Notes that an order was delivered; whether that was not noted before. An order that is not settled is left alone."""
@@ -126,7 +151,7 @@ class PayIn(Flow[Charge, Moved]):
         return noted
 
     def demand_id(self, subject: str) -> str:
-        return subject.removeprefix("charges/")
+        return subject.removeprefix(_SUBJECTS)
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
         return stored_charges(store.charges(connection, list(tokens)), tokens, now, self.lease)

@@ -81,7 +81,7 @@ class PaymentHandlers(OperatorHandlers):
         reason = parse_words(request.reason, "reason")
         payment = await self._visible(request.checkout_id, call)
         with self._flow.changes.of(payment.checkout_id) as waiter:
-            stands, now = await self._flow.cancel(payment.checkout_id, reason)
+            stands, now = await self._flow.cancel(payment.checkout_id, call.caller.name, reason)
             if not stands:
                 payment = await self._visible(request.checkout_id, call)  # it ended since it was read
                 state = decode.STATES.parse(payment.payment_state, "payment_state")

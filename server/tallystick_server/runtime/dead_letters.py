@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -15,6 +15,7 @@ from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_server.runtime.relay import tell, telling
 from tallystick_storage import dead_letter, due
 
+_LONGEST_REASON = 255
 STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
 
 
@@ -43,6 +44,13 @@ def tell_changed(connection: Connection, rows: Sequence[Row[Any]], on_behalf: Ca
             at = letter.end_time if row.end_time else letter.create_time
             type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
             tell(told, type_, aggregate, version, at, *on_behalf(row), dead_letter=letter)
+
+
+def end_demands(connection: Connection, demands: Mapping[str, str], by: str, reason: str) -> None:
+    """Takes up again those demands, by subject, that were set aside and are to be ended, never to be sent; `by`: who has decided so."""
+    ended = dead_letter.end(connection, sorted(demands), DeadLetterState.RETRIED, by, reason[:_LONGEST_REASON]) if demands else ()
+    tell_changed(connection, ended, lambda _: (by, ""))
+    due.revive(connection, [demands[row.subject] for row in ended])
 
 
 def go_on(connection: Connection, items: Iterable[InHand]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
@@ -118,7 +119,7 @@ class Postpone(Generic[H, G]):
             if again:
                 due.again_later(connection, again)
             if aside:
-                self._set_aside(connection, [one for one in aside if one.item.to_settle or one.item.demand_id in open_])
+                self._set_aside(connection, [one for one in aside if one.item.to_settle or one.item.demand_id in open_], now)
             return failed
 
         failed = await self._database.transact(postpone)
@@ -142,12 +143,12 @@ class Postpone(Generic[H, G]):
             delay = policy.rest
         return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), looking=False)
 
-    def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]]) -> None:
-        """Makes dead letters of demands whose leases still hold."""
-        held = due.again_later(connection, [_again(one, None, looking=one.item.looking) for one in troubled])
-        subjects = {one.item.subject: one for one in troubled if one.item.demand_id in held}
+    def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]], now: float) -> None:
+        """Makes dead letters of demands whose leases still hold. One whose cancellation came meanwhile is not set aside: it is due."""
+        aside = due.again_later(connection, [_aside(one, now) for one in troubled])
+        subjects = {one.item.subject: one for one in troubled if aside.get(one.item.demand_id, False)}
         new = [
-            dead_letter.NewDeadLetter(subject, one.trouble, one.detail[:_LONGEST_DETAIL], sum(_tries(one).values()), one.item.provider)
+            dead_letter.NewDeadLetter(subject, one.trouble, _why(one, now), sum(_tries(one).values()), one.item.provider)
             for subject, one in sorted(subjects.items())
         ]
         tell_changed(
@@ -158,6 +159,18 @@ class Postpone(Generic[H, G]):
 def _in_time(delay: float, left: float) -> float:
     """A wait that does not go past the time that is left, if that is still to come."""
     return min(delay, left) if left > 0 else delay
+
+
+def _aside(one: Troubled[H], now: float) -> due.Again:
+    """A demand that nobody takes up again, before its time is up if it has one that is still to come."""
+    left = one.item.look_by - now
+    return replace(_again(one, None, looking=one.item.looking), recheck_after=left if 0 < left < inf else None)
+
+
+def _why(one: Troubled[H], now: float) -> str:
+    """What a dead letter says: also that its demand is to end."""
+    ending = one.item.ending(now)
+    return (one.detail if ending is None else f"{ending}, and not ended: {one.detail}")[:_LONGEST_DETAIL]
 
 
 def _again(one: Troubled[H], delay: float | None, *, looking: bool) -> due.Again:

@@ -193,6 +193,7 @@ create table due (
     sent_time timestamptz,  -- when it may last have been sent; null: it was not
     not_found int not null default 0 check (not_found >= 0),  -- how often the provider did not know it since then
     recheck boolean not null default false,  -- what is wanted of it has changed since it was claimed: its holder gives it back due at once
+    recheck_time timestamptz,  -- of a dead letter: when its time is up, and it is to be ended; null: never
     trouble text not null,  -- the last one
     detail text not null,
     phase text not null default '',  -- what it waited for when it was last postponed, as its service names it; "": it is new, or under way
@@ -203,6 +204,7 @@ create table due (
 create index due_ready on due (provider, ready_time, demand_id) where ready_time is not null;
 create index due_by_phase on due (phase, since) where next_attempt_time is not null;
 create index due_rejected on due (demand_id) where trouble = 'CALLER_REJECTED' and next_attempt_time is not null;
+create index due_recheck on due (recheck_time, demand_id) where recheck_time is not null and next_attempt_time is null;
 create index due_failing on due (trouble, provider) where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null;
 grant select, insert, update, delete on due to {service};
 """
@@ -286,7 +288,7 @@ UNSEALED: Mapping[str, frozenset[str]] = {
 
 SEALED_ON_UPDATE: Mapping[str, str] = {
     "payment.attempt": "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') and t.moved_amount is null and t.end_time is null",
-    "payment.due": "(t.trouble, t.detail, t.tries::text, t.not_found, t.looking, t.recheck, t.maybe_sent) = ('', '', '{}', 0, false, false, false)",
+    "payment.due": "(t.trouble, t.detail, t.tries::text, t.not_found, t.looking, t.recheck, t.maybe_sent) = ('', '', '{}', 0, false, false, false) and t.recheck_time is null",
 }
 """Tables whose rows are sealed only once they change, and what a row must be until then: each payment makes new ones, and they hold nothing that is not derived."""
 

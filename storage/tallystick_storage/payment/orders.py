@@ -269,17 +269,25 @@ _CANCEL_DUE = text("""
         order by demand_id for update)
     update due d set next_attempt_time = clock(), recheck = true from l where d.demand_id = l.demand_id and d.next_attempt_time is not null
 """)
+_OPEN_CHARGES = text(
+    "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING') order by charge_id"
+)
 _CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
 
 def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, bool]:
-    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due.
+    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due that were not set aside, which are locked as well.
 
     Returns the reason that stands, "" if it had ended before, and whether it stands only now.
     """
     connection.execute(_CANCEL_DUE, {"checkout_id": checkout_id})
     noted = connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason}).rowcount
     return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one()), bool(noted)
+
+
+def open_charges(connection: Connection, checkout_id: str) -> list[str]:
+    """The charges of a payment that have not come to their end."""
+    return list(connection.execute(_OPEN_CHARGES, {"checkout_id": checkout_id}).scalars())
 
 
 _CHARGE = """

@@ -169,7 +169,7 @@ class PaymentServiceServicer(object):
 
     def CancelPayment(self, request, context):
         """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-        what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+        what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
         A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

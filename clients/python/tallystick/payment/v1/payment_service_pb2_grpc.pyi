@@ -54,7 +54,7 @@ class PaymentServiceStub:
     """
     CancelPayment: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+    what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
     A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
     """
     ConfirmDelivery: _grpc.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]
@@ -124,7 +124,7 @@ class PaymentServiceAsyncStub(PaymentServiceStub):
     """
     CancelPayment: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.CancelPaymentRequest, _payment_service_pb2.CancelPaymentResponse]  # type: ignore[assignment]
     """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-    what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+    what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
     A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
     """
     ConfirmDelivery: _aio.UnaryUnaryMultiCallable[_payment_service_pb2.ConfirmDeliveryRequest, _payment_service_pb2.ConfirmDeliveryResponse]  # type: ignore[assignment]
@@ -227,7 +227,7 @@ class PaymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payment_service_pb2.CancelPaymentResponse, _abc.Awaitable[_payment_service_pb2.CancelPaymentResponse]]:
         """Ends a payment that is open. What was surely not sent to the provider is FAILED(CALLER_CANCELLED); for the rest the provider is asked to cancel, and
-        what it says counts: what was charged stays SUCCESS. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
+        what it says counts: what was charged stays SUCCESS. A charge that is a dead letter is taken up again, to be ended, never to be sent. Waits for the end as CreatePayment does, or answers at once when too many calls wait.
         A repeat with the same reason answers with the payment as it stands, with another it is refused with KEY_REUSED; one that had ended before with STATE_FORBIDS. Access: team (its own).
         """
 

@@ -29,7 +29,7 @@ class _DeadLetterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     DEAD_LETTER_STATE_OPEN: _DeadLetterState.ValueType  # 1
     """It waits for a person."""
     DEAD_LETTER_STATE_RETRIED: _DeadLetterState.ValueType  # 2
-    """An operator had it tried again."""
+    """An operator had it tried again; or its payment was cancelled, or its time was up, and its charge is being ended."""
     DEAD_LETTER_STATE_CLOSED: _DeadLetterState.ValueType  # 3
     """An operator closed it: its subject has FAILED."""
     DEAD_LETTER_STATE_RESOLVED: _DeadLetterState.ValueType  # 4
@@ -43,7 +43,7 @@ DEAD_LETTER_STATE_UNSPECIFIED: DeadLetterState.ValueType  # 0
 DEAD_LETTER_STATE_OPEN: DeadLetterState.ValueType  # 1
 """It waits for a person."""
 DEAD_LETTER_STATE_RETRIED: DeadLetterState.ValueType  # 2
-"""An operator had it tried again."""
+"""An operator had it tried again; or its payment was cancelled, or its time was up, and its charge is being ended."""
 DEAD_LETTER_STATE_CLOSED: DeadLetterState.ValueType  # 3
 """An operator closed it: its subject has FAILED."""
 DEAD_LETTER_STATE_RESOLVED: DeadLetterState.ValueType  # 4
@@ -84,9 +84,9 @@ class DeadLetter(_message.Message):
     tries: _builtins.int
     """How often it had been tried in vain."""
     operator: _builtins.str
-    """Who ended it; empty while it is open, and when nobody did."""
+    """Who ended it: an operator, the caller who cancelled its payment, or "platform" when the payment's time was up; empty while it is open, and when nobody did."""
     reason: _builtins.str
-    """Why, in the operator's words."""
+    """Why, in the words of whoever ended it."""
     evidence: _builtins.str
     """What shows that nothing was charged or paid, where it was closed."""
     provider: _builtins.str
