@@ -47,9 +47,13 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
     def __init__(self) -> None:
         self.script: list[Refused] = []
         self.calls: list[dict[str, str]] = []
+        self.hangs_after: int | None = None
+        self.end = threading.Event()
 
     def GetPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.calls.append(dict(context.invocation_metadata()))  # type: ignore[arg-type]
+        if self.hangs_after is not None and len(self.calls) > self.hangs_after:
+            self.end.wait(30)
         if self.script:
             refused = self.script.pop(0)
             context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
@@ -67,6 +71,7 @@ def answering(address: str) -> Iterator[Scripted]:
     try:
         yield servicer
     finally:
+        servicer.end.set()
         server.stop(None)
 
 
@@ -114,6 +119,24 @@ def test_refusals_for_good_are_not(scripted: tuple[Scripted, str], kind: int) ->
         both(address)[kind]()
     assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == ("FIELD_INVALID", "a.b", "abc")
     assert len(servicer.calls) == 1
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_call_whose_time_went_by_in_refusals_says_by_which(scripted: tuple[Scripted, str], kind: int, hangs: bool) -> None:
+    """When a call is refused until its time is up, the error has the last refusal's reason and details and the number of tries; where the last sending got
+    no answer it is a DeadlineExceededError all the same, since that sending may have taken effect."""
+    servicer, address = scripted
+    servicer.script = [Refused(Reason.OVERLOADED, "Too many calls.", metadata={"limit": "9"}, retry_after=0.01) for _ in range(3)]
+    if hangs:
+        servicer.hangs_after = 3
+    else:
+        servicer.script.append(Refused(Reason.OVERLOADED, "Too many calls.", metadata={"limit": "9"}, retry_after=60))
+    with pytest.raises(DeadlineExceededError if hangs else UnavailableError, match=r"\AOVERLOADED: Too many calls\. \(.*4 tries") as error:
+        both(address, deadlines={"GetPayment": 3.0})[kind]()
+    assert (error.value.reason, error.value.metadata, error.value.trace_id) == ("OVERLOADED", {"limit": "9"}, "abc")
+    assert error.value.retry_after is not None
+    assert len(servicer.calls) == 4
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, closed, from_rpc, unreadable
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, Tries, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -196,7 +196,11 @@ class _Channel:
             except DecodeError:
                 raise unreadable() from None
 
-        return await AsyncRetrying(**self._settings.retries(end, now))(once)
+        tries = Tries()
+        try:
+            return await AsyncRetrying(**self._settings.retries(end, now, tries))(once)
+        except TallystickError as error:
+            raise tries.explained(error) from None
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
         opened = self._channel.unary_stream(method, *arguments, **options)

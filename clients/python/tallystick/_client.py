@@ -15,7 +15,7 @@ from tenacity import Retrying
 
 from tallystick._errors import DeadlineExceededError, TallystickError, closed, from_rpc
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, Tries, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -218,9 +218,13 @@ class _UnaryCall:
     def with_call(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> tuple[Any, Any]:
         """The response and the call, whose trailing metadata tell of replays and the trace."""
         end = time.monotonic() + self._settings.seconds(self._name, timeout)
-        retrying = Retrying(**self._settings.retries(end, time.monotonic))
+        tries = Tries()
+        retrying = Retrying(**self._settings.retries(end, time.monotonic, tries))
         with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
-            return retrying(self._send, complete(request), end, metadata)
+            try:
+                return retrying(self._send, complete(request), end, metadata)
+            except TallystickError as error:
+                raise tries.explained(error) from None
 
     def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
         left = max(end - time.monotonic(), 0.001)

@@ -47,6 +47,17 @@ class TallystickError(Exception):
         self.retry_after = retry_after
         self.trace_id = trace_id
 
+    def again(self, kind: type[TallystickError], message: str) -> TallystickError:
+        """The same in another message, as an exception of another kind."""
+        return kind(
+            message,
+            reason=self.reason,
+            field_violations=self.field_violations,
+            metadata=dict(self.metadata),
+            retry_after=self.retry_after,
+            trace_id=self.trace_id,
+        )
+
     @property
     def may_retry(self) -> bool:
         """Whether the same request may come back: the platform said when, or could not be reached."""

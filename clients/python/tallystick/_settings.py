@@ -86,7 +86,7 @@ class ClientSettings:
         base = error.retry_after if error.retry_after is not None else min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT)
         return base * (1 + self.jitter() / 2)
 
-    def retries(self, end: float, now: Callable[[], float]) -> dict[str, Any]:
+    def retries(self, end: float, now: Callable[[], float], tries: Tries) -> dict[str, Any]:
         """How tenacity sends one call again: what the platform lets come back, until the time until `end`, or the attempts, are used up."""
 
         def wait(state: RetryCallState) -> float:
@@ -99,9 +99,39 @@ class ClientSettings:
                 raise error or DeadlineExceededError("no time is left")
             return seconds
 
-        may_retry = retry_if_exception(lambda error: isinstance(error, TallystickError) and error.may_retry)
         stop = stop_never if self.attempts is None else stop_after_attempt(self.attempts)
-        return {"stop": stop, "wait": wait, "retry": may_retry, "reraise": True}
+        return {"stop": stop, "wait": wait, "retry": retry_if_exception(tries.may_go_on), "reraise": True}
+
+
+class Tries:
+    """How often one call was sent, and what came of it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last: TallystickError | None = None
+        """The last error that the same request may come back after."""
+
+    def may_go_on(self, error: BaseException) -> bool:
+        """Whether the call may be sent again after what its last sending raised."""
+        self._count += 1
+        if not isinstance(error, TallystickError) or not error.may_retry or _ran_out(error):
+            return isinstance(error, TallystickError) and error.may_retry
+        self._last = error
+        return True
+
+    def explained(self, error: TallystickError) -> TallystickError:
+        """What is raised in the end: with the number of tries, and where the time was up in the last one, with what all the time before went by."""
+        if self._count < 2 or self._last is None:
+            return error
+        if _ran_out(error):
+            message = f"{self._last.message} (so after {self._count - 1} of {self._count} tries; in the last the time was up)"
+            return self._last.again(type(error), message)
+        return error.again(type(error), f"{error.message} (after {self._count} tries)") if error is self._last else error
+
+
+def _ran_out(error: TallystickError) -> bool:
+    """Whether it says only that the time was up."""
+    return isinstance(error, DeadlineExceededError) and error.reason in ("", "DEADLINE_EXCEEDED")
 
 
 class Reopening:
