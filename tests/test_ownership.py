@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,6 +25,7 @@ from tallystick_core.caller import Caller, Role
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
+from tallystick_server.wallet.handlers import WalletHandlers
 
 from .banks import Bank
 from .conftest import QUICK, Platform, eventually, fresh_database, serving, unique
@@ -386,6 +390,41 @@ def test_known_sellers_are_sold_for_while_the_wallet_is_away(own_database: Datab
         assert accepted.checkout_id == id_
         assert refusal(lambda: order_of(rival, seller)) == "DEPENDENCY_UNAVAILABLE"
         assert refusal(lambda: order_of(checkout, unique("s"))) == "DEPENDENCY_UNAVAILABLE"
+
+
+def test_a_known_seller_does_not_wait_for_an_unknown_one_while_the_wallet_hangs(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of payments that come together while WalletService hangs those of known sellers are accepted while that of an unknown one still waits; it is
+    refused, bounded in time, and nothing of it is stored."""
+    original, hangs, waits = WalletHandlers.BatchClaimSellers, Event(), Event()
+
+    async def claim(self: WalletHandlers, request: Any, call: Any) -> Any:
+        while hangs.is_set():
+            waits.set()
+            await asyncio.sleep(0.01)
+        return await original(self, request, call)
+
+    monkeypatch.setattr(WalletHandlers, "BatchClaimSellers", claim)
+    sellers = [unique("s") for _ in range(4)]
+    settings = ClientSettings(token=TOKENS["checkout"], attempts=1)
+    with serving(own_database, SETTINGS) as platform, Client(platform.address, settings=settings) as checkout, ThreadPoolExecutor(6) as pool:
+
+        def accepted(seller: str) -> str:
+            id_ = unique("c")
+            order, wait_for = new_order(f"{id_}-1", "buyer-1", seller, "1.00", "EUR"), payment_service_pb2.WAIT_FOR_ACCEPTANCE
+            return checkout.create_payment(id_, [order], credit_card_info="tok_visa", wait_for=wait_for).checkout_id
+
+        for seller in sellers:
+            accepted(seller)
+        hangs.set()
+        try:
+            unknown = pool.submit(lambda: refusal(lambda: accepted(unique("s"))))
+            assert waits.wait(30)
+            for known in [pool.submit(accepted, seller) for seller in sellers]:
+                assert known.result(30)
+            assert not unknown.done()
+            assert unknown.result(30) == "DEPENDENCY_UNAVAILABLE"
+        finally:
+            hangs.clear()
 
 
 def test_a_wallet_that_rejects_this_service_counts_as_away(own_database: Databases) -> None:

@@ -90,7 +90,7 @@ class PayIn(Flow[Charge, Moved]):
         self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run, for_callers=True, max_waiting=CALLERS_WAITING)
         self._sellers = KnownSellers(database, SellerOwners(peers, wallet_address), seller_check_interval)
-        self._stages += [self._sellers.asking, self._accept, self._record, self._settle, self._deliver]
+        self._stages += [*self._sellers.stages, self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
             Periodic("payment.watch", settings.sweep_interval, watching.turn),

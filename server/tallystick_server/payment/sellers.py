@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.peers import PeerRefused
@@ -18,6 +19,8 @@ from tallystick_storage.payment import sellers as store
 log = logging.getLogger(__name__)
 
 _TIMEOUT = 5.0
+_KNOWN_TIMEOUT = 1.0
+"""For known sellers, which are sold for without an answer as well."""
 _AWAY = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
 _MAX_KNOWN = 100_000
 
@@ -28,6 +31,13 @@ class _Question:
 
     owner: str
     sellers: tuple[str, ...]
+    stored: Mapping[str, str]
+    """Their owners as they were last known here."""
+
+    @property
+    def known(self) -> bool:
+        """Whether all of them were its owner's when WalletService was last asked."""
+        return all(self.stored.get(seller) == self.owner for seller in self.sellers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,16 @@ class KnownSellers:
         self._interval = interval
         self._known: dict[str, _Known] = {}
         self._away_until = 0.0
-        self.asking: Stage[_Question, Mapping[str, str]] = Stage(
-            "payment.sellers",
+        self.looking: Stage[tuple[str, ...], Mapping[str, str]] = Stage(
+            "payment.stored_sellers", self._look, most=MOST_ITEMS, weight=len, lanes=2, for_callers=True, max_waiting=CALLERS_WAITING
+        )
+        # what needs an answer of WalletService, and so waits while that hangs, delays nobody who can do without
+        self.asking = self._stage("payment.new_sellers")
+        self.refreshing = self._stage("payment.known_sellers")
+
+    def _stage(self, name: str) -> Stage[_Question, Mapping[str, str]]:
+        return Stage(
+            name,
             lambda questions: by_halves(self._answer, questions),
             most=MOST_ITEMS,
             weight=lambda question: len(question.sellers),
@@ -59,13 +77,19 @@ class KnownSellers:
             max_waiting=CALLERS_WAITING,
         )
 
+    @property
+    def stages(self) -> tuple[Stage[Any, Any], ...]:
+        return (self.looking, self.refreshing, self.asking)
+
     async def of_others(self, owner: str, sellers: Collection[str]) -> set[str]:
         """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now. Raises DEPENDENCY_UNAVAILABLE."""
         now = asyncio.get_running_loop().time()
         unsure = tuple(sorted(seller for seller in sellers if not self._is_sure(seller, owner, now)))
         if not unsure:
             return set()
-        found = await self.asking.submit(_Question(owner, unsure))
+        stored = await self.looking.submit(unsure)
+        question = _Question(owner, unsure, {seller: stored[seller] for seller in unsure if seller in stored})
+        found = await (self.refreshing if question.known else self.asking).submit(question)
         others = {seller for seller in unsure if found.get(seller, owner) != owner}
         return others or {seller for seller in unsure if seller not in found}  # claimed by nobody: never stored
 
@@ -73,15 +97,21 @@ class KnownSellers:
         known = self._known.get(seller)
         return known is not None and known.owner == owner and now < known.until
 
+    async def _look(self, sellers: Sequence[tuple[str, ...]]) -> Sequence[Mapping[str, str]]:
+        """The owners that are stored here, by seller, the same for each."""
+        names = sorted({seller for one in sellers for seller in one})
+        stored = await self._database.load(lambda connection: store.stored(connection, names))
+        return [stored] * len(sellers)
+
     async def _answer(self, questions: Sequence[_Question]) -> Sequence[Mapping[str, str] | Exception]:
         """Owners by seller for each question, or why they cannot be known. Raises PeerRefused for several questions, one of which may be at fault."""
         now = asyncio.get_running_loop().time()
         names = sorted({seller for question in questions for seller in question.sellers})
-        stored = await self._database.load(lambda connection: store.stored(connection, names))
-        if now < self._away_until and all(stored.get(seller) == question.owner for question in questions for seller in question.sellers):
-            return [stored] * len(questions)
+        known = all(question.known for question in questions)
+        if known and now < self._away_until:
+            return [question.stored for question in questions]
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(_KNOWN_TIMEOUT if known else _TIMEOUT):
                 owners = await self._ask(questions, names)
         except (TimeoutError, Refused, PeerRefused) as error:
             if isinstance(error, PeerRefused):
@@ -92,9 +122,9 @@ class KnownSellers:
                 self._away_until = asyncio.get_running_loop().time() + _AWAY
             message = "It cannot be known now whom a seller belongs to. Nothing was stored."
             refused = error if isinstance(error, Refused) else Refused(Reason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
-            return [stored if all(stored.get(seller) == one.owner for seller in one.sellers) else refused for one in questions]
+            return [one.stored if one.known else refused for one in questions]
         self._away_until = 0.0
-        await self._keep(owners, stored)
+        await self._keep(owners, {seller: owner for one in questions for seller, owner in one.stored.items()})
         return [owners] * len(questions)
 
     async def _ask(self, questions: Sequence[_Question], names: Sequence[str]) -> dict[str, str]:
