@@ -366,6 +366,30 @@ def test_the_default_schedule_is_for_operators(shop: Client, chief: Client) -> N
     assert (got.seller_account, got.fee, got.version, got.caller) == ("", "1.00", 1, "chief")
 
 
+def test_of_two_operators_who_set_a_schedule_one_learns_of_the_other(chief: Client) -> None:
+    """A schedule that is to replace another version than the one that holds is refused with that version, also of two at once; a repeat changes nothing."""
+    manual = payout_pb2.PAYOUT_INTERVAL_MANUAL
+
+    def schedule(fee: str, version: int) -> pb.SetPayoutScheduleRequest:
+        return pb.SetPayoutScheduleRequest(currency="NOK", interval=manual, fee=fee, expected_version=version)
+
+    def outcome(fee: str, version: int) -> str:
+        try:
+            return str(chief.payout.SetPayoutSchedule(schedule(fee, version)).payout_schedule.version)
+        except TallystickError as error:
+            return f"{error.reason} {error.metadata.get('version')}"
+
+    assert outcome("1.00", 2) == "VERSION_MISMATCH 0"
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = sorted(pool.map(lambda number: outcome(f"{number}.00", 0), range(1, 9)))
+    assert outcomes == ["1", *["VERSION_MISMATCH 1"] * 7]
+    held = chief.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(currency="NOK")).payout_schedule
+    assert replayed(chief.payout.SetPayoutSchedule, schedule(held.fee, 0))
+    assert outcome("9.00", 1) == "2"
+    assert outcome("10.00", 1) == "VERSION_MISMATCH 2"
+    assert outcome("10.00", -1) == "FIELD_INVALID None"
+
+
 def acknowledge(
     client: Client, payout_id: str, reason: str = "asked the bank", *, reference: str = "", report: int = 0, again: bool = False
 ) -> payout_pb2.Payout:

@@ -312,6 +312,30 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
     assert error.value.reason == "FIELD_INVALID"
 
 
+def test_of_two_operators_who_set_a_policy_the_second_learns_of_the_first(client: Client) -> None:
+    """A policy that is to replace another version than the one that holds is refused with that version, and nothing is stored; a repeat changes nothing."""
+    seller = unique("s")
+
+    def policy(frozen: bool, version: int) -> pb.SetWalletPolicyRequest:
+        return pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", frozen=frozen, expected_version=version)
+
+    def refused(frozen: bool, version: int) -> TallystickError:
+        with pytest.raises(TallystickError) as error:
+            client.wallet.SetWalletPolicy(policy(frozen, version))
+        return error.value
+
+    missing = refused(True, 3)
+    assert (missing.reason, missing.metadata["version"], type(missing).__name__) == ("VERSION_MISMATCH", "0", "AbortedError")
+    with pytest.raises(TallystickError, match="NOT_FOUND"):
+        client.wallet.GetWallet(pb.GetWalletRequest(seller_account=seller, currency="EUR"))
+    assert client.wallet.SetWalletPolicy(policy(True, 0)).wallet.policy_version == 1
+    assert replayed(client.wallet.SetWalletPolicy, policy(True, 0))
+    assert refused(False, 0).metadata["version"] == "1"
+    assert client.wallet.GetWallet(pb.GetWalletRequest(seller_account=seller, currency="EUR")).wallet.frozen
+    assert client.wallet.SetWalletPolicy(policy(False, 1)).wallet.policy_version == 2
+    assert refused(True, -1).reason == "FIELD_INVALID"
+
+
 def release(client: Client, *causes: str) -> list[pb.WalletResult]:
     releases = [pb.Release(cause=cause, caller="t") for cause in causes]
     return list(client.wallet.BatchRelease(pb.BatchReleaseRequest(releases=releases)).results)

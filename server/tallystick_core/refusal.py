@@ -32,6 +32,7 @@ class Reason(StrEnum):
     ID_TAKEN = "ID_TAKEN"
     KEY_IN_USE = "KEY_IN_USE"
     CONFLICT = "CONFLICT"
+    VERSION_MISMATCH = "VERSION_MISMATCH"
     STATE_FORBIDS = "STATE_FORBIDS"
     HOLD_ENDED = "HOLD_ENDED"
     ALREADY_REVERSED = "ALREADY_REVERSED"
@@ -82,6 +83,12 @@ def key_reused(field: str) -> Refused:
 def id_taken(field: str) -> Refused:
     """The id in `field` is another caller's."""
     return Refused(Reason.ID_TAKEN, f"{field} is taken.", field=field)
+
+
+def version_mismatch(version: int) -> Refused:
+    """A change that was meant for another version of the resource."""
+    message = f"The resource is at version {version}, which expected_version is not. Read it again, and decide anew."
+    return Refused(Reason.VERSION_MISMATCH, message, field="expected_version", metadata={"version": str(version)})
 
 
 def not_found(what: str) -> Refused:

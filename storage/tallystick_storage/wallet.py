@@ -247,7 +247,7 @@ def _entry(item: Decided) -> dict[str, Any]:
     }
 
 
-_WALLET_COLUMNS = "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, version, update_time"
+_WALLET_COLUMNS = "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, policy_version, version, update_time"
 _WALLETS = text(f"""
     select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text)
         using (seller_account, currency)
@@ -290,7 +290,8 @@ def list_entries(connection: Connection, key: WalletKey, before: int, most: int)
 _SET_POLICY = text(f"""
     with l as materialized (
         select seller_account, currency from wallet where seller_account = :seller_account and currency = :currency
-            and (frozen, release_delay) is distinct from (:frozen, cast(:release_delay as int)) for update),
+            and (frozen, release_delay) is distinct from (:frozen, cast(:release_delay as int))
+            and (cast(:expected_version as bigint) is null or policy_version = cast(:expected_version as bigint)) for update),
     w as (
         update wallet w set frozen = :frozen, release_delay = :release_delay, policy_version = w.policy_version + 1,
             update_time = greatest(w.update_time, clock())
@@ -303,12 +304,14 @@ _SET_POLICY = text(f"""
 """)
 
 
-def set_policy(connection: Connection, key: WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> Row[Any] | None:
-    """Sets a wallet's policy; the same policy again changes nothing.
+def set_policy(
+    connection: Connection, key: WalletKey, *, frozen: bool, release_delay: int, expected_version: int | None, caller: str, traceparent: str
+) -> Row[Any] | None:
+    """Sets a wallet's policy; the same policy again changes nothing, nor does one that is to replace another version; None: whichever there is.
 
     Returns the wallet as it is now, with the outbox row in which its policy is to be told; None if nothing changed.
     """
-    values = {"seller_account": key[0], "currency": key[1], "frozen": frozen, "release_delay": release_delay}
+    values = {"seller_account": key[0], "currency": key[1], "frozen": frozen, "release_delay": release_delay, "expected_version": expected_version}
     return connection.execute(_SET_POLICY, {**values, "caller": caller, "traceparent": traceparent}).one_or_none()
 
 

@@ -14,7 +14,7 @@ from tallystick_core.refusal import Reason, Refused
 from tallystick_core.schedule import Interval, Weekday, parse_schedule
 from tallystick_server.payout.encode import INTERVALS, STATES, WEEKDAYS
 from tallystick_server.payout.schedules import Wanted
-from tallystick_server.runtime.fields import parse_time
+from tallystick_server.runtime.fields import expected_version, parse_time
 from tallystick_storage.payout.reads import PayoutFilter
 
 _LONGEST_DESCRIPTION = 255
@@ -96,7 +96,8 @@ def wanted_schedule(request: pb.SetPayoutScheduleRequest, caller: Caller, tracep
         named = next((field for field in ("minimum_amount", "fee", "reserve") if getattr(request, field)), None)
         if named is not None:
             raise Refused(Reason.METHOD_FORBIDDEN, f"{named} must be empty: the terms of payouts are for operators to set.", field=named)
-    return Wanted(seller, currency, schedule, request.cut_off, request.time_zone, terms, caller.name, traceparent, sets_terms)
+    expected = expected_version(request)
+    return Wanted(seller, currency, schedule, request.cut_off, request.time_zone, terms, caller.name, traceparent, sets_terms, expected)
 
 
 def payout_filter(request: pb.ListPayoutsRequest, owner: str | None) -> PayoutFilter:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
 from tallystick_core.payable import Terms
+from tallystick_core.refusal import version_mismatch
 from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
 from tallystick_server.payout import encode, events
 from tallystick_server.runtime.relay import telling
@@ -32,6 +33,8 @@ class Wanted:
     traceparent: str
     sets_terms: bool
     """Whether it sets the terms too; otherwise those that hold stay."""
+    expected_version: int | None
+    """The version that it is to replace, 0: none; None: whichever there is."""
 
 
 class Schedules:
@@ -41,13 +44,21 @@ class Schedules:
         self._database = database
 
     async def set(self, wanted: Wanted, owner: str) -> bool:
-        """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "": the default is the platform's."""
+        """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "": the default is the platform's.
+
+        Raises VERSION_MISMATCH where another version than the expected one would be replaced.
+        """
 
         def set_(connection: Connection) -> bool:
-            row = store.set_(connection, _to_store(wanted, owner, store.now(connection)))
+            new = _to_store(wanted, owner, store.now(connection))
+            row = store.set_(connection, new)
             if row is not None:
                 with telling(connection, [row]) as told:
                     events.schedule_changed(told, encode.schedule(row), owner, row.traceparent)
+            elif wanted.expected_version is not None:
+                version, equal = store.stands(connection, new)
+                if not equal:
+                    raise version_mismatch(version)
             return row is not None
 
         return await self._database.transact(set_)
@@ -80,6 +91,7 @@ def _to_store(wanted: Wanted, owner: str, now: datetime) -> store.NewSchedule:
         next_time=next_time(schedule, now),
         caller=wanted.caller,
         traceparent=wanted.traceparent,
+        expected_version=wanted.expected_version,
     )
 
 

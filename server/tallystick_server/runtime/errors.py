@@ -36,7 +36,7 @@ _CODES: dict[grpc.StatusCode, tuple[Reason, ...]] = {
     grpc.StatusCode.PERMISSION_DENIED: (Reason.METHOD_FORBIDDEN, Reason.SECOND_PERSON_REQUIRED),
     grpc.StatusCode.NOT_FOUND: (Reason.NOT_FOUND,),
     grpc.StatusCode.ALREADY_EXISTS: (Reason.KEY_REUSED, Reason.ID_TAKEN),
-    grpc.StatusCode.ABORTED: (Reason.KEY_IN_USE, Reason.CONFLICT),
+    grpc.StatusCode.ABORTED: (Reason.KEY_IN_USE, Reason.CONFLICT, Reason.VERSION_MISMATCH),
     grpc.StatusCode.FAILED_PRECONDITION: (
         Reason.STATE_FORBIDS,
         Reason.HOLD_ENDED,

@@ -45,6 +45,16 @@ def parse_time(message: Message, field: str) -> datetime | None:
     return _EPOCH + timedelta(seconds=stamp.seconds, microseconds=stamp.nanos // 1000)
 
 
+def expected_version(message: Any) -> int | None:
+    """The version that a change is to replace, or None if unset. Raises FIELD_INVALID."""
+    if not message.HasField("expected_version"):
+        return None
+    version: int = message.expected_version
+    if version < 0:
+        raise Refused(Reason.FIELD_INVALID, "expected_version must not be negative; leave it unset to replace any version.", field="expected_version")
+    return version
+
+
 class EnumNames:
     """One enum's values and names, without the prefix that they have on the wire."""
 

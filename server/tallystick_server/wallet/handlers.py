@@ -13,7 +13,7 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.seller import AssignmentState
 from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.fields import PageToken, expected_version, page_size
 from tallystick_server.runtime.items import check_batch, each, refusal
 from tallystick_server.runtime.stage import BATCHES_WAITING, Stage
 from tallystick_server.runtime.telemetry import traceparent
@@ -155,7 +155,11 @@ class WalletHandlers:
     async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
         key = _key(request)
         delay = messages.parse_release_delay(request)
-        if not await self._policies.set(key, frozen=request.frozen, release_delay=delay, caller=call.caller.name, traceparent=traceparent()):
+        expected = expected_version(request)
+        changed = await self._policies.set(
+            key, frozen=request.frozen, release_delay=delay, expected_version=expected, caller=call.caller.name, traceparent=traceparent()
+        )
+        if not changed:
             call.replayed()
         return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
 

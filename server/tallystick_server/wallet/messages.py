@@ -100,6 +100,7 @@ def wallet(row: Row[Any]) -> wallet_pb2.Wallet:
         release_delay=Duration(seconds=row.release_delay),
         version=row.version,
         update_time=to_timestamp(row.update_time),
+        policy_version=row.policy_version,
     )
 
 

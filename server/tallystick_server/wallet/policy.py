@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
+from tallystick_core.refusal import version_mismatch
 from tallystick_server.runtime.relay import telling
 from tallystick_server.wallet import events
 from tallystick_storage import wallet as store
@@ -17,18 +18,33 @@ class Policies:
         self._database = database
         self._release_delay = release_delay
 
-    async def set(self, key: store.WalletKey, *, frozen: bool, release_delay: int, caller: str, traceparent: str) -> bool:
-        """Has a policy hold from now on; equal values held before, if not."""
+    async def set(
+        self, key: store.WalletKey, *, frozen: bool, release_delay: int, expected_version: int | None, caller: str, traceparent: str
+    ) -> bool:
+        """Has a policy hold from now on; equal values held before, if not. Raises VERSION_MISMATCH where another version would be replaced."""
 
         def open_(connection: Connection) -> None:
             store.open_wallets(connection, [key], self._release_delay)
 
         def set_(connection: Connection) -> bool:
-            wallet = store.set_policy(connection, key, frozen=frozen, release_delay=release_delay, caller=caller, traceparent=traceparent)
+            wallet = store.set_policy(
+                connection,
+                key,
+                frozen=frozen,
+                release_delay=release_delay,
+                expected_version=expected_version,
+                caller=caller,
+                traceparent=traceparent,
+            )
             if wallet is not None:
                 with telling(connection, [wallet]) as told:
                     events.policy_set(told, wallet, caller, traceparent)
+            elif expected_version is not None:
+                holds = store.wallets(connection, [key]).get(key)
+                if holds is None or (holds.frozen, holds.release_delay) != (frozen, release_delay):
+                    raise version_mismatch(0 if holds is None else holds.policy_version)
             return wallet is not None
 
-        await self._database.transact(open_)
+        if not expected_version:  # a wallet that has a policy is there
+            await self._database.transact(open_)
         return await self._database.transact(set_)

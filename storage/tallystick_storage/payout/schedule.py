@@ -33,6 +33,8 @@ class NewSchedule:
     next_time: datetime | None
     caller: str
     traceparent: str
+    expected_version: int | None
+    """The version that it is to replace, 0: none; None: whichever there is."""
 
 
 _TERMS = """case when s.own_terms then s.minimum_amount else coalesce(d.minimum_amount, 0) end as minimum_amount,
@@ -54,8 +56,10 @@ _SET = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
             own_terms, owner, next_time, caller, traceparent, version, update_time)
-        values (:seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :sets_terms,
-            :owner, :next_time, :caller, :traceparent, 1, clock())
+        select :seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :sets_terms,
+            :owner, cast(:next_time as timestamptz), :caller, :traceparent, 1, clock()
+        where coalesce(cast(:expected_version as bigint), 0) = 0 or exists (
+            select from payout_schedule where seller_account = :seller_account and currency = :currency)
         on conflict (seller_account, currency) do update set interval = excluded.interval, weekday = excluded.weekday,
             day_of_month = excluded.day_of_month, cut_off = excluded.cut_off, time_zone = excluded.time_zone,
             minimum_amount = case when excluded.own_terms then excluded.minimum_amount else payout_schedule.minimum_amount end,
@@ -67,15 +71,18 @@ _SET = text(f"""
                 else excluded.next_time end,
             caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1,
             update_time = greatest(payout_schedule.update_time, excluded.update_time)
-            where (payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone)
-                <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone)
+            where (cast(:expected_version as bigint) is null or payout_schedule.version = cast(:expected_version as bigint))
+                and ((payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone)
+                    <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone)
                 or payout_schedule.owner <> excluded.owner
                 or excluded.own_terms and (payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve, payout_schedule.own_terms)
-                    <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true)
+                    <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true))
         returning *),
     {told("new", "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency")}
     select {_COLUMNS}, sequence as told from told, new s {_DEFAULT}
 """)
+_AMOUNTS = ("minimum_amount", "fee", "reserve")
+_STANDS = text("select * from payout_schedule where seller_account = :seller_account and currency = :currency")
 _DUE = text("""
     select * from payout_schedule where next_time <= (select clock()) and (seller_account = '') = :default order by next_time, seller_account, currency limit :most
 """)
@@ -101,8 +108,18 @@ def now(connection: Connection) -> datetime:
 
 
 def set_(connection: Connection, new: NewSchedule) -> Row[Any] | None:
-    """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values hold already."""
+    """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values hold already, or another version than the expected one."""
     return connection.execute(_SET, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
+
+
+def stands(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
+    """The version of the schedule that is set, 0: none, and whether it has the values of a new one."""
+    row = connection.execute(_STANDS, {"seller_account": new.seller_account, "currency": new.currency}).one_or_none()
+    if row is None:
+        return 0, False
+    names = ("interval", "weekday", "day_of_month", "cut_off", "time_zone", "owner", *(_AMOUNTS if new.sets_terms else ()))
+    equal = all(getattr(row, name) == getattr(new, name) for name in names)
+    return row.version, equal and (row.own_terms or not new.sets_terms)
 
 
 def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any]]:

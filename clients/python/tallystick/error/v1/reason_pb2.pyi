@@ -70,6 +70,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
     REASON_CONFLICT: _Reason.ValueType  # 61
     """The call lost against concurrent ones again and again. Come back with the same id after RetryInfo."""
+    REASON_VERSION_MISMATCH: _Reason.ValueType  # 62
+    """The resource has another version than expected_version says; the metadata names its version. Read it again, and decide anew."""
     REASON_STATE_FORBIDS: _Reason.ValueType  # 70
     """The resource's state does not allow this; the metadata names state and verb."""
     REASON_HOLD_ENDED: _Reason.ValueType  # 71
@@ -158,6 +160,8 @@ REASON_KEY_IN_USE: Reason.ValueType  # 60
 """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
 REASON_CONFLICT: Reason.ValueType  # 61
 """The call lost against concurrent ones again and again. Come back with the same id after RetryInfo."""
+REASON_VERSION_MISMATCH: Reason.ValueType  # 62
+"""The resource has another version than expected_version says; the metadata names its version. Read it again, and decide anew."""
 REASON_STATE_FORBIDS: Reason.ValueType  # 70
 """The resource's state does not allow this; the metadata names state and verb."""
 REASON_HOLD_ENDED: Reason.ValueType  # 71

@@ -1113,6 +1113,7 @@ class SetPayoutScheduleRequest(_message.Message):
     MINIMUM_AMOUNT_FIELD_NUMBER: _builtins.int
     FEE_FIELD_NUMBER: _builtins.int
     RESERVE_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
     """The seller; empty: the default of every seller without one of its own."""
     currency: _builtins.str
@@ -1133,6 +1134,11 @@ class SetPayoutScheduleRequest(_message.Message):
     """What the platform keeps of each payout; empty: 0."""
     reserve: _builtins.str
     """What stays available in the wallet; empty: 0."""
+    expected_version: _builtins.int
+    """The version that is to be replaced, as GetPayoutSchedule shows it for this very seller_account; 0: it has no schedule of its own. If another holds, the
+    call is refused with VERSION_MISMATCH, and the metadata names it; a schedule that holds already changes nothing all the same. Unset: whatever holds is
+    replaced.
+    """
     def __init__(
         self,
         *,
@@ -1146,12 +1152,15 @@ class SetPayoutScheduleRequest(_message.Message):
         minimum_amount: _builtins.str = ...,
         fee: _builtins.str = ...,
         reserve: _builtins.str = ...,
+        expected_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "cut_off", b"cut_off", "day_of_month", b"day_of_month", "fee", b"fee", "interval", b"interval", "minimum_amount", b"minimum_amount", "reserve", b"reserve", "seller_account", b"seller_account", "time_zone", b"time_zone", "weekday", b"weekday"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "currency", b"currency", "cut_off", b"cut_off", "day_of_month", b"day_of_month", "expected_version", b"expected_version", "fee", b"fee", "interval", b"interval", "minimum_amount", b"minimum_amount", "reserve", b"reserve", "seller_account", b"seller_account", "time_zone", b"time_zone", "weekday", b"weekday"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
 
 Global___SetPayoutScheduleRequest: _TypeAlias = SetPayoutScheduleRequest  # noqa: Y015
 

@@ -168,6 +168,7 @@ class Wallet(_message.Message):
     RELEASE_DELAY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
     """The seller."""
     currency: _builtins.str
@@ -186,6 +187,8 @@ class Wallet(_message.Message):
     """A frozen wallet takes credits and facts, and refuses debits and holds."""
     version: _builtins.int
     """The number of its last entry."""
+    policy_version: _builtins.int
+    """The version of its policy (frozen, release_delay), which grows by one with each change; 0: none was set."""
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
         """How long a sale stays pending unless it is released before; 0: it is available at once."""
@@ -208,10 +211,11 @@ class Wallet(_message.Message):
         release_delay: _duration_pb2.Duration | None = ...,
         version: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        policy_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["release_delay", b"release_delay", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "currency", b"currency", "frozen", b"frozen", "held", b"held", "owed", b"owed", "pending", b"pending", "release_delay", b"release_delay", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "currency", b"currency", "frozen", b"frozen", "held", b"held", "owed", b"owed", "pending", b"pending", "policy_version", b"policy_version", "release_delay", b"release_delay", "seller_account", b"seller_account", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -878,12 +878,17 @@ class SetWalletPolicyRequest(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     FROZEN_FIELD_NUMBER: _builtins.int
     RELEASE_DELAY_FIELD_NUMBER: _builtins.int
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
     """The seller."""
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     frozen: _builtins.bool
     """Whether the wallet refuses debits and holds."""
+    expected_version: _builtins.int
+    """The policy_version that is to be replaced, as GetWallet shows it; 0: none was set. If another holds, the call is refused with VERSION_MISMATCH, and the
+    metadata names it; a policy that holds already changes nothing all the same. Unset: whatever holds is replaced.
+    """
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
         """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; unset or 0: it is available at once. Sales that are pending
@@ -897,12 +902,15 @@ class SetWalletPolicyRequest(_message.Message):
         currency: _builtins.str = ...,
         frozen: _builtins.bool = ...,
         release_delay: _duration_pb2.Duration | None = ...,
+        expected_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["release_delay", b"release_delay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version", "release_delay", b"release_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "frozen", b"frozen", "release_delay", b"release_delay", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "currency", b"currency", "expected_version", b"expected_version", "frozen", b"frozen", "release_delay", b"release_delay", "seller_account", b"seller_account"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
+    _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
 
 Global___SetWalletPolicyRequest: _TypeAlias = SetWalletPolicyRequest  # noqa: Y015
 
