@@ -38,6 +38,7 @@ _ROLES = {
     "chief": ("", {Role.OPERATOR}),
     "second": ("", {Role.OPERATOR}),
     "platform": ("", {Role.SERVICE}),
+    "stranger": ("", {Role.SERVICE}),
 }
 TOKENS = {name: f"token-of-{name}-aaaaaaaa" for name in _ROLES}
 CALLERS = {TOKENS[name]: Caller(name, frozenset(roles), owner) for name, (owner, roles) in _ROLES.items()}
@@ -368,6 +369,33 @@ def test_teams_stream_the_events_of_their_own_resources(checkout: Client, money:
     assert all(everything[event.cursor] == event.aggregate_id for event in own)
     (rest,) = [[event for event in stream(rival) if event.aggregate_id == f"payouts/{paid.payout_id}"]]
     assert not rest
+
+
+def test_the_holds_of_payouts_are_for_payout_service_alone(market: Platform, checkout: Client) -> None:
+    """Another service may neither place, capture nor release a hold of a payout, whatever else is in its call; holds of its own it may."""
+    seller, payout_id = sell(checkout, "10.00"), f"payouts/{unique('p')}"
+
+    def hold(hold_id: str) -> wb.NewHold:
+        purpose = wallet_pb2.HOLD_PURPOSE_PAYOUT if hold_id == payout_id else wallet_pb2.HOLD_PURPOSE_DISPUTE
+        return wb.NewHold(hold_id=hold_id, seller_account=seller, currency="EUR", amount="1.00", purpose=purpose, caller="t")
+
+    own = unique("h")
+    with market.client(TOKENS["stranger"]) as stranger, market.client(TOKENS["platform"]) as payouts:
+        assert not stranger.wallet.BatchPlaceHold(wb.BatchPlaceHoldRequest(holds=[hold(own)])).results[0].HasField("error")
+        assert not payouts.wallet.BatchPlaceHold(wb.BatchPlaceHoldRequest(holds=[hold(payout_id)])).results[0].HasField("error")
+        capture, release = [wb.HoldCapture(hold_id=id_, amount="1.00") for id_ in (own, payout_id)], [own, payout_id]
+        for call, field in (
+            (lambda: stranger.wallet.BatchPlaceHold(wb.BatchPlaceHoldRequest(holds=[hold(unique("h")), hold(payout_id)])), "holds[1].hold_id"),
+            (lambda: stranger.wallet.BatchCaptureHold(wb.BatchCaptureHoldRequest(captures=capture)), "captures[1].hold_id"),
+            (lambda: stranger.wallet.BatchReleaseHold(wb.BatchReleaseHoldRequest(hold_ids=release)), "hold_ids[1]"),
+        ):
+            with pytest.raises(TallystickError) as error:
+                call()
+            assert (reason_of(error), [one.field for one in error.value.field_violations]) == ("METHOD_FORBIDDEN", [field])
+        for id_ in release:
+            assert stranger.wallet.GetHold(wb.GetHoldRequest(hold_id=id_)).hold.state == wallet_pb2.HOLD_STATE_OPEN
+        assert not stranger.wallet.BatchReleaseHold(wb.BatchReleaseHoldRequest(hold_ids=[own])).results[0].HasField("error")
+        assert not payouts.wallet.BatchReleaseHold(wb.BatchReleaseHoldRequest(hold_ids=[payout_id])).results[0].HasField("error")
 
 
 def test_known_sellers_are_sold_for_while_the_wallet_is_away(own_database: Databases) -> None:

@@ -553,6 +553,15 @@ BAD_SETTINGS = [
         {"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"},
         "service_token (TALLYSTICK_SERVICE_TOKEN) must be a token",
     ),
+    (
+        {
+            "TALLYSTICK_AUTHENTICATION": "tokens",
+            "TALLYSTICK_CALLERS": "a:service:0123456789abcdef",
+            "TALLYSTICK_SERVICE_TOKEN": "0123456789abcdef",
+            "TALLYSTICK_PAYOUT_SERVICE": "b",
+        },
+        "payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller",
+    ),
     ({"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"}, "TALLYSTICK_CALLERS must give caller number 1 a name"),
     ({"TALLYSTICK_CALLERS": "a:team:short"}, "shorter than 16"),
     ({"TALLYSTICK_LEASE": "ten"}, "TALLYSTICK_LEASE must be a number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -63,6 +64,15 @@ def require_hold_namespace(hold_id: str, purpose: str) -> None:
         raise Refused(Reason.FIELD_INVALID, f"hold_id must be {_PAYOUTS}{{payout_id}} for the purpose PAYOUT.", field="hold_id")
     if purpose != "PAYOUT" and hold_id.startswith(_PAYOUTS):
         raise Refused(Reason.FIELD_INVALID, f"hold_id must not begin with {_PAYOUTS}: such ids are for the purpose PAYOUT.", field="hold_id")
+
+
+def require_payout_service(hold_ids: Sequence[str], caller: str, payout_service: str, path: str) -> None:
+    """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout. `path`: of a hold's id, by its place."""
+    place = next((place for place, id_ in enumerate(hold_ids) if id_.startswith(_PAYOUTS)), None) if caller != payout_service else None
+    if place is not None:
+        field = path.format(place)
+        message = f"{field} must not begin with {_PAYOUTS}: such holds are for PayoutService alone, which calls as {payout_service}."
+        raise Refused(Reason.METHOD_FORBIDDEN, message, field=field)
 
 
 @dataclass(frozen=True, slots=True)

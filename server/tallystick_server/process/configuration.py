@@ -58,6 +58,8 @@ class Settings:
     """Bearer token to caller."""
     service_token: str = ""
     """What this process sends to other services."""
+    payout_service: str = ""
+    """The caller that WalletService takes for PayoutService, which alone may use the holds of payouts; empty: that of service_token."""
     most_calls: int = 4000
     """The most calls of teams that change something in flight at a time; more are refused with OVERLOADED, as are those above the next limits."""
     most_reads: int = 2000
@@ -323,6 +325,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "authentication": _one_of("none", "tokens"),
     "callers": _callers,
     "service_token": _text,
+    "payout_service": _text,
     "most_calls": _number(1, 100_000, int),
     "most_reads": _number(1, 100_000, int),
     "most_platform_calls": _number(1, 100_000, int),
@@ -423,6 +426,9 @@ def _check(settings: Settings) -> None:
         own = settings.callers.get(settings.service_token)
         if own is None or Role.SERVICE not in own.roles:
             raise Failure("service_token (TALLYSTICK_SERVICE_TOKEN) must be a token of a caller with the role service.")
+        services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
+        if settings.payout_service and settings.payout_service not in services:
+            raise Failure("payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller with the role service, or empty.")
     if settings.provider_timeout + LEASE_MARGIN >= settings.lease:
         raise Failure(f"lease (TALLYSTICK_LEASE) must be more than {LEASE_MARGIN:g} seconds longer than provider_timeout.")
     if settings.provider_key_window <= settings.lease:  # what is sent must be recorded before its key is forgotten

@@ -31,6 +31,7 @@ from tallystick_server.payout import handlers as payout
 from tallystick_server.payout.flow import PayOut, PayoutSettings
 from tallystick_server.process.configuration import DEFAULT_WAITING_PERIOD, SERVED, Settings
 from tallystick_server.providers import sandbox as sandbox_provider
+from tallystick_server.runtime.authentication import DEVELOPER
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.door import Access
 from tallystick_server.runtime.flow import Flow, FlowSettings
@@ -256,7 +257,7 @@ class Wiring:
 
     def _wallet(self) -> Service:
         database = self._database("wallet")
-        handlers = wallet.WalletHandlers(database, self._settings.release_delay)
+        handlers = wallet.WalletHandlers(database, self._settings.release_delay, self._payout_service())
         sweep = Periodic("wallet.sweep", _SWEEP_EVERY, Sweep(database, handlers.change).turn)
         relay = self._relay("wallet", database, FromOutbox(database))
         return Service("wallet", handlers, wallet.ACCESS, [handlers, relay, sweep, self._housekeeping("wallet", database)], [database])
@@ -285,6 +286,13 @@ class Wiring:
         handlers = payout.PayoutHandlers(database, flow)
         service = Service("payout", handlers, payout.ACCESS, [handlers], [database], flow)
         return self._of_flow(service, findings, behind)
+
+    def _payout_service(self) -> str:
+        """Whom WalletService takes for PayoutService."""
+        settings = self._settings
+        if settings.authentication == "none":
+            return DEVELOPER
+        return settings.payout_service or settings.callers[settings.service_token].name
 
     def _waiting_period(self) -> float:
         """Seconds that a new destination waits; on a developer's machine none, unless it is set."""

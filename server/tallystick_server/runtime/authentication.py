@@ -9,6 +9,9 @@ from typing import Protocol
 from tallystick_core.caller import Caller, Role
 from tallystick_core.refusal import Reason, Refused
 
+DEVELOPER = "dev"
+"""Who everyone is without authentication."""
+
 
 class Authenticator(Protocol):
     """Tells who a call comes from. Client certificates come in `peer_identities`, everything else in the metadata."""
@@ -22,7 +25,7 @@ class Development:
     """Everyone is `dev` and may do everything. For loopback addresses only, which the configuration checks."""
 
     def __init__(self) -> None:
-        self._dev = Caller("dev", frozenset(Role))
+        self._dev = Caller(DEVELOPER, frozenset(Role))
 
     def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]) -> Caller:
         return self._dev

@@ -11,7 +11,7 @@ from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_core.seller import AssignmentState
-from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id
+from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id, require_payout_service
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, expected_version, page_size
 from tallystick_server.runtime.items import check_batch, each, refusal
@@ -52,10 +52,11 @@ M = TypeVar("M")
 
 
 class WalletHandlers:
-    """Handlers only decode, await and encode."""
+    """Handlers only decode, await and encode. `payout_service`: the caller that PayoutService is."""
 
-    def __init__(self, database: Database, release_delay: int) -> None:
+    def __init__(self, database: Database, release_delay: int, payout_service: str) -> None:
         self._database = database
+        self._payout_service = payout_service
         self._policies = Policies(database, release_delay)
         self._sellers = Sellers(database)
         self.change: Stage[Sequence[Asked], Sequence[Changed | Exception]] = Stage(
@@ -109,12 +110,14 @@ class WalletHandlers:
         results = await self._batch(request.debits, "debits", messages.parse_debit, shown=not request.outcome_only)
         return pb.BatchDebitResponse(results=[_wallet_result(result) for result in results])
 
-    async def BatchPlaceHold(self, request: pb.BatchPlaceHoldRequest, _call: Call) -> pb.BatchPlaceHoldResponse:
+    async def BatchPlaceHold(self, request: pb.BatchPlaceHoldRequest, call: Call) -> pb.BatchPlaceHoldResponse:
+        require_payout_service([hold.hold_id for hold in request.holds], call.caller.name, self._payout_service, "holds[{}].hold_id")
         results = await self._batch(request.holds, "holds", messages.parse_hold)
         return pb.BatchPlaceHoldResponse(results=[_hold_result(result) for result in results])
 
     async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
         check_batch(request.captures, "captures")
+        require_payout_service([capture.hold_id for capture in request.captures], call.caller.name, self._payout_service, "captures[{}].hold_id")
         ids = sorted({capture.hold_id for capture in request.captures if is_hold_id(capture.hold_id)})
         known = await self._database.load(lambda connection: store.holds(connection, ids))
 
@@ -129,6 +132,8 @@ class WalletHandlers:
         return pb.BatchCaptureHoldResponse(results=[_hold_result(result) for result in results])
 
     async def BatchReleaseHold(self, request: pb.BatchReleaseHoldRequest, call: Call) -> pb.BatchReleaseHoldResponse:
+        require_payout_service(request.hold_ids, call.caller.name, self._payout_service, "hold_ids[{}]")
+
         def parse(hold_id: str) -> Instruction:
             return Instruction(EntryKind.HOLD_RELEASED, parse_hold_id(hold_id), call.caller.name)
 

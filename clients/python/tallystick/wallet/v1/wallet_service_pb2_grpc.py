@@ -169,14 +169,14 @@ class WalletServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchPlaceHold(self, request, context):
-        """Sets available money aside. Access: service.
+        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCaptureHold(self, request, context):
-        """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Access: service.
+        """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +184,7 @@ class WalletServiceServicer(object):
 
     def BatchReleaseHold(self, request, context):
         """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-        in a slow process, is refused with HOLD_ENDED. Access: service.
+        in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

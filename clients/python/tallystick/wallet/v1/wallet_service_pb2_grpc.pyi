@@ -46,12 +46,12 @@ class WalletServiceStub:
     BatchDebit: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]
     """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
     BatchPlaceHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]
-    """Sets available money aside. Access: service."""
+    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
     BatchCaptureHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]
-    """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Access: service."""
+    """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
     BatchReleaseHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]
     """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-    in a slow process, is refused with HOLD_ENDED. Access: service.
+    in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
     """
     GetHold: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]
     """Answers with one hold. Access: operator, service."""
@@ -96,12 +96,12 @@ class WalletServiceAsyncStub(WalletServiceStub):
     BatchDebit: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchDebitRequest, _wallet_service_pb2.BatchDebitResponse]  # type: ignore[assignment]
     """Debits wallets: as a request, which needs the money, or as a fact, which always posts. Access: service."""
     BatchPlaceHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchPlaceHoldRequest, _wallet_service_pb2.BatchPlaceHoldResponse]  # type: ignore[assignment]
-    """Sets available money aside. Access: service."""
+    """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
     BatchCaptureHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchCaptureHoldRequest, _wallet_service_pb2.BatchCaptureHoldResponse]  # type: ignore[assignment]
-    """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Access: service."""
+    """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
     BatchReleaseHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchReleaseHoldRequest, _wallet_service_pb2.BatchReleaseHoldResponse]  # type: ignore[assignment]
     """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-    in a slow process, is refused with HOLD_ENDED. Access: service.
+    in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
     """
     GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.GetHoldResponse]  # type: ignore[assignment]
     """Answers with one hold. Access: operator, service."""
@@ -185,7 +185,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchPlaceHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchPlaceHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchPlaceHoldResponse]]:
-        """Sets available money aside. Access: service."""
+        """Sets available money aside. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
 
     @_abc_1.abstractmethod
     def BatchCaptureHold(
@@ -193,7 +193,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.BatchCaptureHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchCaptureHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchCaptureHoldResponse]]:
-        """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Access: service."""
+        """Takes held money out of the wallet and ends the hold; what is not captured becomes available. Those of payouts (payouts/…) are for PayoutService alone. Access: service."""
 
     @_abc_1.abstractmethod
     def BatchReleaseHold(
@@ -202,7 +202,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchReleaseHoldResponse, _abc.Awaitable[_wallet_service_pb2.BatchReleaseHoldResponse]]:
         """Makes held money available again and ends the hold. A hold that was never placed is sealed by it: a placement that comes later, because it was under way
-        in a slow process, is refused with HOLD_ENDED. Access: service.
+        in a slow process, is refused with HOLD_ENDED. Those of payouts (payouts/…) are for PayoutService alone. Access: service.
         """
 
     @_abc_1.abstractmethod
