@@ -326,6 +326,13 @@ def test_the_reader_may_rest(filled: Databases, service: str) -> None:
     assert rest == statement == ("10min",)
 
 
+@pytest.mark.parametrize("service", ["payment", "ledger", "wallet", "payout", "event", "sandbox"])
+def test_no_query_of_a_service_is_compiled(filled: Databases, service: str) -> None:
+    """Just-in-time compilation is off, whatever the server's default: where scans are disabled, it would seem worth its cost for each."""
+    with psycopg.connect(filled.service(service).replace("+psycopg", "")) as connection:
+        assert connection.execute("show jit").fetchone() == ("off",)
+
+
 def test_moves_in_the_database_are_the_table_of_the_rules(filled: Databases) -> None:
     """P3: the trigger's condition lists exactly the moves that core's table has."""
     with psycopg.connect(filled.admin) as connection:
