@@ -11,11 +11,16 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tallystick import Client, InvalidArgumentError, NotFoundError
 from tallystick._errors import from_rpc
+from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
 
 from .conftest import Platform, unique
 
+MESSAGES = {name: vars(module) for name, module in (
+    ("payment", payment_service_pb2), ("payout", payout_service_pb2), ("wallet", wallet_service_pb2), ("ledger", ledger_service_pb2)
+)}  # fmt: skip
 CARD = "4242424242424242"  # published for tests by providers
 
 BAD_AMOUNTS = [
@@ -252,6 +257,36 @@ def test_bad_values_of_payouts(client: Client, method: str, values: dict[str, An
     """Each is refused with its reason and the field's name, and nothing is stored."""
     error = payout_refused(client, method, **values)
     assert (error.reason, error.field_violations[0].field) == (reason, field)
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "values", "names"),
+    [
+        ("payment", "GetPayment", {"checkout_id": "no-such"}, "payment no-such"),
+        ("payment", "GetPaymentOrder", {"payment_order_id": "no-such"}, "payment order no-such"),
+        ("payment", "GetDeadLetter", {"dead_letter_id": "no-such"}, "dead letter no-such"),
+        ("payment", "GetDeadLetter", {"dead_letter_id": CARD}, "dead letter of this id"),
+        ("payment", "AcknowledgeUnappliedCharge", {"unapplied_charge_id": "no-such", "reason": "r"}, "unapplied charge no-such"),
+        ("payment", "AcknowledgeCharge", {"charge_id": "o-no-such", "report_number": 3, "reason": "r"}, "conflicting report 3 of charge o-no-such"),
+        ("payout", "GetPayout", {"payout_id": "no-such"}, "payout no-such"),
+        ("payout", "GetPayoutBatch", {"payout_batch_id": "no-such"}, "payout batch no-such"),
+        ("payout", "GetPayoutDestination", {"payout_destination_id": "no-such"}, "payout destination no-such"),
+        ("payout", "PreviewPayout", {"seller_account": "no-such", "currency": "EUR"}, "seller no-such"),
+        ("payout", "AcknowledgePayout", {"payout_id": "no-such", "report_number": 1, "reason": "r"}, "payout no-such"),
+        ("wallet", "GetWallet", {"seller_account": "no-such", "currency": "EUR"}, "wallet of seller no-such in EUR"),
+        ("wallet", "GetHold", {"hold_id": "no-such"}, "hold no-such"),
+        ("wallet", "ApproveSellerAssignment", {"seller_assignment_id": "no-such", "reason": "r"}, "seller assignment no-such"),
+        ("ledger", "GetAccount", {"account": "sellers/no-such", "currency": "EUR"}, "account sellers/no-such in EUR"),
+        ("ledger", "GetTransaction", {"transaction_id": "main-987654321"}, "transaction main-987654321"),
+        ("ledger", "GetTransaction", {"transaction_id": f"main-{CARD}"}, "transaction of this id"),
+    ],
+)
+def test_what_is_not_found_is_named(client: Client, service: str, method: str, values: dict[str, Any], names: str) -> None:
+    """A refusal with NOT_FOUND names the resource, and the id that was asked for, unless that looks like a card number."""
+    request = MESSAGES[service][f"{method}Request"](**values)
+    with pytest.raises(NotFoundError) as error:
+        getattr(getattr(client, service), method)(request)
+    assert error.value.message == f"There is no {names}."
 
 
 def test_no_card_number_is_anywhere(client: Client, platform: Platform) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -182,6 +183,10 @@ def test_another_owners_seller_cannot_be_touched(market: Platform, checkout: Cli
     assert refusal(lambda: pay_out(rival, seller, "500.00")) == "NOT_FOUND"
     assert refusal(lambda: rival.payout.CreatePayoutBatch(run)) == "NOT_FOUND"
     assert refusal(lambda: order_of(rival, seller)) == "ID_TAKEN"
+    for call, field in ((register, "seller_account"), (order_of, "payment_orders[0].seller_account")):
+        with pytest.raises(TallystickError, match=re.escape(f"{field} is taken: the seller belongs to another owner, since")) as error:
+            call(rival, seller)
+        assert "RequestSellerAssignment" in str(error.value)  # what to do
     assert {table: rows(market, table, seller) for table in before} == before
     paid = pay_out(money, seller, "500.00")
     assert paid.payout_destination_id == good

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
+from tallystick_core.card_numbers import contains_card_number
+
 
 class Reason(StrEnum):
     """Why a call or an item is refused. The same names as `tallystick.error.v1.Reason`, which describes each."""
@@ -81,8 +83,17 @@ def key_reused(field: str) -> Refused:
 
 
 def id_taken(field: str) -> Refused:
-    """The id in `field` is another caller's."""
-    return Refused(Reason.ID_TAKEN, f"{field} is taken.", field=field)
+    """The id in `field` is another's."""
+    return Refused(Reason.ID_TAKEN, f"{field} is taken: another owner or caller used this id first. Choose another id.", field=field)
+
+
+def seller_taken(field: str) -> Refused:
+    """The seller that `field` names is another owner's."""
+    message = (
+        f"{field} is taken: the seller belongs to another owner, since a seller belongs to the owner that first names it. "
+        "Choose another seller_account, or have two operators assign the seller to you (RequestSellerAssignment)."
+    )
+    return Refused(Reason.ID_TAKEN, message, field=field)
 
 
 def version_mismatch(version: int) -> Refused:
@@ -91,5 +102,7 @@ def version_mismatch(version: int) -> Refused:
     return Refused(Reason.VERSION_MISMATCH, message, field="expected_version", metadata={"version": str(version)})
 
 
-def not_found(what: str) -> Refused:
-    return Refused(Reason.NOT_FOUND, f"There is no such {what}.")
+def not_found(what: str, name: str, field: str = "") -> Refused:
+    """There is no such resource for this caller; `name`: as it was asked for, which is not shown where it could be a card number."""
+    shown = "of this id" if contains_card_number(name) else name
+    return Refused(Reason.NOT_FOUND, f"There is no {what} {shown}.", field=field)

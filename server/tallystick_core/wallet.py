@@ -11,7 +11,7 @@ from functools import cached_property
 from tallystick_core.canonical import fingerprint
 from tallystick_core.identifier import is_id, parse_id
 from tallystick_core.money import MAX_BALANCE
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import Reason, Refused, key_reused, not_found
 from tallystick_core.table import Verb
 
 
@@ -221,7 +221,7 @@ def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: C
         case EntryKind.HOLD_CAPTURED | EntryKind.HOLD_RELEASED | EntryKind.HOLD_EXPIRED:
             return _end_hold(wallet, hold, instruction, now)
         case EntryKind.RELEASE:
-            return _release(wallet, credit)
+            return _release(wallet, credit, instruction.cause)
 
 
 def _after(wallet: Wallet, balances: Balances) -> Wallet:
@@ -237,10 +237,10 @@ def _credit(wallet: Wallet, credit: Instruction) -> Change:
     return Change(_after(wallet, after), credit.amount, pends=pends)
 
 
-def _release(wallet: Wallet, credit: Credit | None) -> Change:
+def _release(wallet: Wallet, credit: Credit | None, cause: str) -> Change:
     """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change by it."""
     if credit is None:
-        raise Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
+        raise not_found("credit", cause, "cause")
     before = wallet.balances
     after = made_available(replace(before, pending=before.pending - credit.amount), credit.amount)
     return Change(_after(wallet, after), credit.amount)
@@ -297,7 +297,7 @@ def hold_ended(state: HoldState, kind: EntryKind) -> Refused:
 
 def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction, now: datetime | None) -> Change:
     if hold is None:
-        raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
+        raise not_found("hold", ending.cause, "hold_id")
     state = HOLD_MOVES.get((hold.state, ending.kind))
     if state is None:
         raise hold_ended(hold.state, ending.kind)

@@ -14,7 +14,7 @@ from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_text, parse_words
-from tallystick_core.ledger import Head, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal
+from tallystick_core.ledger import Head, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal, transaction_id
 from tallystick_core.money import format_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.ledger import messages
@@ -113,7 +113,7 @@ class LedgerHandlers:
 
         head, row = await self._database.read(read)
         if row is None:
-            raise not_found("account")
+            raise not_found("account", f"{account} in {currency}")
         return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, _call: Call) -> pb.ListAccountsResponse:
@@ -168,7 +168,7 @@ class LedgerHandlers:
     async def _transaction(self, sequence: int) -> store.TransactionRow:
         found = await self._database.read(lambda connection: store.transactions(connection, [sequence]))
         if not found:
-            raise not_found("transaction")
+            raise not_found("transaction", transaction_id(sequence))
         return found[0]
 
     async def _posting(self, sequence: int) -> Posting:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
-from tallystick_core.refusal import Refused, id_taken
+from tallystick_core.refusal import Refused, seller_taken
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import Charge, stored_charges
@@ -111,7 +111,7 @@ class PayIn(Flow[Charge, Moved]):
         except Refused as refused:
             return refused
         place = min((order.place for order in event.orders if order.seller_account in others), default=None)
-        return None if place is None else id_taken(f"payment_orders[{place}].seller_account")
+        return None if place is None else seller_taken(f"payment_orders[{place}].seller_account")
 
     def _room(self, connection: Connection) -> int | None:
         """How many more charges may wait, while the provider of new ones fails; None: any number."""

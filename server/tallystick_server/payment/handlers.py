@@ -137,11 +137,11 @@ class PaymentHandlers(OperatorHandlers):
         order_id = parse_id(payment_order_id, "payment_order_id")
         found = await self._database.read(lambda connection: store.order(connection, order_id))
         order, history, attempts = found or (None, (), ())
-        return call.visible(order, "payment order"), history, attempts
+        return call.visible(order, "payment order", order_id), history, attempts
 
     async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        return call.visible(await self._payment(parse_id(checkout_id, "checkout_id")), "payment")
+        return call.visible(await self._payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id)
 
     async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._reads.submit(checkout_id)

@@ -104,7 +104,7 @@ async def acknowledge(database: Database, unapplied_charge_id: str, operator: st
 
     row, replayed = await database.transact(acknowledge)
     if row is None:
-        raise not_found("unapplied charge")
+        raise not_found("unapplied charge", unapplied_charge_id)
     if not row.acknowledged_by:
         raise Refused(Reason.CONFLICT, "The unapplied charge is not in the ledger yet; acknowledge it once it is.", retry_after=_BOOKED_WITHIN)
     if row.acknowledge_reason != reason:
@@ -125,7 +125,7 @@ async def acknowledge_report(database: Database, charge_id: str, number: int, op
 
     row, replayed = await database.transact(acknowledge)
     if row is None:
-        raise not_found("conflicting report of the charge")
+        raise not_found("conflicting report", f"{number} of charge {charge_id}")
     if row.acknowledge_reason != reason:
         raise key_reused("reason")
     return row, replayed

@@ -57,7 +57,7 @@ async def acknowledge(database: Database, what: Acknowledgement) -> bool:
     def acknowledge(connection: Connection) -> bool:
         row = payouts.lock(connection, [what.payout_id]).get(what.payout_id)  # what becomes known meanwhile waits
         if row is None:
-            raise not_found("payout")
+            raise not_found("payout", what.payout_id)
         subject = _transfer(connection, what) if what.provider_reference else _report(connection, what)
         if subject.acknowledged_by:
             if subject.acknowledge_reason != what.reason:
@@ -84,7 +84,7 @@ def _transfer(connection: Connection, what: Acknowledgement) -> Row[Any]:
     known = transfers.of(connection, [what.payout_id]).get(what.payout_id, ())
     row = next((row for row in known if row.provider_reference == what.provider_reference), None)
     if row is None:
-        raise not_found("transfer of the payout")
+        raise not_found("transfer", f"of payout {what.payout_id} by this provider_reference")
     if transfer_of(row).matches:
         message = "The transfer was paid as asked; there is nothing to acknowledge."
         raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": row.fit, "verb": "ACKNOWLEDGE"})
@@ -98,5 +98,5 @@ def _report(connection: Connection, what: Acknowledgement) -> Row[Any]:
         message = "No report of the provider conflicts with another about this payout; there is nothing to acknowledge."
         raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"})
     if row is None:
-        raise not_found("conflicting report of the payout")
+        raise not_found("conflicting report", f"{what.report_number} of payout {what.payout_id}")
     return row

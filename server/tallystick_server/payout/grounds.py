@@ -40,7 +40,7 @@ class Grounds:
             return self.current.get((payout.seller_account, payout.currency))
         row = self.named.get(payout.payout_destination_id)
         if row is None or row.owner != owner:
-            raise not_found("payout destination")
+            raise not_found("payout destination", payout.payout_destination_id, "payout_destination_id")
         if (row.seller_account, row.currency) != (payout.seller_account, payout.currency):
             message = "payout_destination_id must be a destination of the seller in this currency."
             raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
@@ -60,5 +60,5 @@ def owner_of_seller(seller_account: str, owner: str, owners: Mapping[str, str]) 
     """Whom a seller belongs to, if that is the owner that names it; "": whoever it is. Raises NOT_FOUND for another's, and for nobody's."""
     found = owners.get(seller_account, "")
     if not found or owner not in ("", found):
-        raise not_found("seller")
+        raise not_found("seller", seller_account)
     return found

@@ -252,17 +252,17 @@ class PayoutHandlers(OperatorHandlers):
         """The destination, if the caller may see it. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_destination_id, "payout_destination_id")
         found = await self._database.read(lambda connection: destinations.find(connection, [id_]))
-        return call.visible(found.get(id_), "payout destination")
+        return call.visible(found.get(id_), "payout destination", id_)
 
     async def _batch(self, payout_batch_id: str, call: Call) -> tuple[Row[Any], Any]:
         """The batch and its totals, if the caller may see it. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_batch_id, "payout_batch_id")
-        row = call.visible(await self._database.read(lambda connection: batch_store.find(connection, id_)), "payout batch")
+        row = call.visible(await self._database.read(lambda connection: batch_store.find(connection, id_)), "payout batch", id_)
         return row, await self._database.read(lambda connection: batch_store.totals(connection, id_))
 
     async def _visible(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        return call.visible(await self._payout(parse_id(payout_id, "payout_id")), "payout")
+        return call.visible(await self._payout(parse_id(payout_id, "payout_id")), "payout", payout_id)
 
     async def _payout(self, payout_id: str) -> payout_pb2.Payout | None:
         return await self._reads.submit(payout_id)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row
 
 from tallystick_core.payable import DestinationHappening, DestinationState, Funds, require_approvable
 from tallystick_core.payout import NewDestination, destination_demand, require_second_person
-from tallystick_core.refusal import id_taken, key_reused
+from tallystick_core.refusal import id_taken, key_reused, seller_taken
 from tallystick_server.payout import encode, events
 from tallystick_server.payout.destination import end_destinations, unverified
 from tallystick_server.payout.flow import PayOut
@@ -34,7 +34,7 @@ class Register:
             return _repeat(new, known[new.payout_destination_id]), True
         owners = await self._flow.sellers.claim([(new.seller_account, new.owner)])
         if owners.get(new.seller_account) != new.owner:
-            raise id_taken("seller_account")
+            raise seller_taken("seller_account")
         to_store = _to_store(new, self._flow.settings.provider, traceparent, awaits_approval=await self._needs_approval(new))
         wait, lease = self._flow.settings.waiting_period, self._flow.lease
         deadline = self._flow.accept.deadline()

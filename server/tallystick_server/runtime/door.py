@@ -78,11 +78,11 @@ class Call:
         """Tells the caller that the answer is to a repeat."""
         self.metadata["tallystick-replayed"] = "true"
 
-    def visible(self, found: T | None, what: str) -> T:
+    def visible(self, found: T | None, what: str, name: str) -> T:
         """What was found, if the caller may see it. Raises NOT_FOUND for another's as well."""
         owned: Any = found
         if found is None or not self.caller.sees(owned.owner):
-            raise not_found(what)
+            raise not_found(what, name)
         return found
 
     @property

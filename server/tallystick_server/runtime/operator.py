@@ -68,7 +68,7 @@ class DeadLetters(Generic[H, G]):
         """The dead letter. Raises NOT_FOUND."""
         found = await self._database.read(lambda connection: dead_letter.find(connection, dead_letter_id))
         if found is None:
-            raise not_found("dead letter")
+            raise not_found("dead letter", dead_letter_id)
         return found
 
     async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import Refused, key_reused, not_found
 from tallystick_core.wallet import (
     Credit,
     EntryKind,
@@ -190,7 +190,7 @@ class _Batch:
         except Refused as refused:
             return refused
         if key not in self._wallets:
-            return Refused(Reason.NOT_FOUND, "There is no such wallet.", field="seller_account")
+            return not_found("wallet", f"of seller {key[0]} in {key[1]}", "seller_account")
         self._wallets[key] = change.wallet
         if change.hold is not None:
             self._holds[change.hold.hold_id] = change.hold
@@ -211,7 +211,7 @@ class _Batch:
         if released_before(self._credited.get(cause), instruction):
             return True
         if kind is EntryKind.RELEASE and _wallet_key(instruction, self._owners) not in self._wallets:  # a credit made meanwhile is not found either
-            return Refused(Reason.NOT_FOUND, "There is no such credit.", field="cause")
+            return not_found("credit", cause, "cause")
         return None
 
 

@@ -9,7 +9,7 @@ from tallystick.wallet.v1 import wallet_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.money import parse_amount, parse_currency
-from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.refusal import Refused, not_found
 from tallystick_core.seller import AssignmentState
 from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id, require_payout_service
 from tallystick_server.runtime.door import Access, Call
@@ -124,7 +124,7 @@ class WalletHandlers:
         def parse(capture: pb.HoldCapture) -> Instruction:
             hold_id = parse_hold_id(capture.hold_id)
             if hold_id not in known:
-                raise Refused(Reason.NOT_FOUND, "There is no such hold.", field="hold_id")
+                raise not_found("hold", hold_id, "hold_id")
             amount = parse_amount(capture.amount, known[hold_id].currency)  # in the hold's currency
             return Instruction(EntryKind.HOLD_CAPTURED, hold_id, call.caller.name, amount=amount)
 
@@ -144,7 +144,7 @@ class WalletHandlers:
         hold_id = parse_hold_id(request.hold_id)
         found = await self._database.read(lambda connection: store.holds(connection, [hold_id]))
         if hold_id not in found:
-            raise not_found("hold")
+            raise not_found("hold", hold_id)
         return pb.GetHoldResponse(hold=messages.hold(found[hold_id]))
 
     async def ListHolds(self, request: pb.ListHoldsRequest, _call: Call) -> pb.ListHoldsResponse:
@@ -212,7 +212,7 @@ class WalletHandlers:
     async def _wallet(self, key: store.WalletKey) -> Any:
         found = await self._database.read(lambda connection: store.wallets(connection, [key]))
         if key not in found:
-            raise not_found("wallet")
+            raise not_found("wallet", f"of seller {key[0]} in {key[1]}")
         return messages.wallet(found[key])
 
     async def _batch(self, items: Sequence[M], field: str, parse: Callable[[M], Instruction], *, shown: bool = True) -> list[Changed | Exception]:

@@ -81,7 +81,7 @@ class Sellers:
         def decide(connection: Connection) -> tuple[Row[Any], bool]:
             row = store.assignment(connection, assignment_id, locked=True)
             if row is None:
-                raise not_found("seller assignment")
+                raise not_found("seller assignment", assignment_id)
             if not decide_assignment(AssignmentState(row.state), decision, row.requested_by, caller):
                 return row, True
             approved = decision is AssignmentState.APPROVED
