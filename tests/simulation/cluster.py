@@ -73,8 +73,8 @@ def settings(key_window: float) -> Settings:
     callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
     return Settings(
-        environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=1.0, relay_interval=2.0,
-        breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=5.0, fee_rate=FEE_RATE, release_delay=86_400,
+        environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE, provider_timeout=3.0, sweep_interval=2.0, relay_interval=3.0,
+        breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=10.0, fee_rate=FEE_RATE, release_delay=86_400,
         alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): policy for trouble, policy in _POLICIES.items()},
         risk_blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS), seller_check_interval=10.0, payout_waiting_period=0.0, payout_approve_above={"EUR": 200_000},
         payout_alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
@@ -97,12 +97,12 @@ class Cluster:
         self.bank: SandboxPayouts
         world.died = self._died
 
-    def start(self, processes: int) -> None:
-        """Starts the provider, and so many processes of each service."""
+    def start(self, alone: frozenset[str]) -> None:
+        """Starts the provider, and two processes of each service, but one of those that are alone."""
         world = self._world
         world.loop.deliver(self._provider, 0, self._start_provider)
         for service in SERVICES:
-            for number in range(1, processes + 1):
+            for number in (1,) if service in alone else (1, 2):
                 self._boot(f"{service}-{number}", 1)
 
     def client(self, name: str, token: str) -> AsyncClient:

@@ -16,14 +16,14 @@ _WISH = Wish(
     number=0, team="team-1", start=0.1, token="tok_visa", currency="EUR", together=True, all_or_nothing=False, sellers=("seller-a", "seller-b"),
     amounts=(1234, 500), fees=(None, 10), expires_in=None, at_once=1, patient=True, then=Then.NOTHING, delivers=1,
 )  # fmt: skip
-PAY_IN = Plan(seed=1, payments=0, share=0.0, wishes=(_WISH,))
-"""A payment of two orders in one charge, and nothing that goes wrong by chance."""
+PAY_IN = Plan(seed=1, payments=0, share=0.0, wishes=(_WISH,), alone=frozenset({"payout"}))
+"""A payment of two orders in one charge, and nothing that goes wrong by chance. Payouts are not called: one process shows that it finds no work."""
 _SALE = replace(_WISH, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,))
 _WITHDRAWAL = Withdrawal(
-    number=0, team="team-1", start=5.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, at_once=1, approves=True, then=PayoutThen.NOTHING,
+    number=0, team="team-1", start=2.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, at_once=1, approves=True, then=PayoutThen.NOTHING,
 )  # fmt: skip
-PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,))
-"""A payout of a seller who has sold before: its destination, the payout, and what its bank sends back."""
+PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,), alone=frozenset({"payment", "event"}))
+"""A payout of a seller who has sold before: its destination, the payout, and what its bank sends back. What no death befalls is one process."""
 CRASHES = {"payment": PAY_IN, "payout": PAY_OUT}
 _TELLING = ("event-", "Relay.", "FromOutbox", "BatchPublish", "relayed", "LedgerEvents")
 _IMMORTAL = ("caller", "outside", "provider")

@@ -38,6 +38,7 @@ def keep(plan: Plan, violation: str) -> None:
 
 
 def _plan(entry: dict[str, Any]) -> Plan:
+    crashed = CRASHES.get(entry["crash_point"])
     return Plan(
         entry["seed"],
         entry["payments"],
@@ -45,10 +46,11 @@ def _plan(entry: dict[str, Any]) -> Plan:
         frozenset(entry["without_payments"]),
         frozenset(entry["without_faults"]),
         {call: Fault(fault) for call, fault in entry["planned"].items()},
-        CRASHES[entry["crash_point"]].wishes if entry["crash_point"] else (),
+        crashed.wishes if crashed else (),
         entry["payouts"],
         frozenset(entry["without_payouts"]),
-        CRASHES[entry["crash_point"]].withdrawals if entry["crash_point"] else (),
+        crashed.withdrawals if crashed else (),
+        alone=crashed.alone if crashed else frozenset(),
         outage=entry.get("outage", False),
         poison=entry.get("poison", False),
     )

@@ -62,8 +62,8 @@ class Plan:
     without_payouts: frozenset[int] = frozenset()
     withdrawals: tuple[Withdrawal, ...] = ()
     """Payouts beside those of chance."""
-    processes: int = 2
-    """Of each service."""
+    alone: frozenset[str] = frozenset()
+    """Services of one process; of each other there are two."""
     outage: bool | None = None
     """Whether a service or the provider is away for an hour; None: by the seed."""
     poison: bool | None = None
@@ -168,7 +168,7 @@ class Simulation:
             world.poison = poison(world.chance, span)
             world.tell(f"{world.poison}")
         operators = OperatorLoad(world, cluster)
-        cluster.start(plan.processes)
+        cluster.start(plan.alone)
         load.start()
         payouts.start(schedule=plan.payouts > 0)
         if plan.payments:
@@ -192,6 +192,7 @@ class Simulation:
             result.violations += [f"a dead letter for {cause} needs an operator" for cause in sorted(causes - allowed) if turn == 0]
             if causes:
                 await self._rests(world, result, world.loop.now, world.loop.now)
+        world.audited = True
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
         quiet = not world.faults.share
         bank = PayoutAuditor(operator, payouts.told, self._transfers(), quiet=quiet)

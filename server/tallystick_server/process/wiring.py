@@ -52,7 +52,6 @@ _CONNECTIONS = {"ledger": 2}
 _DEFAULT_CONNECTIONS = 4
 _READ_CONNECTIONS = 2
 _FORGET_EVERY = 600.0
-_SWEEP_EVERY = 1.0
 _PROTOS = {
     "payment": payment_service_pb2,
     "ledger": ledger_service_pb2,
@@ -258,7 +257,7 @@ class Wiring:
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay, self._payout_service())
-        sweep = Periodic("wallet.sweep", _SWEEP_EVERY, Sweep(database, handlers.change).turn)
+        sweep = Periodic("wallet.sweep", self._settings.sweep_interval, Sweep(database, handlers.change).turn)
         relay = self._relay("wallet", database, FromOutbox(database))
         return Service("wallet", handlers, wallet.ACCESS, [handlers, relay, sweep, self._housekeeping("wallet", database)], [database])
 
