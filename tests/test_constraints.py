@@ -188,7 +188,7 @@ CASES = [
     ("P4 a move without history", "payment",
      "update payment_order set status = 'FAILED', failure_reason = 'EXPIRED', pending_reason = '', resolve_by_time = null, version = version + 1 where payment_order_id = 'o-pending'", "P0001"),
     ("P4 history without a move", "payment",
-     "insert into order_history values ('o-pending', 4, 'PENDING', 'FAILED', 'x', false, false, false, '', '', 'EXPIRED', '', '', 1, clock())", "P0001"),
+     "insert into order_history values ('o-pending', 4, 'PENDING', 'FAILED', 'x', false, false, false, '', '', 'EXPIRED', '', '', 1, null, clock())", "P0001"),
     ("L4 an update of history", "payment", "update order_history set cause = 'x'", "42501"),
     ("P6 fewer unpaid orders than there are", "payment", "update checkout set unpaid_orders = -1 where checkout_id = 'pending'", "23514"),
     ("P3 a payment that opens again", "payment",

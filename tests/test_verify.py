@@ -21,6 +21,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tallystick import Client, FailedPreconditionError, new_order
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.provider import Trouble
@@ -57,11 +58,13 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa")
             client.create_payment("c-declined", [new_order("o-declined", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_decline")
             client.create_payment("c-pending", [new_order("o-pending", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending")
+            client.create_payment("c-action", [new_order("o-action", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending:action")
             client.create_payment("c-other", [new_order("o-other", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_other_amount")
             client.create_payment("c-rejected", [new_order("o-rejected", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
             delay = Duration(seconds=3600)
             client.wallet.SetWalletPolicy(wallet_service_pb2.SetWalletPolicyRequest(seller_account="s-slow", currency="EUR", release_delay=delay))
             assert eventually(lambda: settled(known))
+            delivered_by_a_slow_clock(known, client, "o-2-0")
             client.create_payment("c-slow", [new_order("o-slow", "b", "s-slow", "1.00", "EUR")], credit_card_info="tok_visa")
             hold = wallet_service_pb2.NewHold(
                 hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
@@ -72,6 +75,19 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield known
         report = verify(known)
         assert report.passed, f"what was planted has not been taken back: {report.as_text()}"
+
+
+def delivered_by_a_slow_clock(known: Databases, client: Client, order_id: str) -> None:
+    """Confirms a delivery while the database's clock is an hour behind."""
+    clock = "create or replace function payment.clock() returns timestamptz language sql volatile as $$select clock_timestamp() {}$$"
+    order = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+    assert eventually(lambda: client.payment.GetPaymentOrder(order).payment_order.ledger_updated)
+    with psycopg.connect(known.admin, autocommit=True) as connection:
+        connection.execute(clock.format("- interval '1 hour'"))
+        try:
+            client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order_id))
+        finally:
+            connection.execute(clock.format(""))
 
 
 def payouts(client: Client) -> None:
@@ -159,6 +175,13 @@ PLANTS = [
      "wallet.pending_credit PAY_IN/o-slow: is pending, but its order was delivered"),
     ("P4", "update payment.payment_order set delivery_confirmed_time = clock_timestamp() where payment_order_id = 'o-slow'",
      "payment.payment_order o-slow: is SUCCESS at version 4, but its history"),
+    ("P4", "update payment.payment_order set resolve_by_time = resolve_by_time + interval '1 microsecond' where payment_order_id = 'o-action'",
+     "payment.payment_order o-action: has another resolve_by_time than its history"),
+    ("P4", "update payment.payment_order set delivery_confirmed_time = delivery_confirmed_time - interval '1 microsecond' where payment_order_id = 'o-2-0'",
+     "payment.payment_order o-2-0: was not delivered when its history says"),
+    *[("P4", f"update payment.due set (trouble, detail, tries, not_found, looking, recheck, maybe_sent, phase, sent_time, seal, {column}) = "
+       f"('', '', '{{}}', 0, false, false, false, '', null, null, {value}) where demand_id = 'o-o-pending'",
+       "payment.due o-o-pending: is not as it was made with its payment") for column, value in (("provider", "'x'"), ("since", "since"))],
     ("P6", "update payment.checkout set unpaid_orders = 1 where checkout_id = 'c-1'", "payment.checkout c-1: counts 1 unpaid"),
     ("P7", "delete from wallet.wallet_entry where cause = 'PAY_IN/o-1-0'", "payment.payment_order o-1-0: its wallet credits are not exactly one"),
     ("P7", "update ledger.tx set cause_id = 'nobody' where cause_id = 'o-1-0'", "payment.payment_order o-1-0: its ledger transaction is not exactly one"),

@@ -75,11 +75,9 @@ _WRONG = {
             when o.attempt_count is distinct from l.attempt_count then 'counts other attempts than its history'
             when (o.pending_reason, o.next_action_url) is distinct from (l.pending_reason, l.next_action_url) then 'waits for something else than its history says'
             when o.provider_reference is distinct from l.provider_reference then 'has another provider_reference than its history'
-            when (o.delivery_confirmed_time is null) <> (d.version is null) or o.delivery_confirmed_time > d.create_time
-                or o.delivery_confirmed_time < d.create_time and not exists (
-                    select from order_history p where p.payment_order_id = d.payment_order_id and p.version = d.version - 1 and p.create_time = d.create_time)
-                then 'was not delivered when its history says'
+            when o.delivery_confirmed_time is distinct from d.create_time then 'was not delivered when its history says'
             when o.asked_fee <> o.platform_fee then 'has another fee than was asked for'
+            when o.resolve_by_time is distinct from l.resolve_by_time then 'has another resolve_by_time than its history'
             when (o.resolve_by_time is not null) <> (o.status = 'PENDING' and o.pending_reason = 'BUYER_ACTION') then 'resolve_by_time is not of what it waits for'
             end as what) w
         where w.what is not null order by 1""",
@@ -124,6 +122,12 @@ _WRONG = {
         from attempt a left join checkout c on c.checkout_id = a.checkout_id
         where c.checkout_id is null or a.provider <> c.provider or a.number = 1 and a.start_time <> c.create_time
             or right(a.provider_key, length(a.demand_id || a.number) + 1) <> a.demand_id || '-' || a.number
+        order by 1""",
+    "payment.wrong_new_due": """
+        select 'payment.due ' || d.demand_id as name, 'is not as it was made with its payment' as what
+        from due d left join attempt a on a.demand_id = d.demand_id and a.number = 1 left join checkout c on c.checkout_id = a.checkout_id
+        where d.seal is null
+            and (d.provider, d.next_attempt_time, d.since, d.sent_time, d.phase) is distinct from (c.provider, c.create_time, c.create_time, null, '')
         order by 1""",
     "payout.wrong_attempts": """
         select 'payout.attempt p-' || p.payout_id as name, 'has ' || a.n || ' attempts as its payout is, which counts ' || p.attempt_count as what

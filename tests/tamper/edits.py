@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -95,6 +95,16 @@ _RUBBISH = {
     "jsonb": ["null"],
 }
 
+_NEAR = {
+    "text": ["''", "{c} || 'x'"],
+    "bool": ["not {c}"],
+    **{number: ["{c} + 1", "{c} - 1", "0"] for number in ("int2", "int4", "int8", "numeric")},
+    "timestamptz": [f"{{c}} {sign} interval '1 {unit}'" for sign in "+-" for unit in ("second", "microsecond")] + ["'infinity'::timestamptz"],
+    "bytea": ["set_byte({c}, 0, 255 - get_byte({c}, 0))"],
+}
+"""What `every_edit` makes of a cell, besides null and what other rows have."""
+_MOST_OTHERS = 3
+
 
 def columns(connection: psycopg.Connection[Any]) -> list[Column]:
     """Every column that can be edited, of every table of a service."""
@@ -116,6 +126,31 @@ def make(connection: psycopg.Connection[Any], random: Random, column: Column, of
         return None
     whole = kind in (Kind.DELETE, Kind.INSERT)
     return Edit(column.full_table, ROW if whole else column.name, kind, f"{kind} of {ctid}: {made}") if made else None
+
+
+def every_edit(connection: psycopg.Connection[Any], column: Column) -> Iterator[Edit]:
+    """Gives each cell of a column each value next to its own, null, and those of some other rows; each is taken back when the next is asked for.
+
+    An edit that a constraint refuses, or that changes nothing, is left out.
+    """
+    table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
+    rows = connection.execute(sql.SQL("select ctid::text, {c}::text from {t} order by ctid").format(c=name, t=table)).fetchall()
+    others = list(dict.fromkeys(value for _, value in rows if value is not None))  # as text: 'infinity' is no datetime
+    for place, (ctid, before) in enumerate(rows):
+        near = [sql.SQL(one).format(c=name) for one in [*_NEAR[column.type], "null"]]
+        far = [sql.Literal(others[(place + n) % len(others)]) for n in range(min(_MOST_OTHERS, len(others)))]
+        if before is None and column.type == "timestamptz":
+            far.append(sql.Literal("2020-01-01 00:00:00Z"))
+        for expression in [*near, *far]:
+            statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}::text").format(t=table, c=name, e=expression)
+            try:
+                after = connection.execute(statement, (ctid,)).fetchone()
+                if after is not None and after[0] != before:
+                    yield Edit(column.full_table, column.name, Kind.OTHER_VALUE, f"every cell, {ctid}: {before!r} -> {after[0]!r}")
+            except psycopg.Error:
+                pass
+            finally:
+                connection.rollback()
 
 
 def _make(connection: psycopg.Connection[Any], random: Random, kind: Kind, column: Column, of_table: Sequence[Column], ctid: str, other: str) -> str:
@@ -155,7 +190,7 @@ def _value(connection: psycopg.Connection[Any], random: Random, kind: Kind, colu
         expression = sql.SQL(random.choice(choices)).format(c=name)
     else:
         return _NOTHING
-    statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}").format(t=table, c=name, e=expression)
+    statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}::text").format(t=table, c=name, e=expression)
     row = connection.execute(statement, (ctid,)).fetchone()
     return row[0] if row else _NOTHING
 
@@ -176,7 +211,7 @@ def _insert(connection: psycopg.Connection[Any], random: Random, column: Column,
 
 
 def _values(connection: psycopg.Connection[Any], column: Column, ctids: Sequence[str]) -> list[object]:
-    statement = sql.SQL("select {c} from {t} where ctid = any (%s::tid[]) order by ctid").format(
+    statement = sql.SQL("select {c}::text from {t} where ctid = any (%s::tid[]) order by ctid").format(
         c=sql.Identifier(column.name), t=sql.Identifier(column.schema, column.table)
     )
     return [row[0] for row in connection.execute(statement, (list(ctids),)).fetchall()]

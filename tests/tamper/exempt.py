@@ -41,6 +41,8 @@ _PAGE = """# What `tallystick verify` does not see
 `verify` is to name the edit of any stored row by somebody who goes past its service, except for the columns below. No money and no history depends on
 them. `(row)` means that a row was added or deleted; a table without a column means the whole table. `tests/tamper/exempt.py` writes this page.
 
+A wallet or a ledger account without entries is opened before the first of them, and has moved nothing: of it, verify compares only the amounts.
+
 A seal has no secret. Somebody who edits a row and also computes its seal, its hashes and every row that follows from it is not seen either.
 
 | table or column | why an edit is not seen |

@@ -18,7 +18,8 @@ _DELIVERED = text(f"""
             and o.delivery_confirmed_time is null
         order by o.payment_order_id for update of o),
     moved as (
-        update payment_order o set delivery_confirmed_time = t.now, version = o.version + 1, update_time = greatest(o.update_time, t.now)
+        update payment_order o set delivery_confirmed_time = greatest(o.update_time, t.now), version = o.version + 1,
+            update_time = greatest(o.update_time, t.now)
         from l, (select clock() as now) t where o.payment_order_id = l.payment_order_id returning o.*, l.caller, l.owner, l.traceparent),
     history as (
         insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,

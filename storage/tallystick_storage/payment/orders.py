@@ -157,8 +157,8 @@ _INSERT = text(f"""
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning demand_id, provider),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail)
-        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, '', '' from new_attempt, t),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, since)
+        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, '', '', now from new_attempt, t),
     changed as (
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
@@ -229,9 +229,9 @@ _MOVE = text(f"""
         returning o.*, l.from_status, l.cause, l.settled, l.lease_token),
     history as (
         insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
-            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time, create_time)
         select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, false, pending_reason, next_action_url,
-            failure_reason, decline_code, provider_reference, attempt_count, update_time from moved),
+            failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time, update_time from moved),
     counted as (
         update checkout c set open_orders = c.open_orders - n.ended, unpaid_orders = c.unpaid_orders - n.paid,
             version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case when c.open_orders = n.ended then n.at end

@@ -130,6 +130,7 @@ create table order_history (
     decline_code text not null,
     provider_reference text not null,
     attempt_count int not null,
+    resolve_by_time timestamptz,
     create_time timestamptz not null,
     primary key (payment_order_id, version)
 );
@@ -248,7 +249,8 @@ execute function refuse_move();
             select from changed o where (
                 exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
                             and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated
-                            and h.delivered = (o.delivery_confirmed_time is not null) offset 0)
+                            and h.delivered = (o.delivery_confirmed_time is not null)
+                            and h.resolve_by_time is not distinct from o.resolve_by_time offset 0)
                 and (tg_op = 'UPDATE' or exists (select from checkout c where c.checkout_id = o.checkout_id offset 0))) is not true""",
             "an order changed without its history row or its checkout",
         ),
