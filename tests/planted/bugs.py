@@ -575,10 +575,17 @@ BUGS = (
     # edits that go past the service
     Bug(
         "a row without a seal is taken for sound",
-        f"{_STORAGE}/verification.py",
+        f"{_STORAGE}/verification/shared.py",
         "t.seal is distinct from sha256(",
         "t.seal <> sha256(",
         "tests/test_verify.py -k S1",
+    ),
+    Bug(
+        "any time will do for a buyer to act by",
+        f"{_STORAGE}/verification/payment.py",
+        "when o.resolve_by_time is distinct from l.resolve_by_time then",
+        "when (o.resolve_by_time is null) <> (l.resolve_by_time is null) then",
+        "tests/test_verify.py -k P4",
     ),
     Bug(
         "whoever edits a row seals it",
