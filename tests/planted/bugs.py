@@ -536,6 +536,13 @@ BUGS = (
         "same.append((index, leader))",
         "tests/test_stage.py",
     ),
+    Bug(
+        "an item that is refused has its whole batch wait",
+        f"{_SERVER}/runtime/stage.py",
+        "            if len(items) == 1:\n                return [error]\n",
+        "            return [error] * len(items)\n",
+        "tests/test_stage.py",
+    ),
     # what floods a process
     Bug(
         "a flood of items is built before it is counted",
