@@ -135,7 +135,7 @@ LOOKED_AT: dict[str, Call] = {
 
 
 def _findings(schema: str) -> Work:
-    of = {"payment": orders.findings(ALERT_AFTER, REVIEW), "payout": payouts.findings(PAYOUT_ALERT_AFTER)}[schema]
+    of = {"payment": orders.findings(ALERT_AFTER, REVIEW, 300), "payout": payouts.findings(PAYOUT_ALERT_AFTER, 300)}[schema]
     return lambda connection: alert.find(connection, of)
 
 

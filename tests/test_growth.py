@@ -251,9 +251,9 @@ def _of_acknowledged(kind: str, findings: Sequence[alert.Finding]) -> Work:
     [
         ("payment", lambda connection: unapplied.list_(connection, None, 51, acknowledged=False)),
         ("payment", lambda connection: unapplied.list_(connection, None, 51, acknowledged=True)),
-        ("payment", _of_acknowledged("UNAPPLIED_CHARGE", orders.findings(ALERT_AFTER, REVIEW))),
-        ("payout", _of_acknowledged("STRAY_TRANSFER", payouts.findings(PAYOUT_ALERT_AFTER))),
-        ("payout", _of_acknowledged("PAYOUT_CONTRADICTED", payouts.findings(PAYOUT_ALERT_AFTER))),
+        ("payment", _of_acknowledged("UNAPPLIED_CHARGE", orders.findings(ALERT_AFTER, REVIEW, 300))),
+        ("payout", _of_acknowledged("STRAY_TRANSFER", payouts.findings(PAYOUT_ALERT_AFTER, 300))),
+        ("payout", _of_acknowledged("PAYOUT_CONTRADICTED", payouts.findings(PAYOUT_ALERT_AFTER, 300))),
     ],
     ids=["list", "list of all", "UNAPPLIED_CHARGE", "STRAY_TRANSFER", "PAYOUT_CONTRADICTED"],
 )
@@ -327,7 +327,7 @@ def test_accounts_of_a_prefix_are_read_from_it_on(seeded: Databases) -> None:
 
 def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:
     """More than a thousand of a kind are one alert about all of them, however often the monitor looks; it ends when they are gone."""
-    findings = orders.findings(ALERT_AFTER, REVIEW)
+    findings = orders.findings(ALERT_AFTER, REVIEW, 300)
     raised: list[list[str]] = []
     ended: list[str] = []
 

@@ -90,9 +90,9 @@ def refused_aggregates(databases: Databases) -> set[str]:
     return {row[0] for schema in WAITING for row in query(databases, f"select aggregate_id from {schema}.refused_aggregate")}
 
 
-def alerts(client: Client, *, ended: bool = False) -> list[recovery_pb2.Alert]:
+def alerts(client: Client, kind: str = "EVENT_REFUSED", *, ended: bool = False) -> list[recovery_pb2.Alert]:
     found = client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=ended, page_size=200)).alerts
-    return [alert for alert in found if alert.kind == "EVENT_REFUSED"]
+    return [alert for alert in found if alert.kind == kind]
 
 
 @pytest.mark.parametrize("error", [INVALID, ValueError("a bug that one event triggers")])
@@ -116,6 +116,21 @@ def test_a_refused_event_delays_only_its_aggregate(own_database: Databases, even
         assert in_order(client)
         assert eventually(lambda: not alerts(client))
         assert [one.HasField("end_time") for one in alerts(client, ended=True)] == [True]
+    assert verify(own_database).passed
+
+
+@pytest.mark.parametrize("error", [Refused(Reason.SHUTTING_DOWN, "away", retry_after=0.1), Refused(Reason.CREDENTIALS_INVALID, "a wrong token")])
+def test_events_that_are_not_published_raise_an_alert(own_database: Databases, event_fault: EventFault, error: Exception) -> None:
+    """While EventService is away, or accepts no call, payments are paid and one alert of PaymentService says that events wait; it ends once they are out."""
+    event_fault.poison, event_fault.error = {""}, error
+    with serving(own_database, replace(SETTINGS, events_alert_after=0.3)) as platform, platform.client() as client:
+        pay_all(client, 3)
+        (alert,) = eventually(lambda: alerts(client, "EVENTS_WAIT"))
+        assert alert.subject == "services/event"
+        assert not refused_aggregates(own_database)
+        event_fault.poison = set()
+        assert eventually(lambda: not alerts(client, "EVENTS_WAIT"))
+        assert eventually(lambda: whole(client, 3))
     assert verify(own_database).passed
 
 

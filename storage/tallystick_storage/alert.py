@@ -68,6 +68,11 @@ _EVENT_REFUSED = """
     select aggregate_id as subject, detail from refused_aggregate where refusals > 0 and not starts_with(aggregate_id, 'alerts/')
     union all (select 'alerts/-', detail from refused_aggregate where aggregate_id > 'alerts/' and aggregate_id < 'alerts0' and refusals > 0 limit 1)
 """
+# The outbox is published in order, so its first row is the oldest.
+_EVENTS_WAIT = """
+    select 'services/event' as subject, 'the oldest event waits since ' || to_char(o.create_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as detail
+    from (select create_time from outbox order by sequence limit 1) o where o.create_time < (select clock()) - cast(:events_wait as interval)
+"""
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
 _FOUND = "select * from json_to_recordset(cast(:found as json)) as r (kind text, subject text, detail text)"
 _RAISE = text(f"""
@@ -101,15 +106,16 @@ _LIST = f"""
 _LIST_OPEN, _LIST_ALL = text(_LIST.format(which="end_time is null")), text(_LIST.format(which="true"))
 
 
-def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mapping[str, float]) -> Sequence[Finding]:
+def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mapping[str, float], events_wait: float) -> Sequence[Finding]:
     """What a service finds that makes demands on providers: its own (kind, collection, query), and what all such have. `waiting`: what it calls its demands.
 
-    `limits`: seconds that something may rest in a state, for the queries' parameters of that name.
+    `limits`: seconds that something may rest in a state, for the queries' parameters of that name; `events_wait`: that an event may wait to be published.
     """
-    parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()}
+    parameters = {state.lower(): f"{seconds} seconds" for state, seconds in {**limits, "events_wait": events_wait}.items()}
     shared = (
         ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
         ("EVENT_REFUSED", "events", _EVENT_REFUSED),
+        ("EVENTS_WAIT", "services", _EVENTS_WAIT),
         ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=waiting)),
         ("PROVIDER_FORBIDS", "providers", _FAILING.format(waiting=waiting, trouble="FORBIDDEN")),
         ("PROVIDER_FAILS", "providers", _FAILING.format(waiting=waiting, trouble="HELD_BACK")),

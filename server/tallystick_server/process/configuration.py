@@ -131,6 +131,8 @@ class Settings:
     """Seconds a provider has for a review; after that an alert is raised."""
     alert_after: Mapping[str, float] = field(default_factory=dict)
     """Status to the seconds after which an order that rests in it raises an alert, over EXECUTING=600,PENDING=259200,SUCCESS=600 (not settled)."""
+    events_alert_after: float = 300.0
+    """Seconds after which an event that waits to be published raises an alert: EventService is away, or does not accept the calls."""
     monitor_interval: float = 10.0
     """Seconds between two looks for what a person should know of."""
     sweep_interval: float = 1.0
@@ -361,6 +363,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "pending_action": _number(0.01, 31_536_000),
     "pending_review": _number(0.01, 31_536_000),
     "alert_after": _table(_number(0, 31_536_000), _one_of(*ALERT_AFTER)),
+    "events_alert_after": _number(0, 31_536_000),
     "monitor_interval": _number(0.01, 3600),
     "sweep_interval": _number(0.01, 3600),
     "relay_interval": _number(0.01, 3600),

@@ -197,7 +197,7 @@ class Wiring:
             seller_check_interval=settings.seller_check_interval,
         )
         handlers = payment.PaymentHandlers(database, flow)
-        findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review)
+        findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review, settings.events_alert_after)
         return self._of_flow(Service("payment", handlers, payment.ACCESS, [handlers], [database], flow), findings, behind)
 
     def _of_flow(self, service: Service, findings: Sequence[alert.Finding], behind: _Behind[Any]) -> Service:
@@ -281,7 +281,7 @@ class Wiring:
             ),
             self._ports.new_id(),
         )
-        findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after})
+        findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after}, settings.events_alert_after)
         handlers = payout.PayoutHandlers(database, flow)
         service = Service("payout", handlers, payout.ACCESS, [handlers], [database], flow)
         return self._of_flow(service, findings, behind)

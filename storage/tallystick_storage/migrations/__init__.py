@@ -104,7 +104,8 @@ create table outbox (
     transaction_id xid8 not null default pg_current_xact_id(),
     aggregate_ids text[] not null,
     versions bigint[] not null check (cardinality(versions) > 0 and cardinality(versions) = cardinality(aggregate_ids)),
-    request bytea check (request <> '')  -- a BatchPublishRequest with an event for each, serialized; written once the changes are known
+    request bytea check (request <> ''),  -- a BatchPublishRequest with an event for each, serialized; written once the changes are known
+    create_time timestamptz not null default clock()
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 create index outbox_by_transaction on outbox (transaction_id);
 alter table outbox alter aggregate_ids set storage external, alter versions set storage external, alter request set storage external;

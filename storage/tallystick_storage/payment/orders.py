@@ -414,7 +414,8 @@ _FINDINGS = (
 )
 
 
-def findings(alert_after: Mapping[str, float], review: float) -> Sequence[Finding]:
-    """What a person should know of; `alert_after`: seconds that an order may rest in a status; `review`: seconds that a review may take."""
+def findings(alert_after: Mapping[str, float], review: float, events_wait: float) -> Sequence[Finding]:
+    """What a person should know of; `alert_after`: seconds that an order may rest in a status; `review`: seconds that a review may take;
+    `events_wait`: that an event may wait to be published."""
     limits = {str(status): alert_after[status] for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
-    return of_demands(_FINDINGS, "charges", {**limits, "review": review})
+    return of_demands(_FINDINGS, "charges", {**limits, "review": review}, events_wait)

@@ -358,6 +358,6 @@ _FINDINGS = (
 )
 
 
-def findings(alert_after: Mapping[str, float]) -> Sequence[Finding]:
+def findings(alert_after: Mapping[str, float], events_wait: float) -> Sequence[Finding]:
     """What a person should know of; `alert_after`: seconds that a payout may rest in a state."""
-    return of_demands(_FINDINGS, "payouts", alert_after)
+    return of_demands(_FINDINGS, "payouts", alert_after, events_wait)

@@ -244,7 +244,8 @@ class Alert(_message.Message):
     UNAPPLIED_CHARGE, CHARGE_CONTRADICTED (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
     too often, or is too slow for the calls that are allowed at a time, to be asked), CALLER_REJECTED (wallet or ledger do not accept
     this service's calls, so that what is to be settled waits), EVENT_REFUSED (EventService refuses an event of it, which is tried again without end; its
-    later events wait, and their order is kept), PROVIDER_FORBIDS (it does not accept our
+    later events wait, and their order is kept), EVENTS_WAIT (the oldest event waits to be published past the threshold: EventService is away, or does not
+    accept the calls), PROVIDER_FORBIDS (it does not accept our
     credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
     was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells otherwise than before, such as of a paid payout that it
     failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold),
