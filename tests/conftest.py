@@ -287,14 +287,14 @@ def serving(
         loop.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def platform(database: Databases) -> Iterator[Platform]:
-    """All services, in development mode, with a quick resend of unknown outcomes."""
+    """All services, in development mode, with a quick resend of unknown outcomes; one for each file, since it costs more to idle than to start."""
     with serving(database, Settings(retry=QUICK, sweep_interval=0.1)) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(platform: Platform) -> Iterator[Client]:
     """The SDK's client of the shared platform."""
     with platform.client() as made:

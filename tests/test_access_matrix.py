@@ -164,7 +164,7 @@ def office(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     callers |= {_token("nothing"): Caller("our-nothing", frozenset(), "ours"), _token("ours"): Caller("our-all", both, "ours")}
     callers |= {_token("theirs"): Caller("theirs", both)}
     settings = Settings(
-        retry=QUICK, sweep_interval=0.05, authentication="tokens", callers=callers, service_token=_token(Role.SERVICE), payout_waiting_period=0
+        retry=QUICK, sweep_interval=0.1, authentication="tokens", callers=callers, service_token=_token(Role.SERVICE), payout_waiting_period=0
     )
     folder: Path = tmp_path_factory.mktemp("matrix")
     with ExitStack() as opened:

@@ -27,7 +27,7 @@ ZEROS = "decode(repeat('00', 32), 'hex')"
 def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """A database with a paid, a pending and a failed payment, a hold that is open and one that ended; nobody serves it any more."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as known:
-        with serving(known, Settings(monitor_interval=0.1)) as platform, platform.client() as client:
+        with serving(known, Settings(monitor_interval=0.2)) as platform, platform.client() as client:
             client.create_payment("paid", [new_order("o-paid", "b", "s", "10.00", "EUR", platform_fee="1.00")], credit_card_info="tok_visa")
             client.create_payment("pending", [new_order("o-pending", "b", "s", "10.00", "EUR")], credit_card_info="tok_pending")
             client.create_payment("failed", [new_order("o-failed", "b", "s", "10.00", "EUR")], credit_card_info="tok_decline")

@@ -81,7 +81,7 @@ def wallet_fault(monkeypatch: pytest.MonkeyPatch) -> WalletFault:
 
 def settings(**others: Any) -> Settings:
     retry = {("", Trouble.UNSETTLED): SOON, ("", Trouble.CALLER_REJECTED): SOON, ("", Trouble.SETTLING_FAILED): Policy(Strategy.FIXED, 0.1, 0.1, 3)}
-    return Settings(retry=retry, sweep_interval=0.05, monitor_interval=0.1, release_delay=3600, **others)
+    return Settings(retry=retry, sweep_interval=0.1, monitor_interval=0.2, release_delay=3600, **others)
 
 
 def pay_all(client: Client, prefix: str, sellers: list[str]) -> None:

@@ -347,7 +347,7 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(own_database: Da
         wallet = client.wallet.GetWallet(wallet_service_pb2.GetWalletRequest(seller_account=seller, currency="EUR")).wallet
         return wallet.pending, wallet.available
 
-    with serving(own_database, Settings(release_delay=3600, sweep_interval=0.05)) as platform, platform.client() as client:
+    with serving(own_database, Settings(release_delay=3600, sweep_interval=0.1)) as platform, platform.client() as client:
         orders = [new_order("o-1", "ann", "s-1", "10.00", "EUR", platform_fee="1.00"), new_order("o-2", "ann", "s-2", "5.00", "EUR")]
         client.create_payment("c-1", orders, credit_card_info="tok_visa")
         client.create_payment("c-2", [new_order("o-3", "ann", "s-1", "1.00", "EUR")], credit_card_info="tok_decline")
@@ -376,7 +376,7 @@ def test_a_confirmed_delivery_makes_the_sellers_money_available(own_database: Da
 
 def test_a_release_that_the_wallet_refuses_is_told_of_and_holds_up_nobody(own_database: Databases) -> None:
     """One delivery whose money cannot be released raises an alert; others are confirmed and released all the same."""
-    settings = Settings(release_delay=3600, sweep_interval=0.05, monitor_interval=0.05)
+    settings = Settings(release_delay=3600, sweep_interval=0.1, monitor_interval=0.2)
     alerts = payment_service_pb2.ListAlertsRequest()
     with serving(own_database, settings) as platform, platform.client() as client, psycopg.connect(own_database.admin, autocommit=True) as admin:
         admin.execute("insert into payment.to_release values ('ghost', 'ann', '', '2026-01-01')")

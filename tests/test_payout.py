@@ -44,7 +44,7 @@ def bank() -> Bank:
 @pytest.fixture(scope="module")
 def paying(admin_url: str, tmp_path_factory: pytest.TempPathFactory, bank: Bank) -> Iterator[Platform]:
     """All services, with a bank that does as it is told, on a database of their own: nobody else asks another bank what became of these payouts."""
-    settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.1, payout_approve_above={"EUR": 100_000})
+    settings = Settings(retry=RETRY, sweep_interval=0.1, monitor_interval=0.2, payout_approve_above={"EUR": 100_000})
     folder, ports = tmp_path_factory.mktemp("paying"), Ports(payout_providers={"sandbox": bank})
     with fresh_database(admin_url, folder) as known, serving(known, settings, ports=ports) as running:
         yield running
@@ -484,7 +484,7 @@ def test_fifty_at_once_one_wins(teller: Client, thorough: bool) -> None:
 def test_the_whole_database_verifies(own_database: Databases) -> None:
     """After a return of more than was paid, and a transfer in another currency, every check of `tallystick verify` passes."""
     bank = Bank()
-    settings, ports = Settings(retry=RETRY, sweep_interval=0.05), Ports(payout_providers={"sandbox": bank})
+    settings, ports = Settings(retry=RETRY, sweep_interval=0.1), Ports(payout_providers={"sandbox": bank})
     with serving(own_database, settings, ports=ports) as running, running.client() as client:
         seller = sell(client, "10.00")
         to = destination(client, seller)
@@ -501,7 +501,7 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(own_database: Databa
     """A payout that was marked as sent before its attempt was begun still fails, and gives its money back, when its provider is never reached."""
     thrice = {("", trouble): Policy(Strategy.FIXED, 0.05, 0.05, 3) for trouble in Trouble}
     with (
-        serving(own_database, Settings(retry=thrice, sweep_interval=0.05, payout_approve_above={"EUR": 100})) as platform,
+        serving(own_database, Settings(retry=thrice, sweep_interval=0.1, payout_approve_above={"EUR": 100})) as platform,
         platform.client() as client,
     ):
         seller = sell(client, "50.00")

@@ -36,7 +36,7 @@ def bank() -> Bank:
 @pytest.fixture
 def paying(own_database: Databases, bank: Bank) -> Iterator[Platform]:
     """All services on a database of their own, since a run takes every seller there is."""
-    settings = Settings(retry=RETRY, sweep_interval=0.05)
+    settings = Settings(retry=RETRY, sweep_interval=0.1)
     with serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running:
         yield running
 
@@ -276,7 +276,7 @@ def _schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:
 def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Databases) -> None:
     """What is stored of a default or of a seller cannot be read here: the others are paid at their cut-offs, lists are collected, an alert names each."""
     bank = Bank()
-    settings = Settings(retry=RETRY, sweep_interval=0.05, monitor_interval=0.05, payout_alert_after={"COLLECTING": 0.1})
+    settings = Settings(retry=RETRY, sweep_interval=0.1, monitor_interval=0.2, payout_alert_after={"COLLECTING": 0.1})
     with serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running, running.client() as client:
         lost, own, listed = (sell(client, "8.00") for _ in range(3))
         for seller in (lost, own, listed):

@@ -24,7 +24,7 @@ from .test_constraints import EMPTY, ZEROS, attempt, told
 def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """A database with a paid payout, one that waits for approval, a schedule and a batch; nobody serves it any more."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("filled")) as known:
-        settings = Settings(sweep_interval=0.05, payout_approve_above={"EUR": 200})
+        settings = Settings(sweep_interval=0.1, payout_approve_above={"EUR": 200})
         with serving(known, settings) as platform, platform.client() as client:
             client.create_payment("c", [new_order("o", "b", "s", "10.00", "EUR")], credit_card_info="tok_visa")
             to = pb.CreatePayoutDestinationRequest(payout_destination_id="d", seller_account="s", currency="EUR", bank_account_token="ba_ok")

@@ -49,7 +49,7 @@ def office(admin_url: str, tmp_path_factory: pytest.TempPathFactory, bank: Bank)
     """All services, with callers who have names."""
     settings = Settings(
         retry=RETRY,
-        sweep_interval=0.05,
+        sweep_interval=0.1,
         payout_approve_above={"EUR": 10_000},
         payout_waiting_period=0,
         authentication="tokens",
@@ -426,8 +426,8 @@ def watching(admin_url: str, tmp_path: Path, bank: Bank) -> Iterator[Platform]:
     """A platform that asks about payouts at rest, and looks for alerts, all the time; what it did verifies."""
     settings = Settings(
         retry={**RETRY, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.1, 0.1, 100_000)},
-        sweep_interval=0.05,
-        monitor_interval=0.05,
+        sweep_interval=0.1,
+        monitor_interval=0.2,
         payout_waiting_period=0,
         authentication="tokens",
         callers=CALLERS,

@@ -79,7 +79,7 @@ def impatient(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with fresh_database(admin_url, tmp_path_factory.mktemp("impatient")) as known:
         retry = {("", trouble): TWICE for trouble in Trouble}
         retry |= {("", Trouble.WAITING): SOON, ("", Trouble.REJECTED): Policy(Strategy.CANCEL)}
-        with serving(known, Settings(retry=retry, sweep_interval=0.05, risk_blocked_accounts=frozenset({"mallory"}))) as running:
+        with serving(known, Settings(retry=retry, sweep_interval=0.1, risk_blocked_accounts=frozenset({"mallory"}))) as running:
             yield running
 
 
@@ -175,7 +175,7 @@ def test_a_provider_that_stays_pending_is_asked_for_ever(client: Client, impatie
 def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(own_database: Databases) -> None:
     """K3: a provider that has forgotten the key would charge again, so it is only asked."""
     settings = Settings(
-        retry={("", trouble): SOON for trouble in Trouble}, sweep_interval=0.05, lease=2.5, provider_timeout=0.1, provider_key_window=3.0
+        retry={("", trouble): SOON for trouble in Trouble}, sweep_interval=0.1, lease=2.5, provider_timeout=0.1, provider_key_window=3.0
     )
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_lost_after:40", wait_for=ACCEPTANCE)
@@ -185,7 +185,7 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(own_dat
 
 def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(own_database: Databases) -> None:
     """A holder that wrote down a success and died before the order moved: the next one applies it, though the provider is gone."""
-    with serving(own_database, Settings(retry=QUICK, sweep_interval=0.05)) as running, running.client() as client:
+    with serving(own_database, Settings(retry=QUICK, sweep_interval=0.1)) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_lost_before:1000", wait_for=ACCEPTANCE)
         order = payment.payment_orders[0]
         with psycopg.connect(own_database.service("payment").replace("+psycopg", "")) as connection:  # as a holder would
@@ -295,7 +295,7 @@ def test_repeats_of_what_people_decide_are_marked(client: Client) -> None:
 def test_a_charge_that_nobody_finds_ends_with_a_person(own_database: Databases) -> None:
     """An outcome that stays unknown is never failed by itself: once its key may be forgotten, and not before, it is set aside, its order still EXECUTING."""
     retry = {("", trouble): TWICE for trouble in Trouble}
-    settings = Settings(retry=retry, sweep_interval=0.05, lease=4, provider_timeout=0.1, provider_key_window=6.0)
+    settings = Settings(retry=retry, sweep_interval=0.1, lease=4, provider_timeout=0.1, provider_key_window=6.0)
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_lost_before:1000000", wait_for=ACCEPTANCE)
         letter = set_aside(client, payment)
@@ -319,7 +319,7 @@ def test_what_the_provider_does_not_know_is_sent_again(client: Client, impatient
 def soon_final(**values: Any) -> Settings:
     """Settings by which "not found" is proof a moment after the last sending."""
     retry = {("", trouble): Policy(Strategy.FIXED, 0.1, 0.1, 3) for trouble in Trouble}
-    return Settings(retry=retry, sweep_interval=0.05, provider_not_found_after=0.6, provider_not_found_times=2, **values)
+    return Settings(retry=retry, sweep_interval=0.1, provider_not_found_after=0.6, provider_not_found_times=2, **values)
 
 
 def in_seconds(seconds: float) -> Timestamp:
@@ -391,7 +391,7 @@ def test_an_order_that_risk_has_not_passed_is_never_sent(own_database: Databases
 def test_a_few_server_errors_leave_no_charge_behind(own_database: Databases) -> None:
     """With the default policies, at another speed: a provider that answers 5xx seven times in a row charges once it works again, without anybody's help."""
     retry = {("", trouble): policy for trouble, policy in scaled_defaults(0.1).items()}
-    with serving(own_database, Settings(retry=retry, sweep_interval=0.05)) as running, running.client() as client:
+    with serving(own_database, Settings(retry=retry, sweep_interval=0.1)) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_error_before:7", wait_for=ACCEPTANCE)
         assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
         assert len(charges(own_database, payment.checkout_id)) == 1
@@ -430,7 +430,7 @@ def test_a_cancellation_during_a_look_up_is_acted_on_at_once(own_database: Datab
     """CancelPayment that comes while a holder looks a pending charge up is not put off to the next look, an hour later."""
     log = Database(own_database.service("sandbox"), connections=2)
     provider = Polled(log, 3.0)
-    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 3600, 3600, None)}, sweep_interval=0.05)
+    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 3600, 3600, None)}, sweep_interval=0.1)
     with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
 
         async def start() -> None:
@@ -815,7 +815,7 @@ def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(own_
     provider = Scripted(says)
     provider.send = lambda demand: _lost() if demand.payment_token != "tok_first" else _first(demand)  # type: ignore[method-assign]
     watched = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.1, 0.1, 100_000)}
-    settings = replace(soon_final(), retry={**soon_final().retry, **watched}, monitor_interval=0.05)
+    settings = replace(soon_final(), retry={**soon_final().retry, **watched}, monitor_interval=0.2)
     with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
         first = pay(client, "5.00", token="tok_first").payment_orders[0].charge_id
         payment = pay(client, "5.00", wait_for=ACCEPTANCE)
@@ -1068,7 +1068,7 @@ def test_an_order_that_was_not_sent_in_time_expires(client: Client, impatient: P
 def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(own_database: Databases) -> None:
     """Past resolve_by_time the demand is ended at the provider, then the order is FAILED(EXPIRED); a review goes on."""
     quick = {("", trouble): SOON for trouble in Trouble}
-    settings = Settings(retry=quick, sweep_interval=0.05, pending_action=0.3, pending_review=0.3)
+    settings = Settings(retry=quick, sweep_interval=0.1, pending_action=0.3, pending_review=0.3)
     with serving(own_database, settings) as running, running.client() as client:
         acting = pay(client, "5.00", token="tok_pending:action")
         order = acting.payment_orders[0]
@@ -1081,7 +1081,7 @@ def test_a_buyer_who_does_not_act_in_time_is_not_waited_for(own_database: Databa
 
 def test_a_buyers_time_is_up_when_it_is_up(own_database: Databases) -> None:
     """However long a policy waits between looks, a pending order is looked at when resolve_by_time has come, and ends."""
-    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 600, 600, None)}, sweep_interval=0.05, pending_action=0.3)
+    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 600, 600, None)}, sweep_interval=0.1, pending_action=0.3)
     with serving(own_database, settings) as running, running.client() as client:
         assert failure(ended(client, pay(client, "5.00", token="tok_pending:action"))) == "EXPIRED"
 
@@ -1093,7 +1093,7 @@ def test_a_buyers_time_is_up_when_it_is_up(own_database: Databases) -> None:
 def test_a_pending_order_says_what_it_waits_for_now(own_database: Databases, token: str, first: str, then: str, url: bool) -> None:
     """When what a pending order waits for changes, that is one version, with its history row and its event, and who watches sees it; the URL and the
     buyer's time follow the reason, and the same answer again changes nothing."""
-    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 0.3, 0.3, None)}, sweep_interval=0.05, pending_action=3600)
+    settings = Settings(retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 0.3, 0.3, None)}, sweep_interval=0.1, pending_action=3600)
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token=token)
         charge = payment.payment_orders[0].charge_id
@@ -1122,7 +1122,7 @@ def test_a_pending_order_says_what_it_waits_for_now(own_database: Databases, tok
 def test_a_buyer_who_has_acted_is_not_cancelled(own_database: Databases) -> None:
     """A buyer acts in time, and the bank takes longer than the buyer had: the order goes on waiting, and is paid."""
     settings = Settings(
-        retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 0.2, 0.2, None)}, sweep_interval=0.05, pending_action=3.0, pending_review=0.1
+        retry={("", Trouble.WAITING): Policy(Strategy.FIXED, 0.2, 0.2, None)}, sweep_interval=0.1, pending_action=3.0, pending_review=0.1
     )
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token=f"tok_pending:action-{'-'.join(['review'] * 25)}-paid")
@@ -1134,7 +1134,7 @@ def waiting(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A platform that waits long before it tries again."""
     with fresh_database(admin_url, tmp_path_factory.mktemp("waiting")) as known:
         retry = {("", trouble): Policy(Strategy.FIXED, 600, 600, 5) for trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER)}
-        with serving(known, Settings(retry=retry, sweep_interval=0.05)) as running:
+        with serving(known, Settings(retry=retry, sweep_interval=0.1)) as running:
             yield running
 
 
@@ -1152,7 +1152,7 @@ def alerts_of(client: Client, subject: str, *, ended: bool = False) -> list[reco
 def test_what_does_not_come_on_raises_one_alert_that_ends(own_database: Databases, caplog: pytest.LogCaptureFixture) -> None:
     """P5: an order past its state's threshold is an alert: a row, an event and a log line; found again it is the same one, and it ends with the cause."""
     retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.4, 0.4, 4)}
-    settings = Settings(retry=retry, sweep_interval=0.05, monitor_interval=0.05, alert_after={"EXECUTING": 0.2})
+    settings = Settings(retry=retry, sweep_interval=0.1, monitor_interval=0.2, alert_after={"EXECUTING": 0.2})
     with serving(own_database, settings) as running, running.client() as client:
         payment = pay(client, "5.00", token="tok_unreachable:99", wait_for=ACCEPTANCE)
         subject = f"paymentOrders/{payment.payment_orders[0].payment_order_id}"
@@ -1184,7 +1184,7 @@ def test_two_monitors_take_turns(own_database: Databases) -> None:
 
 def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) -> None:
     """What waits for an operator says so, until it has been closed or acknowledged."""
-    with serving(own_database, Settings(sweep_interval=0.05, monitor_interval=0.05)) as running, running.client() as client:
+    with serving(own_database, Settings(sweep_interval=0.1, monitor_interval=0.2)) as running, running.client() as client:
         letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
         assert eventually(lambda: alerts_of(client, f"deadLetters/{letter.dead_letter_id}"))
         payment = pay(client, "5.00", token="tok_other_amount")
@@ -1200,7 +1200,7 @@ def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) 
 
 def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Databases) -> None:
     """Closing a dead letter that finds no room to ask the provider in time changes nothing and says to come back."""
-    settings = Settings(lease=3.5, provider_timeout=1, provider_calls=1, sweep_interval=0.05)
+    settings = Settings(lease=3.5, provider_timeout=1, provider_calls=1, sweep_interval=0.1)
     with serving(own_database, settings) as running, running.client() as client:
         letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
         for _ in range(3):
@@ -1230,7 +1230,7 @@ def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
     """A charge that waits for other calls to its provider longer than its lease is given back as never sent: cancelled then, it fails at once."""
     log = Database(own_database.service("sandbox"), connections=2)
     provider = Kept(log)
-    settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.05)  # so half a second is left to wait for room
+    settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.1)  # so half a second is left to wait for room
     with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
 
         async def start() -> None:
@@ -1257,7 +1257,7 @@ def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
 
 def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(own_database: Databases) -> None:
     """A charge that waits for other calls to its provider, and is cancelled meanwhile, is not sent when its turn has come."""
-    settings = Settings(provider_calls=1, sweep_interval=0.05)
+    settings = Settings(provider_calls=1, sweep_interval=0.1)
     with serving(own_database, settings) as running, running.client() as client:
         slow = pay(client, "5.00", token="tok_delay:6000", wait_for=ACCEPTANCE)
         waits = pay(client, "5.00", wait_for=ACCEPTANCE)
@@ -1271,7 +1271,7 @@ def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(own_database: Dat
 
 def test_what_callers_look_at_holds_no_charge_up(own_database: Databases) -> None:
     """A charge that has waited for room is sent at its turn, though every connection for callers' reads is taken by reads that hang."""
-    settings = Settings(provider_calls=1, sweep_interval=0.05)
+    settings = Settings(provider_calls=1, sweep_interval=0.1)
     with serving(own_database, settings) as running, running.client() as client:
         slow = pay(client, "5.00", token="tok_delay:6000", wait_for=ACCEPTANCE)
         waits = pay(client, "5.00", wait_for=ACCEPTANCE)
@@ -1297,7 +1297,7 @@ def _look_in_vain(address: str) -> bool:
 def test_a_provider_that_does_not_accept_us_is_left_alone_and_told_of(own_database: Databases) -> None:
     """One 401 or 403 is enough: others are not sent meanwhile, an alert names the provider, and once it accepts us again all are paid and the alert ends."""
     retry = {("", Trouble.FORBIDDEN): Policy(Strategy.FIXED, 0.1, 0.1, 50)}
-    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=99, breaker_rest=0.4, breaker_longest_rest=0.4, monitor_interval=0.05)
+    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=99, breaker_rest=0.4, breaker_longest_rest=0.4, monitor_interval=0.2)
     with serving(own_database, settings) as running, running.client() as client:
         first = pay(client, "5.00", token="tok_forbidden:4", wait_for=ACCEPTANCE)
         assert eventually(lambda: (due(own_database, first.payment_orders[0].charge_id) or ("", ""))[1] == "FORBIDDEN")
@@ -1312,7 +1312,7 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
     """A provider that is down is left alone: payments are accepted and wait up to a depth, then are refused with nothing stored; no try is spent on
     them meanwhile, and when it is back all are paid, each charged once."""
     retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 5)}
-    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=3, breaker_rest=0.3, waiting_depth=20, monitor_interval=0.05)
+    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=3, breaker_rest=0.3, waiting_depth=20, monitor_interval=0.2)
     with serving(own_database, settings) as running, running.client() as client:
         sandbox = flow_of(running)._providers["sandbox"]._sandbox
         sandbox.down = True
@@ -1348,7 +1348,7 @@ def test_other_providers_do_not_notice_an_outage(own_database: Databases) -> Non
     log = Database(own_database.service("sandbox"), connections=2)
     ours, theirs = ({name: Named(name, log) for name in ("first", "second")} for _ in range(2))  # each process reaches both
     retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 50)}
-    settings = Settings(retry=retry, sweep_interval=0.05, breaker_failures=2, breaker_rest=0.2, waiting_depth=5)
+    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=2, breaker_rest=0.2, waiting_depth=5)
     with (
         serving(own_database, replace(settings, provider="first"), ports=Ports(providers=ours)) as one,
         serving(own_database, replace(settings, provider="second"), ports=Ports(providers=theirs)) as other,

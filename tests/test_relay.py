@@ -23,7 +23,7 @@ from tallystick_server.process.verify import verify
 
 from .conftest import eventually, serving
 
-SETTINGS = Settings(monitor_interval=0.1, sweep_interval=0.1)
+SETTINGS = Settings(monitor_interval=0.2, sweep_interval=0.1)
 WAITING = ("payment", "wallet", "payout", "ledger")
 INVALID = Refused(Reason.FIELD_INVALID, "caller must be an id.", field="events[0].caller")
 

@@ -10,11 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from aiohttp import web
-
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.sandbox import Sandbox
-from tallystick_sandbox.server import application
 from tallystick_server.process import configuration, operate, serve
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import databases, databases_to_read
@@ -110,6 +107,10 @@ def _refuse_unfit(url: str, service: str) -> None:
 
 
 def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
+    from aiohttp import web  # noqa: PLC0415 - slow to import, and no other command needs it
+
+    from tallystick_sandbox.server import application  # noqa: PLC0415 - the same
+
     with databases(settings, _say) as known:
         url = known.service("sandbox")
         _refuse_unfit(url, "sandbox")

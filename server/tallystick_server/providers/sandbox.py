@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
-import aiohttp
-import orjson
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.payout import payout_demand
@@ -39,12 +35,12 @@ from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import NOT_FOUND, UNREACHED, Reply
 from tallystick_sandbox.sandbox import Sandbox
 
+if TYPE_CHECKING:
+    from tallystick_server.providers.http import Http
+
 NAME = "sandbox"
 MOST_AT_ONCE = 100
 """The most payouts of one submission."""
-_MOST_BYTES = 256 * 1024
-
-R = TypeVar("R")
 
 _DECLINES = {
     "insufficient_funds": FailureReason.INSUFFICIENT_FUNDS,
@@ -80,39 +76,10 @@ class InProcess:
         return found(await self._sandbox.cancel(demand.charge_id))
 
 
-class _Http:
-    """A provider that is reached over HTTP: whatever happens is an answer or an outcome."""
+def _http(url: str) -> Http:
+    from tallystick_server.providers.http import Http  # noqa: PLC0415 - slow to import, and needed only where the sandbox is a server of its own
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
-
-    async def ask(self, method: str, path: str, read: Callable[[int, Any, float], R], **values: Any) -> R | NotSent | Unknown:
-        """What `read` makes of status, body and Retry-After in seconds."""
-        if self._session is None:  # made inside the loop it is used in
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        try:
-            async with self._session.request(method, f"{self._url}{path}", allow_redirects=False, **values) as response:
-                body = await _body(response)
-                return read(response.status, body, _seconds(response.headers.get("Retry-After", "")))
-        except aiohttp.ClientConnectorError as error:
-            return NotSent(f"no connection: {type(error).__name__}")
-        except (aiohttp.ClientError, ValueError, KeyError, TypeError) as error:
-            return Unknown(f"no usable answer: {type(error).__name__}")
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-
-
-async def _body(response: aiohttp.ClientResponse) -> Any:
-    """A whole body, which may come in pieces. Raises ValueError for what is too long, or no JSON."""
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES} bytes")
-    return orjson.loads(bytes(body))
+    return Http(url)
 
 
 def _read(status: int, body: Any, retry_after: float) -> Reply:
@@ -130,7 +97,7 @@ class OverHttp:
     def __init__(self, url: str, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND) -> None:
         self.key_window = key_window
         self.final_not_found = final_not_found
-        self._http = _Http(url)
+        self._http = _http(url)
         self.close = self._http.close
 
     async def send(self, demand: ChargeDemand) -> Outcome:
@@ -186,7 +153,7 @@ class PayoutsOverHttp:
 
     def __init__(self, url: str, key_window: float) -> None:
         self.key_window = key_window
-        self._http = _Http(url)
+        self._http = _http(url)
         self.close = self._http.close
 
     async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
@@ -216,11 +183,6 @@ class PayoutsOverHttp:
     async def verify(self, bank_account_token: str, currency: str) -> Verification:
         body = {"bank_account_token": bank_account_token, "currency": currency}
         return await self._http.ask("POST", "/accounts/verify", lambda *answer: verification(_read(*answer)), json=body)
-
-
-def _seconds(header: str) -> float:
-    """A Retry-After in seconds, at most a day; 0 for none and for what is no such number."""
-    return min(float(header), 86_400.0) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", header, re.ASCII) else 0.0
 
 
 def outcome(reply: Reply) -> Outcome:
