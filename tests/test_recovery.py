@@ -1198,20 +1198,6 @@ def test_dead_letters_and_unapplied_charges_are_alerts(own_database: Databases) 
     assert verify(own_database).passed
 
 
-def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Databases) -> None:
-    """Closing a dead letter that finds no room to ask the provider in time changes nothing and says to come back."""
-    settings = Settings(lease=3.5, provider_timeout=1, provider_calls=1, sweep_interval=0.1)
-    with serving(own_database, settings) as running, running.client() as client:
-        letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
-        for _ in range(3):
-            pay(client, "5.00", token="tok_delay:900", wait_for=ACCEPTANCE)
-        with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError) as refused:
-            close(hasty, letter)
-        assert refused.value.reason == "PROVIDER_UNAVAILABLE"
-        request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
-        assert client.payment.GetDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_OPEN
-
-
 class Kept(InProcess):
     """A sandbox that keeps what is sent to it until it is let go."""
 
@@ -1224,6 +1210,36 @@ class Kept(InProcess):
         self.sent.append(demand.charge_id)
         await self.let_go.wait()
         return await super().send(demand)
+
+
+def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Databases) -> None:
+    """Closing a dead letter that finds no room to ask the provider in time changes nothing and says to come back."""
+    log = Database(own_database.service("sandbox"), connections=2)
+    provider = Kept(log)
+    settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.1)  # so half a second is left to wait for room
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+
+        async def start() -> None:
+            provider._sandbox.start()
+            provider.let_go.set()
+
+        async def keep(kept: bool) -> None:
+            (provider.let_go.clear if kept else provider.let_go.set)()
+
+        running.run(start)
+        letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
+        running.run(keep, True)
+        other = pay(client, "5.00", wait_for=ACCEPTANCE).payment_orders[0].charge_id
+        assert eventually(lambda: other in provider.sent)
+        with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError) as refused:
+            close(hasty, letter)
+        assert refused.value.reason == "PROVIDER_UNAVAILABLE"
+        request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
+        assert client.payment.GetDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_OPEN
+        running.run(keep, False)
+        assert eventually(lambda: due(own_database, other) is None)
+        running.run(provider._sandbox.stop)
+    log.close()
 
 
 def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
