@@ -33,6 +33,7 @@ from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage.verification import Reader
 
 from .conftest import eventually, fresh_database, serving
+from .tamper.run import Tampering
 
 # What waits waits on, however slow the machine: a bound would set it aside as a dead letter before the rows are planted.
 RETRY = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 5), ("", Trouble.WAITING): Policy(Strategy.FIXED, 0.2, 0.2, None)}
@@ -236,40 +237,24 @@ PLANTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def tampering(filled: Databases) -> Iterator[Tampering]:
+    """An administrator of the filled database, who takes back each edit."""
+    one = Tampering(filled.admin)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
 @pytest.mark.parametrize(("invariant", "sql", "expected"), PLANTS, ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTS)])
-def test_a_planted_row_is_named(filled: Databases, invariant: str, sql: str, expected: str) -> None:
+def test_a_planted_row_is_named(tampering: Tampering, invariant: str, sql: str, expected: str) -> None:
     """What constraints would have refused is planted with triggers off; verify fails and names it under its invariant."""
-    tables = {word for word in sql.split() if word.count(".") == 1 and word.split(".")[0] in ("ledger", "wallet", "payment", "payout", "event")}
-    with psycopg.connect(filled.admin) as connection:
-        connection.execute("set session_replication_role = replica")  # no triggers
-        for table in tables:
-            connection.execute(f"create table keep_{table.replace('.', '_')} as select * from {table}")
-        if "unpaid_orders" in sql:
-            connection.execute("alter table payment.checkout drop constraint if exists checkout_check")
-        connection.execute(sql)
-        connection.commit()
-        try:
-            report = verify(filled)
-        finally:
-            _restore(connection, tables)
+    without = "alter table payment.checkout drop constraint if exists checkout_check; " if "unpaid_orders" in sql else ""
+    report = tampering.report_after(without + sql)
     named = [(check.invariants.split(), wrong) for check in report.checks for wrong in check.wrong]
     assert any(expected in wrong and invariant in invariants for invariants, wrong in named), named
     assert not report.passed
-
-
-def _restore(connection: psycopg.Connection[object], tables: set[str]) -> None:
-    """Puts the kept rows back; generated columns make themselves."""
-    for table in tables:
-        schema, name = table.split(".")
-        columns = connection.execute(
-            "select string_agg(quote_ident(column_name), ', ') from information_schema.columns "
-            "where table_schema = %s and table_name = %s and is_generated = 'NEVER'", (schema, name),
-        ).fetchone()[0]  # type: ignore[index]  # fmt: skip
-        override = "overriding system value" if table == "ledger.account" else ""
-        connection.execute(f"delete from {table}")
-        connection.execute(f"insert into {table} ({columns}) {override} select {columns} from keep_{schema}_{name}")
-        connection.execute(f"drop table keep_{schema}_{name}")
-    connection.commit()
 
 
 def test_the_command_says_so_and_exits_1(filled: Databases) -> None:

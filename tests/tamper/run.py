@@ -68,15 +68,15 @@ class Tampering:
         self._checks = [*CHECKS]
         self._connection.rollback()
 
-    def run(self, edits: int, seed: int, say: Callable[[int, Result], None] = lambda _number, _result: None) -> Result:
-        """Makes so many edits, of columns in turn, so that each has its share."""
+    def run(self, edits: int, seed: int, say: Callable[[int, Result], None] = lambda _number, _result: None, *, quick: bool = False) -> Result:
+        """Makes so many edits, of columns in turn, so that each has its share. `quick`: once a check names something, no other is run."""
         random, result = Random(seed), Result()
         turn: list[Column] = []
         barren = 0
         while result.edits < edits and barren < 2 * len(self._columns):
             turn = turn or random.sample(self._columns, len(self._columns))
             column = turn.pop()
-            if self._edit(random, column, result):
+            if self._edit(random, column, result, quick=quick):
                 barren = 0
                 say(result.edits, result)
             else:
@@ -95,7 +95,7 @@ class Tampering:
                     say(result.edits, result)
         return result
 
-    def _edit(self, random: Random, column: Column, result: Result) -> bool:
+    def _edit(self, random: Random, column: Column, result: Result, *, quick: bool) -> bool:
         """Makes one edit that has to do with a column, and notes whether verify names something; whether one could be made."""
         try:
             for _ in range(_TRIES):
@@ -104,7 +104,7 @@ class Tampering:
                     continue
                 result.edits += 1
                 try:
-                    if self.passes():
+                    if not self._is_named() if quick else self.passes():
                         result.missed.append(edit)
                 except Exception as error:  # noqa: BLE001 - whatever verify raises, it has not named a row
                     result.crashed.append((edit, repr(error)))
@@ -129,6 +129,14 @@ class Tampering:
     def report(self) -> Report:
         """What verify says of what this connection sees."""
         return verify_by(self._read)
+
+    def report_after(self, statements: str) -> Report:
+        """What verify says once these statements have been run, which are then rolled back."""
+        try:
+            self._connection.execute(statements.encode())
+            return self.report()
+        finally:
+            self._connection.rollback()
 
     def _read(self, name: str, **parameters: Any) -> Iterator[Any]:
         """Opens a query as verify does, but in the transaction of the edit."""
