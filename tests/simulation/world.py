@@ -16,7 +16,7 @@ STOPPED = (7.0, 15.0)
 SLOW = (0.5, 12.0)
 """Seconds that something slow takes: some of it longer than its caller waits."""
 _POLLS = frozenset({
-    "transaction Flow._sweep.claim", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read Deliver.turn.<lambda>", "read Sweep._all.page",
+    "transaction Flow._sweep.claim", "transaction PayIn.end_overdue.end", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read Deliver.turn.<lambda>", "read Sweep._all.page",
     "read FromOutbox.__call__.<lambda>", "read relayed", "read Relay._try_again.<lambda>", "read LedgerEvents.__call__.unpublished", "read PaymentHandlers._read.payments", "read Watch.turn.read",
     "transaction Collect._close.close",
     "read PayoutHandlers._payout.<lambda>", "read PayoutHandlers._destination.<lambda>",
