@@ -9,7 +9,6 @@ WRONG = {
         select 'payment.payment_order ' || o.payment_order_id as name, w.what
         from payment_order o left join order_history f on f.payment_order_id = o.payment_order_id and f.version = 1
         left join order_history l on l.payment_order_id = o.payment_order_id and l.version = o.version
-        left join order_history d on d.payment_order_id = o.payment_order_id and d.delivered and d.version = o.version
         left join checkout c on c.checkout_id = o.checkout_id
         cross join lateral (select case
             when o.create_time is distinct from f.create_time or o.create_time is distinct from c.create_time then 'was not created when its history says'
@@ -19,7 +18,7 @@ WRONG = {
             when o.attempt_count is distinct from l.attempt_count then 'counts other attempts than its history'
             when (o.pending_reason, o.next_action_url) is distinct from (l.pending_reason, l.next_action_url) then 'waits for something else than its history says'
             when o.provider_reference is distinct from l.provider_reference then 'has another provider_reference than its history'
-            when o.delivery_confirmed_time is distinct from d.create_time then 'was not delivered when its history says'
+            when o.delivery_confirmed_time is distinct from case when l.delivered then l.create_time end then 'was not delivered when its history says'
             when o.asked_fee <> o.platform_fee then 'has another fee than was asked for'
             when o.resolve_by_time is distinct from l.resolve_by_time then 'has another resolve_by_time than its history'
             when (o.resolve_by_time is not null) <> (o.status = 'PENDING' and o.pending_reason = 'BUYER_ACTION') then 'resolve_by_time is not of what it waits for'
