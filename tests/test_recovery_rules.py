@@ -25,6 +25,7 @@ from tallystick_server.payout.payout import Payout
 from tallystick_server.payout.prepare import prepared
 from tallystick_server.payout.standing import Standing
 from tallystick_server.payout.watch import Watch
+from tallystick_server.runtime.operator import parse_dead_letter_id
 from tallystick_server.runtime.postpone import Postpone, Troubled, troubled
 from tallystick_server.runtime.retry import DEFAULTS, Policies, Policy, Strategy, parse_policy
 from tallystick_server.runtime.telemetry import current_context
@@ -279,3 +280,10 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     decided = postpone._decide(Troubled(charge, Trouble.BUSY, "429", Step.SEND, retry_after=asked), 0.0)
     assert isinstance(decided, Again)
     assert decided.delay == max(wait, asked)
+
+
+@pytest.mark.parametrize("subject", ["charges-o-", "payouts-", "payoutDestinations-"])
+def test_each_dead_letter_can_be_named(subject: str) -> None:
+    """An operator can name the dead letter of whatever has the longest id that a caller may give, also the hundredth of it."""
+    dead_letter_id = f"{subject}{64 * 'a'}-100"
+    assert parse_dead_letter_id(dead_letter_id) == dead_letter_id

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("migrate", help="bring schemas and roles up to date")
     one.add_argument("--new-passwords", action="store_true", help="give roles new passwords whose old ones are lost")
     one.set_defaults(run=_migrate)
-    one = commands.add_parser("verify", help="check every invariant over the whole database; exit 1 names the first row that is wrong")
+    one = commands.add_parser("verify", help="check every invariant over the whole database; exit 1 if rows are wrong, which it names")
     one.add_argument("--json", action="store_true", help="the report as one JSON object")
     one.set_defaults(run=_verify)
     one = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")

@@ -65,7 +65,7 @@ class Settings:
     most_reads: int = 2000
     """The most calls of teams that only read in flight at a time."""
     most_platform_calls: int = 2000
-    """The most calls of operators, auditors and services in flight at a time."""
+    """The most calls of operators, auditors and services, and of methods that move money out, in flight at a time."""
     most_waiting: int = 4000
     """The most calls that wait for a result at a time; above it CreatePayment, CancelPayment and CreatePayout answer at once, as with ACCEPTANCE."""
     most_streams: int = 2000
@@ -104,9 +104,9 @@ class Settings:
     provider_timeout: float = 30.0
     """Seconds after which a call to the provider has the outcome UNKNOWN."""
     breaker_failures: int = 20
-    """Charges in a row that fail, after which a provider is left alone for a while."""
+    """Different charges, or payouts, that fail in a row, after which a provider is left alone for a while; sends and look-ups are counted apart."""
     breaker_rest: float = 5.0
-    """Seconds for which it is left alone at first; twice as long after each vain probe."""
+    """Seconds for which it is left alone at first; twice as long after each probe that fails and had not failed before."""
     breaker_longest_rest: float = 60.0
     """Seconds for which it is left alone at most."""
     waiting_depth: int = 100_000
@@ -124,7 +124,7 @@ class Settings:
     provider_not_found_times: int = 2
     """How often it has to say so."""
     retry: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
-    """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12."""
+    """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12; 0 tries: no bound."""
     pending_action: float = 86_400.0
     """Seconds a buyer has for what an order waits for; after that it is cancelled at the provider."""
     pending_review: float = 604_800.0

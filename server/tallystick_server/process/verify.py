@@ -1,4 +1,4 @@
-"""`tallystick verify`: recomputes everything that stored rows can show, and names the first row that is wrong.
+"""`tallystick verify`: recomputes everything that stored rows can show, and names the rows that are wrong.
 
 It reads each service with that service's read-only role and merges sorted streams: no join crosses a wall. It may run beside a platform at work
 whose services share a database, which is then seen as it stood at one moment.

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class BreakerSettings:
     """It opens when so many different calls have failed in a row, for `rest` seconds at first and twice as long after each call more that
-    fails as its probe, up to `longest_rest`."""
+    fails as its probe and had not failed before, up to `longest_rest`."""
 
     failures: int = 20
     rest: float = 5.0

@@ -51,7 +51,7 @@ _MOST_RETRIED = 500
 _MOST_CLOSED = 20
 _CLOSED_AT_ONCE = 5  # each of them asks its provider
 _SAMPLE = 20
-_DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,80}\Z", re.ASCII)
+_DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z", re.ASCII)
 
 
 class DeadLetters(Generic[H, G]):

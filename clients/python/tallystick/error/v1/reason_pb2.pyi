@@ -57,15 +57,15 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_CREDENTIALS_INVALID: _Reason.ValueType  # 21
     """The credentials are not known. Send others."""
     REASON_METHOD_FORBIDDEN: _Reason.ValueType  # 30
-    """The caller has none of the roles that the method asks for."""
+    """The caller has none of the roles that the method asks for, or may not set or name what the message says."""
     REASON_SECOND_PERSON_REQUIRED: _Reason.ValueType  # 31
     """Somebody else than the creator has to do this."""
     REASON_NOT_FOUND: _Reason.ValueType  # 40
-    """There is no such resource, or it belongs to another caller."""
+    """There is no such resource, or it belongs to another owner."""
     REASON_KEY_REUSED: _Reason.ValueType  # 50
     """The id was used before with other values; the metadata names the first field that differs."""
     REASON_ID_TAKEN: _Reason.ValueType  # 51
-    """The id belongs to another caller; nothing more is told."""
+    """The id, or the seller that is named, belongs to another owner; nothing more is told."""
     REASON_KEY_IN_USE: _Reason.ValueType  # 60
     """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
     REASON_CONFLICT: _Reason.ValueType  # 61
@@ -75,7 +75,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_STATE_FORBIDS: _Reason.ValueType  # 70
     """The resource's state does not allow this; the metadata names state and verb."""
     REASON_HOLD_ENDED: _Reason.ValueType  # 71
-    """The hold was captured, released or has expired."""
+    """The hold was captured or released (also before it was placed), or has expired."""
     REASON_ALREADY_REVERSED: _Reason.ValueType  # 72
     """The transaction was reversed before."""
     REASON_INSUFFICIENT_FUNDS: _Reason.ValueType  # 73
@@ -87,9 +87,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_DESTINATION_UNUSABLE: _Reason.ValueType  # 76
     """The payout destination cannot be used."""
     REASON_RATE_LIMITED: _Reason.ValueType  # 80
-    """The caller asks too often. Come back with the same id after RetryInfo."""
+    """The caller asks too often. Come back with the same id after RetryInfo. Not sent yet."""
     REASON_OVERLOADED: _Reason.ValueType  # 90
-    """The process has as many calls in hand as it takes. Come back with the same id after RetryInfo."""
+    """The process has as many calls, message bytes or operations in flight as it takes. Come back with the same id after RetryInfo."""
     REASON_SHUTTING_DOWN: _Reason.ValueType  # 91
     """The process is being stopped. Come back with the same id after RetryInfo."""
     REASON_DEPENDENCY_UNAVAILABLE: _Reason.ValueType  # 92
@@ -103,7 +103,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_QUERY_TOO_SLOW: _Reason.ValueType  # 101
     """The query takes longer than a query may. Narrow it by a filter, or ask for a smaller page."""
     REASON_METHOD_NOT_BUILT: _Reason.ValueType  # 110
-    """The method is declared but not built yet."""
+    """The method is declared but not built yet; there is none now."""
     REASON_METHOD_UNKNOWN: _Reason.ValueType  # 111
     """There is no such method."""
     REASON_INTERNAL: _Reason.ValueType  # 120
@@ -147,15 +147,15 @@ REASON_CREDENTIALS_MISSING: Reason.ValueType  # 20
 REASON_CREDENTIALS_INVALID: Reason.ValueType  # 21
 """The credentials are not known. Send others."""
 REASON_METHOD_FORBIDDEN: Reason.ValueType  # 30
-"""The caller has none of the roles that the method asks for."""
+"""The caller has none of the roles that the method asks for, or may not set or name what the message says."""
 REASON_SECOND_PERSON_REQUIRED: Reason.ValueType  # 31
 """Somebody else than the creator has to do this."""
 REASON_NOT_FOUND: Reason.ValueType  # 40
-"""There is no such resource, or it belongs to another caller."""
+"""There is no such resource, or it belongs to another owner."""
 REASON_KEY_REUSED: Reason.ValueType  # 50
 """The id was used before with other values; the metadata names the first field that differs."""
 REASON_ID_TAKEN: Reason.ValueType  # 51
-"""The id belongs to another caller; nothing more is told."""
+"""The id, or the seller that is named, belongs to another owner; nothing more is told."""
 REASON_KEY_IN_USE: Reason.ValueType  # 60
 """The first call with this id has not committed yet. Come back with the same id after RetryInfo."""
 REASON_CONFLICT: Reason.ValueType  # 61
@@ -165,7 +165,7 @@ REASON_VERSION_MISMATCH: Reason.ValueType  # 62
 REASON_STATE_FORBIDS: Reason.ValueType  # 70
 """The resource's state does not allow this; the metadata names state and verb."""
 REASON_HOLD_ENDED: Reason.ValueType  # 71
-"""The hold was captured, released or has expired."""
+"""The hold was captured or released (also before it was placed), or has expired."""
 REASON_ALREADY_REVERSED: Reason.ValueType  # 72
 """The transaction was reversed before."""
 REASON_INSUFFICIENT_FUNDS: Reason.ValueType  # 73
@@ -177,9 +177,9 @@ REASON_BALANCE_OUT_OF_RANGE: Reason.ValueType  # 75
 REASON_DESTINATION_UNUSABLE: Reason.ValueType  # 76
 """The payout destination cannot be used."""
 REASON_RATE_LIMITED: Reason.ValueType  # 80
-"""The caller asks too often. Come back with the same id after RetryInfo."""
+"""The caller asks too often. Come back with the same id after RetryInfo. Not sent yet."""
 REASON_OVERLOADED: Reason.ValueType  # 90
-"""The process has as many calls in hand as it takes. Come back with the same id after RetryInfo."""
+"""The process has as many calls, message bytes or operations in flight as it takes. Come back with the same id after RetryInfo."""
 REASON_SHUTTING_DOWN: Reason.ValueType  # 91
 """The process is being stopped. Come back with the same id after RetryInfo."""
 REASON_DEPENDENCY_UNAVAILABLE: Reason.ValueType  # 92
@@ -193,7 +193,7 @@ REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 100
 REASON_QUERY_TOO_SLOW: Reason.ValueType  # 101
 """The query takes longer than a query may. Narrow it by a filter, or ask for a smaller page."""
 REASON_METHOD_NOT_BUILT: Reason.ValueType  # 110
-"""The method is declared but not built yet."""
+"""The method is declared but not built yet; there is none now."""
 REASON_METHOD_UNKNOWN: Reason.ValueType  # 111
 """There is no such method."""
 REASON_INTERNAL: Reason.ValueType  # 120

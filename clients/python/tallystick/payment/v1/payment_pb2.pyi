@@ -35,7 +35,7 @@ class _PaymentOrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pa
     PAYMENT_ORDER_STATUS_SUCCESS: _PaymentOrderStatus.ValueType  # 3
     """The provider has charged the buyer. Final."""
     PAYMENT_ORDER_STATUS_FAILED: _PaymentOrderStatus.ValueType  # 4
-    """Surely nothing was charged for this order. Final."""
+    """It was not charged as asked. What the provider took all the same is an unapplied charge. Final."""
     PAYMENT_ORDER_STATUS_PENDING: _PaymentOrderStatus.ValueType  # 5
     """The provider waits for the buyer or for its own review. Next: SUCCESS or FAILED."""
 
@@ -51,7 +51,7 @@ PAYMENT_ORDER_STATUS_EXECUTING: PaymentOrderStatus.ValueType  # 2
 PAYMENT_ORDER_STATUS_SUCCESS: PaymentOrderStatus.ValueType  # 3
 """The provider has charged the buyer. Final."""
 PAYMENT_ORDER_STATUS_FAILED: PaymentOrderStatus.ValueType  # 4
-"""Surely nothing was charged for this order. Final."""
+"""It was not charged as asked. What the provider took all the same is an unapplied charge. Final."""
 PAYMENT_ORDER_STATUS_PENDING: PaymentOrderStatus.ValueType  # 5
 """The provider waits for the buyer or for its own review. Next: SUCCESS or FAILED."""
 Global___PaymentOrderStatus: _TypeAlias = PaymentOrderStatus  # noqa: Y015

@@ -44,7 +44,7 @@ class _PayoutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutSta
     PAYOUT_STATE_PAID: _PayoutState.ValueType  # 7
     """The provider says that the seller's bank has the money. Final, but that it may come back: then RETURNED."""
     PAYOUT_STATE_FAILED: _PayoutState.ValueType  # 8
-    """Surely nothing was paid by then; the money is available again. Final."""
+    """It was not paid as asked; a hold is released. What was paid all the same is a transfer, and is debited. Final."""
     PAYOUT_STATE_REJECTED: _PayoutState.ValueType  # 9
     """The second person refused; the money is available again. Final."""
     PAYOUT_STATE_CANCELLED: _PayoutState.ValueType  # 10
@@ -72,7 +72,7 @@ PAYOUT_STATE_IN_TRANSIT: PayoutState.ValueType  # 6
 PAYOUT_STATE_PAID: PayoutState.ValueType  # 7
 """The provider says that the seller's bank has the money. Final, but that it may come back: then RETURNED."""
 PAYOUT_STATE_FAILED: PayoutState.ValueType  # 8
-"""Surely nothing was paid by then; the money is available again. Final."""
+"""It was not paid as asked; a hold is released. What was paid all the same is a transfer, and is debited. Final."""
 PAYOUT_STATE_REJECTED: PayoutState.ValueType  # 9
 """The second person refused; the money is available again. Final."""
 PAYOUT_STATE_CANCELLED: PayoutState.ValueType  # 10
@@ -537,7 +537,7 @@ class Payout(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     payout_id: _builtins.str
-    """The caller's id, unique over all callers; of a payout that a run made: the platform's. The hold in the wallet has the same id."""
+    """The caller's id, unique over all callers; of a payout that a run made: the platform's. Its hold in the wallet is payouts/{payout_id}."""
     seller_account: _builtins.str
     """Who is paid."""
     amount: _builtins.str
@@ -842,7 +842,7 @@ Global___PayoutTransfer: _TypeAlias = PayoutTransfer  # noqa: Y015
 @_typing.final
 class ConflictingReport(_message.Message):
     """What a provider reports of a payout otherwise than before, such as that a paid payout failed. It changes nothing, and raises an alert until an operator
-    acknowledges it. Up to 10 that are not acknowledged are kept for a payout.
+    acknowledges it. Up to 10 that are not acknowledged are kept for a payout, each once.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

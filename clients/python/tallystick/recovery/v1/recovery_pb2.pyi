@@ -69,7 +69,7 @@ class DeadLetter(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     dead_letter_id: _builtins.str
-    """"{subject, with - for /}-{number}"."""
+    """"{subject, with - for /}-{number}", such as "charges-o-po1-1"."""
     subject: _builtins.str
     """What does not come on: "charges/{charge_id}", "payouts/{payout_id}" or "payoutDestinations/{payout_destination_id}"."""
     state: Global___DeadLetterState.ValueType
@@ -82,7 +82,7 @@ class DeadLetter(_message.Message):
     detail: _builtins.str
     """The last answer, or what was found instead."""
     tries: _builtins.int
-    """How often it had been tried in vain."""
+    """How often it had been tried without success."""
     operator: _builtins.str
     """Who ended it: an operator, the caller who cancelled its payment, or "platform" when the payment's time was up; empty while it is open, and when nobody did."""
     reason: _builtins.str
@@ -93,7 +93,7 @@ class DeadLetter(_message.Message):
     """The provider that its subject is sent to."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was set aside."""
+        """When it became a dead letter."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -238,11 +238,11 @@ class Alert(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     alert_id: _builtins.str
-    """"{service}-{kind}-{subject, with - for /}-{number}", such as "payment-DEAD_LETTER-deadLetters-charges-c1-1-1"."""
+    """"{service}-{kind}-{subject, with - for /}-{number}", such as "payment-DEAD_LETTER-deadLetters-charges-o-po1-1-1"."""
     kind: _builtins.str
     """What is the matter: ORDER_STUCK (an order rests in its state past the threshold), REVIEW_OVERDUE (the provider has not told in time), DEAD_LETTER,
     UNAPPLIED_CHARGE, CHARGE_CONTRADICTED (a provider reports another charge's money, or another amount than before), RELEASE_STUCK (the wallet was not told of a delivery, or refuses it), PROVIDER_FAILS (what is to be sent waits for a provider that fails
-    too often, or is too slow for the calls that are allowed at a time, to be asked), CALLER_REJECTED (wallet or ledger do not accept
+    too often, is too slow for the calls that are allowed at a time, or is not configured), CALLER_REJECTED (wallet or ledger do not accept
     this service's calls, so that what is to be settled waits), EVENT_REFUSED (EventService refuses an event of it, which is tried again without end; its
     later events wait, and their order is kept), EVENTS_WAIT (the oldest event waits to be published past the threshold: EventService is away, or does not
     accept the calls), PROVIDER_FORBIDS (it does not accept our
