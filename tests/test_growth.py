@@ -325,6 +325,27 @@ def test_accounts_of_a_prefix_are_read_from_it_on(seeded: Databases) -> None:
     assert blocks_read(explained[0]["Plan"]) < 150
 
 
+def test_a_posting_reads_its_accounts_alone(seeded: Databases) -> None:
+    """A batch that posts to two hundred accounts looks these up, and does not read the thousands of others to merge them with."""
+    plans = Plans()
+    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:  # which is rolled back
+            connection.exec_driver_sql("set search_path = ledger; set session_replication_role = replica; set enable_seqscan = off")
+            connection.exec_driver_sql(
+                "insert into account (account, currency, balance, entry_count, create_time)"
+                " select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, 3000) n"
+            )
+            connection.exec_driver_sql("analyze account")
+            with plans.captured(engine):
+                ledger.lock_accounts(connection, ledger.account_ids(connection, [(f"a/{number}", "EUR") for number in range(1, 3000, 15)]))
+            _, statement, parameters = plans.statements[-1]
+            explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
+    finally:
+        engine.dispose()
+    assert [node for node in flat(explained[0]["Plan"]) if node.get("Relation Name") == "account" and rows_read(node) > _MANY] == []
+
+
 def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:
     """More than a thousand of a kind are one alert about all of them, however often the monitor looks; it ends when they are gone."""
     findings = orders.findings(ALERT_AFTER, REVIEW, 300)

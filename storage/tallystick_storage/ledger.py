@@ -15,7 +15,8 @@ from tallystick_storage.database import rows
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
 _LOCK_ACCOUNTS = text("""
     select l.account_id, l.balance, l.entry_count, a.account, a.currency
-    from lock_accounts(cast(:ids as bigint[])) l join account a on a.account_id = l.account_id
+    from lock_accounts(cast(:ids as bigint[])) l
+    cross join lateral (select account, currency from account where account_id = l.account_id offset 0) a  -- else all accounts are read, to be merged
 """)
 
 
