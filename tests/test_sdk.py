@@ -100,6 +100,13 @@ def both(address: str, **settings: Any) -> list[Any]:
     return [sync, async_]
 
 
+def test_client_settings_do_not_show_the_token() -> None:
+    """The repr of the settings, which a traceback or a log may show, leaves the bearer token out."""
+    shown = repr(ClientSettings(token="secret-token", attempts=7))
+    assert "secret" not in shown
+    assert "attempts=7" in shown
+
+
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 def test_refusals_with_retry_info_are_sent_again(scripted: tuple[Scripted, str], kind: int) -> None:
     """The platform says when to come back, and the SDK does, with the same request and its token."""

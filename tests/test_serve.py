@@ -30,6 +30,7 @@ from sqlalchemy import make_url
 from tallystick import Client, new_order
 from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
+from tallystick_core.caller import Caller, Role
 from tallystick_server.process import schema
 from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
@@ -630,6 +631,19 @@ SERVICE_LINKS = {
     "TALLYSTICK_LEDGER_PORT_7071_TCP": "tcp://10.0.0.2:7071",
 }
 """What Kubernetes sets in every container beside Services called tallystick and tallystick-ledger."""
+
+
+def test_settings_do_not_show_secrets() -> None:
+    """The repr of the settings, and of the databases they lead to, holds no token and no database URL, which may have a password in it."""
+    url = "postgresql://us:secret-one@host/tallystick"
+    urls, of_readers = {"payment": url.replace("one", "two")}, {"ledger": url.replace("one", "three")}
+    callers = {"secret-four-of-shop": Caller("shop", frozenset({Role.TEAM}))}
+    settings = Settings(
+        database_url=url, service_database_url=urls, reader_database_url=of_readers, callers=callers, service_token="secret-five", environment="shown"
+    )
+    assert "secret" not in repr(settings)
+    assert "environment='shown'" in repr(settings)
+    assert "secret" not in repr(Databases(url, Passwords(Path("passwords.json")), urls, of_readers))
 
 
 def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixture) -> None:

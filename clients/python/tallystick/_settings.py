@@ -41,7 +41,7 @@ class ClientSettings:
     Raises ValueError for a token that cannot be sent.
     """
 
-    token: str = ""
+    token: str = field(default="", repr=False)
     credentials: grpc.ChannelCredentials | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)
     attempts: int | None = None

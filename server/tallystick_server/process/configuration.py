@@ -33,11 +33,14 @@ DEFAULT_WAITING_PERIOD = 259_200.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting, parsed. In the environment a setting is TALLYSTICK_ and its name in capitals; in the file, its name."""
+    """Every setting, parsed. In the environment a setting is TALLYSTICK_ and its name in capitals; in the file, its name.
+
+    Its repr leaves out what holds passwords and tokens: a traceback or a log may show it.
+    """
 
     data: Path = Path(".data")
     """Where the embedded PostgreSQL and generated passwords live."""
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)
     """The administrator's; empty: the embedded PostgreSQL. For `serve` host and database are enough, such as postgresql://host:5432/database: each
     service logs in by its own role, with the generated password."""
     environment: str = "dev"
@@ -48,15 +51,15 @@ class Settings:
     """Lets several processes of one service share the address."""
     address: Mapping[str, str] = field(default_factory=dict)
     """Service to the address where the others reach it, when it runs in a process of its own."""
-    service_database_url: Mapping[str, str] = field(default_factory=dict)
+    service_database_url: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Service to its own database URL, where it is not the administrator's with the generated role."""
-    reader_database_url: Mapping[str, str] = field(default_factory=dict)
+    reader_database_url: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Schema to the database URL that `verify` reads it by, where it is not the administrator's with the generated role."""
     authentication: str = "none"
     """none (development, loopback only) or tokens."""
-    callers: Mapping[str, Caller] = field(default_factory=dict)
+    callers: Mapping[str, Caller] = field(default_factory=dict, repr=False)
     """Bearer token to caller."""
-    service_token: str = ""
+    service_token: str = field(default="", repr=False)
     """What this process sends to other services."""
     payout_service: str = ""
     """The caller that WalletService takes for PayoutService, which alone may use the holds of payouts; empty: that of service_token."""

@@ -17,10 +17,10 @@ from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, mi
 class Databases:
     """The administrator's URL, empty if only the services' are known, and each schema's for its service and its reader."""
 
-    admin: str
+    admin: str = field(repr=False)  # a URL may hold a password
     passwords: Passwords
-    given: Mapping[str, str]
-    given_readers: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(repr=False)
+    given_readers: Mapping[str, str] = field(default_factory=dict, repr=False)
     has_ended: Callable[[], bool] = lambda: False
     """Whether the embedded PostgreSQL, if it is one, runs no more."""
 
