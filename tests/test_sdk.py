@@ -131,19 +131,39 @@ def test_refusals_for_good_are_not(scripted: tuple[Scripted, str], kind: int) ->
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_call_whose_time_went_by_in_refusals_says_by_which(scripted: tuple[Scripted, str], kind: int, hangs: bool) -> None:
-    """When a call is refused until its time is up, the error has the last refusal's reason and details and the number of tries; where the last sending got
-    no answer it is a DeadlineExceededError all the same, since that sending may have taken effect."""
+    """When a call is refused until its time is up, the error has the last refusal's reason and details and the number of tries. Where the last sending got
+    no answer it may have taken effect: the error is that of the deadline, and names the earlier refusal's reason only, whose text may say otherwise."""
     servicer, address = scripted
-    servicer.script = [Refused(Reason.OVERLOADED, "Too many calls.", metadata={"limit": "9"}, retry_after=0.01) for _ in range(3)]
+    wrong = "The wallet does not answer. Nothing was stored."
+    servicer.script = [Refused(Reason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=0.01) for _ in range(3)]
     if hangs:
         servicer.hangs_after = 3
     else:
-        servicer.script.append(Refused(Reason.OVERLOADED, "Too many calls.", metadata={"limit": "9"}, retry_after=60))
-    with pytest.raises(DeadlineExceededError if hangs else UnavailableError, match=r"\AOVERLOADED: Too many calls\. \(.*4 tries") as error:
+        servicer.script.append(Refused(Reason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=60))
+    with pytest.raises(DeadlineExceededError if hangs else UnavailableError, match="4 tries") as error:
         both(address, deadlines={"GetPayment": 3.0})[kind]()
-    assert (error.value.reason, error.value.metadata, error.value.trace_id) == ("OVERLOADED", {"limit": "9"}, "abc")
-    assert error.value.retry_after is not None
     assert len(servicer.calls) == 4
+    if hangs:
+        assert (error.value.reason, error.value.metadata, error.value.retry_after) == ("DEADLINE_EXCEEDED", {}, None)
+        assert "the outcome is not known" in str(error.value)
+        assert "DEPENDENCY_UNAVAILABLE" in str(error.value)
+        assert "stored" not in str(error.value)
+    refusal = error.value.__cause__ if hangs else error.value
+    assert isinstance(refusal, UnavailableError)
+    assert (refusal.reason, refusal.metadata, refusal.trace_id) == ("DEPENDENCY_UNAVAILABLE", {"service": "wallet"}, "abc")
+    assert refusal.message.startswith(wrong)
+    assert refusal.retry_after is not None
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_a_call_without_an_answer_says_so_by_its_reason(scripted: tuple[Scripted, str], kind: int) -> None:
+    """The error of a call whose only sending got no answer has the reason of the deadline too, as after earlier refusals."""
+    servicer, address = scripted
+    servicer.hangs_after = 0
+    with pytest.raises(DeadlineExceededError) as error:
+        both(address, deadlines={"GetPayment": 1.0})[kind]()
+    assert (error.value.reason, error.value.__cause__) == ("DEADLINE_EXCEEDED", None)
+    assert "the outcome is not known" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])

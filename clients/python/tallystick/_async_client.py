@@ -200,7 +200,8 @@ class _Channel:
         try:
             return await AsyncRetrying(**self._settings.retries(end, now, tries))(once)
         except TallystickError as error:
-            raise tries.explained(error) from None
+            explained = tries.explained(error)
+            raise explained from explained.__cause__
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
         opened = self._channel.unary_stream(method, *arguments, **options)

@@ -224,7 +224,8 @@ class _UnaryCall:
             try:
                 return retrying(self._send, complete(request), end, metadata)
             except TallystickError as error:
-                raise tries.explained(error) from None
+                explained = tries.explained(error)
+                raise explained from explained.__cause__
 
     def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
         left = max(end - time.monotonic(), 0.001)

@@ -47,11 +47,11 @@ class TallystickError(Exception):
         self.retry_after = retry_after
         self.trace_id = trace_id
 
-    def again(self, kind: type[TallystickError], message: str) -> TallystickError:
-        """The same in another message, as an exception of another kind."""
-        return kind(
+    def again(self, message: str, reason: str = "") -> TallystickError:
+        """The same with another message, and another reason where one is given."""
+        return type(self)(
             message,
-            reason=self.reason,
+            reason=reason or self.reason,
             field_violations=self.field_violations,
             metadata=dict(self.metadata),
             retry_after=self.retry_after,

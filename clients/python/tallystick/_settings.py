@@ -120,13 +120,23 @@ class Tries:
         return True
 
     def explained(self, error: TallystickError) -> TallystickError:
-        """What is raised in the end: with the number of tries, and where the time was up in the last one, with what all the time before went by."""
-        if self._count < 2 or self._last is None:
-            return error
+        """What is raised in the end: with the number of tries.
+
+        The last one may have taken effect where the time was up in it. Then this is the error of the deadline, caused by an earlier refusal,
+        whose reason and text, such as "Nothing was stored", would be wrong of the call.
+        """
         if _ran_out(error):
-            message = f"{self._last.message} (so after {self._count - 1} of {self._count} tries; in the last the time was up)"
-            return self._last.again(type(error), message)
-        return error.again(type(error), f"{error.message} (after {self._count} tries)") if error is self._last else error
+            message = f"{error.message} (after {_tries(self._count)}; the last got no answer in time, so the outcome is not known"
+            if self._last is not None:
+                message += f"; an earlier one was refused with {self._last.reason}" if self._last.reason else "; an earlier one did not get through"
+            unknown = error.again(f"{message})", reason="DEADLINE_EXCEEDED")
+            unknown.__cause__ = self._last
+            return unknown
+        return error.again(f"{error.message} (after {self._count} tries)") if self._count > 1 and error is self._last else error
+
+
+def _tries(count: int) -> str:
+    return "1 try" if count == 1 else f"{count} tries"
 
 
 def _ran_out(error: TallystickError) -> bool:
