@@ -290,6 +290,24 @@ def test_a_rejected_assignment_changes_nothing(checkout: Client, chief: Client) 
     assign(chief, seller, "rival")
 
 
+def test_an_assignment_of_a_seller_that_was_claimed_since_is_not_approved(checkout: Client, chief: Client, second: Client) -> None:
+    """An assignment is approved only while the seller belongs to the owner it shows: claimed since, the seller stays, and may be asked for anew."""
+    seller = unique("s")
+    asked = assign(chief, seller, "rival")
+    assert asked.previous_owner == ""
+    order_of(checkout, seller)
+    approve = wb.ApproveSellerAssignmentRequest(seller_assignment_id=asked.seller_assignment_id, reason="it belongs to nobody")
+    with pytest.raises(TallystickError, match="belongs to market now; reject it, and ask for a new one") as error:
+        second.wallet.ApproveSellerAssignment(approve)
+    assert reason_of(error) == "STATE_FORBIDS"
+    assert owner_of(chief, seller) == "market"
+    second.wallet.RejectSellerAssignment(wb.RejectSellerAssignmentRequest(seller_assignment_id=asked.seller_assignment_id, reason="claimed"))
+    anew = assign(chief, seller, "rival")
+    assert anew.previous_owner == "market"
+    second.wallet.ApproveSellerAssignment(wb.ApproveSellerAssignmentRequest(seller_assignment_id=anew.seller_assignment_id, reason="sold"))
+    assert owner_of(chief, seller) == "rival"
+
+
 def test_terms_are_the_platforms_and_cut_offs_the_owners(checkout: Client, money: Client, chief: Client) -> None:
     """An owner sets when its seller is paid; fee, minimum and reserve are refused from it, and those that operators set hold, also when they change later."""
     seller = sell(checkout, "50.00")

@@ -65,6 +65,14 @@ def decide_assignment(state: AssignmentState, decision: AssignmentState, request
     return True
 
 
+def require_unmoved(previous_owner: str, owner: str) -> None:
+    """Raises STATE_FORBIDS where a seller belongs to another owner than when its assignment was asked for; "": to nobody."""
+    if owner != previous_owner:
+        before, present = (f"to {one}" if one else "to nobody" for one in (previous_owner, owner))
+        message = f"The seller belonged {before} when the assignment was asked for, and belongs {present} now; reject it, and ask for a new one."
+        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": AssignmentState.REQUESTED, "verb": "APPROVE"})
+
+
 def first_difference(sent: NewAssignment, stored: NewAssignment) -> None:
     """Raises KEY_REUSED with the first field in which two assignments of one id differ."""
     for name in ("seller_account", "owner", "reason", "requested_by"):

@@ -8,7 +8,16 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.refusal import Reason, Refused, not_found
-from tallystick_core.seller import AssignmentState, NewAssignment, SellerClaim, decide_assignment, first_claims, first_difference, require_move
+from tallystick_core.seller import (
+    AssignmentState,
+    NewAssignment,
+    SellerClaim,
+    decide_assignment,
+    first_claims,
+    first_difference,
+    require_move,
+    require_unmoved,
+)
 from tallystick_server.runtime.relay import telling
 from tallystick_server.wallet import events
 from tallystick_storage import seller as store
@@ -86,6 +95,8 @@ class Sellers:
                 return row, True
             approved = decision is AssignmentState.APPROVED
             seller = store.lock(connection, row.seller_account) if approved else None
+            if approved:  # the second person approves what the assignment shows
+                require_unmoved(row.previous_owner, "" if seller is None else seller.owner)
             version = (1 if seller is None else seller.version + 1) if approved else None
             decided = store.decide(connection, assignment_id, decision, caller, reason, version)
             with telling(connection, [decided]) as told:

@@ -238,7 +238,8 @@ class WalletServiceServicer(object):
     def ApproveSellerAssignment(self, request, context):
         """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
         seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-        was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+        was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+        changes nothing. Access: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

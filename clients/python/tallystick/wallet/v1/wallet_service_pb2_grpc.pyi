@@ -73,7 +73,8 @@ class WalletServiceStub:
     ApproveSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]
     """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
     seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-    was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+    was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+    changes nothing. Access: operator.
     """
     RejectSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]
     """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
@@ -123,7 +124,8 @@ class WalletServiceAsyncStub(WalletServiceStub):
     ApproveSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ApproveSellerAssignmentRequest, _wallet_service_pb2.ApproveSellerAssignmentResponse]  # type: ignore[assignment]
     """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
     seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-    was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+    was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+    changes nothing. Access: operator.
     """
     RejectSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]  # type: ignore[assignment]
     """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
@@ -266,7 +268,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_wallet_service_pb2.ApproveSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.ApproveSellerAssignmentResponse]]:
         """Has the seller belong to the new owner: orders, destinations and payouts that the old owner asks for from then on are refused (orders within the setting
         seller_check_interval); what was accepted before goes on, and stays the old owner's. Whoever asked for it is refused with SECOND_PERSON_REQUIRED, one that
-        was rejected with STATE_FORBIDS. A repeat changes nothing. Access: operator.
+        was rejected with STATE_FORBIDS, and so is one whose previous_owner the seller does not belong to any more: reject it, and ask for a new one. A repeat
+        changes nothing. Access: operator.
         """
 
     @_abc_1.abstractmethod
