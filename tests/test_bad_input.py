@@ -186,6 +186,9 @@ def nested(item: bytes) -> bytes:
         ("payout.v1.PayoutService/CreatePayoutBatch", nested(EMPTY * 1_500_000).replace(b"\x0a", b"\x12", 1), "list.payouts"),
         ("payment.v1.PaymentService/CreatePayment", b"\x4a\x00" * 30_000, "payment_orders"),
         ("event.v1.EventService/StreamEvents", b"\x10\x00" * 30_000, "types"),
+        ("event.v1.EventService/StreamEvents", nested(b"\x01" * 65_000).replace(b"\x0a", b"\x12", 1), "types"),
+        ("event.v1.EventService/StreamEvents", nested(b"\x80\x01" * 1001).replace(b"\x0a", b"\x12", 1), "types"),
+        ("event.v1.EventService/StreamEvents", nested(b"\x01" * 600).replace(b"\x0a", b"\x12", 1) * 2, "types"),
     ],
 )
 def test_items_are_counted_before_they_are_built(platform: Platform, method: str, body: bytes, field: str) -> None:

@@ -283,6 +283,18 @@ def test_bad_events_are_refused_whole(client: Client, changes: dict[str, object]
     assert not list(client.events(aggregate_id=aggregate))
 
 
+def test_a_stream_asks_for_no_more_types_than_there_are(client: Client) -> None:
+    """A filter of more types than the contract has is refused before any is looked at, and says how many are allowed; one of all types is not."""
+    known = [number for number in event_pb2.EventType.values() if number]
+    with pytest.raises(InvalidArgumentError, match=rf"types must have at most {len(known)}") as error:
+        list(client.event.StreamEvents(event_service_pb2.StreamEventsRequest(types=[*known, 99])))  # type: ignore[list-item]
+    assert (error.value.reason, error.value.field_violations[0].field) == ("TOO_MANY_ITEMS", "types")
+    name = f"payments/{unique()}"
+    client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(name, 1)]))
+    everything = client.event.StreamEvents(event_service_pb2.StreamEventsRequest(types=known, aggregate_id=name))
+    assert [answer.event.aggregate_id for answer in everything] == [name]
+
+
 def test_each_event_type_has_its_subject() -> None:
     """Each type of the contract belongs to one collection and one field of the payload, and each field of the payload to a type."""
     types = {name.removeprefix("EVENT_TYPE_") for name in event_pb2.EventType.keys()} - {"UNSPECIFIED"}

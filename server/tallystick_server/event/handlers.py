@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ ACCESS: Access = {
     "StreamEvents": _SEE_ALL | {Role.TEAM, Role.PAYOUTS},
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
+_MOST_TYPES = len(event_pb2.EventType.DESCRIPTOR.values) - 1  # the one for unset is none
 _MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
 
 
@@ -73,7 +74,9 @@ class EventHandlers:
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
-        types = [_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types)]
+        if len(request.types) > _MOST_TYPES:
+            raise Refused(Reason.TOO_MANY_ITEMS, f"types must have at most {_MOST_TYPES} items: each type once.", field="types")
+        types = frozenset(_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types))
         owner = call.caller.owner if _SEE_ALL.isdisjoint(call.caller.roles) else ""
 
         def fits(row: Row[Any]) -> bool:
@@ -107,7 +110,7 @@ class EventHandlers:
 
 
 def _between(
-    connection: Connection, after: int, until: int, most: int, types: Sequence[str] = (), aggregate: str = "", owner: str = ""
+    connection: Connection, after: int, until: int, most: int, types: Collection[str] = (), aggregate: str = "", owner: str = ""
 ) -> Sequence[Row[Any]]:
     return store.between(connection, after, until, list(types), aggregate, owner, most)
 

@@ -16,6 +16,13 @@ _MOST_NESTED = 50_000
 _MOST_FIELDS = 250_000
 """The most fields that are looked at; a message of BATCH_BYTES that is no attack has fewer."""
 _MESSAGE = FieldDescriptor.TYPE_MESSAGE
+_UNPACKED = frozenset({_MESSAGE, FieldDescriptor.TYPE_GROUP, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES})
+"""The types of which each item is a field of its own; those of any other may stand packed in one."""
+_WIDTHS = {
+    **dict.fromkeys((FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64, FieldDescriptor.TYPE_SFIXED64), 8),
+    **dict.fromkeys((FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_SFIXED32), 4),
+}
+_MORE = bytes(range(0x80, 0x100))  # a varint ends with any other byte
 _VARINT, _BYTES = 0, 2
 _LENGTH = {_VARINT: 0, 1: 8, 3: 0, 4: 0, 5: 4}  # of each wire type; groups begin and end without one
 
@@ -26,6 +33,8 @@ class _Shape:
 
     name: str
     repeated: dict[int, str]
+    packed: dict[int, int]
+    """The bytes of an item of each that may be packed; 0: it is a varint."""
     inside: dict[int, tuple[str, _Shape]]
 
 
@@ -33,9 +42,10 @@ class _Shape:
 def _shape(descriptor: Descriptor) -> _Shape | None:
     """None for a message that can hold no items. Messages of the contract are not recursive."""
     repeated = {field.number: field.name for field in descriptor.fields if field.is_repeated}
+    packed = {field.number: _WIDTHS.get(field.type, 0) for field in descriptor.fields if field.is_repeated and field.type not in _UNPACKED}
     nested = {field.number: (field.name, _shape(field.message_type)) for field in descriptor.fields if field.type == _MESSAGE}
     inside = {number: (name, shape) for number, (name, shape) in nested.items() if shape is not None}
-    return _Shape(descriptor.full_name, repeated, inside) if repeated or inside else None
+    return _Shape(descriptor.full_name, repeated, packed, inside) if repeated or inside else None
 
 
 def holds_items(descriptor: Descriptor) -> bool:
@@ -81,8 +91,9 @@ def _check(raw: bytes, at: int, end: int, shape: _Shape, count: _Count) -> None:
             raise IndexError
         count.fields += 1
         if number in repeated:
-            count.items += 1
-            seen[number] = seen.get(number, 0) + 1
+            items = _packed(raw[at:following], shape.packed[number]) if kind == _BYTES and number in shape.packed else 1
+            count.items += items
+            seen[number] = seen.get(number, 0) + items
             if seen[number] > MOST_ITEMS:
                 name = repeated[number]
                 raise Refused(Reason.TOO_MANY_ITEMS, f"{name} must have at most {MOST_ITEMS} items.", field=name)
@@ -95,6 +106,11 @@ def _check(raw: bytes, at: int, end: int, shape: _Shape, count: _Count) -> None:
             except Refused as refused:
                 raise (refused.below(f"{name}[{seen[number] - 1}]" if number in repeated else name) if refused.field else refused) from None
         at = following
+
+
+def _packed(raw: bytes, width: int) -> int:
+    """How many numbers stand in one field."""
+    return len(raw) // width if width else len(raw.translate(None, _MORE))
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
