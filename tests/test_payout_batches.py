@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import cycle
+from threading import Event, Lock
 from typing import Any
 
 import psycopg
@@ -267,6 +269,38 @@ def test_a_schedule_that_is_set_during_its_run_holds(teller: Client, paying: Pla
     (held,) = eventually(lambda: [found for found in [_schedule(teller, of)] if found.next_time.ToDatetime(UTC) > datetime.now(UTC)])
     assert (held.next_time.ToDatetime().isoweekday(), held.next_time.ToDatetime().hour) == (1, 5)
     assert len(list(teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))) == 1
+
+
+def test_a_schedule_that_is_set_again_and_again_keeps_no_other_waiting(teller: Client, paying: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often one schedule is set between the look at what is due and the payouts, the others of the same page are paid; once it rests, it is, too."""
+    restless, other = sell(teller, "10.00"), sell(teller, "10.00")
+    for seller in (restless, other):
+        destination(teller, seller)
+        daily(teller, seller)
+    real, rests, setting = schedule.now, Event(), Lock()
+    zones = cycle(("Europe/Berlin", "UTC"))
+
+    def now(connection: Connection) -> Any:
+        if not rests.is_set() and setting.acquire(blocking=False):  # setting it asks for the time, too
+            try:  # each look is at an older version than the one that the payouts meet
+                changed = {"interval": payout_pb2.PAYOUT_INTERVAL_DAILY, "cut_off": "05:00", "time_zone": next(zones)}
+                teller.payout.SetPayoutSchedule(pb.SetPayoutScheduleRequest(seller_account=restless, currency="EUR", **changed))  # type: ignore[arg-type]
+            finally:
+                setting.release()
+        return real(connection)
+
+    def payouts(seller: str) -> list[payout_pb2.Payout]:
+        return list(teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))
+
+    monkeypatch.setattr(schedule, "now", now)
+    at_the_cut_off(paying.databases)
+    (paid,) = eventually(lambda: payouts(other))
+    comes_to(teller, paid.payout_id, "PAID")
+    assert payouts(restless) == []
+    rests.set()
+    (late,) = eventually(lambda: payouts(restless))
+    comes_to(teller, late.payout_id, "PAID")
+    assert [len(payouts(seller)) for seller in (restless, other)] == [1, 1]
 
 
 def _schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,11 @@ class Judged:
     results: dict[str, Result] = field(default_factory=dict)
     new: dict[str, tuple[Arrival, store.NewPayout, str]] = field(default_factory=dict)
     """With the token of the bank account."""
+
+    def without(self, payout_ids: AbstractSet[str]) -> Judged:
+        """The same, but for some payouts that are not to be stored after all."""
+        results = {id_: result for id_, result in self.results.items() if id_ not in payout_ids}
+        return Judged(results, {id_: new for id_, new in self.new.items() if id_ not in payout_ids})
 
 
 @dataclass(slots=True)

@@ -113,12 +113,20 @@ class Collect:
 
     async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
         arrivals = [_arrival(row, run_id(row.currency, row.next_time), _OF_ALL, row.seller_account, None, "") for row, _ in due]
+        judged = await self._accept.judge(arrivals)
+        deadline = self._accept.deadline()
 
-        def advance(connection: Connection, _results: Mapping[str, Result]) -> bool:
-            now = schedule.now(connection)  # who has set his schedule meanwhile is looked at again, and with him the page
-            return schedule.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in due])
+        def pay(connection: Connection) -> tuple[Stored, set[tuple[str, str]]]:
+            if not self._is_ours(connection):
+                return Stored(), set()
+            now = schedule.now(connection)
+            standing = schedule.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in due])
+            moved = {arrival.payout.payout_id for arrival in arrivals if arrival.key not in standing}  # set meanwhile: these are looked at again
+            return self._accept.insert(connection, judged.without(moved), deadline), standing
 
-        return [await self._make(arrivals, advance)] * len(due)
+        stored, standing = await self._database.transact(pay)
+        self._accept.hand_on(stored.payouts)
+        return [arrival.key in standing for arrival in arrivals]
 
     async def _collect(self, row: Row[Any]) -> Row[Any] | None:
         """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""

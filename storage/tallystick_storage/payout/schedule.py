@@ -90,7 +90,7 @@ _ADVANCE = text("""
     update payout_schedule s set next_time = r.next_time
     from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, version int, old_time timestamptz, next_time timestamptz)
     where s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
-    returning s.seller_account
+    returning s.seller_account, s.currency
 """)
 _OWN = text("select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))")
 
@@ -127,13 +127,13 @@ def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any
     return connection.execute(_DUE, {"most": most, "default": default}).all()
 
 
-def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> bool:
-    """Sets the next cut-offs of schedules that were read as given; whether all of them still stood so."""
+def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> set[tuple[str, str]]:
+    """Sets the next cut-offs of schedules that were read as given; the (seller, currency) of those that still stood so. The others stay as they are."""
     items = [
         {"seller_account": row.seller_account, "currency": row.currency, "version": row.version, "old_time": row.next_time, "next_time": following}
         for row, following in times
     ]
-    return len(connection.execute(_ADVANCE, {"times": rows(items)}).all()) == len(items)
+    return {(row.seller_account, row.currency) for row in connection.execute(_ADVANCE, {"times": rows(items)})}
 
 
 def with_own(connection: Connection, sellers: list[str], currency: str) -> set[str]:
