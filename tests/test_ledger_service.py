@@ -8,11 +8,13 @@ from base64 import b64encode
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, FailedPreconditionError, InvalidArgumentError, NotFoundError, TallystickError
 from tallystick._errors import from_status
+from tallystick.event.v1 import event_pb2
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick_server.process.databases import Databases
@@ -270,3 +272,17 @@ def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> N
         next(iter(client.ledger.StreamEntries(pb.StreamEntriesRequest(after_sequence=10**12, follow=follow))))
     assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_INVALID", "after_sequence")
     assert int(error.value.metadata["last"]) < 10**12
+
+
+def test_a_transaction_that_is_told_again_says_the_same(own_database: Databases) -> None:
+    """E2: a transaction is told as it was posted, also when it is told again after a restart, and was reversed meanwhile."""
+    with serving(own_database) as platform, platform.client() as client:
+        (result,) = post(client, posting("j-1", ("x/a", "-10.00"), ("x/b", "10.00")))
+        client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=result.transaction.transaction_id, reason="wrong"))
+        assert eventually(lambda: len(list(client.events(types=[event_pb2.EVENT_TYPE_TRANSACTION_POSTED]))) == 2)
+    with psycopg.connect(own_database.admin, autocommit=True) as admin:
+        admin.execute("update ledger.relayed set sequence = 0")
+        relayed = "select (select sequence from ledger.relayed), (select count(*) from ledger.refused_aggregate)"
+        with serving(own_database):
+            assert eventually(lambda: (admin.execute(relayed).fetchone() or (0, 0))[0] == 2)
+        assert admin.execute(relayed).fetchone() == (2, 0)

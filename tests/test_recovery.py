@@ -466,6 +466,22 @@ def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(own_databa
     assert verify(own_database).passed
 
 
+def test_what_is_misdirected_is_closed_on_evidence_of_its_own(own_database: Databases) -> None:
+    """A charge whose provider answers about another one is skipped by a call that closes many, and closed by one that is about it alone."""
+    provider = Scripted(lambda demand: Unknown("what?", Trouble.MISDIRECTED))
+    with serving(own_database, soon_final(), ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        letter = set_aside(client, pay(client, "5.00", wait_for=ACCEPTANCE))
+        many = payment_service_pb2.CloseDeadLettersRequest(all=True, reason="month's end", evidence="none in particular")
+        assert [(one.dead_letter_id, one.error_reason) for one in client.payment.CloseDeadLetters(many).skipped] == [
+            (letter.dead_letter_id, "STATE_FORBIDS")
+        ]
+        assert state_of(client, letter) == "OPEN"
+        one = payment_service_pb2.CloseDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="never made", evidence="ticket 7")
+        client.payment.CloseDeadLetter(one)
+        assert state_of(client, letter) == "CLOSED"
+    assert verify(own_database).passed
+
+
 def test_a_cancelled_dead_letter_that_cannot_be_ended_says_so(own_database: Databases) -> None:
     """What its provider does not end is a dead letter again, which says that its payment is cancelled; a repeat of the cancellation does not stir it."""
     provider = Scripted(lambda demand: Unknown("what?", Trouble.MISDIRECTED))

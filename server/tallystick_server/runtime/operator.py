@@ -18,7 +18,7 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.caller import Role
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.identifier import parse_id, parse_words
-from tallystick_core.provider import Answer, Declined, NotFound, NotSent, Returned, Succeeded, Unknown, Verified
+from tallystick_core.provider import Answer, Declined, NotFound, NotSent, Returned, Succeeded, Trouble, Unknown, Verified
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime import alerts, dead_letters
@@ -147,6 +147,8 @@ class DeadLetters(Generic[H, G]):
                     _refuse_unstorable(error, alone=alone)
                 else:
                     return await self.find(dead_letter_id), False
+            case Unknown(trouble=Trouble.MISDIRECTED):
+                _require_alone(alone=alone)
             case NotSent() | Unknown() | NotFound():
                 pass
             case _:
@@ -378,6 +380,11 @@ def _refuse_unstorable(error: DataRefused, *, alone: bool) -> None:
     """Raises STATE_FORBIDS unless the answer is only another one's money, which says nothing of this one: then an operator's evidence decides."""
     if not is_anothers_money(error):
         raise _forbidden("What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE") from None
+    _require_alone(alone=alone)
+
+
+def _require_alone(*, alone: bool) -> None:
+    """Raises STATE_FORBIDS where an answer about another one is to be overruled by evidence that is not about this one alone."""
     if not alone:
         message = "Its provider answers with another one's money; close it by CloseDeadLetter, with evidence about it alone."
         raise _forbidden(message, "MISDIRECTED") from None
