@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, Row
@@ -16,7 +16,7 @@ from tallystick_core.payable import Funds
 from tallystick_core.payout import NewPayout
 from tallystick_core.refusal import Reason, Refused
 from tallystick_core.schedule import Schedule, next_time
-from tallystick_server.payout.accept import Accept, Arrival, Result, Stored
+from tallystick_server.payout.accept import Accept, Arrival, Judged, Result, Stored
 from tallystick_server.payout.batches import insert, tell
 from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.schedules import stored_schedule
@@ -29,6 +29,8 @@ from tallystick_storage.payout import batch as store
 from tallystick_storage.payout import schedule
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _MOST_AT_ONCE = 500
 _MOST_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
@@ -113,19 +115,14 @@ class Collect:
 
     async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
         arrivals = [_arrival(row, run_id(row.currency, row.next_time), _OF_ALL, row.seller_account, None, "") for row, _ in due]
-        judged = await self._accept.judge(arrivals)
-        deadline = self._accept.deadline()
 
-        def pay(connection: Connection) -> tuple[Stored, set[tuple[str, str]]]:
-            if not self._is_ours(connection):
-                return Stored(), set()
+        def pay(connection: Connection, judged: Judged, deadline: float) -> tuple[Stored, set[tuple[str, str]]]:
             now = schedule.now(connection)
             standing = schedule.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in due])
             moved = {arrival.payout.payout_id for arrival in arrivals if arrival.key not in standing}  # set meanwhile: these are looked at again
             return self._accept.insert(connection, judged.without(moved), deadline), standing
 
-        stored, standing = await self._database.transact(pay)
-        self._accept.hand_on(stored.payouts)
+        standing = await self._make(arrivals, pay) or set()
         return [arrival.key in standing for arrival in arrivals]
 
     async def _collect(self, row: Row[Any]) -> Row[Any] | None:
@@ -134,18 +131,20 @@ class Collect:
         page = await self._page(row)
         is_default = row.is_run and not row.seller_account
 
-        def note(connection: Connection, results: Mapping[str, Result]) -> bool:
+        def collect(connection: Connection, judged: Judged, deadline: float) -> tuple[Stored, bool]:
             locked = store.lock(connection, row.payout_batch_id)
             if (locked.state, locked.place, locked.collected_count) != (row.state, row.place, row.collected_count):
-                return False
+                return Stored(), False
+            stored = self._accept.insert(connection, judged, deadline)
+            results = judged.results | stored.results
             kept = [one for one in page.arrivals if not (is_default and _has_too_little(results[one.payout.payout_id]))]
             items = [_item(row.payout_batch_id, arrival, results[arrival.payout.payout_id]) for arrival in kept]
             store.collected(connection, row.payout_batch_id, items, len(page.arrivals) - len(kept), page.place)
             if page.last:
                 _move(connection, row)
-            return True
+            return stored, True
 
-        if not await self._make(page.arrivals, note):
+        if not await self._make(page.arrivals, collect):
             return None
         return await self._database.load(lambda connection: store.find(connection, row.payout_batch_id))
 
@@ -175,26 +174,16 @@ class Collect:
                 break
         return found, place
 
-    async def _make(self, arrivals: Sequence[Arrival], note: Callable[[Connection, Mapping[str, Result]], bool]) -> bool:
-        """Makes payouts, with what is noted of them in the same transaction; whether it was ours to do."""
+    async def _make(self, arrivals: Sequence[Arrival], make: Callable[[Connection, Judged, float], tuple[Stored, T]]) -> T | None:
+        """Makes payouts as `make` stores them in a transaction, and returns what it says of it; None: it was not ours to do."""
         judged = await self._accept.judge(arrivals)
         deadline = self._accept.deadline()
-
-        def make(connection: Connection) -> Stored | None:
-            if not self._is_ours(connection):
-                return None
-            stored = self._accept.insert(connection, judged, deadline)
-            if not note(connection, judged.results | stored.results):
-                raise _TakenOver
-            return stored
-
-        try:
-            stored = await self._database.transact(make)
-        except _TakenOver:
-            return False
-        if stored is not None:
-            self._accept.hand_on(stored.payouts)
-        return stored is not None
+        made = await self._database.transact(lambda connection: make(connection, judged, deadline) if self._is_ours(connection) else None)
+        if made is None:
+            return None
+        stored, result = made
+        self._accept.hand_on(stored.payouts)
+        return result
 
     async def _room(self) -> None:
         """Waits until this process has not too much in hand."""
@@ -227,10 +216,6 @@ def _move(connection: Connection, row: Row[Any]) -> None:
     moved = store.move(connection, row.payout_batch_id, row.state, AFTER[BatchState(row.state)])
     if moved is not None:
         tell(connection, moved)
-
-
-class _TakenOver(Exception):
-    """Another process has gone on with it; nothing is stored."""
 
 
 def _arrival(row: Row[Any], run: str, owner: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
