@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -44,6 +45,7 @@ from tallystick_storage.payout import payouts
 
 from .conftest import Platform, flow_of, fresh_database, replayed, serving
 
+T = TypeVar("T")
 _PAYMENTS = 20_000
 _MANY = 600
 """Rows beyond which a plan reads what grows; a page is 51 rows, with some look-ups for each."""
@@ -303,47 +305,40 @@ def test_a_relay_reads_what_it_publishes(seeded: Databases, work: Work) -> None:
     assert [node for node in nodes if rows_read(node) > (1 if node["Node Type"] == "Seq Scan" else 600)] == []
 
 
-def test_accounts_of_a_prefix_are_read_from_it_on(seeded: Databases) -> None:
-    """A page of accounts of a prefix reads no index entries of the accounts before it, however many there are."""
+def last_plan(databases: Databases, accounts: int, work: Callable[[Connection], T]) -> tuple[T, dict[str, Any]]:
+    """What is read from the ledger with so many accounts more, "a/1" and so on, and the plan of its last statement. All is rolled back."""
     plans = Plans()
-    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
+    engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
     try:
-        with engine.connect() as connection:  # which is rolled back
+        with engine.connect() as connection:
             connection.exec_driver_sql("set search_path = ledger; set session_replication_role = replica; set enable_seqscan = off")
             connection.exec_driver_sql(
                 "insert into account (account, currency, balance, entry_count, create_time)"
-                " select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, 50000) n"
+                f" select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, {accounts}) n"
             )
+            connection.exec_driver_sql("analyze account")
             with plans.captured(engine):
-                rows = ledger.list_accounts(connection, "sellers/", "", ("", ""), 51)
-            (captured,) = plans.statements
-            explained = connection.exec_driver_sql(f"explain (analyze, buffers, format json) {captured[1]}", captured[2]).scalar_one()
+                result = work(connection)
+            _, statement, parameters = plans.statements[-1]
+            explained = connection.exec_driver_sql(f"explain (analyze, buffers, format json) {statement}", parameters).scalar_one()
     finally:
         engine.dispose()
+    return result, explained[0]["Plan"]
+
+
+def test_accounts_of_a_prefix_are_read_from_it_on(seeded: Databases) -> None:
+    """A page of accounts of a prefix reads no index entries of the accounts before it, however many there are."""
+    rows, plan = last_plan(seeded, 50_000, lambda connection: ledger.list_accounts(connection, "sellers/", "", ("", ""), 51))
     assert len(rows) == 51
     assert {row.account.split("/")[0] for row in rows} == {"sellers"}
-    assert blocks_read(explained[0]["Plan"]) < 150
+    assert blocks_read(plan) < 150
 
 
 def test_a_posting_reads_its_accounts_alone(seeded: Databases) -> None:
     """A batch that posts to two hundred accounts looks these up, and does not read the thousands of others to merge them with."""
-    plans = Plans()
-    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.connect() as connection:  # which is rolled back
-            connection.exec_driver_sql("set search_path = ledger; set session_replication_role = replica; set enable_seqscan = off")
-            connection.exec_driver_sql(
-                "insert into account (account, currency, balance, entry_count, create_time)"
-                " select 'a/' || n, 'EUR', 0, 1, clock() from generate_series(1, 3000) n"
-            )
-            connection.exec_driver_sql("analyze account")
-            with plans.captured(engine):
-                ledger.lock_accounts(connection, ledger.account_ids(connection, [(f"a/{number}", "EUR") for number in range(1, 3000, 15)]))
-            _, statement, parameters = plans.statements[-1]
-            explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
-    finally:
-        engine.dispose()
-    assert [node for node in flat(explained[0]["Plan"]) if node.get("Relation Name") == "account" and rows_read(node) > _MANY] == []
+    names = [(f"a/{number}", "EUR") for number in range(1, 3000, 15)]
+    _, plan = last_plan(seeded, 3000, lambda connection: ledger.lock_accounts(connection, ledger.account_ids(connection, names)))
+    assert [node for node in flat(plan) if node.get("Relation Name") == "account" and rows_read(node) > _MANY] == []
 
 
 def test_many_of_a_kind_are_one_alert(seeded: Databases) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from threading import Event, Thread
@@ -1228,23 +1229,32 @@ class Kept(InProcess):
         return await super().send(demand)
 
 
-def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Databases) -> None:
-    """Closing a dead letter that finds no room to ask the provider in time changes nothing and says to come back."""
-    log = Database(own_database.service("sandbox"), connections=2)
+@contextmanager
+def keeping(databases: Databases) -> Iterator[tuple[Platform, Client, Kept, Callable[[bool], object]]]:
+    """A platform that asks its provider one thing at a time; the last says whether the provider keeps what it is sent from now on."""
+    log = Database(databases.service("sandbox"), connections=2)
     provider = Kept(log)
     settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.1)  # so half a second is left to wait for room
-    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+    with serving(databases, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
 
         async def start() -> None:
             provider._sandbox.start()
-            provider.let_go.set()
 
         async def keep(kept: bool) -> None:
             (provider.let_go.clear if kept else provider.let_go.set)()
 
         running.run(start)
+        yield running, client, provider, lambda kept: running.run(keep, kept)
+        running.run(provider._sandbox.stop)
+    log.close()
+
+
+def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Databases) -> None:
+    """Closing a dead letter that finds no room to ask the provider in time changes nothing and says to come back."""
+    with keeping(own_database) as (running, client, provider, keep):
+        keep(False)
         letter = set_aside(client, pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE))
-        running.run(keep, True)
+        keep(True)
         other = pay(client, "5.00", wait_for=ACCEPTANCE).payment_orders[0].charge_id
         assert eventually(lambda: other in provider.sent)
         with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError) as refused:
@@ -1252,23 +1262,13 @@ def test_nothing_is_closed_while_the_provider_cannot_be_asked(own_database: Data
         assert refused.value.reason == "PROVIDER_UNAVAILABLE"
         request = payment_service_pb2.GetDeadLetterRequest(dead_letter_id=letter.dead_letter_id)
         assert client.payment.GetDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_OPEN
-        running.run(keep, False)
+        keep(False)
         assert eventually(lambda: due(own_database, other) is None)
-        running.run(provider._sandbox.stop)
-    log.close()
 
 
 def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
     """A charge that waits for other calls to its provider longer than its lease is given back as never sent: cancelled then, it fails at once."""
-    log = Database(own_database.service("sandbox"), connections=2)
-    provider = Kept(log)
-    settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.1)  # so half a second is left to wait for room
-    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
-
-        async def start() -> None:
-            provider._sandbox.start()
-
-        running.run(start)
+    with keeping(own_database) as (_, client, provider, keep):
         first = pay(client, "5.00", wait_for=ACCEPTANCE)
         assert eventually(lambda: provider.sent == [first.payment_orders[0].charge_id])
         last = pay(client, "5.00", wait_for=ACCEPTANCE)
@@ -1276,14 +1276,9 @@ def test_what_finds_no_room_was_never_sent(own_database: Databases) -> None:
         request = payment_service_pb2.CancelPaymentRequest(checkout_id=last.checkout_id, reason="r")
         cancelled = client.payment.CancelPayment(request, timeout=60).payment
         assert failure(cancelled.payment_orders[0]) == "CALLER_CANCELLED"
-
-        async def let_go() -> None:
-            provider.let_go.set()
-
-        running.run(let_go)
+        keep(False)
         assert client.wait_for_payment(first.checkout_id, 30).is_payment_done
         assert provider.sent == [first.payment_orders[0].charge_id]
-    log.close()
     assert verify(own_database).passed
 
 
