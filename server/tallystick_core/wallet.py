@@ -68,11 +68,13 @@ def require_hold_namespace(hold_id: str, purpose: str) -> None:
 
 def require_payout_service(hold_ids: Sequence[str], caller: str, payout_service: str, path: str) -> None:
     """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout. `path`: of a hold's id, by its place."""
-    place = next((place for place, id_ in enumerate(hold_ids) if id_.startswith(_PAYOUTS)), None) if caller != payout_service else None
-    if place is not None:
-        field = path.format(place)
-        message = f"{field} must not begin with {_PAYOUTS}: such holds are for PayoutService alone, which calls as {payout_service}."
-        raise Refused(Reason.METHOD_FORBIDDEN, message, field=field)
+    if caller == payout_service:
+        return
+    for place, hold_id in enumerate(hold_ids):
+        if hold_id.startswith(_PAYOUTS):
+            field = path.format(place)
+            message = f"{field} must not begin with {_PAYOUTS}: such holds are for PayoutService alone, which calls as {payout_service}."
+            raise Refused(Reason.METHOD_FORBIDDEN, message, field=field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,9 +114,10 @@ class Tries:
     def may_go_on(self, error: BaseException) -> bool:
         """Whether the call may be sent again after what its last sending raised."""
         self._count += 1
-        if not isinstance(error, TallystickError) or not error.may_retry or _ran_out(error):
-            return isinstance(error, TallystickError) and error.may_retry
-        self._last = error
+        if not isinstance(error, TallystickError) or not error.may_retry:
+            return False
+        if not _ran_out(error):
+            self._last = error
         return True
 
     def explained(self, error: TallystickError) -> TallystickError:

@@ -31,7 +31,7 @@ class LedgerEvents:
             rows = await self._database.load(unpublished)
             known = [(messages.transaction(row, entries), row.caller) for row, entries in rows]
             for transaction, _ in known:
-                transaction.ClearField("reversed_by_transaction_id")  # it is told as it was posted, whenever it is told
+                transaction.ClearField("reversed_by_transaction_id")  # an event shows a transaction as it was posted
 
         def published(connection: Connection) -> None:
             store.set_relayed(connection, after + len(known))

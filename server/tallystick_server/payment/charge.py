@@ -21,6 +21,8 @@ from tallystick_storage import due
 from tallystick_storage.payment import orders as store
 
 # What accept stores of a new charge, and what this process therefore knows without reading it back.
+SUBJECTS = "charges/"
+"""What the subject of a charge begins with; its id follows."""
 FIRST_TOKEN = 1
 FIRST_ATTEMPT = 1
 
@@ -67,7 +69,7 @@ class Charge(InHand):
 
     @property
     def subject(self) -> str:
-        return f"charges/{self.demand_id}"
+        return f"{SUBJECTS}{self.demand_id}"
 
     @property
     def charge_id(self) -> str:

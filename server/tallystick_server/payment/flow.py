@@ -12,7 +12,7 @@ from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, 
 from tallystick_core.refusal import Refused, seller_taken
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
-from tallystick_server.payment.charge import Charge, stored_charges
+from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
 from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Record, Recorded
@@ -36,7 +36,6 @@ from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
 
-_SUBJECTS = "charges/"
 _PLATFORM = "platform"
 """Who ends a dead letter that nobody has asked for."""
 
@@ -125,7 +124,7 @@ class PayIn(Flow[Charge, Moved]):
         def cancel(connection: Connection) -> tuple[str, bool]:
             stands, now = store.cancel(connection, checkout_id, reason)
             if now:
-                charges = {f"{_SUBJECTS}{id_}": id_ for id_ in store.open_charges(connection, checkout_id)}
+                charges = {f"{SUBJECTS}{id_}": id_ for id_ in store.open_charges(connection, checkout_id)}
                 end_demands(connection, charges, caller, f"the payment was cancelled: {reason}")
             return stands, now
 
@@ -137,7 +136,7 @@ class PayIn(Flow[Charge, Moved]):
         """Takes up the dead letters whose payments have expired since, or whose buyers did not act in time: their charges are to be ended."""
 
         def end(connection: Connection) -> bool:
-            charges = {f"{_SUBJECTS}{id_}": id_ for id_ in due.overdue(connection, MOST_ITEMS)}
+            charges = {f"{SUBJECTS}{id_}": id_ for id_ in due.overdue(connection, MOST_ITEMS)}
             end_demands(connection, charges, _PLATFORM, "the time of the payment is up")
             return bool(charges)
 
@@ -151,7 +150,7 @@ class PayIn(Flow[Charge, Moved]):
         return noted
 
     def demand_id(self, subject: str) -> str:
-        return subject.removeprefix(_SUBJECTS)
+        return subject.removeprefix(SUBJECTS)
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
         return stored_charges(store.charges(connection, list(tokens)), tokens, now, self.lease)
