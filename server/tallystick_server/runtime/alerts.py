@@ -1,9 +1,10 @@
-"""Alerts as every service shows them, and raises them: a row, an event, a metric and a log line."""
+"""Alerts of a service: how they are listed, and raised: a row, an event, a metric and a log line."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from opentelemetry import metrics
@@ -11,13 +12,33 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_server.runtime.fields import to_timestamp
+from tallystick_core.caller import Role
+from tallystick_server.runtime.door import Access, Call
+from tallystick_server.runtime.fields import PageToken, page_size, to_timestamp
 from tallystick_server.runtime.relay import tell, telling
 from tallystick_storage import alert as store
+from tallystick_storage.database import Database
 
 log = logging.getLogger(__name__)
+ACCESS: Access = {"ListAlerts": frozenset({Role.OPERATOR})}
 _MOST = 1000
 _raised = metrics.get_meter("tallystick").create_counter("tallystick.alerts", description="Alerts that were raised, by kind.")
+
+
+class AlertHandlers:
+    """The call that lists a service's alerts. `messages`: the service's generated messages, which have this call's under the same names."""
+
+    def __init__(self, database: Database, messages: ModuleType) -> None:
+        self._database = database
+        self._messages: Any = messages
+
+    async def ListAlerts(self, request: Any, _call: Call) -> Any:
+        size = page_size(request.page_size)
+        token = PageToken("ListAlerts", int(request.ended))
+        before = token.before(request.page_token)
+        rows = await self._database.read(lambda connection: store.list_(connection, before, size + 1, ended=request.ended))
+        shown, following = token.page(rows, size, message, lambda row: (row.create_time.isoformat(), row.alert_id))
+        return self._messages.ListAlertsResponse(alerts=shown, next_page_token=following)
 
 
 def message(row: Row[Any]) -> recovery_pb2.Alert:

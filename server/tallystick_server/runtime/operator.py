@@ -22,13 +22,14 @@ from tallystick_core.provider import Answer, Declined, NotFound, NotSent, Return
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime import alerts, dead_letters
+from tallystick_server.runtime.alerts import AlertHandlers
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.execute import HeldBack
 from tallystick_server.runtime.fields import PageToken, page_size, parse_time, parse_token_time
 from tallystick_server.runtime.flow import Flow, is_anothers_money
 from tallystick_server.runtime.retry import DEFAULTS
-from tallystick_storage import alert, dead_letter, due
+from tallystick_storage import dead_letter, due
 from tallystick_storage.database import Database, DataRefused
 
 H = TypeVar("H", bound=InHand)
@@ -44,7 +45,7 @@ ACCESS: Access = {
     "CloseDeadLetter": _OPERATOR,
     "RetryDeadLetters": _OPERATOR,
     "CloseDeadLetters": _OPERATOR,
-    "ListAlerts": _OPERATOR,
+    **alerts.ACCESS,
 }
 _ASK_AGAIN = 1.0  # seconds
 _MOST_RETRIED = 500
@@ -232,13 +233,12 @@ class _End:
         return ended
 
 
-class OperatorHandlers:
+class OperatorHandlers(AlertHandlers):
     """Handlers only decode, await and encode. `messages`: the service's generated messages, which have these calls' under the same names."""
 
     def __init__(self, database: Database, letters: DeadLetters[Any, Any], messages: ModuleType) -> None:
-        self._database = database
+        super().__init__(database, messages)
         self._letters = letters
-        self._messages: Any = messages
 
     async def ListDeadLetters(self, request: Any, _call: Call) -> Any:
         size = page_size(request.page_size)
@@ -308,14 +308,6 @@ class OperatorHandlers:
         if replayed:
             call.replayed()
         return self._messages.CloseDeadLetterResponse(dead_letter=dead_letters.message(row))
-
-    async def ListAlerts(self, request: Any, _call: Call) -> Any:
-        size = page_size(request.page_size)
-        token = PageToken("ListAlerts", int(request.ended))
-        before = token.before(request.page_token)
-        rows = await self._database.read(lambda connection: alert.list_(connection, before, size + 1, ended=request.ended))
-        shown, following = token.page(rows, size, alerts.message, lambda row: (row.create_time.isoformat(), row.alert_id))
-        return self._messages.ListAlertsResponse(alerts=shown, next_page_token=following)
 
 
 @dataclass(frozen=True, slots=True)
