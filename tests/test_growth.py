@@ -280,11 +280,21 @@ def test_what_was_acknowledged_is_not_read(seeded: Databases, schema: str, work:
     assert [node for node in nodes if node["Node Type"] == "Seq Scan" or rows_read(node) > 51] == []
 
 
+_SOME = [f"payments/r-{number}" for number in range(500)]
+
+
 @pytest.mark.parametrize(
-    "work", [lambda connection: outbox.unpublished(connection, 20), lambda connection: outbox.due(connection, 50, 10)], ids=["new", "due"]
+    "work",
+    [
+        lambda connection: outbox.unpublished(connection, 20),
+        lambda connection: outbox.due(connection, 50, 10),
+        lambda connection: outbox.refused(connection, _SOME),
+    ],
+    ids=["new", "due", "refused"],
 )
 def test_a_relay_reads_what_it_publishes(seeded: Databases, work: Work) -> None:
-    """However many events EventService refuses, a relay finds the next rows of the outbox, and the refused events that are due, in indexes."""
+    """However many events EventService refuses, a relay finds the next rows of the outbox, the refused events that are due, and those of given aggregates,
+    in indexes."""
     plans = Plans()
     engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from tallystick import Client, new_order
 from tallystick.event.v1 import event_service_pb2
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.ledger import transaction_id
@@ -167,6 +169,35 @@ def test_an_event_service_that_refuses_everything_loses_nothing(own_database: Da
         assert eventually(lambda: not refused_aggregates(own_database), 120)
         assert eventually(lambda: whole(client, 120))
         assert in_order(client)
+    assert verify(own_database).passed
+
+
+def test_hundreds_of_refused_transactions_keep_no_others_waiting(own_database: Databases, event_fault: EventFault) -> None:
+    """Where EventService refuses more of the ledger's next events than a turn finds out, the others are published, and what is posted later as well."""
+    refused = {f"transactions/{transaction_id(number)}" for number in range(1, 251)}
+    event_fault.poison, event_fault.error = {"transactions/"}, Refused(Reason.CREDENTIALS_INVALID, "a wrong token")
+
+    def post(client: Client, causes: Iterable[str]) -> None:
+        sides = (("x/a", ledger_pb2.DIRECTION_DEBIT), ("x/b", ledger_pb2.DIRECTION_CREDIT))
+        entries = [ledger_pb2.Entry(account=account, amount="1.00", currency="EUR", direction=direction) for account, direction in sides]
+        kind = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
+        postings = [ledger_service_pb2.Posting(kind=kind, cause_id=cause, caller="test", entries=entries) for cause in causes]
+        client.ledger.BatchPost(ledger_service_pb2.BatchPostRequest(postings=postings))
+
+    def published(client: Client) -> int:
+        return sum(name.startswith("transactions/") for name in versions(client))
+
+    with serving(own_database, SETTINGS) as platform, platform.client() as client:
+        post(client, [f"j-{number}" for number in range(300)])
+        assert not published(client)
+        event_fault.poison, event_fault.error = {f"{name}/" for name in refused}, INVALID
+        assert eventually(lambda: published(client) == 50, 30)
+        post(client, ["later"])
+        assert eventually(lambda: published(client) == 51, 30)
+        assert refused_aggregates(own_database) == refused
+        event_fault.poison = set()
+        assert eventually(lambda: published(client) == 301, 60)
+        assert eventually(lambda: not refused_aggregates(own_database), 30)
     assert verify(own_database).passed
 
 

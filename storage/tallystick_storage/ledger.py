@@ -297,13 +297,14 @@ def sequences_between(connection: Connection, after: int, until: int, prefix: st
     return list(connection.execute(_AFTER, {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": most}).scalars())
 
 
-_RELAYED = text("select sequence from relayed where book = :book")
+_RELAYED = text("select sequence, exists (select from refused_aggregate) as any_refused from relayed where book = :book")
 _SET_RELAYED = text("update relayed set sequence = greatest(sequence, :sequence) where book = :book")
 
 
-def relayed(connection: Connection) -> int:
-    """The last transaction that EventService has confirmed."""
-    return int(connection.execute(_RELAYED, {"book": BOOK}).scalar_one())
+def relayed(connection: Connection) -> tuple[int, bool]:
+    """The last transaction that EventService has confirmed, and whether it refuses any event of this service."""
+    row = connection.execute(_RELAYED, {"book": BOOK}).one()
+    return row.sequence, row.any_refused
 
 
 def set_relayed(connection: Connection, sequence: int) -> None:

@@ -94,6 +94,12 @@ _REMOVE_PUBLISHED = text("""
     delete from refused_aggregate a where a.aggregate_id = any (cast(:aggregate_ids as text[]))
         and not exists (select from refused_event e where e.aggregate_id = a.aggregate_id)
 """)
+_REFUSED = text("select aggregate_id from refused_aggregate where aggregate_id = any (cast(:aggregate_ids as text[]))")
+
+
+def refused(connection: Connection, aggregate_ids: Sequence[str]) -> frozenset[str]:
+    """Those of the aggregates of which EventService refuses an event."""
+    return frozenset(connection.execute(_REFUSED, {"aggregate_ids": list(aggregate_ids)}).scalars())
 
 
 def set_apart(connection: Connection, details: Mapping[str, str], events: Sequence[RefusedEvent]) -> None:

@@ -10,6 +10,7 @@ from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Recent
 from tallystick_server.runtime.relay import MOST_EVENTS, Unpublished, tell, to_requests
 from tallystick_storage import ledger as store
+from tallystick_storage import outbox
 from tallystick_storage.database import Database
 
 
@@ -21,7 +22,7 @@ class LedgerEvents:
         self._recent = recent
 
     async def __call__(self) -> Unpublished:
-        after = await self._database.load(store.relayed)
+        after, any_refused = await self._database.load(store.relayed)
         known = self._recent.after(after, MOST_EVENTS)
         if not known:  # nothing is new, or it was posted before this process began, or by another one
 
@@ -40,4 +41,8 @@ class LedgerEvents:
         for transaction, caller in known:
             aggregate = f"transactions/{transaction.transaction_id}"
             tell(told, event_pb2.EVENT_TYPE_TRANSACTION_POSTED, aggregate, 1, transaction.post_time, caller, transaction=transaction)
-        return Unpublished(to_requests(told), published, more=len(known) == MOST_EVENTS)
+        refused: frozenset[str] = frozenset()
+        if any_refused:  # also of what is new here: a turn that finds too many of them ends, and the next one starts behind them
+            aggregates = [event.aggregate_id for event in told.events]
+            refused = await self._database.load(lambda connection: outbox.refused(connection, aggregates))
+        return Unpublished(to_requests(told), published, more=len(known) == MOST_EVENTS, refused=refused)
