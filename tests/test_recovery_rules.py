@@ -208,6 +208,14 @@ def test_each_strategy_waits_as_it_says() -> None:
     assert Policy(Strategy.CANCEL).delay(1, "") is None
 
 
+@pytest.mark.parametrize("tries", [1_024, 1_025, 10**9])
+def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
+    """However often something was tried, its next wait is a number of seconds, at most the longest of its policy."""
+    for policy in (*(Policy(strategy, 2, 300, None) for strategy in Strategy), *DEFAULTS.values(), Policy(Strategy.EXPONENTIAL, 604_800, 604_800, None)):
+        delay = policy.delay(tries, "s")
+        assert delay is None or 0 <= delay <= max(policy.longest, policy.first)
+
+
 def test_a_provider_may_have_policies_of_its_own() -> None:
     """The provider's own policy goes before the one for all, and that before the built-in."""
     own, general = Policy(Strategy.IMMEDIATE, tries=2), Policy(Strategy.FIXED, 1, 1, 3)

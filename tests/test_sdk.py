@@ -181,6 +181,13 @@ def test_retries_are_bounded(scripted: tuple[Scripted, str], kind: int) -> None:
     assert len(servicer.calls) == 4
 
 
+@pytest.mark.parametrize("attempt", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
+def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
+    """The wait before the next sending doubles up to 2 s and stays there: no number of attempts makes it an error, or longer."""
+    settings = ClientSettings(jitter=lambda: 0.0, stream_attempts=10**9)
+    assert settings.wait(UnavailableError("away"), attempt) == min(0.05 * 2 ** min(attempt - 1, 10), 2.0)
+
+
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
     """A call whose server is away at first is sent until its time is up, not a few times only, and is answered once the server is back."""

@@ -21,6 +21,7 @@ from tallystick._errors import DeadlineExceededError, TallystickError
 DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_MAX_DOUBLINGS = 16  # more reach _LONGEST_WAIT anyway, and in the end no float holds the result
 _LEAST_TIME = 0.01  # seconds that a sending is worth
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the target's name has
@@ -83,7 +84,8 @@ class ClientSettings:
 
     def wait(self, error: TallystickError, attempt: int) -> float:
         """Seconds before the next sending: what the platform said, or exponential; jittered, so that callers do not come back together."""
-        base = error.retry_after if error.retry_after is not None else min(_FIRST_WAIT * 2 ** (attempt - 1), _LONGEST_WAIT)
+        doublings = min(attempt - 1, _MAX_DOUBLINGS)
+        base = error.retry_after if error.retry_after is not None else min(_FIRST_WAIT * 2**doublings, _LONGEST_WAIT)
         return base * (1 + self.jitter() / 2)
 
     def retries(self, end: float, now: Callable[[], float], tries: Tries) -> dict[str, Any]:
