@@ -328,6 +328,44 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
     assert error.value.reason == "STREAM_EXPIRED"
 
 
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+def test_a_drain_ends_streams_at_once(read: bool) -> None:
+    """A drain ends a stream that never runs out of messages within a moment, whether its client reads or not; one that reads hears SHUTTING_DOWN."""
+    ended = threading.Event()
+
+    async def endless() -> AsyncIterator[Message]:
+        try:
+            while True:
+                yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
+        finally:
+            ended.set()
+
+    with ThreadPoolExecutor(1) as readers, behind_a_door(endless) as client:
+        responses = iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c")))
+        next(responses)
+
+        def drain() -> None:
+            client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
+            asyncio.run_coroutine_threadsafe(client.door.quiet(300), client.loop).result(30)  # type: ignore[attr-defined]
+
+        def rest() -> str:
+            with pytest.raises(TallystickError) as error:
+                for _ in responses:
+                    pass
+            assert error.value.retry_after == 0.5
+            return error.value.reason
+
+        if read:
+            reading = readers.submit(rest)
+            drain()
+            reason = reading.result(30)
+        else:
+            drain()
+            reason = rest()
+        assert ended.wait(10)
+    assert reason == "SHUTTING_DOWN"
+
+
 def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
     """However many streams have something to send, there are more turns of the loop than messages, since gRPC hands over one event in each."""
     streams, each = 100, 10

@@ -211,7 +211,11 @@ def test_each_strategy_waits_as_it_says() -> None:
 @pytest.mark.parametrize("tries", [1_024, 1_025, 10**9])
 def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
     """However often something was tried, its next wait is a number of seconds, at most the longest of its policy."""
-    for policy in (*(Policy(strategy, 2, 300, None) for strategy in Strategy), *DEFAULTS.values(), Policy(Strategy.EXPONENTIAL, 604_800, 604_800, None)):
+    for policy in (
+        *(Policy(strategy, 2, 300, None) for strategy in Strategy),
+        *DEFAULTS.values(),
+        Policy(Strategy.EXPONENTIAL, 604_800, 604_800, None),
+    ):
         delay = policy.delay(tries, "s")
         assert delay is None or 0 <= delay <= max(policy.longest, policy.first)
 

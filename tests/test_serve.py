@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from psycopg import sql
 from sqlalchemy import make_url
 
-from tallystick import Client, new_order
+from tallystick import Client, ClientSettings, TallystickError, new_order
 from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.caller import Caller, Role
@@ -757,3 +758,18 @@ def test_a_payout_in_flight_is_settled_while_the_process_drains(own_database: Da
     with platform_of(own_database, Settings(sandbox_latency=60.0)) as platform, platform.client() as client:
         pay_out(client, seller, "10.00")
     assert look("select next_attempt_time <= clock() and lease_until <= clock() from due") == [(True,)]
+
+
+def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(own_database: Databases) -> None:
+    """A call that lasts as long as the drain leaves the charge under way a reserve of as long again, in which it ends and is settled."""
+    with ThreadPoolExecutor(1) as callers, ExitStack() as stack:
+        with platform_of(own_database, Settings(sandbox_latency=6.5)) as platform:  # which has 5 s to stop
+            client = stack.enter_context(Client(platform.address, settings=ClientSettings(attempts=1)))
+            order = new_order("o-1", "b", "s", "1.00", "EUR")
+            call = callers.submit(client.create_payment, "c-1", [order], credit_card_info="tok_visa")
+            assert eventually(lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments)
+        with pytest.raises(TallystickError, match="SHUTTING_DOWN"):
+            call.result(10)
+    with psycopg.connect(own_database.reader("payment").replace("+psycopg", "")) as connection:
+        assert connection.execute("select status from payment_order").fetchall() == [("SUCCESS",)]
+    assert verify(own_database).passed

@@ -163,7 +163,8 @@ class Settings:
     trace_ratio: float = 0.01
     """The part of traces that is recorded when an endpoint is given."""
     drain: float = 20.0
-    """Seconds that calls, charges and payouts in hand get to end when the process is stopped."""
+    """Seconds that calls in flight get to end when the process is stopped. Charges and payouts under way get what is left of them, and at least 5 s
+    (`drain`, if that is shorter): so a process takes up to 7 s longer than this to stop."""
 
 
 class _Bad(Exception):

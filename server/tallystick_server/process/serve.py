@@ -62,6 +62,8 @@ _CALLERS_FIRST = ("payment", "payout", "wallet", "ledger", "event")
 """The order in which services stop: each before those that it calls."""
 _LETTING_GO = 5.0  # seconds within which gRPC closes connections that have ended
 _LOOK_AGAIN = 0.01
+_WORKERS = 5.0
+"""Seconds that work in progress has after the calls, however long these take; the drain's own time, where that is shorter."""
 _FAREWELL = 0.05  # seconds in which the last answers are written
 _HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
@@ -80,14 +82,18 @@ class Running:
     _database_health: DatabaseHealth
 
     async def stop(self, patience: float) -> None:
-        """Drains: health goes NOT_SERVING, no call is taken any more, those in hand end, what is under way comes to rest."""
+        """Drains: health goes NOT_SERVING, no call is taken any more, streams end, then the calls in flight, then the work in progress.
+
+        Streams end within a second, whether they are read or not: they resume from their cursors. Calls have `patience` seconds; work in progress has
+        what they leave of it, and at least a reserve of 5 s, or of `patience` if that is shorter.
+        """
         await self._health.enter_graceful_shutdown()
         await self._database_health.stop()
         await asyncio.sleep(_HEALTH_NOTICE)
         deadline = asyncio.get_running_loop().time() + patience
         self._doors[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
         await self._doors[0].quiet(patience)
-        left = max(deadline - asyncio.get_running_loop().time(), 0.1)
+        left = max(deadline - asyncio.get_running_loop().time(), min(_WORKERS, patience), 0.1)
         await asyncio.gather(*(service.drain(left) for service in self._services))  # while the services that they call still run
         for service in sorted(self._services, key=lambda one: _CALLERS_FIRST.index(one.name)):
             await service.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
@@ -44,6 +44,7 @@ _WRITERS = 2
 """Streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn."""
 _HAND_ON = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
 _HURRIED = 1.0  # seconds in which calls that are ended by a drain refuse
+_STREAMS_END = 1.0  # seconds that a drain gives streams, which resume from their cursors
 
 
 @dataclass(slots=True)
@@ -124,19 +125,14 @@ class Door:
         self._closing.set()
 
     async def quiet(self, patience: float) -> None:
-        """Waits until no call is in flight, so many seconds; those that are left then end with SHUTTING_DOWN."""
-        await self._ended(patience)
+        """Waits until no call is in flight, so many seconds, and a second for streams; those calls that are left then end with SHUTTING_DOWN."""
+        calls = (self._writes, self._reads, self._platform, self._waiting)
+        await asyncio.gather(_ended(calls, patience), _ended((self._team_streams, self._platform_streams), min(_STREAMS_END, patience)))
         self._hurried = True
         for timeout in self._timeouts:
             if not timeout.expired():
                 timeout.reschedule(asyncio.get_running_loop().time())
-        await self._ended(_HURRIED)
-
-    async def _ended(self, patience: float) -> None:
-        deadline = asyncio.get_running_loop().time() + patience
-        places = (self._writes, self._reads, self._platform, self._waiting, self._team_streams, self._platform_streams)
-        while any(place.taken for place in places) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - calls end by many ways
-            await asyncio.sleep(_LOOK_AGAIN)
+        await _ended(calls, _HURRIED)
 
     def bind(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, access: Access) -> None:
         """Adds a service. Raises TypeError for a method without an explicit access rule or without a handler."""
@@ -239,14 +235,14 @@ class Door:
             return request
 
     async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float) -> asyncio.Future[None] | None:
-        """Sends a stream's messages. Returns the write that its reader had not taken when the stream's time was up, or None at the end."""
+        """Sends a stream's messages. Returns the write that its reader had not taken when the stream was to end, or None at the end."""
         while (message := await self._next(messages, expiry)) is not None:
             async with self._writers:
                 write = asyncio.ensure_future(context.write(message.SerializeToString()))
                 write.add_done_callback(_heard)
                 await asyncio.wait((write,), timeout=_HAND_ON)
             if not write.done():
-                await asyncio.wait((write,), timeout=max(expiry - asyncio.get_running_loop().time(), 0))
+                await self._until_closing(write, expiry)
             if not write.done():
                 return write
             if write.exception() is not None:  # nobody is there any more
@@ -254,28 +250,41 @@ class Door:
         return None
 
     async def _let_go(self, write: asyncio.Future[None], slots: Bulkhead, call: Call) -> NoReturn:
-        """A reader that stands still keeps no place here; should it go on, it hears that its time was up."""
+        """A reader that stands still keeps no place here; should it go on, it hears why its stream has ended."""
         slots.release(call.caller.name)
         try:
             await write
         finally:
             slots.take(call.caller.name)
-        raise _expired()
+        raise _shutting_down() if self._closing.is_set() else _expired()
 
-    async def _next(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
-        """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
-        step = asyncio.ensure_future(anext(messages, None))
+    def _check_goes_on(self, expiry: float) -> None:
+        """Raises STREAM_EXPIRED or SHUTTING_DOWN when a stream is to end."""
+        if self._closing.is_set():
+            raise _shutting_down()
+        if asyncio.get_running_loop().time() >= expiry:
+            raise _expired()
+
+    async def _until_closing(self, step: asyncio.Future[Any], expiry: float) -> None:
+        """Waits for a step of a stream: until it is done, the stream's time is up, or the process is being stopped."""
         closing = asyncio.ensure_future(self._closing.wait())
         try:
             left = expiry - asyncio.get_running_loop().time()
             await asyncio.wait((step, closing), timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-            if step.done():
-                return step.result()
-            if closing.done():
-                raise _shutting_down()
-            raise _expired()
         finally:
             closing.cancel()
+
+    async def _next(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
+        """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
+        self._check_goes_on(expiry)  # also where there is always a next message
+        step = asyncio.ensure_future(anext(messages, None))
+        try:
+            await self._until_closing(step, expiry)
+            if not step.done():
+                self._check_goes_on(expiry)
+                raise _expired()
+            return step.result()
+        finally:
             step.cancel()
             if not step.done():  # a generator that still runs cannot be closed
                 await asyncio.wait((step,))
@@ -321,6 +330,13 @@ async def _refuse(context: Context, span: Span, error: Exception, method: str) -
         refused = Refused(Reason.INTERNAL, "A fault of ours; the same id is safe.", metadata={"trace_id": trace_id()})
     failed(span, CODE[refused.reason].name, refused.reason)
     await refuse(context, refused, [("tallystick-trace-id", trace_id())])
+
+
+async def _ended(places: Sequence[Bulkhead], patience: float) -> None:
+    """Waits until nobody has a slot, so many seconds."""
+    deadline = asyncio.get_running_loop().time() + patience
+    while any(place.taken for place in places) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - calls end by many ways
+        await asyncio.sleep(_LOOK_AGAIN)
 
 
 def _heard(write: asyncio.Future[None]) -> None:
