@@ -425,9 +425,14 @@ def is_over(client: Client, kind: str, payout_id: str, number: int) -> bool:
 def watching(admin_url: str, tmp_path: Path, bank: Bank) -> Iterator[Platform]:
     """A platform that asks about payouts at rest, and looks for alerts, all the time; what it did verifies."""
     settings = Settings(
-        retry={**RETRY, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.1, 0.1, 100_000)},
+        retry={
+            **RETRY,
+            ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.1, 0.1, 100_000),
+            ("", Trouble.SETTLING_FAILED): Policy(Strategy.CANCEL),
+        },
         sweep_interval=0.1,
         monitor_interval=0.2,
+        payout_approve_above={"EUR": 10_000},
         payout_waiting_period=0,
         authentication="tokens",
         callers=CALLERS,
@@ -438,6 +443,63 @@ def watching(admin_url: str, tmp_path: Path, bank: Bank) -> Iterator[Platform]:
             yield running
         report = verify(known)
         assert report.passed, report.as_text()
+
+
+def ended_at_once(platform: Platform, letter: recovery_pb2.DeadLetter) -> bool:
+    """Whether the transaction that ended the dead letter ended its alert as well."""
+    query = """
+        select d.state = 'RESOLVED' and d.xmin = a.xmin from payout.dead_letter d join payout.alert a on a.subject = 'deadLetters/' || d.dead_letter_id
+        where d.dead_letter_id = %s and a.end_time is not null"""
+    with psycopg.connect(platform.databases.admin) as connection:
+        return connection.execute(query, (letter.dead_letter_id,)).fetchone() == (True,)
+
+
+def alerted(chief: Client, subject: str) -> recovery_pb2.DeadLetter:
+    """The open dead letter of a subject, once there is an alert about it."""
+    letter = dead_letter(chief, subject)
+    about = ("DEAD_LETTER", f"deadLetters/{letter.dead_letter_id}")
+    assert eventually(lambda: about in {(one.kind, one.subject) for one in chief.payout.ListAlerts(pb.ListAlertsRequest()).alerts})
+    return letter
+
+
+def test_a_disabled_destination_ends_its_dead_letter(watching: Platform, bank: Bank) -> None:
+    """Disabling a destination whose verification is a dead letter ends the dead letter and its alert in the same transaction, each with its event."""
+    with watching.client(TOKENS["chief"]) as chief, watching.client(TOKENS["shop"]) as shop:
+        seller, to = sell(shop, "10.00"), unique("d")
+        bank.verifications[to].append(Unknown("malformed", Trouble.REJECTED))
+        new = pb.CreatePayoutDestinationRequest(payout_destination_id=to, seller_account=seller, currency="EUR", bank_account_token=to)
+        shop.payout.CreatePayoutDestination(new)
+        letter = alerted(chief, f"payoutDestinations/{to}")
+        shop.payout.DisablePayoutDestination(pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="a typing error"))
+        assert ended_at_once(watching, letter)
+        retry = pb.RetryDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="again")
+        assert refusal(chief.payout.RetryDeadLetter, retry) == "STATE_FORBIDS"
+        told = eventually(
+            lambda: [event for event in chief.events(aggregate_id=f"deadLetters/{letter.dead_letter_id}") if event.aggregate_version == 2]
+        )
+        assert [event.dead_letter.state for event in told] == [recovery_pb2.DEAD_LETTER_STATE_RESOLVED]
+
+
+@pytest.mark.parametrize("by", ["its caller", "its destination"])
+def test_a_cancelled_payout_ends_its_dead_letter(watching: Platform, by: str) -> None:
+    """A payout that is a dead letter before it was sent, and is cancelled by its caller or with its destination, is no dead letter any more."""
+    with watching.client(TOKENS["chief"]) as chief, watching.client(TOKENS["shop"]) as shop:
+        seller = sell(shop, "200.00")
+        to = destination(shop, seller)
+        payout = pay_out(shop, seller, "150.00")
+        with psycopg.connect(watching.databases.admin, autocommit=True) as admin:
+            admin.execute("create trigger no_attempt before insert on payout.attempt for each row execute function payout.refuse_change()")
+            approve(chief, payout.payout_id)
+            letter = alerted(chief, f"payouts/{payout.payout_id}")
+            admin.execute("drop trigger no_attempt on payout.attempt")
+        assert state(story(shop, payout.payout_id).payout) == "READY"
+        if by == "its caller":
+            cancel(shop, payout.payout_id)
+        else:
+            shop.payout.DisablePayoutDestination(pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="sold the bank"))
+        assert ended_at_once(watching, letter)
+        comes_to(shop, payout.payout_id, "CANCELLED")
+        assert eventually(lambda: wallet(chief, seller) == ("200.00", "0.00", "0.00"))
 
 
 def test_a_conflicting_report_is_acknowledged(watching: Platform, bank: Bank) -> None:

@@ -99,6 +99,13 @@ _END = text(f"""
     {told("ended", "'alerts/' || alert_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
 """)
+_END_OF = text(f"""
+    with over as materialized (
+        select alert_id from alert where kind = :kind and subject = any (cast(:subjects as text[])) and end_time is null order by alert_id for update),
+    ended as (update alert a set end_time = greatest(a.create_time, clock()) from over o where a.alert_id = o.alert_id returning a.*),
+    {told("ended", "'alerts/' || alert_id", "2")}
+    select {_COLUMNS}, sequence as told from ended, told
+""")
 _LIST = f"""
     select {_COLUMNS} from alert where {{which}} and (create_time, alert_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
     order by create_time desc, alert_id desc limit :most
@@ -149,6 +156,11 @@ def end(connection: Connection, found: Sequence[Found], too_many: Sequence[str],
     Where there are `too_many`, nobody knows which are still found, and none ends.
     """
     return connection.execute(_END, {"found": rows(found), "too_many": list(too_many), "most": most}).all()
+
+
+def end_of(connection: Connection, kind: str, subjects: Sequence[str]) -> Sequence[Row[Any]]:
+    """Ends the open alerts of a kind about subjects; those, each with the outbox row in which all are to be told."""
+    return connection.execute(_END_OF, {"kind": kind, "subjects": list(subjects)}).all()
 
 
 def list_(connection: Connection, before: tuple[datetime, str] | None, most: int, *, ended: bool) -> Sequence[Row[Any]]:

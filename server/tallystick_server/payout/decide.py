@@ -15,7 +15,7 @@ from tallystick_core.refusal import Reason, Refused, id_taken, key_reused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.standing import Turn
-from tallystick_server.runtime.dead_letters import tell_changed
+from tallystick_server.runtime.dead_letters import resolve, tell_changed
 from tallystick_storage import dead_letter, due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
@@ -60,6 +60,7 @@ class Decide:
                 require_second_person(decision.actor, row.caller)
             tokens = due.take_over(connection, [payout_demand(payout_id)], self._lease)
             (item,) = stored_payouts(store.to_do(connection, [payout_id]), tokens, self._environment, deadline)
+            resolve(connection, {item.subject: (decision.actor, item.traceparent)})
             turn = Turn(item.standing.after(happening), decision.cause, decision.actor, decision.reason)
             return move_payouts(connection, [Move(item, (turn,))])[payout_id]
 

@@ -17,7 +17,7 @@ from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import stored_payouts
 from tallystick_server.payout.standing import Turn
 from tallystick_server.payout.submit import Port
-from tallystick_server.runtime.dead_letters import go_on
+from tallystick_server.runtime.dead_letters import go_on, resolve
 from tallystick_server.runtime.demand import Answered, InHand, stored_tries
 from tallystick_server.runtime.relay import telling
 from tallystick_server.runtime.stage import by_halves
@@ -134,13 +134,20 @@ def move_destinations(connection: Connection, moves: Sequence[store.DestinationM
 
 
 def end_destinations(connection: Connection, ids: Sequence[str], happening: DestinationHappening, *, actor: str = "", reason: str = "") -> None:
-    """Ends destinations, and cancels the payouts whose money is held for them; those are settled by a sweep. Raises STATE_FORBIDS."""
+    """Ends destinations, the dead letters of their verifications, and the payouts whose money is held for them; those are settled by a sweep.
+
+    Raises STATE_FORBIDS.
+    """
     moves = []
-    for id_, row in store.lock(connection, sorted(ids)).items():
+    locked = store.lock(connection, sorted(ids))
+    for id_, row in locked.items():
         before = DestinationState(row.state)
         after = move_destination(before, happening)
         if after is not before:
             moves.append(store.DestinationMove(id_, after, disabled_by=actor, disable_reason=reason))
+    # before what is due, which RetryDeadLetter locks after the dead letter as well
+    ended = {move.payout_destination_id: locked[move.payout_destination_id] for move in moves}
+    resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended.items()})
     move_destinations(connection, moves)
     for move in moves:
         _cancel_unsent(connection, move.payout_destination_id)
@@ -151,4 +158,5 @@ def _cancel_unsent(connection: Connection, destination_id: str) -> None:
     if tokens:
         items = stored_payouts(payouts.to_do(connection, demanded(tokens)[0]), tokens, "")
         ended = [item for item in items if item.state in UNSENT]  # but what was decided since they were found
+        resolve(connection, {item.subject: (item.caller, item.traceparent) for item in ended})
         move_payouts(connection, [Move(item, (Turn(item.standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED),)) for item in ended])

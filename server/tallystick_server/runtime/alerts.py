@@ -61,6 +61,11 @@ def apply(connection: Connection, findings: Sequence[store.Finding]) -> Sequence
     return new
 
 
+def end_of(connection: Connection, kind: str, subjects: Sequence[str]) -> None:
+    """Ends the alerts of a kind about subjects that have just ended, in the same transaction; the monitor would find that only later."""
+    _tell(connection, store.end_of(connection, kind, subjects))
+
+
 def announce(alerts: Sequence[Row[Any]]) -> None:
     """Says in log and metric what was raised."""
     for row in alerts:

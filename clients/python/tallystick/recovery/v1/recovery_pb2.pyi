@@ -33,7 +33,7 @@ class _DeadLetterStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadL
     DEAD_LETTER_STATE_CLOSED: _DeadLetterState.ValueType  # 3
     """An operator closed it: its subject has FAILED."""
     DEAD_LETTER_STATE_RESOLVED: _DeadLetterState.ValueType  # 4
-    """The outcome came after all, and was applied."""
+    """The outcome came after all, and was applied; or its subject has ended otherwise: the destination was disabled, the payout was cancelled."""
 
 class DeadLetterState(_DeadLetterState, metaclass=_DeadLetterStateEnumTypeWrapper):
     """Where a dead letter is."""
@@ -47,7 +47,7 @@ DEAD_LETTER_STATE_RETRIED: DeadLetterState.ValueType  # 2
 DEAD_LETTER_STATE_CLOSED: DeadLetterState.ValueType  # 3
 """An operator closed it: its subject has FAILED."""
 DEAD_LETTER_STATE_RESOLVED: DeadLetterState.ValueType  # 4
-"""The outcome came after all, and was applied."""
+"""The outcome came after all, and was applied; or its subject has ended otherwise: the destination was disabled, the payout was cancelled."""
 Global___DeadLetterState: _TypeAlias = DeadLetterState  # noqa: Y015
 
 @_typing.final
