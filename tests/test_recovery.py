@@ -467,6 +467,57 @@ def test_a_cancellation_or_expiry_ends_a_charge_that_is_a_dead_letter(own_databa
     assert verify(own_database).passed
 
 
+def rejected_at_once() -> Settings:
+    """As `soon_final`, where a charge that is rejected or misdirected is not tried again."""
+    return replace(
+        soon_final(), retry={**soon_final().retry, **{("", one): Policy(Strategy.CANCEL) for one in (Trouble.REJECTED, Trouble.MISDIRECTED)}}
+    )
+
+
+async def _after(moment: Timestamp, answer: Outcome) -> Outcome:
+    """An answer that comes when a time has passed."""
+    await asyncio.sleep(max(moment.ToNanoseconds() - time.time_ns(), 0) / 1e9 + 0.2)
+    return answer
+
+
+def test_a_charge_that_expires_while_its_answer_makes_a_dead_letter_of_it_is_ended(own_database: Databases) -> None:
+    """A payment that expires while its provider rejects the charge needs no operator: the dead letter is retried by the platform, and the charge is
+    FAILED(EXPIRED) once its provider proves not to know it."""
+    expire_time = in_seconds(2)
+    provider = Scripted(lambda demand: NotFound())
+
+    provider.send = lambda demand: _after(expire_time, Unknown("no such call", Trouble.REJECTED))  # type: ignore[method-assign]
+    with serving(own_database, rejected_at_once(), ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE, expire_time=expire_time)
+        assert failure(ended(client, payment)) == "EXPIRED"
+        for letter in client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()).dead_letters:
+            assert (letter.cause, letter.state, letter.operator) == ("REJECTED", recovery_pb2.DEAD_LETTER_STATE_RETRIED, "platform")
+    assert verify(own_database).passed
+
+
+def test_an_expired_charge_that_cannot_be_ended_stays_a_dead_letter(own_database: Databases) -> None:
+    """A charge that expires while its provider answers with another's money is ended once; where that fails too, its dead letter waits for an operator."""
+    expire_time = in_seconds(2)
+    asked: list[str] = []
+
+    def says(demand: ChargeDemand) -> Found:
+        asked.append(demand.charge_id)
+        return Unknown("what?", Trouble.MISDIRECTED)
+
+    provider = Scripted(says)
+    provider.send = lambda demand: _after(expire_time, Unknown("what?", Trouble.MISDIRECTED))  # type: ignore[method-assign]
+    with serving(own_database, rejected_at_once(), ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE, expire_time=expire_time)
+        charge = payment.payment_orders[0].charge_id
+        assert eventually(lambda: asked and (due(own_database, charge) or (0, "", False, False, True))[4] is False)
+        with psycopg.connect(own_database.admin) as connection:
+            row = connection.execute("select recheck_time from payment.due where demand_id = %s", (charge,)).fetchone()
+            assert row == (None,)
+        letter = set_aside(client, payment)
+        assert letter.detail.startswith("EXPIRED, and not ended")
+        assert len(asked) == 1
+
+
 def test_what_is_misdirected_is_closed_on_evidence_of_its_own(own_database: Databases) -> None:
     """A charge whose provider answers about another one is skipped by a call that closes many, and closed by one that is about it alone."""
     provider = Scripted(lambda demand: Unknown("what?", Trouble.MISDIRECTED))

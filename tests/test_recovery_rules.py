@@ -294,6 +294,18 @@ def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
     assert decided.delay == max(wait, asked)
 
 
+@pytest.mark.parametrize("trouble", [Trouble.UNRESOLVED, Trouble.WAITING, Trouble.NO_ANSWER, Trouble.HELD_BACK])
+@pytest.mark.parametrize(("now", "wait"), [(0.0, 5.0), (5.5, 0.0)])
+def test_a_charge_is_taken_up_when_its_time_is_up(trouble: Trouble, now: float, wait: float) -> None:
+    """No wait goes past the time of a payment; where that passed while the provider answered, the charge is due at once."""
+    postpone = postponing(Policies({("p", one): Policy(Strategy.FIXED, 600, 600, 9) for one in Trouble}))
+    charge = charge_in_hand(look_by=5.0, maybe_sent=True)
+    retry_after = 600.0 if trouble is Trouble.HELD_BACK else 0.0
+    decided = postpone._decide(Troubled(charge, trouble, "", Step.LOOK_UP, retry_after), now)
+    assert isinstance(decided, Again)
+    assert decided.delay == wait
+
+
 @pytest.mark.parametrize("subject", ["charges-o-", "payouts-", "payoutDestinations-"])
 def test_each_dead_letter_can_be_named(subject: str) -> None:
     """An operator can name the dead letter of whatever has the longest id that a caller may give, also the hundredth of it."""

@@ -206,8 +206,8 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
                 age=float(first.age),
                 expires_at=inf if first.expires_in is None else now + float(first.expires_in),
                 cancelled=first.cancel_reason != "",
-                overdue=bool(first.overdue) and first.pending_reason == PendingReason.BUYER_ACTION,
-                look_by=now + _look_within(first),
+                overdue=_is_overdue(first),
+                look_by=now + _time_left(first),
                 answer=stored_answer(_told(first)),
                 maybe_sent=first.maybe_sent,
                 looking=first.looking,
@@ -219,10 +219,16 @@ def stored_charges(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float,
     return charges
 
 
-def _look_within(row: Row[Any]) -> float:
-    """Seconds until its time is up: the payment's while it is not known to have been charged, then the buyer's."""
-    until = row.resolves_in if row.pending_reason == PendingReason.BUYER_ACTION else row.expires_in if row.status == Status.EXECUTING else None
-    return inf if until is None else float(until)
+def _is_overdue(row: Row[Any]) -> bool:
+    """Whether the buyer has not acted in time."""
+    return row.pending_reason == PendingReason.BUYER_ACTION and row.resolves_in is not None and row.resolves_in <= 0
+
+
+def _time_left(row: Row[Any]) -> float:
+    """Seconds until its time is up: the payment's while it is not known to have been charged, then the buyer's; inf if none is to come."""
+    unsure = row.status in (Status.NOT_STARTED, Status.EXECUTING)
+    until = row.resolves_in if row.pending_reason == PendingReason.BUYER_ACTION else row.expires_in if unsure else None
+    return inf if until is None or until <= 0 else float(until)
 
 
 def stored_answer(answer: due.Answer) -> Outcome | None:

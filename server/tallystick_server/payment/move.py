@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from sqlalchemy import Connection
 
@@ -38,7 +39,8 @@ class Moved:
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
             return charge
-        return replace(charge, orders=orders, tries={}, look_by=asyncio.get_running_loop().time() + orders[0].waits_for_buyer())
+        left = inf if charge.overdue else orders[0].waits_for_buyer()
+        return replace(charge, orders=orders, tries={}, look_by=asyncio.get_running_loop().time() + left)
 
 
 def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:

@@ -32,7 +32,7 @@ class InHand(ABC):
     expires_at: float = inf
     """The loop's time after which it must not be sent for the first time."""
     look_by: float = inf
-    """The loop's time at which it is taken up again at the latest, if that is to come."""
+    """The loop's time at which its time is up, and it is taken up again at the latest; inf: it has none, or that had passed when it was taken up."""
     answer: Answer | None = None
     """The attempt's outcome, if that is on disk and final."""
     maybe_sent: bool = False

@@ -289,7 +289,8 @@ class Flow(ABC, Generic[H, G]):
         if ending is not None and final is not None and item.since_sent is not None:
             if final.proves(item.not_found + 1, item.since_sent):
                 return Troubled(item, Trouble.NOT_FOUND, f"{outcome.detail}: {ending}", step, give_up=ending)
-            item = replace(item, look_by=min(item.look_by, now + final.seconds - item.since_sent))
+            if item.since_sent < final.seconds:
+                item = replace(item, look_by=min(item.look_by, now + final.seconds - item.since_sent))
         key_honoured = item.key_honoured(self.execute.key_window(item.provider), self.lease)
         trouble = trouble_of(item, Trouble.NOT_FOUND, step, key_honoured=key_honoured)
         return Troubled(item, trouble, outcome.detail, step, not_found=True)

@@ -157,14 +157,14 @@ class Postpone(Generic[H, G]):
 
 
 def _in_time(delay: float, left: float) -> float:
-    """A wait that does not go past the time that is left, if that is still to come."""
-    return min(delay, left) if left > 0 else delay
+    """A wait that does not go past the time that is left; none, if that has passed since the demand was taken up."""
+    return min(delay, max(left, 0.0))
 
 
 def _aside(one: Troubled[H], now: float) -> due.Again:
-    """A demand that nobody takes up again, before its time is up if it has one that is still to come."""
+    """A demand that nobody takes up again before its time is up. Where that has passed since it was taken up, it is ended at once."""
     left = one.item.look_by - now
-    return replace(_again(one, None, looking=one.item.looking), recheck_after=left if 0 < left < inf else None)
+    return replace(_again(one, None, looking=one.item.looking), recheck_after=max(left, 0.0) if left < inf else None)
 
 
 def _why(one: Troubled[H], now: float) -> str:

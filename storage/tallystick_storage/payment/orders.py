@@ -294,7 +294,7 @@ _CHARGE = """
     select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
         a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
         extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
-        o.resolve_by_time < (select clock()) as overdue, extract(epoch from o.resolve_by_time - clock()) as resolves_in,
+        extract(epoch from o.resolve_by_time - clock()) as resolves_in,
         coalesce(d.maybe_sent, false) as maybe_sent, extract(epoch from clock() - d.sent_time) as since_sent,
         coalesce(d.not_found, 0) as not_found, coalesce(d.looking, false) as looking, d.tries
     from unnest(cast(:charges as text[])) as g (charge_id)
