@@ -176,6 +176,7 @@ def nested(item: bytes) -> bytes:
     ("method", "body", "field"),
     [
         ("ledger.v1.LedgerService/BatchPost", EMPTY * 1001, "postings"),
+        ("ledger.v1.LedgerService/BatchPost", b"\x8a\x00\x00" * 1001, "postings"),  # a tag in more bytes than it needs
         ("ledger.v1.LedgerService/BatchPost", EMPTY * 2_000_000, "postings"),
         ("ledger.v1.LedgerService/BatchPost", nested(b"\x22\x00" * 1001), "postings[0].entries"),
         ("ledger.v1.LedgerService/BatchPost", nested(b"\x22\x00" * 900) * 900, ""),

@@ -33,6 +33,7 @@ _ISSUERS = (
     ("9792", "9792", (16,)),  # Troy
 )
 _LENGTHS = frozenset(length for _, _, lengths in _ISSUERS for length in lengths)
+_SHORTEST = min(_LENGTHS)
 
 # How people group the digits of a card number, by the lengths of the groups.
 _GROUPINGS = frozenset(
@@ -42,6 +43,7 @@ _GROUPINGS = frozenset(
 )
 _MAX_GROUPS = 19
 
+_LETTER = re.compile(r"[A-Za-z]", re.ASCII)
 _SEPARATORS = re.compile(r"[^0-9A-Za-z]", re.ASCII)
 _RUN = re.compile(r"(?<![0-9A-Za-z+])[0-9](?:[^0-9A-Za-z+]*[0-9]){13,}(?![0-9A-Za-z])", re.ASCII)
 _GROUP = re.compile(r"[0-9]+", re.ASCII)
@@ -50,13 +52,15 @@ _IBAN = re.compile(r"\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]
 
 def is_card_number(text: str) -> bool:
     """Whether an identifier or token, without its separators, is a card number."""
+    if len(text) < _SHORTEST or _LETTER.search(text):  # nearly every id ends here
+        return False
     digits = _SEPARATORS.sub("", text)
     return digits.isdigit() and _is_issued(digits)
 
 
 def contains_card_number(text: str) -> bool:
     """Whether a text contains a card number: also spaced, dashed, split by other signs, or in digits of another script."""
-    if len(text) < min(_LENGTHS):
+    if len(text) < _SHORTEST:
         return False
     plain = _IBAN.sub(_without_iban, text if text.isascii() else _ascii_digits(text))
     return any(_is_in(_GROUP.findall(run)) for run in _RUN.findall(plain))

@@ -36,6 +36,8 @@ class _Shape:
     packed: dict[int, int]
     """The bytes of an item of each that may be packed; 0: it is a varint."""
     inside: dict[int, tuple[str, _Shape]]
+    no_items: bytes
+    """The bytes that begin no item, however deep."""
 
 
 @cache
@@ -45,7 +47,16 @@ def _shape(descriptor: Descriptor) -> _Shape | None:
     packed = {field.number: _WIDTHS.get(field.type, 0) for field in descriptor.fields if field.is_repeated and field.type not in _UNPACKED}
     nested = {field.number: (field.name, _shape(field.message_type)) for field in descriptor.fields if field.type == _MESSAGE}
     inside = {number: (name, shape) for number, (name, shape) in nested.items() if shape is not None}
-    return _Shape(descriptor.full_name, repeated, packed, inside) if repeated or inside else None
+    if not repeated and not inside:
+        return None
+    begins = set(range(0x100)) if packed else {_first_byte(field) | more for field in descriptor.fields if field.is_repeated for more in (0, 0x80)}
+    no_items = (set(range(0x100)) - begins).intersection(*(shape.no_items for _, shape in inside.values()))
+    return _Shape(descriptor.full_name, repeated, packed, inside, bytes(sorted(no_items)))
+
+
+def _first_byte(field: FieldDescriptor) -> int:
+    """The seven bits that a field's tag begins with. The eighth says that the tag goes on, which a sender may set for a tag of one byte too."""
+    return (field.number << 3 | (_BYTES if field.type in _UNPACKED else _VARINT)) & 0x7F
 
 
 def holds_items(descriptor: Descriptor) -> bool:
@@ -56,9 +67,11 @@ def holds_items(descriptor: Descriptor) -> bool:
 class _Count:
     """What has been seen of one message, at all its depths."""
 
-    __slots__ = ("fields", "items")
+    __slots__ = ("fields", "items", "small")
 
-    def __init__(self) -> None:
+    def __init__(self, small: int) -> None:
+        self.small = small
+        """The bytes of a message inside that is not looked into."""
         self.fields = 0
         self.items = 0
 
@@ -68,8 +81,12 @@ def check_items(raw: bytes, descriptor: Descriptor) -> None:
     shape = _shape(descriptor)
     if shape is None:
         return
+    possible = len(raw.translate(None, shape.no_items))
+    few = possible <= _MOST_NESTED and len(raw) <= _MOST_FIELDS
+    if few and possible <= MOST_ITEMS:
+        return
     try:
-        _check(raw, 0, len(raw), shape, _Count())
+        _check(raw, 0, len(raw), shape, _Count(MOST_ITEMS if few else 0))  # so many bytes have no room for more items
     except IndexError:
         raise Refused(Reason.MESSAGE_MALFORMED, f"The bytes are no {descriptor.full_name}.") from None
 
@@ -99,7 +116,7 @@ def _check(raw: bytes, at: int, end: int, shape: _Shape, count: _Count) -> None:
                 raise Refused(Reason.TOO_MANY_ITEMS, f"{name} must have at most {MOST_ITEMS} items.", field=name)
         if count.items > _MOST_NESTED or count.fields > _MOST_FIELDS:
             raise Refused(Reason.TOO_MANY_ITEMS, "The message has more items and fields than one call may have; send several.")
-        if kind == _BYTES and number in inside:
+        if kind == _BYTES and length > count.small and number in inside:
             name, within = inside[number]
             try:
                 _check(raw, at, following, within, count)
