@@ -86,6 +86,22 @@ def test_failed_probes_are_farther_and_farther_apart() -> None:
     assert rests == [20, 40, 40, 40]
 
 
+def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
+    """After its rest an open breaker lacks a probe, or after as long again while others wait, until one is under way; a failed probe rests again."""
+    breaker = Breaker("x", SETTINGS)
+    assert not breaker.lacks_probe(10, others_wait=False)
+    breaker = opened()
+    assert [breaker.lacks_probe(now, others_wait=False) for now in (9, 10)] == [False, True]
+    assert [breaker.lacks_probe(now, others_wait=True) for now in (10, 19, 20)] == [False, False, True]
+    assert breaker.held_back(20, "new") is None
+    assert not breaker.lacks_probe(1000, others_wait=False)
+    breaker.failed(20, "new")
+    assert [breaker.lacks_probe(now, others_wait=False) for now in (39, 40)] == [False, True]
+    assert [breaker.lacks_probe(now, others_wait=True) for now in (59, 60)] == [False, True]
+    breaker.succeeded()
+    assert not breaker.lacks_probe(1000, others_wait=False)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 30)), max_size=60))
 def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
     """Whatever happened, a call is let through after the longest rest, unless a probe is under way; and a success lets all through."""

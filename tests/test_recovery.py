@@ -1412,6 +1412,36 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
     assert verify(own_database).passed
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_new_payment_finds_out_that_a_provider_answers_again(own_database: Databases, depth: int) -> None:
+    """While a provider is left alone, as much waits as may, and none of that is sent for an hour: after the rest one new payment is accepted, whatever the
+    number of its charges, and once it is paid all others are."""
+    retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 3600.0, 3600.0, 5)}
+    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=1, breaker_rest=0.1, breaker_longest_rest=0.1, waiting_depth=depth)
+    with (
+        serving(own_database, settings) as running,
+        running.client() as client,
+        Client(running.address, settings=ClientSettings(attempts=1)) as hasty,
+    ):
+        sandbox = flow_of(running)._providers["sandbox"]._sandbox
+        sandbox.down = True
+        first = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert eventually(lambda: (due(own_database, first.payment_orders[0].charge_id) or ("", ""))[1] == "NOT_SENT")
+        sandbox.down = False
+
+        def paid() -> payment_pb2.Payment | None:
+            try:
+                return pay(hasty, "5.00", "6.00", checkout="two-charges")
+            except UnavailableError:
+                return None
+
+        probe = eventually(paid, 10)
+        assert probe is not None
+        assert client.wait_for_payment(probe.checkout_id, 30).is_payment_done
+        assert pay(hasty, "5.00").is_payment_done
+        assert client.get_payment(first.checkout_id).payment_state == payment_pb2.PAYMENT_STATE_OPEN
+
+
 class Named(InProcess):
     """A sandbox under another name, as another provider."""
 

@@ -62,6 +62,14 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """How many more charges may wait while their provider fails. `probe`: one payment is taken besides, to find out whether it answers again."""
+
+    charges: int
+    probe: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Judged:
     """An arrival with its orders as risk judged them, the message of each, and the charges for those that passed."""
 
@@ -83,7 +91,7 @@ class Accept:
         environment: str,
         lease: float,
         hand_on: Callable[[Charge], None],
-        room: Callable[[Connection], int | None],
+        room: Callable[[Connection, float], Room | None],
     ) -> None:
         self._database = database
         self._risk = risk
@@ -103,8 +111,8 @@ class Accept:
         )
 
     async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
-        deadline = asyncio.get_running_loop().time() + self._lease
-
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._lease
         times: dict[str, datetime] = {}
 
         def accept(connection: Connection) -> tuple[dict[str, Accepted | Exception], list[_Judged]]:
@@ -112,7 +120,7 @@ class Accept:
             known |= {one.event.checkout_id: one.refused for one in arrivals if one.refused is not None and one.event.checkout_id not in known}
             fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
             judged = self._judge(connection, fresh, deadline)
-            full = _beyond(judged, self._room(connection))
+            full = _beyond(judged, self._room(connection, now))
             known |= {one.arrival.event.checkout_id: _unavailable() for one in full}
             judged = judged[: len(judged) - len(full)]
             inserted = self._insert(connection, judged) if judged else {}
@@ -212,13 +220,17 @@ class Accept:
         )
 
 
-def _beyond(judged: Sequence[_Judged], room: int | None) -> Sequence[_Judged]:
+def _beyond(judged: Sequence[_Judged], room: Room | None) -> Sequence[_Judged]:
     """Those whose charges find no room any more."""
     if room is None:
         return ()
+    left, probe = room.charges, room.probe
     for place, one in enumerate(judged):
-        room -= len(one.charges)
-        if room < 0:
+        if probe and one.charges:
+            probe = False
+            continue
+        left -= len(one.charges)
+        if left < 0:
             return judged[place:]
     return ()
 

@@ -11,7 +11,7 @@ from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, mo
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
 from tallystick_core.refusal import Refused, seller_taken
 from tallystick_core.risk import RiskCheck
-from tallystick_server.payment.accept import Accept, Accepted, Arrival
+from tallystick_server.payment.accept import Accept, Accepted, Arrival, Room
 from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
 from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
@@ -112,11 +112,16 @@ class PayIn(Flow[Charge, Moved]):
         place = min((order.place for order in event.orders if order.seller_account in others), default=None)
         return None if place is None else seller_taken(f"payment_orders[{place}].seller_account")
 
-    def _room(self, connection: Connection) -> int | None:
-        """How many more charges may wait, while the provider of new ones fails; None: any number."""
+    def _room(self, connection: Connection, now: float) -> Room | None:
+        """What may be accepted at this time of the loop, while the provider of new charges fails; None: anything.
+
+        Of those that wait perhaps none is to be sent soon, or at all: then a new one has to find out whether the provider answers again.
+        """
         if not self.execute.is_held_back(self._provider):
             return None
-        return self._waiting_depth - due.backlog(connection, self._provider, "", self._waiting_depth)
+        waiting = due.backlog(connection, self._provider, "", max(self._waiting_depth, 1))
+        probe = self.execute.lacks_probe(self._provider, now, others_wait=waiting > 0)
+        return Room(max(self._waiting_depth - waiting, 0), probe)
 
     async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
         """Cancels a payment that is open, whose charges are taken up at once, dead letters as well; what stands, as `store.cancel` has it."""

@@ -113,7 +113,8 @@ class Settings:
     breaker_longest_rest: float = 60.0
     """Seconds for which it is left alone at most."""
     waiting_depth: int = 100_000
-    """How many charges may wait for a provider that fails, before new payments are refused with PROVIDER_UNAVAILABLE."""
+    """How many charges may wait for a provider that fails, before new payments are refused with PROVIDER_UNAVAILABLE.
+    If none of them is sent as the probe of an open breaker, one new payment is accepted all the same."""
     provider_calls: int = 2000
     """The most calls to one provider at a time."""
     in_flight: int = 8000

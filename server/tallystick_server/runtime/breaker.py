@@ -48,6 +48,10 @@ class Breaker:
     def is_open(self) -> bool:
         return self._open
 
+    def lacks_probe(self, now: float, *, others_wait: bool) -> bool:
+        """Whether its rest is over, and no call has come to be the probe; while others wait, which may be it: for as long again."""
+        return self._open and not self._probing and now >= self._opens_until + (self._rest if others_wait else 0)
+
     def succeeded(self) -> None:
         """Reports that the counterpart answers."""
         if self._open:

@@ -62,6 +62,11 @@ class Execute:
         """Whether sends to a provider fail too often for more to be made now."""
         return not self.knows(provider) or self._sends[provider].is_open()
 
+    def lacks_probe(self, provider: str, now: float, *, others_wait: bool) -> bool:
+        """Whether sends to a provider fail too often, and one more is to find out whether it answers again."""
+        free = self.knows(provider) and not self._room[provider].locked()
+        return free and self._sends[provider].lacks_probe(now, others_wait=others_wait)
+
     def knows(self, provider: str) -> bool:
         """Whether a provider is configured."""
         return provider in self._providers
