@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.failure import Failure
-from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
+from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, migrate, roles
 from tallystick_server.process.serve import start
 from tallystick_server.process.verify import verify
 
@@ -581,9 +582,12 @@ BAD_SETTINGS = [
     ({"TALLYSTICK_FEE_RATE": "1.5"}, "TALLYSTICK_FEE_RATE must be a decimal"),
     ({"TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=1.005"}, "TALLYSTICK_RISK_AMOUNT_LIMITS must give an amount"),
     ({"TALLYSTICK_MOST_CALLS": "0"}, "TALLYSTICK_MOST_CALLS must be a whole number"),
-    ({"TALLYSTICK_CONNECTIONS": "nobody=3"}, "TALLYSTICK_CONNECTIONS has the key 'nobody'"),
+    ({"TALLYSTICK_CONNECTIONS": "nobody=3"}, "TALLYSTICK_CONNECTIONS has a key that is none of payment"),
     ({"TALLYSTICK_ENVIRONMENT": "Prod!"}, "TALLYSTICK_ENVIRONMENT must be"),
     ({"TALLYSTICK_OTLP_ENDPOINT": "localhost"}, "TALLYSTICK_OTLP_ENDPOINT must be a URL"),
+    ({"TALLYSTICK_OTLP_ENDPOINT": "http://host:port"}, "TALLYSTICK_OTLP_ENDPOINT must be a URL"),
+    ({"TALLYSTICK_SANDBOX_URL": "http://"}, "TALLYSTICK_SANDBOX_URL must be a URL"),
+    ({"TALLYSTICK_SANDBOX_URL": "http://host?key=x"}, "TALLYSTICK_SANDBOX_URL must be a URL"),
 ]
 
 
@@ -607,7 +611,7 @@ def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
     assert settings.risk_amount_limits == {"EUR": 10_000}
     assert settings.callers["0123456789abcdef"].name == "shop"
     path.write_text('[[callers]]\nname = "shop"\nroles = ["team"]\ntokens = "0123456789abcdef"\n')
-    with pytest.raises(Failure, match="must give shop a list of tokens"):
+    with pytest.raises(Failure, match="must give caller number 1 a list of tokens"):
         load({}, str(path))
     path.write_text("leese = 1")
     with pytest.raises(Failure, match="there is no setting 'leese'"):
@@ -640,11 +644,92 @@ def test_settings_do_not_show_secrets() -> None:
     urls, of_readers = {"payment": url.replace("one", "two")}, {"ledger": url.replace("one", "three")}
     callers = {"secret-four-of-shop": Caller("shop", frozenset({Role.TEAM}))}
     settings = Settings(
-        database_url=url, service_database_url=urls, reader_database_url=of_readers, callers=callers, service_token="secret-five", environment="shown"
-    )
+        database_url=url, service_database_url=urls, reader_database_url=of_readers, callers=callers, service_token="secret-five", environment="shown",
+        sandbox_url="http://us:secret-six@host", otlp_endpoint="http://host/secret-seven",
+    )  # fmt: skip
     assert "secret" not in repr(settings)
     assert "environment='shown'" in repr(settings)
     assert "secret" not in repr(Databases(url, Passwords(Path("passwords.json")), urls, of_readers))
+
+
+SECRETS_IN_WRONG_PLACES = [
+    {"TALLYSTICK_SERVICE_DATABASE_URL": "postgresql://us:secret@host/db?sslmode=require"},
+    {"TALLYSTICK_SERVICE_DATABASE_URL": "payment=postgresql://us:one,secret=two@host/db"},
+    {"TALLYSTICK_READER_DATABASE_URL": "postgresql://us:secret@host/db"},
+    {"TALLYSTICK_SANDBOX_URL": "us:secret@host"},
+    {"TALLYSTICK_SANDBOX_URL": "http://us:sec@secret@host"},
+    {"TALLYSTICK_OTLP_ENDPOINT": "http://us:secret@host:many"},
+    {"TALLYSTICK_OTLP_ENDPOINT": "http://host/?token=secret"},
+    {"TALLYSTICK_CALLERS": "0123456789-secret:team:shop"},
+    {"TALLYSTICK_CALLERS": "shop:0123456789-secret:team"},
+    {"TALLYSTICK_CALLERS": "secret"},
+    {"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef", "TALLYSTICK_SERVICE_TOKEN": "secret"},
+]
+
+
+@pytest.mark.parametrize("environment", SECRETS_IN_WRONG_PLACES, ids=",".join)
+def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
+    """What is wrong with a setting that may hold a password or a token is said without its value, also where one stands in the place of a name."""
+    with pytest.raises(Failure) as failure:
+        load(environment)
+    assert "secret" not in str(failure.value)
+
+
+def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error() -> None:
+    """A database URL of which a part of the password would be taken for the host is refused, and not shown."""
+    with pytest.raises(Failure, match="%40") as failure:
+        driver_url("postgresql://us:pass@secret@host/tallystick")
+    assert "secret" not in str(failure.value)
+
+
+PAYOUTS_TOKEN, WALLETS_TOKEN = "0123456789-of-payouts", "0123456789-of-wallets"
+EACH_A_TOKEN = Settings(
+    authentication="tokens",
+    callers={
+        PAYOUTS_TOKEN: Caller("payouts", frozenset({Role.SERVICE})),
+        WALLETS_TOKEN: Caller("wallets", frozenset({Role.SERVICE})),
+        "0123456789-of-shop": Caller("shop", frozenset({Role.TEAM})),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "token", "payout_service", "said"),
+    [
+        (("wallet",), WALLETS_TOKEN, "", "must say which caller PayoutService is, among those with the role service: payouts, wallets"),
+        (("wallet", "ledger", "payment", "event"), PAYOUTS_TOKEN, "", "must say which caller PayoutService is"),
+        (("payout",), PAYOUTS_TOKEN, "wallets", "must be payouts, the caller of this PayoutService's service_token, or empty"),
+        (SERVED, WALLETS_TOKEN, "payouts", "must be wallets, the caller of this PayoutService's service_token, or empty"),
+    ],
+)
+def test_payout_service_must_be_known_at_the_start(database: Databases, names: tuple[str, ...], token: str, payout_service: str, said: str) -> None:
+    """Where services have tokens of their own, none starts whose configuration has WalletService refuse PayoutService's calls; the error names the setting."""
+    address = dict.fromkeys(SERVED, "127.0.0.1:1")
+    settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
+    with pytest.raises(Failure) as failure:
+        asyncio.run(start(names, settings, database.all()))
+    assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {said}" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "token", "payout_service"),
+    [
+        (("wallet",), WALLETS_TOKEN, "payouts"),
+        (SERVED, WALLETS_TOKEN, ""),
+        (SERVED, WALLETS_TOKEN, "wallets"),
+        (("wallet", "payout"), PAYOUTS_TOKEN, ""),
+    ],
+)
+def test_services_whose_tokens_fit_start(database: Databases, names: tuple[str, ...], token: str, payout_service: str) -> None:
+    """WalletService starts where PayoutService's caller is set, or is served by the same process."""
+    address = dict.fromkeys(SERVED, "127.0.0.1:1")
+    settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
+
+    async def start_and_stop() -> None:
+        running = await start(names, settings, database.all())
+        await running.stop(1.0)
+
+    asyncio.run(start_and_stop())
 
 
 def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixture) -> None:

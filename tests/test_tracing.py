@@ -148,6 +148,26 @@ def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -
     assert {"/v1/traces sandbox send", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)
 
 
+_EXPORTS_TO = """
+import sys
+from opentelemetry import trace
+from tallystick_server.runtime import telemetry
+flush = telemetry.configure("x", sys.argv[1], 1.0)
+with trace.get_tracer("x").start_as_current_span("one"):
+    pass
+flush()
+"""
+
+
+def test_an_export_that_fails_shows_no_url() -> None:
+    """The log says that spans could not be sent, without the endpoint, which may hold a password or a token."""
+    run = subprocess.run(
+        [sys.executable, "-c", _EXPORTS_TO, "http://us:secret@host:99999999"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "Failed to export spans batch" in run.stderr
+    assert "secret" not in run.stderr
+
+
 def test_ids_leave_the_global_generator_alone(client: Client) -> None:
     """A process that has seeded `random` gets its own sequence, whatever is called meanwhile."""
     before = random.getstate()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tallystick_core.caller import Caller, Role
 from tallystick_core.identifier import parse_country, parse_id
@@ -35,7 +36,7 @@ DEFAULT_WAITING_PERIOD = 259_200.0
 class Settings:
     """Every setting, parsed. In the environment a setting is TALLYSTICK_ and its name in capitals; in the file, its name.
 
-    Its repr leaves out what holds passwords and tokens: a traceback or a log may show it.
+    Its repr leaves out what holds passwords and tokens, or may, as every URL does: a traceback or a log may show it. No error shows their values.
     """
 
     data: Path = Path(".data")
@@ -62,7 +63,8 @@ class Settings:
     service_token: str = field(default="", repr=False)
     """What this process sends to other services."""
     payout_service: str = ""
-    """The caller that WalletService takes for PayoutService, which alone may use the holds of payouts; empty: that of service_token."""
+    """The caller that WalletService takes for PayoutService, which alone may use the holds of payouts; empty: that of service_token.
+    It must be set for a WalletService without PayoutService in its process if several callers have the role service."""
     most_calls: int = 4000
     """The most calls of teams that change something in flight at a time; more are refused with OVERLOADED, as are those above the next limits."""
     most_reads: int = 2000
@@ -100,7 +102,7 @@ class Settings:
     payout_alert_after: Mapping[str, float] = field(default_factory=dict)
     """State to the seconds after which a payout that rests in it raises an alert, over MOVING=600 (any other state, or not settled),
     AWAITING_APPROVAL=86400,SUBMITTED=86400,IN_TRANSIT=432000, and VERIFYING=259200 for destinations, COLLECTING=3600 for batches."""
-    sandbox_url: str = ""
+    sandbox_url: str = field(default="", repr=False)
     """Empty: the sandbox runs in the process."""
     sandbox_latency: float = 0.0
     """Seconds that every answer of the sandbox takes."""
@@ -159,7 +161,7 @@ class Settings:
     """Buyers and sellers whose orders are refused."""
     risk_blocked_countries: frozenset[str] = frozenset()
     """Buyers' countries (ISO 3166-1) whose orders are refused."""
-    otlp_endpoint: str = ""
+    otlp_endpoint: str = field(default="", repr=False)
     """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318; empty: nowhere."""
     trace_ratio: float = 0.01
     """The part of traces that is recorded when an endpoint is given."""
@@ -194,6 +196,19 @@ def _matching(pattern: str, what: str) -> Callable[[Any], str]:
         return str(value)
 
     return parse
+
+
+def _url(value: Any) -> str:
+    """Empty, or where a path is added to."""
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if text and not (fits and re.fullmatch(r"[!-~]+", text) and text.count("@") < 2 and not parts.query and not parts.fragment):
+        raise _Bad("must be a URL that begins with http:// or https://, without a query; in a password @ : / ? # are written as %40 and so on")
+    return text
 
 
 def _number(least: float, most: float, kind: type = float) -> Callable[[Any], Any]:
@@ -257,7 +272,7 @@ def _set(parse: Callable[[str, str], str]) -> Callable[[Any], frozenset[str]]:
 
 def _service(name: str) -> str:
     if name not in (*SERVED, "sandbox"):
-        raise _Bad(f"has the key '{name}', which is none of {', '.join(SERVED)}")
+        raise _Bad(f"has a key that is none of {', '.join(SERVED)}")  # which is not shown: it may be a part of a URL
     return name
 
 
@@ -289,10 +304,10 @@ def _callers(value: Any) -> dict[str, Caller]:
             known = ", ".join(Role)  # what stands there is not shown: it may be a token in the wrong place
             raise _Bad(f"must give caller number {number} a name and an owner that are ids, and roles among {known}") from None
         if not isinstance(entry["tokens"], list):
-            raise _Bad(f"must give {caller.name} a list of tokens")
+            raise _Bad(f"must give caller number {number} a list of tokens")
         for token in entry["tokens"]:
             if not isinstance(token, str) or len(token) < 16 or token in callers:
-                raise _Bad(f"gives {caller.name} a token that is shorter than 16 characters or stands twice")
+                raise _Bad(f"gives caller number {number} a token that is shorter than 16 characters or stands twice")
             callers[token] = caller
     return callers
 
@@ -351,7 +366,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "destination_approve_above": _limits,
     "seller_check_interval": _number(0, 3600),
     "payout_alert_after": _table(_number(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
-    "sandbox_url": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
+    "sandbox_url": _url,
     "sandbox_latency": _number(0, 60),
     "provider_timeout": _number(0.1, 600),
     "breaker_failures": _number(1, 1_000_000, int),
@@ -380,7 +395,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "risk_velocity_window": _number(1, 31_536_000),
     "risk_blocked_accounts": _set(parse_id),
     "risk_blocked_countries": _set(parse_country),
-    "otlp_endpoint": _matching(r"|https?://.+", "a URL that begins with http:// or https://"),
+    "otlp_endpoint": _url,
     "trace_ratio": _number(0, 1),
     "drain": _number(0, 600),
 }

@@ -125,6 +125,8 @@ def driver_url(url: str) -> URL:
         raise Failure("The database URL cannot be read; it looks like postgresql://user:password@host:5432/database.") from error
     if parsed.get_backend_name() != "postgresql":
         raise Failure("The database URL must begin with postgresql://.")
+    if "@" in (parsed.host or ""):  # what stands before it is the rest of a password, and connection errors name the host
+        raise Failure("The database URL has more than one @; in a password @ is written as %40.")
     return parsed.set(drivername="postgresql+psycopg")
 
 

@@ -21,6 +21,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from tallystick_core.caller import Role
 from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.readiness import DatabaseHealth, await_databases, serve_not_ready
@@ -110,6 +111,7 @@ class Running:
 
 async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str], ports: Ports | None = None) -> Running:
     """Starts services. Together they reach each other over a unix socket with a door of its own, alone at the configured addresses."""
+    _check_payout_service(names, settings)
     authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else Development()
     peers = Peers(settings.service_token)
     folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
@@ -157,6 +159,21 @@ def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None
         for other in needs.get(name, ()):
             if not addresses[other]:
                 raise Failure(f'TALLYSTICK_ADDRESS must say where {name} reaches {other}, such as "{other}=127.0.0.1:7071".')
+
+
+def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
+    """Refuses to start a WalletService that would refuse the calls of PayoutService, or a PayoutService whose calls would be refused."""
+    if settings.authentication == "none":
+        return
+    own = settings.callers[settings.service_token].name
+    services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
+    if "payout" in names and settings.payout_service not in ("", own):
+        raise Failure(f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {own}, the caller of this PayoutService's service_token, or empty.")
+    if "wallet" in names and "payout" not in names and not settings.payout_service and len(services) > 1:
+        known = ", ".join(sorted(services))
+        raise Failure(
+            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, among those with the role service: {known}."
+        )
 
 
 def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,9 +60,17 @@ def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], 
     if endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
 
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_name_errors)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
     trace.set_tracer_provider(provider)
     return provider.shutdown
+
+
+def _name_errors(record: logging.LogRecord) -> bool:
+    """Leaves of an error that is logged its kind: its text may show the URL, and there may be a password or a token in that."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(type(one).__name__ if isinstance(one, Exception) else one for one in record.args)
+    return True
 
 
 def current_context() -> SpanContext:
