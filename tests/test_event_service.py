@@ -141,7 +141,7 @@ def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, clien
     async def told() -> list[int]:
         own = Database(database.service("event"), connections=1)
         tail = Tail(own, Numbered(end, between, lambda row: int(row.cursor), lambda row: len(row.body)))
-        wanted = Wanted(partial(between, aggregate=aggregate), lambda row: row.aggregate_id == aggregate)
+        wanted = Wanted(partial(between, aggregate=aggregate), lambda row: row.aggregate_id == aggregate, "owner")
         try:
             async with aclosing(tail.follow(wanted, store_end, "after_cursor", on=True)) as rows:
                 return [event_pb2.Event.FromString(bytes((await anext(rows)).body)).aggregate_version for _ in range(3)]
@@ -175,7 +175,7 @@ def test_idle_followers_cause_no_statements_of_their_own(database: Databases) ->
         try:
             async with AsyncExitStack() as stack:
                 streams = [
-                    await stack.enter_async_context(aclosing(tail.follow(Wanted(between, lambda _item: True), ended, "after", on=True)))
+                    await stack.enter_async_context(aclosing(tail.follow(Wanted(between, lambda _item: True, "owner"), ended, "after", on=True)))
                     for _ in range(followers)
                 ]
                 steps = [asyncio.ensure_future(anext(stream)) for stream in streams]
@@ -206,7 +206,7 @@ def test_a_rare_filter_is_read_in_bounded_turns(database: Databases) -> None:
         own = Database(database.service("event"), connections=1)
         tail = Tail(own, Numbered(lambda _connection: 100_000, between, lambda item: item, lambda _item: 1))
         try:
-            return [item async for item in tail.follow(Wanted(between, lambda _item: True), 0, "after", on=False)]
+            return [item async for item in tail.follow(Wanted(between, lambda _item: True, "owner"), 0, "after", on=False)]
         finally:
             own.close()
 
@@ -238,7 +238,7 @@ def test_a_follower_of_a_database_that_is_restored_is_refused(database: Database
         own = Database(database.service("event"), connections=1)
         tail = Tail(own, Numbered(lambda _connection: ended, between, lambda item: item, lambda _item: 1))
         try:
-            async with aclosing(tail.follow(Wanted(between, lambda _item: True), 9, "after_cursor", on=True)) as stream:
+            async with aclosing(tail.follow(Wanted(between, lambda _item: True, "owner"), 9, "after_cursor", on=True)) as stream:
                 assert await anext(stream) == 10
                 ended = 5
                 with pytest.raises(Refused) as refused:

@@ -561,9 +561,16 @@ BUGS = (
     Bug(
         "a flood of events takes every turn of the loop",
         f"{_SERVER}/runtime/door.py",
-        "asyncio.Semaphore(_WRITERS)",
-        "asyncio.Semaphore(limits.streams)",
+        "FairSemaphore(_WRITERS)",
+        "FairSemaphore(limits.streams)",
         "tests/test_door.py -k streams_that_send_at_once",
+    ),
+    Bug(
+        "streams that are behind wait in one queue",
+        f"{_SERVER}/runtime/follow.py",
+        "self._catching_up.permit(wanted.owner)",
+        'self._catching_up.permit("")',
+        "tests/test_owner_fairness.py -k streams_behind",
     ),
     Bug(
         "an event with the id of another is dropped",

@@ -82,7 +82,7 @@ class EventHandlers:
         def fits(row: Row[Any]) -> bool:
             return (not types or row.type in types) and aggregate in ("", row.aggregate_id) and owner in ("", row.owner)
 
-        wanted = Wanted(partial(_between, types=types, aggregate=aggregate, owner=owner), fits, indexed=bool(aggregate))
+        wanted = Wanted(partial(_between, types=types, aggregate=aggregate, owner=owner), fits, call.caller.owner, indexed=bool(aggregate))
         async with aclosing(self._tail.follow(wanted, request.after_cursor, "after_cursor", on=request.follow)) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))

@@ -154,13 +154,13 @@ class LedgerHandlers:
             next_page_token=following,
         )
 
-    async def StreamEntries(self, request: pb.StreamEntriesRequest, _call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
+    async def StreamEntries(self, request: pb.StreamEntriesRequest, call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
         prefix = parse_text(request.account_prefix, "account_prefix", 255)
 
         def fits(found: store.TransactionRow) -> bool:
             return any(entry.account.startswith(prefix) for entry in found[1])
 
-        wanted = Wanted(partial(_between, prefix=prefix), fits)
+        wanted = Wanted(partial(_between, prefix=prefix), fits, call.caller.owner)
         async with aclosing(self._tail.follow(wanted, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))

@@ -21,6 +21,7 @@ from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.runtime.authentication import Authenticator
 from tallystick_server.runtime.bulkhead import Bulkhead, CallLimits
 from tallystick_server.runtime.errors import CODE, refuse
+from tallystick_server.runtime.fair_semaphore import FairSemaphore
 from tallystick_server.runtime.telemetry import failed, server_span, trace_id
 from tallystick_server.runtime.wire import check_items, holds_items
 
@@ -114,8 +115,8 @@ class Door:
         self._waiting = Bulkhead(limits.waiting, limits.of_caller(limits.waiting))
         self._team_streams, self._platform_streams = (Bulkhead(limits.streams, limits.of_caller(limits.streams)) for _ in range(2))
         self._message_bytes = Bulkhead(limits.message_bytes)
-        self._parsing = asyncio.Lock()
-        self._writers = asyncio.Semaphore(_WRITERS)
+        self._parsing = FairSemaphore(1)
+        self._writers = FairSemaphore(_WRITERS)
         self._closing = asyncio.Event()
         self._timeouts: set[asyncio.Timeout] = set()
         self._hurried = False
@@ -179,7 +180,7 @@ class Door:
                 run: Callable[[Any, Call], Awaitable[Message]] = method.run
                 with self._taken(method, raw, call):
                     async with self._timed(call.deadline):
-                        response = await run(await self._parsed(method, raw), call)
+                        response = await run(await self._parsed(method, raw, call.caller.owner), call)
                 context.set_trailing_metadata((("tallystick-trace-id", trace_id()), *call.metadata.items()))
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
@@ -193,10 +194,10 @@ class Door:
             try:
                 call = self._let_in(method, raw, context, metadata)
                 with self._taken(method, raw, call):
-                    request = await self._parsed(method, raw)
+                    request = await self._parsed(method, raw, call.caller.owner)
                     expiry = asyncio.get_running_loop().time() + self._stream_time
                     async with aclosing(method.run(request, call)) as messages:
-                        stuck = await self._send(messages, context, expiry)
+                        stuck = await self._send(messages, context, expiry, call.caller.owner)
                     if stuck is not None:
                         await self._let_go(stuck, method.slots, call)
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
@@ -225,19 +226,19 @@ class Door:
             finally:
                 self._timeouts.discard(timeout)
 
-    async def _parsed(self, method: _Method, raw: bytes) -> Message:
+    async def _parsed(self, method: _Method, raw: bytes, owner: str) -> Message:
         """The request. Raises TOO_MANY_ITEMS, MESSAGE_MALFORMED."""
         if len(raw) <= _PARSED_AT_ONCE:
             return _parse(method, raw)
-        async with self._parsing:
+        async with self._parsing.permit(owner):
             request = _parse(method, raw)
             await asyncio.sleep(0)
             return request
 
-    async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float) -> asyncio.Future[None] | None:
+    async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float, owner: str) -> asyncio.Future[None] | None:
         """Sends a stream's messages. Returns the write that its reader had not taken when the stream was to end, or None at the end."""
         while (message := await self._next(messages, expiry)) is not None:
-            async with self._writers:
+            async with self._writers.permit(owner):
                 write = asyncio.ensure_future(context.write(message.SerializeToString()))
                 write.add_done_callback(_heard)
                 await asyncio.wait((write,), timeout=_HAND_ON)

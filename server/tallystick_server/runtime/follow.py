@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import Connection
 
 from tallystick_core.refusal import Reason, Refused
+from tallystick_server.runtime.fair_semaphore import FairSemaphore
 from tallystick_storage.database import Database
 
 R = TypeVar("R")
@@ -41,6 +42,8 @@ class Wanted(Generic[R]):
     between: Callable[[Connection, int, int, int], Sequence[R]]
     """As Numbered's, of the items that fit."""
     fits: Callable[[R], bool]
+    owner: str
+    """Whose stream it is: streams that are behind take their turns by owner."""
     indexed: bool = False
     """Whether `between` finds what fits without looking at the rest."""
 
@@ -51,7 +54,7 @@ class Tail(Generic[R]):
     def __init__(self, database: Database, numbered: Numbered[R]) -> None:
         self._database = database
         self._numbered = numbered
-        self._catching_up = asyncio.Semaphore(1)  # one connection for those that are behind, the others are for money
+        self._catching_up = FairSemaphore(1)  # one connection for those that are behind, the others are for money
         self._kept: deque[R] = deque()
         self._kept_bytes = 0
         self._from = 0  # all items behind this number, and up to the end, are kept
@@ -100,7 +103,7 @@ class Tail(Generic[R]):
             items = wanted.between(connection, after, until, _AT_ONCE)
             return end, self._numbered.number(items[-1]) if len(items) == _AT_ONCE else until, items
 
-        async with self._catching_up:
+        async with self._catching_up.permit(wanted.owner):
             return await self._database.read(read)
 
     async def _grown(self, after: int) -> None:
