@@ -30,7 +30,7 @@ from tallystick import (
     UnavailableError,
     new_order,
 )
-from tallystick._settings import CHANNEL_OPTIONS
+from tallystick._settings import CHANNEL_OPTIONS, CONCLUSIVE, NOT_BEGUN
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.process.configuration import Settings
@@ -42,13 +42,37 @@ from .conftest import ROOT, Platform, eventually, free_address, serving, unique
 
 
 class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
-    """Answers GetPayment by a script: refusals, then the payment."""
+    """Answers GetPayment by a script: refusals, and answers that get lost, then the payment. Its streams send the versions 1 to 6, or nothing."""
 
     def __init__(self) -> None:
-        self.script: list[Refused] = []
+        self.script: list[Refused | str] = []
         self.calls: list[dict[str, str]] = []
         self.hangs_after: int | None = None
         self.end = threading.Event()
+        self.opened: list[int] = []
+        """After which version each stream was opened."""
+        self.silent = 0
+        """How many streams are still to be opened that send nothing."""
+        self.ended = threading.Semaphore(0)
+        """Released by each stream that ends."""
+
+    def WatchPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
+        over = threading.Event()
+
+        def ended() -> None:
+            over.set()
+            self.ended.release()
+
+        context.add_callback(ended)
+        self.opened.append(request.after_version)
+        if self.silent:
+            self.silent -= 1
+            over.wait(30)
+            return
+        for version in range(request.after_version + 1, 7):
+            yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(version=version))
+        if request.checkout_id == "open" and request.after_version < 2:
+            over.wait(30)
 
     def GetPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.calls.append(dict(context.invocation_metadata()))  # type: ignore[arg-type]
@@ -56,6 +80,8 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
             self.end.wait(30)
         if self.script:
             refused = self.script.pop(0)
+            if isinstance(refused, str):  # as when the connection breaks
+                context.abort(grpc.StatusCode.UNAVAILABLE, refused)
             context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
             context.abort(CODE[refused.reason], refused.message)
         return payment_service_pb2.GetPaymentResponse(payment=payment_pb2.Payment(checkout_id=request.checkout_id))
@@ -164,6 +190,175 @@ def test_a_call_without_an_answer_says_so_by_its_reason(scripted: tuple[Scripted
         both(address, deadlines={"GetPayment": 1.0})[kind]()
     assert (error.value.reason, error.value.__cause__) == ("DEADLINE_EXCEEDED", None)
     assert "the outcome is not known" in str(error.value)
+
+
+NOTHING = "Too many operations; nothing was stored."
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize(
+    "lost", ["Socket closed", Refused(Reason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01)], ids=["", "stopped"]
+)
+def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(scripted: tuple[Scripted, str], kind: int, lost: Refused | str) -> None:
+    """After a try whose outcome is not known a refusal such as "nothing was stored" is not raised as the call's: the outcome is not known."""
+    servicer, address = scripted
+    servicer.script = [lost, Refused(Reason.OVERLOADED, NOTHING, retry_after=60)]
+    with pytest.raises(DeadlineExceededError, match="the outcome is not known") as error:
+        both(address)[kind]()
+    assert error.value.reason == "DEADLINE_EXCEEDED"
+    assert "stored" not in str(error.value)
+    assert isinstance(error.value.__cause__, UnavailableError)
+    assert error.value.__cause__.reason == "OVERLOADED"
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize(
+    ("first", "reason", "doubt"),
+    [
+        ("Socket closed", Reason.STATE_FORBIDS, True),
+        ("Socket closed", Reason.NOT_FOUND, True),
+        ("Socket closed", Reason.FIELD_INVALID, True),
+        ("Socket closed", Reason.KEY_REUSED, False),
+        ("Socket closed", Reason.CARD_NUMBER_REFUSED, False),
+        (Refused(Reason.KEY_IN_USE, "in use", retry_after=0.01), Reason.INSUFFICIENT_FUNDS, True),
+        (Refused(Reason.OVERLOADED, NOTHING, retry_after=0.01), Reason.STATE_FORBIDS, False),
+    ],
+)
+def test_a_refusal_says_where_it_is_of_the_last_try_alone(
+    scripted: tuple[Scripted, str], kind: int, first: Refused | str, reason: Reason, doubt: bool
+) -> None:
+    """A refusal for good keeps its reason. It says that an earlier try's outcome is not known, unless it would be refused whatever that was."""
+    servicer, address = scripted
+    servicer.script = [first, Refused(reason, "no")]
+    with pytest.raises(TallystickError) as error:
+        both(address)[kind]()
+    assert error.value.reason == reason
+    assert ("the outcome of an earlier one is not known" in error.value.message) == doubt
+    assert error.value.message.startswith("no")
+
+
+def test_the_sdk_judges_reasons_of_the_contract() -> None:
+    """The reasons that the SDK's rule for lost tries names are reasons of the platform, and none of them is of two kinds."""
+    assert set(Reason) >= CONCLUSIVE | NOT_BEGUN
+    assert not CONCLUSIVE & NOT_BEGUN
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_a_slow_reader_loses_nothing(scripted: tuple[Scripted, str], kind: int) -> None:
+    """A stream whose deadline passes while its reader is busy, or while nothing happens, goes on from where it was, without loss or repetition."""
+    servicer, address = scripted
+    servicer.silent = 4
+    settings = ClientSettings(stream_seconds=0.5, stream_attempts=2)
+
+    def busy(version: int) -> int:
+        if version == 2:
+            while servicer.ended.acquire(blocking=False):  # of earlier streams
+                pass
+            assert servicer.ended.acquire(timeout=30)
+        return version
+
+    def sync() -> list[int]:
+        with Client(address, settings=settings) as client:
+            return [busy(payment.version) for payment in client.watch_payment("open")]
+
+    async def async_() -> list[int]:
+        async with AsyncClient(address, settings=settings) as client:
+            return [await asyncio.to_thread(busy, payment.version) async for payment in client.watch_payment("open")]
+
+    assert (asyncio.run(async_()) if kind else sync()) == [1, 2, 3, 4, 5, 6]
+    assert servicer.opened[:5] == [0, 0, 0, 0, 0]
+    assert servicer.opened[5] in (2, 3)
+
+
+def test_waiting_in_vain_leaves_no_stream_open(scripted: tuple[Scripted, str]) -> None:
+    """When wait_for_payment ends by its time, so does its stream, also while the error is kept; an iterator that is closed early ends its stream too."""
+    servicer, address = scripted
+
+    async def calls() -> None:
+        async with AsyncClient(address) as client:
+            with pytest.raises(DeadlineExceededError) as error:
+                await client.wait_for_payment("open", 0.5)
+            assert await asyncio.to_thread(servicer.ended.acquire, timeout=10)
+            versions = client.watch_payment("open")
+            assert (await anext(versions)).version == 1
+            await versions.aclose()
+            assert await asyncio.to_thread(servicer.ended.acquire, timeout=10)
+            assert "not final" in str(error.value)
+
+    asyncio.run(calls())
+    with Client(address) as client:
+        versions = client.watch_payment("open")
+        assert next(versions).version == 1
+        versions.close()
+        assert servicer.ended.acquire(timeout=10)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["in flight", "between tries"])
+def test_closing_a_client_ends_its_calls(scripted: tuple[Scripted, str], waits: bool) -> None:
+    """A call in flight when its client is closed, or that waits to be sent again, ends at once with TallystickError, never as a cancelled task."""
+    servicer, address = scripted
+    settings = ClientSettings(deadlines={"GetPayment": 300.0})
+
+    def prepare() -> None:
+        servicer.calls.clear()
+        servicer.hangs_after = None if waits else 0
+        servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=100)] if waits else []
+
+    prepare()
+    with ThreadPoolExecutor(1) as callers, Client(address, settings=settings) as client:
+        call = callers.submit(client.get_payment, "c")
+        assert eventually(lambda: servicer.calls)
+        client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            call.result(30)
+
+    async def calls() -> None:
+        other = AsyncClient(address, settings=settings)
+        task = asyncio.ensure_future(other.get_payment("c"))
+        assert await asyncio.to_thread(eventually, lambda: servicer.calls)
+        await other.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            await asyncio.wait_for(task, 30)
+
+    if not waits:  # an asyncio caller ends its own waiting by cancelling it
+        prepare()
+        asyncio.run(calls())
+
+
+def test_a_cancellation_is_the_callers_own(scripted: tuple[Scripted, str]) -> None:
+    """Cancelling a task cancels its call, in flight or between two tries, and is CancelledError; nothing is sent after it."""
+    servicer, address = scripted
+    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=1)]
+
+    async def calls() -> None:
+        async with AsyncClient(address) as client:
+            task = asyncio.ensure_future(client.get_payment("c"))
+            assert await asyncio.to_thread(eventually, lambda: servicer.calls)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await client.get_payment("d")).checkout_id == "d"
+
+    asyncio.run(calls())
+    assert len(servicer.calls) == 2
+
+
+def test_an_asyncio_client_belongs_to_one_event_loop(scripted: tuple[Scripted, str]) -> None:
+    """A client made outside of any event loop works in the first that uses it; a call in another is a TallystickError that says so."""
+    _, address = scripted
+    client = AsyncClient(address)
+
+    async def call() -> str:
+        return (await client.get_payment("c")).checkout_id
+
+    assert asyncio.run(call()) == "c"
+    for use in (call, lambda: anext(client.watch_payment("c"))):
+
+        async def again(use: Any = use) -> None:
+            await use()
+
+        with pytest.raises(TallystickError, match="another event loop"):
+            asyncio.run(again())
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from decimal import Decimal
+from functools import partial
 from types import TracebackType
 from typing import Any, cast
 
@@ -13,9 +15,9 @@ from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying
 
-from tallystick._errors import DeadlineExceededError, TallystickError, closed, from_rpc, unreadable
+from tallystick._errors import DeadlineExceededError, TallystickError, closed, closed_meanwhile, elsewhere, from_rpc, unreadable
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, Tries, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, Reopening, Tries, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -24,7 +26,7 @@ from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
 class AsyncClient:
-    """Calls the platform at `target`, as Client does. Use it in one event loop."""
+    """Calls the platform at `target`, as Client does. It can be made anywhere, and belongs to the event loop of its first call."""
 
     payment: payment_service_pb2_grpc.PaymentServiceAsyncStub
     ledger: ledger_service_pb2_grpc.LedgerServiceAsyncStub
@@ -36,10 +38,13 @@ class AsyncClient:
         self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
     ) -> None:
         self._settings = settings or ClientSettings()
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[str, _Channel] = {}
 
         def stub(make: Any, address: str) -> Any:
-            return make(cast("grpc.aio.Channel", _Channel(self._channel(address or target), self._settings)))
+            address = address or target
+            if address not in self._channels:
+                self._channels[address] = _Channel(partial(self._channel, address), self._settings)
+            return make(cast("grpc.aio.Channel", self._channels[address]))
 
         self.payment = stub(payment_service_pb2_grpc.PaymentServiceStub, target)
         self.ledger = stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
@@ -48,12 +53,10 @@ class AsyncClient:
         self.event = stub(event_service_pb2_grpc.EventServiceStub, event)
 
     def _channel(self, target: str) -> grpc.aio.Channel:
-        if target not in self._channels:
-            credentials = self._settings.credentials
-            options = CHANNEL_OPTIONS
-            plain = grpc.aio.insecure_channel(target, options) if credentials is None else grpc.aio.secure_channel(target, credentials, options)
-            self._channels[target] = plain
-        return self._channels[target]
+        credentials = self._settings.credentials
+        if credentials is None:
+            return grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(target, credentials, CHANNEL_OPTIONS)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -62,7 +65,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends every connection."""
+        """Ends every connection. A call or a stream in flight ends with TallystickError."""
         for channel in self._channels.values():
             await channel.close()
 
@@ -82,7 +85,7 @@ class AsyncClient:
         """The payment as it stands."""
         return (await self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id))).payment
 
-    def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncIterator[payment_pb2.Payment]:
+    def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncGenerator[payment_pb2.Payment, None]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
         return self._watched(self.payment.WatchPayment, request, "payment")
@@ -105,7 +108,7 @@ class AsyncClient:
         """The payout as it stands."""
         return (await self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))).payout
 
-    def watch_payout(self, payout_id: str, after_version: int = 0) -> AsyncIterator[payout_pb2.Payout]:
+    def watch_payout(self, payout_id: str, after_version: int = 0) -> AsyncGenerator[payout_pb2.Payout, None]:
         """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
         return self._watched(self.payout.WatchPayout, request, "payout")
@@ -114,12 +117,16 @@ class AsyncClient:
         """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
         return await self._waited(self.watch_payout(payout_id), "payout", timeout) or await self.get_payout(payout_id)
 
-    async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncIterator[event_pb2.Event]:
-        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
+    async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncGenerator[event_pb2.Event, None]:
+        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end, however slowly it is read.
+
+        The stream is opened again from the last event when it ends early; `aclose()` ends it.
+        """
         request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
-        async for response in self._reopened(self.event.StreamEvents, request):
-            request.after_cursor = response.event.cursor
-            yield response.event
+        async with aclosing(self._reopened(self.event.StreamEvents, request)) as responses:
+            async for response in responses:
+                request.after_cursor = response.event.cursor
+                yield response.event
 
     async def pages(self, method: Callable[[Any], Awaitable[Any]], request: Any, field: str) -> AsyncIterator[Any]:
         """The items of all pages of a list call, as Client.pages."""
@@ -132,32 +139,34 @@ class AsyncClient:
                 return
             request.page_token = response.next_page_token
 
-    async def _watched(self, stream: Callable[..., Any], request: Any, field: str) -> AsyncIterator[Any]:
+    async def _watched(self, stream: Callable[..., Any], request: Any, field: str) -> AsyncGenerator[Any, None]:
         """The versions of a resource, from the one after the request's on."""
-        async for response in self._reopened(stream, request):
-            resource = getattr(response, field)
-            request.after_version = resource.version
-            yield resource
+        async with aclosing(self._reopened(stream, request)) as responses:
+            async for response in responses:
+                resource = getattr(response, field)
+                request.after_version = resource.version
+                yield resource
 
-    async def _waited(self, versions: AsyncIterator[Any], field: str, timeout: float) -> Any:
+    async def _waited(self, versions: AsyncGenerator[Any, None], field: str, timeout: float) -> Any:
         """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
         last = None
         try:
-            async with asyncio.timeout(timeout):
+            async with aclosing(versions), asyncio.timeout(timeout):
                 async for resource in versions:
                     last = resource
         except TimeoutError as error:
             raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
         return last
 
-    async def _reopened(self, stream: Callable[..., Any], request: Any) -> AsyncIterator[Any]:
+    async def _reopened(self, stream: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
         """A stream's messages, over as many openings as it takes; the request is moved on by who reads them."""
         reopening = Reopening(self._settings)
         while True:
             try:
-                async for response in stream(request):
-                    reopening.went_well()
-                    yield response
+                async with aclosing(stream(request)) as responses:
+                    async for response in responses:
+                        reopening.went_well()
+                        yield response
                 return
             except TallystickError as error:
                 await asyncio.sleep(reopening.rest(error))
@@ -166,13 +175,44 @@ class AsyncClient:
 class _Channel:
     """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and typed errors."""
 
-    def __init__(self, channel: grpc.aio.Channel, settings: ClientSettings) -> None:
-        self._channel = channel
+    def __init__(self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings) -> None:
+        self._connect = connect
         self._settings = settings
+        self._channel: grpc.aio.Channel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._channel is not None and self._loop is asyncio.get_running_loop():
+            await self._channel.close()
+        self._channel = None
+
+    def _open(self) -> grpc.aio.Channel:
+        """The channel, which belongs to the event loop of the first call. Raises TallystickError in another, and once it is closed."""
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise closed()
+        if self._channel is None:
+            self._channel, self._loop = self._connect(), loop
+        if loop is not self._loop:
+            raise elsewhere()
+        return self._channel
+
+    def _ended_by_close(self) -> bool:
+        """Whether it is closing the client that cancelled a call, which must not look as if somebody had cancelled the caller's task."""
+        task = asyncio.current_task()
+        return self._closed and not (task is not None and task.cancelling())
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        send = self._channel.unary_unary(method, *arguments, **options)
         name = short_name(method)
+        made: list[Any] = []
+
+        def send(*values: Any, **named: Any) -> Any:
+            channel = self._open()
+            if not made:
+                made.append(channel.unary_unary(method, *arguments, **options))
+            return made[0](*values, **named)
 
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
             end = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
@@ -195,6 +235,10 @@ class _Channel:
                 raise closed() from None
             except DecodeError:
                 raise unreadable() from None
+            except asyncio.CancelledError:
+                if self._ended_by_close():
+                    raise closed_meanwhile() from None
+                raise
 
         tries = Tries()
         try:
@@ -204,19 +248,32 @@ class _Channel:
             raise explained from explained.__cause__
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        opened = self._channel.unary_stream(method, *arguments, **options)
+        made: list[Any] = []
 
-        async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncIterator[Any]:
-            seconds = self._settings.seconds(method, STREAM_SECONDS if timeout is None else timeout)
+        async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncGenerator[Any, None]:
+            seconds = self._settings.seconds(method, self._settings.stream_seconds if timeout is None else timeout)
             pairs = self._settings.metadata(metadata)
+            channel = self._open()
+            if not made:
+                made.append(channel.unary_stream(method, *arguments, **options))
+            opened: Any = None
             try:
-                async for response in opened(request, timeout=seconds, metadata=pairs):
-                    yield response
+                opened = made[0](request, timeout=seconds, metadata=pairs)
+                async with aclosing(aiter(opened)) as responses:
+                    async for response in responses:
+                        yield response
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
             except grpc.aio.UsageError:  # the channel is closed
                 raise closed() from None
             except DecodeError:
                 raise unreadable() from None
+            except asyncio.CancelledError:
+                if self._ended_by_close():
+                    raise closed_meanwhile() from None
+                raise
+            finally:
+                if isinstance(opened, grpc.aio.Call):
+                    opened.cancel()  # a stream that is read no further is not left open
 
         return call

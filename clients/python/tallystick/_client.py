@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from decimal import Decimal
 from types import TracebackType
 from typing import Any
 
 import grpc
 from opentelemetry.trace import SpanKind
-from tenacity import Retrying
+from tenacity import Retrying, sleep_using_event
 
-from tallystick._errors import DeadlineExceededError, TallystickError, closed, from_rpc
+from tallystick._errors import DeadlineExceededError, TallystickError, closed, closed_meanwhile, from_rpc
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, STREAM_SECONDS, ClientSettings, Reopening, Tries, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, Reopening, Tries, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -34,6 +36,7 @@ class Client:
     ) -> None:
         self._settings = settings or ClientSettings()
         self._channels: dict[str, _Channel] = {}
+        self._closed = threading.Event()
         self.payment = payment_service_pb2_grpc.PaymentServiceStub(self._channel(target))
         self.ledger = ledger_service_pb2_grpc.LedgerServiceStub(self._channel(ledger or target))
         self.wallet = wallet_service_pb2_grpc.WalletServiceStub(self._channel(wallet or target))
@@ -45,7 +48,7 @@ class Client:
             credentials = self._settings.credentials
             options = CHANNEL_OPTIONS
             plain = grpc.insecure_channel(target, options) if credentials is None else grpc.secure_channel(target, credentials, options)
-            self._channels[target] = _Channel(plain, self._settings)
+            self._channels[target] = _Channel(plain, self._settings, self._closed)
         return self._channels[target]
 
     def __enter__(self) -> Client:
@@ -55,7 +58,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends every connection."""
+        """Ends every connection. A call or a stream in flight, also one that waits before it is sent again, ends with TallystickError."""
+        self._closed.set()
         for channel in self._channels.values():
             channel.close()
 
@@ -75,7 +79,7 @@ class Client:
         """The payment as it stands."""
         return self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)).payment
 
-    def watch_payment(self, checkout_id: str, after_version: int = 0) -> Iterator[payment_pb2.Payment]:
+    def watch_payment(self, checkout_id: str, after_version: int = 0) -> Generator[payment_pb2.Payment, None, None]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
         return self._watched(self.payment.WatchPayment, request, "payment")
@@ -99,7 +103,7 @@ class Client:
         """The payout as it stands."""
         return self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id)).payout
 
-    def watch_payout(self, payout_id: str, after_version: int = 0) -> Iterator[payout_pb2.Payout]:
+    def watch_payout(self, payout_id: str, after_version: int = 0) -> Generator[payout_pb2.Payout, None, None]:
         """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
         return self._watched(self.payout.WatchPayout, request, "payout")
@@ -109,12 +113,16 @@ class Client:
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id)
         return self._waited(self.payout.WatchPayout, request, "payout", timeout) or self.get_payout(payout_id)
 
-    def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Iterator[event_pb2.Event]:
-        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end."""
+    def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Generator[event_pb2.Event, None, None]:
+        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end, however slowly it is read.
+
+        The stream is opened again from the last event when it ends early; `close()` ends it.
+        """
         request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
-        for response in self._reopened(self.event.StreamEvents, request):
-            request.after_cursor = response.event.cursor
-            yield response.event
+        with closing(self._reopened(self.event.StreamEvents, request)) as responses:
+            for response in responses:
+                request.after_cursor = response.event.cursor
+                yield response.event
 
     def pages(self, method: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
         """The items of all pages of a list call: `client.pages(client.ledger.ListAccounts, ListAccountsRequest(), "accounts")`."""
@@ -126,14 +134,15 @@ class Client:
                 return
             request.page_token = response.next_page_token
 
-    def _watched(self, stream: Callable[..., Iterator[Any]], request: Any, field: str, end: float = math.inf) -> Iterator[Any]:
+    def _watched(self, stream: Callable[..., Any], request: Any, field: str, end: float = math.inf) -> Generator[Any, None, None]:
         """The versions of a resource, from the one after the request's on."""
-        for response in self._reopened(stream, request, end):
-            resource = getattr(response, field)
-            request.after_version = resource.version
-            yield resource
+        with closing(self._reopened(stream, request, end)) as responses:
+            for response in responses:
+                resource = getattr(response, field)
+                request.after_version = resource.version
+                yield resource
 
-    def _waited(self, stream: Callable[..., Iterator[Any]], request: Any, field: str, timeout: float) -> Any:
+    def _waited(self, stream: Callable[..., Any], request: Any, field: str, timeout: float) -> Any:
         """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
         end = time.monotonic() + timeout
         last = None
@@ -146,39 +155,36 @@ class Client:
             raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
         return last
 
-    def _reopened(self, stream: Callable[..., Iterator[Any]], request: Any, end: float = math.inf) -> Iterator[Any]:
+    def _reopened(self, stream: Callable[..., Any], request: Any, end: float = math.inf) -> Generator[Any, None, None]:
         """A stream's messages, over as many openings as it takes; the request is moved on by who reads them. `end`: when no more are waited for."""
         reopening = Reopening(self._settings)
         while True:
             try:
-                for response in stream(request, timeout=min(STREAM_SECONDS, max(end - time.monotonic(), 0.001))):
-                    reopening.went_well()
-                    yield response
+                timeout = min(self._settings.stream_seconds, max(end - time.monotonic(), 0.001))
+                with closing(stream(request, timeout=timeout)) as responses:
+                    for response in responses:
+                        reopening.went_well()
+                        yield response
                 return
             except TallystickError as error:
                 if time.monotonic() >= end:
                     raise
-                time.sleep(min(reopening.rest(error), max(end - time.monotonic(), 0)))
+                self._closed.wait(min(reopening.rest(error), max(end - time.monotonic(), 0)))
 
 
 class _Channel(grpc.Channel):
     """A channel whose calls have deadlines, retries, credentials, traces and typed errors; generated stubs are made over it."""
 
-    def __init__(self, channel: grpc.Channel, settings: ClientSettings) -> None:
+    def __init__(self, channel: grpc.Channel, settings: ClientSettings, is_closed: threading.Event) -> None:
         self._channel = channel
         self._settings = settings
-        self._closed = False
-
-    def check_open(self) -> None:
-        """Raises TallystickError once the client is closed."""
-        if self._closed:
-            raise closed()
+        self._is_closed = is_closed
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings, self.check_open)
+        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings, self._is_closed)
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings, self.check_open)
+        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings, self._is_closed)
 
     def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._channel.stream_unary(method, *arguments, **options)
@@ -193,7 +199,6 @@ class _Channel(grpc.Channel):
         self._channel.unsubscribe(callback)
 
     def close(self) -> None:
-        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> _Channel:
@@ -206,11 +211,11 @@ class _Channel(grpc.Channel):
 class _UnaryCall:
     """One method; a call of it is sent once or more, within one deadline."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings, check_open: Callable[[], None]) -> None:
+    def __init__(self, method: str, call: Any, settings: ClientSettings, is_closed: threading.Event) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
-        self._check_open = check_open
+        self._is_closed = is_closed
 
     def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
         return self.with_call(request, timeout, metadata)[0]
@@ -219,7 +224,7 @@ class _UnaryCall:
         """The response and the call, whose trailing metadata tell of replays and the trace."""
         end = time.monotonic() + self._settings.seconds(self._name, timeout)
         tries = Tries()
-        retrying = Retrying(**self._settings.retries(end, time.monotonic, tries))
+        retrying = Retrying(sleep=sleep_using_event(self._is_closed), **self._settings.retries(end, time.monotonic, tries))
         with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
             try:
                 return retrying(self._send, complete(request), end, metadata)
@@ -230,33 +235,48 @@ class _UnaryCall:
     def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
         left = max(end - time.monotonic(), 0.001)
         pairs = self._settings.metadata(metadata)
-        self._check_open()
+        if self._is_closed.is_set():
+            raise closed()
         try:
             return self._call.with_call(request, timeout=left, metadata=pairs)  # type: ignore[no-any-return]
         except grpc.RpcError as error:
-            raise from_rpc(error) from None
+            raise _raised(error, self._is_closed) from None
         except ValueError:  # by gRPC, of a channel that was closed meanwhile
-            self._check_open()
+            if self._is_closed.is_set():
+                raise closed() from None
             raise
 
 
 class _StreamCall:
     """One streaming method; a stream that breaks is opened again by who knows where it stood."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings, check_open: Callable[[], None]) -> None:
+    def __init__(self, method: str, call: Any, settings: ClientSettings, is_closed: threading.Event) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
-        self._check_open = check_open
+        self._is_closed = is_closed
 
-    def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Iterator[Any]:
-        seconds = self._settings.seconds(self._name, STREAM_SECONDS if timeout is None else timeout)
+    def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Generator[Any, None, None]:
+        seconds = self._settings.seconds(self._name, self._settings.stream_seconds if timeout is None else timeout)
         pairs = self._settings.metadata(metadata)
-        self._check_open()
+        if self._is_closed.is_set():
+            raise closed()
         try:
-            yield from self._call(request, timeout=seconds, metadata=pairs)
-        except grpc.RpcError as error:
-            raise from_rpc(error) from None
+            call = self._call(request, timeout=seconds, metadata=pairs)
         except ValueError:  # by gRPC, of a channel that was closed meanwhile
-            self._check_open()
+            if self._is_closed.is_set():
+                raise closed() from None
             raise
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise _raised(error, self._is_closed) from None
+        finally:
+            call.cancel()  # a stream that is read no further is not left open
+
+
+def _raised(error: grpc.RpcError, is_closed: threading.Event) -> TallystickError:
+    """The exception for what a stub raised; closing the client cancels what is in flight."""
+    if is_closed.is_set() and error.code() is grpc.StatusCode.CANCELLED:
+        return closed_meanwhile()
+    return from_rpc(error)

@@ -101,7 +101,7 @@ class UnavailableError(TallystickError):
 
 
 class DeadlineExceededError(TallystickError):
-    """The time was up before the result was known: come back with the same id."""
+    """The outcome is not known, since the time, or the tries, were up before: come back with the same id."""
 
 
 class UnimplementedError(TallystickError):
@@ -122,6 +122,7 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.CANCELLED: UnavailableError,  # by what lies between, or a server that ends: to whoever called it is a lost answer
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
@@ -131,6 +132,16 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
 def closed() -> TallystickError:
     """The exception for a call by a client that was closed."""
     return TallystickError("the client is closed")
+
+
+def closed_meanwhile() -> TallystickError:
+    """The exception for a call that was in flight when its client was closed."""
+    return TallystickError("the client is closed; this call was in flight, so its outcome is not known")
+
+
+def elsewhere() -> TallystickError:
+    """The exception for a call in another event loop than the client's."""
+    return TallystickError("this client is used in another event loop already; make an AsyncClient for each event loop")
 
 
 def unreadable() -> TallystickError:

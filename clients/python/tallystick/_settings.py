@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, stop_never
 
-from tallystick._errors import DeadlineExceededError, TallystickError
+from tallystick._errors import DeadlineExceededError, TallystickError, UnavailableError
 
 DEFAULT_DEADLINES = {"CreatePayment": 30.0, "CreatePayout": 30.0}
 DEFAULT_DEADLINE = 10.0
@@ -46,8 +46,10 @@ class ClientSettings:
     credentials: grpc.ChannelCredentials | None = None
     deadlines: Mapping[str, float] = field(default_factory=dict)
     attempts: int | None = None
-    stream_attempts: int = 30
-    """The most openings of a stream in a row that bring no message; past them its error is raised."""
+    stream_attempts: int | None = 30
+    """The most openings of a stream in a row that fail and bring no message; past them its error is raised. None: no limit."""
+    stream_seconds: float = 310.0
+    """A stream's deadline, longer than the platform keeps one. `events`, `watch_payment` and `watch_payout` go on after it, from where they were."""
     jitter: Callable[[], float] = random.random
     """A number from 0 to 1."""
 
@@ -106,12 +108,31 @@ class ClientSettings:
 
 
 class Tries:
-    """How often one call was sent, and what came of it."""
+    """How often one call was sent, and what its last error says of the call as a whole.
+
+    A refusal is said of one try. An earlier try may have taken effect all the same where its outcome is not known. It got no answer: the
+    error has no reason, since there was no connection, it broke, or the call was cancelled on its way. Or its refusal does not exclude it:
+    SHUTTING_DOWN also ends calls in flight, KEY_IN_USE means that one is in flight, and DEPENDENCY_UNAVAILABLE may follow a COMMIT whose
+    answer was lost. Only a reason of NOT_BEGUN says that the try did nothing.
+
+    After such a try a refusal stands as it is only where it is CONCLUSIVE, whatever happened before. That is what follows from the request
+    alone: each try sends the same bytes, so an earlier one was refused for the same. It is also KEY_REUSED: what an earlier try had stored
+    under the id would have the same values, and the repeat would find it. Nothing else is conclusive:
+
+    - Refusals by a state (STATE_FORBIDS, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH, INSUFFICIENT_FUNDS, DESTINATION_UNUSABLE,
+      AMOUNT_OUT_OF_RANGE of a payout): an earlier try may have caused that state, or may be in flight and be carried out after this refusal.
+    - FIELD_INVALID: a time in the request may have passed since. NOT_FOUND, ID_TAKEN: the owner of a seller may have changed since.
+    - Credentials, roles, unknown methods: a process of another version, or with other callers, may have answered.
+    - What may come again (OVERLOADED, PROVIDER_UNAVAILABLE, and so on): it is true of the last try alone, also where it says "Nothing was
+      stored".
+    """
 
     def __init__(self) -> None:
         self._count = 0
         self._last: TallystickError | None = None
         """The last error that the same request may come back after."""
+        self._doubtful: set[tuple[str, str]] = set()
+        """Reason and message of the tries that may have taken effect."""
 
     def may_go_on(self, error: BaseException) -> bool:
         """Whether the call may be sent again after what its last sending raised."""
@@ -120,13 +141,16 @@ class Tries:
             return False
         if not _ran_out(error):
             self._last = error
+        if error.reason not in NOT_BEGUN:
+            self._doubtful.add((error.reason, error.message))
         return True
 
     def explained(self, error: TallystickError) -> TallystickError:
         """What is raised in the end: with the number of tries.
 
-        The last one may have taken effect where the time was up in it. Then this is the error of the deadline, caused by an earlier refusal,
-        whose reason and text, such as "Nothing was stored", would be wrong of the call.
+        The outcome of the call is not known where the last try got no answer in time, or is refused for the moment after a try whose outcome is
+        not known. Then this is the error of the deadline, caused by a refusal, whose reason and text, such as "Nothing was stored", would be wrong
+        of the call. Any other refusal that is not conclusive keeps its class and reason, and says that it is of the last try.
         """
         if _ran_out(error):
             message = f"{error.message} (after {_tries(self._count)}; the last got no answer in time, so the outcome is not known"
@@ -135,7 +159,45 @@ class Tries:
             unknown = error.again(f"{message})", reason="DEADLINE_EXCEEDED")
             unknown.__cause__ = self._last
             return unknown
+        if isinstance(error, UnavailableError) and not error.reason:
+            return error.again(f"{error.message} (after {_tries(self._count)}; the last got no answer, so the outcome is not known)")
+        doubtful = self._doubtful - {(error.reason, error.message)}  # those that say the same leave no more doubt than the last
+        if doubtful and error.reason not in CONCLUSIVE:
+            return self._of_the_last_alone(error)
         return error.again(f"{error.message} (after {self._count} tries)") if self._count > 1 and error is self._last else error
+
+    def _of_the_last_alone(self, error: TallystickError) -> TallystickError:
+        """A refusal after a try whose outcome is not known."""
+        tries = _tries(self._count)
+        if not (error.may_retry and error.reason):
+            return error.again(f"{error.message} (after {tries}; this is said of the last one: the outcome of an earlier one is not known)")
+        message = f"the outcome is not known (after {tries}; an earlier one may have taken effect, and the last was refused with {error.reason})"
+        unknown = DeadlineExceededError(message, reason="DEADLINE_EXCEEDED", trace_id=error.trace_id)
+        unknown.__cause__ = error
+        return unknown
+
+
+NOT_BEGUN = frozenset({"OVERLOADED", "RATE_LIMITED", "PROVIDER_UNAVAILABLE"})
+"""Reasons by which a try certainly did nothing: it was refused before it began. The rule is at `Tries`."""
+CONCLUSIVE = frozenset(
+    {
+        "FIELD_REQUIRED",
+        "AMOUNT_INVALID",
+        "AMOUNT_PRECISION",
+        "CURRENCY_UNKNOWN",
+        "TOO_MANY_ITEMS",
+        "DUPLICATE_ITEM",
+        "SAME_ACCOUNT",
+        "CARD_NUMBER_REFUSED",
+        "ENTRIES_UNBALANCED",
+        "PAGE_TOKEN_INVALID",
+        "MESSAGE_MALFORMED",
+        "MESSAGE_TOO_LARGE",
+        "KEY_REUSED",
+        "SECOND_PERSON_REQUIRED",
+    }
+)
+"""Reasons that hold for every try of a call, whatever became of an earlier one. The rule is at `Tries`."""
 
 
 def _tries(count: int) -> str:
@@ -160,14 +222,12 @@ class Reopening:
 
     def rest(self, error: TallystickError) -> float:
         """Seconds to rest before the next opening. Raises the error if there is to be none."""
-        self._failures = 0 if error.reason == "STREAM_EXPIRED" else self._failures + 1
-        if not error.may_retry or self._failures >= self._settings.stream_attempts:
+        over = error.reason == "STREAM_EXPIRED" or _ran_out(error)  # by the platform, or by the deadline here, as when messages are read slowly
+        self._failures = 0 if over else self._failures + 1
+        most = self._settings.stream_attempts
+        if not (over or error.may_retry) or (most is not None and self._failures >= most):
             raise error
         return self._settings.wait(error, max(self._failures, 1))
-
-
-STREAM_SECONDS = 310.0
-"""A stream's deadline: longer than the platform keeps one."""
 
 
 M = TypeVar("M", bound=Message)
