@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,24 @@ from .run import Plan
 KEPT = Path(__file__).with_name("kept.json")
 
 
-def kept() -> list[Plan]:
+@dataclass(frozen=True)
+class Kept:
+    """A plan that was kept. `shows`: a pattern of the line of its trace that it was kept for, without which it proves nothing any more."""
+
+    plan: Plan
+    shows: str
+
+
+def kept() -> list[Kept]:
     """All plans that were kept."""
-    return [_plan(entry) for entry in json.loads(KEPT.read_text())]
+    return [Kept(_plan(entry), entry["shows"]) for entry in json.loads(KEPT.read_text())]
 
 
 def keep(plan: Plan, violation: str) -> None:
-    """Adds a plan, and what was wrong."""
+    """Adds a plan, and what was wrong. What its trace must show from then on is to be written by hand."""
     entry = {
         "why": violation,
+        "shows": "",
         "seed": plan.seed,
         "payments": plan.payments,
         "share": plan.share,
