@@ -141,6 +141,13 @@ BUGS = (
         "                    raise",
         "tests/test_breaker.py",
     ),
+    Bug(
+        "nobody new is the probe of a provider",
+        f"{_SERVER}/payment/flow.py",
+        "return Room(max(self._waiting_depth - waiting, 0), probe)",
+        "return Room(max(self._waiting_depth - waiting, 0), probe and not waiting)",
+        "tests/test_recovery.py -k finds_out",
+    ),
     # what is made of its answers
     Bug(
         "another amount than asked is a success",
@@ -446,6 +453,13 @@ BUGS = (
         "            stored = [one for one in judged if one.arrival.event.checkout_id in inserted]\n"
         "            [self._hand_on(charge) for one in stored for charge in one.charges]\n",
     ),
+    # alerts
+    Bug(
+        "an acknowledged charge keeps its alert",
+        f"{_STORAGE}/payment/orders.py",
+        "as subject, cause as detail from unapplied_charge where acknowledged_by = ''",
+        "as subject, cause as detail from unapplied_charge where true",
+    ),
     # events
     Bug(
         "the relay forgets before it has published",
@@ -473,6 +487,13 @@ BUGS = (
         "            if apart:\n                outbox.set_apart(connection, sent.details, apart)\n",
         "",
         "tests/test_relay.py -k refused_event_delays",
+    ),
+    Bug(
+        "the ledger's events are sent again and again where many are refused",
+        f"{_SERVER}/ledger/events.py",
+        "if any_refused:",
+        "if any_refused and not known:",
+        "tests/test_relay.py -k hundreds",
     ),
     Bug(
         "a refused event is tried once",

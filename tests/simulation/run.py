@@ -21,6 +21,7 @@ from tallystick_server.process.verify import verify_by
 from tallystick_server.runtime import telemetry
 from tests.torture.check import AT_REST
 
+from .alerts import audit_alerts
 from .auditor import Auditor, Charged
 from .chance import Chance
 from .cluster import OPERATOR, SERVICES, TEAMS, Cluster
@@ -192,6 +193,7 @@ class Simulation:
             result.violations += [f"a dead letter for {cause} needs an operator" for cause in sorted(causes - allowed) if turn == 0]
             if causes:
                 await self._rests(world, result, world.loop.now, world.loop.now)
+        result.violations += await audit_alerts(operator, self._tables.query)
         world.audited = True
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
         quiet = not world.faults.share
