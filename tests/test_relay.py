@@ -16,6 +16,7 @@ from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.ledger import transaction_id
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.event.handlers import EventHandlers
@@ -27,6 +28,8 @@ from .conftest import eventually, serving
 
 SETTINGS = Settings(monitor_interval=0.2, sweep_interval=0.1)
 WAITING = ("payment", "wallet", "payout", "ledger")
+MESSAGES: dict[str, Any] = {"payment": payment_service_pb2, "wallet": wallet_service_pb2, "ledger": ledger_service_pb2}
+"""The services that have something to tell of a payment."""
 INVALID = Refused(Reason.FIELD_INVALID, "caller must be an id.", field="events[0].caller")
 
 
@@ -92,48 +95,69 @@ def refused_aggregates(databases: Databases) -> set[str]:
     return {row[0] for schema in WAITING for row in query(databases, f"select aggregate_id from {schema}.refused_aggregate")}
 
 
-def alerts(client: Client, kind: str = "EVENT_REFUSED", *, ended: bool = False) -> list[recovery_pb2.Alert]:
-    found = client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=ended, page_size=200)).alerts
+def alerts(client: Client, kind: str = "EVENT_REFUSED", *, service: str = "payment", ended: bool = False) -> list[recovery_pb2.Alert]:
+    found = getattr(client, service).ListAlerts(MESSAGES[service].ListAlertsRequest(ended=ended, page_size=200)).alerts
     return [alert for alert in found if alert.kind == kind]
 
 
 @pytest.mark.parametrize("error", [INVALID, ValueError("a bug that one event triggers")])
 def test_a_refused_event_delays_only_its_aggregate(own_database: Databases, event_fault: EventFault, error: Exception) -> None:
-    """Of hundreds of events one of an order, of a wallet and of the ledger is refused: all others are published, and an alert names the order with what
-    EventService says; once the cause is gone everything is published in order, and the alert ends."""
-    refused = {"paymentOrders/o-7", "wallets/s9/EUR", f"transactions/{transaction_id(5)}"}
-    event_fault.poison, event_fault.error = {f"{name}/" for name in refused}, error
+    """Of hundreds of events one of an order, of a wallet and of the ledger is refused: all others are published, and an alert of each service names its
+    own with what EventService says; once the cause is gone everything is published in order, and the alerts end."""
+    refused = {"payment": "paymentOrders/o-7", "wallet": "wallets/s9/EUR", "ledger": f"transactions/{transaction_id(5)}"}
+    event_fault.poison, event_fault.error = {f"{name}/" for name in refused.values()}, error
     with serving(own_database, SETTINGS) as platform, platform.client() as client:
         pay_all(client, 60)
         assert eventually(lambda: whole(client, 60, without=1), 60)
-        assert not refused & versions(client).keys()
-        assert eventually(lambda: refused_aggregates(own_database) == refused)
-        (alert,) = eventually(lambda: alerts(client))
-        assert (alert.subject, alert.alert_id) == ("paymentOrders/o-7", "payment-EVENT_REFUSED-paymentOrders-o-7-1")
-        assert alert.detail.startswith("version 1: INVALID_ARGUMENT" if error is INVALID else "version 1: INTERNAL")
+        assert not {*refused.values()} & versions(client).keys()
+        assert eventually(lambda: refused_aggregates(own_database) == {*refused.values()})
+        raised = {service: eventually(lambda: alerts(client, service=service), 30) for service in refused}  # noqa: B023
+        assert {service: [alert.subject for alert in found] for service, found in raised.items()} == {one: [name] for one, name in refused.items()}
+        ids = {service: f"{service}-EVENT_REFUSED-{name.replace('/', '-')}-1" for service, name in refused.items()}
+        assert {service: alert.alert_id for service, (alert,) in raised.items()} == ids
+        status = "INVALID_ARGUMENT" if error is INVALID else "INTERNAL"
+        assert [alert.detail for (alert,) in raised.values() if not alert.detail.startswith(f"version 1: {status}")] == []
         assert verify(own_database).passed, verify(own_database).as_text()
         event_fault.poison = set()
         assert eventually(lambda: not refused_aggregates(own_database), 60)
         assert whole(client, 60)
         assert in_order(client)
-        assert eventually(lambda: not alerts(client))
-        assert [one.HasField("end_time") for one in alerts(client, ended=True)] == [True]
-    assert verify(own_database).passed
+        for service, id_ in ids.items():
+            assert eventually(lambda: not alerts(client, service=service), 30)  # noqa: B023
+            assert [one.HasField("end_time") for one in alerts(client, service=service, ended=True)] == [True]
+            assert eventually(lambda: versions(client)[f"alerts/{id_}"] == [1, 2], 30)  # noqa: B023
+    assert verify(own_database).passed, verify(own_database).as_text()
 
 
 @pytest.mark.parametrize("error", [Refused(Reason.SHUTTING_DOWN, "away", retry_after=0.1), Refused(Reason.CREDENTIALS_INVALID, "a wrong token")])
 def test_events_that_are_not_published_raise_an_alert(own_database: Databases, event_fault: EventFault, error: Exception) -> None:
-    """While EventService is away, or accepts no call, payments are paid and one alert of PaymentService says that events wait; it ends once they are out."""
+    """While EventService is away, or accepts no call, payments are paid and an alert of each service says that its events wait; it ends once they are out."""
     event_fault.poison, event_fault.error = {""}, error
     with serving(own_database, replace(SETTINGS, events_alert_after=0.3)) as platform, platform.client() as client:
         pay_all(client, 3)
-        (alert,) = eventually(lambda: alerts(client, "EVENTS_WAIT"))
-        assert alert.subject == "services/event"
+        for service in MESSAGES:
+            (alert,) = eventually(lambda: alerts(client, "EVENTS_WAIT", service=service), 30)  # noqa: B023
+            assert alert.subject == "services/event"
         assert not refused_aggregates(own_database)
         event_fault.poison = set()
-        assert eventually(lambda: not alerts(client, "EVENTS_WAIT"))
+        assert eventually(lambda: not any(alerts(client, "EVENTS_WAIT", service=service) for service in MESSAGES), 30)
         assert eventually(lambda: whole(client, 3))
-    assert verify(own_database).passed
+    assert verify(own_database).passed, verify(own_database).as_text()
+
+
+@pytest.mark.parametrize(("service", "collection"), [("wallet", "wallets/"), ("ledger", "transactions/")])
+def test_a_service_whose_calls_alone_are_rejected_raises_an_alert(
+    own_database: Databases, event_fault: EventFault, service: str, collection: str
+) -> None:
+    """When EventService rejects the calls of WalletService or LedgerService alone, an alert of that service says that its events wait, and of no other."""
+    event_fault.poison, event_fault.error = {collection}, Refused(Reason.CREDENTIALS_INVALID, "a wrong token")
+    with serving(own_database, replace(SETTINGS, events_alert_after=0.3)) as platform, platform.client() as client:
+        pay_all(client, 3)
+        assert eventually(lambda: [one for one in MESSAGES if alerts(client, "EVENTS_WAIT", service=one)] == [service], 30)
+        event_fault.poison = set()
+        assert eventually(lambda: not alerts(client, "EVENTS_WAIT", service=service), 30)
+        assert eventually(lambda: whole(client, 3))
+    assert verify(own_database).passed, verify(own_database).as_text()
 
 
 def test_events_wait_behind_a_refused_one_over_a_restart(own_database: Databases, event_fault: EventFault) -> None:
@@ -201,18 +225,21 @@ def test_hundreds_of_refused_transactions_keep_no_others_waiting(own_database: D
     assert verify(own_database).passed
 
 
-def test_refused_events_of_alerts_raise_one_alert(own_database: Databases, event_fault: EventFault) -> None:
+@pytest.mark.parametrize(
+    ("service", "name"), [("payment", "paymentOrders/o-0"), ("wallet", "wallets/s0/EUR"), ("ledger", f"transactions/{transaction_id(1)}")]
+)
+def test_refused_events_of_alerts_raise_one_alert(own_database: Databases, event_fault: EventFault, service: str, name: str) -> None:
     """An alert about a refused event has an event too: when that is refused one alert is about all such, and no others follow from it."""
-    event_fault.poison = {"paymentOrders/o-0/", "alerts/"}
+    event_fault.poison = {f"{name}/", "alerts/"}
     with serving(own_database, SETTINGS) as platform, platform.client() as client:
         pay_all(client, 1)
-        refused = "select count(*) from payment.refused_aggregate where aggregate_id like 'alerts/%' and refusals > 1"
+        refused = f"select count(*) from {service}.refused_aggregate where aggregate_id like 'alerts/%' and refusals > 1"
         assert eventually(lambda: query(own_database, refused) == [(2,)], 30)
-        assert {alert.subject for alert in alerts(client)} == {"paymentOrders/o-0", "alerts/-"}
+        assert {alert.subject for alert in alerts(client, service=service)} == {name, "alerts/-"}
         event_fault.poison = set()
-        assert eventually(lambda: not alerts(client), 30)
+        assert eventually(lambda: not alerts(client, service=service), 30)
         assert eventually(lambda: not refused_aggregates(own_database), 30)
-    assert verify(own_database).passed
+    assert verify(own_database).passed, verify(own_database).as_text()
 
 
 def test_events_wait_while_event_service_rejects_the_caller(own_database: Databases, event_fault: EventFault) -> None:

@@ -68,11 +68,12 @@ _EVENT_REFUSED = """
     select aggregate_id as subject, detail from refused_aggregate where refusals > 0 and not starts_with(aggregate_id, 'alerts/')
     union all (select 'alerts/-', detail from refused_aggregate where aggregate_id > 'alerts/' and aggregate_id < 'alerts0' and refusals > 0 limit 1)
 """
-# The outbox is published in order, so its first row is the oldest.
 _EVENTS_WAIT = """
     select 'services/event' as subject, 'the oldest event waits since ' || to_char(o.create_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as detail
-    from (select create_time from outbox order by sequence limit 1) o where o.create_time < (select clock()) - cast(:events_wait as interval)
+    from ({oldest}) o where o.create_time < (select clock()) - cast(:events_wait as interval)
 """
+OLDEST_IN_OUTBOX = "select create_time from outbox order by sequence limit 1"
+"""The create_time of the oldest event that waits in the outbox, which is published in order."""
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
 _FOUND = "select * from json_to_recordset(cast(:found as json)) as r (kind text, subject text, detail text)"
 _RAISE = text(f"""
@@ -118,16 +119,26 @@ def of_demands(own: Sequence[tuple[str, str, str]], waiting: str, limits: Mappin
 
     `limits`: seconds that something may rest in a state, for the queries' parameters of that name; `events_wait`: that an event may wait to be published.
     """
-    parameters = {state.lower(): f"{seconds} seconds" for state, seconds in {**limits, "events_wait": events_wait}.items()}
+    parameters = {state.lower(): f"{seconds} seconds" for state, seconds in limits.items()}
     shared = (
         ("DEAD_LETTER", "deadLetters", _DEAD_LETTERS),
-        ("EVENT_REFUSED", "events", _EVENT_REFUSED),
-        ("EVENTS_WAIT", "services", _EVENTS_WAIT),
         ("CALLER_REJECTED", "services", _CALLER_REJECTED.format(waiting=waiting)),
         ("PROVIDER_FORBIDS", "providers", _FAILING.format(waiting=waiting, trouble="FORBIDDEN")),
         ("PROVIDER_FAILS", "providers", _FAILING.format(waiting=waiting, trouble="HELD_BACK")),
     )
-    return [Finding(kind, collection, query, parameters) for kind, collection, query in (*own, *shared)]
+    return [*(Finding(kind, collection, query, parameters) for kind, collection, query in (*own, *shared)), *of_events(events_wait)]
+
+
+def of_events(events_wait: float, oldest: str = OLDEST_IN_OUTBOX) -> Sequence[Finding]:
+    """What every service finds that has events: those that EventService refuses, and that they wait.
+
+    `events_wait`: seconds that an event may wait to be published; `oldest`: a select of the create_time of the one that has waited longest, if any.
+    """
+    parameters = {"events_wait": f"{events_wait} seconds"}
+    return [
+        Finding("EVENT_REFUSED", "events", _EVENT_REFUSED, parameters),
+        Finding("EVENTS_WAIT", "services", _EVENTS_WAIT.format(oldest=oldest), parameters),
+    ]
 
 
 def find(connection: Connection, findings: Sequence[Finding]) -> tuple[list[Found], list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.ledger import BOOK, Chained, Head
+from tallystick_storage.alert import OLDEST_IN_OUTBOX, Finding, of_events
 from tallystick_storage.database import rows
 
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
@@ -299,6 +300,19 @@ def sequences_between(connection: Connection, after: int, until: int, prefix: st
 
 _RELAYED = text("select sequence, exists (select from refused_aggregate) as any_refused from relayed where book = :book")
 _SET_RELAYED = text("update relayed set sequence = greatest(sequence, :sequence) where book = :book")
+
+
+# An alert's event waits in the outbox; a transaction's waits in the book behind the last one that EventService has confirmed.
+_OLDEST_EVENT = f"""
+    select min(create_time) as create_time from (
+        ({OLDEST_IN_OUTBOX})
+        union all select t.post_time from relayed r join tx t on t.book = r.book and t.sequence = r.sequence + 1) w
+"""
+
+
+def findings(events_wait: float) -> Sequence[Finding]:
+    """What a person should know of; `events_wait`: seconds that an event may wait to be published."""
+    return of_events(events_wait, _OLDEST_EVENT)
 
 
 def relayed(connection: Connection) -> tuple[int, bool]:

@@ -19,6 +19,8 @@ from tallystick_core.money import format_amount, parse_currency
 from tallystick_core.refusal import Reason, Refused, not_found
 from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Post, Posted
+from tallystick_server.runtime import alerts
+from tallystick_server.runtime.alerts import AlertHandlers
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size, parse_time, to_timestamp
 from tallystick_server.runtime.follow import Numbered, Tail, Wanted
@@ -37,14 +39,15 @@ ACCESS: Access = {
     "ListAccounts": _READ,
     "GetTrialBalance": frozenset({Role.OPERATOR, Role.AUDITOR}),
     "StreamEntries": frozenset({Role.AUDITOR, Role.SERVICE}),
+    **alerts.ACCESS,
 }
 
 
-class LedgerHandlers:
+class LedgerHandlers(AlertHandlers):
     """Handlers only decode, await and encode."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        super().__init__(database, pb)
         post = Post(database)
         self.recent = post.recent
         self._tail = Tail(

@@ -17,17 +17,21 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tallystick import Client, ClientSettings, TallystickError, UnauthenticatedError
+from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.payout import PayoutState
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.failure import Failure
 from tallystick_server.runtime.fields import EnumNames
 
 _STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
-_SERVICES: dict[str, ModuleType] = {"payment": payment_service_pb2, "payout": payout_service_pb2}
+_WITH_DEAD_LETTERS: dict[str, ModuleType] = {"payment": payment_service_pb2, "payout": payout_service_pb2}
 """The services that have dead letters, and their messages."""
+_WITH_ALERTS: dict[str, ModuleType] = {**_WITH_DEAD_LETTERS, "wallet": wallet_service_pb2, "ledger": ledger_service_pb2}
+"""The services that have alerts, and their messages."""
 _PAYOUT_STATES = EnumNames(payout_pb2.PayoutState.DESCRIPTOR)
 _LOOK_AGAIN = 1.0
 
@@ -52,7 +56,7 @@ def add_commands(commands: Commands) -> None:
     one.add_argument("--all", action="store_true", help="also those that were acknowledged")
     one = _reason(_command(verbs, "acknowledge", "end its alert; it stays booked", _acknowledge_charge))
     one.add_argument("unapplied_charge_id")
-    one = _of_service(_command(commands, "alerts", "what a person should look at, newest first", _alerts))
+    one = _of_service(_command(commands, "alerts", "what a person should look at, newest first", _alerts), _WITH_ALERTS)
     one.add_argument("--all", action="store_true", help="also those that have ended")
     payouts = commands.add_parser("payouts", help="list, or one payout: show, approve, reject, cancel, acknowledge")
     verbs = payouts.add_subparsers(required=True, metavar="VERB")
@@ -98,8 +102,8 @@ def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.
     return one
 
 
-def _of_service(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    one.add_argument("--service", choices=_SERVICES, default="payment", help="of which service; by default payment")
+def _of_service(one: argparse.ArgumentParser, services: Mapping[str, ModuleType] = _WITH_DEAD_LETTERS) -> argparse.ArgumentParser:
+    one.add_argument("--service", choices=services, default="payment", help="of which service; by default payment")
     return one
 
 
@@ -147,12 +151,12 @@ def _reason(one: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _ask(options: argparse.Namespace, client: Client, method: str, **values: Any) -> Any:
     """The answer of the service that was named."""
-    request = getattr(_SERVICES[options.service], f"{method}Request")(**values)
+    request = getattr(_WITH_DEAD_LETTERS[options.service], f"{method}Request")(**values)
     return getattr(getattr(client, options.service), method)(request)
 
 
 def _list(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = _SERVICES[options.service].ListDeadLettersRequest(state=_STATES.number("" if options.all else "OPEN"), page_size=200)
+    request = _WITH_DEAD_LETTERS[options.service].ListDeadLettersRequest(state=_STATES.number("" if options.all else "OPEN"), page_size=200)
     return client.pages(getattr(client, options.service).ListDeadLetters, request, "dead_letters")
 
 
@@ -231,7 +235,7 @@ def _acknowledge_charge(options: argparse.Namespace, client: Client) -> list[Mes
 
 
 def _alerts(options: argparse.Namespace, client: Client) -> Iterable[Message]:
-    request = _SERVICES[options.service].ListAlertsRequest(ended=options.all, page_size=200)
+    request = _WITH_ALERTS[options.service].ListAlertsRequest(ended=options.all, page_size=200)
     return client.pages(getattr(client, options.service).ListAlerts, request, "alerts")
 
 

@@ -38,12 +38,13 @@ from tallystick_server.runtime.flow import Flow, FlowSettings
 from tallystick_server.runtime.monitor import Monitor
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.relay import FromOutbox, Relay, Source
+from tallystick_server.runtime.relay import FirstOf, FromOutbox, Relay, Source
 from tallystick_server.runtime.retry import Policies
 from tallystick_server.runtime.telemetry import TracedDatabase
 from tallystick_server.wallet import handlers as wallet
 from tallystick_server.wallet.sweep import Sweep
 from tallystick_storage import alert
+from tallystick_storage import ledger as ledger_store
 from tallystick_storage.database import Database, forget_marks
 from tallystick_storage.payment import orders as payment_store
 from tallystick_storage.payout import payouts as payout_store
@@ -168,9 +169,6 @@ class Wiring:
 
         return Periodic(f"{name}.housekeeping", _FORGET_EVERY, forget)
 
-    def _relay(self, name: str, database: Database, source: Source) -> Relay:
-        return Relay(name, database, source, self._peers, self._addresses["event"], self._settings.relay_interval)
-
     def _payment(self) -> Service:
         database = self._database("payment")
         settings = self._settings
@@ -198,15 +196,21 @@ class Wiring:
         )
         handlers = payment.PaymentHandlers(database, flow)
         findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review, settings.events_alert_after)
-        return self._of_flow(Service("payment", handlers, payment.ACCESS, [handlers], [database], flow), findings, behind)
+        service = Service("payment", handlers, payment.ACCESS, [handlers], [database], flow)
+        return self._over(behind, self._with_relay(service, findings, FromOutbox(database)))
 
-    def _of_flow(self, service: Service, findings: Sequence[alert.Finding], behind: _Behind[Any]) -> Service:
-        """A service that takes demands on their way, with all that it needs beside its handlers."""
+    def _with_relay(self, service: Service, findings: Sequence[alert.Finding], source: Source) -> Service:
+        """A service that has events, with all that it needs beside its handlers. `findings`: what its monitor looks for; `source`: of its relay."""
         (database,) = service.databases
-        monitor = Monitor(service.name, database, self._ports.new_id(), findings, self._settings.monitor_interval)
-        relay = self._relay(service.name, database, FromOutbox(database))
-        running = [*behind.running, *service.running, relay, monitor, self._housekeeping(service.name, database)]
-        return replace(service, running=running, databases=[database, *behind.databases], closing=behind.closing)
+        settings = self._settings
+        relay = Relay(service.name, database, source, self._peers, self._addresses["event"], settings.relay_interval)
+        monitor = Monitor(service.name, database, self._ports.new_id(), findings, settings.monitor_interval)
+        return replace(service, running=[*service.running, relay, monitor, self._housekeeping(service.name, database)])
+
+    def _over(self, behind: _Behind[Any], service: Service) -> Service:
+        """A service with its providers, which start before it and stop after it."""
+        running, databases = [*behind.running, *service.running], [*service.databases, *behind.databases]
+        return replace(service, running=running, databases=databases, closing=behind.closing)
 
     def _behind(
         self,
@@ -251,15 +255,16 @@ class Wiring:
     def _ledger(self) -> Service:
         database = self._database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        relay = self._relay("ledger", database, LedgerEvents(database, handlers.recent))
-        return Service("ledger", handlers, ledger.ACCESS, [handlers, relay, self._housekeeping("ledger", database)], [database])
+        source = FirstOf(FromOutbox(database), LedgerEvents(database, handlers.recent))  # alerts before the book, which may never rest
+        service = Service("ledger", handlers, ledger.ACCESS, [handlers], [database])
+        return self._with_relay(service, ledger_store.findings(self._settings.events_alert_after), source)
 
     def _wallet(self) -> Service:
         database = self._database("wallet")
         handlers = wallet.WalletHandlers(database, self._settings.release_delay, self._payout_service())
         sweep = Periodic("wallet.sweep", self._settings.sweep_interval, Sweep(database, handlers.change).turn)
-        relay = self._relay("wallet", database, FromOutbox(database))
-        return Service("wallet", handlers, wallet.ACCESS, [handlers, relay, sweep, self._housekeeping("wallet", database)], [database])
+        service = Service("wallet", handlers, wallet.ACCESS, [handlers, sweep], [database])
+        return self._with_relay(service, alert.of_events(self._settings.events_alert_after), FromOutbox(database))
 
     def _payout(self) -> Service:
         database = self._database("payout")
@@ -284,7 +289,7 @@ class Wiring:
         findings = payout_store.findings({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after}, settings.events_alert_after)
         handlers = payout.PayoutHandlers(database, flow)
         service = Service("payout", handlers, payout.ACCESS, [handlers], [database], flow)
-        return self._of_flow(service, findings, behind)
+        return self._over(behind, self._with_relay(service, findings, FromOutbox(database)))
 
     def _payout_service(self) -> str:
         """Whom WalletService takes for PayoutService."""

@@ -105,6 +105,20 @@ class FromOutbox:
         return Unpublished(joined(rows), forget, more=len(rows) == _MOST_ROWS, refused=refused)
 
 
+class FirstOf:
+    """The source of a service that tells of its changes in several places: what the first of them has, or else what the next has."""
+
+    def __init__(self, *sources: Source) -> None:
+        self._sources = sources
+
+    async def __call__(self) -> Unpublished:
+        for source in self._sources:
+            found = await source()
+            if found.requests:
+                break
+        return found
+
+
 @dataclass(slots=True)
 class _Sent:
     """What has become of events that were sent in parts."""

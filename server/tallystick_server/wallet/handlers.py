@@ -12,6 +12,8 @@ from tallystick_core.money import parse_amount, parse_currency
 from tallystick_core.refusal import Refused, not_found
 from tallystick_core.seller import AssignmentState
 from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id, require_payout_service
+from tallystick_server.runtime import alerts
+from tallystick_server.runtime.alerts import AlertHandlers
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, expected_version, page_size
 from tallystick_server.runtime.items import check_batch, each, refusal
@@ -45,17 +47,18 @@ ACCESS: Access = {
     "RequestSellerAssignment": _OPERATOR,
     "ApproveSellerAssignment": _OPERATOR,
     "RejectSellerAssignment": _OPERATOR,
+    **alerts.ACCESS,
 }
 _LAST = 2**62
 
 M = TypeVar("M")
 
 
-class WalletHandlers:
+class WalletHandlers(AlertHandlers):
     """Handlers only decode, await and encode. `payout_service`: the caller that PayoutService is."""
 
     def __init__(self, database: Database, release_delay: int, payout_service: str) -> None:
-        self._database = database
+        super().__init__(database, pb)
         self._payout_service = payout_service
         self._policies = Policies(database, release_delay)
         self._sellers = Sellers(database)

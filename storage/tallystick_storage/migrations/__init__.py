@@ -77,27 +77,7 @@ create index mark_by_time on mark (create_time);
 grant select, insert, delete on mark to {service};
 """
 
-REFUSED_EVENTS = """
--- Aggregates of which EventService refuses an event. That event and the later ones wait here, so that the events of others are published.
-create table refused_aggregate (
-    aggregate_id text collate "C" primary key,
-    refusals int not null check (refusals >= 0),  -- 0: events were added just when the earlier ones had been published
-    next_attempt_time timestamptz not null,
-    detail text not null
-) with (fillfactor = 70);
-create index refused_aggregate_due on refused_aggregate (next_attempt_time, aggregate_id);
-create table refused_event (
-    aggregate_id text collate "C" not null references refused_aggregate,
-    version bigint not null,
-    event bytea not null,  -- an Event, serialized
-    primary key (aggregate_id, version)
-);
-grant select, insert, update, delete on refused_aggregate, refused_event to {service};
-"""
-"""The events that EventService refuses of a schema, and those that wait for them."""
-
-OUTBOX = (
-    """
+OUTBOX = """
 -- What a transaction has changed, as versions of aggregates, and the events that tell of it; deleted once EventService has them.
 create table outbox (
     sequence bigint generated always as identity primary key,
@@ -125,10 +105,24 @@ begin
 end $$;
 create constraint trigger changes_are_told after insert on outbox deferrable initially deferred for each row execute function changes_are_told();
 create trigger told_once before update on outbox for each row when (old.request is not null) execute function refuse_change();
+
+-- Aggregates of which EventService refuses an event. That event and the later ones wait here, so that the events of others are published.
+create table refused_aggregate (
+    aggregate_id text collate "C" primary key,
+    refusals int not null check (refusals >= 0),  -- 0: events were added just when the earlier ones had been published
+    next_attempt_time timestamptz not null,
+    detail text not null
+) with (fillfactor = 70);
+create index refused_aggregate_due on refused_aggregate (next_attempt_time, aggregate_id);
+create table refused_event (
+    aggregate_id text collate "C" not null references refused_aggregate,
+    version bigint not null,
+    event bytea not null,  -- an Event, serialized
+    primary key (aggregate_id, version)
+);
+grant select, insert, update, delete on refused_aggregate, refused_event to {service};
 """
-    + REFUSED_EVENTS
-)
-"""The outbox of a schema whose changes other services hear of."""
+"""The outbox of a schema whose changes other services hear of, and the events that EventService refuses."""
 
 
 def conflicting_reports(key: str, references: str = "") -> str:

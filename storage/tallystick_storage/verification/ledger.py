@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import LINES, canonical, micros
+from tallystick_storage.verification.shared import ALERTS, LINES, UNPUBLISHED, canonical, micros, seals
 
 WRONG = {
     "ledger.wrong_accounts": """
@@ -12,6 +12,9 @@ WRONG = {
 """Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
 
 QUERIES = {
+    **seals("ledger"),
+    "ledger.last_versions": f"""select * from ({ALERTS.format(schema="ledger")}) v order by aggregate_id collate "C" """,
+    "ledger.outbox": UNPUBLISHED,
     "ledger.heads": "select book, sequence, hash, post_time from head order by book",
     "ledger.relayed": "select book, sequence from relayed order by book",
     "ledger.tx_count": "select count(*) as rows from tx",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tallystick_storage.migrations import SEALED_ON_UPDATE
 
-SEALED_SCHEMAS = ("payment", "wallet", "payout", "event")
+SEALED_SCHEMAS = ("payment", "ledger", "wallet", "payout", "event")
 _SEALED_TABLES = """
     select c.relname as name,
         (select string_agg(format('t.%I', k.attname), ', ' order by array_position(i.indkey::int2[], k.attnum))
@@ -47,11 +47,12 @@ UNPUBLISHED = f"""
         select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version from outbox
         union all select aggregate_id, version from refused_event) o
     group by aggregate_id, block order by aggregate_id, block"""
-OPERATED = """
-        select 'deadLetters/' || dead_letter_id as aggregate_id, case when state = 'OPEN' then 1 else 2 end as version, '{schema}.dead_letter' as name
-        from dead_letter
-        union all select 'alerts/' || alert_id, case when end_time is null then 1 else 2 end, '{schema}.alert' from alert"""
-"""The versions of dead letters and alerts, which a schema has besides its own; {schema}: its name."""
+ALERTS = """
+        select 'alerts/' || alert_id as aggregate_id, case when end_time is null then 1 else 2 end as version, '{schema}.alert' as name from alert"""
+"""The versions of alerts, which a schema has besides its own; {schema}: its name."""
+OPERATED = f"""{ALERTS}
+        union all select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1 else 2 end, '{{schema}}.dead_letter' from dead_letter"""
+"""The versions of dead letters and alerts."""
 
 
 def seals(schema: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import UNPUBLISHED, VERSIONS, seals
+from tallystick_storage.verification.shared import ALERTS, UNPUBLISHED, VERSIONS, seals
 
 WRONG = {
     "wallet.wrong_holds": """
@@ -109,11 +109,9 @@ QUERIES = {
         select 'wallets/' || seller_account || '/' || currency as aggregate_id, {VERSIONS.format("number")} from wallet_entry
         group by seller_account, currency, block order by aggregate_id, block""",
     # The version of each thing that has no history of its own: its last event has the same.
-    "wallet.last_versions": """
-        select * from (
-            select 'walletPolicies/' || seller_account || '/' || currency as aggregate_id, policy_version as version, 'wallet.wallet_policy' as name
-            from wallet where policy_version > 0
-            union all select 'sellers/' || seller_account, version, 'wallet.seller' from seller) v
+    "wallet.last_versions": f"""select * from ({ALERTS.format(schema="wallet")}
+        union all select 'walletPolicies/' || seller_account || '/' || currency, policy_version, 'wallet.wallet_policy' from wallet where policy_version > 0
+        union all select 'sellers/' || seller_account, version, 'wallet.seller' from seller) v
         order by aggregate_id collate "C" """,
     "wallet.outbox": UNPUBLISHED,
     **WRONG,

@@ -52,7 +52,7 @@ def check_events(read: Read) -> Check:
 def check_versions(read: Read) -> Check:
     """Whatever has events and no history of its own is there, at the version of its last event, of which each version has one."""
     check = Check("each thing is at the version of its last event", "E1")
-    services = ("payment", "wallet", "payout")
+    services = ("payment", "ledger", "wallet", "payout")
     things = heapq.merge(*[read(f"{service}.last_versions") for service in services], key=_aggregate)
     waiting = groupby(heapq.merge(*[read(f"{service}.outbox") for service in services], key=_aggregate), key=_aggregate)
     told = merged(things, _aggregate, read("event.last_versions"), _aggregate)

@@ -1,6 +1,6 @@
 """The book: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import REFUSED_EVENTS, create, statement_rule
+from tallystick_storage.migrations import ALERTS, OPERATED, OUTBOX, create, event_has_change, statement_rule
 
 revision = "ledger_0001"
 down_revision = None
@@ -148,7 +148,7 @@ create trigger append_only before update or delete or truncate on entry for each
 create trigger never_deleted before delete or truncate on account for each statement execute function refuse_change();
 create trigger never_deleted before delete or truncate on head for each statement execute function refuse_change();
 
--- How far the relay has handed transactions to EventService: the book is its own outbox.
+-- How far the relay has handed transactions to EventService: the book is its own outbox; the table of that name is for alerts.
 create table relayed (book text primary key references head, sequence bigint not null check (sequence >= 0));
 insert into relayed values ('main', 0);
 """
@@ -160,6 +160,8 @@ grant select, insert on account, tx, entry to {service};
 grant select, update (sequence) on relayed to {service};
 """
 
+EVENTS = event_has_change({"alerts": OPERATED["alerts"]})
+
 
 def upgrade() -> None:
-    create("ledger", TABLES, REFUSED_EVENTS, RULES, GRANTS)
+    create("ledger", TABLES, OUTBOX, RULES, ALERTS, EVENTS, GRANTS)

@@ -1,6 +1,6 @@
 """Wallets, their entries, holds, policies; whom sellers belong to."""
 
-from tallystick_storage.migrations import OUTBOX, create, event_has_change, has_event, statement_rule, untold
+from tallystick_storage.migrations import ALERTS, OPERATED, OUTBOX, create, event_has_change, has_event, statement_rule, untold
 
 revision = "wallet_0001"
 down_revision = None
@@ -271,6 +271,7 @@ EVENTS = (
         {
             "wallets": f"select from wallet_entry where {_OF_SELLER} and number = x.version",
             "walletPolicies": f"select from wallet_policy where {_OF_SELLER} and version = x.version",
+            "alerts": OPERATED["alerts"],
             "sellers": "select from seller where seller_account = {id} and version = x.version",
             "sellerAssignments": """select from seller_assignment a
                 where a.seller_assignment_id = {id} and x.version = case when a.state = 'REQUESTED' then 1 else 2 end""",
@@ -293,4 +294,4 @@ grant update (state, decided_by, decision_reason, seller_version, decide_time) o
 
 
 def upgrade() -> None:
-    create("wallet", TABLES, OUTBOX, RULES, EVENTS, GRANTS)
+    create("wallet", TABLES, OUTBOX, RULES, ALERTS, EVENTS, GRANTS)

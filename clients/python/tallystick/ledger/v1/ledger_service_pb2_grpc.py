@@ -75,6 +75,11 @@ class LedgerServiceStub(object):
                 request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.StreamEntriesRequest.SerializeToString,
                 response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.StreamEntriesResponse.FromString,
                 _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/tallystick.ledger.v1.LedgerService/ListAlerts',
+                request_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer(object):
@@ -143,6 +148,13 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlerts(self, request, context):
+        """Lists the alerts of this service, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -185,6 +197,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.StreamEntries,
                     request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.StreamEntriesRequest.FromString,
                     response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.StreamEntriesResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +421,33 @@ class LedgerService(object):
             '/tallystick.ledger.v1.LedgerService/StreamEntries',
             tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.StreamEntriesRequest.SerializeToString,
             tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.StreamEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.ledger.v1.LedgerService/ListAlerts',
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_ledger_dot_v1_dot_ledger__service__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

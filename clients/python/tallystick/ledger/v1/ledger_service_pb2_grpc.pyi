@@ -60,6 +60,8 @@ class LedgerServiceStub:
     5 minutes with STREAM_EXPIRED. Access: auditor, service.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAlertsRequest, _ledger_service_pb2.ListAlertsResponse]
+    """Lists the alerts of this service, newest first. Access: operator."""
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -93,6 +95,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     5 minutes with STREAM_EXPIRED. Access: auditor, service.
     buf:lint:ignore RPC_NO_SERVER_STREAMING
     """
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAlertsRequest, _ledger_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """Lists the alerts of this service, newest first. Access: operator."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the append-only, hash-chained book, and answers what stood in it when."""
@@ -171,5 +175,13 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         5 minutes with STREAM_EXPIRED. Access: auditor, service.
         buf:lint:ignore RPC_NO_SERVER_STREAMING
         """
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _ledger_service_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_service_pb2.ListAlertsResponse, _abc.Awaitable[_ledger_service_pb2.ListAlertsResponse]]:
+        """Lists the alerts of this service, newest first. Access: operator."""
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

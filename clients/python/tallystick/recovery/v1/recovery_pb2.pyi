@@ -245,7 +245,7 @@ class Alert(_message.Message):
     too often, is too slow for the calls that are allowed at a time, or is not configured), CALLER_REJECTED (wallet or ledger do not accept
     this service's calls, so that what is to be settled waits), EVENT_REFUSED (EventService refuses an event of it, which is tried again without end; its
     later events wait, and their order is kept), EVENTS_WAIT (the oldest event waits to be published past the threshold: EventService is away, or does not
-    accept the calls), PROVIDER_FORBIDS (it does not accept our
+    accept the calls; WalletService and LedgerService raise these two alone), PROVIDER_FORBIDS (it does not accept our
     credentials), PAYOUT_STUCK (a payout rests in its state past the threshold), APPROVAL_OVERDUE (nobody has approved or rejected it), STRAY_TRANSFER (money
     was paid, or came back, that fits no move of its payout), PAYOUT_CONTRADICTED (the provider tells otherwise than before, such as of a paid payout that it
     failed), DESTINATION_STUCK (a destination is not verified past the threshold), BATCH_STUCK (the payouts of a batch are not made past the threshold),

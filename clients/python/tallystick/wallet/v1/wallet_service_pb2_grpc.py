@@ -120,6 +120,11 @@ class WalletServiceStub(object):
                 request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentRequest.SerializeToString,
                 response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentResponse.FromString,
                 _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/tallystick.wallet.v1.WalletService/ListAlerts',
+                request_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
 
 
 class WalletServiceServicer(object):
@@ -252,6 +257,13 @@ class WalletServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlerts(self, request, context):
+        """Lists the alerts of this service, newest first. Access: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WalletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -339,6 +351,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.RejectSellerAssignment,
                     request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentRequest.FromString,
                     response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -801,6 +818,33 @@ class WalletService(object):
             '/tallystick.wallet.v1.WalletService/RejectSellerAssignment',
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentRequest.SerializeToString,
             tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.RejectSellerAssignmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.wallet.v1.WalletService/ListAlerts',
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_wallet_dot_v1_dot_wallet__service__pb2.ListAlertsResponse.FromString,
             options,
             channel_credentials,
             insecure,

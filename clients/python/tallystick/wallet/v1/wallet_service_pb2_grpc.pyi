@@ -78,6 +78,8 @@ class WalletServiceStub:
     """
     RejectSellerAssignment: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]
     """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]
+    """Lists the alerts of this service, newest first. Access: operator."""
 
 @_typing.type_check_only
 class WalletServiceAsyncStub(WalletServiceStub):
@@ -129,6 +131,8 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """
     RejectSellerAssignment: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.RejectSellerAssignmentRequest, _wallet_service_pb2.RejectSellerAssignmentResponse]  # type: ignore[assignment]
     """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListAlertsRequest, _wallet_service_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """Lists the alerts of this service, newest first. Access: operator."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what each seller may be paid. Every change is keyed by what it was for: the same change again answers with the wallet as it stands now."""
@@ -279,5 +283,13 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.RejectSellerAssignmentResponse, _abc.Awaitable[_wallet_service_pb2.RejectSellerAssignmentResponse]]:
         """Ends an assignment without effect; one that was approved is refused with STATE_FORBIDS. A repeat changes nothing. Access: operator."""
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _wallet_service_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_wallet_service_pb2.ListAlertsResponse, _abc.Awaitable[_wallet_service_pb2.ListAlertsResponse]]:
+        """Lists the alerts of this service, newest first. Access: operator."""
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
