@@ -37,7 +37,7 @@ from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
-from tallystick_storage import alert, due
+from tallystick_storage import alert, due, ledger
 from tallystick_storage.database import Database, forget_marks, open_engine
 from tallystick_storage.payment import orders
 from tallystick_storage.payout import batch, payouts
@@ -95,6 +95,8 @@ CALLS: dict[str, Call] = {
     "ListDeadLetters": lambda client: client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()),
     "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
     "ListAlerts, ended too": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=True)),
+    "ListAlerts of wallets": lambda client: client.wallet.ListAlerts(wallet_service_pb2.ListAlertsRequest()),
+    "ListAlerts of the ledger": lambda client: client.ledger.ListAlerts(ledger_service_pb2.ListAlertsRequest()),
     "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()),
     "ListUnappliedCharges, acknowledged too": lambda client: client.payment.ListUnappliedCharges(
         payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
@@ -135,13 +137,20 @@ LOOKED_AT: dict[str, Call] = {
 
 
 def _findings(schema: str) -> Work:
-    of = {"payment": orders.findings(ALERT_AFTER, REVIEW, 300), "payout": payouts.findings(PAYOUT_ALERT_AFTER, 300)}[schema]
-    return lambda connection: alert.find(connection, of)
+    of = {
+        "payment": orders.findings(ALERT_AFTER, REVIEW, 300),
+        "payout": payouts.findings(PAYOUT_ALERT_AFTER, 300),
+        "wallet": alert.of_events(300),
+        "ledger": ledger.findings(300),
+    }
+    return lambda connection: alert.find(connection, of[schema])
 
 
 TURNS: dict[str, tuple[str, Work]] = {
     "monitor of payments": ("payment", _findings("payment")),
     "monitor of payouts": ("payout", _findings("payout")),
+    "monitor of wallets": ("wallet", _findings("wallet")),
+    "monitor of the ledger": ("ledger", _findings("ledger")),
 }
 """What the monitors look for, by schema."""
 CLAIMS: dict[str, tuple[str, Work]] = {

@@ -146,7 +146,7 @@ async def _is_published(known: Databases) -> bool:
     async with await psycopg.AsyncConnection.connect(known.admin) as connection:
         found = await connection.execute("""
             select not exists (select from payment.outbox) and not exists (select from payout.outbox) and not exists (select from wallet.outbox)
-                and (select sequence from ledger.relayed) = (select sequence from ledger.head)
+                and not exists (select from ledger.outbox) and (select sequence from ledger.relayed) = (select sequence from ledger.head)
         """)
         return bool((await found.fetchone() or (False,))[0])
 

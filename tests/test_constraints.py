@@ -249,12 +249,15 @@ CASES = [
      "insert into unapplied_charge select 'u-2', charge_id, checkout_id, caller, '', provider, 'ref', 1, 'EUR', 'LATE', false, 1, clock(), clock() "
      "from unapplied_charge", "P0001"),
     ("E1 an event of no unapplied charge", "payment", told("unappliedCharges/u-2", 1), "P0001"),
-    ("E1 an alert that nobody tells", "payment", "insert into alert values ('payment-X-a-y-1', 'X', 'a/y', 1, '', clock())", "P0001"),
-    ("E1 an alert whose id may be another service's", "payment", "insert into alert values ('X-a-y-1', 'X', 'a/y', 1, '', clock())", "23514"),
     ("E1 a dead letter whose id may be another service's", "payment",
      "insert into dead_letter values ('o-x-1', 'charges/o-x', 1, 'X', '', 1, 'OPEN', '', '', '', clock(), null, 'sandbox')", "23514"),
     ("E1 an alert that ends without its event", "payment", "update alert set end_time = clock() where kind = 'UNAPPLIED_CHARGE'", "P0001"),
-    ("P5 an alert that is deleted", "payment", "delete from alert", "42501"),
+    # alerts
+    *[(f"{what} of the {service}", service, statement, code) for service in ("payment", "payout", "wallet", "ledger") for what, statement, code in (
+        ("E1 an alert that nobody tells", f"insert into alert values ('{service}-X-a-y-1', 'X', 'a/y', 1, '', clock())", "P0001"),
+        ("E1 an alert whose id may be another service's", "insert into alert values ('X-a-y-1', 'X', 'a/y', 1, '', clock())", "23514"),
+        ("E1 an event of no alert", told(f"alerts/{service}-X-a-y-1", 1), "P0001"),
+        ("P5 an alert that is deleted", "delete from alert", "42501"))],
     # sellers
     ("S3 a seller of two owners", "wallet", "insert into seller select seller_account, 'other', 1, clock() from seller limit 1", "23505"),
     ("S3 a seller that moves without an assignment", "wallet", "update seller set owner = 'other', version = version + 1", "P0001"),

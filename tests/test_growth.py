@@ -336,6 +336,24 @@ def last_plan(databases: Databases, accounts: int, work: Callable[[Connection], 
     return result, explained[0]["Plan"]
 
 
+def test_the_oldest_event_of_the_ledger_is_looked_up(seeded: Databases) -> None:
+    """However far the book is ahead of what EventService has, and however many events of alerts wait, the monitor looks up the oldest of either."""
+
+    def look(connection: Connection) -> list[alert.Found]:
+        connection.exec_driver_sql("update relayed set sequence = 7")
+        connection.exec_driver_sql(
+            "insert into outbox (aggregate_ids, versions, request) select array['alerts/x-' || n], array[1], 'x' from generate_series(1, 5000) n"
+        )
+        connection.exec_driver_sql("analyze outbox")
+        (finding,) = [finding for finding in ledger.findings(0) if finding.kind == "EVENTS_WAIT"]
+        return alert.find(connection, [finding])[0]
+
+    found, plan = last_plan(seeded, 0, look)
+    assert [one.subject for one in found] == ["services/event"]
+    read = {node["Relation Name"]: rows_read(node) for node in flat(plan) if "Relation Name" in node}
+    assert read == {"outbox": 1, "relayed": 1, "tx": 1}
+
+
 def test_accounts_of_a_prefix_are_read_from_it_on(seeded: Databases) -> None:
     """A page of accounts of a prefix reads no index entries of the accounts before it, however many there are."""
     rows, plan = last_plan(seeded, 50_000, lambda connection: ledger.list_accounts(connection, "sellers/", "", ("", ""), 51))

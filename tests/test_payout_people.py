@@ -634,6 +634,9 @@ def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, of
     assert letter.dead_letter_id in listed
     subject = f"deadLetters/{letter.dead_letter_id}"
     assert eventually(lambda: subject in command("alerts", "--service", "payout").stdout)
+    for service in ("wallet", "ledger"):
+        none = command("alerts", "--service", service)
+        assert (none.returncode, none.stdout, none.stderr) == (0, "", "There are none.\n")
     for token, said in (("", "Set TALLYSTICK_TOKEN."), ("ä", "TALLYSTICK_TOKEN must be visible ASCII characters.")):
         environment["TALLYSTICK_TOKEN"] = token
         unknown = command("alerts")

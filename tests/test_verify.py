@@ -41,6 +41,7 @@ def waiting(known: Databases) -> int:
     with psycopg.connect(known.admin) as connection:
         row = connection.execute(
             "select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*) from payout.outbox)"
+            " + (select count(*) from ledger.outbox)"
         ).fetchone()
     return int(row[0]) if row else 0
 
@@ -223,6 +224,11 @@ PLANTS = [
     ("E1", "delete from payout.payout_destination where payout_destination_id = 'd-review'",
      "payout.payout_destination d-review: is missing, but event.event has its version"),
     ("E1", "delete from payment.dead_letter", "is missing, but event.event has its version 1"),
+    *[(invariant, f"insert into {service}.alert values ('{service}-X-a-y-1', 'X', 'a/y', 1, '', now(), null, {seal})", f"{service}.alert {service}-X-a-y-1: {said}")
+      for service in ("payment", "payout", "wallet", "ledger") for invariant, seal, said in (
+          ("E1", "null", "is at version 1, but event.event has 0 of its versions"), ("S1", "null", "has no seal"),
+          ("S1", "'x'", "its content is not what was sealed"))],
+    ("S1", "insert into ledger.refused_aggregate values ('transactions/main-1', 1, now(), 'x')", "ledger.refused_aggregate transactions/main-1: has no seal"),
     ("P4", "delete from wallet.hold where hold_id = 'payouts/x-declined'", "wallet.hold payouts/x-declined: is not what wallet.wallet_entry says"),
     ("L6", "delete from ledger.head", "ledger.head: has 0 rows, and must have one"),
     ("L6", "delete from ledger.relayed", "ledger.relayed: has 0 rows, and must have one"),

@@ -503,6 +503,20 @@ BUGS = (
         "tests/test_relay.py -k refused_event_delays",
     ),
     Bug(
+        "the oldest event of the ledger is looked for among those of its alerts",
+        f"{_STORAGE}/ledger.py",
+        "return of_events(events_wait, _OLDEST_EVENT)",
+        "return of_events(events_wait)",
+        "tests/test_relay.py -k calls_alone",
+    ),
+    Bug(
+        "the events of the ledger's alerts are not published",
+        f"{_SERVER}/process/wiring.py",
+        "source = FirstOf(FromOutbox(database), LedgerEvents(database, handlers.recent))",
+        "source = FirstOf(LedgerEvents(database, handlers.recent))",
+        "tests/test_relay.py -k refused_event_delays",
+    ),
+    Bug(
         "an event that comes again is numbered again",
         f"{_STORAGE}/event.py",
         "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known",

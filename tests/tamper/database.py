@@ -15,14 +15,16 @@ from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.retry import Policy, Strategy
 from tests.conftest import eventually, serving
 
+_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
 # What waits keeps waiting, so that the database rests while it is edited.
 _RETRY = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 5), ("", Trouble.WAITING): Policy(Strategy.FIXED, 3600, 3600, None)}
 _SETTINGS = Settings(
-    retry=_RETRY, payout_approve_above={"EUR": 400}, payout_waiting_period=0, alert_after={"PENDING": 0}, monitor_interval=0.2, sweep_interval=0.1
-)
+    retry=_RETRY, payout_approve_above={"EUR": 400}, payout_waiting_period=0, alert_after={"PENDING": 0}, events_alert_after=0.5, monitor_interval=0.2,
+    sweep_interval=0.1,
+)  # fmt: skip
 _QUIET = """
-    select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*) from payout.outbox)
-        + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book)) = 0
+    (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*) from payout.outbox)
+        + (select count(*) from ledger.outbox) + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book)) = 0
     and (select bool_and(ledger_updated) from payment.unapplied_charge) and (select count(*) > 1 from payment.dead_letter)
     and exists (select from payment.alert) and (select count(*) from payment.to_release) = 0
     and (select bool_and(settled) from payout.payout where state in ('PAID', 'RETURNED', 'FAILED', 'CANCELLED'))
@@ -36,13 +38,29 @@ def fill(databases: Databases) -> None:
         _payments(client)
         _wallets(client)
         _payouts(client)
+        _alerts(databases, client)
         assert eventually(lambda: _is_quiet(databases), 60), "the database does not come to rest"
 
 
-def _is_quiet(databases: Databases) -> bool:
+def _alerts(databases: Databases, client: Client) -> None:
+    """Of each service an alert that its events wait, and that has ended, as when EventService stands still."""
+    raised = [f"exists (select from {schema}.alert where kind = 'EVENTS_WAIT' and end_time is null)" for schema in _WITH_ALERTS]
+    with psycopg.connect(databases.admin) as still:
+        still.execute("lock table event.event")
+        client.create_payment("c-unheard", [new_order("o-unheard", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_visa")
+        _destination(client, "d-unheard", "ba_ok")
+        assert eventually(lambda: _holds(databases, " and ".join(raised)), 30)
+    assert eventually(lambda: not _holds(databases, " or ".join(raised)), 30)
+
+
+def _holds(databases: Databases, condition: str) -> bool:
     with psycopg.connect(databases.admin) as connection:
-        row = connection.execute(_QUIET).fetchone()
+        row = connection.execute(f"select {condition}".encode()).fetchone()
     return bool(row and row[0])
+
+
+def _is_quiet(databases: Databases) -> bool:
+    return _holds(databases, _QUIET)
 
 
 def _payments(client: Client) -> None:

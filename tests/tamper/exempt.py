@@ -32,7 +32,7 @@ EXEMPT: dict[str, str] = {
     "payment.conflicting_report.(row)": _REPORTED,
     "payout.watch.(row)": _WATCHED,
     **{f"{schema}.mark": _MARKS for schema in ("payment", "ledger", "wallet", "payout", "event")},
-    **{f"{schema}.duty": _ONE_OF_MANY for schema in ("payment", "payout")},
+    **{f"{schema}.duty": _ONE_OF_MANY for schema in ("payment", "ledger", "wallet", "payout")},
     **{f"{schema}.due.{column}": _LEASES for schema in ("payment", "payout") for column in ("lease_until", "lease_token", "held")},
 }
 

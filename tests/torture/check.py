@@ -19,7 +19,7 @@ _FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PA
 AT_REST = """
     select (select count(*) from payment.due where next_attempt_time is not null) + (select count(*) from payment.to_release) + (select count(*) from payment.outbox)
         + (select count(*) from payout.due where next_attempt_time < 'infinity') + (select count(*) from payment.watch) + (select count(*) from payout.watch) + (select count(*) from payout.outbox)
-        + (select count(*) from payout.payout_batch where state = 'COLLECTING') + (select count(*) from wallet.outbox) + (select count(*) from payment.unapplied_charge where not ledger_updated)
+        + (select count(*) from payout.payout_batch where state = 'COLLECTING') + (select count(*) from wallet.outbox) + (select count(*) from ledger.outbox) + (select count(*) from payment.unapplied_charge where not ledger_updated)
         + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book)) + (select count(*) from payment.refused_aggregate)
         + (select count(*) from wallet.refused_aggregate) + (select count(*) from payout.refused_aggregate) + (select count(*) from ledger.refused_aggregate)
 """
