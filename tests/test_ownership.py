@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -243,6 +243,77 @@ def test_a_refused_order_claims_nobody(checkout: Client, rival: Client, chief: C
         rival.create_payment(id_, orders, credit_card_info="tok_visa")
     assert reason_of(error) == "ID_TAKEN"
     assert "payment_orders[1].seller_account" in str(error.value)
+    assert not owner_of(chief, new)
+
+
+@contextmanager
+def no_claims(platform: Platform) -> Iterator[Callable[[int], bool]]:
+    """Claims of sellers wait while this is open, having seen that the sellers belong to nobody; tells whether so many transactions wait."""
+    waiting = "select count(*) from pg_locks where relation = 'wallet.seller'::regclass and not granted"
+    with psycopg.connect(platform.databases.admin) as lock, psycopg.connect(platform.databases.admin, autocommit=True) as look:
+        lock.execute("lock table wallet.seller in share mode")
+        yield lambda count: eventually(lambda: look.execute(waiting).fetchone() == (count,))
+
+
+def test_of_two_claims_that_share_a_seller_one_is_made(market: Platform, chief: Client) -> None:
+    """Two processes claim groups of sellers at the same moment that have one in common: the group that comes second gets none of its sellers."""
+    names = [unique("s") for _ in range(3)]
+    groups = {"market": names[:2], "rival": names[1:]}
+
+    def claim(owner: str) -> dict[str, str]:
+        claims = [wb.SellerClaim(seller_account=seller, owner=owner, group=1) for seller in groups[owner]]
+        with market.client(TOKENS["platform"]) as service:
+            answer = service.wallet.BatchClaimSellers(wb.BatchClaimSellersRequest(claims=claims))
+        return {seller.seller_account: seller.owner for seller in answer.sellers}
+
+    with ThreadPoolExecutor(2) as pool:
+        with no_claims(market) as waits:
+            answers = {owner: pool.submit(claim, owner) for owner in groups}
+            assert waits(2)
+        winner = owner_of(chief, names[1]) if answers["market"].result() else ""
+        loser = ({"market", "rival"} - {winner}).pop()
+        assert answers[winner].result() == dict.fromkeys(groups[winner], winner)
+        assert answers[loser].result() == {names[1]: winner}
+    assert [owner_of(chief, seller) for seller in sorted(names)] == [winner if seller in groups[winner] else "" for seller in sorted(names)]
+
+
+def test_of_two_payments_that_share_a_new_seller_the_refused_one_claims_nobody(
+    market: Platform, checkout: Client, rival: Client, chief: Client
+) -> None:
+    """Payments of two owners name the same new seller at the same moment: one is stored, and the other one's new sellers belong to nobody."""
+    names = [unique("s") for _ in range(3)]
+
+    def call(client: Client, sellers: list[str]) -> str:
+        id_ = unique("c")
+        try:
+            client.create_payment(id_, [new_order(f"{id_}-{s}", "buyer-1", s, "1.00", "EUR") for s in sellers], credit_card_info="tok_visa")
+        except TallystickError as error:
+            return error.reason
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        with no_claims(market) as waits:
+            told = []
+            for client, sellers in ((checkout, names[:2]), (rival, names[1:])):
+                told.append(pool.submit(call, client, sellers))
+                assert waits(len(told))
+        assert sorted(one.result() for one in told) == ["", "ID_TAKEN"]
+    winner = owner_of(chief, names[1])
+    assert [owner_of(chief, names[0]), owner_of(chief, names[2])] == (["market", ""] if winner == "market" else ["", "rival"])
+
+
+@pytest.mark.parametrize("taken", ["its checkout", "another's checkout", "an order"])
+def test_a_payment_that_is_refused_for_an_id_claims_nobody(checkout: Client, rival: Client, chief: Client, taken: str) -> None:
+    """A payment whose checkout or order exists already, with other values or another owner, claims none of the new sellers it names."""
+    known, new, fresh = order_of(checkout, unique("s")), unique("s"), unique("c")
+    client, id_, order = {
+        "its checkout": (checkout, known, f"{fresh}-1"),
+        "another's checkout": (rival, known, f"{fresh}-1"),
+        "an order": (rival, fresh, f"{known}-1"),
+    }[taken]
+    orders = [new_order(order, "buyer-1", new, "1.00", "EUR")]
+    reason = "KEY_REUSED" if taken == "its checkout" else "ID_TAKEN"
+    assert refusal(lambda: client.create_payment(id_, orders, credit_card_info="tok_visa")) == reason
     assert not owner_of(chief, new)
 
 

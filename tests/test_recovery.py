@@ -33,6 +33,7 @@ from tallystick import (
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.provider import (
     ChargeDemand,
     Declined,
@@ -1403,6 +1404,10 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
         assert (refused.value.reason, refused.value.retry_after) == ("PROVIDER_UNAVAILABLE", 30.0)
         with pytest.raises(NotFoundError):
             client.get_payment("one-too-many")
+        new = new_order("one-too-many-1", "buyer-1", "nobodys", "5.00", "EUR")
+        with Client(running.address, settings=ClientSettings(attempts=1)) as hasty, pytest.raises(UnavailableError):
+            hasty.create_payment("one-too-many", [new], credit_card_info="tok_visa")
+        assert not client.wallet.GetSeller(wallet_service_pb2.GetSellerRequest(seller_account="nobodys")).HasField("seller")
         assert pay(client, "5.00", checkout=payments[0].checkout_id, wait_for=ACCEPTANCE).checkout_id == payments[0].checkout_id
         sandbox.down = False
         for payment in payments:

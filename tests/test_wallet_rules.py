@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tallystick_core.canonical import fingerprint
 from tallystick_core.refusal import Reason, Refused
+from tallystick_core.seller import SellerClaim, granted_claims
 from tallystick_core.wallet import (
     HOLD_MOVES,
     Balances,
@@ -220,6 +221,31 @@ def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -
         else:
             assert seconds > 0
             assert change.wallet.balances == Balances(held=5)
+
+
+_NAMES, _OWNERS = st.sampled_from("abcd"), st.sampled_from(["x", "y"])
+
+
+@given(
+    claims=st.lists(st.builds(SellerClaim, _NAMES, st.sampled_from(["", "x", "y"]), st.integers(0, 3)), max_size=8),
+    owners=st.dictionaries(_NAMES, _OWNERS),
+)
+def test_a_group_of_claims_is_made_whole_or_not_at_all(claims: list[SellerClaim], owners: dict[str, str]) -> None:
+    """Only sellers of nobody change hands; afterwards each group has all of its sellers, or has claimed none; one that nobody stands in the way of has all."""
+    granted = granted_claims(claims, owners)
+    assert not granted.keys() & owners.keys()
+    after, justified = owners | granted, set()
+    groups = [[claim for claim in claims if claim.owner and claim.group == group] for group in (1, 2, 3)]
+    groups += [[claim] for claim in claims if claim.owner and not claim.group]
+    for group in groups:
+        if all(after.get(claim.seller_account) == claim.owner for claim in group):
+            justified |= {claim.seller_account for claim in group}
+        assert (
+            any(after.get(claim.seller_account, claim.owner) != claim.owner for claim in group)
+            or granted.keys() >= {claim.seller_account for claim in group if claim.seller_account not in owners}
+            or len({claim.owner for claim in group}) > 1
+        )
+    assert granted.keys() <= justified
 
 
 def test_what_must_be_booked_opens_a_missing_wallet() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -22,6 +23,8 @@ class SellerClaim:
 
     seller_account: str
     owner: str = ""
+    group: int = 0
+    """The claims of a group are made all or none; 0: a group of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,20 @@ class NewAssignment:
     reason: str
 
 
-def first_claims(claims: list[SellerClaim], owned: frozenset[str]) -> dict[str, str]:
-    """Seller to owner: the first claim of each seller that belongs to nobody."""
-    first: dict[str, str] = {}
-    for claim in claims:
-        if claim.owner and claim.seller_account not in owned:
-            first.setdefault(claim.seller_account, claim.owner)
-    return first
+def granted_claims(claims: Sequence[SellerClaim], owners: Mapping[str, str]) -> dict[str, str]:
+    """Seller to owner: the claims of sellers that belong to nobody, given the others' owners. A group gets all its sellers or none; first come."""
+    groups: dict[tuple[int, int], list[SellerClaim]] = {}
+    for place, claim in enumerate(claims):
+        if claim.owner:
+            groups.setdefault((claim.group, 0 if claim.group else place), []).append(claim)
+    granted: dict[str, str] = {}
+    for group in groups.values():
+        wanted = {claim.seller_account: claim.owner for claim in group}
+        if all(wanted[claim.seller_account] == claim.owner for claim in group) and all(
+            owners.get(seller, granted.get(seller, owner)) == owner for seller, owner in wanted.items()
+        ):
+            granted |= {seller: owner for seller, owner in wanted.items() if seller not in owners}
+    return granted
 
 
 def require_move(owner: str, previous_owner: str) -> None:

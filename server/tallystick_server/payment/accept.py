@@ -121,7 +121,7 @@ class Accept:
             fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
             judged = self._judge(connection, fresh, deadline)
             full = _beyond(judged, self._room(connection, now))
-            known |= {one.arrival.event.checkout_id: _unavailable() for one in full}
+            known |= {one.arrival.event.checkout_id: provider_unavailable() for one in full}
             judged = judged[: len(judged) - len(full)]
             inserted = self._insert(connection, judged) if judged else {}
             late = [one.arrival for one in judged if one.arrival.event.checkout_id not in inserted]
@@ -235,7 +235,8 @@ def _beyond(judged: Sequence[_Judged], room: Room | None) -> Sequence[_Judged]:
     return ()
 
 
-def _unavailable() -> Refused:
+def provider_unavailable() -> Refused:
+    """The refusal of a new payment while its provider fails, and enough payments wait for it."""
     message = "The provider does not answer, and enough payments wait for it. Nothing was stored."
     return Refused(Reason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
+from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, charge_id, move
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
-from tallystick_core.refusal import Refused, seller_taken
+from tallystick_core.refusal import Refused, id_taken, seller_taken
 from tallystick_core.risk import RiskCheck
-from tallystick_server.payment.accept import Accept, Accepted, Arrival, Room
+from tallystick_server.payment.accept import Accept, Accepted, Arrival, Room, provider_unavailable
 from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
 from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
@@ -106,11 +107,28 @@ class PayIn(Flow[Charge, Moved]):
     async def _refuse_sellers(self, event: PaymentEvent) -> Refused | None:
         """Why the event may not name its sellers. One that is stored already is answered all the same."""
         try:
-            others = await self._sellers.of_others(event.owner, {order.seller_account for order in event.orders})
+            others = await self._sellers.of_others(
+                event.owner, {order.seller_account for order in event.orders}, lambda: self._require_storable(event)
+            )
         except Refused as refused:
             return refused
         place = min((order.place for order in event.orders if order.seller_account in others), default=None)
         return None if place is None else seller_taken(f"payment_orders[{place}].seller_account")
+
+    async def _require_storable(self, event: PaymentEvent) -> None:
+        """Raises the refusal of a payment that is not stored whoever its sellers belong to; one whose ids exist is answered by what is stored."""
+
+        now = asyncio.get_running_loop().time()
+
+        def look(connection: Connection) -> tuple[bool, Room | None]:
+            taken = store.taken(connection, [event.checkout_id], [order.payment_order_id for order in event.orders])
+            return bool(taken), self._room(connection, now)
+
+        taken, room = await self._database.load(look)
+        if taken:
+            raise id_taken("checkout_id")
+        if room is not None and not room.probe and room.charges < len({charge_id(event, order) for order in event.orders}):
+            raise provider_unavailable()
 
     def _room(self, connection: Connection, now: float) -> Room | None:
         """What may be accepted at this time of the loop, while the provider of new charges fails; None: anything.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,14 +81,19 @@ class KnownSellers:
     def stages(self) -> tuple[Stage[Any, Any], ...]:
         return (self.looking, self.refreshing, self.asking)
 
-    async def of_others(self, owner: str, sellers: Collection[str]) -> set[str]:
-        """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now. Raises DEPENDENCY_UNAVAILABLE."""
+    async def of_others(self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]) -> set[str]:
+        """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now.
+
+        `require_storable` raises Refused before sellers are claimed for a payment that will not be stored. Raises that, and DEPENDENCY_UNAVAILABLE.
+        """
         now = asyncio.get_running_loop().time()
         unsure = tuple(sorted(seller for seller in sellers if not self._is_sure(seller, owner, now)))
         if not unsure:
             return set()
         stored = await self.looking.submit(unsure)
         question = _Question(owner, unsure, {seller: stored[seller] for seller in unsure if seller in stored})
+        if not question.known:
+            await require_storable()
         found = await (self.refreshing if question.known else self.asking).submit(question)
         others = {seller for seller in unsure if found.get(seller, owner) != owner}
         return others or {seller for seller in unsure if seller not in found}  # claimed by nobody: never stored
@@ -128,16 +133,12 @@ class KnownSellers:
         return [owners] * len(questions)
 
     async def _ask(self, questions: Sequence[_Question], names: Sequence[str]) -> dict[str, str]:
-        """Owners by seller. A seller is claimed only for an order of which no other seller is somebody else's."""
+        """Owners by seller. A payment claims all of its sellers, or none where one of them is somebody else's."""
         owners = await self._owners.of(names)
-        claims = [
-            (seller, question.owner)
-            for question in questions
-            if all(owners.get(seller, question.owner) == question.owner for seller in question.sellers)
-            for seller in question.sellers
-            if seller not in owners
-        ]
-        return owners | await self._owners.claim(claims) if claims else owners
+        if all(seller in owners for seller in names):
+            return owners
+        claims = [(seller, question.owner, group) for group, question in enumerate(questions, start=1) for seller in question.sellers]
+        return await self._owners.claim(claims)
 
     async def _keep(self, owners: Mapping[str, str], stored: Mapping[str, str]) -> None:
         until = asyncio.get_running_loop().time() + self._interval

@@ -32,10 +32,12 @@ class Register:
         known = await self._database.read(lambda connection: store.find(connection, [new.payout_destination_id]))
         if new.payout_destination_id in known:
             return _repeat(new, known[new.payout_destination_id]), True
-        owners = await self._flow.sellers.claim([(new.seller_account, new.owner)])
+        awaits_approval = await self._needs_approval(new)
+        self._flow.refuse_overload()
+        owners = await self._flow.sellers.claim([(new.seller_account, new.owner, 0)])  # last of what may refuse it
         if owners.get(new.seller_account) != new.owner:
             raise seller_taken("seller_account")
-        to_store = _to_store(new, self._flow.settings.provider, traceparent, awaits_approval=await self._needs_approval(new))
+        to_store = _to_store(new, self._flow.settings.provider, traceparent, awaits_approval=awaits_approval)
         wait, lease = self._flow.settings.waiting_period, self._flow.lease
         deadline = self._flow.accept.deadline()
 
@@ -53,7 +55,6 @@ class Register:
                 self._flow.take(item)
             return row
 
-        self._flow.refuse_overload()
         row = await self._flow.apart(hand_over)
         if row is None:
             found = await self._database.load(lambda connection: store.find(connection, [new.payout_destination_id]))

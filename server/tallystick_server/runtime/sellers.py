@@ -9,8 +9,8 @@ from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.runtime.peers import Peers
 from tallystick_server.runtime.wire import MOST_ITEMS
 
-SellerClaim = tuple[str, str]
-"""A seller, and the owner that claims it; "": it is only looked up."""
+SellerClaim = tuple[str, str, int]
+"""A seller, the owner that claims it, "": it is only looked up, and the group of claims that are made all or none, 0: this one alone."""
 
 
 class SellerOwners:
@@ -21,11 +21,17 @@ class SellerOwners:
         self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
 
     async def claim(self, claims: Sequence[SellerClaim]) -> dict[str, str]:
-        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises DEPENDENCY_UNAVAILABLE."""
+        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises DEPENDENCY_UNAVAILABLE.
+
+        More than MOST_ITEMS claims are several requests, so no group may be larger, or begin in one and end in another.
+        """
         owners: dict[str, str] = {}
         for start in range(0, len(claims), MOST_ITEMS):
             request = wallet_service_pb2.BatchClaimSellersRequest(
-                claims=[wallet_service_pb2.SellerClaim(seller_account=seller, owner=owner) for seller, owner in claims[start : start + MOST_ITEMS]]
+                claims=[
+                    wallet_service_pb2.SellerClaim(seller_account=seller, owner=owner, group=group)
+                    for seller, owner, group in claims[start : start + MOST_ITEMS]
+                ]
             )
             answer = await self._peers.ask(self._wallet.BatchClaimSellers, request)
             owners |= {seller.seller_account: seller.owner for seller in answer.sellers}
@@ -33,4 +39,4 @@ class SellerOwners:
 
     async def of(self, sellers: Sequence[str]) -> dict[str, str]:
         """Owners by seller, without claiming any. Raises DEPENDENCY_UNAVAILABLE."""
-        return await self.claim([(seller, "") for seller in sellers])
+        return await self.claim([(seller, "", 0) for seller in sellers])

@@ -163,7 +163,7 @@ def hold(row: Row[Any]) -> wallet_pb2.Hold:
 def parse_claim(message: pb.SellerClaim) -> SellerClaim:
     """A claim. Raises Refused with the first field that is wrong."""
     owner = parse_id(message.owner, "owner") if message.owner else ""
-    return SellerClaim(parse_id(message.seller_account, "seller_account"), owner)
+    return SellerClaim(parse_id(message.seller_account, "seller_account"), owner, message.group)
 
 
 def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) -> NewAssignment:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -13,8 +14,8 @@ from tallystick_core.seller import (
     NewAssignment,
     SellerClaim,
     decide_assignment,
-    first_claims,
     first_difference,
+    granted_claims,
     require_move,
     require_unmoved,
 )
@@ -35,19 +36,13 @@ class Sellers:
     async def claim(self, claims: Sequence[SellerClaim], caller: str, traceparent: str) -> Sequence[Row[Any]]:
         """The sellers that belong to somebody, by id, after the claims. Only a seller that belongs to nobody costs a transaction."""
         names = sorted({claim.seller_account for claim in claims})
-        owned = await self._database.load(lambda connection: store.owners(connection, names))
-        new = first_claims(list(claims), frozenset(row.seller_account for row in owned))
-        if not new:
-            return owned
-
-        def claim(connection: Connection) -> None:
-            rows = store.claim(connection, [store.NewSeller(seller, owner) for seller, owner in sorted(new.items())])
-            with telling(connection, rows) as told:
-                for row in rows:
-                    events.seller_changed(told, row, caller, traceparent)
-
-        await self._database.transact(claim)
-        return await self._database.load(lambda connection: store.owners(connection, names))
+        while True:  # each round finds one more of the sellers owned, or is the last
+            owned = await self._database.load(lambda connection: store.owners(connection, names))
+            new = granted_claims(claims, {row.seller_account: row.owner for row in owned})
+            if not new:
+                return owned
+            with suppress(_Overtaken):
+                await self._database.transact(_claim([store.NewSeller(*one) for one in sorted(new.items())], caller, traceparent))
 
     async def get(self, seller_account: str) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
         """A seller, None if it belongs to nobody, and its last assignments."""
@@ -108,6 +103,24 @@ class Sellers:
             return decided, False
 
         return await self._database.transact(decide)
+
+
+class _Overtaken(Exception):
+    """Somebody else was faster; nothing is stored."""
+
+
+def _claim(new: Sequence[store.NewSeller], caller: str, traceparent: str) -> Callable[[Connection], None]:
+    """What claims all of the sellers. It raises _Overtaken where one was claimed meanwhile, so that no group of claims is made in part."""
+
+    def claim(connection: Connection) -> None:
+        rows = store.claim(connection, new)
+        if len(rows) < len(new):
+            raise _Overtaken
+        with telling(connection, rows) as told:
+            for row in rows:
+                events.seller_changed(told, row, caller, traceparent)
+
+    return claim
 
 
 def _move(connection: Connection, seller_account: str, owner: str, version: int) -> Row[Any]:

@@ -947,19 +947,25 @@ class SellerClaim(_message.Message):
 
     SELLER_ACCOUNT_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     seller_account: _builtins.str
     """The seller."""
     owner: _builtins.str
     """The owner that claims it, should it belong to nobody; empty: it is only looked up."""
+    group: _builtins.int
+    """The claims of one request with the same group, such as those of one payment, are made only if each of their sellers belongs to its claimant then; 0: the
+    claim is a group of its own.
+    """
     def __init__(
         self,
         *,
         seller_account: _builtins.str = ...,
         owner: _builtins.str = ...,
+        group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner", b"owner", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "owner", b"owner", "seller_account", b"seller_account"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

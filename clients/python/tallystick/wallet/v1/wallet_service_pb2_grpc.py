@@ -218,7 +218,7 @@ class WalletServiceServicer(object):
 
     def BatchClaimSellers(self, request, context):
         """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-        with its owner. Access: service.
+        with its owner. The claims of a group are made all or none. Access: service.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,7 +61,7 @@ class WalletServiceStub:
     """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
     BatchClaimSellers: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]
     """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-    with its owner. Access: service.
+    with its owner. The claims of a group are made all or none. Access: service.
     """
     GetSeller: _grpc.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]
     """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
@@ -114,7 +114,7 @@ class WalletServiceAsyncStub(WalletServiceStub):
     """Freezes a wallet or sets its release delay; opens the wallet if it is missing. Access: operator, service."""
     BatchClaimSellers: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.BatchClaimSellersRequest, _wallet_service_pb2.BatchClaimSellersResponse]  # type: ignore[assignment]
     """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-    with its owner. Access: service.
+    with its owner. The claims of a group are made all or none. Access: service.
     """
     GetSeller: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetSellerRequest, _wallet_service_pb2.GetSellerResponse]  # type: ignore[assignment]
     """Answers with a seller's owner, and the last assignments of the seller. Access: operator, service."""
@@ -242,7 +242,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_wallet_service_pb2.BatchClaimSellersResponse, _abc.Awaitable[_wallet_service_pb2.BatchClaimSellersResponse]]:
         """Answers whom sellers belong to, and claims for their owners those that belong to nobody: of two claims at once the first one wins, and both are answered
-        with its owner. Access: service.
+        with its owner. The claims of a group are made all or none. Access: service.
         """
 
     @_abc_1.abstractmethod
