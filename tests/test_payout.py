@@ -519,7 +519,7 @@ def test_trouble_before_the_attempt_says_nothing_of_sending(own_database: Databa
 
 
 def test_a_provider_that_is_configured_no_more_stops_nobody(own_database: Databases) -> None:
-    """Payouts of a removed provider wait, raise an alert that names it, and keep no other from being watched."""
+    """Payouts of a removed provider wait, raise an alert that names it, keep no other from being watched, and can be cancelled before they are sent."""
     soon = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.5, 0.5, 300)}
     with serving(own_database, Settings(retry=soon, sweep_interval=0.1, monitor_interval=0.2)) as platform, platform.client() as client:
         old, new = sell(client, "50.00"), sell(client, "50.00")
@@ -535,3 +535,8 @@ def test_a_provider_that_is_configured_no_more_stops_nobody(own_database: Databa
         waits = pay_out(client, old, "10.00", timeout=2.0).payout_id
         assert eventually(lambda: [a for a in client.payout.ListAlerts(pb.ListAlertsRequest()).alerts if a.subject == "providers/oldbank"])
         assert state(client.get_payout(waits)) == "CREATED"
+        cancelled = pb.CancelPayoutRequest(payout_id=waits, reason="the bank is gone")
+        for _ in range(2):
+            client.payout.CancelPayout(cancelled)
+        comes_to(client, waits, "CANCELLED")
+        assert wallet(client, old) == ("40.00", "0.00", "0.00")

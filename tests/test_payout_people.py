@@ -308,6 +308,7 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platfo
     letter = dead_letter(chief, f"payouts/{payout_id}")
     assert letter.cause == "SETTLING_REFUSED"
     assert refusal(close, chief, letter) == "STATE_FORBIDS"
+    assert refusal(cancel, shop, payout_id) == "STATE_FORBIDS"  # its hold may be another's
     chief.payout.RetryDeadLetter(pb.RetryDeadLetterRequest(dead_letter_id=letter.dead_letter_id, reason="again"))
     assert dead_letter(chief, f"payouts/{payout_id}").dead_letter_id != letter.dead_letter_id
     assert state(story(shop, payout_id).payout) == "CREATED"

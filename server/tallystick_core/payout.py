@@ -90,6 +90,7 @@ MOVES: dict[tuple[PayoutState, Happening], PayoutState] = {
     (_S.CREATED, _H.FUNDS_HELD): _S.READY,
     (_S.CREATED, _H.HELD_FOR_APPROVAL): _S.AWAITING_APPROVAL,
     (_S.CREATED, _H.HOLD_REFUSED): _S.FAILED,
+    (_S.CREATED, _H.CANCELLED): _S.CANCELLED,
     # moved on by a person, in their own time; past the threshold an alert is raised
     (_S.AWAITING_APPROVAL, _H.APPROVED): _S.READY,
     (_S.AWAITING_APPROVAL, _H.REJECTED): _S.REJECTED,

@@ -56,6 +56,7 @@ _END = text(f"""
     {told("ended", "'deadLetters/' || dead_letter_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
 """)
+_IS_OPEN = text("select exists (select from dead_letter where subject = :subject and state = 'OPEN')")
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
 _LIST = """
     select {columns} from dead_letter where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id) and {criteria}
@@ -93,6 +94,11 @@ def end(
     """Ends the open dead letters of subjects, or those of them with these ids; those that ended by it, each with the outbox row in which all are told."""
     values = {"subjects": list(subjects), "state": state, "operator": operator, "reason": reason, "evidence": evidence}
     return connection.execute(_END, {**values, "ids": None if ids is None else list(ids)}).all()
+
+
+def is_open(connection: Connection, subject: str) -> bool:
+    """Whether a subject is a dead letter now."""
+    return bool(connection.execute(_IS_OPEN, {"subject": subject}).scalar_one())
 
 
 def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:

@@ -56,6 +56,8 @@ class Decide:
                 return None
             happening = Happening(decision.cause)
             move(PayoutState(row.state), happening)  # what its state forbids comes before who forbids it
+            if row.state == PayoutState.CREATED:
+                _require_no_dead_letter(connection, payout_id)
             if decision.second_person:
                 require_second_person(decision.actor, row.caller)
             tokens = due.take_over(connection, [payout_demand(payout_id)], self._lease)
@@ -94,6 +96,13 @@ class Decide:
             return True
 
         return await self._database.transact(retry)
+
+
+def _require_no_dead_letter(connection: Connection, payout_id: str) -> None:
+    """Raises STATE_FORBIDS for a locked payout that is a dead letter. Its hold may be another's, which must not be released."""
+    if dead_letter.is_open(connection, f"payouts/{payout_id}"):
+        message = "The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry it first."
+        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": PayoutState.CREATED, "verb": "CANCEL"})
 
 
 def _was_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:

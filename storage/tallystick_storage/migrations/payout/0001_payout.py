@@ -310,7 +310,7 @@ when ((new.version = old.version + 1 or new.version = old.version and new.next_t
                     when 'ACKNOWLEDGED' then h.from_state = h.to_state and h.settled and h.actor <> '' and h.to_state in ('PAID', 'FAILED', 'RETURNED')
                         and exists (select from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1 and b.settled offset 0)
                     else not h.settled and (h.from_state, h.to_state) in (
-                        ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'),
+                        ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'), ('CREATED', 'CANCELLED'),
                         ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'), ('AWAITING_APPROVAL', 'CANCELLED'),
                         ('READY', 'SUBMITTING'), ('READY', 'CANCELLED'),
                         ('SUBMITTING', 'SUBMITTED'), ('SUBMITTING', 'IN_TRANSIT'), ('SUBMITTING', 'PAID'), ('SUBMITTING', 'FAILED'),

@@ -30,7 +30,7 @@ class _PayoutStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PayoutSta
     PAYOUT_STATE_UNSPECIFIED: _PayoutState.ValueType  # 0
     """Never sent."""
     PAYOUT_STATE_CREATED: _PayoutState.ValueType  # 1
-    """Stored; its money is not held yet. Next: AWAITING_APPROVAL, READY or FAILED."""
+    """Stored; its money is not held yet. Next: AWAITING_APPROVAL, READY, FAILED or CANCELLED."""
     PAYOUT_STATE_AWAITING_APPROVAL: _PayoutState.ValueType  # 2
     """Its money is held; its amount is above the threshold, so a second person has to approve it. Next: READY, REJECTED or CANCELLED."""
     PAYOUT_STATE_READY: _PayoutState.ValueType  # 3
@@ -58,7 +58,7 @@ class PayoutState(_PayoutState, metaclass=_PayoutStateEnumTypeWrapper):
 PAYOUT_STATE_UNSPECIFIED: PayoutState.ValueType  # 0
 """Never sent."""
 PAYOUT_STATE_CREATED: PayoutState.ValueType  # 1
-"""Stored; its money is not held yet. Next: AWAITING_APPROVAL, READY or FAILED."""
+"""Stored; its money is not held yet. Next: AWAITING_APPROVAL, READY, FAILED or CANCELLED."""
 PAYOUT_STATE_AWAITING_APPROVAL: PayoutState.ValueType  # 2
 """Its money is held; its amount is above the threshold, so a second person has to approve it. Next: READY, REJECTED or CANCELLED."""
 PAYOUT_STATE_READY: PayoutState.ValueType  # 3

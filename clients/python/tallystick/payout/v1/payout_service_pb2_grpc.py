@@ -263,8 +263,9 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelPayout(self, request, context):
-        """Ends a payout that is AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent. A repeat with the same reason
-        answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
+        """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
+        CREATED and a dead letter. A repeat with the same reason answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts
+        (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
