@@ -18,6 +18,7 @@ from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payout import PayoutState
 from tallystick_core.provider import Declined, InTransit, NotFound, PayoutFailure, PayoutOutcome, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.settle import Settle
@@ -26,6 +27,7 @@ from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.retry import Policies, Policy, Strategy
 from tallystick_storage.due import Again, again_later
 from tallystick_storage.payout import payouts as store
@@ -495,6 +497,41 @@ def test_the_whole_database_verifies(own_database: Databases) -> None:
         assert eventually(lambda: story(client, payout.payout_id).payout.ledger_updated)
     report = verify(own_database)
     assert report.passed, report.as_text()
+
+
+def test_an_answer_without_the_lease_is_booked_at_once(own_database: Databases) -> None:
+    """A payout whose answer is written down while another process holds it is booked as soon as that gives it back, not at its next attempt in ten
+    minutes."""
+    bank, later = Bank(), {("", Trouble.NO_ANSWER): Policy(Strategy.FIXED, 600, 600, 5)}
+    settings, ports = Settings(retry=later, sweep_interval=0.1), Ports(payout_providers={"sandbox": bank})
+    with serving(own_database, settings, ports=ports) as running, running.client() as client:
+        seller = sell(client, "10.00")
+        bank.script[destination(client, seller)].append(Unknown("lost"))
+        payout_id = pay_out(client, seller, timeout=2.0).payout_id
+        (handlers,) = (service.servicer for service in running.running._services if service.name == "payout")
+        flow: Any = handlers._flow  # type: ignore[attr-defined]
+        with psycopg.connect(own_database.admin, autocommit=True) as admin:
+            waits = "select from payout.due where demand_id = %s and trouble = 'NO_ANSWER' and lease_until <= now()"
+            assert eventually(lambda: admin.execute(waits, (f"p-{payout_id}",)).fetchone() is not None)
+            row = admin.execute(
+                "update payout.due set lease_until = now() + interval '100 seconds', lease_token = lease_token + 1, held = true where demand_id = %s"
+                " returning lease_token",
+                (f"p-{payout_id}",),
+            ).fetchone()
+        assert row is not None
+
+        async def answer() -> None:
+            items = [
+                stored_payouts(await flow._database.read(lambda connection: store.to_do(connection, [payout_id])), {f"p-{payout_id}": token}, "dev")[
+                    0
+                ]
+                for token in (0, row[0])
+            ]
+            await flow.record(items[0], Succeeded("late", 1000, "EUR"))
+            await flow._postpone.submit(Troubled(items[1], Trouble.NO_ANSWER, "lost", Step.LOOK_UP))
+
+        running.run(answer)
+        comes_to(client, payout_id, "PAID")
 
 
 def test_trouble_before_the_attempt_says_nothing_of_sending(own_database: Databases) -> None:

@@ -1044,6 +1044,74 @@ def test_who_lost_a_lease_does_not_give_it_back(patient: Client, waiting: Platfo
     assert due(waiting.databases, charge_id) == before
 
 
+@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize("answer", [Succeeded("heard", 500, "EUR"), Declined(FailureReason.PROVIDER_DECLINED, "no", "heard")])
+def test_an_answer_without_the_lease_makes_its_charge_due(patient: Client, waiting: Platform, answer: Outcome, is_held: bool) -> None:
+    """A charge whose answer is written down by a process that lost the lease is paid or fails at once, not at its next attempt in ten minutes; where
+    another process holds it, as soon as that gives it back."""
+    payment = pay(patient, "5.00", token="tok_lost_before:1000000", wait_for=ACCEPTANCE)
+    charge_id = payment.payment_orders[0].charge_id
+    assert eventually(lambda: (due(waiting.databases, charge_id) or ("", ""))[1] == "NO_ANSWER")
+    flow = flow_of(waiting)
+    holder: Any = None
+    if is_held:
+        with psycopg.connect(waiting.databases.service("payment").replace("+psycopg", "")) as connection:
+            row = connection.execute(
+                "update due set lease_until = clock() + interval '100 seconds', lease_token = lease_token + 1, held = true where demand_id = %s"
+                " returning lease_token",
+                (charge_id,),
+            ).fetchone()
+        assert row is not None
+        holder = waiting.run(held_charge, flow, charge_id, row[0])
+    lost: Any = waiting.run(held_charge, flow, charge_id, 0)
+    waiting.run(told, flow, (lost, replace(answer, reference=f"heard-{charge_id}")))  # type: ignore[arg-type]
+
+    async def give_back() -> None:
+        await flow._postpone.submit(Troubled(holder, Trouble.NO_ANSWER, "lost", Step.LOOK_UP))
+
+    if is_held:
+        waiting.run(give_back)
+    order = ended(patient, payment)
+    assert order.provider_reference == f"heard-{charge_id}"
+    paid = isinstance(answer, Succeeded)
+    assert order.payment_order_status == (payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS if paid else payment_pb2.PAYMENT_ORDER_STATUS_FAILED)
+
+
+def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(own_database: Databases) -> None:
+    """A stored success that the database refuses to apply is tried as its policy says, then a dead letter that cannot be closed; retried once the cause is
+    removed it is applied, and its provider is never asked again."""
+    asked: list[str] = []
+
+    def says(demand: ChargeDemand) -> Found:
+        asked.append(demand.charge_id)
+        return Unknown("lost")
+
+    retry_as = {("", Trouble.NO_ANSWER): Policy(Strategy.FIXED, 600, 600, 5), ("", Trouble.APPLYING_FAILED): Policy(Strategy.FIXED, 0.1, 0.1, 3)}
+    settings, ports = Settings(retry=retry_as, sweep_interval=0.1), Ports(providers={"sandbox": Scripted(says)})
+    with serving(own_database, settings, ports=ports) as running, running.client() as client, psycopg.connect(own_database.admin) as admin:
+        admin.autocommit = True
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        charge_id = payment.payment_orders[0].charge_id
+        assert eventually(lambda: (due(own_database, charge_id) or ("", ""))[1] == "NO_ANSWER")
+        admin.execute("alter table payment.payment_order add constraint no_poison check (provider_reference <> 'poison')")
+        lost: Any = running.run(held_charge, flow_of(running), charge_id, 0)
+        running.run(told, flow_of(running), (lost, Succeeded("poison", 500, "EUR")))
+        first = set_aside(client, payment)
+        assert (first.cause, first.tries) == ("APPLYING_FAILED", 1 + 3)
+        with pytest.raises(FailedPreconditionError) as refused:
+            close(client, first)
+        assert "retry the dead letter" in str(refused.value)
+        assert state_of(client, first) == "OPEN"
+        retry(client, first)
+        second = set_aside(client, payment)
+        assert (second.cause, second.tries) == ("APPLYING_FAILED", 3)
+        admin.execute("alter table payment.payment_order drop constraint no_poison")
+        retry(client, second)
+        assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        assert asked == [charge_id]
+    assert verify(own_database).passed
+
+
 def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platform) -> None:
     """A holder that leaves a charge to a person while another's success has just been written down leaves it to be judged: it is paid."""
     payment = pay(patient, "5.00", token="tok_lost_before", wait_for=ACCEPTANCE)

@@ -84,6 +84,8 @@ class Trouble(StrEnum):
     """The provider was asked what became of the demand when it may have forgotten the key, and did not say: the demand is never sent again."""
     MISDIRECTED = "MISDIRECTED"
     """The provider's answer belongs to another demand: nobody's money may be moved by it."""
+    APPLYING_FAILED = "APPLYING_FAILED"
+    """The provider's final answer is stored, and the service's own database refuses to apply it."""
     UNSETTLED = "UNSETTLED"
     """Wallet or ledger did not answer."""
     CALLER_REJECTED = "CALLER_REJECTED"

@@ -115,6 +115,13 @@ BUGS = (
         "tests/test_recovery.py -k during_a_look_up",
     ),
     Bug(
+        "a charge that expires while it is answered waits for an operator",
+        f"{_SERVER}/runtime/postpone.py",
+        "recheck_after=max(left, 0.0) if left < inf else None",
+        "recheck_after=left if 0 < left < inf else None",
+        "tests/test_recovery.py -k makes_a_dead_letter_of_it",
+    ),
+    Bug(
         "a Retry-After is not obeyed",
         f"{_SERVER}/runtime/postpone.py",
         "max(_in_time(delay, item.look_by - now), one.retry_after)",
@@ -213,9 +220,23 @@ BUGS = (
     Bug(
         "the fencing token is not checked",
         f"{_STORAGE}/payment/orders.py",
-        "select from due d where d.demand_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),",
-        "select from due d where d.demand_id = r.charge_id limit 1 for update) d),",
-        "tests/test_recovery.py",
+        "select d.lease_token = r.lease_token as ours from due d",
+        "select true as ours from due d",
+        "tests/test_recovery.py -k closing_asks_the_provider",
+    ),
+    Bug(
+        "an answer that cannot be applied is tried for ever",
+        f"{_SERVER}/runtime/postpone.py",
+        "return self.item.to_settle or self.step is Step.JUDGE",
+        "return self.item.to_settle",
+        "tests/test_recovery.py -k cannot_be_applied",
+    ),
+    Bug(
+        "an answer without the lease waits for the next attempt",
+        f"{_STORAGE}/payment/orders.py",
+        "any (array(select charge_id from claimed where not ours except",
+        "any (array(select charge_id from claimed where false except",
+        "tests/test_recovery.py -k without_the_lease",
     ),
     Bug(
         "a lease is given back by who lost it",

@@ -226,6 +226,8 @@ def _is_overdue(row: Row[Any]) -> bool:
 
 def _time_left(row: Row[Any]) -> float:
     """Seconds until its time is up: the payment's while it is not known to have been charged, then the buyer's; inf if none is to come."""
+    if row.outcome in (Happening.SUCCEEDED, Happening.DECLINED):  # which decides, whenever it is applied
+        return inf
     unsure = row.status in (Status.NOT_STARTED, Status.EXECUTING)
     until = row.resolves_in if row.pending_reason == PendingReason.BUYER_ACTION else row.expires_in if unsure else None
     return inf if until is None or until <= 0 else float(until)

@@ -65,6 +65,7 @@ def _to_store(one: Move) -> store.PayoutMove:
     return store.PayoutMove(
         payout_id=item.payout_id,
         lease_token=None if one.fact else item.lease_token,
+        reported_under=item.lease_token,
         from_version=item.standing.version,
         version=to.version,
         state=to.state,

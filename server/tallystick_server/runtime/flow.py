@@ -271,7 +271,7 @@ class Flow(ABC, Generic[H, G]):
             try:
                 item = await self.record(item, outcome)
             except DataRefused as error:
-                log.error("the answer to %s cannot be stored: %s", item.subject, error)  # noqa: TRY400 - where it happened says nothing
+                log.error("the answer to %s cannot be stored or applied: %s", item.subject, error)  # noqa: TRY400 - where it happened says nothing
                 await self._postponed(_unstorable(item, outcome, step, error))
                 return
         if item.to_settle:
@@ -333,6 +333,8 @@ def _unstorable(item: H, outcome: Answer, step: Step, error: DataRefused) -> Tro
     if is_anothers_money(error):
         reference = getattr(outcome, "reference", "")
         return Troubled(item, Trouble.MISDIRECTED, f"what its provider says it is, {reference}, is the money of another one", step)
+    if step is Step.JUDGE:
+        return Troubled(item, Trouble.APPLYING_FAILED, f"its answer is stored and cannot be applied: {type(outcome).__name__}", step)
     return Troubled(item, Trouble.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}", step)
 
 

@@ -174,8 +174,13 @@ class DeadLetters(Generic[H, G]):
         if not items:
             raise _forbidden("It came to its end meanwhile; read the dead letter again.", "RESOLVED")
         (item,) = items
-        if item.step(now, self._flow.execute.key_window(item.provider), self._flow.lease) in (Step.PREPARE, Step.SETTLE):
+        step = item.step(now, self._flow.execute.key_window(item.provider), self._flow.lease)
+        if step in (Step.PREPARE, Step.SETTLE):
             raise _forbidden("It waits for wallet or ledger, not for its provider; retry the dead letter.", "UNSETTLED")
+        if step is Step.JUDGE:
+            raise _forbidden(
+                "Its provider's answer is stored and cannot be applied; remove the cause, then retry the dead letter.", "UNAPPLIED_ANSWER"
+            )
         if item.answer is None and not self._flow.execute.knows(item.provider):  # nobody is left to ask: the operator's evidence decides
             return item, Unknown(f"the provider {item.provider} is not configured")
         outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)

@@ -55,6 +55,11 @@ class Troubled(Generic[H]):
     give_up: FailureReason | None = None
     """Surely nothing was charged, and it is not wanted any more: why it is to fail."""
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether what became of it is stored already: only what follows from that is still to be done."""
+        return self.item.to_settle or self.step is Step.JUDGE
+
 
 def troubled(item: H, outcome: Answer, step: Step, *, key_honoured: bool) -> Troubled[H] | None:
     """What an outcome means for a demand that it does not bring to an end. `key_honoured`: whether the demand may be sent again."""
@@ -113,13 +118,13 @@ class Postpone(Generic[H, G]):
 
         def postpone(connection: Connection) -> G:
             # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
-            undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.item.to_settle]
+            undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.is_decided]
             open_ = self._lock_undecided(connection, undecided) if undecided else set()
             failed = self._fail(connection, [one for one in given_up if one.item.demand_id in open_])
             if again:
                 due.again_later(connection, again)
             if aside:
-                self._set_aside(connection, [one for one in aside if one.item.to_settle or one.item.demand_id in open_], now)
+                self._set_aside(connection, [one for one in aside if one.is_decided or one.item.demand_id in open_], now)
             return failed
 
         failed = await self._database.transact(postpone)

@@ -93,6 +93,7 @@ DEFAULTS: Mapping[Trouble, Policy] = {
     Trouble.UNANSWERED: Policy(Strategy.EXPONENTIAL, 5, 600, None),
     Trouble.MISDIRECTED: Policy(Strategy.CANCEL),
     Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),
+    Trouble.APPLYING_FAILED: Policy(Strategy.EXPONENTIAL, 1, 600, 30),  # as SETTLING_FAILED
     Trouble.UNSETTLED: Policy(Strategy.EXPONENTIAL, 1, 60, None),  # ORDER_STUCK and PAYOUT_STUCK tell that it waits
     Trouble.CALLER_REJECTED: Policy(Strategy.EXPONENTIAL, 1, 60, None),
     Trouble.SETTLING_FAILED: Policy(Strategy.EXPONENTIAL, 1, 600, 30),  # two to three hours

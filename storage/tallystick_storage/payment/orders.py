@@ -201,13 +201,18 @@ def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
 
 # Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
 _MOVE = text(f"""
-    with leased as materialized (
-        select r.*
+    with claimed as materialized (
+        select r.*, d.ours
         from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
                 status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
                 provider_reference text, resolve_within float) order by charge_id) r
-        cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
-            select from due d where d.demand_id = r.charge_id and d.lease_token = r.lease_token limit 1 for update) d),
+        cross join lateral (  -- a lease that is taken over meanwhile is no longer ours; but an answer concerns whoever has it
+            select d.lease_token = r.lease_token as ours from due d
+            where d.demand_id = r.charge_id and (d.lease_token = r.lease_token or r.cause = :answered) limit 1 for update) d),
+    leased as materialized (select * from claimed where ours),
+    heard as (  -- what an answer was written down of is due at once, also when its holder gives it back
+        update due d set next_attempt_time = clock(), recheck = true
+        where d.demand_id = any (array(select charge_id from claimed where not ours except select charge_id from leased)) and d.next_attempt_time is not null),
     locked_checkout as materialized (
         select c.checkout_id from checkout c
         where c.checkout_id in (select o.checkout_id from payment_order o join leased r on r.payment_order_id = o.payment_order_id
@@ -253,12 +258,12 @@ _MOVE = text(f"""
 
 
 def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[Row[Any]]:
-    """Moves orders, and closes their checkouts and due work where they come to rest.
+    """Moves orders, and closes their checkouts and due work where they come to rest. A charge whose answer moves nothing, as another holds its lease, is due at once.
 
     Returns a row for each order that moved: its ids, the lease it moved under, its new version, update_time and resolve_by_time, and the outbox row in which all that changed is to be told;
     and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
     """
-    return connection.execute(_MOVE, {"moves": rows(moves)}).all()
+    return connection.execute(_MOVE, {"moves": rows(moves), "answered": Cause.PROVIDER_ANSWER}).all()
 
 
 _CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")

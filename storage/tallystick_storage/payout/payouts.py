@@ -58,12 +58,14 @@ class PayoutMove:
     """A move of a payout from `from_version` to what it is after it, in one step or several.
 
     It happens only from that version, and only under the lease of `lease_token`; None: it is a fact, and happens whoever holds the lease.
+    `reported_under`: the lease token that the reporter of a fact has, or had.
     `provider_key`: that of the attempt it begins, or "". `waits`: nothing is due before a person has decided. `watch_after`: seconds until the provider is asked
     whether there is news of it, once it is settled; None: it is not asked.
     """
 
     payout_id: str
     lease_token: int | None
+    reported_under: int
     from_version: int
     version: int
     state: str
@@ -136,7 +138,7 @@ _MOVE = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*
-        from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text, lease_token bigint, from_version int, version int, state text,
+        from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text, lease_token bigint, reported_under bigint, from_version int, version int, state text,
                 settled boolean, failure_reason text, decline_code text, provider_reference text, attempt_count int, paid_amount bigint,
                 returned_amount bigint, provider_key text, waits boolean, watch_after float) order by payout_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
@@ -166,9 +168,10 @@ _MOVE = text(f"""
         update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = default, trouble = '', detail = '',
             phase = 'AWAITING_APPROVAL', since = t.now
         from locked l, t where l.waits and d.demand_id = 'p-' || l.payout_id),
-    heard as (  -- what a fact has moved goes on now, whoever was to ask later
-        update due d set next_attempt_time = t.now from locked l, t
-        where l.lease_token is null and not l.settled and d.demand_id = 'p-' || l.payout_id and d.next_attempt_time > t.now),
+    heard as (  -- what a fact has moved is due at once, also when another holder gives it back
+        update due d set next_attempt_time = t.now, recheck = d.recheck or d.lease_token <> l.reported_under from locked l, t
+        where l.lease_token is null and not l.settled and d.demand_id = 'p-' || l.payout_id
+            and (d.next_attempt_time > t.now or d.lease_token <> l.reported_under and d.next_attempt_time is not null)),
     done as (delete from due d where d.demand_id = any (array(select 'p-' || payout_id from locked where settled))),
     watched as (
         insert into watch (payout_id, next_time, looks)

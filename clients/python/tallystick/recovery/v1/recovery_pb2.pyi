@@ -76,8 +76,8 @@ class DeadLetter(_message.Message):
     """Where it is."""
     cause: _builtins.str
     """The trouble: REJECTED (the provider finds fault with the call), UNRESOLVED (the provider does not say what became of it, and may have forgotten its key),
-    MISDIRECTED (the provider's answer belongs to another one), SETTLING_FAILED (wallet or ledger failed on this item alone, each time),
-    SETTLING_REFUSED (wallet or ledger refused it).
+    MISDIRECTED (the provider's answer belongs to another one), APPLYING_FAILED (its final answer is stored, and the database refuses to apply it),
+    SETTLING_FAILED (wallet or ledger failed on this item alone, each time), SETTLING_REFUSED (wallet or ledger refused it).
     """
     detail: _builtins.str
     """The last answer, or what was found instead."""
