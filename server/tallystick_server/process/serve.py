@@ -165,10 +165,10 @@ def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
     """Refuses to start a WalletService that would refuse the calls of PayoutService, or a PayoutService whose calls would be refused."""
     if settings.authentication == "none":
         return
-    own = settings.callers[settings.service_token].name
+    own = settings.callers.get(settings.service_token)
     services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
-    if "payout" in names and settings.payout_service not in ("", own):
-        raise Failure(f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {own}, the caller of this PayoutService's service_token, or empty.")
+    if "payout" in names and own is not None and settings.payout_service not in ("", own.name):
+        raise Failure(f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {own.name}, the caller of this PayoutService's service_token, or empty.")
     if "wallet" in names and "payout" not in names and not settings.payout_service and len(services) > 1:
         known = ", ".join(sorted(services))
         raise Failure(
