@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +27,11 @@ from tallystick import (
 )
 from tallystick._errors import from_rpc
 from tallystick.error.v1 import reason_pb2
+from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.event import handlers as event
@@ -51,6 +54,16 @@ TOKENS = {
     "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
 }
 ROOMS = {"PaymentService": payment, "LedgerService": ledger, "WalletService": wallet, "EventService": event, "PayoutService": payout}
+SERVICES = {
+    name: file.DESCRIPTOR.services_by_name[name]
+    for name, file in {
+        "PaymentService": payment_service_pb2,
+        "LedgerService": ledger_service_pb2,
+        "WalletService": wallet_service_pb2,
+        "EventService": event_service_pb2,
+        "PayoutService": payout_service_pb2,
+    }.items()
+}
 
 
 def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
@@ -117,32 +130,39 @@ class Handlers:
 
 
 @contextmanager
-def behind_a_door(answer: Callable[[], Any] | Gate, limits: CallLimits | None = None, *, stream_time: float = 300) -> Iterator[Client]:
-    """A client of a server whose handlers are the test's; it sends each call once."""
+def served(door: Door, servicers: Mapping[str, object]) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    """The address of a server behind a door, and its loop. `servicers`: the test's, by the service of which they are."""
     address = free_address()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    servicer = answer if isinstance(answer, Gate) else Handlers(answer)
-    door = Door(Development(), limits, stream_time=stream_time)
 
     async def start() -> grpc.aio.Server:
         server = grpc.aio.server()
-        door.bind(server, payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], servicer, payment.ACCESS)
+        for name, servicer in servicers.items():
+            door.bind(server, SERVICES[name], servicer, ROOMS[name].ACCESS)
         server.add_insecure_port(address)
         await server.start()
         return server
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
-        with Client(address, settings=ClientSettings(attempts=1)) as client:
-            client.door, client.loop = door, loop  # type: ignore[attr-defined]
-            yield client
+        yield address, loop
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
+
+
+@contextmanager
+def behind_a_door(answer: Callable[[], Any] | Gate, limits: CallLimits | None = None, *, stream_time: float = 300) -> Iterator[Client]:
+    """A client of a server whose handlers are the test's; it sends each call once."""
+    servicer = answer if isinstance(answer, Gate) else Handlers(answer)
+    door = Door(Development(), limits, stream_time=stream_time)
+    with served(door, {"PaymentService": servicer}) as (address, loop), Client(address, settings=ClientSettings(attempts=1)) as client:
+        client.door, client.loop = door, loop  # type: ignore[attr-defined]
+        yield client
 
 
 LIST = payment_service_pb2.ListPaymentsRequest()
@@ -157,7 +177,7 @@ def test_too_many_calls_are_shed() -> None:
         await asyncio.to_thread(leave.wait, 10)
         return payment_service_pb2.ListPaymentsResponse()
 
-    with behind_a_door(slow, CallLimits(reads=2)) as client, ThreadPoolExecutor(2) as callers:
+    with behind_a_door(slow, CallLimits(reads=4)) as client, ThreadPoolExecutor(2) as callers:
         first = [callers.submit(client.payment.ListPayments, LIST) for _ in range(2)]
         assert all(entered.acquire(timeout=10) for _ in first)
         with pytest.raises(TallystickError) as error:

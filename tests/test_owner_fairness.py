@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 from uuid import UUID
 
 import grpc
+import pytest
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from sqlalchemy import Connection
 
+from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
+from tallystick.payment.v1 import payment_service_pb2
 from tallystick_core.caller import Caller, Role
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.authentication import BearerTokens
+from tallystick_server.runtime.bulkhead import CallLimits
+from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.fair_semaphore import FairSemaphore
 from tallystick_storage.database import Database
 
 from .conftest import Platform, eventually, serving, unique
+from .test_door import SERVICES, served
 from .test_event_service import payment_created
 
 T = TypeVar("T")
@@ -94,6 +105,110 @@ def test_an_owners_streams_behind_do_not_delay_anothers(own_database: Databases)
         assert [response.event.aggregate_id for response in own] == [aggregate]
         for stream in streams:
             stream.cancel()
+
+
+class Held:
+    """The handlers of a service; each holds its call until the test ends, with `waits` as one that waits for a provider."""
+
+    def __init__(self, service: ServiceDescriptor, *, waits: bool) -> None:
+        self.admitted = threading.Semaphore(0)
+        self._service = service
+        self._waits = waits
+
+    def __getattr__(self, name: str) -> Callable[[Message, Call], Any]:
+        method = self._service.methods_by_name[name]
+        answer = GetMessageClass(method.output_type)
+
+        async def unary(_request: Message, call: Call) -> Message:
+            with call.waiting() if self._waits else nullcontext(True) as waits:
+                if waits:
+                    self.admitted.release()
+                    await asyncio.Event().wait()
+            return answer()
+
+        async def stream(_request: Message, _call: Call) -> AsyncIterator[Message]:
+            self.admitted.release()
+            await asyncio.Event().wait()
+            yield answer()
+
+        return stream if method.server_streaming else unary
+
+
+@contextmanager
+def holding(limits: CallLimits, *, waits: bool = False) -> Iterator[Callable[..., bool]]:
+    """A server that holds every call that it admits. What is yielded makes a call, with a body of some bytes, and says whether it was admitted."""
+    servicers = {name: Held(service, waits=waits) for name, service in SERVICES.items()}
+    with served(Door(BearerTokens(CALLERS), limits), servicers) as (address, _), grpc.insecure_channel(address) as channel:
+        calls: list[Any] = []
+
+        def is_admitted(caller: str, method: str, size: int = 0) -> bool:
+            (name,) = (name for name, service in SERVICES.items() if method in service.methods_by_name)
+            path, metadata = f"/{SERVICES[name].full_name}/{method}", (("authorization", f"Bearer {TOKENS[caller]}"),)
+            body = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * size).SerializeToString()
+            if SERVICES[name].methods_by_name[method].server_streaming:
+                stream: Any = channel.unary_stream(path)
+                call = stream(body, metadata=metadata, timeout=60)
+            else:
+                unary: Any = channel.unary_unary(path)
+                call = unary.future(body, metadata=metadata, timeout=60)
+            calls.append(call)
+            admitted = False
+
+            def is_known() -> bool:
+                nonlocal admitted
+                admitted = servicers[name].admitted.acquire(blocking=False)
+                return admitted or call.done()
+
+            assert eventually(is_known)
+            if not admitted and not waits:
+                assert from_rpc(call.exception()).reason == "OVERLOADED"
+            return admitted
+
+        yield is_admitted
+        for call in calls:
+            call.cancel()
+
+
+KINDS: list[tuple[str, str, dict[str, int], int]] = [
+    ("sells", "CreatePayment", {"writes": 8}, 0),
+    ("pays out", "CreatePayout", {"writes": 8}, 0),
+    ("reads", "ListPayments", {"reads": 8}, 0),
+    ("streams", "WatchPayment", {"streams": 8}, 0),
+    ("waits", "CreatePayment", {"waiting": 8}, 0),
+    ("sends bytes", "CreatePayment", {"message_bytes": 80_000}, 10_000),
+]
+
+
+@pytest.mark.parametrize(("method", "limits", "size"), [kind[1:] for kind in KINDS], ids=[kind[0] for kind in KINDS])
+def test_one_owner_never_has_all_slots_or_bytes(method: str, limits: dict[str, int], size: int) -> None:
+    """An owner alone, with any number of callers, has at most half of the slots of a kind or of the bytes; each that comes has half of what is left."""
+    with holding(CallLimits(**limits), waits="waiting" in limits) as is_admitted:
+        assert [is_admitted(("first", "second")[n % 2], method, size) for n in range(6)] == [True] * 4 + [False] * 2
+        assert [is_admitted("other", method, size) for _ in range(3)] == [True, True, False]
+        assert [is_admitted("third", method, size) for _ in range(2)] == [True, False]
+
+
+def test_operators_share_their_slots_and_services_do_not() -> None:
+    """Operators of one owner leave half of their slots to others; services, which may all be one caller, use all of theirs."""
+    with holding(CallLimits(platform=8)) as is_admitted:
+        assert [is_admitted(("chief", "deputy")[n % 2], "ListUnappliedCharges") for n in range(6)] == [True] * 4 + [False] * 2
+        assert is_admitted("auditor", "ListAccounts")
+        assert [is_admitted("platform", "BatchPost") for _ in range(9)] == [True] * 8 + [False]
+
+
+@pytest.mark.parametrize("full", ["teams", "services", "operators"])
+def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
+    """Whatever the method, a call takes a team's slots for the roles team and payouts, a service's or an operator's for those; no kind takes another's."""
+    calls = {
+        "teams": [("first", "CreatePayout"), ("other", "CancelPayout"), ("other", "CreatePayment"), ("all", "CreatePayout"), ("all", "CancelPayout")],
+        "services": [("platform", "BatchCredit"), ("platform", "SetWalletPolicy"), ("all", "BatchPublish"), ("all", "SetWalletPolicy")],
+        "operators": [("chief", "CancelPayout"), ("chief", "SetWalletPolicy"), ("auditor", "GetTrialBalance"), ("all", "ApprovePayout")],
+    }
+    for first, *others in ((calls[full][n], *calls[full][:n], *calls[full][n + 1 :]) for n in range(len(calls[full]))):
+        with holding(CallLimits(writes=1, reads=1, platform=1)) as is_admitted:
+            assert is_admitted(*first)
+            assert not any(is_admitted(*other) for other in others), first
+            assert all(is_admitted(*calls[kind][0]) for kind in calls if kind != full), first
 
 
 def test_owners_who_wait_are_served_in_turns() -> None:

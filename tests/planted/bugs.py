@@ -610,8 +610,8 @@ BUGS = (
     Bug(
         "a flood of waiting calls takes the slots of others",
         f"{_SERVER}/runtime/door.py",
-        "            own.release(self.caller.name)\n",
-        "            own.release(self.caller.name)\n            own.take(self.caller.name)\n",
+        "        own.release(owner)\n",
+        "        own.release(owner)\n        own.take(owner)\n",
         "tests/test_door.py -k take_no_slots",
     ),
     Bug(
@@ -620,6 +620,13 @@ BUGS = (
         "FairSemaphore(_WRITERS)",
         "FairSemaphore(limits.streams)",
         "tests/test_door.py -k streams_that_send_at_once",
+    ),
+    Bug(
+        "each caller has a share, however many an owner has",
+        f"{_SERVER}/runtime/door.py",
+        "owner, slots = call.caller.owner, method.slots.of(call.caller)",
+        "owner, slots = call.caller.name, method.slots.of(call.caller)",
+        "tests/test_owner_fairness.py -k one_owner_never",
     ),
     Bug(
         "streams that are behind wait in one queue",

@@ -66,17 +66,18 @@ class Settings:
     """The caller that WalletService takes for PayoutService, which alone may use the holds of payouts; empty: that of service_token.
     It must be set for a WalletService without PayoutService in its process if several callers have the role service."""
     most_calls: int = 4000
-    """The most calls of teams that change something in flight at a time; more are refused with OVERLOADED, as are those above the next limits."""
+    """The most calls of teams that change something, also those that move money out, in flight at a time; more are refused with OVERLOADED, as are
+    those above the next limits."""
     most_reads: int = 2000
     """The most calls of teams that only read in flight at a time."""
     most_platform_calls: int = 2000
-    """The most calls of operators, auditors and services, and of methods that move money out, in flight at a time."""
+    """The most calls of operators and auditors, and as many of services, in flight at a time."""
     most_waiting: int = 4000
     """The most calls that wait for a result at a time; above it CreatePayment, CancelPayment and CreatePayout answer at once, as with ACCEPTANCE."""
     most_streams: int = 2000
-    """The most open streams of teams, and as many of operators, auditors and services."""
+    """The most open streams of teams, as many of operators and auditors, and as many of services."""
     caller_share: float = 0.5
-    """The part of most_waiting and of most_streams that one caller may have."""
+    """The part of each of these, and of message_bytes, that the callers of one owner may have while no others call; 1: they may keep others out."""
     message_bytes: int = 32 * 1024 * 1024
     """The most bytes of requests in flight at a time, those of up to 4 KiB not counted; more are refused with OVERLOADED."""
     connections: Mapping[str, int] = field(default_factory=dict)
@@ -354,7 +355,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "most_waiting": _number(1, 100_000, int),
     "most_streams": _number(1, 100_000, int),
     "caller_share": _number(0.01, 1),
-    "message_bytes": _number(4 * 1024 * 1024, 1024 * 1024 * 1024, int),
+    "message_bytes": _number(16 * 1024 * 1024, 1024 * 1024 * 1024, int),
     "connections": _table(_number(1, 100, int), _service),
     "read_connections": _table(_number(1, 100, int), _service),
     "read_timeout": _number(0.1, 60),

@@ -1,10 +1,7 @@
-"""How much of the process the calls of one kind, and one caller among them, may take."""
+"""How much of the process the calls of one kind, and one owner among them, may take."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -17,50 +14,46 @@ class CallLimits:
     reads: int = 2000
     """Calls of teams that only read."""
     platform: int = 2000
-    """Calls of operators, auditors and services."""
+    """Calls of operators and auditors, and as many of services."""
     waiting: int = 4000
     """Calls that wait for a provider; one above the limit is answered without waiting."""
     streams: int = 2000
-    """Open streams of teams, and as many of operators, auditors and services."""
+    """Open streams of teams, as many of operators and auditors, and as many of services."""
     share: float = 0.5
-    """The part of the waiting calls, and of the streams, that one caller may have."""
+    """The part of each of these, and of the bytes, that one owner alone may have. Calls of services have no shares: they may all be one's."""
     message_bytes: int = 32 * 1024 * 1024
     """Bytes of messages in flight at a time, those of a few kilobytes not counted."""
 
-    def of_caller(self, most: int) -> int:
-        return max(1, int(most * self.share))
-
 
 class Bulkhead:
-    """Slots, bounded in all and, with `most_each`, for each caller."""
+    """Slots, or bytes, that are bounded in all and shared by owners.
 
-    def __init__(self, most: int, most_each: int | None = None) -> None:
+    With a share of 0.5 an owner takes more only while it holds less than is free. So one owner alone gets a half, each of n a (n + 1)th, and as much
+    stays free for the next. Where an owner is refused, one that holds more is refused as well.
+    """
+
+    def __init__(self, most: int, share: float) -> None:
         self._most = most
-        self._most_each = most if most_each is None else most_each
-        self._each: Counter[str] = Counter()
+        self._share = share
+        self._each: dict[str, int] = {}
         self.taken = 0
 
-    @contextmanager
-    def slot(self, caller: str = "", weight: int = 1) -> Iterator[bool]:
-        """Takes a slot until the block ends. Whether there was one; the first is always given, whatever its weight."""
-        free = not self.taken or (self.taken + weight <= self._most and self._each[caller] + weight <= self._most_each)
-        if free:
-            self.taken += weight
-            self._each[caller] += weight
-        try:
-            yield free
-        finally:
-            if free:
-                self.release(caller, weight)
+    def try_take(self, owner: str, weight: int = 1) -> bool:
+        """Takes a slot, if the owner may have one. Whether it was taken; the first of all is always given, whatever its weight."""
+        free = self._most - self.taken
+        if self.taken and (weight > free or self._each.get(owner, 0) * (1 - self._share) >= free * self._share):
+            return False
+        self.take(owner, weight)
+        return True
 
-    def take(self, caller: str, weight: int = 1) -> None:
+    def take(self, owner: str, weight: int = 1) -> None:
         """Takes a slot, also above the limit."""
         self.taken += weight
-        self._each[caller] += weight
+        self._each[owner] = self._each.get(owner, 0) + weight
 
-    def release(self, caller: str, weight: int = 1) -> None:
+    def release(self, owner: str, weight: int = 1) -> None:
         """Gives back what was taken."""
         self.taken -= weight
-        self._each[caller] -= weight
-        if not self._each[caller]:
-            del self._each[caller]
+        self._each[owner] -= weight
+        if not self._each[owner]:
+            del self._each[owner]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -44,6 +44,7 @@ _LOOK_AGAIN = 0.02
 _WRITERS = 2
 """Streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn."""
 _HAND_ON = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
+_TEAMS = frozenset({Role.TEAM, Role.PAYOUTS})
 _HURRIED = 1.0  # seconds in which calls that are ended by a drain refuse
 _STREAMS_END = 1.0  # seconds that a drain gives streams, which resume from their cursors
 
@@ -65,16 +66,16 @@ class Call:
         if self.slots is None:
             yield True
             return
-        own, waiting = self.slots
-        with waiting.slot(self.caller.name) as free:
-            if not free:
-                yield False
-                return
-            own.release(self.caller.name)
-            try:
-                yield True
-            finally:
-                own.take(self.caller.name)
+        (own, waiting), owner = self.slots, self.caller.owner
+        if not waiting.try_take(owner):
+            yield False
+            return
+        own.release(owner)
+        try:
+            yield True
+        finally:
+            own.take(owner)
+            waiting.release(owner)
 
     def replayed(self) -> None:
         """Tells the caller that the answer is to a repeat."""
@@ -94,6 +95,25 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class _Slots:
+    """Where the calls of one method take their slots, by who calls."""
+
+    teams: Bulkhead
+    services: Bulkhead
+    operators: Bulkhead
+
+    def of(self, caller: Caller) -> Bulkhead:
+        """By the role that the method admits the caller by; of several by a team's first, then by a service's, so that operators' slots stay free."""
+        if not _TEAMS.isdisjoint(caller.roles):
+            return self.teams
+        return self.services if Role.SERVICE in caller.roles else self.operators
+
+    @property
+    def all(self) -> tuple[Bulkhead, Bulkhead, Bulkhead]:
+        return self.teams, self.services, self.operators
+
+
+@dataclass(frozen=True, slots=True)
 class _Method:
     name: str
     run: Callable[[Any, Call], Any]
@@ -101,7 +121,7 @@ class _Method:
     request: type[Message]
     roles: frozenset[Role]
     most_bytes: int
-    slots: Bulkhead
+    slots: _Slots
 
 
 class Door:
@@ -111,10 +131,13 @@ class Door:
         limits = limits or CallLimits()
         self._authenticator = authenticator
         self._stream_time = stream_time
-        self._writes, self._reads, self._platform = Bulkhead(limits.writes), Bulkhead(limits.reads), Bulkhead(limits.platform)
-        self._waiting = Bulkhead(limits.waiting, limits.of_caller(limits.waiting))
-        self._team_streams, self._platform_streams = (Bulkhead(limits.streams, limits.of_caller(limits.streams)) for _ in range(2))
-        self._message_bytes = Bulkhead(limits.message_bytes)
+        share = limits.share
+        services, operators = Bulkhead(limits.platform, 1.0), Bulkhead(limits.platform, share)
+        self._writes = _Slots(Bulkhead(limits.writes, share), services, operators)
+        self._reads = _Slots(Bulkhead(limits.reads, share), services, operators)
+        self._streams = _Slots(*(Bulkhead(limits.streams, share) for _ in range(3)))
+        self._waiting = Bulkhead(limits.waiting, share)
+        self._message_bytes = Bulkhead(limits.message_bytes, share)
         self._parsing = FairSemaphore(1)
         self._writers = FairSemaphore(_WRITERS)
         self._closing = asyncio.Event()
@@ -127,8 +150,8 @@ class Door:
 
     async def quiet(self, patience: float) -> None:
         """Waits until no call is in flight, so many seconds, and a second for streams; those calls that are left then end with SHUTTING_DOWN."""
-        calls = (self._writes, self._reads, self._platform, self._waiting)
-        await asyncio.gather(_ended(calls, patience), _ended((self._team_streams, self._platform_streams), min(_STREAMS_END, patience)))
+        calls = (*self._writes.all, *self._reads.all, self._waiting)
+        await asyncio.gather(_ended(calls, patience), _ended(self._streams.all, min(_STREAMS_END, patience)))
         self._hurried = True
         for timeout in self._timeouts:
             if not timeout.expired():
@@ -151,7 +174,7 @@ class Door:
     def _handler(self, method: MethodDescriptor, run: Callable[[Any, Call], Any], roles: frozenset[Role]) -> Any:
         most_bytes = BATCH_BYTES if "Batch" in method.name and holds_items(method.input_type) else MESSAGE_BYTES
         name = f"{method.containing_service.full_name}/{method.name}"
-        known = _Method(name, run, method.input_type, GetMessageClass(method.input_type), roles, most_bytes, self._slots(method, roles))
+        known = _Method(name, run, method.input_type, GetMessageClass(method.input_type), roles, most_bytes, self._kind(method))
         if method.server_streaming:
 
             async def stream(raw: bytes, context: Context) -> None:
@@ -164,12 +187,10 @@ class Door:
 
         return grpc.unary_unary_rpc_method_handler(unary)
 
-    def _slots(self, method: MethodDescriptor, roles: frozenset[Role]) -> Bulkhead:
+    def _kind(self, method: MethodDescriptor) -> _Slots:
         """Which slots the calls of a method take."""
         if method.server_streaming:
-            return self._team_streams if Role.TEAM in roles else self._platform_streams
-        if Role.TEAM not in roles:
-            return self._platform
+            return self._streams
         return self._reads if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else self._writes
 
     async def _unary(self, method: _Method, raw: bytes, context: Context) -> bytes:
@@ -199,22 +220,27 @@ class Door:
                     async with aclosing(method.run(request, call)) as messages:
                         stuck = await self._send(messages, context, expiry, call.caller.owner)
                     if stuck is not None:
-                        await self._let_go(stuck, method.slots, call)
+                        await self._let_go(stuck, method.slots.of(call.caller), call.caller.owner)
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
                 await _refuse(context, span, error, method.name)
 
     @contextmanager
     def _taken(self, method: _Method, raw: bytes, call: Call) -> Iterator[None]:
         """The call's slot, and the bytes of its message, until the block ends. Raises OVERLOADED."""
-        with method.slots.slot(call.caller.name) as free:
-            if not free:
-                raise Refused(Reason.OVERLOADED, "Too many calls of this kind are in flight; retry after 0.5 s.", retry_after=0.5)
-            call.slots = (method.slots, self._waiting)
-            size = len(raw)
-            with self._message_bytes.slot(weight=size) if size > _SMALL_BYTES else nullcontext(True) as fits:
-                if not fits:
-                    raise Refused(Reason.OVERLOADED, "Too many bytes of messages are in flight; retry after 0.5 s.", retry_after=0.5)
-                yield
+        owner, slots = call.caller.owner, method.slots.of(call.caller)
+        if not slots.try_take(owner):
+            raise Refused(Reason.OVERLOADED, "Too many calls of this kind are in flight; retry after 0.5 s.", retry_after=0.5)
+        call.slots = (slots, self._waiting)
+        size = len(raw) if len(raw) > _SMALL_BYTES else 0
+        try:
+            if size and not self._message_bytes.try_take(owner, size):
+                size = 0
+                raise Refused(Reason.OVERLOADED, "Too many bytes of messages are in flight; retry after 0.5 s.", retry_after=0.5)
+            yield
+        finally:
+            slots.release(owner)
+            if size:
+                self._message_bytes.release(owner, size)
 
     @asynccontextmanager
     async def _timed(self, deadline: float) -> AsyncIterator[None]:
@@ -250,13 +276,13 @@ class Door:
                 break
         return None
 
-    async def _let_go(self, write: asyncio.Future[None], slots: Bulkhead, call: Call) -> NoReturn:
+    async def _let_go(self, write: asyncio.Future[None], slots: Bulkhead, owner: str) -> NoReturn:
         """A reader that stands still keeps no place here; should it go on, it hears why its stream has ended."""
-        slots.release(call.caller.name)
+        slots.release(owner)
         try:
             await write
         finally:
-            slots.take(call.caller.name)
+            slots.take(owner)
         raise _shutting_down() if self._closing.is_set() else _expired()
 
     def _check_goes_on(self, expiry: float) -> None:
