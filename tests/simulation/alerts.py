@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tallystick import AsyncClient
+from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
 
 _LOOKS = 60
 """How often the alerts are looked at, a second apart; by then a monitor has looked as well, also one that takes over from a dead one."""
@@ -42,7 +44,10 @@ async def audit_alerts(operator: AsyncClient, query: Callable[[str], list[tuple[
 async def _compare(operator: AsyncClient, query: Callable[[str], list[tuple[Any, ...]]]) -> list[str]:
     must = {(service, kind, subject) for service, kind, subject in query(_OPEN)}
     found: set[Alert] = set()
-    services: tuple[tuple[str, Any, Any], ...] = (("payment", operator.payment, payment_service_pb2), ("payout", operator.payout, payout_service_pb2))
+    services: tuple[tuple[str, Any, Any], ...] = (
+        ("payment", operator.payment, payment_service_pb2), ("payout", operator.payout, payout_service_pb2),
+        ("wallet", operator.wallet, wallet_service_pb2), ("ledger", operator.ledger, ledger_service_pb2),
+    )  # fmt: skip
     for name, service, pb in services:
         async for alert in operator.pages(service.ListAlerts, pb.ListAlertsRequest(page_size=200), "alerts"):
             found.add((name, alert.kind, alert.subject))
