@@ -173,7 +173,8 @@ def at_the_cut_off(databases: Databases) -> None:
     with psycopg.connect(databases.admin.replace("+psycopg", "")) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers
         connection.execute(
-            "update payout.payout_schedule set next_time = date_trunc('minute', now()) - interval '1 hour' where next_time is not null"
+            "update payout.payout_schedule set next_time = date_trunc('minute', now()) - interval '1 hour', look_time = now() - interval '1 hour'"
+            " where next_time is not null"
         )
 
 
@@ -334,6 +335,72 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Data
 
         assert eventually(lambda: overdue() == {"payoutSchedules/-/EUR", f"payoutSchedules/{lost}/EUR"})
         assert not list(client.pages(client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=lost), "payouts"))
+
+
+def test_batches_that_cannot_be_collected_keep_no_other_waiting(teller: Client, paying: Platform) -> None:
+    """However many batches fail whenever they are collected, a later one is collected; and they are, once nothing stands in their way."""
+    seller, poor = sell(teller, "8.00"), sell(teller, "1.00")
+    destination(teller, seller)
+
+    def create(batch_id: str, seller: str) -> None:
+        new = payout_pb2.NewPayout(payout_id=unique("p"), seller_account=seller, currency="EUR")
+        teller.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=batch_id, list=pb.PayoutList(payouts=[new])))
+
+    with psycopg.connect(paying.databases.admin, autocommit=True) as admin:
+        admin.execute("""
+            create trigger no_report before update on payout.payout_batch_item for each row when (new.payout_batch_id like 'bad%')
+            execute function payout.refuse_change()""")
+        bad = [unique("bad") for _ in range(collect._MOST_BATCHES + 5)]
+        for id_ in bad:
+            create(id_, poor)
+        create(id_ := unique("b"), seller)
+        assert totals(done(teller, id_)) == {"PAID": (1, "8.00", "0.00")}
+        assert {batch(teller, one).payout_batch.state for one in bad} == {payout_pb2.PAYOUT_BATCH_STATE_COLLECTING}
+        admin.execute("drop trigger no_report on payout.payout_batch_item")
+        admin.execute("set session_replication_role = replica")
+        admin.execute("update payout.payout_batch set look_time = now() where state = 'COLLECTING'")
+    assert all(done(teller, one).payout_batch.refused_count == 1 for one in bad)
+
+
+@pytest.mark.parametrize("poison", ["time zone", "payout"])
+def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
+    teller: Client, paying: Platform, monkeypatch: pytest.MonkeyPatch, poison: str
+) -> None:
+    """More schedules than are looked at at a time cannot be read, or their payouts cannot be stored: a later one is run, and they once that is set right."""
+    monkeypatch.setattr(collect, "_MOST_AT_ONCE", 2)
+    lost, own = [sell(teller, "8.00") for _ in range(5)], sell(teller, "8.00")
+    for seller in (*lost, own):
+        destination(teller, seller)
+        daily(teller, seller)
+
+    def paid(seller: str) -> list[payout_pb2.Payout]:
+        return list(teller.pages(teller.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))
+
+    with psycopg.connect(paying.databases.admin, autocommit=True) as admin:
+        if poison == "payout":
+            named = ", ".join(f"'{seller}'" for seller in lost)
+            admin.execute(f"""
+                create trigger no_payout before insert on payout.payout for each row when (new.seller_account in ({named}))
+                execute function payout.refuse_change()""")
+        admin.execute("set session_replication_role = replica")  # no triggers
+        admin.execute(
+            """
+            update payout.payout_schedule set next_time = date_trunc('minute', now()) - interval '1 hour' * case when seller_account = %s then 1 else 2 end,
+                look_time = now() - interval '1 hour' * case when seller_account = %s then 1 else 2 end,
+                time_zone = case when seller_account = any (%s) then 'Mars/Base' else time_zone end""",
+            (own, own, lost if poison == "time zone" else []),
+        )
+        (payout,) = eventually(lambda: paid(own))
+        comes_to(teller, payout.payout_id, "PAID")
+        assert not any(paid(seller) for seller in lost)
+        if poison == "payout":
+            admin.execute("drop trigger no_payout on payout.payout")
+        admin.execute("update payout.payout_schedule set look_time = now() where failures > 0")
+    if poison == "time zone":
+        for seller in lost:
+            daily(teller, seller)
+    assert eventually(lambda: all(paid(seller) for seller in lost))
+    assert [len(paid(seller)) for seller in (*lost, own)] == [1] * 6
 
 
 def test_a_cut_off_that_has_come_is_not_lost_by_a_change(teller: Client, paying: Platform) -> None:

@@ -126,6 +126,8 @@ CASES = [
     ("a batch that counts on after its end", "update payout_batch set item_count = item_count + 1, collected_count = collected_count + 1", "P0001"),
     ("a batch that ended at another time", "update payout_batch set done_time = clock()", "P0001"),
     ("a batch that counts less", "update payout_batch set refused_count = 0", "P0001"),
+    ("a schedule that is put off without being counted", "update payout_schedule set look_time = clock()", "P0001"),
+    ("a manual schedule that is looked at", "update payout_schedule set version = version + 1, look_time = clock()", "23514"),
     ("a schedule whose version stays", "update payout_schedule set fee = 7", "P0001"),
     ("a line of a report that is changed", "update payout_batch_item set state = 'MADE', refusal = null", "P0001"),
     ("a line that is refused without a reason", "insert into payout_batch_item values ('b', 'x', 's', 1, 'EUR', '', 'REFUSED', null)", "23514"),

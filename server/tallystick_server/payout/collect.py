@@ -24,7 +24,7 @@ from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
 from tallystick_storage import duty
-from tallystick_storage.database import Database
+from tallystick_storage.database import Database, DataRefused
 from tallystick_storage.payout import batch as store
 from tallystick_storage.payout import schedule
 
@@ -64,8 +64,12 @@ class Collect:
 
     async def turn(self) -> None:
         """Goes on with all that is to be collected, if it is this process's turn."""
-        if not await self._database.transact(self._begin):
+        if not await self._database.transact(self._is_ours):
             return
+        for default, cut_offs in await self._readable(
+            await self._database.load(lambda connection: schedule.due(connection, _MOST_BATCHES, default=True))
+        ):
+            await self._begin(default, cut_offs)
 
         def look(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
             sellers = schedule.due(connection, _MOST_AT_ONCE, default=False)
@@ -78,10 +82,16 @@ class Collect:
         for row in (*new, *open_):
             try:
                 await self._bring_on(row)
-            except Refused as refused:
-                log.warning("batch %s waits: %s", row.payout_batch_id, refused)
-            except Exception:  # what is wrong with one batch keeps no other waiting; an alert tells of it
-                log.exception("batch %s does not come on", row.payout_batch_id)
+            except Exception as error:  # what is wrong with one batch keeps no other waiting; an alert tells of it
+                if isinstance(error, Refused):
+                    log.warning("batch %s waits: %s", row.payout_batch_id, error)
+                else:
+                    log.exception("batch %s does not come on", row.payout_batch_id)
+                await self._put_off(row.payout_batch_id)
+
+    async def _put_off(self, payout_batch_id: str) -> None:
+        """Has a batch that cannot be collected looked at again later, so that it keeps no other waiting."""
+        await self._database.transact(lambda connection: store.postpone(connection, payout_batch_id))
 
     async def _bring_on(self, row: Row[Any]) -> None:
         """Takes a batch as far as it comes now."""
@@ -94,23 +104,46 @@ class Collect:
     def _is_ours(self, connection: Connection) -> bool:
         return duty.take_turn(connection, "collect", self._holder, _TURN)
 
-    def _begin(self, connection: Connection) -> bool:
-        """Whether it is our turn; then a batch is made of each default schedule whose cut-off has come: one, also if it was missed for days."""
-        if not self._is_ours(connection):
-            return False
-        for row, cut_offs in _readable(schedule.due(connection, _MOST_BATCHES, default=True)):
-            if schedule.advance(connection, [(row, next_time(cut_offs, schedule.now(connection)))]):
+    async def _begin(self, row: Row[Any], cut_offs: Schedule) -> None:
+        """Makes a batch of a default schedule whose cut-off has come: one, also if it was missed for days."""
+
+        def begin(connection: Connection) -> None:
+            if self._is_ours(connection) and schedule.advance(connection, [(row, next_time(cut_offs, schedule.now(connection)))]):
                 new = NewBatch(run_id(row.currency, row.next_time), row.caller, _OF_ALL, currency=row.currency)
                 insert(connection, new, row.traceparent, row.next_time)
-        return True
+
+        try:
+            await self._database.transact(begin)
+        except DataRefused:
+            log.exception("the run of all sellers in %s cannot be begun", row.currency)
+            await self._postpone([row])
+
+    async def _readable(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
+        """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, is looked at again later; an alert tells of it."""
+        found, unreadable = [], []
+        for row in rows:
+            try:
+                found.append((row, stored_schedule(row)))
+            except Refused as refused:
+                log.error("the schedule of %s in %s cannot be run: %s", row.seller_account or "all", row.currency, refused)  # noqa: TRY400 - it says all
+                unreadable.append(row)
+        await self._postpone(unreadable)
+        return found
+
+    async def _postpone(self, rows: Sequence[Row[Any]]) -> None:
+        """Has schedules that cannot be run looked at again later, so that they keep no other waiting."""
+        if rows:
+            await self._database.transact(lambda connection: schedule.postpone(connection, rows))
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
         """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether any was ours to do."""
         await self._room()
-        paid = await by_halves(self._pay, _readable(rows))
+        readable = await self._readable(rows)
+        paid = await by_halves(self._pay, readable)
         for refused in paid:
             if isinstance(refused, Exception):
                 log.error("a schedule's payout cannot be made: %s", refused)
+        await self._postpone([row for (row, _), one in zip(readable, paid, strict=True) if isinstance(one, Exception)])
         return any(one is True for one in paid)
 
     async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
@@ -198,17 +231,6 @@ class Collect:
                 _move(connection, row)
 
         await self._database.transact(close)
-
-
-def _readable(rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
-    """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, stays due; an alert tells of it."""
-    found = []
-    for row in rows:
-        try:
-            found.append((row, stored_schedule(row)))
-        except Refused as refused:
-            log.error("the schedule of %s in %s cannot be run: %s", row.seller_account or "all", row.currency, refused)  # noqa: TRY400 - it says all
-    return found
 
 
 def _move(connection: Connection, row: Row[Any]) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, text
 from tallystick_core.batch import BatchState, ItemState
 from tallystick_storage.database import rows
 from tallystick_storage.outbox import told
+from tallystick_storage.payout.schedule import BACK_OFF
 
 _COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
     b.collected_count, b.refused_count, b.skipped_count, b.version, b.create_time, b.update_time, b.done_time"""
@@ -63,7 +64,12 @@ _INSERT = text(f"""
     select {_COLUMNS}, sequence as told from b, told
 """)
 _FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
-_COLLECTING = text(f"select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING' order by b.create_time, b.payout_batch_id limit :most")
+_COLLECTING = text(f"""
+    select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING' and b.look_time <= (select clock()) order by b.look_time, b.payout_batch_id limit :most
+""")
+_POSTPONE = text(f"""
+    update payout_batch set failures = failures + 1, look_time = clock() + {BACK_OFF} where payout_batch_id = :id and state = 'COLLECTING'
+""")
 _OPEN = text(f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after order by b.payout_batch_id limit :most")
 _LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
 _ASKED = text("""
@@ -83,7 +89,7 @@ _ADD = text("""
 """)
 _COLLECTED = text("""
     update payout_batch set place = :place, item_count = greatest(item_count, collected_count + :collected), collected_count = collected_count + :collected,
-        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped where payout_batch_id = :id
+        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped, failures = 0 where payout_batch_id = :id
 """)
 _MOVE = text(f"""
     with b as (
@@ -123,8 +129,13 @@ def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
 
 
 def collecting(connection: Connection, most: int) -> Sequence[Row[Any]]:
-    """Batches whose payouts are not all made, oldest first."""
+    """Batches whose payouts are not all made and that are to be looked at now, in that order."""
     return connection.execute(_COLLECTING, {"most": most}).all()
+
+
+def postpone(connection: Connection, payout_batch_id: str) -> None:
+    """Has a batch that could not be collected looked at again later: behind the others, and ever later the more often it has failed."""
+    connection.execute(_POSTPONE, {"id": payout_batch_id})
 
 
 def open_(connection: Connection, after: str, most: int) -> Sequence[Row[Any]]:

@@ -37,6 +37,9 @@ class NewSchedule:
     """The version that it is to replace, 0: none; None: whichever there is."""
 
 
+BACK_OFF = "make_interval(secs => least(power(2, least(failures, 10)), 60))"
+"""After how long something that has failed is looked at again, by its count of failures before: from a second on, a minute at most."""
+
 _TERMS = """case when s.own_terms then s.minimum_amount else coalesce(d.minimum_amount, 0) end as minimum_amount,
     case when s.own_terms then s.fee else coalesce(d.fee, 0) end as fee, case when s.own_terms then s.reserve else coalesce(d.reserve, 0) end as reserve"""
 _COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_month, s.cut_off, s.time_zone, {_TERMS}, s.own_terms, s.owner, s.next_time,
@@ -55,9 +58,9 @@ _NOW = text("select clock()")
 _SET = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
-            own_terms, owner, next_time, caller, traceparent, version, update_time)
+            own_terms, owner, next_time, look_time, caller, traceparent, version, update_time)
         select :seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :sets_terms,
-            :owner, cast(:next_time as timestamptz), :caller, :traceparent, 1, clock()
+            :owner, cast(:next_time as timestamptz), cast(:next_time as timestamptz), :caller, :traceparent, 1, clock()
         where coalesce(cast(:expected_version as bigint), 0) = 0 or exists (
             select from payout_schedule where seller_account = :seller_account and currency = :currency)
         on conflict (seller_account, currency) do update set interval = excluded.interval, weekday = excluded.weekday,
@@ -69,6 +72,10 @@ _SET = text(f"""
             next_time = case  -- a cut-off that has come still runs, however late
                 when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
+            look_time = case
+                when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
+                else excluded.next_time end,
+            failures = 0,
             caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1,
             update_time = greatest(payout_schedule.update_time, excluded.update_time)
             where (cast(:expected_version as bigint) is null or payout_schedule.version = cast(:expected_version as bigint))
@@ -84,13 +91,18 @@ _SET = text(f"""
 _AMOUNTS = ("minimum_amount", "fee", "reserve")
 _STANDS = text("select * from payout_schedule where seller_account = :seller_account and currency = :currency")
 _DUE = text("""
-    select * from payout_schedule where next_time <= (select clock()) and (seller_account = '') = :default order by next_time, seller_account, currency limit :most
+    select * from payout_schedule where look_time <= (select clock()) and (seller_account = '') = :default order by look_time, seller_account, currency limit :most
 """)
 _ADVANCE = text("""
-    update payout_schedule s set next_time = r.next_time
+    update payout_schedule s set next_time = r.next_time, look_time = r.next_time, failures = 0
     from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, version int, old_time timestamptz, next_time timestamptz)
     where s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
     returning s.seller_account, s.currency
+""")
+_POSTPONE = text(f"""
+    update payout_schedule s set failures = s.failures + 1, look_time = clock() + {BACK_OFF}
+    from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, version int, old_time timestamptz)
+    where s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
 """)
 _OWN = text("select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))")
 
@@ -123,17 +135,24 @@ def stands(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
 
 
 def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any]]:
-    """Schedules whose cut-off has come: defaults, or those of single sellers."""
+    """Schedules whose cut-off has come and that are to be looked at now, in that order: defaults, or those of single sellers."""
     return connection.execute(_DUE, {"most": most, "default": default}).all()
 
 
 def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> set[tuple[str, str]]:
     """Sets the next cut-offs of schedules that were read as given; the (seller, currency) of those that still stood so. The others stay as they are."""
-    items = [
-        {"seller_account": row.seller_account, "currency": row.currency, "version": row.version, "old_time": row.next_time, "next_time": following}
-        for row, following in times
-    ]
+    items = [_as_read(row) | {"next_time": following} for row, following in times]
     return {(row.seller_account, row.currency) for row in connection.execute(_ADVANCE, {"times": rows(items)})}
+
+
+def postpone(connection: Connection, read: Sequence[Row[Any]]) -> None:
+    """Has schedules that could not be run looked at again later, as batches are; those that were set meanwhile stay as they are."""
+    connection.execute(_POSTPONE, {"times": rows([_as_read(row) for row in read])})
+
+
+def _as_read(row: Row[Any]) -> dict[str, Any]:
+    """What tells whether a schedule still stands as it was read."""
+    return {"seller_account": row.seller_account, "currency": row.currency, "version": row.version, "old_time": row.next_time}
 
 
 def with_own(connection: Connection, sellers: list[str], currency: str) -> set[str]:

@@ -169,6 +169,8 @@ create table payout_schedule (
     own_terms boolean not null check (own_terms or (seller_account <> '' and minimum_amount = 0 and fee = 0 and reserve = 0)),  -- false: the default's hold
     owner text collate "C" not null,  -- whose callers may stream its events; "": the platform's
     next_time timestamptz check ((next_time is null) = (interval = 'MANUAL')),
+    look_time timestamptz check ((look_time is null) = (next_time is null)),  -- when it is looked at: at next_time, later after a failure
+    failures int not null default 0 check (failures >= 0),  -- how often its cut-off could not be run
     caller text not null,
     traceparent text not null,
     version int not null check (version > 0),
@@ -176,6 +178,7 @@ create table payout_schedule (
     primary key (seller_account, currency)
 );
 create index payout_schedule_by_time on payout_schedule (next_time, seller_account, currency) where next_time is not null;
+create index payout_schedule_due on payout_schedule ((seller_account = ''), look_time, seller_account, currency) where look_time is not null;
 
 create table payout_batch (
     payout_batch_id text collate "C" primary key,
@@ -196,8 +199,11 @@ create table payout_batch (
     version int not null check (version = case state when 'COLLECTING' then 1 when 'OPEN' then 2 else 3 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
-    done_time timestamptz check ((done_time is not null) = (state = 'DONE'))
+    done_time timestamptz check ((done_time is not null) = (state = 'DONE')),
+    look_time timestamptz not null default clock(),  -- when its payouts are made, or made on; later after a failure
+    failures int not null default 0 check (failures >= 0)  -- how often that has failed since it last came further
 );
+create index payout_batch_due on payout_batch (look_time, payout_batch_id) where state = 'COLLECTING';
 create index payout_batch_open on payout_batch (state, create_time, payout_batch_id) where state <> 'DONE';
 create index payout_batch_open_by_id on payout_batch (payout_batch_id) where state = 'OPEN';
 
@@ -277,7 +283,8 @@ create trigger decided_once before update on payout_batch_item for each row when
 execute function refuse_change();
 
 create trigger versions before update on payout_schedule for each row
-when ((new.version = old.version + 1 or new.version = old.version and new.next_time > old.next_time) is not true) execute function refuse_move();
+when ((new.version = old.version + 1 or new.version = old.version and (new.next_time > old.next_time
+    or new.next_time = old.next_time and new.failures = old.failures + 1)) is not true) execute function refuse_move();
 
 """
     # P4, E1: each version of a payout has its history row, each history row its event, and the last one says what the payout is.
@@ -392,9 +399,9 @@ grant update (state, settled, failure_reason, decline_code, provider_reference, 
     on payout to {service};
 grant update (returned_amount, returned_currency, return_time, acknowledged_by, acknowledge_reason, acknowledge_time) on transfer to {service};
 grant select, insert, update, delete on watch to {service};
-grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, caller, traceparent, version,
-              update_time) on payout_schedule to {service};
-grant update (state, place, item_count, collected_count, refused_count, skipped_count, version, update_time, done_time) on payout_batch to {service};
+grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, look_time, failures, caller,
+              traceparent, version, update_time) on payout_schedule to {service};
+grant update (state, place, item_count, collected_count, refused_count, skipped_count, version, update_time, done_time, look_time, failures) on payout_batch to {service};
 grant update (state, refusal) on payout_batch_item to {service};
 """
 
