@@ -543,7 +543,22 @@ BUGS = (
         "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known",
         "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version and false offset 0) as known",
     ),
+    Bug(
+        "a destination that has ended stays a dead letter",
+        f"{_SERVER}/payout/destination.py",
+        """    resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended.items()})
+""",
+        "",
+        "tests/test_payout_people.py -k disabled_destination_ends_its_dead_letter",
+    ),
     # whose sellers
+    Bug(
+        "of a payment's new sellers some are claimed",
+        f"{_SERVER}/wallet/sellers.py",
+        "        if len(rows) < len(new):",
+        "        if not rows:",
+        "tests/test_ownership.py -k two_claims_that_share",
+    ),
     Bug(
         "another owner's seller is paid like one's own",
         f"{_SERVER}/payout/grounds.py",
