@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -119,14 +121,16 @@ class Held:
         method = self._service.methods_by_name[name]
         answer = GetMessageClass(method.output_type)
 
-        async def unary(_request: Message, call: Call) -> Message:
+        async def unary(request: Message, call: Call) -> Message:
+            del request
             with call.waiting() if self._waits else nullcontext(True) as waits:
                 if waits:
                     self.admitted.release()
                     await asyncio.Event().wait()
             return answer()
 
-        async def stream(_request: Message, _call: Call) -> AsyncIterator[Message]:
+        async def stream(request: Message, _call: Call) -> AsyncIterator[Message]:
+            del request
             self.admitted.release()
             await asyncio.Event().wait()
             yield answer()
@@ -140,11 +144,12 @@ def holding(limits: CallLimits, *, waits: bool = False) -> Iterator[Callable[...
     servicers = {name: Held(service, waits=waits) for name, service in SERVICES.items()}
     with served(Door(BearerTokens(CALLERS), limits), servicers) as (address, _), grpc.insecure_channel(address) as channel:
         calls: list[Any] = []
+        bodies: dict[int, bytes] = {}
 
         def is_admitted(caller: str, method: str, size: int = 0) -> bool:
             (name,) = (name for name, service in SERVICES.items() if method in service.methods_by_name)
             path, metadata = f"/{SERVICES[name].full_name}/{method}", (("authorization", f"Bearer {TOKENS[caller]}"),)
-            body = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * size).SerializeToString()
+            body = bodies.setdefault(size, payment_service_pb2.CreatePaymentRequest(buyer_info="x" * size).SerializeToString())
             if SERVICES[name].methods_by_name[method].server_streaming:
                 stream: Any = channel.unary_stream(path)
                 call = stream(body, metadata=metadata, timeout=60)
@@ -186,6 +191,23 @@ def test_one_owner_never_has_all_slots_or_bytes(method: str, limits: dict[str, i
         assert [is_admitted(("first", "second")[n % 2], method, size) for n in range(6)] == [True] * 4 + [False] * 2
         assert [is_admitted("other", method, size) for _ in range(3)] == [True, True, False]
         assert [is_admitted("third", method, size) for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize(("method", "waits"), [("CreatePayment", True), ("WatchPayment", False)], ids=["waits", "streams"])
+def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> None:
+    """Calls that wait for a provider, and streams, give the bytes of their requests back: many more are admitted than fit at a time, and memory has none."""
+    size, calls = 60_000, 100
+    with holding(CallLimits(message_bytes=4 * size), waits=waits) as is_admitted:
+        tracemalloc.start()
+        try:
+            assert is_admitted("first", method, size)
+            before, _ = tracemalloc.get_traced_memory()
+            assert all(is_admitted("first", method, size) for _ in range(calls))
+            gc.collect()
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert after - before < calls * size / 2, f"{(after - before) // calls} bytes for each call"
 
 
 def test_operators_share_their_slots_and_services_do_not() -> None:

@@ -107,12 +107,16 @@ class _Context:
 
     world: World
     metadata: Metadata
+    raw: bytes
     deadline: float | None
     """In the world's time."""
     write_: Callable[[bytes], Awaitable[None]] | None = None
     code: grpc.StatusCode = grpc.StatusCode.OK
     details: str = ""
     trailing: Metadata = ()
+
+    async def read(self) -> bytes:
+        return self.raw
 
     def invocation_metadata(self) -> Metadata:
         return self.metadata
@@ -174,11 +178,11 @@ class Network:
         alive = [] if self._world.is_away(service) else list(self.servers.get(service, ()))
         return self._world.chance.one_of(f"node {self._calls}", alive) if alive else None
 
-    async def handle(self, node: Node, service: str, method: str, raw: bytes, context: _Context) -> bytes | None:
+    async def handle(self, node: Node, service: str, method: str, context: _Context) -> bytes | None:
         handler = self.servers[service][node].handler(method, context.metadata)
-        run = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        run = handler.stream_stream if handler.response_streaming else handler.stream_unary
         try:
-            return cast("bytes | None", await run(raw, context))
+            return cast("bytes | None", await run(None, context))
         except grpc.aio.AbortError:
             return None
 
@@ -214,13 +218,13 @@ class _Channel:
         name = method.rpartition("/")[2]
 
         async def work(server: Node) -> tuple[_Context, bytes | None]:
-            context = _Context(world, metadata, deadline)
+            context = _Context(world, metadata, raw, deadline)
             poison = world.poisons(self._service)
             if poison is not None and (items := [item for item in _items(method, raw) if world.chance.number(f"poison {item}") < poison.share]):
                 world.tell(f"{server.name} fails on {caller.name} {name}: {', '.join(items)}")
                 context.code, context.details = grpc.StatusCode[poison.status], f"poisoned by {items[0]}"
                 return context, None
-            answer = await self._network.handle(server, self._service, method, raw, context)
+            answer = await self._network.handle(server, self._service, method, context)
             world.tell(f"{server.name} answers {caller.name} {name}: {context.code.name} {context.details}")
             return context, answer
 
@@ -261,8 +265,8 @@ class _Channel:
             loop.deliver(caller, back, waiting.put_nowait, _error(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer"))
 
         async def work() -> None:
-            context = _Context(world, metadata, None if timeout is None else loop.now + timeout, write)
-            await self._network.handle(server, self._service, method, raw, context)
+            context = _Context(world, metadata, raw, None if timeout is None else loop.now + timeout, write)
+            await self._network.handle(server, self._service, method, context)
             end = None if context.code is grpc.StatusCode.OK else _error(context.code, context.details, context.trailing)
             server.on_death.remove(broken)
             loop.deliver(caller, back, waiting.put_nowait, end)

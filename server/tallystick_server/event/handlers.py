@@ -83,7 +83,9 @@ class EventHandlers:
             return (not types or row.type in types) and aggregate in ("", row.aggregate_id) and owner in ("", row.owner)
 
         wanted = Wanted(partial(_between, types=types, aggregate=aggregate, owner=owner), fits, call.caller.owner, indexed=bool(aggregate))
-        async with aclosing(self._tail.follow(wanted, request.after_cursor, "after_cursor", on=request.follow)) as rows:
+        after, on = request.after_cursor, request.follow
+        del request  # a stream keeps no body
+        async with aclosing(self._tail.follow(wanted, after, "after_cursor", on=on)) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
                 event.cursor = row.cursor

@@ -164,7 +164,9 @@ class LedgerHandlers(AlertHandlers):
             return any(entry.account.startswith(prefix) for entry in found[1])
 
         wanted = Wanted(partial(_between, prefix=prefix), fits, call.caller.owner)
-        async with aclosing(self._tail.follow(wanted, request.after_sequence, "after_sequence", on=request.follow)) as transactions:
+        after, on = request.after_sequence, request.follow
+        del request  # a stream keeps no body
+        async with aclosing(self._tail.follow(wanted, after, "after_sequence", on=on)) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
 

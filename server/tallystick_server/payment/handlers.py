@@ -71,6 +71,7 @@ class PaymentHandlers(OperatorHandlers):
             if accepted.replayed:
                 call.replayed()
             look = partial(self._payment, event.checkout_id)
+            del request, event  # a wait keeps no body
             with call.waiting() if wait_for == "RESULT" else nullcontext(False) as waits:
                 until = call.answers_by if waits else 0.0  # a caller above the limit is answered as if it had asked for ACCEPTANCE
                 look_first = not accepted.moving or not waits
@@ -90,6 +91,7 @@ class PaymentHandlers(OperatorHandlers):
                 raise key_reused("reason")
             if not now:
                 call.replayed()
+            del request  # a wait keeps no body
             with call.waiting() as waits:
                 ended = await waiter.outlast(_is_open, lambda: self._payment(payment.checkout_id), call.answers_by if waits else 0.0)
             return pb.CancelPaymentResponse(payment=ended)
@@ -127,8 +129,9 @@ class PaymentHandlers(OperatorHandlers):
         )
 
     async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:
-        checkout_id, moved = request.checkout_id, self._flow.changes.versions
-        async with aclosing(moved(checkout_id, lambda: self._visible(checkout_id, call), request.after_version, _is_open)) as payments:
+        checkout_id, after, moved = request.checkout_id, request.after_version, self._flow.changes.versions
+        del request  # a stream keeps no body
+        async with aclosing(moved(checkout_id, lambda: self._visible(checkout_id, call), after, _is_open)) as payments:
             async for payment in payments:
                 yield pb.WatchPaymentResponse(payment=payment)
 

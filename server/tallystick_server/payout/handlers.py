@@ -134,12 +134,14 @@ class PayoutHandlers(OperatorHandlers):
 
     async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:
         payout = decode.new_payout(request, call.caller)
-        with self._flow.changes.of(payout.payout_id) as waiter:
+        payout_id = payout.payout_id
+        with self._flow.changes.of(payout_id) as waiter:
             accepted = await self._flow.pay(Arrival(payout, traceparent(), current_context()))
             if accepted.replayed:
                 call.replayed()
+            del request, payout  # a wait keeps no body
             with call.waiting() as waits:
-                held = await waiter.outlast(_is_new, lambda: self._payout(payout.payout_id), call.answers_by if waits else 0.0)
+                held = await waiter.outlast(_is_new, lambda: self._payout(payout_id), call.answers_by if waits else 0.0)
             return pb.CreatePayoutResponse(payout=held)
 
     async def GetPayout(self, request: pb.GetPayoutRequest, call: Call) -> pb.GetPayoutResponse:
@@ -169,8 +171,9 @@ class PayoutHandlers(OperatorHandlers):
         return pb.ListPayoutsResponse(payouts=shown, next_page_token=following or token.below(low))
 
     async def WatchPayout(self, request: pb.WatchPayoutRequest, call: Call) -> AsyncIterator[pb.WatchPayoutResponse]:
-        payout_id, moved = request.payout_id, self._flow.changes.versions
-        async with aclosing(moved(payout_id, lambda: self._visible(payout_id, call), request.after_version, _moves)) as payouts:
+        payout_id, after, moved = request.payout_id, request.after_version, self._flow.changes.versions
+        del request  # a stream keeps no body
+        async with aclosing(moved(payout_id, lambda: self._visible(payout_id, call), after, _moves)) as payouts:
             async for payout in payouts:
                 yield pb.WatchPayoutResponse(payout=payout)
 

@@ -57,6 +57,8 @@ class Call:
     deadline: float
     slots: tuple[Bulkhead, Bulkhead] | None = None
     """Where it has its slot, and where it takes one while it waits."""
+    body: tuple[Bulkhead, int] | None = None
+    """Where the bytes of its request are counted, and how many; None: nowhere, or no more."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Sent with the answer."""
 
@@ -71,11 +73,19 @@ class Call:
             yield False
             return
         own.release(owner)
+        self.release_body()
         try:
             yield True
         finally:
             own.take(owner)
             waiting.release(owner)
+
+    def release_body(self) -> None:
+        """Gives back the bytes of the request, which nothing needs any more."""
+        if self.body is not None:
+            counted, size = self.body
+            counted.release(self.caller.owner, size)
+            self.body = None
 
     def replayed(self) -> None:
         """Tells the caller that the answer is to a repeat."""
@@ -177,15 +187,17 @@ class Door:
         known = _Method(name, run, method.input_type, GetMessageClass(method.input_type), roles, most_bytes, self._kind(method))
         if method.server_streaming:
 
-            async def stream(raw: bytes, context: Context) -> None:
-                await self._stream(known, raw, context)
+            async def stream(_messages: object, context: Context) -> None:
+                await self._stream(known, context)
 
-            return grpc.unary_stream_rpc_method_handler(stream)
+            return grpc.stream_stream_rpc_method_handler(stream)
 
-        async def unary(raw: bytes, context: Context) -> bytes:
-            return await self._unary(known, raw, context)
+        async def unary(_messages: object, context: Context) -> bytes:
+            return await self._unary(known, context)
 
-        return grpc.unary_unary_rpc_method_handler(unary)
+        return grpc.stream_unary_rpc_method_handler(
+            unary
+        )  # the same on the wire; where gRPC reads the message itself, it keeps it until the call ends
 
     def _kind(self, method: MethodDescriptor) -> _Slots:
         """Which slots the calls of a method take."""
@@ -193,15 +205,18 @@ class Door:
             return self._streams
         return self._reads if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else self._writes
 
-    async def _unary(self, method: _Method, raw: bytes, context: Context) -> bytes:
+    async def _unary(self, method: _Method, context: Context) -> bytes:
+        raw = await context.read()
         metadata = _metadata(context)
         with server_span(method.name, metadata) as span:
             try:
                 call = self._let_in(method, raw, context, metadata)
                 run: Callable[[Any, Call], Awaitable[Message]] = method.run
-                with self._taken(method, raw, call):
+                with self._taken(method, len(raw), call):
                     async with self._timed(call.deadline):
-                        response = await run(await self._parsed(method, raw, call.caller.owner), call)
+                        answer = run(await self._parsed(method, raw, call.caller.owner), call)
+                        del raw  # only the handler keeps the body, as long as it needs it
+                        response = await answer
                 context.set_trailing_metadata((("tallystick-trace-id", trace_id()), *call.metadata.items()))
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
@@ -209,15 +224,18 @@ class Door:
                     error = _shutting_down()
                 await _refuse(context, span, error, method.name)
 
-    async def _stream(self, method: _Method, raw: bytes, context: Context) -> None:
+    async def _stream(self, method: _Method, context: Context) -> None:
+        raw = await context.read()
         metadata = _metadata(context)
         with server_span(method.name, metadata) as span:
             try:
                 call = self._let_in(method, raw, context, metadata)
-                with self._taken(method, raw, call):
-                    request = await self._parsed(method, raw, call.caller.owner)
+                with self._taken(method, len(raw), call):
+                    items = method.run(await self._parsed(method, raw, call.caller.owner), call)
+                    del raw
+                    call.release_body()  # handlers of streams decode the request in their first step, and drop it
                     expiry = asyncio.get_running_loop().time() + self._stream_time
-                    async with aclosing(method.run(request, call)) as messages:
+                    async with aclosing(items) as messages:
                         stuck = await self._send(messages, context, expiry, call.caller.owner)
                     if stuck is not None:
                         await self._let_go(stuck, method.slots.of(call.caller), call.caller.owner)
@@ -225,22 +243,21 @@ class Door:
                 await _refuse(context, span, error, method.name)
 
     @contextmanager
-    def _taken(self, method: _Method, raw: bytes, call: Call) -> Iterator[None]:
-        """The call's slot, and the bytes of its message, until the block ends. Raises OVERLOADED."""
+    def _taken(self, method: _Method, size: int, call: Call) -> Iterator[None]:
+        """The call's slot until the block ends, and the bytes of its message until it waits, or its stream begins. Raises OVERLOADED."""
         owner, slots = call.caller.owner, method.slots.of(call.caller)
         if not slots.try_take(owner):
             raise Refused(Reason.OVERLOADED, "Too many calls of this kind are in flight; retry after 0.5 s.", retry_after=0.5)
         call.slots = (slots, self._waiting)
-        size = len(raw) if len(raw) > _SMALL_BYTES else 0
         try:
-            if size and not self._message_bytes.try_take(owner, size):
-                size = 0
-                raise Refused(Reason.OVERLOADED, "Too many bytes of messages are in flight; retry after 0.5 s.", retry_after=0.5)
+            if size > _SMALL_BYTES:
+                if not self._message_bytes.try_take(owner, size):
+                    raise Refused(Reason.OVERLOADED, "Too many bytes of messages are in flight; retry after 0.5 s.", retry_after=0.5)
+                call.body = (self._message_bytes, size)
             yield
         finally:
             slots.release(owner)
-            if size:
-                self._message_bytes.release(owner, size)
+            call.release_body()
 
     @asynccontextmanager
     async def _timed(self, deadline: float) -> AsyncIterator[None]:
@@ -316,11 +333,13 @@ class Door:
             if not step.done():  # a generator that still runs cannot be closed
                 await asyncio.wait((step,))
 
-    def _let_in(self, method: _Method, raw: bytes, context: Context, metadata: Mapping[str, str]) -> Call:
+    def _let_in(self, method: _Method, raw: object, context: Context, metadata: Mapping[str, str]) -> Call:
         """All that is refused before the call takes a slot, in a fixed order. Raises Refused."""
         now = asyncio.get_running_loop().time()
         if self._closing.is_set():
             raise _shutting_down()
+        if not isinstance(raw, bytes):  # gRPC's mark for the end
+            raise Refused(Reason.MESSAGE_MALFORMED, "The call has no message; send one.")
         remaining = context.time_remaining()
         if remaining is not None and remaining <= 0:
             raise Refused(Reason.DEADLINE_EXCEEDED, "The deadline has passed already.")
