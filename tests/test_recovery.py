@@ -59,7 +59,7 @@ from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
 from tallystick_server.providers.sandbox import InProcess
 from tallystick_server.runtime.demand import Answered
-from tallystick_server.runtime.postpone import Troubled
+from tallystick_server.runtime.postpone import Postpone, Troubled
 from tallystick_server.runtime.retry import Policy, Strategy
 from tallystick_storage import duty
 from tallystick_storage.database import Database, DataRefused
@@ -1110,6 +1110,58 @@ def test_an_answer_that_cannot_be_applied_becomes_a_dead_letter(own_database: Da
         assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
         assert asked == [charge_id]
     assert verify(own_database).passed
+
+
+_WAITING = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and state = 'active'"
+
+
+def test_a_retry_and_a_cancellation_of_one_dead_letter_do_not_deadlock(own_database: Databases) -> None:
+    """RetryDeadLetter and CancelPayment that meet at one dead letter lock it in the same order, after its due work: neither is chosen as a deadlock's victim."""
+    deadlocks = "select deadlocks from pg_stat_database where datname = current_database()"
+    with (
+        serving(own_database, rejected_at_once()) as running,
+        running.client() as client,
+        ThreadPoolExecutor(2) as pool,
+        psycopg.connect(own_database.admin) as holder,
+        psycopg.connect(own_database.admin, autocommit=True) as admin,
+    ):
+        payment = pay(client, "5.00", token="tok_rejected", wait_for=ACCEPTANCE)
+        letter = set_aside(client, payment)
+        holder.execute("select from payment.dead_letter where dead_letter_id = %s for update", (letter.dead_letter_id,))
+        retried = pool.submit(retry, client, letter)
+        assert eventually(lambda: admin.execute(_WAITING).fetchone() == (1,))
+        cancelled = pool.submit(cancel, client, payment)
+        assert eventually(lambda: admin.execute(_WAITING).fetchone() == (2,))
+        holder.commit()
+        assert retried.result(30).state == recovery_pb2.DEAD_LETTER_STATE_RETRIED
+        cancelled.result(30)
+        assert admin.execute(deadlocks).fetchone() == (0,)
+
+
+def test_a_batch_that_is_postponed_locks_due_work_in_one_pass(patient: Client, waiting: Platform) -> None:
+    """Of a batch in which one charge fails and another waits, the work of both is locked by id: whoever waits for the first holds nothing of the second."""
+    payments = [pay(patient, "5.00", token="tok_unreachable:1000", wait_for=ACCEPTANCE) for _ in range(2)]
+    first, last = sorted(payment.payment_orders[0].charge_id for payment in payments)
+    for charge_id in (first, last):
+        assert eventually(lambda charge_id=charge_id: (due(waiting.databases, charge_id) or ("", ""))[1] == "NOT_SENT")  # type: ignore[misc]
+    flow = flow_of(waiting)
+    with psycopg.connect(waiting.databases.admin) as holder, psycopg.connect(waiting.databases.admin, autocommit=True) as admin:
+        tokens: dict[str, int] = dict(admin.execute("select demand_id, lease_token from payment.due").fetchall())
+        waits: Any = waiting.run(held_charge, flow, first, tokens[first])
+        fails: Any = waiting.run(held_charge, flow, last, tokens[last])
+        batch = [
+            Troubled(waits, Trouble.NOT_SENT, "away", Step.SEND),
+            Troubled(fails, Trouble.NOT_SENT, "away", Step.GIVE_UP, give_up=FailureReason.EXPIRED),
+        ]
+        holder.execute("select from payment.due where demand_id = %s for update", (first,))
+        postpone = Postpone(flow._database, flow._policies, flow.lock_undecided, flow.fail)
+        with ThreadPoolExecutor(1) as pool:
+            postponed = pool.submit(waiting.run, postpone.run, batch)
+            assert eventually(lambda: admin.execute(_WAITING).fetchone() == (1,))
+            admin.execute("select from payment.due where demand_id = %s for update nowait", (last,))
+            holder.commit()
+            postponed.result(30)
+    assert due(waiting.databases, last) is None
 
 
 def test_nothing_is_set_aside_beside_an_answer(patient: Client, waiting: Platform) -> None:

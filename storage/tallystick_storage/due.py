@@ -1,6 +1,6 @@
 """Demands on providers, the same in every schema that makes some: their attempts, who works on them, and when they are taken up again.
 
-Locks: attempts before due, each by id.
+Locks: attempts, due, then whatever a service has of its own, and dead letters last; each by id, and all due work of a transaction in one pass.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ _ENDED = text("""
 _OPEN_ATTEMPTS = text("""
     select demand_id from attempt where demand_id = any (cast(:demands as text[])) and end_time is null order by demand_id, number for update
 """)
+_LOCK = text("select from due where demand_id = any (cast(:demands as text[])) order by demand_id for update")
 _AGAIN = text("""
     with r as materialized (
         select r.demand_id, r.lease_token, r.sent, r.not_found, r.looking, r.trouble, r.detail, r.phase, r.recheck_after,
@@ -140,6 +141,11 @@ def record_answers(connection: Connection, answers: Sequence[Answer]) -> dict[tu
 def lock_open_attempts(connection: Connection, demand_ids: list[str]) -> set[str]:
     """Locks the attempts of demands that have not ended, so that no answer is written down meanwhile; the demands of those."""
     return set(connection.execute(_OPEN_ATTEMPTS, {"demands": demand_ids}).scalars())
+
+
+def lock(connection: Connection, demand_ids: Sequence[str]) -> None:
+    """Locks the due work of demands, for a transaction that changes it in several statements, or dead letters before it."""
+    connection.execute(_LOCK, {"demands": list(demand_ids)})
 
 
 def again_later(connection: Connection, again: Sequence[Again]) -> dict[str, bool]:

@@ -145,10 +145,9 @@ def end_destinations(connection: Connection, ids: Sequence[str], happening: Dest
         after = move_destination(before, happening)
         if after is not before:
             moves.append(store.DestinationMove(id_, after, disabled_by=actor, disable_reason=reason))
-    # before what is due, which RetryDeadLetter locks after the dead letter as well
+    move_destinations(connection, moves)  # which locks what is due, before the dead letters as everywhere
     ended = {move.payout_destination_id: locked[move.payout_destination_id] for move in moves}
     resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended.items()})
-    move_destinations(connection, moves)
     for move in moves:
         _cancel_unsent(connection, move.payout_destination_id)
 

@@ -38,6 +38,7 @@ from tallystick_server.runtime.postpone import Troubled
 from tallystick_server.runtime.sellers import SellerOwners
 from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_server.runtime.wire import MOST_ITEMS
+from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import payouts as store
@@ -136,9 +137,10 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         collection, _, id_ = subject.partition("/")
         return payout_demand(id_) if collection == "payouts" else destination_demand(id_)
 
-    def lock_undecided(self, connection: Connection, demand_ids: list[str]) -> set[str]:
+    def lock_undecided(self, connection: Connection, demand_ids: list[str], others: Sequence[str] = ()) -> set[str]:
         payouts, ends = demanded(demand_ids)
         undecided = {destination_demand(id_) for id_ in destinations.lock_undecided(connection, ends)} if ends else set()
+        due.lock(connection, [*demand_ids, *others])
         return undecided | ({payout_demand(id_) for id_ in store.lock_undecided(connection, payouts)} if payouts else set())
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Item]:

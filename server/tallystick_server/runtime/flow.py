@@ -95,9 +95,11 @@ class Flow(ABC, Generic[H, G]):
     def demand_id(self, subject: str) -> str:
         """The id of the demand that a dead letter's subject names."""
 
-    def lock_undecided(self, connection: Connection, demand_ids: list[str]) -> set[str]:
-        """Those of the demands that nobody has an answer to, locked so that none is written down meanwhile."""
-        return due.lock_open_attempts(connection, demand_ids)
+    def lock_undecided(self, connection: Connection, demand_ids: list[str], others: Sequence[str] = ()) -> set[str]:
+        """Those of the demands that nobody has an answer to, locked so that none is written down meanwhile; with the due work of all and others."""
+        undecided = due.lock_open_attempts(connection, demand_ids)
+        due.lock(connection, [*demand_ids, *others])
+        return undecided
 
     @abstractmethod
     async def record(self, item: H, outcome: Any) -> H:  # of the answers of its port

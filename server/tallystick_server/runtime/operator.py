@@ -78,6 +78,7 @@ class DeadLetters(Generic[H, G]):
         row = await self.find(dead_letter_id)
 
         def retry(connection: Connection) -> None:
+            due.lock(connection, [self.demand_id(row)])
             end.write(connection, row)
             due.revive(connection, [self.demand_id(row)])
 
@@ -94,6 +95,7 @@ class DeadLetters(Generic[H, G]):
         def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
             found = dead_letter.open_after(connection, wanted, after, _MOST_RETRIED + 1)
             page = found[:_MOST_RETRIED]
+            due.lock(connection, [self.demand_id(row) for row in page])
             ended = end.write_all(connection, page)
             due.revive(connection, [self.demand_id(row) for row in ended])
             return page, {row.dead_letter_id for row in ended}, len(found) > len(page)

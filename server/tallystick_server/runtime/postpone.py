@@ -90,14 +90,15 @@ def trouble_of(item: InHand, trouble: Trouble, step: Step, *, key_honoured: bool
 class Postpone(Generic[H, G]):
     """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead letter.
 
-    `lock_undecided`: which demands nobody has an answer to, so that none is written down meanwhile; `fail`: fails those that surely moved nothing.
+    `lock_undecided`: which demands nobody has an answer to, so that none is written down meanwhile, with the due work of them and of others locked;
+    `fail`: fails those that surely moved nothing.
     """
 
     def __init__(
         self,
         database: Database,
         policies: Policies,
-        lock_undecided: Callable[[Connection, list[str]], set[str]],
+        lock_undecided: Callable[[Connection, list[str], Sequence[str]], set[str]],
         fail: Callable[[Connection, Sequence[Troubled[H]]], G],
     ) -> None:
         self._database = database
@@ -119,7 +120,7 @@ class Postpone(Generic[H, G]):
         def postpone(connection: Connection) -> G:
             # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
             undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.is_decided]
-            open_ = self._lock_undecided(connection, undecided) if undecided else set()
+            open_ = self._lock_undecided(connection, undecided, [one.item.demand_id for one in items]) if given_up or aside else set()
             failed = self._fail(connection, [one for one in given_up if one.item.demand_id in open_])
             if again:
                 due.again_later(connection, again)

@@ -1,4 +1,4 @@
-"""Checkouts and orders. Lock order: attempts, due, checkouts, orders, each by id."""
+"""Checkouts and orders. Lock order: attempts, due, checkouts, orders, dead letters, each by id."""
 
 from __future__ import annotations
 
