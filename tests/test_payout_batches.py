@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import cycle
 from threading import Event, Lock
@@ -335,6 +337,36 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Data
 
         assert eventually(lambda: overdue() == {"payoutSchedules/-/EUR", f"payoutSchedules/{lost}/EUR"})
         assert not list(client.pages(client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=lost), "payouts"))
+
+
+def test_a_process_that_stops_while_it_makes_payouts_leaves_none_behind(own_database: Databases, bank: Bank) -> None:
+    """The payouts of a batch that are being committed when the process is stopped are paid while it drains: none stays leased to a process that has gone."""
+    running = ExitStack()
+    settings = Settings(retry=RETRY, sweep_interval=0.1)
+    platform = running.enter_context(serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})))
+    (flow,) = (service.servicer._flow for service in platform.running._services if service.name == "payout")  # type: ignore[attr-defined]
+    with platform.client() as client:
+        sellers = [sell(client, "5.00") for _ in range(3)]
+        for seller in sellers:
+            destination(client, seller)
+        items = [payout_pb2.NewPayout(payout_id=unique("p"), seller_account=seller, amount="5.00", currency="EUR") for seller in sellers]
+        with (
+            psycopg.connect(own_database.admin) as blocker,
+            psycopg.connect(own_database.admin, autocommit=True) as admin,
+            ThreadPoolExecutor() as pool,
+        ):
+            blocker.execute("lock table payout.payout in share mode")
+            client.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=unique("b"), list=pb.PayoutList(payouts=items)))
+            waiting = "select count(*) from pg_locks where relation = 'payout.payout'::regclass and not granted"
+            assert eventually(lambda: admin.execute(waiting).fetchone() != (0,))
+            stopped = pool.submit(running.close)
+            assert eventually(flow.collecting._task.done)
+            blocker.rollback()
+            stopped.result(60)
+            left = admin.execute(
+                "select state from payout.payout p left join payout.due on demand_id = 'p-' || payout_id where lease_until > now()"
+            ).fetchall()
+            assert (left, admin.execute("select count(*) from payout.payout where state = 'PAID'").fetchone()) == ([], (3,))
 
 
 def test_batches_that_cannot_be_collected_keep_no_other_waiting(teller: Client, paying: Platform) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import psycopg
 import pytest
 
 from tallystick import Client, TallystickError
-from tallystick.payout.v1 import payout_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
@@ -291,6 +292,49 @@ def test_a_closed_payout_is_settled_by_whoever_comes(
     with psycopg.connect(office.databases.admin) as connection:
         connection.execute("update payout.due set lease_until = now() where demand_id = %s", (f"p-{payout.payout_id}",))
     assert eventually(lambda: wallet(chief, seller) == ("10.00", "0.00", "0.00"))
+
+
+_WAITING = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and state = 'active'"
+
+
+def go_away(platform: Platform, method: str, request: object, *locked: str) -> None:
+    """Calls a method, and cancels the call while its transaction waits for what these statements lock; then that transaction goes on."""
+    with psycopg.connect(platform.databases.admin) as blocker, psycopg.connect(platform.databases.admin, autocommit=True) as admin:
+        for statement in locked:
+            blocker.execute(statement)
+        with grpc.insecure_channel(platform.address) as channel:
+            call = getattr(payout_service_pb2_grpc.PayoutServiceStub(channel), method).future(request, timeout=30)
+            assert eventually(lambda: admin.execute(_WAITING).fetchone() != (0,))
+            call.cancel()
+            assert eventually(lambda: not platform.running._doors[0]._timeouts)  # the server works on no call any more
+
+
+@pytest.mark.parametrize("call", ["CloseDeadLetter", "CancelPayout", "CreatePayoutDestination"])
+def test_a_caller_that_goes_away_strands_nothing(admin_url: str, tmp_path: Path, bank: Bank, call: str) -> None:
+    """A call that is cancelled while its change is being committed leaves nothing leased to nobody: what follows from the change is done without a sweep."""
+    settings = Settings(retry=RETRY, sweep_interval=3600, payout_approve_above={"EUR": 10_000}, payout_waiting_period=0)
+    ports = Ports(payout_providers={"sandbox": bank})
+    with fresh_database(admin_url, tmp_path) as known, serving(known, settings, ports=ports) as platform, platform.client() as client:
+        seller = sell(client, "200.00")
+        if call == "CreatePayoutDestination":
+            to = unique("d")
+            new = pb.CreatePayoutDestinationRequest(payout_destination_id=to, seller_account=seller, currency="EUR", bank_account_token=to)
+            go_away(platform, call, new, "lock table payout.payout_destination in share mode")
+            verified = pb.ListPayoutDestinationsRequest(state=payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+            assert eventually(lambda: client.payout.ListPayoutDestinations(verified).payout_destinations)
+            return
+        to = destination(client, seller)
+        if call == "CloseDeadLetter":
+            bank.script[to].append(Unknown("malformed", Trouble.REJECTED))
+            payout_id = pay_out(client, seller, "5.00", timeout=1).payout_id
+            letter = dead_letter(client, f"payouts/{payout_id}").dead_letter_id
+            request: object = pb.CloseDeadLetterRequest(dead_letter_id=letter, reason="asked them", evidence="ticket 7")
+        else:
+            payout_id = pay_out(client, seller, "150.00").payout_id
+            request = pb.CancelPayoutRequest(payout_id=payout_id, reason="no more")
+        go_away(platform, call, request, f"select from payout.due where demand_id = 'p-{payout_id}' for update")
+        comes_to(client, payout_id, "FAILED" if call == "CloseDeadLetter" else "CANCELLED")
+        assert wallet(client, seller) == ("200.00", "0.00", "0.00")
 
 
 def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platform, shop: Client, chief: Client, bank: Bank) -> None:

@@ -21,6 +21,7 @@ from tallystick_server.payout.batches import insert, tell
 from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.schedules import stored_schedule
 from tallystick_server.runtime.errors import to_status
+from tallystick_server.runtime.flow import Apart
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
 from tallystick_storage import duty
@@ -51,14 +52,18 @@ class _Page:
 
 
 class Collect:
-    """Runs schedules whose cut-off has come, and collects batches. `holder` names this process, `in_hand` says how much it works on."""
+    """Runs schedules whose cut-off has come, and collects batches.
 
-    def __init__(self, database: Database, accept: Accept, funding: Funding, holder: UUID, in_hand: Callable[[], int]) -> None:
+    `holder` names this process, `in_hand` says how much it works on, `apart` runs work to its end though the turn is cancelled.
+    """
+
+    def __init__(self, database: Database, accept: Accept, funding: Funding, holder: UUID, in_hand: Callable[[], int], apart: Apart) -> None:
         self._database = database
         self._accept = accept
         self._funding = funding
         self._holder = holder
         self._in_hand = in_hand
+        self._apart = apart
         self._looked_at = ""
         """The last open batch that was looked at: some stay open for days, and keep no other waiting."""
 
@@ -211,12 +216,16 @@ class Collect:
         """Makes payouts as `make` stores them in a transaction, and returns what it says of it; None: it was not ours to do."""
         judged = await self._accept.judge(arrivals)
         deadline = self._accept.deadline()
-        made = await self._database.transact(lambda connection: make(connection, judged, deadline) if self._is_ours(connection) else None)
-        if made is None:
-            return None
-        stored, result = made
-        self._accept.hand_on(stored.payouts)
-        return result
+
+        async def hand_over() -> T | None:
+            made = await self._database.transact(lambda connection: make(connection, judged, deadline) if self._is_ours(connection) else None)
+            if made is None:
+                return None
+            stored, result = made
+            self._accept.hand_on(stored.payouts)
+            return result
+
+        return await self._apart(hand_over)
 
     async def _room(self) -> None:
         """Waits until this process has not too much in hand."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,11 @@ from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
 from tallystick_server.payout.standing import Turn
 from tallystick_server.runtime.dead_letters import resolve, tell_changed
+from tallystick_server.runtime.flow import Apart
 from tallystick_storage import dead_letter, due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import reads
-
-Apart = Callable[[Callable[[], Coroutine[Any, Any, bool]]], Coroutine[Any, Any, bool]]
-"""What runs work in a task that a cancelled caller does not end."""
 
 
 @dataclass(frozen=True, slots=True)

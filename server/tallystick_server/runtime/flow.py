@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
@@ -39,6 +39,12 @@ _REFERENCES = frozenset({"provider_money_pkey", "transfer_pkey"})
 """Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
 TELLING_LANES = 4
 """Batches at a time of what is told to other services: most of that time goes by in waiting for them."""
+
+
+class Apart(Protocol):
+    """What runs work in a task that a cancelled caller does not end."""
+
+    async def __call__(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R: ...
 
 
 class SettlingRefused(Exception):

@@ -163,9 +163,12 @@ class DeadLetters(Generic[H, G]):
             end.write(connection, row)
             return made
 
+        async def hand_over() -> None:
+            self._flow.failed(item, await self._database.transact(close))
+
         ours = False
         with suppress(_Overtaken):
-            self._flow.failed(item, await self._database.transact(close))
+            await self._flow.apart(hand_over)
             ours = True
         return await self._ended(dead_letter_id, "CLOSE", end), not ours
 
