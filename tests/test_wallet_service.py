@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -310,6 +311,25 @@ def test_a_policy_delays_sales_and_freezes(client: Client) -> None:
     with pytest.raises(TallystickError) as error:
         client.wallet.SetWalletPolicy(pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", release_delay=Duration(seconds=-1)))
     assert error.value.reason == "FIELD_INVALID"
+
+
+def test_what_is_unset_of_a_policy_stays_as_it_is(own_database: Databases) -> None:
+    """Freezing a wallet keeps its release delay, or the default if none was set, and a new delay keeps it frozen; a policy that sets nothing is refused."""
+
+    def set_(seller: str, **values: Any) -> tuple[bool, int, int]:
+        found = client.wallet.SetWalletPolicy(pb.SetWalletPolicyRequest(seller_account=seller, currency="EUR", **values)).wallet
+        return found.frozen, found.release_delay.seconds, found.policy_version
+
+    with serving(own_database, Settings(release_delay=600)) as running, running.client() as client:
+        assert set_("s-1", frozen=True) == (True, 600, 1)
+        assert set_("s-1", release_delay=Duration(seconds=3600)) == (True, 3600, 2)
+        assert set_("s-1", frozen=False, expected_version=2) == (False, 3600, 3)
+        assert set_("s-1", frozen=False, expected_version=1) == (False, 3600, 3)  # which holds already
+        assert set_("s-1", release_delay=Duration()) == (False, 0, 4)
+        assert set_("s-1", frozen=True) == (True, 0, 5)
+        with pytest.raises(TallystickError) as error:
+            set_("s-1")
+        assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_REQUIRED", "frozen")
 
 
 def test_of_two_operators_who_set_a_policy_the_second_learns_of_the_first(client: Client) -> None:

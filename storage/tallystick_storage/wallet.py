@@ -290,10 +290,12 @@ def list_entries(connection: Connection, key: WalletKey, before: int, most: int)
 _SET_POLICY = text(f"""
     with l as materialized (
         select seller_account, currency from wallet where seller_account = :seller_account and currency = :currency
-            and (frozen, release_delay) is distinct from (:frozen, cast(:release_delay as int))
+            and (frozen is distinct from coalesce(cast(:frozen as boolean), frozen)
+                or release_delay is distinct from coalesce(cast(:release_delay as int), release_delay))
             and (cast(:expected_version as bigint) is null or policy_version = cast(:expected_version as bigint)) for update),
     w as (
-        update wallet w set frozen = :frozen, release_delay = :release_delay, policy_version = w.policy_version + 1,
+        update wallet w set frozen = coalesce(cast(:frozen as boolean), w.frozen), release_delay = coalesce(cast(:release_delay as int), w.release_delay),
+            policy_version = w.policy_version + 1,
             update_time = greatest(w.update_time, clock())
         from l where w.seller_account = l.seller_account and w.currency = l.currency returning w.*),
     p as (
@@ -305,9 +307,18 @@ _SET_POLICY = text(f"""
 
 
 def set_policy(
-    connection: Connection, key: WalletKey, *, frozen: bool, release_delay: int, expected_version: int | None, caller: str, traceparent: str
+    connection: Connection,
+    key: WalletKey,
+    *,
+    frozen: bool | None,
+    release_delay: int | None,
+    expected_version: int | None,
+    caller: str,
+    traceparent: str,
 ) -> Row[Any] | None:
-    """Sets a wallet's policy; the same policy again changes nothing, nor does one that is to replace another version; None: whichever there is.
+    """Sets a wallet's policy, of which None stays as it is.
+
+    The same policy again changes nothing, nor does one that is to replace another version; None: whichever there is.
 
     Returns the wallet as it is now, with the outbox row in which its policy is to be told; None if nothing changed.
     """

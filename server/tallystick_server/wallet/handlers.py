@@ -162,10 +162,10 @@ class WalletHandlers(AlertHandlers):
 
     async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
         key = _key(request)
-        delay = messages.parse_release_delay(request)
+        frozen, delay = messages.parse_policy(request)
         expected = expected_version(request)
         changed = await self._policies.set(
-            key, frozen=request.frozen, release_delay=delay, expected_version=expected, caller=call.caller.name, traceparent=traceparent()
+            key, frozen=frozen, release_delay=delay, expected_version=expected, caller=call.caller.name, traceparent=traceparent()
         )
         if not changed:
             call.replayed()

@@ -76,12 +76,17 @@ def parse_hold(message: pb.NewHold) -> Instruction:
     return Instruction(EntryKind.HOLD_PLACED, hold_id, caller, seller, currency, amount, purpose=purpose, expire_time=expire_time, keep=keep)
 
 
-def parse_release_delay(message: pb.SetWalletPolicyRequest) -> int:
-    """Whole seconds up to 365 days. Raises FIELD_INVALID."""
+def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int | None]:
+    """Whether to freeze, and the release delay in whole seconds; None: it stays as it is. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    frozen = message.frozen if message.HasField("frozen") else None
+    if not message.HasField("release_delay"):
+        if frozen is None:
+            raise Refused(Reason.FIELD_REQUIRED, "frozen or release_delay must be set; what is unset stays as it is.", field="frozen")
+        return frozen, None
     delay = message.release_delay
     if delay.nanos or not 0 <= delay.seconds <= _LONGEST_DELAY:
         raise Refused(Reason.FIELD_INVALID, "release_delay must be whole seconds from 0 to 365 days.", field="release_delay")
-    return delay.seconds
+    return frozen, delay.seconds
 
 
 def wallet(row: Row[Any]) -> wallet_pb2.Wallet:

@@ -19,9 +19,12 @@ class Policies:
         self._release_delay = release_delay
 
     async def set(
-        self, key: store.WalletKey, *, frozen: bool, release_delay: int, expected_version: int | None, caller: str, traceparent: str
+        self, key: store.WalletKey, *, frozen: bool | None, release_delay: int | None, expected_version: int | None, caller: str, traceparent: str
     ) -> bool:
-        """Has a policy hold from now on; equal values held before, if not. Raises VERSION_MISMATCH where another version would be replaced."""
+        """Has a policy hold from now on, of which None stays as it is; equal values held before, if not.
+
+        Raises VERSION_MISMATCH where another version would be replaced.
+        """
 
         def open_(connection: Connection) -> None:
             store.open_wallets(connection, [key], self._release_delay)
@@ -41,7 +44,7 @@ class Policies:
                     events.policy_set(told, wallet, caller, traceparent)
             elif expected_version is not None:
                 holds = store.wallets(connection, [key]).get(key)
-                if holds is None or (holds.frozen, holds.release_delay) != (frozen, release_delay):
+                if holds is None or frozen not in (None, holds.frozen) or release_delay not in (None, holds.release_delay):
                     raise version_mismatch(0 if holds is None else holds.policy_version)
             return wallet is not None
 

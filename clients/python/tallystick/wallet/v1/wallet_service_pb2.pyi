@@ -871,7 +871,9 @@ Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
 
 @_typing.final
 class SetWalletPolicyRequest(_message.Message):
-    """A wallet's policy, whole."""
+    """What of a wallet's policy is to hold from now on; at least one of frozen and release_delay. What is unset stays as it is, or is the default if it was
+    never set.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -885,15 +887,15 @@ class SetWalletPolicyRequest(_message.Message):
     currency: _builtins.str
     """ISO 4217 code, BTC or USDC."""
     frozen: _builtins.bool
-    """Whether the wallet refuses debits and holds."""
+    """Whether the wallet refuses debits and holds. Unset: it stays as it is; by default it does not."""
     expected_version: _builtins.int
     """The policy_version that is to be replaced, as GetWallet shows it; 0: none was set. If another holds, the call is refused with VERSION_MISMATCH, and the
     metadata names it; a policy that holds already changes nothing all the same. Unset: whatever holds is replaced.
     """
     @_builtins.property
     def release_delay(self) -> _duration_pb2.Duration:
-        """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; unset or 0: it is available at once. Sales that are pending
-        already keep the time they have.
+        """How long a sale stays pending unless it is released before, in whole seconds up to 365 days; 0: it is available at once. Unset: it stays as it is; the
+        default is the setting release_delay. Sales that are pending already keep the time they have.
         """
 
     def __init__(
@@ -901,17 +903,22 @@ class SetWalletPolicyRequest(_message.Message):
         *,
         seller_account: _builtins.str = ...,
         currency: _builtins.str = ...,
-        frozen: _builtins.bool = ...,
+        frozen: _builtins.bool | None = ...,
         release_delay: _duration_pb2.Duration | None = ...,
         expected_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "expected_version", b"expected_version", "release_delay", b"release_delay"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_frozen", b"_frozen", "expected_version", b"expected_version", "frozen", b"frozen", "release_delay", b"release_delay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "currency", b"currency", "expected_version", b"expected_version", "frozen", b"frozen", "release_delay", b"release_delay", "seller_account", b"seller_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_frozen", b"_frozen", "currency", b"currency", "expected_version", b"expected_version", "frozen", b"frozen", "release_delay", b"release_delay", "seller_account", b"seller_account"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
     _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    _WhichOneofReturnType__frozen: _TypeAlias = _typing.Literal["frozen"]  # noqa: Y015
+    _WhichOneofArgType__frozen: _TypeAlias = _typing.Literal["_frozen", b"_frozen"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frozen) -> _WhichOneofReturnType__frozen | None: ...
 
 Global___SetWalletPolicyRequest: _TypeAlias = SetWalletPolicyRequest  # noqa: Y015
 
