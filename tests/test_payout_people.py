@@ -359,6 +359,44 @@ def test_a_payout_whose_hold_is_refused_as_our_fault_is_set_aside(office: Platfo
     assert payout_id not in {demand.payout_id for demand in bank.submitted}
 
 
+@pytest.mark.parametrize(
+    "policy", [Policy(Strategy.CANCEL), Policy(Strategy.FIXED, 3600, 3600, 5)], ids=["retried dead letter", "waiting for a retry"]
+)
+def test_a_hold_in_doubt_is_never_released(admin_url: str, tmp_path: Path, bank: Bank, policy: Policy) -> None:
+    """Once the wallet has refused a payout's hold, the payout cannot be cancelled before it is held, whether it waits for a retry or was retried."""
+    settings = Settings(retry={**RETRY, ("", Trouble.SETTLING_REFUSED): policy}, sweep_interval=3600, payout_waiting_period=0)
+    ports = Ports(payout_providers={"sandbox": bank})
+    with fresh_database(admin_url, tmp_path) as known, serving(known, settings, ports=ports) as platform, platform.client() as client:
+        seller = sell(client, "10.00")
+        destination(client, seller)
+        payout_id = unique("p")
+        of_another = wallet_service_pb2.NewHold(
+            hold_id=f"payouts/{payout_id}",
+            caller="shop",
+            seller_account=seller,
+            amount="1.00",
+            currency="EUR",
+            purpose=wallet_pb2.HOLD_PURPOSE_PAYOUT,
+        )
+        client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[of_another]))
+        client.payout.CreatePayout(pb.CreatePayoutRequest(payout_id=payout_id, seller_account=seller, amount="5.00", currency="EUR"), timeout=1)
+        if policy.strategy is Strategy.CANCEL:
+            dead_letter(client, f"payouts/{payout_id}")
+            client.payout.RetryPayout(pb.RetryPayoutRequest(payout_id=payout_id, reason="again", request_id=unique("r")))
+        else:
+            assert eventually(lambda: _trouble(platform, payout_id) == "SETTLING_REFUSED")
+        assert refusal(cancel, client, payout_id) == "STATE_FORBIDS"
+        assert state(story(client, payout_id).payout) == "CREATED"
+        hold = client.wallet.GetHold(wallet_service_pb2.GetHoldRequest(hold_id=of_another.hold_id)).hold
+        assert hold.state == wallet_pb2.HOLD_STATE_OPEN
+
+
+def _trouble(platform: Platform, payout_id: str) -> str:
+    with psycopg.connect(platform.databases.admin) as connection:
+        row = connection.execute("select trouble from payout.due where demand_id = %s", [f"p-{payout_id}"]).fetchone()
+    return str((row or ("",))[0])
+
+
 def test_a_payout_does_not_share_its_hold_with_another_hold_of_its_id(office: Platform, shop: Client, chief: Client) -> None:
     """A service's hold whose id is a payout's neither keeps the payout from being held and paid, nor is ended by it."""
     seller = sell(shop, "10.00")

@@ -57,6 +57,7 @@ _END = text(f"""
     select {_COLUMNS}, sequence as told from ended, told
 """)
 _IS_OPEN = text("select exists (select from dead_letter where subject = :subject and state = 'OPEN')")
+_EXISTS = text("select exists (select from dead_letter where subject = :subject and cause = :cause)")
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
 _LIST = """
     select {columns} from dead_letter where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id) and {criteria}
@@ -99,6 +100,11 @@ def end(
 def is_open(connection: Connection, subject: str) -> bool:
     """Whether a subject is a dead letter now."""
     return bool(connection.execute(_IS_OPEN, {"subject": subject}).scalar_one())
+
+
+def exists(connection: Connection, subject: str, cause: str) -> bool:
+    """Whether a subject is, or ever was, a dead letter of that cause."""
+    return bool(connection.execute(_EXISTS, {"subject": subject, "cause": cause}).scalar_one())
 
 
 def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:

@@ -232,6 +232,16 @@ def backlog(connection: Connection, provider: str, phase: str, most: int) -> int
     return int(connection.execute(_BACKLOG, {"provider": provider, "phase": phase, "most": most}).scalar_one())
 
 
+_HAS_MET = text("""
+    select exists (select from due where demand_id = :demand_id and (trouble = :trouble or jsonb_exists(tries, :trouble)))
+""")
+
+
+def has_met(connection: Connection, demand_id: str, trouble: str) -> bool:
+    """Whether a demand has met a kind of trouble since it was last revived, or meets it now."""
+    return bool(connection.execute(_HAS_MET, {"demand_id": demand_id, "trouble": trouble}).scalar_one())
+
+
 _ATTEMPTS = text("""
     select demand_id, number, provider, provider_key, outcome, provider_reference, start_time, end_time from attempt where demand_id = :demand_id order by number
 """)

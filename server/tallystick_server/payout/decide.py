@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row
 
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_core.payout import Cause, Happening, PayoutState, move, payout_demand, require_second_person
+from tallystick_core.provider import Trouble
 from tallystick_core.refusal import Reason, Refused, id_taken, key_reused
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import Payout, stored_payouts
@@ -55,7 +56,7 @@ class Decide:
             happening = Happening(decision.cause)
             move(PayoutState(row.state), happening)  # what its state forbids comes before who forbids it
             if row.state == PayoutState.CREATED:
-                _require_no_dead_letter(connection, payout_id)
+                _require_certain_hold(connection, payout_id)
             if decision.second_person:
                 require_second_person(decision.actor, row.caller)
             tokens = due.take_over(connection, [payout_demand(payout_id)], self._lease)
@@ -96,11 +97,21 @@ class Decide:
         return await self._database.transact(retry)
 
 
-def _require_no_dead_letter(connection: Connection, payout_id: str) -> None:
-    """Raises STATE_FORBIDS for a locked payout that is a dead letter. Its hold may be another's, which must not be released."""
-    if dead_letter.is_open(connection, f"payouts/{payout_id}"):
-        message = "The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry it first."
-        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": PayoutState.CREATED, "verb": "CANCEL"})
+def _require_certain_hold(connection: Connection, payout_id: str) -> None:
+    """Raises STATE_FORBIDS for a locked payout, CREATED, whose hold may be another's, which must not be released.
+
+    A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout leaves CREATED.
+    """
+    subject = f"payouts/{payout_id}"
+    if dead_letter.is_open(connection, subject):
+        raise _in_doubt("The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry it first.")
+    refused = Trouble.SETTLING_REFUSED
+    if dead_letter.exists(connection, subject, refused) or due.has_met(connection, payout_demand(payout_id), refused):
+        raise _in_doubt("The wallet refused the payout's hold, which may be another's. The payout cannot be cancelled before it is held.")
+
+
+def _in_doubt(message: str) -> Refused:
+    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": PayoutState.CREATED, "verb": "CANCEL"})
 
 
 def _was_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:

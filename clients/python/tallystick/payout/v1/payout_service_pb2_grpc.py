@@ -264,8 +264,8 @@ class PayoutServiceServicer(object):
 
     def CancelPayout(self, request, context):
         """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
-        CREATED and a dead letter. A repeat with the same reason answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts
-        (its own), operator.
+        CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
+        stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -82,8 +82,8 @@ class PayoutServiceStub:
     """
     CancelPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]
     """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
-    CREATED and a dead letter. A repeat with the same reason answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts
-    (its own), operator.
+    CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
+    stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
     """
     RetryPayout: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]
     """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
@@ -197,8 +197,8 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     """
     CancelPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.CancelPayoutRequest, _payout_service_pb2.CancelPayoutResponse]  # type: ignore[assignment]
     """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
-    CREATED and a dead letter. A repeat with the same reason answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts
-    (its own), operator.
+    CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
+    stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
     """
     RetryPayout: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.RetryPayoutRequest, _payout_service_pb2.RetryPayoutResponse]  # type: ignore[assignment]
     """Makes a payout that was set aside as a dead letter due again, in the state it is in and under the same key while the provider honours it. The same
@@ -375,8 +375,8 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.CancelPayoutResponse, _abc.Awaitable[_payout_service_pb2.CancelPayoutResponse]]:
         """Ends a payout that is CREATED, AWAITING_APPROVAL or READY; any other is refused with STATE_FORBIDS, since it may have been sent, and so is one that is
-        CREATED and a dead letter. A repeat with the same reason answers with the payout as it stands, with another it is refused with KEY_REUSED. Access: payouts
-        (its own), operator.
+        CREATED and a dead letter, or whose hold the wallet has refused and not placed since. A repeat with the same reason answers with the payout as it
+        stands, with another it is refused with KEY_REUSED. Access: payouts (its own), operator.
         """
 
     @_abc_1.abstractmethod
