@@ -235,6 +235,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
         ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": ""}, "FIELD_REQUIRED", "bank_account_token"),
         ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": CARD}, "CARD_NUMBER_REFUSED", "bank_account_token"),
         ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": "tök"}, "FIELD_INVALID", "bank_account_token"),
+        ("CreatePayoutDestination", {**DESTINATION, "bank_account_token": "DE89370400440532013000"}, "FIELD_INVALID", "bank_account_token"),
         ("CreatePayoutDestination", {**DESTINATION, "description": "a\0b"}, "FIELD_INVALID", "description"),
         ("CreatePayoutDestination", {**DESTINATION, "description": "x" * 256}, "FIELD_INVALID", "description"),
         ("ListPayoutDestinations", {"state": 99}, "FIELD_INVALID", "state"),

@@ -354,7 +354,9 @@ def test_a_rejected_assignment_changes_nothing(checkout: Client, chief: Client) 
     seller = sell(checkout, "1.00")
     asked = assign(chief, seller, "rival")
     assert assign(chief, seller, "rival", asked.seller_assignment_id) == asked
-    assert refusal(lambda: assign(chief, seller, "other", asked.seller_assignment_id)) == "KEY_REUSED"
+    with pytest.raises(TallystickError) as reused:
+        assign(chief, seller, "other", asked.seller_assignment_id)
+    assert (reason_of(reused), reused.value.metadata) == ("KEY_REUSED", {"field": "owner"})
     reject = wb.RejectSellerAssignmentRequest(seller_assignment_id=asked.seller_assignment_id, reason="a mistake")
     assert chief.wallet.RejectSellerAssignment(reject).seller_assignment.state == wallet_pb2.SELLER_ASSIGNMENT_STATE_REJECTED
     assert owner_of(chief, seller) == "market"

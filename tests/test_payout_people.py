@@ -106,6 +106,14 @@ def refusal(call: object, *arguments: object) -> str:
     return reason_of(error)
 
 
+def reused_field(call: object, *arguments: object) -> str:
+    """The field in which a call differs from the one that used its key first, as the metadata of KEY_REUSED names it."""
+    with pytest.raises(TallystickError) as error:
+        call(*arguments)  # type: ignore[operator]
+    assert reason_of(error) == "KEY_REUSED"
+    return error.value.metadata["field"]
+
+
 def test_two_people_for_large_payouts(shop: Client, boss: Client, chief: Client) -> None:
     """Above the threshold a payout waits, with its money held, for somebody else than its creator; who approved it, and why, is in its history."""
     seller = sell(boss, "300.00")
@@ -148,7 +156,7 @@ def test_a_payout_is_cancelled_before_it_is_sent(shop: Client, other: Client, ch
     comes_to(shop, payout.payout_id, "CANCELLED")
     assert state(cancel(shop, payout.payout_id)) == "CANCELLED"
     assert state(cancel(chief, payout.payout_id)) == "CANCELLED"  # the same for whoever may cancel it
-    assert refusal(cancel, shop, payout.payout_id, "another reason") == "KEY_REUSED"
+    assert reused_field(cancel, shop, payout.payout_id, "another reason") == "reason"
     assert wallet(chief, seller) == ("200.00", "0.00", "0.00")
     assert payout.payout_id not in {demand.payout_id for demand in bank.submitted}
     paid = pay_out(shop, seller, "10.00")
@@ -171,6 +179,18 @@ def test_others_see_and_change_nothing(shop: Client, other: Client) -> None:
     assert [p.payout_id for p in shop.pages(shop.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts")] == [payout.payout_id]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("seller_account", "other"), ("currency", "USD"), ("bank_account_token", "ba_other"), ("description", "savings")]
+)
+def test_a_destination_again_with_another_value_names_it(shop: Client, field: str, value: str) -> None:
+    """The id of a destination that comes again with another value is KEY_REUSED, and the metadata names the field."""
+    values = {"seller_account": sell(shop, "10.00"), "currency": "EUR", "bank_account_token": "ba_ok", "description": "main"}
+    id_ = unique("d")
+    shop.payout.CreatePayoutDestination(pb.CreatePayoutDestinationRequest(payout_destination_id=id_, **values))
+    again = pb.CreatePayoutDestinationRequest(payout_destination_id=id_, **{**values, field: value})
+    assert reused_field(shop.payout.CreatePayoutDestination, again) == field
+
+
 def test_a_disabled_destination_takes_its_unsent_payouts_along(shop: Client, chief: Client) -> None:
     """A payout that waits for approval is CANCELLED with its destination, and its money is free; the destination is final, a repeat is a repeat."""
     seller = sell(shop, "200.00")
@@ -183,7 +203,7 @@ def test_a_disabled_destination_takes_its_unsent_payouts_along(shop: Client, chi
     assert found.history[-2].cause == "DESTINATION_ENDED"
     assert wallet(chief, seller) == ("200.00", "0.00", "0.00")
     other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")
-    assert refusal(shop.payout.DisablePayoutDestination, other_reason) == "KEY_REUSED"
+    assert reused_field(shop.payout.DisablePayoutDestination, other_reason) == "reason"
     assert refusal(approve, chief, payout.payout_id) == "STATE_FORBIDS"
 
 
@@ -237,9 +257,8 @@ def test_a_payout_that_was_set_aside_is_retried(shop: Client, chief: Client, ban
         list(pool.map(shop.payout.RetryPayout, [request] * 8))
     comes_to(shop, payout.payout_id, "PAID")
     shop.payout.RetryPayout(request)
-    assert (
-        refusal(shop.payout.RetryPayout, pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="x", request_id=request.request_id)) == "KEY_REUSED"
-    )
+    other_reason = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="x", request_id=request.request_id)
+    assert reused_field(shop.payout.RetryPayout, other_reason) == "reason"
     assert refusal(chief.payout.RetryPayout, request) == "ID_TAKEN"
     again = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended", request_id=unique("r"))
     assert refusal(shop.payout.RetryPayout, again) == "STATE_FORBIDS"

@@ -1209,7 +1209,7 @@ def test_a_payment_that_was_never_sent_is_cancelled_for_good(patient: Client, wa
     assert cancel(patient, payment) == cancelled
     with pytest.raises(AlreadyExistsError) as reused:
         cancel(patient, payment, "another reason")
-    assert reused.value.reason == "KEY_REUSED"
+    assert (reused.value.reason, reused.value.metadata) == ("KEY_REUSED", {"field": "reason"})
     assert charges(waiting.databases, payment.checkout_id) == []
 
 
@@ -1402,11 +1402,14 @@ class Kept(InProcess):
 
 
 @contextmanager
-def keeping(databases: Databases) -> Iterator[tuple[Platform, Client, Kept, Callable[[bool], object]]]:
-    """A platform that asks its provider one thing at a time; the last says whether the provider keeps what it is sent from now on."""
+def keeping(databases: Databases, lease: float = 62.5) -> Iterator[tuple[Platform, Client, Kept, Callable[[bool], object]]]:
+    """A platform that asks its provider one thing at a time; the last says whether the provider keeps what it is sent from now on.
+
+    A charge may wait for room until 62 s are left of its lease: by default half a second.
+    """
     log = Database(databases.service("sandbox"), connections=2)
     provider = Kept(log)
-    settings = Settings(lease=62.5, provider_timeout=60, provider_calls=1, sweep_interval=0.1)  # so half a second is left to wait for room
+    settings = Settings(lease=lease, provider_timeout=60, provider_calls=1, sweep_interval=0.1)
     with serving(databases, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
 
         async def start() -> None:
@@ -1465,6 +1468,22 @@ def test_what_is_cancelled_while_it_waits_for_room_is_not_sent(own_database: Dat
         assert failure(ended(client, waits)) == "CALLER_CANCELLED"
         assert charges(own_database, waits.checkout_id) == []
         assert client.wait_for_payment(slow.checkout_id, 60).is_payment_done
+    assert verify(own_database).passed
+
+
+def test_what_expires_while_it_waits_for_room_is_not_sent(own_database: Databases) -> None:
+    """A charge that waits for other calls to its provider, and expires meanwhile, is not sent when its turn has come: it is FAILED(EXPIRED)."""
+    with keeping(own_database, lease=120) as (_, client, provider, keep):
+        slow = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert eventually(lambda: provider.sent == [slow.payment_orders[0].charge_id])
+        expiry = in_seconds(2)
+        waits = pay(client, "5.00", wait_for=ACCEPTANCE, expire_time=expiry)
+        assert eventually(lambda: time.time_ns() > expiry.ToNanoseconds() + 100_000_000)
+        keep(False)
+        assert failure(ended(client, waits)) == "EXPIRED"
+        assert client.wait_for_payment(slow.checkout_id, 30).is_payment_done
+        assert provider.sent == [slow.payment_orders[0].charge_id]
+        assert charges(own_database, waits.checkout_id) == []
     assert verify(own_database).passed
 
 
