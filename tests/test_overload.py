@@ -6,26 +6,31 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
 import grpc
+import psycopg
 import pytest
 from sqlalchemy import Connection
 
 from tallystick import new_order
 from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
+from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
+from tallystick.payout.v1 import payout_service_pb2, payout_service_pb2_grpc
 from tallystick_core.refusal import Reason
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.stage import Stage
 from tallystick_storage.database import Database
 
-from .conftest import free_address, serving, unique
+from .conftest import eventually, free_address, serving, unique
+from .test_payout import destination, sell
 from .test_serve import of, process
 
 T = TypeVar("T")
@@ -46,12 +51,12 @@ class Counted(Database):
         return await super().read(work)
 
 
+def counted(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
+    return Counted(url, connections=connections, new_id=new_id)
+
+
 def test_watchers_of_payouts_share_their_reads(own_database: Databases) -> None:
     """What a hundred watchers of payouts look at together is read by a few statements, not by one for each."""
-
-    def counted(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
-        return Counted(url, connections=connections, new_id=new_id)
-
     with serving(own_database, Settings(relay_interval=60, sweep_interval=60, monitor_interval=60), ports=Ports(database=counted)) as platform:
         (handlers,) = (service.servicer for service in platform.running._services if service.name == "payout")
         (database,) = (service.databases[0] for service in platform.running._services if service.name == "payout")
@@ -62,6 +67,87 @@ def test_watchers_of_payouts_share_their_reads(own_database: Databases) -> None:
             return int(database.reads - before)  # type: ignore[attr-defined]
 
         assert platform.run(watch) <= 10  # type: ignore[operator]
+
+
+def test_idle_followers_of_entries_share_their_reads(own_database: Databases) -> None:
+    """What comes while a hundred StreamEntries wait at the end of the book reaches each of them, and is read once for all."""
+    rare = Settings(relay_interval=60, sweep_interval=60, monitor_interval=60)
+    directions = {"x/a": ledger_pb2.DIRECTION_DEBIT, "x/b": ledger_pb2.DIRECTION_CREDIT}
+    entries = [ledger_pb2.Entry(account=account, amount="1.00", currency="EUR", direction=direction) for account, direction in directions.items()]
+    posting = ledger_service_pb2.Posting(kind=ledger_pb2.TRANSACTION_KIND_ADJUSTMENT, cause_id="j", caller="test", entries=entries)
+    with serving(own_database, rare, ports=Ports(database=counted)) as platform, grpc.insecure_channel(platform.address) as channel:
+        ledger: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+        (handlers,) = (service.servicer for service in platform.running._services if service.name == "ledger")
+        (database,) = (service.databases[0] for service in platform.running._services if service.name == "ledger")
+        streams = [ledger.StreamEntries(ledger_service_pb2.StreamEntriesRequest(follow=True), timeout=120) for _ in range(100)]
+        assert eventually(lambda: handlers._tail._waiting == 100, 60)  # type: ignore[attr-defined]
+        before = database.reads  # type: ignore[attr-defined]
+        ledger.BatchPost(ledger_service_pb2.BatchPostRequest(postings=[posting]))
+        assert [next(stream).transaction.cause_id for stream in streams] == ["j"] * 100
+        assert database.reads - before < 100  # type: ignore[attr-defined]
+        for stream in streams:
+            stream.cancel()
+
+
+def test_what_callers_have_left_is_not_begun(own_database: Databases) -> None:
+    """Calls whose callers gave up while the database stood still are not begun once it goes on: nothing of them is stored or read."""
+    with (
+        serving(own_database, Settings(sweep_interval=60, monitor_interval=60)) as platform,
+        platform.client() as client,
+        grpc.insecure_channel(platform.address) as channel,
+    ):
+        payment_stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
+        payout_stub: Any = payout_service_pb2_grpc.PayoutServiceStub(channel)
+        seller = sell(client, "100.00")
+        destination(client, seller)
+        payments, payouts = (
+            next(service.servicer for service in platform.running._services if service.name == name) for name in ("payment", "payout")
+        )
+
+        def payment(name: str, seconds: float) -> Any:
+            order = new_order(f"{name}-o", "b", seller, "1.00", "EUR")
+            request = payment_service_pb2.CreatePaymentRequest(checkout_id=name, payment_orders=[order], credit_card_info="tok_visa")
+            return payment_stub.CreatePayment.future(request, timeout=seconds)
+
+        def payout(name: str, seconds: float) -> Any:
+            request = payout_service_pb2.CreatePayoutRequest(payout_id=name, seller_account=seller, amount="1.00", currency="EUR")
+            return payout_stub.CreatePayout.future(request, timeout=seconds)
+
+        def read_payment(name: str, seconds: float) -> Any:
+            return payment_stub.GetPayment.future(payment_service_pb2.GetPaymentRequest(checkout_id=name), timeout=seconds)
+
+        def read_payout(name: str, seconds: float) -> Any:
+            return payout_stub.GetPayout.future(payout_service_pb2.GetPayoutRequest(payout_id=name), timeout=seconds)
+
+        assert _left(own_database, "payment.checkout", payments._flow._accept, payment) == []  # type: ignore[attr-defined]
+        assert _left(own_database, "payment.checkout", payments._reads, read_payment) == []  # type: ignore[attr-defined]
+        assert _left(own_database, "payout.payout", payouts._flow._accept, payout) == []  # type: ignore[attr-defined]
+        assert _left(own_database, "payout.payout", payouts._reads, read_payout) == []  # type: ignore[attr-defined]
+
+
+def _left(databases: Databases, table: str, stage: Stage[Any, Any], call: Callable[[str, float], Any]) -> list[object]:
+    """What a stage begins, of fifty calls that have ended while a table was locked, once it is not locked any more."""
+    begun: list[object] = []
+    run = stage._run
+
+    async def recorded(items: Sequence[Any]) -> Sequence[Any]:
+        begun.extend(items)
+        return await run(items)
+
+    stage._run = recorded
+    with psycopg.connect(databases.admin) as admin:
+        admin.execute(f"lock table {table} in access exclusive mode".encode())
+        first = call(unique("first"), 60)
+        assert eventually(lambda: begun)
+        gone = [call(unique("gone"), 1) for _ in range(50)]
+        assert {one.exception().code() for one in gone} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        before = len(begun)
+        assert before <= 25, "the calls came one by one, before the others were in a batch"
+        admin.rollback()
+    first.exception()
+    call(unique("last"), 60).exception()  # whose batch comes after all others
+    stage._run = run
+    return begun[before:-1]
 
 
 def megabytes(pid: int, name: str) -> int:

@@ -32,6 +32,7 @@ from tallystick import (
 )
 from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.provider import (
@@ -66,9 +67,11 @@ from tallystick_storage.database import Database, DataRefused
 from tallystick_storage.due import Answer, claim_aside, held, record_answers
 from tallystick_storage.payment import orders as payment_store
 
+from .banks import Bank
 from .conftest import QUICK, Platform, command_line, eventually, flow_of, fresh_database, replayed, serving, unique
 from .policies import scaled_defaults
 from .test_pay_in import charges, pay
+from .test_payout import comes_to, destination, pay_out, sell, wallet
 
 ACCEPTANCE = payment_service_pb2.WAIT_FOR_ACCEPTANCE
 TWICE = Policy(Strategy.FIXED, 0.05, 0.05, 2)
@@ -741,6 +744,41 @@ class Scripted:
         return self.says(demand)
 
     cancel = look_up
+
+
+def test_a_dead_letter_whose_provider_is_configured_no_more_is_closed(own_database: Databases) -> None:
+    """Where nobody is left to ask, an operator's evidence decides: the order is FAILED, and a payout's money is its seller's again."""
+    bank = Bank()
+    old = Ports(
+        providers={"old": Scripted(lambda _: Unknown("malformed", Trouble.REJECTED)), "sandbox": Scripted(_paid)},
+        payout_providers={"old": bank},
+    )
+    new = Ports(providers={"sandbox": Scripted(_paid)}, payout_providers={"sandbox": Bank()})
+    first = Settings(sweep_interval=0.1, payout_provider="old", payout_waiting_period=0)
+    with serving(own_database, first, ports=old) as running, running.client() as client:
+        seller = sell(client, "10.00")
+        bank.script[destination(client, seller)].append(Unknown("malformed", Trouble.REJECTED))
+        payout = pay_out(client, seller, "4.00")
+        assert eventually(lambda: client.payout.ListDeadLetters(payout_service_pb2.ListDeadLettersRequest()).dead_letters)
+    with serving(own_database, Settings(sweep_interval=0.1, provider="old"), ports=old) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        set_aside(client, payment)
+    with serving(own_database, Settings(sweep_interval=0.1), ports=new) as running, running.client() as client:
+        assert close(client, set_aside(client, payment)).state == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+        assert failure(ended(client, payment)) == "CLOSED_BY_OPERATOR"
+        (letter,) = client.payout.ListDeadLetters(payout_service_pb2.ListDeadLettersRequest()).dead_letters
+        assert letter.subject == f"payouts/{payout.payout_id}"
+        request = payout_service_pb2.CloseDeadLetterRequest(
+            dead_letter_id=letter.dead_letter_id, reason="the bank is gone", evidence="its receiver's letter"
+        )
+        assert client.payout.CloseDeadLetter(request).dead_letter.state == recovery_pb2.DEAD_LETTER_STATE_CLOSED
+        assert eventually(lambda: wallet(client, seller) == ("10.00", "0.00", "0.00"))
+        comes_to(client, payout.payout_id, "FAILED")
+    assert verify(own_database).passed
+
+
+def _paid(demand: ChargeDemand) -> Found:
+    return Succeeded(f"ch_{demand.charge_id}", demand.amount, demand.currency)
 
 
 @pytest.mark.parametrize("echoes", [True, False])

@@ -33,19 +33,19 @@ from tallystick import Client, ClientSettings, TallystickError, new_order
 from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.caller import Caller, Role
-from tallystick_server.process import schema
+from tallystick_server.process import schema, serve
 from tallystick_server.process.configuration import SERVED, Settings, load
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.failure import Failure
 from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, migrate, roles
-from tallystick_server.process.serve import start
 from tallystick_server.process.verify import verify
 
 from .conftest import ROOT, command_line, eventually, free_address, fresh_database
 from .conftest import serving as platform_of
 from .torture.platform import freeze
 
+_PING, _GOAWAY = 6, 7  # types of HTTP/2 frames
 CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 
 
@@ -230,6 +230,21 @@ def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> N
             while received := connection.recv(65536):
                 said += received
     assert b"too_many_pings" in said
+
+
+@pytest.mark.parametrize(("option", "frame"), [("grpc.max_connection_age_ms", _GOAWAY), ("grpc.keepalive_time_ms", _PING)])
+def test_connections_are_renewed_and_looked_after(own_database: Databases, monkeypatch: pytest.MonkeyPatch, option: str, frame: int) -> None:
+    """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes; on one that is silent the caller is asked by a ping."""
+    monkeypatch.setattr(serve, "CONNECTIONS", [(name, 500 if name == option else value) for name, value in serve.CONNECTIONS])
+    with platform_of(own_database, names=("event",)) as platform:
+        host, _, port = platform.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as answers:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            while head := answers.read(9):
+                answers.read(int.from_bytes(head[:3]))
+                if head[3] == frame:
+                    break
+            assert head
 
 
 @pytest.mark.parametrize(
@@ -707,7 +722,7 @@ def test_payout_service_must_be_known_at_the_start(database: Databases, names: t
     address = dict.fromkeys(SERVED, "127.0.0.1:1")
     settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
     with pytest.raises(Failure) as failure:
-        asyncio.run(start(names, settings, database.all()))
+        asyncio.run(serve.start(names, settings, database.all()))
     assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {said}" in str(failure.value)
 
 
@@ -726,7 +741,7 @@ def test_services_whose_tokens_fit_start(database: Databases, names: tuple[str, 
     settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
 
     async def start_and_stop() -> None:
-        running = await start(names, settings, database.all())
+        running = await serve.start(names, settings, database.all())
         await running.stop(1.0)
 
     asyncio.run(start_and_stop())
@@ -749,7 +764,7 @@ def test_a_service_alone_must_know_its_peers(database: Databases, service: str) 
     """A service that is served alone, without the addresses of the others, says which is missing."""
     first = "wallet" if service in ("payment", "payout") else "event"
     with pytest.raises(Failure, match=f"TALLYSTICK_ADDRESS must say where {service} reaches {first}"):
-        asyncio.run(start((service,), Settings(listen=free_address()), database.all()))
+        asyncio.run(serve.start((service,), Settings(listen=free_address()), database.all()))
 
 
 def demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
