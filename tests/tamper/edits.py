@@ -128,6 +128,25 @@ def make(connection: psycopg.Connection[Any], random: Random, column: Column, of
     return Edit(column.full_table, ROW if whole else column.name, kind, f"{kind} of {ctid}: {made}") if made else None
 
 
+def first_edit(connection: psycopg.Connection[Any], column: Column) -> Edit | None:
+    """Gives the first cell of a column that allows it a value next to its own or of another row, within the caller's transaction; None if none does."""
+    table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
+    rows = connection.execute(sql.SQL("select ctid::text, {c}::text from {t} order by ctid").format(c=name, t=table)).fetchall()
+    others = dict.fromkeys(value for _, value in rows if value is not None)
+    values = [*(sql.SQL(one).format(c=name) for one in _OTHER_VALUES[column.type]), *map(sql.Literal, others)]
+    for ctid, before in rows:
+        for value in values:
+            statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}::text").format(t=table, c=name, e=value)
+            try:
+                with connection.transaction():
+                    after = connection.execute(statement, (ctid,)).fetchone()
+            except psycopg.Error:
+                continue
+            if after is not None and after[0] != before:
+                return Edit(column.full_table, column.name, Kind.OTHER_VALUE, f"first cell, {ctid}: {before!r} -> {after[0]!r}")
+    return None
+
+
 def every_edit(connection: psycopg.Connection[Any], column: Column) -> Iterator[Edit]:
     """Gives each cell of a column each value next to its own, null, and those of some other rows; each is taken back when the next is asked for.
 

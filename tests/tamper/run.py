@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ from tallystick_server.process.verify import CHECKS, verify_by
 from tallystick_storage.migrations import UNSEALED
 from tallystick_storage.verification import statement
 
-from .edits import ROW, Column, Edit, columns, every_edit, make
+from .edits import ROW, Column, Edit, columns, every_edit, first_edit, make
 from .exempt import EXEMPT
 
 _DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
@@ -93,6 +93,23 @@ class Tampering:
                     if not self._is_named():
                         result.missed.append(edit)
                     say(result.edits, result)
+        return result
+
+    def run_named(self, names: Iterable[str]) -> Result:
+        """Edits one cell of each named column, given as schema.table.column."""
+        result = Result()
+        by_name = {f"{column.full_table}.{column.name}": column for column in self._columns}
+        for name in names:
+            try:
+                edit = first_edit(self._connection, by_name[name])
+                if edit is None:
+                    result.refused.add(name)
+                    continue
+                result.edits += 1
+                if not self._is_named():
+                    result.missed.append(edit)
+            finally:
+                self._connection.rollback()
         return result
 
     def _edit(self, random: Random, column: Column, result: Result, *, quick: bool) -> bool:
