@@ -318,15 +318,18 @@ def test_an_event_counts_once(client: Client) -> None:
 
 
 def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
-    """K1: an event whose id was published with another content is refused with its place, not dropped, and nothing of its batch is published."""
+    """K1: an event whose id was published with another content is refused with the field that differs, not dropped, and nothing of its batch is published."""
     name, other = f"payments/{unique()}", f"payments/{unique()}"
     publish = client.event.BatchPublish
     publish(event_service_pb2.BatchPublishRequest(events=[payment_created(name, 1)]))
-    differs = payment_created(name, 1)
-    differs.caller = "somebody-else"
-    with pytest.raises(TallystickError) as error:
-        publish(event_service_pb2.BatchPublishRequest(events=[payment_created(other, 1), differs]))
-    assert (error.value.reason, error.value.field_violations[0].field) == ("KEY_REUSED", "events[1].event_id")
+    changes = (event_pb2.Event(caller="other"), event_pb2.Event(owner="other"), event_pb2.Event(payment=payment_pb2.Payment(buyer_info="another")))
+    for change, field in zip(changes, ("caller", "owner", "payment"), strict=True):
+        differs = payment_created(name, 1)
+        differs.MergeFrom(change)
+        with pytest.raises(TallystickError) as error:
+            publish(event_service_pb2.BatchPublishRequest(events=[payment_created(other, 1), differs]))
+        assert (error.value.reason, error.value.field_violations[0].field) == ("KEY_REUSED", f"events[1].{field}")
+        assert error.value.metadata == {"field": f"events[1].{field}"}
     assert not list(client.events(aggregate_id=other))
     assert [event.caller for event in client.events(aggregate_id=name)] == [payment_created(name, 1).caller]
 

@@ -30,11 +30,12 @@ class NewEvent:
 
 
 class Differs(DataRefused):
-    """An event of this key is published already, and says something else."""
+    """An event of this key is published already, and says something else: `body`."""
 
-    def __init__(self, key: EventKey) -> None:
+    def __init__(self, key: EventKey, body: bytes) -> None:
         super().__init__("23505", "event_aggregate_id_aggregate_version_key", f"{key[0]}/{key[1]} is published with another content")
         self.key = key
+        self.body = body
 
 
 _LOCK = text("select cursor from head for update")
@@ -51,9 +52,11 @@ _PUBLISH = text("""
             substr(cast(:bodies as bytea), r.start, r.length)
         from asked r, head h where not r.known order by r.place),
     c as (update head set cursor = head.cursor + (select count(*) from asked where not known))
-    select r.aggregate_id, r.aggregate_version, substr(cast(:bodies as bytea), r.start, r.length) <> (
-        select e.body from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version) as differs
-    from asked r where r.known order by r.place
+    select r.aggregate_id, r.aggregate_version, e.body is not null as differs, e.body
+    from asked r left join lateral (
+        select e.body from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version
+            and e.body <> substr(cast(:bodies as bytea), r.start, r.length) offset 0) e on true
+    where r.known order by r.place
 """)
 
 
@@ -70,7 +73,7 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
     known = connection.execute(_PUBLISH, parameters).all()
     for row in known:
         if row.differs:
-            raise Differs((row.aggregate_id, row.aggregate_version))
+            raise Differs((row.aggregate_id, row.aggregate_version), bytes(row.body))
     return {(row.aggregate_id, row.aggregate_version) for row in known}
 
 

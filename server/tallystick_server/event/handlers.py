@@ -14,7 +14,7 @@ from tallystick.event.v1 import event_service_pb2 as pb
 from tallystick_core.caller import Role
 from tallystick_core.event import MAX_AGGREGATE_ID, check_event, event_id
 from tallystick_core.identifier import parse_id, parse_text
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import Reason, Refused, key_reused
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, has_time
 from tallystick_server.runtime.follow import Numbered, Tail, Wanted
@@ -69,8 +69,7 @@ class EventHandlers:
             return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
         except store.Differs as differs:
             place = list(events).index(differs.key)
-            wrong = f"events[{place}] was published before with another content; event_id must be a new one."
-            raise Refused(Reason.KEY_REUSED, wrong, field=f"events[{place}].event_id") from None
+            raise key_reused(f"events[{place}].{_first_difference(events[differs.key].body, differs.body)}") from None
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
@@ -96,8 +95,9 @@ class EventHandlers:
         unique: dict[store.EventKey, store.NewEvent] = {}
         for group in groups:
             for event in group:
-                if unique.setdefault(event.key, event).body != event.body:
-                    raise store.Differs(event.key)
+                first = unique.setdefault(event.key, event)
+                if first.body != event.body:
+                    raise store.Differs(event.key, first.body)
 
         def publish(connection: Connection) -> set[store.EventKey]:
             return store.publish(connection, list(unique.values()))
@@ -115,6 +115,13 @@ def _between(
     connection: Connection, after: int, until: int, most: int, types: Collection[str] = (), aggregate: str = "", owner: str = ""
 ) -> Sequence[Row[Any]]:
     return store.between(connection, after, until, list(types), aggregate, owner, most)
+
+
+def _first_difference(sent: bytes, published: bytes) -> str:
+    """The first field in which two events of one id differ."""
+    one, other = event_pb2.Event.FromString(sent), event_pb2.Event.FromString(published)
+    fields = (field.name for field in event_pb2.Event.DESCRIPTOR.fields if getattr(one, field.name) != getattr(other, field.name))
+    return next(fields, "event_id")  # they differ in fields that are not known here
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
