@@ -406,7 +406,7 @@ def test_a_look_that_cannot_be_recorded_is_made_again(
 
     async def look() -> store.Look:
         rows = await flow._database.read(lambda connection: store.to_do(connection, [payout.payout_id]))
-        return await Watch(flow._database, flow.execute, policies, record, record).look(stored_payouts(rows, {}, "")[0], 3)
+        return await Watch(flow._database, flow.execute, policies, record, record, lambda _: True).look(stored_payouts(rows, {}, "")[0], 3)
 
     assert paying.run(look) == store.Look(payout.payout_id, delay, 3)
     assert bool([one for one in caplog.records if one.levelname == "ERROR" and payout.payout_id in one.getMessage()]) == (delay > 0)

@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,19 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.caller import Caller, Role
-from tallystick_core.provider import Declined, PayoutFailure, Pending, PendingReason, Returned, Submitted, Succeeded, Trouble, Unknown
+from tallystick_core.provider import (
+    Declined,
+    PayoutDemand,
+    PayoutFailure,
+    PayoutFound,
+    Pending,
+    PendingReason,
+    Returned,
+    Submitted,
+    Succeeded,
+    Trouble,
+    Unknown,
+)
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.verify import verify
@@ -652,6 +665,38 @@ def test_a_report_that_comes_again_after_another_raises_an_alert(watching: Platf
             acknowledge(chief, id_, report=number)
             assert eventually(lambda number=number: is_over(chief, kind, id_, number))  # type: ignore[misc]
         assert [one.report for one in story(chief, id_).conflicting_reports] == ["Declined a", "Declined b", "Declined a"]
+
+
+class Asked(Bank):
+    """Keeps what was asked about payouts after they were sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+        self.asked.append(demand.payout_id)
+        return await super().look_up(demand)
+
+
+def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path) -> None:
+    """Of two processes one asks the provider about payouts at rest; the other does once that one has not come back for a lease."""
+    mine, others = Asked(), Asked()
+    often = Settings(retry={**RETRY, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.0, 0.0, 1_000_000)}, sweep_interval=0.1)
+    seldom = replace(often, sweep_interval=3600)
+    with fresh_database(admin_url, tmp_path) as known, serving(known, seldom, ports=Ports(payout_providers={"sandbox": others})) as other:
+        (flow,) = (service.servicer._flow for service in other.running._services if service.name == "payout")  # type: ignore[attr-defined]
+        with serving(known, often, ports=Ports(payout_providers={"sandbox": mine})) as platform, platform.client() as client:
+            seller = sell(client, "20.00")
+            destination(client, seller)
+            comes_to(client, pay_out(client, seller, "5.00").payout_id, "PAID")
+            assert eventually(lambda: mine.asked)
+            other.run(flow.watching._work)
+            assert others.asked == []
+        with psycopg.connect(known.admin) as connection:
+            connection.execute("update payout.duty set until_time = now() where name like 'watch%'")
+        other.run(flow.watching._work)
+        assert len(others.asked) == 1
 
 
 def test_an_unmatched_transfer_is_acknowledged(watching: Platform, bank: Bank) -> None:

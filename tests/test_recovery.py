@@ -912,6 +912,36 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(own_database:
     assert verify(own_database).passed
 
 
+def test_one_process_asks_what_became_of_failed_charges(own_database: Databases) -> None:
+    """Of two processes one asks the provider about failed charges that may have been sent; the other does once that one has not come back for a lease."""
+    asked: dict[str, list[str]] = {"often": [], "seldom": []}
+
+    def scripted(who: str) -> Ports:
+        def says(demand: ChargeDemand) -> Found:
+            asked[who].append(demand.charge_id)
+            return NotFound()
+
+        provider = Scripted(says)
+        provider.send = lambda demand: _lost()  # type: ignore[method-assign]
+        return Ports(providers={"sandbox": provider})
+
+    often = replace(soon_final(), retry={**soon_final().retry, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.0, 0.0, 1_000_000)})
+    with serving(own_database, replace(often, sweep_interval=3600), ports=scripted("seldom")) as other:
+        with serving(own_database, often, ports=scripted("often")) as running, running.client() as client:
+            payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+            assert eventually(lambda: (due(own_database, payment.payment_orders[0].charge_id) or (0, "", False, False))[3])
+            client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id=payment.checkout_id, reason="r"))
+            assert failure(ended(client, payment)) == "CALLER_CANCELLED"
+            looks = len(asked["often"])
+            assert eventually(lambda: len(asked["often"]) > looks)
+            other.run(flow_of(other).watching._work)
+            assert asked["seldom"] == []
+        with psycopg.connect(own_database.admin) as connection:
+            connection.execute("update payment.duty set until_time = now() where name like 'watch%'")
+        other.run(flow_of(other).watching._work)
+        assert asked["seldom"] == [payment.payment_orders[0].charge_id]
+
+
 def test_a_watched_charge_that_is_said_to_be_anothers_money_raises_an_alert(own_database: Databases) -> None:
     """A failed charge of which its provider reports another charge's money: stored once, an alert until an operator acknowledges it; no money moves."""
     late: list[Found] = [NotFound()]

@@ -102,7 +102,7 @@ def test_what_cannot_be_recorded_is_watched_on() -> None:
     async def record(_item: Payout, _outcome: object) -> None:
         raise DataRefused("23514", "payout_check", "it cannot be")
 
-    watch = Watch(None, Provider(), Policies(), record, record)  # type: ignore[arg-type]
+    watch = Watch(None, Provider(), Policies(), record, record, lambda _: True)  # type: ignore[arg-type]
     look = asyncio.run(watch.look(in_hand(PayoutState.PAID, looking=False, age=0.0), 3))
     assert look == Look("1", 86_400.0, 3)
 

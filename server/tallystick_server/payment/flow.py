@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 from sqlalchemy import Connection
 
@@ -44,7 +45,7 @@ _PLATFORM = "platform"
 class PayIn(Flow[Charge, Moved]):
     """Charges on their way. `provider`: who charges new payments; `environment`: what its keys begin with; `waiting_depth`: how many charges may wait
     for a provider that fails, before new ones are refused; `resolve_within`: seconds that an order has for what it waits for;
-    `seller_check_interval`: seconds after which a seller's owner is asked for again."""
+    `seller_check_interval`: seconds after which a seller's owner is asked for again; `holder` names this process."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class PayIn(Flow[Charge, Moved]):
         waiting_depth: int,
         resolve_within: Mapping[PendingReason, float],
         seller_check_interval: float,
+        holder: UUID,
     ) -> None:
         super().__init__("payment", database, providers, settings)
         self.changes: Changes[payment_pb2.Payment] = Changes()
@@ -86,14 +88,15 @@ class PayIn(Flow[Charge, Moved]):
             "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=TELLING_LANES
         )
         deliver = Deliver(database, peers, wallet_address)
-        watching = Watch(database, self.execute, settings.policies, providers, self.record)
+        watcher = Watch(database, self.execute, settings.policies, providers, self.record, self.turn_to_watch(holder))
+        self.watching = Periodic("payment.watch", settings.sweep_interval, watcher.turn)
         self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run, for_callers=True, max_waiting=CALLERS_WAITING)
         self._sellers = KnownSellers(database, SellerOwners(peers, wallet_address), seller_check_interval)
         self._stages += [*self._sellers.stages, self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
-            Periodic("payment.watch", settings.sweep_interval, watching.turn),
+            self.watching,
             Periodic("payment.overdue", settings.sweep_interval, self.end_overdue),
             self._releases,
         ]

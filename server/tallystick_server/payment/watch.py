@@ -33,7 +33,10 @@ def watch(connection: Connection, policies: Policies, failed: Iterable[Charge]) 
 
 
 class Watch:
-    """Asks what became of failed charges, as often as the policy for what is watched says. Asking is harmless, so it needs no lease."""
+    """Asks what became of failed charges, as often as the policy for what is watched says. Asking is harmless, so it needs no lease.
+
+    `is_ours`: whether it is this process's turn to ask.
+    """
 
     def __init__(
         self,
@@ -42,15 +45,17 @@ class Watch:
         policies: Policies,
         providers: Collection[str],
         record: Callable[[Charge, Outcome], Awaitable[object]],
+        is_ours: Callable[[Connection], bool],
     ) -> None:
         self._database = database
         self._execute = execute
         self._policies = policies
         self._providers = sorted(providers)
         self._record = record
+        self._is_ours = is_ours
 
     async def turn(self) -> None:
-        """Asks once about each that is due."""
+        """Asks once about each that is due, if it is this process's turn."""
 
         def read(connection: Connection) -> list[tuple[Charge, int]]:
             looks = store.to_watch(connection, self._providers, _MOST_WATCHED)
@@ -58,9 +63,10 @@ class Watch:
             return [(charge, looks[charge.charge_id]) for charge in stored_charges(rows, dict.fromkeys(looks, 0), 0.0, inf)]
 
         watched = await self._database.load(read)
-        if watched:
-            again = await asyncio.gather(*(self._guarded(charge, looks) for charge, looks in watched))
-            await self._database.transact(lambda connection: store.watch(connection, again))
+        if not watched or not await self._database.transact(self._is_ours):
+            return
+        again = await asyncio.gather(*(self._guarded(charge, looks) for charge, looks in watched))
+        await self._database.transact(lambda connection: store.watch(connection, again))
 
     async def _guarded(self, charge: Charge, looks: int) -> store.Look:
         """As `_look`; what is wrong with one charge keeps no other from being looked at."""

@@ -98,10 +98,11 @@ class PayOut(Flow[Item, Mapping[str, Item]]):
         )
         self._verify: Stage[Answered[Unverified, Any], Unverified] = Stage("payout.verify", Verify(database).run)
         self._stages += [self._accept, self._prepare, self._record, self._settle, self._verify]
-        watch = Watch(database, self.execute, settings.policies, self.record, record.note_anothers)
+        watch = Watch(database, self.execute, settings.policies, self.record, record.note_anothers, self.turn_to_watch(holder))
+        self.watching = Periodic("payout.watch", settings.sweep_interval, watch.turn)
         collect = Collect(database, self.accept, self.funding, holder, lambda: self.in_hand, self.apart)
         self.collecting = Periodic("payout.collect", settings.sweep_interval, collect.turn)
-        self._periodic += [Periodic("payout.watch", settings.sweep_interval, watch.turn), self.collecting]
+        self._periodic += [self.watching, self.collecting]
 
     def start(self) -> None:
         for port in self._ports.values():

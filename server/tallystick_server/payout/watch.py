@@ -37,7 +37,10 @@ def _answered(outcome: Answer | HeldBack) -> bool:
 
 
 class Watch:
-    """Asks what became of payouts, as often as the policy for what is watched says. Asking is harmless, so it needs no lease."""
+    """Asks what became of payouts, as often as the policy for what is watched says. Asking is harmless, so it needs no lease.
+
+    `is_ours`: whether it is this process's turn to ask.
+    """
 
     def __init__(
         self,
@@ -46,15 +49,17 @@ class Watch:
         policies: Policies,
         record: Callable[[Payout, object], Awaitable[object]],
         note_anothers: Callable[[Payout, Any], Awaitable[object]],
+        is_ours: Callable[[Connection], bool],
     ) -> None:
         self._database = database
         self._execute = execute
         self._policies = policies
         self._record = record
         self._note_anothers = note_anothers
+        self._is_ours = is_ours
 
     async def turn(self) -> None:
-        """Asks once about each that is due."""
+        """Asks once about each that is due, if it is this process's turn."""
 
         def read(connection: Connection) -> list[tuple[Payout, int]]:
             looks = store.to_watch(connection, _MOST_WATCHED)
@@ -62,7 +67,7 @@ class Watch:
             return [(item, looks[item.payout_id]) for item in items]
 
         watched = await self._database.load(read)
-        if not watched:
+        if not watched or not await self._database.transact(self._is_ours):
             return
         again = await asyncio.gather(*(self.look(item, looks) for item, looks in watched))
 

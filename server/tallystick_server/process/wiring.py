@@ -193,6 +193,7 @@ class Wiring:
             waiting_depth=settings.waiting_depth,
             resolve_within={PendingReason.BUYER_ACTION: settings.pending_action},
             seller_check_interval=settings.seller_check_interval,
+            holder=self._ports.new_id(),
         )
         handlers = payment.PaymentHandlers(database, flow)
         findings = payment_store.findings({**ALERT_AFTER, **settings.alert_after}, settings.pending_review, settings.events_alert_after)

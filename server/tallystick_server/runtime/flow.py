@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection
 
@@ -24,7 +25,7 @@ from tallystick_server.runtime.postpone import Postpone, Troubled, trouble_of, t
 from tallystick_server.runtime.retry import Policies, spread
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.wire import MOST_ITEMS
-from tallystick_storage import due
+from tallystick_storage import due, duty
 from tallystick_storage.database import Database, DataRefused
 
 log = logging.getLogger(__name__)
@@ -198,6 +199,10 @@ class Flow(ABC, Generic[H, G]):
         self._handovers.add(task)
         task.add_done_callback(self._handovers.discard)
         return await asyncio.shield(task)
+
+    def turn_to_watch(self, holder: UUID) -> Callable[[Connection], bool]:
+        """Whether this process is to ask what became of what has ended: one of those with the same providers, as long as it comes back in time."""
+        return lambda connection: duty.take_turn(connection, f"watch {','.join(sorted(self._providers))}", holder, self.lease)
 
     def wake(self) -> None:
         """Has what is due taken up now."""
