@@ -26,10 +26,10 @@ from tallystick_core.refusal import Reason
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_storage.database import Database
 
-from .conftest import eventually, free_address, serving, unique
+from .conftest import Platform, eventually, free_address, serving, unique
 from .test_payout import destination, sell
 from .test_serve import of, process
 
@@ -148,6 +148,18 @@ def _left(databases: Databases, table: str, stage: Stage[Any, Any], call: Callab
     call(unique("last"), 60).exception()  # whose batch comes after all others
     stage._run = run
     return begun[before:-1]
+
+
+@pytest.mark.parametrize(("service", "read"), [("payment", "_payment"), ("payout", "_payout")])
+def test_reads_after_a_commit_are_not_refused(platform: Platform, service: str, read: str) -> None:
+    """However many calls read what they have stored, none ends with OVERLOADED, which says that nothing was stored."""
+    (handlers,) = (one.servicer for one in platform.running._services if one.name == service)
+
+    async def look() -> Counter[str]:
+        reads = (getattr(handlers, read)(unique("c")) for _ in range(CALLERS_WAITING + 500))
+        return Counter(str(answer) for answer in await asyncio.gather(*reads, return_exceptions=True))
+
+    assert platform.run(look) == {"None": CALLERS_WAITING + 500}
 
 
 def megabytes(pid: int, name: str) -> int:

@@ -22,7 +22,7 @@ from tallystick_server.payment.operator import OperatorHandlers
 from tallystick_server.runtime import operator
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
+from tallystick_server.runtime.stage import Stage
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflict
 from tallystick_storage.payment import reads as store
@@ -53,9 +53,8 @@ class PaymentHandlers(OperatorHandlers):
 
     def __init__(self, database: Database, flow: PayIn) -> None:
         super().__init__(database, flow)
-        self._reads: Stage[str, payment_pb2.Payment | None] = Stage(
-            "payment.read", self._read, lanes=2, for_callers=True, max_waiting=CALLERS_WAITING
-        )
+        # no limit of its own: calls read after their commit as well, when "nothing was stored" would be false; the slots of the door bound them
+        self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, lanes=2, for_callers=True)
 
     def start(self) -> None:
         self._reads.start()

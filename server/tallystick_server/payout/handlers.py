@@ -29,7 +29,7 @@ from tallystick_server.payout.schedules import Schedules
 from tallystick_server.runtime import operator
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import PageToken, page_size
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
+from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import current_context, traceparent
 from tallystick_storage import due
 from tallystick_storage.database import Database
@@ -78,7 +78,8 @@ class PayoutHandlers(OperatorHandlers):
         self._preview = Preview(database, flow.funding, flow.sellers)
         self._schedules = Schedules(database)
         self._batches = Batches(database)
-        self._reads: Stage[str, payout_pb2.Payout | None] = Stage("payout.read", self._read, lanes=2, for_callers=True, max_waiting=CALLERS_WAITING)
+        # no limit of its own: calls read after their commit as well, when "nothing was stored" would be false; the slots of the door bound them
+        self._reads: Stage[str, payout_pb2.Payout | None] = Stage("payout.read", self._read, lanes=2, for_callers=True)
 
     def start(self) -> None:
         self._reads.start()

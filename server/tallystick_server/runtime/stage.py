@@ -33,7 +33,8 @@ class Stage(Generic[T, R]):
     one result per item in order; an exception among them is raised to that item's submitter, and one raised by `run` to all of them.
     `most`: how much a batch holds, by the items' `weight`; one item always fits. `lanes`: how many batches run at a time.
     `for_callers`: an item is dropped if its submitter has gone before its batch starts; without it the item is worked on all the same. `max_waiting`:
-    more waiting items are refused with OVERLOADED; None where the submitters are bounded.
+    more waiting items are refused with OVERLOADED, which says that nothing was stored. None: where that may be false, as for a call that reads after
+    its commit, or where the submitters are bounded.
     """
 
     def __init__(
