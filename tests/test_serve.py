@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -690,11 +691,22 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
     assert "secret" not in str(failure.value)
 
 
-def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error() -> None:
-    """A database URL of which a part of the password would be taken for the host is refused, and not shown."""
-    with pytest.raises(Failure, match="%40") as failure:
-        driver_url("postgresql://us:pass@secret@host/tallystick")
-    assert "secret" not in str(failure.value)
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://us:pass@secret@host/tallystick", "%40"),
+        ("postgresql://us:a@b/secret@host:5432/db", "%40"),
+        ("postgresql:///us:secret@host/db", "%40"),
+        ("postgresql://us:a@b?x=secret@host/db", "%40"),
+        ("postgresql://us:a@b:secret@host/db", "cannot be read"),
+        ("postgresql://us:secret", "cannot be read"),
+    ],
+)
+def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(url: str, said: str) -> None:
+    """A database URL of which a part of the password would be taken for its host, port, database or options is refused, and shown by no traceback."""
+    with pytest.raises(Failure, match=said) as failure:
+        driver_url(url)
+    assert "secret" not in "".join(traceback.format_exception(failure.value))
 
 
 PAYOUTS_TOKEN, WALLETS_TOKEN = "0123456789-of-payouts", "0123456789-of-wallets"

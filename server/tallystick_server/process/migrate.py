@@ -121,12 +121,12 @@ def driver_url(url: str) -> URL:
     """The URL for SQLAlchemy. Raises Failure if it is none of PostgreSQL's."""
     try:
         parsed = make_url(url)
-    except Exception as error:  # the parser raises many kinds
-        raise Failure("The database URL cannot be read; it looks like postgresql://user:password@host:5432/database.") from error
+    except Exception:  # noqa: BLE001 - the parser raises many kinds, whose texts may show a part of a password
+        raise Failure("The database URL cannot be read; it looks like postgresql://user:password@host:5432/database.") from None
     if parsed.get_backend_name() != "postgresql":
         raise Failure("The database URL must begin with postgresql://.")
-    if "@" in (parsed.host or ""):  # what stands before it is the rest of a password, and connection errors name the host
-        raise Failure("The database URL has more than one @; in a password @ is written as %40.")
+    if url.count("@") > 1 or "@" in (parsed.database or ""):  # a part of a password that connection errors would show as host, database or option
+        raise Failure("The database URL may have one @, before the host; in a password @ is written as %40.")
     return parsed.set(drivername="postgresql+psycopg")
 
 
