@@ -335,7 +335,9 @@ def test_two_operators_assign_a_seller(checkout: Client, money: Client, rival: C
     for _ in range(2):
         assert second.wallet.ApproveSellerAssignment(approve).seller_assignment.state == wallet_pb2.SELLER_ASSIGNMENT_STATE_APPROVED
     reject = wb.RejectSellerAssignmentRequest(seller_assignment_id=asked.seller_assignment_id, reason="no")
-    assert refusal(lambda: chief.wallet.RejectSellerAssignment(reject)) == "STATE_FORBIDS"
+    with pytest.raises(TallystickError, match="The assignment is APPROVED and cannot be rejected.") as error:
+        chief.wallet.RejectSellerAssignment(reject)
+    assert (reason_of(error), error.value.metadata) == ("STATE_FORBIDS", {"state": "APPROVED", "verb": "REJECT"})
     found = chief.wallet.GetSeller(wb.GetSellerRequest(seller_account=seller))
     assert (found.seller.owner, found.seller.version) == ("rival", 2)
     assert [(one.requested_by, one.decided_by) for one in found.assignments] == [("chief", "second")]

@@ -274,7 +274,9 @@ def test_a_payout_that_was_set_aside_is_retried(shop: Client, chief: Client, ban
     assert reused_field(shop.payout.RetryPayout, other_reason) == "reason"
     assert refusal(chief.payout.RetryPayout, request) == "ID_TAKEN"
     again = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended", request_id=unique("r"))
-    assert refusal(shop.payout.RetryPayout, again) == "STATE_FORBIDS"
+    with pytest.raises(TallystickError, match="The payout is PAID and cannot be retried: it is no dead letter.") as error:
+        shop.payout.RetryPayout(again)
+    assert (reason_of(error), error.value.metadata) == ("STATE_FORBIDS", {"state": "PAID", "verb": "RETRY"})
     unnamed = pb.RetryPayoutRequest(payout_id=payout.payout_id, reason="mended")
     assert refusal(shop.payout.RetryPayout, unnamed) == "STATE_FORBIDS"  # the SDK has given it an id
     assert not unnamed.request_id

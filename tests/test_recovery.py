@@ -1086,7 +1086,7 @@ def test_the_command_line_does_what_an_operator_does(client: Client, impatient: 
     assert json.loads(closed.stdout)["dead_letter"]["state"] == "DEAD_LETTER_STATE_CLOSED"
     refused = command("dead-letters", "retry", letter.dead_letter_id, "--reason", "r")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "STATE_FORBIDS: The dead letter is CLOSED already." in refused.stderr
+    assert "STATE_FORBIDS: The dead letter is CLOSED and cannot be retried." in refused.stderr
     other = pay(client, "5.00", token="tok_other_amount")
     (charge,) = eventually(lambda: unapplied(client, other))
     shown = command("unapplied-charges", "acknowledge", charge.unapplied_charge_id, "--reason", "refunded")

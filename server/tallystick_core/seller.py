@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.table import Verb, forbidden
 
 
 class AssignmentState(StrEnum):
@@ -68,8 +69,7 @@ def decide_assignment(state: AssignmentState, decision: AssignmentState, request
     if state is decision:
         return False
     if state is not AssignmentState.REQUESTED:
-        verb = "APPROVE" if decision is AssignmentState.APPROVED else "REJECT"
-        raise Refused(Reason.STATE_FORBIDS, f"The assignment is {state} already.", metadata={"state": state, "verb": verb})
+        raise forbidden("assignment", state, Verb("APPROVE", "approved") if decision is AssignmentState.APPROVED else Verb("REJECT", "rejected"))
     if decision is AssignmentState.APPROVED and decided_by == requested_by:
         raise Refused(Reason.SECOND_PERSON_REQUIRED, "Another operator than the one who asked for the assignment has to approve it.")
     return True

@@ -77,7 +77,7 @@ class Decide:
         """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN."""
 
         def retry(connection: Connection) -> bool:
-            store.lock(connection, [payout_id])  # the same call at once waits, and finds it made
+            row = store.lock(connection, [payout_id])[payout_id]  # the same call at once waits, and finds it made
             known = store.retried(connection, payout_id, request_id)
             if known is not None:
                 if known.caller != caller:
@@ -87,8 +87,8 @@ class Decide:
                 return False
             ended = dead_letter.end(connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason)
             if not ended:
-                message = "The payout is no dead letter and cannot be retried: it is in progress, or has ended."
-                raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": "NOT_SET_ASIDE", "verb": "RETRY"})
+                message = f"The payout is {row.state} and cannot be retried: it is no dead letter."
+                raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": row.state, "verb": "RETRY"})
             store.retry(connection, payout_id, request_id, caller, reason)
             tell_changed(connection, ended, lambda _: (caller, ""))
             due.revive(connection, [payout_demand(payout_id)])

@@ -21,6 +21,7 @@ from tallystick_core.identifier import parse_id, parse_words
 from tallystick_core.provider import Answer, Declined, NotFound, NotSent, Returned, Succeeded, Trouble, Unknown, Verified
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.table import Verb, forbidden
 from tallystick_server.runtime import alerts, dead_letters
 from tallystick_server.runtime.alerts import AlertHandlers
 from tallystick_server.runtime.demand import InHand
@@ -47,6 +48,7 @@ ACCESS: Access = {
     "CloseDeadLetters": _OPERATOR,
     **alerts.ACCESS,
 }
+_RETRY, _CLOSE = Verb("RETRY", "retried"), Verb("CLOSE", "closed")
 _ASK_AGAIN = 1.0  # seconds
 _MOST_RETRIED = 500
 _MOST_CLOSED = 20
@@ -86,7 +88,7 @@ class DeadLetters(Generic[H, G]):
         with suppress(_Overtaken):
             await self._database.transact(retry)
             ours = True
-        return await self._ended(dead_letter_id, "RETRY", end), not ours
+        return await self._ended(dead_letter_id, _RETRY, end), not ours
 
     async def retry_many(self, wanted: dead_letter.Filter, after: Place, operator: str, reason: str) -> tuple[Sequence[Row[Any]], set[str], bool]:
         """Has the next of those that a filter names tried again: those, the ids of those that were open still, and whether there are more."""
@@ -140,7 +142,7 @@ class DeadLetters(Generic[H, G]):
         end = _End(DeadLetterState.CLOSED, operator, reason, evidence)
         row = await self.find(dead_letter_id)
         if row.state != DeadLetterState.OPEN:  # its provider need not be asked
-            return await self._ended(dead_letter_id, "CLOSE", end), True
+            return await self._ended(dead_letter_id, _CLOSE, end), True
         item, outcome = await self._ask(row)
         match outcome:
             case Succeeded() | Declined() | Returned() | Verified():
@@ -170,7 +172,7 @@ class DeadLetters(Generic[H, G]):
         with suppress(_Overtaken):
             await self._flow.apart(hand_over)
             ours = True
-        return await self._ended(dead_letter_id, "CLOSE", end), not ours
+        return await self._ended(dead_letter_id, _CLOSE, end), not ours
 
     async def _ask(self, row: Row[Any]) -> tuple[H, Answer]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
@@ -201,13 +203,13 @@ class DeadLetters(Generic[H, G]):
             raise _Overtaken
         return self._flow.load(connection, {demand_id: token}, 0.0)
 
-    async def _ended(self, dead_letter_id: str, verb: str, end: _End) -> Row[Any]:
+    async def _ended(self, dead_letter_id: str, verb: Verb, end: _End) -> Row[Any]:
         """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
         row = await self.find(dead_letter_id)
         if not end.stands_in(row):
-            is_open = row.state == DeadLetterState.OPEN
-            said = "Somebody else works on it now; read the dead letter again." if is_open else f"The dead letter is {row.state} already."
-            raise _forbidden(said, row.state, verb)
+            if row.state != DeadLetterState.OPEN:
+                raise forbidden("dead letter", row.state, verb)
+            raise _forbidden("Somebody else works on it now; read the dead letter again.", row.state, verb)
         return row
 
 
@@ -392,5 +394,5 @@ def _require_alone(*, alone: bool) -> None:
         raise _forbidden(message, "MISDIRECTED") from None
 
 
-def _forbidden(message: str, state: str, verb: str = "CLOSE") -> Refused:
-    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb})
+def _forbidden(message: str, state: str, verb: Verb = _CLOSE) -> Refused:
+    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name})

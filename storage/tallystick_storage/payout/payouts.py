@@ -1,4 +1,4 @@
-"""Payouts: stored, moved, and what it takes to work on them. Lock order: batches, destinations, attempts, due, payouts, transfers, each by id."""
+"""Payouts: stored, moved, and what it takes to work on them. Lock order: batches, attempts, destinations, due, payouts, transfers, dead letters, each by id."""
 
 from __future__ import annotations
 
