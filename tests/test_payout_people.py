@@ -19,6 +19,7 @@ from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.caller import Caller, Role
+from tallystick_core.payable import DestinationHappening
 from tallystick_core.provider import (
     Declined,
     PayoutDemand,
@@ -32,6 +33,7 @@ from tallystick_core.provider import (
     Trouble,
     Unknown,
 )
+from tallystick_server.payout.destination import end_destinations
 from tallystick_server.payout.flow import PayOut
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.verify import verify
@@ -218,6 +220,30 @@ def test_a_disabled_destination_takes_its_unsent_payouts_along(shop: Client, chi
     other_reason = pb.DisablePayoutDestinationRequest(payout_destination_id=to, reason="other")
     assert reused_field(shop.payout.DisablePayoutDestination, other_reason) == "reason"
     assert refusal(approve, chief, payout.payout_id) == "STATE_FORBIDS"
+
+
+def test_destinations_that_end_together_lock_due_work_in_one_pass(office: Platform, shop: Client) -> None:
+    """Where an answer ends two destinations, the work of the payouts to both is locked by id: whoever waits for the first holds nothing of the second."""
+    sellers = [sell(shop, "200.00") for _ in range(2)]
+    (early, to_early), (late, to_late) = sorted(((seller, destination(shop, seller)) for seller in sellers), key=lambda one: one[1])
+    last, first = unique("pz"), unique("pa")
+    pay_out(shop, early, "150.00", payout_id=last)
+    pay_out(shop, late, "150.00", payout_id=first)
+    (flow,) = (service.servicer._flow for service in office.running._services if service.name == "payout")  # type: ignore[attr-defined]
+
+    async def end() -> None:
+        await flow._database.transact(lambda connection: end_destinations(connection, [to_early, to_late], DestinationHappening.ACCOUNT_REFUSED))
+
+    with psycopg.connect(office.databases.admin) as holder, psycopg.connect(office.databases.admin, autocommit=True) as admin:
+        holder.execute("select from payout.due where demand_id = %s for update", (f"p-{first}",))
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(office.run, end)
+            assert eventually(lambda: admin.execute(_WAITING).fetchone() == (1,))
+            admin.execute("select from payout.due where demand_id = %s for update nowait", (f"p-{last}",))
+            holder.commit()
+            ended.result(30)
+    for payout_id in (first, last):
+        comes_to(shop, payout_id, "CANCELLED")
 
 
 def test_a_destination_is_verified_before_use(shop: Client, bank: Bank) -> None:

@@ -133,10 +133,12 @@ def move_destinations(connection: Connection, moves: Sequence[store.DestinationM
     return rows
 
 
-def end_destinations(connection: Connection, ids: Sequence[str], happening: DestinationHappening, *, actor: str = "", reason: str = "") -> None:
+def end_destinations(
+    connection: Connection, ids: Sequence[str], happening: DestinationHappening, *, actor: str = "", reason: str = "", others: Sequence[str] = ()
+) -> None:
     """Ends destinations, the dead letters of their verifications, and the payouts whose money is held for them; those are settled by a sweep.
 
-    Raises STATE_FORBIDS.
+    `others`: demands whose due work the transaction locks later; all of it is locked here, in one pass. Raises STATE_FORBIDS.
     """
     moves = []
     locked = store.lock(connection, sorted(ids))
@@ -145,15 +147,16 @@ def end_destinations(connection: Connection, ids: Sequence[str], happening: Dest
         after = move_destination(before, happening)
         if after is not before:
             moves.append(store.DestinationMove(id_, after, disabled_by=actor, disable_reason=reason))
-    move_destinations(connection, moves)  # which locks what is due, before the dead letters as everywhere
     ended = {move.payout_destination_id: locked[move.payout_destination_id] for move in moves}
+    unsent = [demand for id_ in ended for demand in payouts.unsent(connection, id_)]  # none is added: what is held for a destination locks it first
+    due.lock(connection, [*map(destination_demand, ended), *unsent, *others])
+    move_destinations(connection, moves)
     resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended.items()})
-    for move in moves:
-        _cancel_unsent(connection, move.payout_destination_id)
+    _cancel_unsent(connection, unsent)
 
 
-def _cancel_unsent(connection: Connection, destination_id: str) -> None:
-    tokens = due.take_over(connection, payouts.unsent(connection, destination_id), 0.0)
+def _cancel_unsent(connection: Connection, demand_ids: Sequence[str]) -> None:
+    tokens = due.take_over(connection, demand_ids, 0.0) if demand_ids else {}
     if tokens:
         items = stored_payouts(payouts.to_do(connection, demanded(tokens)[0]), tokens, "")
         ended = [item for item in items if item.state in UNSENT]  # but what was decided since they were found

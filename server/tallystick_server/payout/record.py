@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.payable import DestinationHappening, account_refused
-from tallystick_core.payout import HAPPENINGS, Cause, Happening
+from tallystick_core.payout import HAPPENINGS, Cause, Happening, payout_demand
 from tallystick_core.provider import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
 from tallystick_core.recovery import MOST_OPEN_REPORTS
 from tallystick_core.transfer import Known, Transfer, Verdict, cause_of, judge
@@ -52,7 +52,7 @@ class Record:
         def record(connection: Connection) -> dict[str, Payout]:
             due.record_answers(connection, [to_store(item.item, HAPPENINGS[type(item.outcome)], item.outcome) for item in items])
             if refused:  # attempts are locked before what is due, as everywhere
-                end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED)
+                end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED, others=[payout_demand(id_) for id_ in ids])
             rows = store.lock(connection, ids)
             known = transfers.of(connection, ids)
             books = {item.item.payout_id: _Book(item.item, rows[item.item.payout_id], known.get(item.item.payout_id, ())) for item in items}
