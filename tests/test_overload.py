@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection
 
-from tallystick import new_order
+from tallystick import Client, ClientSettings, TallystickError, new_order
 from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
@@ -26,6 +26,7 @@ from tallystick_core.refusal import Reason
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.flow import _MAX_TEAM_HANDOVERS
 from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
 from tallystick_storage.database import Database
 
@@ -160,6 +161,39 @@ def test_reads_after_a_commit_are_not_refused(platform: Platform, service: str, 
         return Counter(str(answer) for answer in await asyncio.gather(*reads, return_exceptions=True))
 
     assert platform.run(look) == {"None": CALLERS_WAITING + 500}
+
+
+def test_a_flood_of_changes_refuses_no_work_of_the_platform(platform: Platform, client: Client) -> None:
+    """With as many changes of teams waiting for the database as may wait, a team's next one is OVERLOADED; a sweep and an operator's change are not."""
+    (handlers,) = (one.servicer for one in platform.running._services if one.name == "payout")
+    flow = handlers._flow  # type: ignore[attr-defined]
+    seller = sell(client, "5.00")
+
+    async def fill() -> tuple[asyncio.Event, list[asyncio.Future[bool]]]:
+        gate = asyncio.Event()
+        waiting = [asyncio.ensure_future(flow.apart(gate.wait, of_team=True)) for _ in range(_MAX_TEAM_HANDOVERS)]
+        await asyncio.sleep(0)
+        return gate, waiting
+
+    async def leave(gate: asyncio.Event, waiting: list[asyncio.Future[bool]]) -> None:
+        gate.set()
+        await asyncio.gather(*waiting)
+
+    filled: Any = platform.run(fill)
+    new = payout_service_pb2.CreatePayoutDestinationRequest(
+        payout_destination_id=unique("d"), seller_account=seller, currency="EUR", bank_account_token="tok_bank"
+    )
+    with Client(platform.address, settings=ClientSettings(attempts=1)) as team, pytest.raises(TallystickError) as error:
+        team.payout.CreatePayoutDestination(new)
+    assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 1.0)
+
+    async def own() -> str:
+        return "done"
+
+    platform.run(flow.sweep)
+    assert platform.run(flow.apart, own) == "done"
+    platform.run(leave, *filled)
+    destination(client, seller)
 
 
 def megabytes(pid: int, name: str) -> int:

@@ -33,6 +33,8 @@ class Decision:
     reason: str
     second_person: bool = False
     """The creator must not decide it."""
+    of_team: bool = False
+    """A team decides it, not an operator."""
 
 
 class Decide:
@@ -71,7 +73,7 @@ class Decide:
                 self._hand_on(item)
             return item is not None
 
-        return await self._apart(hand_over)
+        return await self._apart(hand_over, of_team=decision.of_team)
 
     async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
         """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN."""

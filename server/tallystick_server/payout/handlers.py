@@ -242,7 +242,8 @@ class PayoutHandlers(OperatorHandlers):
         """The payout after a decision."""
         reason = parse_words(request.reason, "reason")
         payout = await self._visible(request.payout_id, call)
-        decision = Decision(cause, call.caller.name, reason, second_person=cause is Cause.APPROVED)
+        of_team = Role.PAYOUTS in call.caller.roles
+        decision = Decision(cause, call.caller.name, reason, second_person=cause is Cause.APPROVED, of_team=of_team)
         if not await self._flow.decide.decide(payout.payout_id, decision):
             call.replayed()
         return await self._visible(request.payout_id, call)

@@ -55,7 +55,7 @@ class Register:
                 self._flow.take(item)
             return row
 
-        row = await self._flow.apart(hand_over)
+        row = await self._flow.apart(hand_over, of_team=True)
         if row is None:
             found = await self._database.load(lambda connection: store.find(connection, [new.payout_destination_id]))
             return _repeat(new, found[new.payout_destination_id]), True

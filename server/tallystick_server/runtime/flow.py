@@ -35,7 +35,7 @@ G = TypeVar("G")
 R = TypeVar("R")
 
 _MOST_CLAIMED = 200
-_MAX_HANDOVERS = 1_000
+_MAX_TEAM_HANDOVERS = 1_000
 _REFERENCES = frozenset({"provider_money_pkey", "transfer_pkey"})
 """Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
 TELLING_LANES = 4
@@ -45,7 +45,7 @@ TELLING_LANES = 4
 class Apart(Protocol):
     """What runs work in a task that a cancelled caller does not end."""
 
-    async def __call__(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R: ...
+    async def __call__(self, work: Callable[[], Coroutine[Any, Any, R]], *, of_team: bool = False) -> R: ...
 
 
 class SettlingRefused(Exception):
@@ -90,6 +90,7 @@ class Flow(ABC, Generic[H, G]):
         self._tasks: dict[asyncio.Task[None], H] = {}
         self._in_flight: Counter[str] = Counter()  # by provider
         self._handovers: set[asyncio.Task[Any]] = set()
+        self._team_handovers: set[asyncio.Task[Any]] = set()  # those of teams' calls
         self._backlog = False
         self._stopping = False
         self._left: list[H] = []  # taken while stopping
@@ -191,13 +192,18 @@ class Flow(ABC, Generic[H, G]):
             message = "Too many operations are in flight in this process; nothing was stored. Retry after 1 s."
             raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
 
-    async def apart(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """Runs what commits a lease and takes the work up, in a task of the flow: a caller that goes away leaves no work leased to nobody."""
-        if len(self._handovers) >= _MAX_HANDOVERS:
+    async def apart(self, work: Callable[[], Coroutine[Any, Any, R]], *, of_team: bool = False) -> R:
+        """Runs what commits a lease and takes the work up, in a task of the flow: a caller that goes away leaves no work leased to nobody.
+
+        `of_team`: whether it is a team's call that waits. Such calls are bounded, and never refuse the platform's own work or an operator's. Raises
+        OVERLOADED for a team's.
+        """
+        if of_team and len(self._team_handovers) >= _MAX_TEAM_HANDOVERS:
             raise Refused(Reason.OVERLOADED, "Too many changes wait for the database; nothing was stored. Retry after 1 s.", retry_after=1.0)
         task = asyncio.create_task(work())
-        self._handovers.add(task)
-        task.add_done_callback(self._handovers.discard)
+        for kept in (self._handovers, self._team_handovers) if of_team else (self._handovers,):
+            kept.add(task)
+            task.add_done_callback(kept.discard)
         return await asyncio.shield(task)
 
     def turn_to_watch(self, holder: UUID) -> Callable[[Connection], bool]:
