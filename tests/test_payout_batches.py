@@ -310,8 +310,10 @@ def _schedule(client: Client, seller: str) -> payout_pb2.PayoutSchedule:
     return client.payout.GetPayoutSchedule(pb.GetPayoutScheduleRequest(seller_account=seller, currency="EUR")).payout_schedule
 
 
-def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Databases) -> None:
-    """What is stored of a default or of a seller cannot be read here: the others are paid at their cut-offs, lists are collected, an alert names each."""
+@pytest.mark.parametrize("poison", ["time zone", "weekday", "storage"])
+def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Databases, poison: str) -> None:
+    """A default's or a seller's schedule that cannot be read, or whose run the database fails to store, keeps nobody waiting: the others are paid at
+    their cut-offs, lists are collected, and an alert names each."""
     bank = Bank()
     settings = Settings(retry=RETRY, sweep_interval=0.1, monitor_interval=0.2, payout_alert_after={"COLLECTING": 0.1})
     with serving(own_database, settings, ports=Ports(payout_providers={"sandbox": bank})) as running, running.client() as client:
@@ -322,8 +324,19 @@ def test_a_schedule_that_cannot_be_run_keeps_no_other_waiting(own_database: Data
         daily(client, lost)
         daily(client, own)
         with psycopg.connect(own_database.admin) as connection:
-            connection.execute("set session_replication_role = replica")  # no triggers
-            connection.execute("update payout.payout_schedule set time_zone = 'Mars/Base' where seller_account in ('', %s)", (lost,))
+            if poison == "storage":  # an error that is neither the data's nor the moment's
+                connection.execute("""
+                    create function payout.fail() returns trigger language plpgsql as $$
+                    begin raise exception 'broken' using errcode = 'XX001'; end $$""")
+                connection.execute("""
+                    create trigger broken before insert on payout.payout_batch for each row when (new.is_run) execute function payout.fail()""")
+                connection.execute(f"""
+                    create trigger broken before insert on payout.payout for each row when (new.seller_account = '{lost}')
+                    execute function payout.fail()""")
+            else:
+                wrong = {"time zone": "time_zone = 'Mars/Base'", "weekday": "interval = 'WEEKLY', weekday = 'MOONDAY'"}[poison]
+                connection.execute("set session_replication_role = replica")  # no triggers
+                connection.execute(f"update payout.payout_schedule set {wrong} where seller_account in ('', %s)", (lost,))
         at_the_cut_off(own_database)
         (paid,) = eventually(lambda: list(client.pages(client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=own), "payouts")))
         comes_to(client, paid.payout_id, "PAID")

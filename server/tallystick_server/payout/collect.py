@@ -22,10 +22,11 @@ from tallystick_server.payout.funds import Funding
 from tallystick_server.payout.schedules import stored_schedule
 from tallystick_server.runtime.errors import to_status
 from tallystick_server.runtime.flow import Apart
+from tallystick_server.runtime.peers import PeerRefused
 from tallystick_server.runtime.stage import by_halves
 from tallystick_server.runtime.telemetry import context_of
 from tallystick_storage import duty
-from tallystick_storage.database import Database, DataRefused
+from tallystick_storage.database import Database
 from tallystick_storage.payout import batch as store
 from tallystick_storage.payout import schedule
 
@@ -81,17 +82,17 @@ class Collect:
             return sellers, store.collecting(connection, _MOST_BATCHES), store.open_(connection, self._looked_at, _MOST_BATCHES)
 
         sellers, new, open_ = await self._database.load(look)
-        while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
-            sellers, new, open_ = await self._database.load(look)
+        try:
+            while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
+                sellers, new, open_ = await self._database.load(look)
+        except (Refused, PeerRefused) as error:  # as while the wallet is away: batches may come on meanwhile
+            log.warning("the schedules of %d sellers wait: %s", len(sellers), error)
         self._looked_at = open_[-1].payout_batch_id if len(open_) == _MOST_BATCHES else ""
         for row in (*new, *open_):
             try:
                 await self._bring_on(row)
-            except Exception as error:  # what is wrong with one batch keeps no other waiting; an alert tells of it
-                if isinstance(error, Refused):
-                    log.warning("batch %s waits: %s", row.payout_batch_id, error)
-                else:
-                    log.exception("batch %s does not come on", row.payout_batch_id)
+            except Exception as error:  # noqa: BLE001 - what is wrong with one batch keeps no other waiting; an alert tells of it
+                _say(f"batch {row.payout_batch_id}", error)
                 await self._put_off(row.payout_batch_id)
 
     async def _put_off(self, payout_batch_id: str) -> None:
@@ -119,8 +120,8 @@ class Collect:
 
         try:
             await self._database.transact(begin)
-        except DataRefused:
-            log.exception("the run of all sellers in %s cannot be begun", row.currency)
+        except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting; an alert tells of it
+            _say(f"the run of all sellers in {row.currency}", error)
             await self._postpone([row])
 
     async def _readable(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
@@ -129,8 +130,8 @@ class Collect:
         for row in rows:
             try:
                 found.append((row, stored_schedule(row)))
-            except Refused as refused:
-                log.error("the schedule of %s in %s cannot be run: %s", row.seller_account or "all", row.currency, refused)  # noqa: TRY400 - it says all
+            except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting
+                _say(f"the schedule of {row.seller_account or 'all'} in {row.currency}", error)
                 unreadable.append(row)
         await self._postpone(unreadable)
         return found
@@ -144,12 +145,28 @@ class Collect:
         """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether any was ours to do."""
         await self._room()
         readable = await self._readable(rows)
-        paid = await by_halves(self._pay, readable)
-        for refused in paid:
+        try:
+            paid = await by_halves(self._pay, readable)
+        except (Refused, PeerRefused):  # of all
+            raise
+        except Exception:
+            log.exception("the payouts of %d schedules cannot be made together; each is made alone", len(readable))
+            paid = await self._pay_each(readable)
+        for (row, _), refused in zip(readable, paid, strict=True):
             if isinstance(refused, Exception):
-                log.error("a schedule's payout cannot be made: %s", refused)
+                _say(f"the schedule of {row.seller_account} in {row.currency}", refused)
         await self._postpone([row for (row, _), one in zip(readable, paid, strict=True) if isinstance(one, Exception)])
         return any(one is True for one in paid)
+
+    async def _pay_each(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
+        """Makes the payouts one by one, so that whatever is wrong with one keeps no other waiting."""
+        paid: list[bool | Exception] = []
+        for one in due:
+            try:
+                paid += await self._pay([one])
+            except Exception as error:  # noqa: BLE001 - it is said by who asked
+                paid.append(error)
+        return paid
 
     async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
         arrivals = [_arrival(row, run_id(row.currency, row.next_time), _OF_ALL, row.seller_account, None, "") for row, _ in due]
@@ -240,6 +257,14 @@ class Collect:
                 _move(connection, row)
 
         await self._database.transact(close)
+
+
+def _say(what: str, error: Exception) -> None:
+    """Logs why something waits; with a traceback unless it is a refusal that says all."""
+    if isinstance(error, Refused):
+        log.warning("%s waits: %s", what, error)
+    else:
+        log.error("%s does not come on", what, exc_info=error)
 
 
 def _move(connection: Connection, row: Row[Any]) -> None:
