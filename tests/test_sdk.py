@@ -53,6 +53,8 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
         """After which version each stream was opened."""
         self.silent = 0
         """How many streams are still to be opened that send nothing."""
+        self.ends_by: Refused | None = None
+        """By which every stream ends at once."""
         self.ended = threading.Semaphore(0)
         """Released by each stream that ends."""
 
@@ -65,6 +67,8 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
 
         context.add_callback(ended)
         self.opened.append(request.after_version)
+        if self.ends_by is not None:
+            _end(context, self.ends_by)
         if self.silent:
             self.silent -= 1
             over.wait(30)
@@ -82,9 +86,14 @@ class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
             refused = self.script.pop(0)
             if isinstance(refused, str):  # as when the connection breaks
                 context.abort(grpc.StatusCode.UNAVAILABLE, refused)
-            context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
-            context.abort(CODE[refused.reason], refused.message)
+            _end(context, refused)
         return payment_service_pb2.GetPaymentResponse(payment=payment_pb2.Payment(checkout_id=request.checkout_id))
+
+
+def _end(context: grpc.ServicerContext, refused: Refused) -> None:
+    """Ends a call with a refusal."""
+    context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
+    context.abort(CODE[refused.reason], refused.message)
 
 
 @contextmanager
@@ -320,9 +329,71 @@ def test_closing_a_client_ends_its_calls(scripted: tuple[Scripted, str], waits: 
         with pytest.raises(TallystickError, match="the client is closed"):
             await asyncio.wait_for(task, 30)
 
-    if not waits:  # an asyncio caller ends its own waiting by cancelling it
-        prepare()
+    prepare()
+    asyncio.run(calls())
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+def test_closing_a_client_ends_its_streams(scripted: tuple[Scripted, str], kind: int) -> None:
+    """A stream that waits to be opened again when its client is closed ends at once with TallystickError."""
+    servicer, address = scripted
+    servicer.ends_by = Refused(Reason.OVERLOADED, "x", retry_after=100)
+
+    async def calls() -> None:
+        client = AsyncClient(address)
+        version = asyncio.ensure_future(anext(client.watch_payment("c")))
+        assert await asyncio.to_thread(eventually, lambda: servicer.opened)
+        await asyncio.to_thread(servicer.ended.acquire, timeout=30)
+        await client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            await asyncio.wait_for(version, 30)
+
+    if kind:
         asyncio.run(calls())
+        return
+    with ThreadPoolExecutor(1) as callers, Client(address) as client:
+        version = callers.submit(next, client.watch_payment("c"))
+        assert servicer.ended.acquire(timeout=30)
+        client.close()
+        with pytest.raises(TallystickError, match="the client is closed"):
+            version.result(30)
+
+
+def test_an_asyncio_client_is_closed_in_its_own_event_loop(scripted: tuple[Scripted, str]) -> None:
+    """Closing an asyncio client in another event loop than that of its calls is a TallystickError that says so; it works once that loop is closed."""
+    _, address = scripted
+    client = AsyncClient(address)
+
+    async def calls() -> None:
+        await client.get_payment("c")
+        with pytest.raises(TallystickError, match="close it there"):
+            await asyncio.to_thread(asyncio.run, client.close())
+        assert (await client.get_payment("c")).checkout_id == "c"
+
+    asyncio.run(calls())
+    asyncio.run(client.close())
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
+@pytest.mark.parametrize("reason", [Reason.DEADLINE_EXCEEDED, Reason.STREAM_EXPIRED])
+def test_a_stream_that_ends_at_once_is_not_opened_for_ever(scripted: tuple[Scripted, str], kind: int, reason: Reason) -> None:
+    """An address that ends every stream at once, as if its time were over, is asked `stream_attempts` times; then its error is raised."""
+    servicer, address = scripted
+    servicer.ends_by = Refused(reason, "x", retry_after=0.01 if reason is Reason.STREAM_EXPIRED else None)
+    settings = ClientSettings(stream_attempts=4, jitter=lambda: 0.0)
+
+    async def calls() -> None:
+        async with AsyncClient(address, settings=settings) as client:
+            await asyncio.wait_for(anext(client.watch_payment("c")), 30)
+
+    with pytest.raises(TallystickError) as error:
+        if kind:
+            asyncio.run(calls())
+        else:
+            with Client(address, settings=settings) as client:
+                next(client.watch_payment("c"))
+    assert error.value.reason == reason
+    assert len(servicer.opened) == 4
 
 
 def test_a_cancellation_is_the_callers_own(scripted: tuple[Scripted, str]) -> None:

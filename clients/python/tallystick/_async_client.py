@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from decimal import Decimal
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying
 
-from tallystick._errors import DeadlineExceededError, TallystickError, closed, closed_meanwhile, elsewhere, from_rpc, unreadable
+from tallystick._errors import DeadlineExceededError, TallystickError, closed, closed_elsewhere, closed_meanwhile, elsewhere, from_rpc, unreadable
 from tallystick._money import amount_text
 from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, Reopening, Tries, complete, short_name, tracer
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
@@ -26,7 +26,7 @@ from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
 class AsyncClient:
-    """Calls the platform at `target`, as Client does. It can be made anywhere, and belongs to the event loop of its first call."""
+    """Calls the platform at `target`, as Client does. It can be made anywhere, belongs to the event loop of its first call, and is closed there."""
 
     payment: payment_service_pb2_grpc.PaymentServiceAsyncStub
     ledger: ledger_service_pb2_grpc.LedgerServiceAsyncStub
@@ -38,12 +38,13 @@ class AsyncClient:
         self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
     ) -> None:
         self._settings = settings or ClientSettings()
+        self._life = _Life()
         self._channels: dict[str, _Channel] = {}
 
         def stub(make: Any, address: str) -> Any:
             address = address or target
             if address not in self._channels:
-                self._channels[address] = _Channel(partial(self._channel, address), self._settings)
+                self._channels[address] = _Channel(partial(self._channel, address), self._settings, self._life)
             return make(cast("grpc.aio.Channel", self._channels[address]))
 
         self.payment = stub(payment_service_pb2_grpc.PaymentServiceStub, target)
@@ -65,7 +66,11 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends every connection. A call or a stream in flight ends with TallystickError."""
+        """Ends every connection. A call or a stream in flight, also one that waits before it is sent again, ends with TallystickError.
+
+        Raises TallystickError in another event loop than the client's while that is not closed.
+        """
+        self._life.end()
         for channel in self._channels.values():
             await channel.close()
 
@@ -163,46 +168,78 @@ class AsyncClient:
         reopening = Reopening(self._settings)
         while True:
             try:
+                reopening.opened()
                 async with aclosing(stream(request)) as responses:
                     async for response in responses:
                         reopening.went_well()
                         yield response
                 return
             except TallystickError as error:
-                await asyncio.sleep(reopening.rest(error))
+                await self._life.rest(reopening.rest(error))
+
+
+class _Life:
+    """What the channels of one client share: its event loop, which is that of its first call, and whether it is closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._woken = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def enter(self) -> None:
+        """Raises TallystickError in another event loop than the client's, and once it is closed."""
+        if self.is_closed:
+            raise closed()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if not self.is_here:
+            raise elsewhere()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the running event loop is the client's."""
+        return self._loop is asyncio.get_running_loop()
+
+    async def rest(self, seconds: float) -> None:
+        """Waits so long, or until the client is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+
+    def end(self) -> None:
+        """Closes the client. Raises TallystickError in another event loop than its own, unless nothing runs there any more."""
+        if self._loop is not None and not self.is_here and not self._loop.is_closed():
+            raise closed_elsewhere()
+        self.is_closed = True
+        if self.is_here:
+            self._woken.set()
 
 
 class _Channel:
     """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and typed errors."""
 
-    def __init__(self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings) -> None:
+    def __init__(self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings, life: _Life) -> None:
         self._connect = connect
         self._settings = settings
+        self._life = life
         self._channel: grpc.aio.Channel | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
 
     async def close(self) -> None:
-        self._closed = True
-        if self._channel is not None and self._loop is asyncio.get_running_loop():
+        if self._channel is not None and self._life.is_here:
             await self._channel.close()
         self._channel = None
 
     def _open(self) -> grpc.aio.Channel:
-        """The channel, which belongs to the event loop of the first call. Raises TallystickError in another, and once it is closed."""
-        loop = asyncio.get_running_loop()
-        if self._closed:
-            raise closed()
+        """The channel. Raises TallystickError in another event loop than the client's, and once it is closed."""
+        self._life.enter()
         if self._channel is None:
-            self._channel, self._loop = self._connect(), loop
-        if loop is not self._loop:
-            raise elsewhere()
+            self._channel = self._connect()
         return self._channel
 
     def _ended_by_close(self) -> bool:
         """Whether it is closing the client that cancelled a call, which must not look as if somebody had cancelled the caller's task."""
         task = asyncio.current_task()
-        return self._closed and not (task is not None and task.cancelling())
+        return self._life.is_closed and not (task is not None and task.cancelling())
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         name = short_name(method)
@@ -242,7 +279,7 @@ class _Channel:
 
         tries = Tries()
         try:
-            return await AsyncRetrying(**self._settings.retries(end, now, tries))(once)
+            return await AsyncRetrying(sleep=self._life.rest, **self._settings.retries(end, now, tries))(once)
         except TallystickError as error:
             explained = tries.explained(error)
             raise explained from explained.__cause__

@@ -161,6 +161,7 @@ class Client:
         while True:
             try:
                 timeout = min(self._settings.stream_seconds, max(end - time.monotonic(), 0.001))
+                reopening.opened()
                 with closing(stream(request, timeout=timeout)) as responses:
                     for response in responses:
                         reopening.went_well()

@@ -144,6 +144,11 @@ def elsewhere() -> TallystickError:
     return TallystickError("this client is used in another event loop already; make an AsyncClient for each event loop")
 
 
+def closed_elsewhere() -> TallystickError:
+    """The exception for closing a client in another event loop than its own."""
+    return TallystickError("this client is used in another event loop; close it there")
+
+
 def unreadable() -> TallystickError:
     """The exception for an answer whose bytes are no message of the contract."""
     return InternalError("the answer cannot be read")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ DEFAULT_DEADLINE = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
 _MAX_DOUBLINGS = 16  # more reach _LONGEST_WAIT anyway, and in the end no float holds the result
 _LEAST_TIME = 0.01  # seconds that a sending is worth
+_LEAST_STREAM = 1.0  # seconds after which the platform's word that a stream has reached its time is believed
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the target's name has
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -215,6 +217,11 @@ class Reopening:
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._failures = 0
+        self._opened = 0.0
+
+    def opened(self) -> None:
+        """The stream is opened now."""
+        self._opened = time.monotonic()
 
     def went_well(self) -> None:
         """A message has come."""
@@ -222,10 +229,15 @@ class Reopening:
 
     def rest(self, error: TallystickError) -> float:
         """Seconds to rest before the next opening. Raises the error if there is to be none."""
-        over = error.reason == "STREAM_EXPIRED" or _ran_out(error)  # by the platform, or by the deadline here, as when messages are read slowly
-        self._failures = 0 if over else self._failures + 1
+        expired, ran_out = (
+            error.reason == "STREAM_EXPIRED",
+            _ran_out(error),
+        )  # by the platform; by the deadline here, as when messages are read slowly
+        least = _LEAST_STREAM if expired else self._settings.stream_seconds / 2  # a stream that ends so much earlier has not had its time
+        had_its_time = (expired or ran_out) and time.monotonic() - self._opened >= least
+        self._failures = 0 if had_its_time else self._failures + 1
         most = self._settings.stream_attempts
-        if not (over or error.may_retry) or (most is not None and self._failures >= most):
+        if not (expired or ran_out or error.may_retry) or (most is not None and self._failures >= most):
             raise error
         return self._settings.wait(error, max(self._failures, 1))
 
