@@ -46,7 +46,7 @@ from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.errors import CODE, from_status, to_status
 from tallystick_server.wallet import handlers as wallet
 
-from .conftest import Platform, free_address, serving
+from .conftest import Platform, eventually, free_address, serving
 
 TOKENS = {
     "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
@@ -161,7 +161,7 @@ def behind_a_door(answer: Callable[[], Any] | Gate, limits: CallLimits | None = 
     servicer = answer if isinstance(answer, Gate) else Handlers(answer)
     door = Door(Development(), limits, stream_time=stream_time)
     with served(door, {"PaymentService": servicer}) as (address, loop), Client(address, settings=ClientSettings(attempts=1)) as client:
-        client.door, client.loop = door, loop  # type: ignore[attr-defined]
+        client.door, client.loop, client.address = door, loop, address  # type: ignore[attr-defined]
         yield client
 
 
@@ -350,7 +350,8 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
 
 @pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
 def test_a_drain_ends_streams_at_once(read: bool) -> None:
-    """A drain ends a stream that never runs out of messages within a moment, whether its client reads or not; one that reads hears SHUTTING_DOWN."""
+    """A drain ends a stream that never runs out of messages within a moment, whether its client reads or not, and gives its slot back;
+    one that reads hears SHUTTING_DOWN."""
     ended = threading.Event()
 
     async def endless() -> AsyncIterator[Message]:
@@ -375,12 +376,17 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
             assert error.value.retry_after == 0.5
             return error.value.reason
 
+        def slots_are_free() -> bool:
+            return not any(place.taken for place in client.door._streams.all)  # type: ignore[attr-defined]
+
         if read:
             reading = readers.submit(rest)
             drain()
+            assert eventually(slots_are_free)
             reason = reading.result(30)
         else:
             drain()
+            assert eventually(slots_are_free)  # before its reader goes on
             reason = rest()
         assert ended.wait(10)
     assert reason == "SHUTTING_DOWN"
@@ -430,6 +436,33 @@ def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> N
         next(iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))))
         client.close()
         assert ended.wait(10)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_reader_that_stands_still_and_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """Streams that were drained while their readers stood still end without an error when the readers' connections break."""
+    ended = threading.Semaphore(0)
+
+    async def endless() -> AsyncIterator[Message]:
+        try:
+            while True:
+                yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
+        finally:
+            ended.release()
+
+    request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+    with behind_a_door(endless) as client:
+        idle = len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
+        readers = [Client(client.address) for _ in range(10)]  # type: ignore[attr-defined]
+        streams = [iter(reader.payment.WatchPayment(request)) for reader in readers]
+        for stream in streams:
+            next(stream)
+        client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.quiet(10), client.loop).result(30)  # type: ignore[attr-defined]
+        assert all(ended.acquire(timeout=30) for _ in streams)
+        for reader in readers:
+            reader.close()
+        assert eventually(lambda: len(asyncio.all_tasks(client.loop)) <= idle, 30)  # type: ignore[attr-defined]
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -22,11 +23,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tallystick import Client, new_order
+from tallystick._errors import from_rpc
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.stage import Stage
 from tallystick_server.runtime.telemetry import Ids
 
-from .conftest import Platform, free_address, unique
+from .conftest import Platform, eventually, free_address, unique
+from .test_door import behind_a_door
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,35 @@ def test_one_payment_is_one_trace(platform: Platform, exporter: InMemorySpanExpo
         "tallystick.ledger.v1.BatchPost", "tallystick.ledger.v1.LedgerService/BatchPost", "ledger.post",
     }  # fmt: skip
     assert any(name.startswith("transaction ") for name in names)
+
+
+@pytest.mark.parametrize("method", ["ListPayments", "WatchPayment"])
+def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(exporter: InMemorySpanExporter, method: str) -> None:
+    """Calls whose callers cancel them before they have sent a message are no failures of the server: it records no span of them."""
+    never = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        never.wait(60)
+        yield from ()
+
+    def tasks() -> int:
+        return len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
+
+    trace_id = f"{random.getrandbits(128):032x}"
+    metadata = (("traceparent", f"00-{trace_id}-{random.getrandbits(64):016x}-01"),)
+    with behind_a_door(asyncio.Event().wait) as client, grpc.insecure_channel(client.address) as channel:  # type: ignore[attr-defined]
+        send: Any = channel.stream_stream(f"/tallystick.payment.v1.PaymentService/{method}")
+        idle = tasks()
+        calls = [send(nothing(), metadata=metadata, timeout=60) for _ in range(20)]
+        assert eventually(lambda: tasks() >= idle + len(calls))
+        for call in calls:
+            call.cancel()
+        assert eventually(lambda: tasks() <= idle)
+        never.set()
+        with pytest.raises(grpc.RpcError) as error:
+            list(send(iter(()), timeout=60))
+        assert from_rpc(error.value).reason == "MESSAGE_MALFORMED"
+    assert [span.name for span in exporter.get_finished_spans() if f"{span.context.trace_id:032x}" == trace_id] == []
 
 
 def test_a_batch_is_linked_to_every_member(exporter: InMemorySpanExporter) -> None:

@@ -28,8 +28,9 @@ class CallLimits:
 class Bulkhead:
     """Slots, or bytes, that are bounded in all and shared by owners.
 
-    With a share of 0.5 an owner takes more only while it holds less than is free. So one owner alone gets a half, each of n a (n + 1)th, and as much
-    stays free for the next. Where an owner is refused, one that holds more is refused as well.
+    With a share of 0.5 an owner takes more only while it holds less than is free. So one owner alone gets a half. Of n that take and give back side
+    by side each gets a (n + 1)th, and as much stays free for the next. Owners that come one after another, and give nothing back, get a half of what
+    is free then: a half, a quarter, an eighth. Where an owner is refused, one that holds more is refused as well.
     """
 
     def __init__(self, most: int, share: float) -> None:

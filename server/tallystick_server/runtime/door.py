@@ -41,6 +41,7 @@ _PARSED_AT_ONCE = 64 * 1024  # of larger messages one is parsed at a time, and o
 _RESERVE = 0.5  # seconds before the deadline in which the answer still gets home
 _LONGEST_WAIT = 30.0
 _LOOK_AGAIN = 0.02
+_CANCELLED = 0.1  # seconds in which gRPC says of a call without a message that its caller has cancelled it
 _WRITERS = 2
 """Streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn."""
 _HAND_ON = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
@@ -206,7 +207,7 @@ class Door:
         return self._reads if method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else self._writes
 
     async def _unary(self, method: _Method, context: Context) -> bytes:
-        raw = await context.read()
+        raw = await _message(context)
         metadata = _metadata(context)
         with server_span(method.name, metadata) as span:
             try:
@@ -225,7 +226,7 @@ class Door:
                 await _refuse(context, span, error, method.name)
 
     async def _stream(self, method: _Method, context: Context) -> None:
-        raw = await context.read()
+        raw = await _message(context)
         metadata = _metadata(context)
         with server_span(method.name, metadata) as span:
             try:
@@ -293,14 +294,15 @@ class Door:
                 break
         return None
 
-    async def _let_go(self, write: asyncio.Future[None], slots: Bulkhead, owner: str) -> NoReturn:
+    async def _let_go(self, write: asyncio.Future[None], slots: Bulkhead, owner: str) -> None:
         """A reader that stands still keeps no place here; should it go on, it hears why its stream has ended."""
         slots.release(owner)
         try:
-            await write
+            await asyncio.wait((write,))
         finally:
             slots.take(owner)
-        raise _shutting_down() if self._closing.is_set() else _expired()
+        if not write.cancelled() and write.exception() is None:  # else it has gone
+            raise _shutting_down() if self._closing.is_set() else _expired()
 
     def _check_goes_on(self, expiry: float) -> None:
         """Raises STREAM_EXPIRED or SHUTTING_DOWN when a stream is to end."""
@@ -355,6 +357,14 @@ class Door:
             await _refuse(
                 context, span, Refused(Reason.METHOD_UNKNOWN, "There is no such method here; its service may be served at another address."), name
             )
+
+
+async def _message(context: Context) -> Any:
+    """The call's message, or gRPC's mark that there is none. A call that was cancelled before its message came ends here."""
+    raw = await context.read()
+    if not isinstance(raw, bytes):
+        await asyncio.sleep(_CANCELLED)
+    return raw
 
 
 def _parse(method: _Method, raw: bytes) -> Message:
