@@ -22,8 +22,8 @@ FEES = {"EUR": 10}
 _TOKENS = {
     "ba_ok": 30.0, "ba_slow": 6.0, "ba_slow:10": 3.0, "ba_returned": 5.0, "ba_returned:8": 2.0, "ba_returned_part": 3.0, "ba_returned_closed": 3.0,
     "ba_decline:no_account": 3.0, "ba_decline:risk": 3.0, "ba_refused": 1.0, "ba_rejected": 1.0, "ba_lost_before": 3.0, "ba_lost_after": 4.0, "ba_lost_after:3": 2.0,
-    "ba_error_before": 2.0, "ba_error_after": 2.0, "ba_error_stored": 1.0, "ba_unreachable": 2.0, "ba_unreachable:8": 1.0, "ba_busy:2": 2.0, "ba_other_amount": 2.0,
-    "ba_paid_late": 2.0, "ba_twice": 2.0, "ba_batch_lost": 2.0, "ba_delay:2500": 1.0, "ba_review": 2.0, "ba_unverified": 1.0,
+    "ba_error_before": 2.0, "ba_error_after": 2.0, "ba_error_stored": 1.0, "ba_unreachable": 2.0, "ba_unreachable:8": 1.0, "ba_busy:2": 2.0, "ba_other_amount": 5.0,
+    "ba_paid_late": 5.0, "ba_twice": 5.0, "ba_batch_lost": 2.0, "ba_delay:2500": 1.0, "ba_review": 2.0, "ba_unverified": 1.0,
 }  # fmt: skip
 _SELLERS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
 _TRIES = 6

@@ -22,7 +22,7 @@ _POLLS = frozenset({
     "read PayoutHandlers._payout.<lambda>", "read PayoutHandlers._destination.<lambda>",
 })  # fmt: skip
 """What is done again and again, and mostly finds nothing."""
-_TURNS = frozenset({"transaction Collect._begin", "read Collect.turn.look"})
+_TURNS = frozenset({"transaction Collect._is_ours", "read Collect.turn.<lambda>", "read Collect.turn.look"})
 """What tells whose turn it is; only worlds by chance let processes die there."""
 DEATH = "a process dies"
 """What stands among the calls when one does."""
