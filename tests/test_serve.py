@@ -235,8 +235,9 @@ def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> N
 
 @pytest.mark.parametrize(("option", "frame"), [("grpc.max_connection_age_ms", _GOAWAY), ("grpc.keepalive_time_ms", _PING)])
 def test_connections_are_renewed_and_looked_after(own_database: Databases, monkeypatch: pytest.MonkeyPatch, option: str, frame: int) -> None:
-    """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes; on one that is silent the caller is asked by a ping."""
-    monkeypatch.setattr(serve, "CONNECTIONS", [(name, 500 if name == option else value) for name, value in serve.CONNECTIONS])
+    """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes; one whose caller answers no ping is closed."""
+    soon = {option, "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
+    monkeypatch.setattr(serve, "CONNECTIONS", [(name, 500 if name in soon else value) for name, value in serve.CONNECTIONS])
     with platform_of(own_database, names=("event",)) as platform:
         host, _, port = platform.address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as answers:
@@ -246,6 +247,8 @@ def test_connections_are_renewed_and_looked_after(own_database: Databases, monke
                 if head[3] == frame:
                     break
             assert head
+            while answers.read(1000):
+                pass
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ CONNECTIONS = [
     ("grpc.max_connection_age_grace_ms", int(STREAM_TIME + LONGEST_DEADLINE) * 1000),  # no call of ours takes longer, so none is cut
     ("grpc.keepalive_time_ms", 30_000),  # a caller that has vanished is noticed
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # while the kernel of a process that is frozen still acknowledges
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping each 10 s
     ("grpc.http2.max_ping_strikes", 2),

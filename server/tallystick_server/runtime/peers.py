@@ -52,6 +52,7 @@ PEER_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.max_reconnect_backoff_ms", 2000),  # so a service that is back is found, however long it was away
     ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # while the kernel of a process that is frozen still acknowledges
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
