@@ -301,6 +301,7 @@ def test_a_relay_reads_what_it_publishes(seeded: Databases, work: Work) -> None:
         with engine.connect() as connection:  # which is rolled back
             connection.exec_driver_sql("set search_path = payment")
             connection.exec_driver_sql("set session_replication_role = replica")
+            connection.exec_driver_sql("set enable_seqscan = off")  # as the services' roles have it
             for statement in _REFUSED:
                 connection.exec_driver_sql(statement)
             with plans.captured(engine):

@@ -387,7 +387,7 @@ def test_a_foreign_holder_of_the_lock_is_named(own_database: Databases) -> None:
     """migrate does not wait for ever for its lock, and says who has it."""
     with psycopg.connect(own_database.admin) as holder:
         holder.execute("select pg_advisory_lock(%s)", (0x7A11,))
-        with pytest.raises(Failure, match=rf"Another session \(tallystick_admin, process {holder.info.backend_pid}.*\) has held the lock"):
+        with pytest.raises(Failure, match=rf"Another session \({holder.info.user}, process {holder.info.backend_pid}.*\) has held the lock"):
             migrate(own_database.admin, own_database.passwords, lock_wait=0.2)
 
 
