@@ -41,7 +41,7 @@ from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.runtime.authentication import Development
-from tallystick_server.runtime.bulkhead import CallLimits
+from tallystick_server.runtime.bulkhead import Bulkhead, CallLimits
 from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.errors import CODE, from_status, to_status
 from tallystick_server.wallet import handlers as wallet
@@ -464,6 +464,24 @@ def test_a_reader_that_stands_still_and_leaves_is_no_fault(caplog: pytest.LogCap
             reader.close()
         assert eventually(lambda: len(asyncio.all_tasks(client.loop)) <= idle, 30)  # type: ignore[attr-defined]
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("the connection broke")], ids=["cancelled", "failed"])
+def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(error: Exception | None) -> None:
+    """When the write to a reader that stood still fails, or is cancelled, its stream ends without an error, and has its slot until then no more."""
+
+    async def let_go() -> int:
+        write: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        slots = Bulkhead(2, 1.0)
+        slots.take("shop")
+        letting_go = asyncio.ensure_future(Door(Development())._let_go(write, slots, "shop"))
+        await asyncio.sleep(0)
+        assert slots.taken == 0
+        write.cancel() if error is None else write.set_exception(error)
+        await letting_go
+        return slots.taken
+
+    assert asyncio.run(let_go()) == 1
 
 
 def test_draining_refuses_new_calls(own_database: Databases) -> None:
