@@ -41,7 +41,7 @@ from tallystick_server.runtime import alerts
 from tallystick_storage import alert, ledger, outbox
 from tallystick_storage.database import forget_marks
 from tallystick_storage.payment import orders, unapplied
-from tallystick_storage.payout import payouts
+from tallystick_storage.payout import payouts, schedule
 
 from .conftest import Platform, flow_of, fresh_database, replayed, serving
 
@@ -243,6 +243,26 @@ _REFUSED = (
 """5,000 aggregates with 20 events each that wait, 20 of them due, and 1,000 rows of the outbox."""
 
 
+def nodes_over(databases: Databases, schema: str, prepare: Sequence[str], work: Work) -> list[dict[str, Any]]:
+    """The nodes of the plans of what is read once some statements have prepared the schema. All is rolled back."""
+    plans, nodes = Plans(), []
+    engine = create_engine(databases.admin.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"set search_path = {schema}")
+            connection.exec_driver_sql("set session_replication_role = replica")
+            for statement in prepare:
+                connection.exec_driver_sql(statement)
+            with plans.captured(engine):
+                work(connection)
+            for _, statement, parameters in plans.statements:
+                explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
+                nodes += list(flat(explained[0]["Plan"]))
+    finally:
+        engine.dispose()
+    return nodes
+
+
 def _of_acknowledged(kind: str, findings: Sequence[alert.Finding]) -> Work:
     (finding,) = [finding for finding in findings if finding.kind == kind]
     return lambda connection: alert.find(connection, [finding])
@@ -261,23 +281,38 @@ def _of_acknowledged(kind: str, findings: Sequence[alert.Finding]) -> Work:
 )
 def test_what_was_acknowledged_is_not_read(seeded: Databases, schema: str, work: Work) -> None:
     """However much operators have acknowledged, what is open is found in an index of its own, and a page of all is a page."""
-    plans, nodes = Plans(), []
-    engine = create_engine(seeded.admin.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.connect() as connection:  # which is rolled back
-            connection.exec_driver_sql(f"set search_path = {schema}")
-            connection.exec_driver_sql("set session_replication_role = replica")
-            for statement in _ACKNOWLEDGED[schema]:
-                connection.exec_driver_sql(statement)
-            with plans.captured(engine):
-                work(connection)
-            for _, statement, parameters in plans.statements:
-                explained = connection.exec_driver_sql(f"explain (analyze, format json) {statement}", parameters).scalar_one()
-                nodes += list(flat(explained[0]["Plan"]))
-    finally:
-        engine.dispose()
+    nodes = nodes_over(seeded, schema, _ACKNOWLEDGED[schema], work)
     assert {node["Index Name"] for node in nodes if "Index Name" in node}
     assert [node for node in nodes if node["Node Type"] == "Seq Scan" or rows_read(node) > 51] == []
+
+
+_DUE_SCHEDULES = (
+    """insert into payout_schedule select case when n <= 150 then '' else 'due-' || n end, 'X' || n, 'DAILY', '', 0, '12:00', 'UTC', 0, 0, 0, true, '',
+    clock() - n * interval '1 s', clock() - n * interval '1 s', 0, 'chief', '', 1, clock() from generate_series(1, 20000) n""",
+    "analyze payout_schedule",
+)
+"""20,000 schedules whose cut-offs have come, 150 of them defaults."""
+_DELIVERED = (
+    "insert into to_release select 'd-' || n, 'shop', case when mod(n, 100) = 0 then 'x' else '' end, clock() from generate_series(1, 20000) n",
+    "analyze to_release",
+)
+"""20,000 deliveries that the wallet was not told yet, 200 of which it has refused."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "prepare", "work"),
+    [
+        ("payout", _DUE_SCHEDULES, lambda connection: schedule.due(connection, 200, default=True)),
+        ("payout", _DUE_SCHEDULES, lambda connection: schedule.due(connection, 200, default=False)),
+        ("payment", _DELIVERED, _of_acknowledged("RELEASE_STUCK", orders.findings(ALERT_AFTER, REVIEW, 300))),
+    ],
+    ids=["default schedules", "schedules of sellers", "RELEASE_STUCK"],
+)
+def test_of_two_sorts_each_is_found_in_an_index_of_its_own(database: Databases, schema: str, prepare: Sequence[str], work: Work) -> None:
+    """However many schedules are due, or deliveries wait, a page of one sort reads a page, in the order of an index."""
+    nodes = nodes_over(database, schema, prepare, work)
+    assert {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert [node for node in nodes if node["Node Type"] in ("Seq Scan", "Sort") or rows_read(node) > 210] == []
 
 
 _SOME = [f"payments/r-{number}" for number in range(500)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 
 from tallystick import AlreadyExistsError, Client, TallystickError
 from tallystick._errors import from_status
@@ -405,6 +405,40 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(teller: Client, 
         admin.execute("set session_replication_role = replica")
         admin.execute("update payout.payout_batch set look_time = now() where state = 'COLLECTING'")
     assert all(done(teller, one).payout_batch.refused_count == 1 for one in bad)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c, rows: schedule.advance(c, [(row, row.next_time) for row in rows]), schedule.postpone], ids=["advance", "postpone"]
+)
+def test_schedules_are_locked_in_order(own_database: Databases, change: Callable[[Connection, Sequence[Any]], object]) -> None:
+    """Schedules that are changed together are locked by seller, whatever order they are stored and given in, so that two changes never wait for each other."""
+    engine = create_engine(own_database.admin.replace("postgresql://", "postgresql+psycopg://"), connect_args={"options": "-c search_path=payout"})
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("set session_replication_role = replica")
+            for seller in ("c", "b", "a"):
+                connection.exec_driver_sql(
+                    "insert into payout_schedule values (%s, 'EUR', 'DAILY', '', 0, '12:00', 'UTC', 0, 0, 0, true, '', clock(), clock(), 0, 'x', '', 1, clock())",
+                    (seller,),
+                )
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        holder = stack.enter_context(psycopg.connect(own_database.admin, options="-c search_path=payout"))
+        holder.execute("select from payout_schedule where seller_account = 'a' for update")
+
+        def run() -> None:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("set session_replication_role = replica")
+                change(connection, sorted(schedule.due(connection, 3, default=False), key=lambda row: row.seller_account, reverse=True))
+                connection.rollback()
+
+        changing = pool.submit(run)
+        with psycopg.connect(own_database.admin, autocommit=True, options="-c search_path=payout") as looker:
+            waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+            assert eventually(lambda: looker.execute(waiting).fetchone() != (0,))
+            looker.execute("select from payout_schedule where seller_account in ('b', 'c') for update nowait")
+        holder.rollback()
+        changing.result(timeout=30)
 
 
 @pytest.mark.parametrize("poison", ["time zone", "payout"])

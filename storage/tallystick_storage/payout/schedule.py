@@ -47,10 +47,10 @@ _COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_mon
 _DEFAULT = "left join payout_schedule d on d.seller_account = '' and d.currency = s.currency"
 
 _HOLDING = text(f"""
-    select g.seller_account as seller, g.currency as of_currency, {_COLUMNS}
-    from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller_account, currency)
+    select g.seller, g.currency as of_currency, {_COLUMNS}
+    from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller, currency)
     cross join lateral (
-        select * from payout_schedule p where p.currency = g.currency and p.seller_account in (g.seller_account, '')
+        select * from payout_schedule p where p.currency = g.currency and p.seller_account in (g.seller, '')
         order by p.seller_account desc limit 1) s
     {_DEFAULT}
 """)
@@ -90,19 +90,28 @@ _SET = text(f"""
 """)
 _AMOUNTS = ("minimum_amount", "fee", "reserve")
 _STANDS = text("select * from payout_schedule where seller_account = :seller_account and currency = :currency")
-_DUE = text("""
-    select * from payout_schedule where look_time <= (select clock()) and (seller_account = '') = :default order by look_time, seller_account, currency limit :most
-""")
-_ADVANCE = text("""
-    update payout_schedule s set next_time = r.next_time, look_time = r.next_time, failures = 0
-    from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, version int, old_time timestamptz, next_time timestamptz)
-    where s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
+_DUE = """
+    select * from payout_schedule where look_time <= (select clock()) and {which} order by look_time, seller_account, currency limit :most
+"""  # each is written out, because only so it follows a partial index
+_DUE_DEFAULTS, _DUE_OF_SELLERS = text(_DUE.format(which="seller_account = ''")), text(_DUE.format(which="seller_account <> ''"))
+_AS_READ = """
+    l as materialized (
+        select s.seller_account, s.currency, r.next_time from payout_schedule s
+        join json_to_recordset(cast(:times as json)) as r (seller_account text collate "C", currency text collate "C", version int, old_time timestamptz,
+            next_time timestamptz)
+            on s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
+        order by s.seller_account, s.currency for update of s)
+"""
+_ADVANCE = text(f"""
+    with {_AS_READ}
+    update payout_schedule s set next_time = l.next_time, look_time = l.next_time, failures = 0
+    from l where s.seller_account = l.seller_account and s.currency = l.currency
     returning s.seller_account, s.currency
 """)
 _POSTPONE = text(f"""
+    with {_AS_READ}
     update payout_schedule s set failures = s.failures + 1, look_time = clock() + {BACK_OFF}
-    from json_to_recordset(cast(:times as json)) as r (seller_account text, currency text, version int, old_time timestamptz)
-    where s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
+    from l where s.seller_account = l.seller_account and s.currency = l.currency
 """)
 _OWN = text("select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))")
 
@@ -136,7 +145,7 @@ def stands(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
 
 def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any]]:
     """Schedules whose cut-off has come and that are to be looked at now, in that order: defaults, or those of single sellers."""
-    return connection.execute(_DUE, {"most": most, "default": default}).all()
+    return connection.execute(_DUE_DEFAULTS if default else _DUE_OF_SELLERS, {"most": most}).all()
 
 
 def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> set[tuple[str, str]]:

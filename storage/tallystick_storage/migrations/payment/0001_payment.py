@@ -145,7 +145,8 @@ create table to_release (
     next_attempt_time timestamptz not null default '-infinity'
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 create index to_release_by_next_attempt on to_release (next_attempt_time, create_time, payment_order_id);
-create index to_release_by_time on to_release ((refused <> ''), create_time, payment_order_id);
+create index to_release_refused on to_release (create_time, payment_order_id) where refused <> '';
+create index to_release_waiting on to_release (create_time, payment_order_id) where refused = '';
 
 -- Money that a provider took and that fits no order.
 create table unapplied_charge (

@@ -178,7 +178,8 @@ create table payout_schedule (
     primary key (seller_account, currency)
 );
 create index payout_schedule_by_time on payout_schedule (next_time, seller_account, currency) where next_time is not null;
-create index payout_schedule_due on payout_schedule ((seller_account = ''), look_time, seller_account, currency) where look_time is not null;
+create index payout_schedule_due_of_all on payout_schedule (look_time, seller_account, currency) where seller_account = '' and look_time is not null;
+create index payout_schedule_due_of_sellers on payout_schedule (look_time, seller_account, currency) where seller_account <> '' and look_time is not null;
 
 create table payout_batch (
     payout_batch_id text collate "C" primary key,
