@@ -7,12 +7,16 @@ import re
 import subprocess
 import sys
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import get_args
 
 import pytest
 from google.protobuf.descriptor_pb2 import MethodOptions
+from sqlalchemy import TextClause
 
+import tallystick_storage
 from tallystick.event.v1 import event_service_pb2
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
@@ -174,6 +178,28 @@ def test_requirements_carry_hashes_and_no_addresses() -> None:
 def test_no_time_of_a_row_falls() -> None:
     """What has changed is changed no earlier than before, though a clock steps back: an update_time is set to the greatest of both."""
     found = [f"{path.name}: {hit}" for path in sources("storage") for hit in re.findall(r"update_time = (?!greatest\()\w+", path.read_text())]
+    assert found == []
+
+
+def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
+    """What a statement orders by and was given as text compares as ids do, collate "C": else two statements lock rows in orders that the database's locale decides."""
+    ordered = re.compile(r"\border by ((?:[^()]|\([^()]*\))*?)(?= limit | for update| for share| returning | on conflict | offset | union |\)|$)")
+    found = []
+    for module in walk_packages(tallystick_storage.__path__, "tallystick_storage."):
+        if ".migrations" in module.name:  # which only Alembic can import
+            continue
+        for name, statement in vars(import_module(module.name)).items():
+            if not isinstance(statement, TextClause):
+                continue
+            sql = " ".join(statement.text.split())
+            records = re.findall(r"json_to_recordset\([^()]*\([^()]*\)\) as \w+ \(([^()]*)\)", sql)
+            lists = re.findall(r"unnest\(((?:cast\([^()]*\)(?:, )?)+)\) as \w+ \(([^()]*)\)", sql)
+            given = {column.split()[0] for record in records for column in record.split(",") if column.split()[1:] == ["text"]}
+            for casts, columns in lists:
+                types = re.findall(r" as (\w+)\[\]", casts)
+                given |= {column.strip() for column, type_ in zip(columns.split(","), types, strict=True) if type_ == "text"}
+            by = [term.split() for terms in ordered.findall(sql) for term in terms.split(",")]
+            found += [f"{module.name}.{name}: {term[0]}" for term in by if "collate" not in term and term[0].split(".")[-1] in given]
     assert found == []
 
 

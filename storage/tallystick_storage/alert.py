@@ -75,7 +75,7 @@ _EVENTS_WAIT = """
 OLDEST_IN_OUTBOX = "select create_time from outbox order by sequence limit 1"
 """The create_time of the oldest event that waits in the outbox, which is published in order."""
 _COLUMNS = "alert_id, kind, subject, detail, create_time, end_time"
-_FOUND = "select * from json_to_recordset(cast(:found as json)) as r (kind text, subject text, detail text)"
+_FOUND = 'select * from json_to_recordset(cast(:found as json)) as r (kind text collate "C", subject text collate "C", detail text)'
 _RAISE = text(f"""
     with found as materialized (
         select f.* from ({_FOUND}) f

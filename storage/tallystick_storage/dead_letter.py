@@ -40,7 +40,7 @@ _INSERT = text(f"""
     with new as (
         insert into dead_letter (dead_letter_id, subject, number, cause, detail, tries, state, operator, reason, evidence, create_time, provider)
         select translate(r.subject, '/', '-') || '-' || n.number, r.subject, n.number, r.cause, r.detail, r.tries, 'OPEN', '', '', '', clock(), r.provider
-        from json_to_recordset(cast(:items as json)) as r (subject text, cause text, detail text, tries int, provider text)
+        from json_to_recordset(cast(:items as json)) as r (subject text collate "C", cause text, detail text, tries int, provider text)
         cross join lateral (select coalesce(max(d.number), 0) + 1 as number from dead_letter d where d.subject = r.subject) n
         order by r.subject returning *),
     {told("new", "'deadLetters/' || dead_letter_id", "1")}

@@ -53,7 +53,7 @@ class Again:
 _FINAL = ("SUCCEEDED", "DECLINED", "RETURNED")
 _ANSWERS = text("""
     with r as materialized (
-        select * from json_to_recordset(cast(:answers as json)) as r (demand_id text, number int, outcome text, provider_reference text,
+        select * from json_to_recordset(cast(:answers as json)) as r (demand_id text collate "C", number int, outcome text, provider_reference text,
             moved_amount bigint, moved_currency text, failure_reason text, decline_code text)),
     l as materialized (
         select r.* from attempt a join r on r.demand_id = a.demand_id and r.number = a.number
@@ -66,7 +66,7 @@ _ANSWERS = text("""
 """)
 _ENDED = text("""
     select demand_id, number, outcome, provider_reference, moved_amount, moved_currency, failure_reason, decline_code
-    from json_to_recordset(cast(:attempts as json)) as r (demand_id text, number int) join attempt a using (demand_id, number)
+    from json_to_recordset(cast(:attempts as json)) as r (demand_id text collate "C", number int) join attempt a using (demand_id, number)
     where a.end_time is not null
 """)
 _OPEN_ATTEMPTS = text("""
@@ -78,7 +78,7 @@ _AGAIN = text("""
         select r.demand_id, r.lease_token, r.sent, r.not_found, r.looking, r.trouble, r.detail, r.phase, r.recheck_after,
             case when d.recheck then coalesce(r.delay, '0') else r.delay end as delay,  -- what is to end meanwhile is not set aside
             case when d.recheck and r.delay is null then '{}' else r.tries end as tries
-        from json_to_recordset(cast(:again as json)) as r (demand_id text, lease_token bigint, delay text, sent boolean, not_found int, looking boolean,
+        from json_to_recordset(cast(:again as json)) as r (demand_id text collate "C", lease_token bigint, delay text, sent boolean, not_found int, looking boolean,
             tries jsonb, trouble text, detail text, phase text, recheck_after float)
         join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)
     update due d set lease_until = clock(), held = false,
@@ -200,7 +200,7 @@ _PROVIDERS = text("""
 """)
 _GIVE_BACK = text("""
     with c as materialized (
-        select d.demand_id from due d join json_to_recordset(cast(:leases as json)) as r (demand_id text, lease_token bigint)
+        select d.demand_id from due d join json_to_recordset(cast(:leases as json)) as r (demand_id text collate "C", lease_token bigint)
             on d.demand_id = r.demand_id and d.lease_token = r.lease_token
         where d.lease_until > clock() order by d.demand_id for update of d)
     update due d set lease_until = clock() from c where d.demand_id = c.demand_id

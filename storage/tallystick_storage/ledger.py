@@ -45,12 +45,12 @@ def lock_accounts(connection: Connection, ids: Mapping[tuple[str, str], int]) ->
 _OPEN_ACCOUNTS = text("""
     insert into account (account, currency, balance, entry_count, create_time)
     select account, currency, 0, 0, clock()
-    from json_to_recordset(cast(:accounts as json)) as r (account text, currency text) order by account, currency
+    from json_to_recordset(cast(:accounts as json)) as r (account text collate "C", currency text collate "C") order by account, currency
     on conflict do nothing
 """)
 _ACCOUNT_IDS = text("""
     select a.account, a.currency, a.account_id
-    from json_to_recordset(cast(:accounts as json)) as r (account text, currency text)
+    from json_to_recordset(cast(:accounts as json)) as r (account text collate "C", currency text collate "C")
     join account a on a.account = r.account and a.currency = r.currency
 """)
 
@@ -92,7 +92,7 @@ _APPEND = text("""
             description text, reverses bigint, effective_time timestamptz, post_time timestamptz, previous_hash text, hash text))
     insert into entry (book, sequence, place, account_id, currency, amount, balance_after, number)
     select :book, sequence, place, account_id, currency, amount, balance_after, number
-    from json_to_recordset(cast(:entries as json)) as r (sequence bigint, place smallint, account_id bigint, currency text, amount bigint,
+    from json_to_recordset(cast(:entries as json)) as r (sequence bigint, place smallint, account_id bigint, currency text collate "C", amount bigint,
         balance_after numeric, number bigint)
 """)
 

@@ -66,12 +66,13 @@ _DELAY = "least(2 ^ least({refusals}, 16), 300) * interval '1 second'"
 _SET_APART = text(f"""
     insert into refused_aggregate (aggregate_id, refusals, next_attempt_time, detail)
     select aggregate_id, case detail when '' then 0 else 1 end, clock() + case detail when '' then interval '0' else {_DELAY.format(refusals="1")} end, detail
-    from unnest(cast(:aggregate_ids as text[]), cast(:details as text[])) as r (aggregate_id, detail) order by aggregate_id
+    from unnest(cast(:aggregate_ids as text[]), cast(:details as text[])) as r (aggregate_id, detail) order by aggregate_id collate "C"
     on conflict (aggregate_id) do update set detail = case excluded.detail when '' then refused_aggregate.detail else excluded.detail end
 """)
 _ADD_EVENTS = text("""
     insert into refused_event (aggregate_id, version, event)
-    select * from unnest(cast(:aggregate_ids as text[]), cast(:versions as bigint[]), cast(:events as bytea[])) order by 1, 2
+    select * from unnest(cast(:aggregate_ids as text[]), cast(:versions as bigint[]), cast(:events as bytea[])) as r (aggregate_id, version, event)
+    order by aggregate_id collate "C", version
     on conflict (aggregate_id, version) do nothing
 """)
 _DUE = text("""

@@ -42,7 +42,7 @@ _OWNERS = text(
 _CLAIM = text(f"""
     with new as (
         insert into seller (seller_account, owner, version, update_time)
-        select r.seller_account, r.owner, 1, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text, owner text)
+        select r.seller_account, r.owner, 1, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text collate "C", owner text)
         order by r.seller_account
         on conflict do nothing returning *),
     {told("new", "'sellers/' || seller_account", "1")}

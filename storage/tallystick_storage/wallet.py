@@ -21,12 +21,12 @@ Due = tuple[datetime, str]
 _OPEN = text("""
     insert into wallet (seller_account, currency, pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time)
     select seller_account, currency, 0, 0, 0, 0, 0, 0, false, :release_delay, 0, clock()
-    from json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text) order by seller_account, currency
+    from json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C") order by seller_account, currency
     on conflict do nothing
 """)
 _LOCK = text("""
     select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version, w.frozen, w.release_delay
-    from wallet w join json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text)
+    from wallet w join json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C")
         on w.seller_account = r.seller_account and w.currency = r.currency
     order by w.seller_account, w.currency for update of w
 """)
@@ -77,7 +77,7 @@ _HOLD_COLUMNS = "hold_id, seller_account, currency, amount, captured_amount, pur
 _HOLDS = text(f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> 'SEALED' order by hold_id")
 _SEAL = text("""
     insert into hold (hold_id, captured_amount, state, caller, create_time, end_time)
-    select id, 0, 'SEALED', :caller, t.now, t.now from unnest(cast(:ids as text[])) as r (id), (select clock() as now) t order by id
+    select id, 0, 'SEALED', :caller, t.now, t.now from unnest(cast(:ids as text[])) as r (id), (select clock() as now) t order by id collate "C"
     on conflict do nothing
 """)
 _SEALED = text("select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'SEALED'")
@@ -171,19 +171,19 @@ _WRITE = text(f"""
         insert into wallet_entry (seller_account, currency, number, kind, cause, caller, fingerprint, amount, pending_after, available_after, held_after,
             owed_after, traceparent, create_time)
         select seller_account, currency, number, kind, cause, caller, decode(fingerprint, 'hex'), amount, pending, available, held, owed, traceparent, now
-        from json_to_recordset(cast(:entries as json)) as r (seller_account text, currency text, number bigint, kind text, cause text, caller text,
+        from json_to_recordset(cast(:entries as json)) as r (seller_account text collate "C", currency text collate "C", number bigint, kind text, cause text, caller text,
             fingerprint text, amount bigint, pending numeric, available numeric, held numeric, owed numeric, traceparent text), t
         returning seller_account, currency, number),
     {told("e", "'wallets/' || seller_account || '/' || currency", "number")},
     c as (
         insert into pending_credit (cause, seller_account, currency, amount, release_time)
         select cause, seller_account, currency, amount, now + make_interval(secs => delay)
-        from json_to_recordset(cast(:pending as json)) as r (cause text, seller_account text, currency text, amount bigint, delay int), t),
+        from json_to_recordset(cast(:pending as json)) as r (cause text, seller_account text collate "C", currency text collate "C", amount bigint, delay int), t),
     d as (delete from pending_credit where cause = any (cast(:released as text[]))),
     p as (
         insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time)
         select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time, now
-        from json_to_recordset(cast(:placed as json)) as r (hold_id text, seller_account text, currency text, amount bigint, purpose text, caller text,
+        from json_to_recordset(cast(:placed as json)) as r (hold_id text, seller_account text collate "C", currency text collate "C", amount bigint, purpose text, caller text,
             expire_time timestamptz), t),
     h as (
         update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
@@ -192,7 +192,7 @@ _WRITE = text(f"""
     w as (
         update wallet w set pending = r.pending, available = r.available, held = r.held, owed = r.owed,
             balance = r.pending + r.available + r.held - r.owed, version = r.version, update_time = greatest(w.update_time, t.now)
-        from json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text, pending numeric, available numeric, held numeric,
+        from json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C", pending numeric, available numeric, held numeric,
             owed numeric, version bigint), t
         where w.seller_account = r.seller_account and w.currency = r.currency)
     select now as create_time, sequence as told from t, told
@@ -249,7 +249,7 @@ def _entry(item: Decided) -> dict[str, Any]:
 
 _WALLET_COLUMNS = "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, policy_version, version, update_time"
 _WALLETS = text(f"""
-    select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json)) as r (seller_account text, currency text)
+    select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C")
         using (seller_account, currency)
 """)
 _LIST_WALLETS = text(f"""

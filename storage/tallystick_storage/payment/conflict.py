@@ -14,7 +14,7 @@ from tallystick_storage.payment.unapplied import Charged
 # What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert.
 _REPORT = text("""
     with r as (
-        select distinct on (charge_id) * from json_to_recordset(cast(:charged as json)) as r (charge_id text, provider text, provider_reference text,
+        select distinct on (charge_id) * from json_to_recordset(cast(:charged as json)) as r (charge_id text collate "C", provider text, provider_reference text,
             amount bigint, currency text) order by charge_id),
     conflicting as (
         select r.charge_id, 'Succeeded ' || r.provider_reference || ' ' || r.amount || ' ' || r.currency || case

@@ -126,13 +126,13 @@ _INSERT = text(f"""
         select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
             on_partial, provider, traceparent, expire_time, '', order_count, open_orders, order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
-        from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text, caller text, owner text, fingerprint text, buyer_info text, seller_info text,
+        from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text collate "C", caller text, owner text, fingerprint text, buyer_info text, seller_info text,
             buyer_country text, payment_token text, payment_method_type text, charging text, on_partial text, provider text, traceparent text,
             expire_time timestamptz, order_count int, open_orders int), t
         order by checkout_id
         on conflict do nothing returning checkout_id, version, create_time),
     asked as materialized (
-        select r.* from json_to_recordset(cast(:orders as json)) as r (payment_order_id text, checkout_id text, charge_id text, buyer_account text,
+        select r.* from json_to_recordset(cast(:orders as json)) as r (payment_order_id text collate "C", checkout_id text collate "C", charge_id text collate "C", buyer_account text,
             seller_account text, amount bigint, currency text, asked_fee bigint, platform_fee bigint, status text, cause text, failure_reason text,
             provider text, attempt_count int)
         join new_checkout c on c.checkout_id = r.checkout_id),
@@ -153,7 +153,7 @@ _INSERT = text(f"""
         insert into attempt (demand_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason,
             decline_code, start_time)
         select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '', '', now
-        from json_to_recordset(cast(:attempts as json)) as r (charge_id text, checkout_id text, provider text, provider_key text, amount bigint,
+        from json_to_recordset(cast(:attempts as json)) as r (charge_id text collate "C", checkout_id text collate "C", provider text, provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning demand_id, provider),
     to_do as (
@@ -203,7 +203,7 @@ def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
 _MOVE = text(f"""
     with claimed as materialized (
         select r.*, d.ours
-        from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text, charge_id text, lease_token bigint, version int,
+        from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text collate "C", charge_id text collate "C", lease_token bigint, version int,
                 status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
                 provider_reference text, resolve_within float) order by charge_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours; but an answer concerns whoever has it
@@ -302,11 +302,11 @@ _CHARGE = """
         extract(epoch from o.resolve_by_time - clock()) as resolves_in,
         coalesce(d.maybe_sent, false) as maybe_sent, extract(epoch from clock() - d.sent_time) as since_sent,
         coalesce(d.not_found, 0) as not_found, coalesce(d.looking, false) as looking, d.tries
-    from unnest(cast(:charges as text[])) as g (charge_id)
-    {due} d on d.demand_id = g.charge_id
-    join lateral (select * from attempt a where a.demand_id = g.charge_id order by number desc limit 1) a on true
+    from unnest(cast(:charges as text[])) as g (id)
+    {due} d on d.demand_id = g.id
+    join lateral (select * from attempt a where a.demand_id = g.id order by number desc limit 1) a on true
     join checkout c on c.checkout_id = a.checkout_id
-    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.charge_id and {which}
+    join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {which}
     order by o.charge_id, o.payment_order_id
 """
 _CHARGES = text(_CHARGE.format(due="join due", which="o.status <> 'FAILED'"))
@@ -335,7 +335,7 @@ class Look:
 _WATCH = text("""
     insert into watch (charge_id, provider, next_time, looks)
     select r.charge_id, a.provider, clock() + make_interval(secs => r.delay), r.looks
-    from json_to_recordset(cast(:looks as json)) as r (charge_id text, delay float, looks int)
+    from json_to_recordset(cast(:looks as json)) as r (charge_id text collate "C", delay float, looks int)
     join attempt a on a.demand_id = r.charge_id and a.number = 1 order by r.charge_id
     on conflict (charge_id) do update set next_time = excluded.next_time, looks = excluded.looks
 """)
@@ -410,10 +410,10 @@ _FINDINGS = (
         "RELEASE_STUCK",
         "paymentOrders",
         """
-    (select 'paymentOrders/' || payment_order_id as subject, refused as detail from to_release where (refused <> '') = true)
+    (select 'paymentOrders/' || payment_order_id as subject, refused as detail from to_release where refused <> '')
     union all
     (select 'paymentOrders/' || payment_order_id, 'the wallet was not told' from to_release
-     where (refused <> '') = false and create_time < (select clock()) - cast(:success as interval) order by create_time, payment_order_id)
+     where refused = '' and create_time < (select clock()) - cast(:success as interval) order by create_time, payment_order_id)
 """,
     ),
 )

@@ -11,7 +11,7 @@ from tallystick_storage.database import rows
 _STORED = text("select seller_account, owner from seller_owner where seller_account = any (cast(:sellers as text[]))")
 _STORE = text("""
     insert into seller_owner (seller_account, owner, update_time)
-    select r.seller_account, r.owner, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text, owner text) order by r.seller_account
+    select r.seller_account, r.owner, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text collate "C", owner text) order by r.seller_account
     on conflict (seller_account) do update set owner = excluded.owner, update_time = greatest(seller_owner.update_time, excluded.update_time)
         where seller_owner.owner <> excluded.owner
 """)

@@ -38,7 +38,7 @@ _INSERT = text(f"""
     with judged as (
         select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED' then 'LATE'
             when a.outcome = 'SUCCEEDED' and a.provider_reference <> r.provider_reference then 'TWICE' end as cause
-        from json_to_recordset(cast(:charged as json)) as r (unapplied_charge_id text, charge_id text, checkout_id text, caller text, traceparent text,
+        from json_to_recordset(cast(:charged as json)) as r (unapplied_charge_id text collate "C", charge_id text, checkout_id text, caller text, traceparent text,
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
         cross join lateral (
             select bool_and(o.status = 'FAILED') as failed from payment_order o  -- what risk refused was never part of the charge
@@ -68,7 +68,7 @@ _TO_BOOK = text(f"""
 _REFUSED = text("""
     with noted as (
         insert into unbooked (unapplied_charge_id, refused, tries, next_attempt_time)
-        select r.id, r.message, 1, clock() + interval '1 second' from json_to_recordset(cast(:refused as json)) as r (id text, message text) order by r.id
+        select r.id, r.message, 1, clock() + interval '1 second' from json_to_recordset(cast(:refused as json)) as r (id text collate "C", message text) order by r.id
         on conflict (unapplied_charge_id) do update set refused = excluded.refused, tries = unbooked.tries + 1,
             next_attempt_time = clock() + least(power(2, least(unbooked.tries, 9)), 300) * interval '1 second'
         returning unapplied_charge_id, tries)

@@ -26,7 +26,7 @@ _REPORTS = text("select * from conflicting_report where payout_id = any (cast(:i
 _REPORT = text("""
     insert into conflicting_report (payout_id, number, report, create_time)
     select payout_id, number, report, t.now
-    from json_to_recordset(cast(:reports as json)) as r (payout_id text, number int, report text), (select clock() as now) t order by payout_id, number
+    from json_to_recordset(cast(:reports as json)) as r (payout_id text collate "C", number int, report text), (select clock() as now) t order by payout_id, number
 """)
 
 

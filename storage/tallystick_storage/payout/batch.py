@@ -58,7 +58,7 @@ _INSERT = text(f"""
     items as (
         insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state)
         select r.payout_batch_id, r.payout_id, r.seller_account, r.amount, r.currency, r.payout_destination_id, r.state
-        from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text, seller_account text, amount bigint, currency text,
+        from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint, currency text,
             payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id order by r.payout_id),
     {told("b", "'payoutBatches/' || payout_batch_id", "1")}
     select {_COLUMNS}, sequence as told from b, told
@@ -82,7 +82,7 @@ _ITEMS = text("""
 _ADD = text("""
     insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, refusal)
     select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, decode(refusal, 'hex')
-    from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text, seller_account text, amount bigint, currency text,
+    from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint, currency text,
         payout_destination_id text, state text, refusal text) order by payout_id
     on conflict (payout_batch_id, payout_id) do update set state = excluded.state, refusal = excluded.refusal
     returning state

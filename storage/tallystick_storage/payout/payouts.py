@@ -110,7 +110,7 @@ _INSERT = text(f"""
             attempt_count, paid_amount, returned_amount, version, create_time, update_time)
         select payout_id, caller, owner, decode(fingerprint, 'hex'), asked_amount, asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
             payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '', '', 0, 0, 0, 1, now, now
-        from json_to_recordset(cast(:payouts as json)) as r (payout_id text, caller text, owner text, fingerprint text, asked_amount bigint,
+        from json_to_recordset(cast(:payouts as json)) as r (payout_id text collate "C", caller text, owner text, fingerprint text, asked_amount bigint,
             asked_destination text, seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
             provider text, traceparent text), t
         order by payout_id
@@ -138,7 +138,7 @@ _MOVE = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*
-        from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text, lease_token bigint, reported_under bigint, from_version int, version int, state text,
+        from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text collate "C", lease_token bigint, reported_under bigint, from_version int, version int, state text,
                 settled boolean, failure_reason text, decline_code text, provider_reference text, attempt_count int, paid_amount bigint,
                 returned_amount bigint, provider_key text, waits boolean, watch_after float) order by payout_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
@@ -155,7 +155,7 @@ _MOVE = text(f"""
     history as (
         insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
         select s.payout_id, s.version, s.from_state, s.to_state, s.cause, s.settled, s.actor, s.reason, m.update_time
-        from json_to_recordset(cast(:steps as json)) as s (payout_id text, version int, from_state text, to_state text, cause text, settled boolean,
+        from json_to_recordset(cast(:steps as json)) as s (payout_id text collate "C", version int, from_state text, to_state text, cause text, settled boolean,
             actor text, reason text) join moved m on m.payout_id = s.payout_id
         returning payout_id, version),
     begun as (
@@ -272,7 +272,7 @@ def retry(connection: Connection, payout_id: str, request_id: str, caller: str, 
 _TO_WATCH = text("select payout_id, looks from watch where next_time <= (select clock()) order by next_time, payout_id limit :most")
 _WATCH = text("""
     update watch w set next_time = clock() + make_interval(secs => r.delay), looks = r.looks
-    from json_to_recordset(cast(:again as json)) as r (payout_id text, delay float, looks int) where w.payout_id = r.payout_id
+    from json_to_recordset(cast(:again as json)) as r (payout_id text collate "C", delay float, looks int) where w.payout_id = r.payout_id
 """)
 _UNWATCH = text("delete from watch where payout_id = any (cast(:ids as text[]))")
 

@@ -32,7 +32,7 @@ _TELL = text("""
         return_time)
     select provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, t.now,
         case when returned_amount is not null then t.now end
-    from json_to_recordset(cast(:transfers as json)) as r (provider text, provider_reference text, payout_id text, fit text, cause_id text, amount bigint,
+    from json_to_recordset(cast(:transfers as json)) as r (provider text, provider_reference text collate "C", payout_id text collate "C", fit text, cause_id text, amount bigint,
         currency text,
         returned_amount bigint, returned_currency text), (select clock() as now) t
     order by payout_id, provider_reference
