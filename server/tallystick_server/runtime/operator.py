@@ -188,9 +188,9 @@ class DeadLetters(Generic[H, G]):
             raise _forbidden(
                 "Its provider's answer is stored and cannot be applied; remove the cause, then retry the dead letter.", "UNAPPLIED_ANSWER"
             )
-        if item.answer is None and not self._flow.execute.knows(item.provider):  # nobody is left to ask: the operator's evidence decides
+        if not self._flow.execute.knows(item.provider):  # nobody is left to ask: the operator's evidence decides
             return item, Unknown(f"the provider {item.provider} is not configured")
-        outcome = item.answer or await self._flow.execute.ask(item, Step.LOOK_UP)
+        outcome = await self._flow.execute.ask(item, Step.LOOK_UP)
         if isinstance(outcome, HeldBack):
             wait = outcome.seconds or _ASK_AGAIN
             raise Refused(Reason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=wait)
