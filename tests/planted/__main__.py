@@ -76,7 +76,7 @@ def _look(bug: Bug | None) -> Caught | None:
     code, printed = _run([*_PYTEST, *bug.tests.split()])
     if code == 0:
         return None
-    sign = next((line for line in printed.splitlines() if line.startswith(("FAILED", "ERROR"))), None)
+    sign = next((line for line in printed.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))), None)
     if sign is None:
         raise RuntimeError(f"the tests did not come to their end:\n{printed[-2000:]}")
     return Caught("tests", sign.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR "))

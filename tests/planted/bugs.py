@@ -220,8 +220,8 @@ BUGS = (
     Bug(
         "the fencing token is not checked",
         f"{_STORAGE}/payment/orders.py",
-        "select d.lease_token = r.lease_token as ours from due d",
-        "select true as ours from due d",
+        "select d.lease_token = r.lease_token as ours from due d\n            where d.demand_id = r.charge_id and (d.lease_token = r.lease_token or r.cause = :answered) limit 1",
+        "select true as ours from due d\n            where d.demand_id = r.charge_id limit 1",
         "tests/test_recovery.py -k closing_asks_the_provider",
     ),
     Bug(
