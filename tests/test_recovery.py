@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, event
 
 from tallystick import (
     AlreadyExistsError,
@@ -1696,6 +1696,39 @@ def test_other_providers_do_not_notice_an_outage(own_database: Databases) -> Non
             assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
     log.close()
     assert verify(own_database).passed
+
+
+def test_in_an_outage_one_count_serves_all_new_payments(own_database: Databases) -> None:
+    """While enough waits for a provider that fails, payments of new sellers are refused without a count of what waits for each of them."""
+    retry = {("", Trouble.NOT_SENT): Policy(Strategy.FIXED, 0.1, 0.1, 50)}
+    settings = Settings(
+        retry=retry, sweep_interval=3600, monitor_interval=3600, breaker_failures=2, breaker_rest=3600, breaker_longest_rest=3600, waiting_depth=2
+    )
+    counts: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "from (select from due where phase" in statement:
+            counts.append(statement)
+
+    with serving(own_database, settings) as platform, Client(platform.address, settings=ClientSettings(attempts=1)) as client:
+        waiting = [pay(client, "1.00", token="tok_unreachable", wait_for=ACCEPTANCE) for _ in range(2)]
+        assert eventually(lambda: all((due(own_database, p.payment_orders[0].charge_id) or ("", ""))[1] for p in waiting))
+
+        def refused(_: int) -> bool:
+            try:
+                pay(client, "1.00", wait_for=ACCEPTANCE)
+            except UnavailableError:
+                return True
+            return False
+
+        assert eventually(lambda: refused(0))
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            with ThreadPoolExecutor(20) as pool:
+                assert all(pool.map(refused, range(100)))
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    assert len(counts) < 50
 
 
 def test_charges_that_fail_for_ever_do_not_stand_for_their_provider(own_database: Databases) -> None:

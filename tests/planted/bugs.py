@@ -150,9 +150,9 @@ BUGS = (
     ),
     Bug(
         "nobody new is the probe of a provider",
-        f"{_SERVER}/payment/flow.py",
-        "return Room(max(self._waiting_depth - waiting, 0), probe)",
-        "return Room(max(self._waiting_depth - waiting, 0), probe and not waiting)",
+        f"{_SERVER}/payment/storable.py",
+        "return Room(max(self._depth - waiting, 0), probe)",
+        "return Room(max(self._depth - waiting, 0), probe and not waiting)",
         "tests/test_recovery.py -k finds_out",
     ),
     # what is made of its answers

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, charge_id, move
+from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
-from tallystick_core.refusal import Refused, id_taken, seller_taken
+from tallystick_core.refusal import Refused, seller_taken
 from tallystick_core.risk import RiskCheck
-from tallystick_server.payment.accept import Accept, Accepted, Arrival, Room, provider_unavailable
+from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
 from tallystick_server.payment.deliver import Deliver
 from tallystick_server.payment.move import Move, Moved, move_orders
 from tallystick_server.payment.record import Record, Recorded
 from tallystick_server.payment.sellers import KnownSellers
 from tallystick_server.payment.settle import Settle
+from tallystick_server.payment.storable import Storable
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.payment.watch import Watch, watch
 from tallystick_server.runtime.changes import Changes
@@ -68,10 +68,9 @@ class PayIn(Flow[Charge, Moved]):
         super().__init__("payment", database, providers, settings)
         self.changes: Changes[payment_pb2.Payment] = Changes()
         self.dead_letters = DeadLetters(database, self)
-        self._provider = provider
         self._policies = settings.policies
-        self._waiting_depth = waiting_depth
-        accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._room)
+        self._storable = Storable(database, self.execute, provider, waiting_depth)
+        accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._storable.room)
         self._accept: Stage[Arrival, Accepted] = Stage(
             "payment.accept",
             accept.run,
@@ -93,7 +92,7 @@ class PayIn(Flow[Charge, Moved]):
         self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
         self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run, for_callers=True, max_waiting=CALLERS_WAITING)
         self._sellers = KnownSellers(database, SellerOwners(peers, wallet_address), seller_check_interval)
-        self._stages += [*self._sellers.stages, self._accept, self._record, self._settle, self._deliver]
+        self._stages += [self._storable.stage, *self._sellers.stages, self._accept, self._record, self._settle, self._deliver]
         self._periodic += [
             Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
             self.watching,
@@ -111,38 +110,12 @@ class PayIn(Flow[Charge, Moved]):
         """Why the event may not name its sellers. One that is stored already is answered all the same."""
         try:
             others = await self._sellers.of_others(
-                event.owner, {order.seller_account for order in event.orders}, lambda: self._require_storable(event)
+                event.owner, {order.seller_account for order in event.orders}, lambda: self._storable.require(event)
             )
         except Refused as refused:
             return refused
         place = min((order.place for order in event.orders if order.seller_account in others), default=None)
         return None if place is None else seller_taken(f"payment_orders[{place}].seller_account")
-
-    async def _require_storable(self, event: PaymentEvent) -> None:
-        """Raises the refusal of a payment that is not stored whoever its sellers belong to; one whose ids exist is answered by what is stored."""
-
-        now = asyncio.get_running_loop().time()
-
-        def look(connection: Connection) -> tuple[bool, Room | None]:
-            taken = store.taken(connection, [event.checkout_id], [order.payment_order_id for order in event.orders])
-            return bool(taken), self._room(connection, now)
-
-        taken, room = await self._database.load(look)
-        if taken:
-            raise id_taken("checkout_id")
-        if room is not None and not room.probe and room.charges < len({charge_id(event, order) for order in event.orders}):
-            raise provider_unavailable()
-
-    def _room(self, connection: Connection, now: float) -> Room | None:
-        """What may be accepted at this time of the loop, while the provider of new charges fails; None: anything.
-
-        Of those that wait perhaps none is to be sent soon, or at all: then a new one has to find out whether the provider answers again.
-        """
-        if not self.execute.is_held_back(self._provider):
-            return None
-        waiting = due.backlog(connection, self._provider, "", max(self._waiting_depth, 1))
-        probe = self.execute.lacks_probe(self._provider, now, others_wait=waiting > 0)
-        return Room(max(self._waiting_depth - waiting, 0), probe)
 
     async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
         """Cancels a payment that is open, whose charges are taken up at once, dead letters as well; what stands, as `store.cancel` has it."""
