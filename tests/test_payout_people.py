@@ -708,7 +708,7 @@ class Asked(Bank):
 
 
 def test_one_process_asks_what_became_of_payouts(admin_url: str, tmp_path: Path) -> None:
-    """Of two processes one asks the provider about payouts at rest; the other does once that one has not come back for a lease."""
+    """Of two processes one asks the provider about payouts at rest; the other does once that one has not come back for some seconds."""
     mine, others = Asked(), Asked()
     often = Settings(retry={**RETRY, ("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.0, 0.0, 1_000_000)}, sweep_interval=0.1)
     seldom = replace(often, sweep_interval=3600)

@@ -914,7 +914,7 @@ def test_money_of_a_failed_charge_that_may_have_been_sent_is_found(own_database:
 
 
 def test_one_process_asks_what_became_of_failed_charges(own_database: Databases) -> None:
-    """Of two processes one asks the provider about failed charges that may have been sent; the other does once that one has not come back for a lease."""
+    """Of two processes one asks the provider about failed charges that may have been sent; the other does once that one has not come back for some seconds."""
     asked: dict[str, list[str]] = {"often": [], "seldom": []}
 
     def scripted(who: str) -> Ports:

@@ -36,6 +36,7 @@ R = TypeVar("R")
 
 _MOST_CLAIMED = 200
 _MAX_TEAM_HANDOVERS = 1_000
+_WATCH_TURN = 5.0  # seconds after which another process asks what became of what has ended; two at a time would do no harm
 _REFERENCES = frozenset({"provider_money_pkey", "transfer_pkey"})
 """Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
 TELLING_LANES = 4
@@ -208,7 +209,7 @@ class Flow(ABC, Generic[H, G]):
 
     def turn_to_watch(self, holder: UUID) -> Callable[[Connection], bool]:
         """Whether this process is to ask what became of what has ended: one of those with the same providers, as long as it comes back in time."""
-        return lambda connection: duty.take_turn(connection, f"watch {','.join(sorted(self._providers))}", holder, self.lease)
+        return lambda connection: duty.take_turn(connection, f"watch {','.join(sorted(self._providers))}", holder, _WATCH_TURN)
 
     def wake(self) -> None:
         """Has what is due taken up now."""
