@@ -82,4 +82,7 @@ def refuse_card_number(text: str, field: str) -> None:
 
 
 def _card_number(field: str) -> Refused:
-    return Refused(Reason.CARD_NUMBER_REFUSED, f"{field} contains what looks like a card number; send the provider's token.", field=field)
+    message = (
+        f"{field} contains what looks like a card number, which is never stored: send the provider's token, or another value where no token belongs."
+    )
+    return Refused(Reason.CARD_NUMBER_REFUSED, message, field=field)
