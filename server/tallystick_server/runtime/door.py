@@ -196,9 +196,8 @@ class Door:
         async def unary(_messages: object, context: Context) -> bytes:
             return await self._unary(known, context)
 
-        return grpc.stream_unary_rpc_method_handler(
-            unary
-        )  # the same on the wire; where gRPC reads the message itself, it keeps it until the call ends
+        # a stream of one message is the same on the wire; a message that gRPC reads itself it keeps until the call ends
+        return grpc.stream_unary_rpc_method_handler(unary)
 
     def _kind(self, method: MethodDescriptor) -> _Slots:
         """Which slots the calls of a method take."""
