@@ -392,6 +392,26 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
     assert reason == "SHUTTING_DOWN"
 
 
+def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
+    """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins, long before its time is up."""
+    begun = threading.Event()
+
+    async def silent() -> AsyncIterator[Message]:
+        begun.set()
+        await asyncio.Event().wait()
+        yield payment_service_pb2.WatchPaymentResponse()
+
+    with ThreadPoolExecutor(1) as readers, behind_a_door(silent) as client:
+        responses = client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
+        reading = readers.submit(list, responses)
+        assert begun.wait(10)
+        client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.quiet(300), client.loop).result(30)  # type: ignore[attr-defined]
+        with pytest.raises(TallystickError) as error:
+            reading.result(30)
+    assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
+
+
 def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
     """However many streams have something to send, there are more turns of the loop than messages, since gRPC hands over one event in each."""
     streams, each = 100, 10

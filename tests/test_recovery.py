@@ -1625,6 +1625,18 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
     assert verify(own_database).passed
 
 
+def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(own_database: Databases) -> None:
+    """A charge whose answer was lost, at a provider that is left alone for an hour, is looked up meanwhile and succeeds: it is sent once."""
+    retry = {("", Trouble.NO_ANSWER): SOON}
+    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=1, breaker_rest=3600, breaker_longest_rest=3600)
+    with serving(own_database, settings) as running, running.client() as client:
+        payment = pay(client, "5.00", token="tok_lost_after")
+        assert client.wait_for_payment(payment.checkout_id, 30).is_payment_done
+        assert len(charges(own_database, payment.checkout_id)) == 1
+        assert flow_of(running).execute.is_held_back("sandbox")
+    assert verify(own_database).passed
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_a_new_payment_finds_out_that_a_provider_answers_again(own_database: Databases, depth: int) -> None:
     """While a provider is left alone, as much waits as may, and none of that is sent for an hour: after the rest one new payment is accepted, whatever the

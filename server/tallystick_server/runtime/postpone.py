@@ -137,6 +137,8 @@ class Postpone(Generic[H, G]):
         if one.give_up is not None:
             return Resort.FAIL
         if one.trouble is Trouble.HELD_BACK:
+            if one.step is Step.SEND and item.maybe_sent:  # look-ups have a breaker of their own, and may be answered
+                return _again(one, 0.0, looking=True)
             return _again(one, _in_time(one.retry_after, item.look_by - now), looking=item.looking)
         policy = self._policies.of(item.provider, one.trouble)
         delay = policy.delay(item.tries.get(one.trouble, 0) + 1, item.demand_id)
