@@ -48,8 +48,9 @@ def refused(client: Client, **changes: Any) -> InvalidArgumentError:
 
 @pytest.mark.parametrize(("amount", "currency", "reason"), BAD_AMOUNTS)
 def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) -> None:
-    """Each is refused with its reason and the amount's path."""
+    """Each is refused with its reason and the amount's path, which the message names too."""
     error = refused(client, payment_orders=[order(), order(amount=amount, currency=currency)])
+    assert "payment_orders[1].amount " in error.message
     assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[1].amount")
 
 

@@ -788,7 +788,7 @@ def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, of
     waiting = command("payouts", "list", "--state", "AWAITING_APPROVAL", "--seller", seller).stdout.splitlines()
     assert [json.loads(line)["payout_id"] for line in waiting] == [payout.payout_id]
     none = command("payouts", "list", "--seller", "nobody")
-    assert (none.returncode, none.stdout, none.stderr) == (0, "", "There are none.\n")
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "No payouts match.\n")
     approved = command("payouts", "approve", payout.payout_id, "--reason", "seen")
     assert json.loads(approved.stdout)["payout_id"] == payout.payout_id, approved.stderr
     comes_to(shop, payout.payout_id, "PAID")
@@ -811,7 +811,7 @@ def test_an_operator_works_from_the_command_line(shop: Client, chief: Client, of
     assert eventually(lambda: subject in command("alerts", "--service", "payout").stdout)
     for service in ("wallet", "ledger"):
         none = command("alerts", "--service", service)
-        assert (none.returncode, none.stdout, none.stderr) == (0, "", "There are none.\n")
+        assert (none.returncode, none.stdout, none.stderr) == (0, "", "No alerts match.\n")
     for token, said in (("", "Set TALLYSTICK_TOKEN."), ("ä", "TALLYSTICK_TOKEN must be visible ASCII characters.")):
         environment["TALLYSTICK_TOKEN"] = token
         unknown = command("alerts")

@@ -72,9 +72,10 @@ class Refused(Exception):
         self.retry_after = retry_after
 
     def below(self, path: str) -> Refused:
-        """The same refusal with its field named from further up, such as "postings[3]"."""
+        """The same refusal with its field named from further up, such as "postings[3]", also where its message begins with the field."""
         field = f"{path}.{self.field}" if self.field else path
-        return Refused(self.reason, self.message, field=field, metadata=self.metadata, retry_after=self.retry_after)
+        message = f"{path}.{self.message}" if self.field and self.message.startswith(self.field) else self.message
+        return Refused(self.reason, message, field=field, metadata=self.metadata, retry_after=self.retry_after)
 
 
 def key_reused(field: str) -> Refused:

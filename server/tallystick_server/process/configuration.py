@@ -212,17 +212,21 @@ def _url(value: Any) -> str:
     return text
 
 
-def _number(least: float, most: float, kind: type = float) -> Callable[[Any], Any]:
+def _number(least: float, most: float, kind: type = float, of: str = "") -> Callable[[Any], Any]:
     def parse(value: Any) -> Any:
         try:
             number = kind(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError):
             number = None
         if number is None or not least <= number <= most or (kind is int and isinstance(value, float)):
-            raise _Bad(f"must be a {'whole ' if kind is int else ''}number from {least:g} to {most:g}")
+            raise _Bad(f"must be a {'whole ' if kind is int else ''}number{of} from {least:,.10g} to {most:,.10g}")
         return number
 
     return parse
+
+
+def _seconds(least: float, most: float, kind: type = float) -> Callable[[Any], Any]:
+    return _number(least, most, kind, " of seconds")
 
 
 def _rate(value: Any) -> int:
@@ -358,47 +362,47 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "message_bytes": _number(16 * 1024 * 1024, 1024 * 1024 * 1024, int),
     "connections": _table(_number(1, 100, int), _service),
     "read_connections": _table(_number(1, 100, int), _service),
-    "read_timeout": _number(0.1, 60),
-    "database_patience": _number(0, 86_400),
+    "read_timeout": _seconds(0.1, 60),
+    "database_patience": _seconds(0, 86_400),
     "provider": _one_of(*_PROVIDERS),
     "payout_provider": _one_of(*_PROVIDERS),
     "payout_approve_above": _limits,
-    "payout_waiting_period": _number(0, 31_536_000),
+    "payout_waiting_period": _seconds(0, 31_536_000),
     "destination_approve_above": _limits,
-    "seller_check_interval": _number(0, 3600),
-    "payout_alert_after": _table(_number(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
+    "seller_check_interval": _seconds(0, 3600),
+    "payout_alert_after": _table(_seconds(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
     "sandbox_url": _url,
-    "sandbox_latency": _number(0, 60),
-    "provider_timeout": _number(0.1, 600),
+    "sandbox_latency": _seconds(0, 60),
+    "provider_timeout": _seconds(0.1, 600),
     "breaker_failures": _number(1, 1_000_000, int),
-    "breaker_rest": _number(0.01, 60),
-    "breaker_longest_rest": _number(0.01, 3600),
+    "breaker_rest": _seconds(0.01, 60),
+    "breaker_longest_rest": _seconds(0.01, 3600),
     "waiting_depth": _number(0, 10_000_000, int),
     "provider_calls": _number(1, 100_000, int),
     "in_flight": _number(10, 1_000_000, int),
-    "lease": _number(1, 3600),
-    "provider_key_window": _number(1, 31_536_000),
-    "provider_not_found_after": _number(0, 31_536_000),
+    "lease": _seconds(1, 3600),
+    "provider_key_window": _seconds(1, 31_536_000),
+    "provider_not_found_after": _seconds(0, 31_536_000),
     "provider_not_found_times": _number(1, 1000, int),
     "retry": _policies,
-    "pending_action": _number(0.01, 31_536_000),
-    "pending_review": _number(0.01, 31_536_000),
-    "alert_after": _table(_number(0, 31_536_000), _one_of(*ALERT_AFTER)),
-    "events_alert_after": _number(0, 31_536_000),
-    "monitor_interval": _number(0.01, 3600),
-    "sweep_interval": _number(0.01, 3600),
-    "relay_interval": _number(0.01, 3600),
+    "pending_action": _seconds(0.01, 31_536_000),
+    "pending_review": _seconds(0.01, 31_536_000),
+    "alert_after": _table(_seconds(0, 31_536_000), _one_of(*ALERT_AFTER)),
+    "events_alert_after": _seconds(0, 31_536_000),
+    "monitor_interval": _seconds(0.01, 3600),
+    "sweep_interval": _seconds(0.01, 3600),
+    "relay_interval": _seconds(0.01, 3600),
     "fee_rate": _rate,
     "seller_fee_rates": _table(_rate),
-    "release_delay": _number(0, 31_536_000, int),
+    "release_delay": _seconds(0, 31_536_000, int),
     "risk_amount_limits": _limits,
     "risk_velocity_limit": _number(0, 1_000_000, int),
-    "risk_velocity_window": _number(1, 31_536_000),
+    "risk_velocity_window": _seconds(1, 31_536_000),
     "risk_blocked_accounts": _set(parse_id),
     "risk_blocked_countries": _set(parse_country),
     "otlp_endpoint": _url,
     "trace_ratio": _number(0, 1),
-    "drain": _number(0, 600),
+    "drain": _seconds(0, 600),
 }
 
 

@@ -44,7 +44,7 @@ def add_commands(commands: Commands) -> None:
     """The commands for operators."""
     letters = commands.add_parser("dead-letters", help="what waits for a person: list, show, retry, close")
     verbs = letters.add_subparsers(required=True, metavar="VERB")
-    one = _of_service(_command(verbs, "list", "newest first", _list))
+    one = _of_service(_command(verbs, "list", "newest first", _list, lists="dead letters"))
     one.add_argument("--all", action="store_true", help="also those that have ended")
     _letter(_command(verbs, "show", "one, with what it is about", _show))
     _many(_reason(_letter(_command(verbs, "retry", "have one tried again, or all that a filter names", _retry))))
@@ -52,15 +52,15 @@ def add_commands(commands: Commands) -> None:
     one.add_argument("--evidence", required=True, help="what shows that the provider charged or paid nothing")
     charges = commands.add_parser("unapplied-charges", help="money that fits no order: list, acknowledge")
     verbs = charges.add_subparsers(required=True, metavar="VERB")
-    one = _command(verbs, "list", "newest first", _unapplied)
+    one = _command(verbs, "list", "newest first", _unapplied, lists="unapplied charges")
     one.add_argument("--all", action="store_true", help="also those that were acknowledged")
     one = _reason(_command(verbs, "acknowledge", "end its alert; it stays booked", _acknowledge_charge))
     one.add_argument("unapplied_charge_id")
-    one = _of_service(_command(commands, "alerts", "what a person should look at, newest first", _alerts), _WITH_ALERTS)
+    one = _of_service(_command(commands, "alerts", "what a person should look at, newest first", _alerts, lists="alerts"), _WITH_ALERTS)
     one.add_argument("--all", action="store_true", help="also those that have ended")
     payouts = commands.add_parser("payouts", help="list, or one payout: show, approve, reject, cancel, acknowledge")
     verbs = payouts.add_subparsers(required=True, metavar="VERB")
-    one = _command(verbs, "list", "newest first", _list_payouts)
+    one = _command(verbs, "list", "newest first", _list_payouts, lists="payouts")
     one.add_argument("--state", choices=[*map(str, PayoutState)], default="", help="such as AWAITING_APPROVAL; by default any")
     one.add_argument("--seller", default="", help="a seller's account; by default everybody")
     _payout(_command(verbs, "show", "it, with every move, attempt and transfer", _show_payout))
@@ -75,7 +75,8 @@ def add_commands(commands: Commands) -> None:
     one.add_argument("--follow", action="store_true", help="again each second, until it is DONE")
 
 
-def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, about: str, work: Work, *, lists: str = "") -> argparse.ArgumentParser:
+    """`lists`: what the command lists, if it may find none."""
     one: argparse.ArgumentParser = commands.add_parser(name, help=about, epilog="A bearer token is taken from TALLYSTICK_TOKEN.")
     one.add_argument("--address", help="where the platform is; by default TALLYSTICK_LISTEN")
 
@@ -94,8 +95,8 @@ def _command(commands: Commands, name: str, about: str, work: Work) -> argparse.
             raise Failure(f"{address}: {error} Set TALLYSTICK_TOKEN.") from None
         except TallystickError as error:
             raise Failure(f"{address}: {error if error.reason else f'no platform answers there ({error.message})'}") from None
-        if not shown:
-            print("There are none.", file=sys.stderr)
+        if lists and not shown:
+            print(f"No {lists} match.", file=sys.stderr)
         return 0
 
     one.set_defaults(run=run)

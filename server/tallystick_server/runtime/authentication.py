@@ -41,8 +41,14 @@ class BearerTokens:
         header = metadata.get("authorization", "")
         scheme, _, token = header.partition(" ")
         if not header:
-            raise Refused(Reason.CREDENTIALS_MISSING, "Send a bearer token in the metadata authorization.")
+            raise Refused(
+                Reason.CREDENTIALS_MISSING,
+                'The call has no credentials: send the metadata "authorization: Bearer TOKEN", with a token from the platform\'s setting callers.',
+            )
         caller = self._callers.get(sha256(token.encode()).digest()) if scheme.lower() == "bearer" else None
         if caller is None:
-            raise Refused(Reason.CREDENTIALS_INVALID, "The credentials are not known.")
+            raise Refused(
+                Reason.CREDENTIALS_INVALID,
+                "The metadata authorization must be Bearer and a token that the platform's setting callers names; this one is not known.",
+            )
         return caller
