@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tallystick_core.payable import DestinationState
 from tallystick_core.provider import ChargeDemand, Outcome, Succeeded, Unknown
 from tallystick_core.recovery import Step
 from tallystick_server.payment.charge import Charge
+from tallystick_server.payout.destination import Unverified
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
 from tallystick_server.runtime.execute import Execute, HeldBack
 from tallystick_server.runtime.telemetry import current_context
@@ -140,6 +142,17 @@ class Moody:
     look_up = cancel = send
 
 
+class Unverifying(Moody):
+    """A provider that answers all but verifications."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = False
+
+    async def verify(self, _bank_account_token: str, _currency: str) -> Unknown:
+        return Unknown("no")
+
+
 async def ours(_item: object) -> bool:
     """Nobody takes anything over."""
     return True
@@ -187,6 +200,25 @@ def test_a_provider_is_asked_what_it_still_answers(failing: Step, answered: Step
             assert isinstance(await execute.ask(charge, answered), Succeeded)
             assert isinstance(await execute.ask(charge, failing), HeldBack)
         assert execute.is_held_back("moody") == (failing is Step.SEND)
+
+    asyncio.run(main())
+
+
+def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
+    """Verifications that fail, however they are asked for, keep no send and no look-up back."""
+
+    async def main() -> None:
+        provider = Unverifying()
+        execute = Execute({"moody": provider}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=3600, longest_rest=3600))
+        account = Unverified(
+            demand_id="d", caller="t", number=1, provider="moody", provider_key="", lease_token=1, traceparent="", context=current_context(),
+            lease_deadline=asyncio.get_running_loop().time() + 3600, maybe_sent=True, payout_destination_id="1", currency="EUR", bank_account_token="ba",
+            state=DestinationState.PENDING_VERIFICATION,
+        )  # fmt: skip
+        assert isinstance(await execute.ask(account, Step.SEND), Unknown)
+        for step in (Step.SEND, Step.LOOK_UP):
+            assert isinstance(await execute.ask(account, step), HeldBack)
+            assert isinstance(await execute.ask(some_charge(), step), Succeeded)
 
     asyncio.run(main())
 

@@ -270,6 +270,14 @@ def test_a_lost_answer_never_pays_twice(teller: Client, bank: Bank) -> None:
     assert {demand.key for demand in bank.submitted if demand.payout_id == payout.payout_id} == {f"dev-p-{payout.payout_id}-1"}
 
 
+@pytest.mark.parametrize("detail", ["status 500 \0", "\ud800", "\n\x1b[2J"], ids=ascii)
+def test_whatever_a_bank_says_of_its_trouble_is_tried_again(teller: Client, bank: Bank, detail: str) -> None:
+    """A text that cannot be stored, or shown, spends a try like any other: the payout is paid without waiting for its lease to end."""
+    seller = sell(teller, "10.00")
+    bank.script[destination(teller, seller)].append(Unknown(detail, Trouble.SERVER_ERROR))
+    comes_to(teller, pay_out(teller, seller).payout_id, "PAID")
+
+
 def test_a_payout_that_the_bank_does_not_know_is_sent_again(teller: Client, bank: Bank) -> None:
     """A bank that fails more often than the policy allows, and then does not know the payout, gets it again under the same key: it is paid once."""
     seller = sell(teller, "10.00")

@@ -1626,14 +1626,18 @@ def test_an_outage_leaves_orders_waiting_and_drains_by_itself(own_database: Data
 
 
 def test_what_a_provider_did_is_found_out_while_sends_to_it_are_held_back(own_database: Databases) -> None:
-    """A charge whose answer was lost, at a provider that is left alone for an hour, is looked up meanwhile and succeeds: it is sent once."""
+    """A charge whose answer was lost, at a provider that is left alone for an hour, is looked up meanwhile and succeeds: it is sent once. One that
+    the provider does not know still waits to be sent, and says so."""
     retry = {("", Trouble.NO_ANSWER): SOON}
-    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=1, breaker_rest=3600, breaker_longest_rest=3600)
+    settings = Settings(retry=retry, sweep_interval=0.1, breaker_failures=2, breaker_rest=3600, breaker_longest_rest=3600)
     with serving(own_database, settings) as running, running.client() as client:
+        unknown = pay(client, "5.00", token="tok_lost_before:99", wait_for=ACCEPTANCE).payment_orders[0].charge_id
+        assert eventually(lambda: (due(own_database, unknown) or ("", ""))[1] == "NO_ANSWER")
         payment = pay(client, "5.00", token="tok_lost_after")
         assert client.wait_for_payment(payment.checkout_id, 30).is_payment_done
         assert len(charges(own_database, payment.checkout_id)) == 1
         assert flow_of(running).execute.is_held_back("sandbox")
+        assert eventually(lambda: (due(own_database, unknown) or ("", ""))[1:3] == ("HELD_BACK", False))
     assert verify(own_database).passed
 
 

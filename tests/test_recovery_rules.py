@@ -163,18 +163,6 @@ def test_look_up_and_sending_take_turns(trouble: Trouble) -> None:
     assert past is Resort.SET_ASIDE
 
 
-@pytest.mark.parametrize("maybe_sent", [False, True])
-def test_what_may_have_been_sent_is_looked_up_while_sends_are_held_back(maybe_sent: bool) -> None:
-    """Sends that the breaker holds back do not keep a charge that may have been sent from being looked up at once; any other waits for its send."""
-    postpone, charge = postponing(Policies()), charge_in_hand(maybe_sent=maybe_sent)
-    held_back = postpone._decide(Troubled(charge, Trouble.HELD_BACK, "", Step.SEND, retry_after=60), 0.0)
-    assert isinstance(held_back, Again)
-    assert (held_back.looking, held_back.delay, held_back.sent, held_back.tries) == (maybe_sent, 0.0 if maybe_sent else 60.0, False, {})
-    look_up = postpone._decide(Troubled(replace(charge, looking=True), Trouble.HELD_BACK, "", Step.LOOK_UP, retry_after=60), 0.0)
-    assert isinstance(look_up, Again)
-    assert (look_up.looking, look_up.delay) == (True, 60.0)
-
-
 def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
     """To ask whether an account can be paid to is harmless, and no key is forgotten: however often there was no answer, it is no dead letter."""
     account = Unverified(

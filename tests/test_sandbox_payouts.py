@@ -297,6 +297,31 @@ def test_garbage_over_http_is_unknown(body: bytes) -> None:
     assert [type(one) for one in asyncio.run(run())] == [Unknown] * 4
 
 
+@pytest.mark.parametrize(("said", "wait"), [(3, 3.0), (2.5, 2.5), (1e300, 86_400.0), ("3", None), (-1, None), (True, None), (None, None), ([], None)])
+def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(said: object, wait: float | None) -> None:
+    """Of each answer to a submission retry_after is a number of seconds, at most a day; anything else makes the answers Unknown, which say nothing to wait for."""
+    busy = {"status": 429, "reference": "", "amount": 0, "currency": "", "code": "busy", "retry_after": said}
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=orjson.dumps([busy, {**busy, "retry_after": 1}]), content_type="application/json")
+
+    async def run() -> Any:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        async with served(app) as url:
+            port = PayoutsOverHttp(url, 3600)
+            try:
+                return await port.submit([demand(), demand()])
+            finally:
+                await port.close()
+
+    first, second = asyncio.run(run())
+    if wait is None:
+        assert [(one.trouble, one.retry_after) for one in (first, second)] == [(Trouble.NO_ANSWER, 0.0)] * 2
+    else:
+        assert [(one.trouble, one.retry_after) for one in (first, second)] == [(Trouble.BUSY, wait), (Trouble.BUSY, 1.0)]
+
+
 def test_an_answer_that_comes_in_pieces_is_one(database: Databases) -> None:
     """A body over HTTP is read to its end, however it is cut."""
     said = orjson.dumps({"status": 400, "reference": "", "amount": 0, "currency": "", "code": "x" * 200_000, "state": ""})

@@ -31,6 +31,14 @@ class Step(StrEnum):
     """Tell wallet and ledger of its end."""
 
 
+class Circuit(StrEnum):
+    """What of a provider may fail while the rest of it answers: each has a circuit breaker of its own."""
+
+    SENDS = "sends"
+    LOOK_UPS = "look-ups and cancellations"
+    VERIFICATIONS = "verifications of bank accounts"
+
+
 class Resort(StrEnum):
     """What is done with a demand when a retry policy is exhausted."""
 

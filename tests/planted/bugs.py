@@ -95,10 +95,10 @@ BUGS = (
     ),
     Bug(
         "what may have been sent waits for the breaker of sends",
-        f"{_SERVER}/runtime/postpone.py",
-        "if one.step is Step.SEND and item.maybe_sent:",
+        f"{_SERVER}/runtime/flow.py",
+        "if sends and item.maybe_sent and isinstance(outcome, HeldBack):",
         "if False:",
-        "tests/test_recovery_rules.py -k held_back",
+        "tests/test_recovery.py -k held_back",
     ),
     Bug(
         "a first not found is proof",
@@ -144,8 +144,8 @@ BUGS = (
     Bug(
         "sends and look-ups share a breaker",
         f"{_SERVER}/runtime/execute.py",
-        "breaker = (self._sends if step is Step.SEND else self._others)[item.provider]",
-        "breaker = self._sends[item.provider]",
+        "breaker = self._breakers[item.provider, item.circuit(step)]",
+        "breaker = self._breakers[item.provider, Circuit.SENDS]",
         "tests/test_breaker.py",
     ),
     Bug(

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row
 from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
 from tallystick_core.payout import UNSENT, Cause, Happening, demanded, destination_demand
 from tallystick_core.provider import Declined, FailureReason, Verification
-from tallystick_core.recovery import Step
+from tallystick_core.recovery import Circuit, Step
 from tallystick_server.payout import encode, events
 from tallystick_server.payout.move import Move, move_payouts
 from tallystick_server.payout.payout import stored_payouts
@@ -61,6 +61,9 @@ class Unverified(InHand):
 
     def step(self, now: float, key_window: float, lease: float) -> Step:
         return Step.LOOK_UP if self.looking else Step.SEND
+
+    def circuit(self, step: Step) -> Circuit:
+        return Circuit.VERIFICATIONS  # whichever step it is
 
     def ask(self, provider: Port, step: Step) -> Awaitable[Verification]:
         return provider.verify(self.bank_account_token, self.currency)

@@ -89,6 +89,13 @@ def _read(status: int, body: Any, retry_after: float) -> Reply:
     )
 
 
+def _seconds(value: Any) -> float:
+    """What to wait after one answer of many, at most a day. Raises ValueError for what is no number of seconds."""
+    if type(value) not in (int, float) or value < 0:
+        raise ValueError("retry_after is no number of seconds")
+    return min(float(value), 86_400.0)
+
+
 class OverHttp:
     """The sandbox as a server of its own."""
 
@@ -162,7 +169,7 @@ class PayoutsOverHttp:
                 return [payout_outcome(_read(status, body, retry_after))] * len(demands)
             if len(body) != len(demands):
                 raise ValueError("another number of answers than of demands")
-            return [payout_outcome(_read(one["status"], one, one["retry_after"])) for one in body]
+            return [payout_outcome(_read(one["status"], one, _seconds(one["retry_after"]))) for one in body]
 
         items = [
             {

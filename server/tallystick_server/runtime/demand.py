@@ -9,7 +9,7 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from tallystick_core.provider import Answer, Declined, FailureReason, Succeeded, Trouble
-from tallystick_core.recovery import Step
+from tallystick_core.recovery import Circuit, Step
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage import due
 
@@ -64,6 +64,10 @@ class InHand(ABC):
     @abstractmethod
     def ending(self, now: float) -> FailureReason | None:
         """Why it is to fail, if nothing has been moved, at this time of the loop."""
+
+    def circuit(self, step: Step) -> Circuit:
+        """Which of its provider's circuits a step takes."""
+        return Circuit.SENDS if step is Step.SEND else Circuit.LOOK_UPS
 
     @property
     def weight(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry import trace
 
 from tallystick_core.provider import Answer, FinalNotFound, NotSent, Trouble, Unknown, belongs, tells_money
-from tallystick_core.recovery import Step
+from tallystick_core.recovery import Circuit, Step
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.telemetry import client_span
@@ -53,19 +53,18 @@ class Execute:
         self._providers = providers
         self._room = {name: asyncio.Semaphore(most) for name in providers}
         # what was sent is still asked about while sends fail, and a provider whose look-ups fail is still sent to
-        self._sends = {name: Breaker(f"provider {name}, sends,", breaker) for name in providers}
-        self._others = {name: Breaker(f"provider {name}, look-ups and cancellations,", breaker) for name in providers}
+        self._breakers = {(name, circuit): Breaker(f"provider {name}, {circuit},", breaker) for name in providers for circuit in Circuit}
         self._timeout = timeout
         self._still_ours = still_ours
 
     def is_held_back(self, provider: str) -> bool:
         """Whether sends to a provider fail too often for more to be made now."""
-        return not self.knows(provider) or self._sends[provider].is_open()
+        return not self.knows(provider) or self._breakers[provider, Circuit.SENDS].is_open()
 
     def lacks_probe(self, provider: str, now: float, *, others_wait: bool) -> bool:
         """Whether sends to a provider fail too often, and one more is to find out whether it answers again."""
         free = self.knows(provider) and not self._room[provider].locked()
-        return free and self._sends[provider].lacks_probe(now, others_wait=others_wait)
+        return free and self._breakers[provider, Circuit.SENDS].lacks_probe(now, others_wait=others_wait)
 
     def knows(self, provider: str) -> bool:
         """Whether a provider is configured."""
@@ -97,7 +96,7 @@ class Execute:
                 return HeldBack(0, "it expired before it was sent")
             if step is Step.SEND and waits and not await self._still_ours(item):
                 return HeldBack(0, "something else was wanted of it before it was sent")
-            breaker = (self._sends if step is Step.SEND else self._others)[item.provider]
+            breaker = self._breakers[item.provider, item.circuit(step)]
             seconds = breaker.held_back(loop.time(), item.demand_id)
             if seconds is not None:
                 return HeldBack(seconds, "the provider fails too often to be asked now")

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from tallystick_core.provider import Answer, Declined, FailureReason, NotFound, Trouble
+from tallystick_core.provider import Answer, Declined, FailureReason, NotFound, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
 from tallystick_core.refusal import Reason, Refused
 from tallystick_server.runtime.breaker import BreakerSettings
@@ -190,7 +190,7 @@ class Flow(ABC, Generic[H, G]):
     def refuse_overload(self) -> None:
         """Raises OVERLOADED if as many operations are in flight as this process takes."""
         if len(self._tasks) >= self._max_in_flight:
-            message = "Too many operations are in flight in this process; nothing was stored. Retry after 1 s."
+            message = "Too many operations are in flight in this process; this call stored nothing. Come back with the same id after 1 s."
             raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
 
     async def apart(self, work: Callable[[], Coroutine[Any, Any, R]], *, of_team: bool = False) -> R:
@@ -200,7 +200,11 @@ class Flow(ABC, Generic[H, G]):
         OVERLOADED for a team's.
         """
         if of_team and len(self._team_handovers) >= _MAX_TEAM_HANDOVERS:
-            raise Refused(Reason.OVERLOADED, "Too many changes wait for the database; nothing was stored. Retry after 1 s.", retry_after=1.0)
+            raise Refused(
+                Reason.OVERLOADED,
+                "Too many changes wait for the database; this call stored nothing. Come back with the same id after 1 s.",
+                retry_after=1.0,
+            )
         task = asyncio.create_task(work())
         for kept in (self._handovers, self._team_handovers) if of_team else (self._handovers,):
             kept.add(task)
@@ -276,7 +280,7 @@ class Flow(ABC, Generic[H, G]):
             await self._postponed(unasked)
             return
         known = item.answer if step is Step.JUDGE else None
-        outcome = known or await self.execute.ask(item, step)
+        step, outcome = (step, known) if known else await self._ask(item, step)
         if isinstance(outcome, HeldBack):
             wait = outcome.seconds + spread(outcome.seconds, item.demand_id)
             await self._postponed(Troubled(item, Trouble.HELD_BACK, outcome.why, step, wait))
@@ -298,6 +302,16 @@ class Flow(ABC, Generic[H, G]):
             await self.settled(item)
         elif trouble is not None:
             await self._postponed(replace(trouble, item=item))
+
+    async def _ask(self, item: H, step: Step) -> tuple[Step, Answer | HeldBack]:
+        """What the provider says, and to which step: while its sends are held back, what may have been sent before is looked up instead."""
+        outcome = await self.execute.ask(item, step)
+        sends = step is Step.SEND and item.circuit(step) is not item.circuit(Step.LOOK_UP)
+        if sends and item.maybe_sent and isinstance(outcome, HeldBack):
+            found = await self.execute.ask(item, Step.LOOK_UP)
+            if not isinstance(found, HeldBack | NotFound | NotSent | Unknown):
+                return Step.LOOK_UP, found
+        return step, outcome
 
     def _not_found(self, item: H, outcome: NotFound, step: Step, now: float) -> Troubled[H]:
         """What it means that the provider does not know a demand that was taken up at this time of the loop.

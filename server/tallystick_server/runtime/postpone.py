@@ -137,8 +137,6 @@ class Postpone(Generic[H, G]):
         if one.give_up is not None:
             return Resort.FAIL
         if one.trouble is Trouble.HELD_BACK:
-            if one.step is Step.SEND and item.maybe_sent:  # look-ups have a breaker of their own, and may be answered
-                return _again(one, 0.0, looking=True)
             return _again(one, _in_time(one.retry_after, item.look_by - now), looking=item.looking)
         policy = self._policies.of(item.provider, one.trouble)
         delay = policy.delay(item.tries.get(one.trouble, 0) + 1, item.demand_id)
@@ -178,16 +176,19 @@ def _aside(one: Troubled[H], now: float) -> due.Again:
 def _why(one: Troubled[H], now: float) -> str:
     """What a dead letter says: also that its demand is to end."""
     ending = one.item.ending(now)
-    return (one.detail if ending is None else f"{ending}, and not ended: {one.detail}")[:_LONGEST_DETAIL]
+    return _detail(one.detail if ending is None else f"{ending}, and not ended: {one.detail}")
 
 
 def _again(one: Troubled[H], delay: float | None, *, looking: bool) -> due.Again:
     item = one.item
     sent = one.step is Step.SEND and one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
     not_found = 0 if sent else item.not_found + one.not_found
-    return due.Again(
-        item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, one.detail[:_LONGEST_DETAIL], item.phase
-    )
+    return due.Again(item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, _detail(one.detail), item.phase)
+
+
+def _detail(text: str) -> str:
+    """What can be stored of a text that may hold whatever a provider sent."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text[:_LONGEST_DETAIL])
 
 
 def _tries(one: Troubled[H]) -> dict[str, int]:

@@ -90,7 +90,7 @@ DEFAULTS: Mapping[Trouble, Policy] = {
     Trouble.WAITING: Policy(Strategy.INCREMENTAL, 30, 3600, None),
     Trouble.WATCHED: Policy(Strategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
     Trouble.NOT_FOUND: Policy(Strategy.EXPONENTIAL, 1, 300, None),
-    Trouble.UNANSWERED: Policy(Strategy.EXPONENTIAL, 5, 300, None),
+    Trouble.UNANSWERED: Policy(Strategy.EXPONENTIAL, 5, 600, None),
     Trouble.MISDIRECTED: Policy(Strategy.CANCEL),
     Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),
     Trouble.APPLYING_FAILED: Policy(Strategy.EXPONENTIAL, 1, 600, 30),  # as SETTLING_FAILED

@@ -72,7 +72,8 @@ class Stage(Generic[T, R]):
         if self._stopped:
             raise _stopped()
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
-            raise Refused(Reason.OVERLOADED, f"Too many items wait in {self._name}; nothing was stored. Retry after 1 s.", retry_after=1.0)
+            message = f"Too many items wait in {self._name}; this call stored nothing. Come back with the same id after 1 s."
+            raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting[future] = (item, context or current_context())
         if self._for_callers:
