@@ -369,6 +369,38 @@ def go_away(platform: Platform, method: str, request: object, *locked: str) -> N
             assert eventually(lambda: not platform.running._doors[0]._timeouts)  # the server works on no call any more
 
 
+def test_a_change_is_answered_while_reads_hang(admin_url: str, tmp_path: Path, bank: Bank) -> None:
+    """What a call has changed it shows, though every connection for reads is taken by one that hangs: a change never ends as a read that was too slow."""
+    settings = Settings(retry=RETRY, read_connections={"payout": 1}, read_timeout=60, monitor_interval=3600, payout_waiting_period=0)
+    ports = Ports(payout_providers={"sandbox": bank})
+    with (
+        fresh_database(admin_url, tmp_path) as known,
+        serving(known, settings, ports=ports) as platform,
+        platform.client() as client,
+        ThreadPoolExecutor(8) as readers,
+    ):
+        seller = sell(client, "20.00")
+        destination(client, seller)
+        earlier = pay_out(client, seller, "1.00").payout_id
+        schedule = pb.SetPayoutScheduleRequest(
+            seller_account=seller, currency="EUR", interval=payout_pb2.PAYOUT_INTERVAL_DAILY, cut_off="12:00", time_zone="UTC"
+        )
+        run = pb.NewPayoutRun(seller_account=seller, currency="EUR")
+        with psycopg.connect(known.admin) as admin, psycopg.connect(known.admin, autocommit=True) as look:
+            admin.execute("lock table payout.conflicting_report in access exclusive mode")
+            hanging = [readers.submit(client.payout.GetPayout, pb.GetPayoutRequest(payout_id=earlier), timeout=60) for _ in range(8)]
+            assert eventually(lambda: look.execute(_WAITING).fetchone() != (0,))
+            client.payout.SetPayoutSchedule(schedule, timeout=10)
+            paid = client.payout.CreatePayout(
+                pb.CreatePayoutRequest(payout_id=unique("p"), seller_account=seller, amount="1.00", currency="EUR"), timeout=10
+            )
+            assert paid.payout.payout_state != payout_pb2.PAYOUT_STATE_UNSPECIFIED
+            client.payout.CreatePayoutBatch(pb.CreatePayoutBatchRequest(payout_batch_id=unique("b"), run=run), timeout=10)
+            assert not all(read.done() for read in hanging)
+            admin.rollback()
+            assert all(read.result(60).payout.payout_id == earlier for read in hanging)
+
+
 @pytest.mark.parametrize("call", ["CloseDeadLetter", "CancelPayout", "CreatePayoutDestination"])
 def test_a_caller_that_goes_away_strands_nothing(admin_url: str, tmp_path: Path, bank: Bank, call: str) -> None:
     """A call that is cancelled while its change is being committed leaves nothing leased to nobody: what follows from the change is done without a sweep."""

@@ -102,7 +102,7 @@ class PaymentHandlers(OperatorHandlers):
             raise Refused(Reason.CONFLICT, "The order is being settled; come back.", retry_after=0.2)
         if not await self._flow.confirm_delivery(order.payment_order_id):
             call.replayed()
-        confirmed, _, _ = await self._visible_order(request.payment_order_id, call)
+        confirmed, _, _ = await self._visible_order(request.payment_order_id, call, changed=True)
         return pb.ConfirmDeliveryResponse(payment_order=encode.payment_order(confirmed))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
@@ -134,10 +134,12 @@ class PaymentHandlers(OperatorHandlers):
             async for payment in payments:
                 yield pb.WatchPaymentResponse(payment=payment)
 
-    async def _visible_order(self, payment_order_id: str, call: Call) -> store.OrderStory:
-        """The order, if the caller may see it. Raises NOT_FOUND for another's as well."""
+    async def _visible_order(self, payment_order_id: str, call: Call, *, changed: bool = False) -> store.OrderStory:
+        """The order, if the caller may see it; `changed`: by this call, which must not end as a read that was too slow. Raises NOT_FOUND for
+        another's as well."""
         order_id = parse_id(payment_order_id, "payment_order_id")
-        found = await self._database.read(lambda connection: store.order(connection, order_id))
+        read = self._database.load if changed else self._database.read
+        found = await read(lambda connection: store.order(connection, order_id))
         order, history, attempts = found or (None, (), ())
         return call.visible(order, "payment order", order_id), history, attempts
 

@@ -115,7 +115,7 @@ class PayoutHandlers(OperatorHandlers):
         row = await self._destination(request.payout_destination_id, call)
         if not await self._register.disable(row.payout_destination_id, call.caller.name, reason):
             call.replayed()
-        disabled = await self._destination(request.payout_destination_id, call)
+        disabled = await self._destination(request.payout_destination_id, call, changed=True)
         return pb.DisablePayoutDestinationResponse(payout_destination=encode.destination(disabled))
 
     async def ApprovePayoutDestination(self, request: pb.ApprovePayoutDestinationRequest, call: Call) -> pb.ApprovePayoutDestinationResponse:
@@ -123,7 +123,7 @@ class PayoutHandlers(OperatorHandlers):
         row = await self._destination(request.payout_destination_id, call)
         if not await self._register.approve(row.payout_destination_id, call.caller.name, reason):
             call.replayed()
-        approved = await self._destination(request.payout_destination_id, call)
+        approved = await self._destination(request.payout_destination_id, call, changed=True)
         return pb.ApprovePayoutDestinationResponse(payout_destination=encode.destination(approved))
 
     async def PreviewPayout(self, request: pb.PreviewPayoutRequest, call: Call) -> pb.PreviewPayoutResponse:
@@ -203,7 +203,7 @@ class PayoutHandlers(OperatorHandlers):
         if not await self._batches.create(new, traceparent()):
             call.replayed()
         self._flow.collecting.wake()
-        return pb.CreatePayoutBatchResponse(payout_batch=encode.batch(*await self._batch(new.payout_batch_id, call)))
+        return pb.CreatePayoutBatchResponse(payout_batch=encode.batch(*await self._batch(new.payout_batch_id, call, changed=True)))
 
     async def GetPayoutBatch(self, request: pb.GetPayoutBatchRequest, call: Call) -> pb.GetPayoutBatchResponse:
         size = page_size(request.page_size)
@@ -228,7 +228,7 @@ class PayoutHandlers(OperatorHandlers):
         owner = await self._seller_owner(wanted.seller_account, call) if wanted.seller_account else ""
         if not await self._schedules.set(wanted, owner):
             call.replayed()
-        return pb.SetPayoutScheduleResponse(payout_schedule=await self._schedules.get(wanted.seller_account, wanted.currency))
+        return pb.SetPayoutScheduleResponse(payout_schedule=await self._schedules.get(wanted.seller_account, wanted.currency, changed=True))
 
     async def GetPayoutSchedule(self, request: pb.GetPayoutScheduleRequest, call: Call) -> pb.GetPayoutScheduleResponse:
         seller = decode.optional_id(request.seller_account, "seller_account")
@@ -253,17 +253,20 @@ class PayoutHandlers(OperatorHandlers):
         owners = await self._flow.sellers.of([seller_account])
         return owners.get(seller_account, "") if call.caller.sees_all else owner_of_seller(seller_account, call.caller.owner, owners)
 
-    async def _destination(self, payout_destination_id: str, call: Call) -> Row[Any]:
-        """The destination, if the caller may see it. Raises NOT_FOUND for another's as well."""
+    async def _destination(self, payout_destination_id: str, call: Call, *, changed: bool = False) -> Row[Any]:
+        """The destination, if the caller may see it; `changed`: by this call, which must not end as a read that was too slow. Raises NOT_FOUND for
+        another's as well."""
         id_ = parse_id(payout_destination_id, "payout_destination_id")
-        found = await self._database.read(lambda connection: destinations.find(connection, [id_]))
+        read = self._database.load if changed else self._database.read
+        found = await read(lambda connection: destinations.find(connection, [id_]))
         return call.visible(found.get(id_), "payout destination", id_)
 
-    async def _batch(self, payout_batch_id: str, call: Call) -> tuple[Row[Any], Any]:
-        """The batch and its totals, if the caller may see it. Raises NOT_FOUND for another's as well."""
+    async def _batch(self, payout_batch_id: str, call: Call, *, changed: bool = False) -> tuple[Row[Any], Any]:
+        """The batch and its totals, if the caller may see it; `changed` as in `_destination`. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_batch_id, "payout_batch_id")
-        row = call.visible(await self._database.read(lambda connection: batch_store.find(connection, id_)), "payout batch", id_)
-        return row, await self._database.read(lambda connection: batch_store.totals(connection, id_))
+        read = self._database.load if changed else self._database.read
+        row = call.visible(await read(lambda connection: batch_store.find(connection, id_)), "payout batch", id_)
+        return row, await read(lambda connection: batch_store.totals(connection, id_))
 
     async def _visible(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
@@ -273,7 +276,7 @@ class PayoutHandlers(OperatorHandlers):
         return await self._reads.submit(payout_id)
 
     async def _read(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
-        rows = await self._database.read(lambda connection: store.shown(connection, sorted(set(payout_ids))))
+        rows = await self._database.load(lambda connection: store.shown(connection, sorted(set(payout_ids))))
         payouts = {payout_id: encode.shown_payout(row) for payout_id, row in rows.items()}
         return [payouts.get(payout_id) for payout_id in payout_ids]
 

@@ -63,10 +63,12 @@ class Schedules:
 
         return await self._database.transact(set_)
 
-    async def get(self, seller_account: str, currency: str) -> payout_pb2.PayoutSchedule:
-        """The schedule that holds; MANUAL without any terms where none was set."""
+    async def get(self, seller_account: str, currency: str, *, changed: bool = False) -> payout_pb2.PayoutSchedule:
+        """The schedule that holds; MANUAL without any terms where none was set. `changed`: by this call, which must not end as a
+        read that was too slow."""
         key = (seller_account, currency)
-        held = await self._database.read(lambda connection: store.holding(connection, [key]))
+        read = self._database.load if changed else self._database.read
+        held = await read(lambda connection: store.holding(connection, [key]))
         if key in held:
             return encode.schedule(held[key])
         zero = format_amount(0, currency)

@@ -169,7 +169,7 @@ class WalletHandlers(AlertHandlers):
         )
         if not changed:
             call.replayed()
-        return pb.SetWalletPolicyResponse(wallet=await self._wallet(key))
+        return pb.SetWalletPolicyResponse(wallet=await self._wallet(key, changed=True))
 
     async def BatchClaimSellers(self, request: pb.BatchClaimSellersRequest, call: Call) -> pb.BatchClaimSellersResponse:
         check_batch(request.claims, "claims")
@@ -212,8 +212,10 @@ class WalletHandlers(AlertHandlers):
             call.replayed()
         return row
 
-    async def _wallet(self, key: store.WalletKey) -> Any:
-        found = await self._database.read(lambda connection: store.wallets(connection, [key]))
+    async def _wallet(self, key: store.WalletKey, *, changed: bool = False) -> Any:
+        """The wallet; `changed`: by this call, which must not end as a read that was too slow. Raises NOT_FOUND."""
+        read = self._database.load if changed else self._database.read
+        found = await read(lambda connection: store.wallets(connection, [key]))
         if key not in found:
             raise not_found("wallet", f"of seller {key[0]} in {key[1]}")
         return messages.wallet(found[key])
