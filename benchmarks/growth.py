@@ -37,10 +37,11 @@ from tallystick_server.process.configuration import SERVED, Settings
 from tallystick_server.process.databases import Databases, databases
 from tallystick_server.process.verify import verify
 from tallystick_server.process.wiring import Ports
+from tallystick_server.runtime.fields import PageToken
 from tallystick_storage import alert, due, ledger
 from tallystick_storage.database import Database, forget_marks, open_engine
 from tallystick_storage.payment import orders
-from tallystick_storage.payout import batch, payouts
+from tallystick_storage.payout import batch, payouts, schedule
 
 _FOLDER = Path(".data/growth")
 _TIMES = 5
@@ -64,6 +65,10 @@ def _payments(**filters: Any) -> Call:
 
 def _payouts(**filters: Any) -> Call:
     return lambda client: client.payout.ListPayouts(payout_service_pb2.ListPayoutsRequest(**filters))
+
+
+def _batch(**filters: Any) -> Call:
+    return lambda client: client.payout.GetPayoutBatch(payout_service_pb2.GetPayoutBatchRequest(**filters))
 
 
 def _transactions(**filters: Any) -> Call:
@@ -92,6 +97,13 @@ CALLS: dict[str, Call] = {
     "ListPayoutDestinations UNUSABLE (none)": lambda client: client.payout.ListPayoutDestinations(
         payout_service_pb2.ListPayoutDestinationsRequest(state=payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE)
     ),
+    "ListPayouts of a batch": _payouts(payout_batch_id="batch-1"),
+    "GetPayoutBatch of two payouts": _batch(payout_batch_id="batch-2"),
+    "GetPayoutBatch, second page": _batch(payout_batch_id="batch-1", page_token=PageToken("GetPayoutBatch", "batch-1", "", 0).make("p-2")),
+    "GetPayoutSchedule": lambda client: client.payout.GetPayoutSchedule(
+        payout_service_pb2.GetPayoutScheduleRequest(seller_account="s-1", currency="EUR")
+    ),
+    "GetPayoutSchedule, default": lambda client: client.payout.GetPayoutSchedule(payout_service_pb2.GetPayoutScheduleRequest(currency="EUR")),
     "ListDeadLetters": lambda client: client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()),
     "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
     "ListAlerts, ended too": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=True)),
@@ -130,10 +142,14 @@ LOOKED_AT: dict[str, Call] = {
     "ListPayments of a seller and a buyer": _payments(seller_account="s-3", buyer_account="b-1"),
     "ListPayments PAID": _payments(payment_state=payment_pb2.PAYMENT_STATE_PAID),
     "ListPayouts of a seller and a state (none)": _payouts(seller_account="s-3", payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
+    "ListPayouts of a batch and a state": _payouts(payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED),
+    "GetPayoutBatch of 1,000 payouts": _batch(payout_batch_id="batch-1"),
+    "GetPayoutBatch, refused (none)": _batch(payout_batch_id="batch-1", refused=True),
+    "GetPayoutBatch FAILED": _batch(payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED),
     "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
     "ListTransactions in a currency (none)": _transactions(currency="JPY"),
 }
-"""Lists that look at a bounded number of rows for what is rare."""
+"""Lists that look at a bounded number of rows for what is rare, and batches, the totals of which are counted."""
 
 
 def _findings(schema: str) -> Work:
@@ -159,6 +175,16 @@ CLAIMS: dict[str, tuple[str, Work]] = {
     "backlog of charges": ("payment", lambda connection: due.backlog(connection, "sandbox", "", 1000)),
     "payouts to watch": ("payout", lambda connection: payouts.to_watch(connection, 200)),
     "payouts under way of a batch": ("payout", lambda connection: batch.is_under_way(connection, "b-none")),
+    "schedules of sellers that are due": ("payout", lambda connection: schedule.due(connection, 500, default=False)),
+    "default schedules that are due": ("payout", lambda connection: schedule.due(connection, 20, default=True)),
+    "schedules that hold": ("payout", lambda connection: schedule.holding(connection, [(f"s-{number}", "EUR") for number in range(80)])),
+    "sellers with a schedule of their own": (
+        "payout",
+        lambda connection: schedule.with_own(connection, [f"s-{number}" for number in range(80)], "EUR"),
+    ),
+    "batches to collect": ("payout", lambda connection: batch.collecting(connection, 20)),
+    "batches to close": ("payout", lambda connection: batch.open_(connection, "", 20)),
+    "payouts of a batch to make": ("payout", lambda connection: batch.asked(connection, "batch-1", 500)),
     "unsent payouts to a destination": ("payout", lambda connection: payouts.unsent(connection, "d-s-1")),
 }
 """What processes do all the time, by schema."""

@@ -1,8 +1,8 @@
 """A database of N payments with all that belongs to them, cloned from what a few real ones left behind, so it is what the platform writes.
 
-The platform runs for a moment and takes a payment of each kind and a payout of each kind. Then set-based SQL copies their rows under new ids,
-times and sellers, with fingerprints, seals and events of their own; only the book is chained in Python, by the ledger's own rules.
-`tallystick verify` passes on the result. The one thing that stays the template's is the body of each event. Triggers are off and indexes are
+The platform runs for a moment and takes a payment of each kind, a payout of each kind, schedules and a batch. Then set-based SQL copies their
+rows under new ids, times and sellers, with fingerprints, seals and events of their own; only the book is chained in Python, by the ledger's own
+rules. `tallystick verify` passes on the result. The one thing that stays the template's is the body of each event. Triggers are off and indexes are
 dropped meanwhile, and the indexes are built again at the end.
 """
 
@@ -22,6 +22,8 @@ from typing import Any
 
 import psycopg
 
+from benchmarks.clone import TABLES, Clones, fingerprint, one, template_of
+from benchmarks.seed_batches import BATCH_OF, is_done, make_batches, make_schedules, make_templates
 from tallystick import AsyncClient, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2
@@ -61,17 +63,20 @@ def seed(known: Databases, payments: int, say: Say, *, waiting: float = 0.01) ->
         say("Analyzing")
         connection.execute("vacuum analyze")
         counts = {
-            name: int(_one(connection, f"select count(*) from {name}"))
-            for name in ("payment.checkout", "payment.due", "payout.payout", "ledger.tx", "ledger.entry", "ledger.account", "event.event")
+            name: int(one(connection, f"select count(*) from {name}"))
+            for name in (
+                "payment.checkout",
+                "payment.due",
+                "payout.payout",
+                "payout.payout_batch",
+                "payout.payout_schedule",
+                "ledger.tx",
+                "ledger.entry",
+                "ledger.account",
+                "event.event",
+            )
         }
     return {**counts, "seconds": round(time.perf_counter() - began, 1)}
-
-
-def _one(connection: psycopg.Connection[Any], query: str) -> Any:
-    row = connection.execute(query).fetchone()
-    if row is None:
-        raise Failure(f"nothing came of {query}")
-    return row[0]
 
 
 async def _templates(known: Databases, address: str) -> None:
@@ -94,16 +99,12 @@ async def _templates(known: Databases, address: str) -> None:
             )
             await client.payout.CreatePayoutDestination(request)
             await _until(partial(_is_verified, client, id_))
-        for state, amount in _PAYOUTS.items():
-            await client.payout.CreatePayout(
-                payouts_pb.CreatePayoutRequest(
-                    payout_id=f"t-{state.lower()}",
-                    seller_account=_SELLER,
-                    amount=f"{amount / 100:.2f}",
-                    currency="EUR",
-                    payout_destination_id=_BAD_BANK if state == "FAILED" else _BANK,
-                )
-            )
+        for state in _PAYOUTS:
+            if state == "PAID":
+                await make_templates(client, _SELLER, payout_pb2.NewPayout(**_payout_fields(state)))
+                await _until(partial(is_done, client))
+            else:
+                await client.payout.CreatePayout(payouts_pb.CreatePayoutRequest(**_payout_fields(state)))
             await _until(partial(_is_in, client, f"t-{state.lower()}", state))
         await _until(partial(_is_published, known))
     finally:
@@ -123,6 +124,17 @@ def payment_request(
         credit_card_info=token,
         payment_orders=[new_order(order_id, buyer, seller, "10.00", "EUR", platform_fee="0.50")],
     )
+
+
+def _payout_fields(state: str) -> dict[str, str]:
+    """The fields of the payout that is to come into a state."""
+    return {
+        "payout_id": f"t-{state.lower()}",
+        "seller_account": _SELLER,
+        "amount": f"{_PAYOUTS[state] / 100:.2f}",
+        "currency": "EUR",
+        "payout_destination_id": _BAD_BANK if state == "FAILED" else _BANK,
+    }
 
 
 async def _pay(client: AsyncClient, id_: str, token: str) -> None:
@@ -175,11 +187,11 @@ def _without_indexes(connection: psycopg.Connection[Any], say: Say) -> Iterator[
     """Drops each index and each constraint that has one, and builds them again once all rows are there: in order, not row by row."""
     constraints = connection.execute(f"""
         select conrelid::regclass::text, quote_ident(conname), pg_get_constraintdef(oid) from pg_constraint
-        where contype in ('p', 'u', 'x', 'f') and conrelid in ({_TABLES}) order by contype = 'f'
+        where contype in ('p', 'u', 'x', 'f') and conrelid in ({TABLES}) order by contype = 'f'
     """).fetchall()
     indexes = connection.execute(f"""
         select indexrelid::regclass::text, pg_get_indexdef(indexrelid) from pg_index i
-        where indrelid in ({_TABLES}) and not exists (select from pg_constraint c where c.conindid = i.indexrelid and c.conrelid = i.indrelid)
+        where indrelid in ({TABLES}) and not exists (select from pg_constraint c where c.conindid = i.indexrelid and c.conrelid = i.indrelid)
     """).fetchall()
     for table, name, _ in reversed(constraints):  # foreign keys first, which need the others
         connection.execute(f"alter table {table} drop constraint {name}")
@@ -193,14 +205,12 @@ def _without_indexes(connection: psycopg.Connection[Any], say: Say) -> Iterator[
         connection.execute(definition)
 
 
-_TABLES = "select oid from pg_class where relkind = 'r' and relnamespace::regnamespace::text in ('payment', 'payout', 'wallet', 'ledger', 'event')"
-
-
 class _Seed:
-    """Clones the templates. `s` names the row of what is made, in each expression; `t` the template's."""
+    """Makes the clones. `s` names the row of what is made, in each expression; `t` the template's."""
 
     def __init__(self, connection: psycopg.Connection[Any], url: str, payments: int, waiting: float, say: Say) -> None:
         self._connection = connection
+        self._clones = Clones(connection)
         self._url = url
         self._payments = payments
         self._waiting = waiting
@@ -208,14 +218,16 @@ class _Seed:
         self._say = say
 
     def run(self) -> None:
-        self._templates()
         self._plan()
+        self._plan_payouts()
         for kind in _KINDS:
             self._payments_of(kind)
             self._say(f"Payments that are {kind} are made")
         self._wallets()
         for state in _PAYOUTS:
             self._payouts_of(state)
+        make_batches(self._connection, self._clones, _PAYOUTS)
+        make_schedules(self._connection, self._clones, _SELLER, self._payments)
         self._say("Wallets and payouts are made")
         first = self._book()
         self._say("The book is chained")
@@ -225,11 +237,6 @@ class _Seed:
             insert into payment.mark
             select gen_random_uuid(), clock_timestamp() - i * interval '2 hours' / {self._payments} from generate_series(1, {self._payments}, 10) i
         """)
-
-    def _templates(self) -> None:
-        """Copies what the platform has written, by table: what is looked up in them is not looked for among the clones."""
-        for (table,) in self._connection.execute(f"select oid::regclass::text from pg_class where oid in ({_TABLES})").fetchall():
-            self._connection.execute(f"create temporary table {_template_of(table)} as table {table}")
 
     def _plan(self) -> None:
         """Temporary tables of what is to be made. Kinds are spread evenly, and so are sellers, but for s-3, which has every ninth payment.
@@ -254,145 +261,126 @@ class _Seed:
                 max(at) + max(k) / 5 * interval '1 second' as done
             from sale where kind = 'PAID' group by seller
         """)
+        self._connection.execute("analyze seller")
+
+    def _plan_payouts(self) -> None:
+        """A temporary table of the payouts that are to be made; those that are paid come first."""
         self._connection.execute("""
-            create temporary table payment_out as
-            select 'p-' || row_number() over () as payout_id, row_number() over () as i, x.* from (
-                select 'PAID' as kind, seller, sales + 2 * m - 1 as number, at + m * interval '1 second' as at, 950 * sales - 200 * m as available
-                from seller, generate_series(1, paid) m
-                union all
-                select 'FAILED', seller, sales + 2 * paid + 1, done + interval '1 hour', 950 * sales - 200 * paid - 100 from seller where j % 3 = 0
-                union all
-                select 'AWAITING_APPROVAL', seller, sales + 2 * paid + 1, done + interval '2 hours', 950 * sales - 200 * paid - 400
-                from seller where j % 3 = 1) x
+            create temporary table payment_out_unnumbered as
+            select 'PAID' as kind, seller, sales + 2 * m - 1 as number, at + m * interval '1 second' as at, 950 * sales - 200 * m as available
+            from seller, generate_series(1, paid) m
+            union all
+            select 'FAILED', seller, sales + 2 * paid + 1, done + interval '1 hour', 950 * sales - 200 * paid - 100 from seller where j % 3 = 0
+            union all
+            select 'AWAITING_APPROVAL', seller, sales + 2 * paid + 1, done + interval '2 hours', 950 * sales - 200 * paid - 400
+            from seller where j % 3 = 1
         """)
-        self._connection.execute("analyze seller; analyze payment_out")
-
-    def _clone(self, table: str, template: str, source: str, *, begin: str = "", **values: str) -> None:
-        """Inserts a row for each of the source and each template: the template's, but for the values given, with a seal if the template has one.
-
-        `begin`: selects the time that the source's `at` takes the place of, for the times not given.
-        """
-        columns = self._connection.execute(
-            """
-            select quote_ident(attname), format_type(atttypid, null), attgenerated <> '' or attname = 'seal' from pg_attribute
-            where attrelid = cast(%s as regclass) and attnum > 0 and not attisdropped order by attnum
-            """,
-            (table,),
-        ).fetchall()
-
-        def value(column: str, type_: str) -> str:
-            if column in values:
-                return f"cast({values[column]} as {type_})"
-            if begin and type_ == "timestamp with time zone":
-                return f"case when isfinite(t.{column}) then s.at + (t.{column} - ({begin})) else t.{column} end"
-            return f"t.{column}"
-
-        is_sealed = any(column == "seal" for column, _, _ in columns)
-        written = [column for column, _, is_derived in columns if not is_derived]
-        made = ", ".join(f"{value(column, type_)} as {column}" for column, type_, is_derived in columns if not is_derived)
-        if is_sealed:  # as the trigger does, which sees derived columns empty
-            whole = ", ".join(f"null::{type_}" if is_derived else f"x.{column}" for column, type_, is_derived in columns)
-            self._connection.execute(f"""
-                insert into {table} ({", ".join(written)}, seal)
-                select {", ".join(written)}, case when is_sealed then sha256(record_send(row({whole}))) end
-                from (select {made}, t.seal is not null as is_sealed from {_template_of(table)} t, {source} s where {template} offset 0) x
-            """)
-        else:
-            self._connection.execute(
-                f"insert into {table} ({', '.join(written)}) select {made} from {_template_of(table)} t, {source} s where {template}"
-            )
+        self._connection.execute(f"""
+            create temporary table payment_out as
+            select 'p-' || i as payout_id, {BATCH_OF} as batch, n.* from (
+                select *, row_number() over (order by kind <> 'PAID', at, seller) as i,
+                    row_number() over (partition by kind order by at, seller) as number_of_kind
+                from payment_out_unnumbered) n
+        """)
+        self._connection.execute("analyze payment_out")
 
     def _payments_of(self, kind: str) -> None:
         id_ = f"t-{kind.lower()}"
         source = f"(select * from sale where kind = '{kind}' order by i)"
-        begin = f"select create_time from {_template_of('payment.checkout')} where checkout_id = '{id_}'"
+        begin = f"select create_time from {template_of('payment.checkout')} where checkout_id = '{id_}'"
         of_order, of_charge = f"t.payment_order_id = '{id_}-o'", f"t.demand_id = 'o-{id_}-o'"
         reference = "case t.provider_reference when '' then '' else 'seed-' || s.i end"
-        fingerprint = _fingerprint(
+        whole = fingerprint(
             "s.checkout_id", "t.owner", "t.buyer_info", "t.seller_info", "t.buyer_country", "t.payment_token", "t.payment_method_type", "t.charging",
             "t.on_partial", "''", "s.order_id", "s.buyer", "s.seller", f"'{_AMOUNT}'", "'EUR'", f"'{_FEE}'",
         )  # fmt: skip
-        self._clone(
-            "payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id", fingerprint=fingerprint,
+        self._clones.rows(
+            "payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id", fingerprint=whole,
         )  # fmt: skip
-        self._clone(
+        self._clones.rows(
             "payment.payment_order", of_order, source, begin=begin, payment_order_id="s.order_id", checkout_id="s.checkout_id",
             charge_id="s.charge_id", buyer_account="s.buyer", seller_account="s.seller", provider_reference=reference,
         )  # fmt: skip
-        self._clone("payment.order_history", of_order, source, begin=begin, payment_order_id="s.order_id", provider_reference=reference)
-        self._clone(
+        self._clones.rows("payment.order_history", of_order, source, begin=begin, payment_order_id="s.order_id", provider_reference=reference)
+        self._clones.rows(
             "payment.attempt", of_charge, source, begin=begin, demand_id="s.charge_id", checkout_id="s.checkout_id",
             provider_key="replace(t.provider_key, t.demand_id, s.charge_id)", provider_reference=reference,
         )  # fmt: skip
-        self._clone("payment.provider_money", f"t.charge_id = 'o-{id_}-o'", source, charge_id="s.charge_id", provider_reference=reference)
+        self._clones.rows("payment.provider_money", f"t.charge_id = 'o-{id_}-o'", source, charge_id="s.charge_id", provider_reference=reference)
         if kind != "PAID":
-            self._clone("payment.checkout_unpaid", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
+            self._clones.rows("payment.checkout_unpaid", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
         if kind in ("OPEN", "DEAD"):
             later = "clock_timestamp() + interval '1 hour' + (s.i % 3600) * interval '1 second'"
-            self._clone(
+            self._clones.rows(
                 "payment.due", of_charge, source, begin=begin, demand_id="s.charge_id",
                 next_attempt_time=f"case when t.next_attempt_time is not null then {later} end",
             )  # fmt: skip
         if kind == "DEAD":
-            self._clone(
+            self._clones.rows(
                 "payment.dead_letter", f"t.subject = 'charges/o-{id_}-o'", source, begin=begin, subject="'charges/' || s.charge_id",
                 dead_letter_id="'charges-' || s.charge_id || '-1'",
             )  # fmt: skip
 
     def _wallets(self) -> None:
         of_seller = f"t.seller_account = '{_SELLER}'"
-        self._clone(
+        self._clones.rows(
             "wallet.wallet", of_seller, "seller", seller_account="s.seller", version="s.sales", pending="0", held="0", owed="0",
             available="950 * s.sales", balance="950 * s.sales", policy_version="0", update_time="s.at",
         )  # fmt: skip
-        self._clone(
+        self._clones.rows(
             "wallet.wallet_entry", "t.kind = 'CREDIT' and t.cause = 'PAY_IN/t-paid-o'", "(select * from sale where kind = 'PAID' order by i)",
             seller_account="s.seller", number="s.k", cause="'PAY_IN/' || s.order_id", available_after="950 * s.k", create_time="s.at",
             fingerprint=_entry_fingerprint("'PAY_IN/' || s.order_id", "s.seller", "t.currency", "t.amount::text", pending="1"),
         )  # fmt: skip
-        self._clone(
+        self._clones.rows(
             "payout.payout_destination", f"t.payout_destination_id = '{_BANK}'", "seller", payout_destination_id="'d-' || s.seller",
             seller_account="s.seller", create_time="s.at", update_time="s.at", usable_time="s.at", verified_time="s.at",
-            fingerprint=_fingerprint("'d-' || s.seller", "t.owner", "s.seller", "t.currency", "t.bank_account_token", "t.description"),
+            fingerprint=fingerprint("'d-' || s.seller", "t.owner", "s.seller", "t.currency", "t.bank_account_token", "t.description"),
         )  # fmt: skip
-        self._clone("wallet.seller", of_seller, "seller", seller_account="s.seller", update_time="s.at")
-        self._clone("payment.seller_owner", of_seller, "seller", seller_account="s.seller", update_time="s.at")
+        self._clones.rows("wallet.seller", of_seller, "seller", seller_account="s.seller", update_time="s.at")
+        self._clones.rows("payment.seller_owner", of_seller, "seller", seller_account="s.seller", update_time="s.at")
 
     def _payouts_of(self, state: str) -> None:
-        id_, amount = f"t-{state.lower()}", _PAYOUTS[state]
+        id_ = f"t-{state.lower()}"
         source = f"(select * from payment_out where kind = '{state}' order by i)"
-        begin = f"select create_time from {_template_of('payout.payout')} where payout_id = '{id_}'"
+        begin = f"select create_time from {template_of('payout.payout')} where payout_id = '{id_}'"
         of_payout = f"t.payout_id = '{id_}'"
         reference = "case t.provider_reference when '' then '' else 'seed-p-' || s.i end"
         shared = {"begin": begin, "payout_id": "s.payout_id"}
-        self._clone(
+        self._clones.rows(
             "payout.payout", of_payout, source, **shared, seller_account="s.seller", payout_destination_id="'d-' || s.seller",
+            payout_batch_id="s.batch",
             provider_reference=reference, asked_destination="'d-' || s.seller",
-            fingerprint=_fingerprint(
+            fingerprint=fingerprint(
                 "s.payout_id", "t.owner", "s.seller", "coalesce(t.asked_amount::text, '')", "t.currency", "'d-' || s.seller"
             ),
         )  # fmt: skip
-        self._clone("payout.payout_history", of_payout, source, **shared)
-        self._clone("payout.transfer", of_payout, source, **shared, cause_id="s.payout_id", provider_reference=reference)
+        self._clones.rows("payout.payout_history", of_payout, source, **shared)
+        self._clones.rows("payout.transfer", of_payout, source, **shared, cause_id="s.payout_id", provider_reference=reference)
         tomorrow = "clock_timestamp() + interval '1 day' + s.i * interval '10 ms'"
-        self._clone("payout.watch", of_payout, source, payout_id="s.payout_id", next_time=tomorrow)
-        self._clone("payout.payout_in_state", of_payout, source, **shared)
+        self._clones.rows("payout.watch", of_payout, source, payout_id="s.payout_id", next_time=tomorrow)
+        self._clones.rows("payout.payout_in_state", of_payout, source, **shared)
         of_demand = f"t.demand_id = 'p-{id_}'"
-        self._clone(
+        self._clones.rows(
             "payout.attempt", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id",
             provider_key="replace(t.provider_key, t.demand_id, 'p-' || s.payout_id)", provider_reference=reference,
         )  # fmt: skip
-        self._clone(
+        self._clones.rows(
             "payout.due", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", payout_destination_id="'d-' || s.seller"
         )  # fmt: skip
-        self._clone(
+        self._entries_of(state, source, begin)
+
+    def _entries_of(self, state: str, source: str, begin: str) -> None:
+        """The holds of payouts, and their entries in the wallets, which then stand as the last of these says."""
+        id_, amount = f"t-{state.lower()}", _PAYOUTS[state]
+        self._clones.rows(
             "wallet.hold", f"t.hold_id = 'payouts/{id_}'", source, begin=begin, hold_id="'payouts/' || s.payout_id", seller_account="s.seller"
         )
         hold = "'payouts/' || s.payout_id"
         placed = _entry_fingerprint(hold, "s.seller", "t.currency", "t.amount::text", purpose="PAYOUT")
         ended = _entry_fingerprint(hold, "''", "''", "case t.kind when 'HOLD_CAPTURED' then t.amount::text else '0' end")
         entries = f"t.cause = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
-        self._clone(
+        self._clones.rows(
             "wallet.wallet_entry", entries, source, begin=begin, cause="'payouts/' || s.payout_id", seller_account="s.seller",
             number="s.number + (t.kind <> 'HOLD_PLACED')::int",
             available_after=f"s.available + case t.kind when 'HOLD_RELEASED' then {amount} else 0 end",
@@ -476,40 +464,24 @@ class _Seed:
         """An event for each version, but for the body the same as its template's; how far the stream is. `first`: the sequence before the clones'."""
         for kind in _KINDS:
             source = f"(select * from sale where kind = '{kind}')"
-            self._event(f"payments/t-{kind.lower()}", source, "'payments/' || s.checkout_id")
-            self._event(f"paymentOrders/t-{kind.lower()}-o", source, "'paymentOrders/' || s.order_id")
-        self._event("deadLetters/charges-o-t-dead-o-1", "(select * from sale where kind = 'DEAD')", "'deadLetters/charges-' || s.charge_id || '-1'")
-        self._event(f"sellers/{_SELLER}", "seller", "'sellers/' || s.seller")
-        self._event(f"payoutDestinations/{_BANK}", "seller", "'payoutDestinations/d-' || s.seller")
+            self._clones.events(f"payments/t-{kind.lower()}", source, "'payments/' || s.checkout_id")
+            self._clones.events(f"paymentOrders/t-{kind.lower()}-o", source, "'paymentOrders/' || s.order_id")
+        dead = "(select * from sale where kind = 'DEAD')"
+        self._clones.events("deadLetters/charges-o-t-dead-o-1", dead, "'deadLetters/charges-' || s.charge_id || '-1'")
+        self._clones.events(f"sellers/{_SELLER}", "seller", "'sellers/' || s.seller")
+        self._clones.events(f"payoutDestinations/{_BANK}", "seller", "'payoutDestinations/d-' || s.seller")
         for state in _PAYOUTS:
             source = f"(select * from payment_out where kind = '{state}')"
-            self._event(f"payouts/t-{state.lower()}", source, "'payouts/' || s.payout_id")
+            self._clones.events(f"payouts/t-{state.lower()}", source, "'payouts/' || s.payout_id")
         entries = "(select seller_account, currency, number from wallet.wallet_entry where seller_account like 's-%')"
-        self._event(f"wallets/{_SELLER}/EUR", entries, "'wallets/' || s.seller_account || '/' || s.currency", version="s.number")
-        self._event("transactions/main-1", f"(select sequence from ledger.tx where sequence > {first})", "'transactions/main-' || s.sequence")
+        self._clones.events(f"wallets/{_SELLER}/EUR", entries, "'wallets/' || s.seller_account || '/' || s.currency", version="s.number")
+        self._clones.events("transactions/main-1", f"(select sequence from ledger.tx where sequence > {first})", "'transactions/main-' || s.sequence")
         self._connection.execute("update event.head set cursor = (select max(cursor) from event.event)")
-
-    def _event(self, of: str, source: str, subject: str, version: str = "") -> None:
-        """The events of a template for each of the source, the first of them at the version if one is given."""
-        last = int(_one(self._connection, "select max(cursor) from event.event"))
-        values = {"aggregate_version": version} if version else {}
-        template = f"t.aggregate_id = '{of}'" + (" and t.aggregate_version = 1" if version else "")
-        self._clone("event.event", template, source, cursor=f"{last} + row_number() over ()", aggregate_id=subject, **values)
-
-
-def _template_of(table: str) -> str:
-    return f"template_{table.replace('.', '_')}"
-
-
-def _fingerprint(*fields: str) -> str:
-    """SQL for `canonical.fingerprint` of fields, which are SQL for texts."""
-    whole = " || ".join(f"octet_length({field}) || ':' || {field}" for field in fields)
-    return f"sha256(convert_to({whole}, 'UTF8'))"
 
 
 def _entry_fingerprint(cause: str, seller: str, currency: str, amount: str, *, pending: str = "0", purpose: str = "") -> str:
     """SQL for the fingerprint of the instruction that made a wallet's entry."""
-    return _fingerprint("t.kind", cause, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''")
+    return fingerprint("t.kind", cause, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''")
 
 
 def _lines(kind: str, buyer: str, seller: str) -> tuple[Line, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine, make_url
+from sqlalchemy import Connection, Row, create_engine, make_url
 
 from benchmarks.growth import (
     CALLS,
@@ -30,7 +32,7 @@ from benchmarks.growth import (
 from benchmarks.seed import payment_request, seed
 from tallystick import AsyncClient, Client
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
-from tallystick.payout.v1 import payout_service_pb2
+from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.payment import ALERT_AFTER
 from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
@@ -41,7 +43,7 @@ from tallystick_server.runtime import alerts
 from tallystick_storage import alert, ledger, outbox
 from tallystick_storage.database import forget_marks
 from tallystick_storage.payment import orders, unapplied
-from tallystick_storage.payout import payouts, schedule
+from tallystick_storage.payout import batch, payouts, schedule
 
 from .conftest import Platform, flow_of, fresh_database, replayed, serving
 
@@ -105,7 +107,7 @@ def too_much(plans: Plans, most: int) -> list[str]:
     return found
 
 
-SMALL = ("head", "relayed", "duty", "payout_batch", "payout_schedule", "refused_aggregate")
+SMALL = ("head", "relayed", "duty", "refused_aggregate")
 """Tables of a few rows."""
 
 
@@ -115,6 +117,25 @@ def test_what_is_seeded_verifies(seeded: Databases) -> None:
     assert report.passed, report.as_text()
 
 
+def list_again(together: payout_service_pb2.GetPayoutBatchResponse) -> payout_service_pb2.CreatePayoutBatchRequest:
+    """The request that a batch comes of, whose report is one page."""
+    return payout_service_pb2.CreatePayoutBatchRequest(
+        payout_batch_id=together.payout_batch.payout_batch_id,
+        list=payout_service_pb2.PayoutList(
+            payouts=[
+                payout_pb2.NewPayout(
+                    payout_id=item.payout_id,
+                    seller_account=item.seller_account,
+                    amount=item.payout.amount,
+                    currency=item.payout.currency,
+                    payout_destination_id=item.payout.payout_destination_id,
+                )
+                for item in together.items
+            ]
+        ),
+    )
+
+
 def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large: Large) -> None:
     """Requests that seeded rows could have come of are the same requests to the platform: it answers with what is there."""
     client = large.platform.client()
@@ -122,10 +143,18 @@ def test_what_is_seeded_is_a_repeat_when_it_is_sent_again(large: Large) -> None:
     assert replayed(client.payment.CreatePayment, payment_request("c-1", "o-1", order.buyer_account, order.seller_account))
     paid = client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id="p-1")).payout
     seller, destination = paid.seller_account, paid.payout_destination_id
+    held = client.payout.GetPayoutSchedule(payout_service_pb2.GetPayoutScheduleRequest(seller_account=seller, currency="EUR")).payout_schedule
+    assert held.seller_account == seller
     again = payout_service_pb2.CreatePayoutRequest(
         payout_id="p-1", seller_account=seller, amount=paid.amount, currency="EUR", payout_destination_id=destination
     )
     assert replayed(client.payout.CreatePayout, again)
+    together = client.payout.GetPayoutBatch(payout_service_pb2.GetPayoutBatchRequest(payout_batch_id="batch-2"))
+    assert replayed(client.payout.CreatePayoutBatch, list_again(together))
+    schedule_ = payout_service_pb2.SetPayoutScheduleRequest(
+        seller_account=seller, currency="EUR", interval=held.interval, day_of_month=held.day_of_month, cut_off=held.cut_off, time_zone=held.time_zone
+    )
+    assert replayed(client.payout.SetPayoutSchedule, schedule_)
     bank = payout_service_pb2.CreatePayoutDestinationRequest(
         payout_destination_id=destination, seller_account=seller, currency="EUR", bank_account_token="ba_ok"
     )
@@ -214,6 +243,39 @@ def test_pages_of_what_is_rare_lead_to_all_of_it(large: Large) -> None:
             order by create_time desc, checkout_id desc
         """).fetchall()
     assert [payment.checkout_id for page in pages for payment in page.payments] == [checkout_id for (checkout_id,) in rows] != []
+
+
+@contextmanager
+def all_in_a_batch(databases: Databases) -> Iterator[None]:
+    """All payouts stand in the report of batch-2 until the block ends."""
+    with psycopg.connect(databases.admin, autocommit=True) as connection:
+        connection.execute("set session_replication_role = replica")  # a report only grows
+        put = connection.execute("""
+            insert into payout.payout_batch_item
+            select 'batch-2', payout_id, seller_account, amount, currency, payout_destination_id, 'MADE' from payout.payout
+            on conflict do nothing returning payout_id
+        """).fetchall()
+        try:
+            yield
+        finally:
+            ids = [payout_id for (payout_id,) in put]
+            connection.execute("delete from payout.payout_batch_item where payout_batch_id = 'batch-2' and payout_id = any (%s)", (ids,))
+
+
+def test_pages_of_a_report_lead_to_all_in_a_state(large: Large) -> None:
+    """Pages of a report that end because so many payouts were looked at lead on to every payout in the state, each once; the totals come with the first."""
+    client = large.platform.client()
+    request = payout_service_pb2.GetPayoutBatchRequest(payout_batch_id="batch-2", payout_state=payout_pb2.PAYOUT_STATE_FAILED, page_size=20)
+    with all_in_a_batch(large.platform.databases):
+        pages = [client.payout.GetPayoutBatch(request)]
+        while pages[-1].next_page_token:
+            request.page_token = pages[-1].next_page_token
+            pages.append(client.payout.GetPayoutBatch(request))
+    with psycopg.connect(large.platform.databases.admin) as connection:
+        rows = connection.execute("select payout_id from payout.payout where state = 'FAILED' order by payout_id").fetchall()
+    assert [item.payout_id for page in pages for item in page.items] == [payout_id for (payout_id,) in rows] != []
+    assert any(len(page.items) < 20 for page in pages[:-1])
+    assert [len(page.payout_batch.totals) for page in pages] == [1, *(0 for _ in pages[1:])]
 
 
 _ACKNOWLEDGED = {
@@ -313,6 +375,55 @@ def test_of_two_sorts_each_is_found_in_an_index_of_its_own(database: Databases, 
     nodes = nodes_over(database, schema, prepare, work)
     assert {node["Index Name"] for node in nodes if "Index Name" in node}
     assert [node for node in nodes if node["Node Type"] in ("Seq Scan", "Sort") or rows_read(node) > 210] == []
+
+
+_AS_A_ROLE = "set enable_seqscan = off; set plan_cache_mode = force_custom_plan"
+_RUNS = (
+    _AS_A_ROLE,
+    """insert into payout_batch_item select 'batch-' || case when n > 20000 then 2 + mod(n, 500) else 2 end, 'q-' || n, 's-1', null, 'EUR', '', 'MADE', null
+    from generate_series(1, 30000) n""",
+    """insert into payout_batch select 'run-' || n, caller, owner, fingerprint, traceparent, true, '', 'EUR', clock(), case when n <= 30 then 'OPEN'
+        when n <= 60 then 'COLLECTING' else 'DONE' end, '', 1, 0, 0, 0, case when n <= 30 then 2 when n <= 60 then 1 else 3 end, create_time, update_time,
+        case when n > 60 then done_time end, create_time, 0
+    from payout_batch, generate_series(1, 20000) n where payout_batch_id = 'batch-2'""",
+    "analyze payout_batch, payout_batch_item",
+)
+"""A batch of 20,000 payouts more, none of which is there, and 20,000 runs, of which 30 are to be collected, and 30 to be closed."""
+_ADVANCED = timedelta(days=1)
+_KEYS = [(f"X{n}", "EUR") for n in range(200)] + [(f"due-{n}", f"X{n}") for n in range(151, 351)]
+
+
+def _due(connection: Connection) -> Sequence[Row[Any]]:
+    return schedule.due(connection, 500, default=False)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "work"),
+    [
+        (_RUNS, lambda connection: batch.report(connection, "batch-2", "", "FAILED", 51, refused=False)),
+        (_RUNS, lambda connection: batch.report(connection, "batch-2", "q-1", "", 51, refused=False)),
+        (_RUNS, lambda connection: batch.report(connection, "batch-2", "", "", 51, refused=True)),
+        (_RUNS, lambda connection: batch.collecting(connection, 20)),
+        (_RUNS, lambda connection: batch.open_(connection, "run-1", 20)),
+        (_RUNS, lambda connection: batch.is_under_way(connection, "batch-2")),
+        (_RUNS, lambda connection: batch.postpone(connection, "run-40")),
+        (_RUNS, _of_acknowledged("BATCH_STUCK", payouts.findings(PAYOUT_ALERT_AFTER, 300))),
+        ((_AS_A_ROLE, *_DUE_SCHEDULES), lambda connection: schedule.postpone(connection, _due(connection))),
+        ((_AS_A_ROLE, *_DUE_SCHEDULES), lambda connection: schedule.advance(connection, [(row, row.next_time + _ADVANCED) for row in _due(connection)])),
+        ((_AS_A_ROLE, *_DUE_SCHEDULES), lambda connection: schedule.holding(connection, _KEYS)),
+        ((_AS_A_ROLE, *_DUE_SCHEDULES), lambda connection: schedule.with_own(connection, [seller for seller, _ in _KEYS], "X160")),
+        ((_AS_A_ROLE, *_DUE_SCHEDULES), _of_acknowledged("SCHEDULE_OVERDUE", payouts.findings(PAYOUT_ALERT_AFTER, 300))),
+    ],
+    ids=[
+        "payouts of a batch in a state", "report", "refused", "collecting", "open", "under way", "batch put off", "BATCH_STUCK", "schedules put off",
+        "schedules run", "schedules that hold", "own schedules", "SCHEDULE_OVERDUE",
+    ],
+)  # fmt: skip
+def test_schedules_and_batches_are_found_in_an_index(seeded: Databases, prepare: Sequence[str], work: Work) -> None:
+    """However many schedules and batches there are, and however large a batch is, what is read of them is what is asked for, or a bounded part of it."""
+    nodes = nodes_over(seeded, "payout", prepare, work)
+    assert {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert [(node["Node Type"], rows_read(node)) for node in nodes if node["Node Type"] == "Seq Scan" or rows_read(node) > 2010] == []
 
 
 _SOME = [f"payments/r-{number}" for number in range(500)]

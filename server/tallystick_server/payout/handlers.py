@@ -203,22 +203,27 @@ class PayoutHandlers(OperatorHandlers):
         if not await self._batches.create(new, traceparent()):
             call.replayed()
         self._flow.collecting.wake()
-        return pb.CreatePayoutBatchResponse(payout_batch=encode.batch(*await self._batch(new.payout_batch_id, call, changed=True)))
+        row = await self._batch(new.payout_batch_id, call, changed=True)
+        return pb.CreatePayoutBatchResponse(payout_batch=encode.batch(row, await self._totals(row, changed=True)))
 
     async def GetPayoutBatch(self, request: pb.GetPayoutBatchRequest, call: Call) -> pb.GetPayoutBatchResponse:
         size = page_size(request.page_size)
         state = encode.STATES.parse(request.payout_state, "payout_state", "")
-        row, totals = await self._batch(request.payout_batch_id, call)
+        row = await self._batch(request.payout_batch_id, call)
         token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.refused))
         place = token.parse(request.page_token, str)
         after = str(place[0]) if place else ""
 
-        def report(connection: Connection) -> list[payout_pb2.PayoutBatchItem]:
-            found = batch_store.report(connection, row.payout_batch_id, after, state, size + 1, refused=request.refused)
-            return encode.batch_items(found, store.shown(connection, [item.payout_id for item in found]))
+        def report(connection: Connection) -> tuple[list[payout_pb2.PayoutBatchItem], str | None]:
+            found, looked_at = batch_store.report(connection, row.payout_batch_id, after, state, size + 1, refused=request.refused)
+            return encode.batch_items(found, store.shown(connection, [item.payout_id for item in found])), looked_at
 
-        lines = await self._database.read(report)
+        lines, looked_at = await self._database.read(report)
         shown, following = token.page(lines, size, lambda line: line, lambda line: (line.payout_id,))
+        if not following and looked_at is not None:
+            following = token.make(looked_at)
+        # They are counted from all its payouts, so a reader of all pages counts them once.
+        totals = [] if place else await self._totals(row)
         return pb.GetPayoutBatchResponse(payout_batch=encode.batch(row, totals), items=shown, next_page_token=following)
 
     async def SetPayoutSchedule(self, request: pb.SetPayoutScheduleRequest, call: Call) -> pb.SetPayoutScheduleResponse:
@@ -261,12 +266,16 @@ class PayoutHandlers(OperatorHandlers):
         found = await read(lambda connection: destinations.find(connection, [id_]))
         return call.visible(found.get(id_), "payout destination", id_)
 
-    async def _batch(self, payout_batch_id: str, call: Call, *, changed: bool = False) -> tuple[Row[Any], Any]:
-        """The batch and its totals, if the caller may see it; `changed` as in `_destination`. Raises NOT_FOUND for another's as well."""
+    async def _batch(self, payout_batch_id: str, call: Call, *, changed: bool = False) -> Row[Any]:
+        """The batch, if the caller may see it; `changed` as in `_destination`. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_batch_id, "payout_batch_id")
         read = self._database.load if changed else self._database.read
-        row = call.visible(await read(lambda connection: batch_store.find(connection, id_)), "payout batch", id_)
-        return row, await read(lambda connection: batch_store.totals(connection, id_))
+        return call.visible(await read(lambda connection: batch_store.find(connection, id_)), "payout batch", id_)
+
+    async def _totals(self, batch: Row[Any], *, changed: bool = False) -> Sequence[Row[Any]]:
+        """The totals of a batch; `changed` as in `_destination`."""
+        read = self._database.load if changed else self._database.read
+        return await read(lambda connection: batch_store.totals(connection, batch.payout_batch_id))
 
     async def _visible(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""

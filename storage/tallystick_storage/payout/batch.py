@@ -106,11 +106,20 @@ _TOTALS = text("""
     from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency order by state, currency
 """)
 _REPORT = text("""
-    select i.payout_id, i.seller_account, i.state as item_state, i.refusal from payout_batch_item i
-    where i.payout_batch_id = :id and i.payout_id > :after and i.state <> 'ASKED' and (not :refused or i.state = 'REFUSED')
-        and (:state = '' or i.state = 'MADE' and exists (select from payout p where p.payout_id = i.payout_id and p.state = :state))
-    order by i.payout_id limit :most
+    select payout_id, seller_account, state as item_state, refusal from payout_batch_item
+    where payout_batch_id = :id and payout_id > :after and state <> 'ASKED' and (not :refused or state = 'REFUSED') order by payout_id limit :most
 """)
+# Each payout is looked up, in the order of the report; a plan may read all payouts to learn which are in the state.
+_REPORT_IN_STATE = text("""
+    select i.payout_id, i.seller_account, i.state as item_state, i.refusal
+    from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after order by payout_id limit :looked_at) i
+    cross join lateral (select state from payout p where p.payout_id = i.payout_id and i.state = 'MADE' offset 0) p
+    where p.state = :state order by i.payout_id limit :most
+""")
+_LAST_LOOKED_AT = text("""
+    select payout_id from payout_batch_item where payout_batch_id = :id and payout_id > :after order by payout_id limit 1 offset :looked_at - 1
+""")
+_MOST_LOOKED_AT = 2000
 
 
 def items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
@@ -176,7 +185,18 @@ def totals(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
     return connection.execute(_TOTALS, {"id": payout_batch_id}).all()
 
 
-def report(connection: Connection, payout_batch_id: str, after: str, state: str, most: int, *, refused: bool) -> Sequence[Row[Any]]:
-    """What became of its payouts, by id after a given one; `state`: only payouts in it, "": all."""
-    values = {"id": payout_batch_id, "after": after, "state": state, "refused": refused, "most": most}
-    return connection.execute(_REPORT, values).all()
+def report(
+    connection: Connection, payout_batch_id: str, after: str, state: str, most: int, *, refused: bool
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """What became of its payouts, by id after a given one; and up to which id they have been looked at, None: to the end.
+
+    `state`: only payouts in it, "": all. A batch may have few such among many, so a page looks at 2,000 of its payouts and no more.
+    """
+    values: dict[str, Any] = {"id": payout_batch_id, "after": after, "most": most}
+    if not state:
+        return connection.execute(_REPORT, {**values, "refused": refused}).all(), None
+    if refused:  # what was refused is no payout
+        return [], None
+    values["looked_at"] = _MOST_LOOKED_AT
+    found = connection.execute(_REPORT_IN_STATE, {**values, "state": state}).all()
+    return found, connection.execute(_LAST_LOOKED_AT, values).scalar_one_or_none()

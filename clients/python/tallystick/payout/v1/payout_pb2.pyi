@@ -1120,7 +1120,7 @@ class PayoutBatch(_message.Message):
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayoutTotal]:
         """The payouts that it made, by state and currency, as they stand; one that had been there before under its id stands among the items only. Empty in
-        events.
+        events, and on each page of its report but the first.
         """
 
     @_builtins.property

@@ -1076,7 +1076,7 @@ class GetPayoutBatchResponse(_message.Message):
     """Empty on the last page."""
     @_builtins.property
     def payout_batch(self) -> _payout_pb2.PayoutBatch:
-        """The batch as it stands."""
+        """The batch as it stands; its totals come with the first page only."""
 
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_payout_pb2.PayoutBatchItem]:

@@ -315,7 +315,8 @@ class PayoutServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetPayoutBatch(self, request, context):
-        """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator.
+        """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
+        Access: team, payouts (its own), operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -109,7 +109,9 @@ class PayoutServiceStub:
     values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]
-    """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator."""
+    """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
+    Access: team, payouts (its own), operator.
+    """
     SetPayoutSchedule: _grpc.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]
     """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
     terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
@@ -224,7 +226,9 @@ class PayoutServiceAsyncStub(PayoutServiceStub):
     values answers with the batch as it stands, with other values it is refused with KEY_REUSED. Access: payouts, operator.
     """
     GetPayoutBatch: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.GetPayoutBatchRequest, _payout_service_pb2.GetPayoutBatchResponse]  # type: ignore[assignment]
-    """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator."""
+    """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
+    Access: team, payouts (its own), operator.
+    """
     SetPayoutSchedule: _aio.UnaryUnaryMultiCallable[_payout_service_pb2.SetPayoutScheduleRequest, _payout_service_pb2.SetPayoutScheduleResponse]  # type: ignore[assignment]
     """Sets when a seller is paid and on what terms, whole; equal values change nothing. It holds from now on: payouts that were accepted keep their fee. The
     terms (minimum_amount, fee, reserve) and the default (no seller_account) are for operators; others are refused with METHOD_FORBIDDEN, and leave the terms
@@ -438,7 +442,9 @@ class PayoutServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payout_service_pb2.GetPayoutBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_payout_service_pb2.GetPayoutBatchResponse, _abc.Awaitable[_payout_service_pb2.GetPayoutBatchResponse]]:
-        """Answers with a batch as it stands, and a page of its report. Access: team, payouts (its own), operator."""
+        """Answers with a batch as it stands, and a page of its report. With payout_state a page may hold fewer than asked for, or none, and not be the last.
+        Access: team, payouts (its own), operator.
+        """
 
     @_abc_1.abstractmethod
     def SetPayoutSchedule(
