@@ -163,6 +163,20 @@ def test_look_up_and_sending_take_turns(trouble: Trouble) -> None:
     assert past is Resort.SET_ASIDE
 
 
+@pytest.mark.parametrize("trouble", [Trouble.NO_ANSWER, Trouble.SERVER_ERROR])
+def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: Trouble) -> None:
+    """By the default policies a charge whose sends get no answer is looked up after a few of them, which is within a minute and their time-outs."""
+    postpone, waited, tries = postponing(Policies()), 0.0, 0
+    while True:
+        again = postpone._decide(Troubled(charge_in_hand(maybe_sent=True, tries={trouble: tries}), trouble, "", Step.SEND), 0.0)
+        assert isinstance(again, Again)
+        if again.looking:
+            break
+        waited, tries = waited + (again.delay or 0.0), tries + 1
+    assert tries <= 5
+    assert waited <= 60
+
+
 def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
     """To ask whether an account can be paid to is harmless, and no key is forgotten: however often there was no answer, it is no dead letter."""
     account = Unverified(

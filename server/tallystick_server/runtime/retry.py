@@ -82,7 +82,7 @@ class Policy:
 
 DEFAULTS: Mapping[Trouble, Policy] = {
     Trouble.NOT_SENT: Policy(Strategy.EXPONENTIAL, 1, 60, 120),  # an hour without the provider fails nobody
-    Trouble.NO_ANSWER: Policy(Strategy.EXPONENTIAL, 2, 300, 30),
+    Trouble.NO_ANSWER: Policy(Strategy.EXPONENTIAL, 2, 300, 5),  # then it is looked up, and sent again if that tells nothing
     Trouble.SERVER_ERROR: Policy(Strategy.EXPONENTIAL, 1, 10, 4),
     Trouble.BUSY: Policy(Strategy.EXPONENTIAL, 1, 60, 60),
     Trouble.FORBIDDEN: Policy(Strategy.EXPONENTIAL, 30, 600, 100),
