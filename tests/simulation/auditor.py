@@ -179,7 +179,7 @@ class Auditor:
             case "CALLER_CANCELLED":
                 return told.cancelled and "SUCCEEDED" not in states
             case "EXPIRED":
-                return (wish.expires_in is not None or wish.token == "tok_pending:action") and "SUCCEEDED" not in states
+                return (wish.expires_in is not None or "action" in wish.token) and "SUCCEEDED" not in states
             case "CLOSED_BY_OPERATOR":
                 return charge in self._closed and "SUCCEEDED" not in states
             case _:
