@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import queue
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from sqlalchemy import Connection
 
+from tallystick import Client, ClientSettings, UnavailableError, new_order
 from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
-from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.caller import Caller, Role
 from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
@@ -31,7 +36,7 @@ from tallystick_server.runtime.door import Call, Door
 from tallystick_server.runtime.fair_semaphore import FairSemaphore
 from tallystick_storage.database import Database
 
-from .conftest import Platform, eventually, serving, unique
+from .conftest import Platform, eventually, flow_of, serving, unique
 from .test_door import SERVICES, served
 from .test_event_service import payment_created
 
@@ -208,6 +213,74 @@ def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> 
         finally:
             tracemalloc.stop()
     assert after - before < calls * size / 2, f"{(after - before) // calls} bytes for each call"
+
+
+def test_reads_of_owners_take_turns() -> None:
+    """However many reads one owner has under way, another's begins after one more of those: all reads share a few connections, which serve who comes first."""
+    begun: queue.SimpleQueue[str] = queue.SimpleQueue()
+    turns = asyncio.Semaphore(0)
+    flood = 40
+
+    class Reads:
+        def __getattr__(self, _name: str) -> Callable[[Message, Call], Any]:
+            async def read(_request: Message, call: Call) -> Message:
+                begun.put(call.caller.owner)
+                await turns.acquire()
+                return payment_service_pb2.ListPaymentsResponse()
+
+            return read
+
+    door = Door(BearerTokens(CALLERS))
+    with served(door, {"PaymentService": Reads()}) as (address, loop), grpc.insecure_channel(address) as channel:
+        stub = payment_service_pb2_grpc.PaymentServiceStub(channel)
+
+        def call(name: str) -> Any:
+            metadata = (("authorization", f"Bearer {TOKENS[name]}"),)
+            return stub.ListPayments.future(payment_service_pb2.ListPaymentsRequest(), metadata=metadata, timeout=60)
+
+        def waiting() -> int:
+            return door._readers.waiting()
+
+        calls = [call(("first", "second")[n % 2]) for n in range(flood)]
+        assert eventually(lambda: begun.qsize() + waiting() == flood)
+        assert begun.qsize() == 32
+        calls.append(call("other"))
+        assert eventually(lambda: waiting() == flood + 1 - 32)
+        for _ in range(2):
+            loop.call_soon_threadsafe(turns.release)
+        assert [begun.get(timeout=10) for _ in range(34)][-2:] == ["market", "other"]
+        for _ in range(flood):
+            loop.call_soon_threadsafe(turns.release)
+        for done in calls:
+            done.result(10)
+
+
+def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(own_database: Databases) -> None:
+    """While the database stores nothing, one owner has at most half of the orders that a process takes waiting; another owner's payment still waits beside
+    them, and all are stored once it goes on."""
+    with serving(own_database, replace(SETTINGS, in_flight=10)) as platform, ThreadPoolExecutor(4) as callers:
+        flow = flow_of(platform)
+
+        def pays(name: str, orders: int) -> payment_pb2.Payment:
+            with Client(platform.address, settings=ClientSettings(token=TOKENS[name], attempts=1)) as client:
+                new = [new_order(unique("o"), "buyer-1", f"{name}-seller", "1.00", "EUR") for _ in range(orders)]
+                return client.create_payment(unique("c"), new, credit_card_info="tok_visa", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+
+        for name in ("first", "other"):
+            pays(name, 1)
+        assert eventually(lambda: not flow.in_hand)
+        with psycopg.connect(own_database.admin) as admin:
+            admin.execute("lock table payment.checkout in share mode")
+            waiting = [callers.submit(pays, "first", 4) for _ in range(2)]
+            assert eventually(lambda: flow._unstored.taken == 8)
+            with pytest.raises(UnavailableError) as refused:
+                pays("first", 4)
+            assert refused.value.reason == "OVERLOADED"
+            waiting.append(callers.submit(pays, "other", 1))
+            assert eventually(lambda: flow._unstored.taken == 9)
+            admin.rollback()
+            assert [len(payment.result(60).payment_orders) for payment in waiting] == [4, 4, 1]
+        assert flow._unstored.taken == 0
 
 
 def test_operators_share_their_slots_and_services_do_not() -> None:

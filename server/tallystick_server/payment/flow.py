@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
-from tallystick_core.refusal import Refused, seller_taken
+from tallystick_core.refusal import Reason, Refused, seller_taken
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
@@ -22,6 +22,7 @@ from tallystick_server.payment.settle import Settle
 from tallystick_server.payment.storable import Storable
 from tallystick_server.payment.unapplied import BookUnapplied
 from tallystick_server.payment.watch import Watch, watch
+from tallystick_server.runtime.bulkhead import Bulkhead
 from tallystick_server.runtime.changes import Changes
 from tallystick_server.runtime.dead_letters import end_demands
 from tallystick_server.runtime.demand import Answered
@@ -69,6 +70,7 @@ class PayIn(Flow[Charge, Moved]):
         self.changes: Changes[payment_pb2.Payment] = Changes()
         self.dead_letters = DeadLetters(database, self)
         self._policies = settings.policies
+        self._unstored = Bulkhead(settings.max_in_flight, settings.owner_share)  # orders
         self._storable = Storable(database, self.execute, provider, waiting_depth)
         accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._storable.room)
         self._accept: Stage[Arrival, Accepted] = Stage(
@@ -101,10 +103,20 @@ class PayIn(Flow[Charge, Moved]):
         ]
 
     async def accept(self, event: PaymentEvent) -> Accepted:
-        """Stores a payment or finds it; its charges are under way when this returns. Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE."""
+        """Stores a payment or finds it; its charges are under way when this returns.
+
+        Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE, OVERLOADED: one owner's orders that wait to be stored leave room for those of others.
+        """
         self.refuse_overload()
-        refused = await self._refuse_sellers(event)
-        return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context(), refused))
+        owner, orders = event.owner, len(event.orders)
+        if not self._unstored.try_take(owner, orders):
+            message = "Too many orders wait to be stored; this call stored nothing. Come back with the same id after 1 s."
+            raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
+        try:
+            refused = await self._refuse_sellers(event)
+            return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context(), refused))
+        finally:
+            self._unstored.release(owner, orders)
 
     async def _refuse_sellers(self, event: PaymentEvent) -> Refused | None:
         """Why the event may not name its sellers. One that is stored already is answered all the same."""

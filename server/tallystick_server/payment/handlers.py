@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import astuple
@@ -43,6 +44,8 @@ ACCESS: Access = {
 
 _LOOK_AGAIN_AT_REST = 2.0  # seconds; another process may have moved the payment
 
+_READ_AT_ONCE = 100  # payments, each of which may have 200 orders
+_MANY_ORDERS = 20
 _CANCEL = Verb("CANCEL", "cancelled")
 
 _RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
@@ -54,7 +57,7 @@ class PaymentHandlers(OperatorHandlers):
     def __init__(self, database: Database, flow: PayIn) -> None:
         super().__init__(database, flow)
         # no limit of its own: calls read after their commit as well, when "nothing was stored" would be false; the slots of the door bound them
-        self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, lanes=2, for_callers=True)
+        self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, most=_READ_AT_ONCE, lanes=2, for_callers=True)
 
     def start(self) -> None:
         self._reads.start()
@@ -155,7 +158,11 @@ class PaymentHandlers(OperatorHandlers):
             return store.payments(connection, sorted(set(checkout_ids)))
 
         found = await self._database.load(payments)
-        messages = {checkout_id: encode.payment(orders) for checkout_id, orders in found.items()}
+        messages = {}
+        for checkout_id, orders in found.items():
+            messages[checkout_id] = encode.payment(orders)
+            if len(orders) > _MANY_ORDERS:
+                await asyncio.sleep(0)  # other calls have their turn of the loop
         return [messages.get(checkout_id) for checkout_id in checkout_ids]
 
 

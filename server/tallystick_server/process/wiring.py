@@ -241,6 +241,7 @@ class Wiring:
             policies=Policies(settings.retry),
             breaker=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
             max_in_flight=settings.in_flight,
+            owner_share=settings.caller_share,
         )
 
     def _risk_rules(self) -> RiskRules:

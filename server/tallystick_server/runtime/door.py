@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -43,6 +43,7 @@ _LONGEST_WAIT = 30.0
 _LOOK_AGAIN = 0.02
 _CANCELLED = 0.1  # seconds in which gRPC says of a call without a message that its caller has cancelled it
 _WRITERS = 2
+_READERS = 32
 """Streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn."""
 _HAND_ON = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
 _TEAMS = frozenset({Role.TEAM, Role.PAYOUTS})
@@ -151,6 +152,7 @@ class Door:
         self._message_bytes = Bulkhead(limits.message_bytes, share)
         self._parsing = FairSemaphore(1)
         self._writers = FairSemaphore(_WRITERS)
+        self._readers = FairSemaphore(_READERS)
         self._closing = asyncio.Event()
         self._timeouts: set[asyncio.Timeout] = set()
         self._hurried = False
@@ -214,9 +216,11 @@ class Door:
                 run: Callable[[Any, Call], Awaitable[Message]] = method.run
                 with self._taken(method, len(raw), call):
                     async with self._timed(call.deadline):
-                        answer = run(await self._parsed(method, raw, call.caller.owner), call)
-                        del raw  # only the handler keeps the body, as long as it needs it
-                        response = await answer
+                        request = await self._parsed(method, raw, call.caller.owner)
+                        async with self._turn(method, call.caller.owner):
+                            answer = run(request, call)
+                            del raw, request  # only the handler keeps the body, as long as it needs it
+                            response = await answer
                 context.set_trailing_metadata((("tallystick-trace-id", trace_id()), *call.metadata.items()))
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
@@ -258,6 +262,10 @@ class Door:
         finally:
             slots.release(owner)
             call.release_body()
+
+    def _turn(self, method: _Method, owner: str) -> AbstractAsyncContextManager[None]:
+        """A read's turn among those of other owners, since all reads share a few connections; what changes something has no turns."""
+        return self._readers.permit(owner) if method.slots is self._reads else nullcontext()
 
     @asynccontextmanager
     async def _timed(self, deadline: float) -> AsyncIterator[None]:

@@ -64,6 +64,8 @@ class FlowSettings:
     policies: Policies
     breaker: BreakerSettings
     max_in_flight: int = 8_000
+    owner_share: float = 0.5
+    """The part of that which one owner's payments may take while they wait to be stored."""
 
 
 class Flow(ABC, Generic[H, G]):

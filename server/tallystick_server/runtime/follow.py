@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
@@ -20,6 +21,7 @@ _AT_ONCE = 200  # items of one read
 _WINDOW = 5_000  # numbers that one read looks at, so that a rare filter reads everything in bounded turns
 _LOOK_AGAIN = 0.25  # seconds
 _KEPT_BYTES = 4 * 1024 * 1024
+_IN_HAND_BYTES = 128 * 1024  # what one stream reads ahead; one item always fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Tail(Generic[R]):
             raise Refused(Reason.FIELD_INVALID, f"{field} must not be negative.", field=field)
         while True:
             if self._from <= after <= self._end and on:
-                kept, after = self._since(after), self._end
+                kept, after = self._since(after)
                 for item in filter(wanted.fits, kept):
                     yield item
                 await self._grown(after)
@@ -85,14 +87,20 @@ class Tail(Generic[R]):
                 return
             await self._grown(after)
 
-    def _since(self, after: int) -> list[R]:
-        """What is kept behind a number, in order."""
+    def _since(self, after: int) -> tuple[list[R], int]:
+        """The next of what is kept behind a number, in order, and the number up to which that is all there is."""
         items = []
         for item in reversed(self._kept):
             if self._numbered.number(item) <= after:
                 break
             items.append(item)
-        return items[::-1]
+        first = self._first(items[::-1])
+        return first, self._end if len(first) == len(items) else self._numbered.number(first[-1])
+
+    def _first(self, items: Sequence[R]) -> list[R]:
+        """As many of the items as one stream reads ahead: a reader that stands still keeps no more than those."""
+        sizes = accumulate(map(self._numbered.size, items))
+        return [item for place, (item, size) in enumerate(zip(items, sizes, strict=True)) if not place or size <= _IN_HAND_BYTES]
 
     async def _turn(self, wanted: Wanted[R], after: int) -> tuple[int, int, Sequence[R]]:
         """One bounded read: the end of the sequence, the number up to which it looked, and what fits up to there."""
@@ -100,17 +108,19 @@ class Tail(Generic[R]):
         def read(connection: Connection) -> tuple[int, int, Sequence[R]]:
             end = self._numbered.end(connection)  # before the items: of what comes between, none is passed over
             until = end if wanted.indexed else min(after + _WINDOW, end)
-            items = wanted.between(connection, after, until, _AT_ONCE)
-            return end, self._numbered.number(items[-1]) if len(items) == _AT_ONCE else until, items
+            found = wanted.between(connection, after, until, _AT_ONCE)
+            items = self._first(found)
+            is_all = len(items) == len(found) < _AT_ONCE
+            return end, until if is_all else self._numbered.number(items[-1]), items
 
         async with self._catching_up.permit(wanted.owner):
             return await self._database.read(read)
 
     async def _grown(self, after: int) -> None:
         """Waits until the end is another than a given one."""
+        if self._end > after:  # it has grown already, though others may wait for it to grow more
+            return
         if self._growth is None or self._growth.done():
-            if self._end > after:
-                return
             if self._end < after:
                 self._restart(after)
             self._growth = asyncio.create_task(self._grow(), name="tail")
