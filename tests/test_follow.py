@@ -65,6 +65,32 @@ def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: Datab
     assert asyncio.run(main()) == (3, 3)
 
 
+def test_what_nobody_followed_is_read_anew(database: Databases) -> None:
+    """Once all who followed have gone, nothing is shown from memory: the database may have been set back, and have grown again, since."""
+
+    async def main() -> tuple[int, int]:
+        sequence = Sequences([1])
+        db = Database(database.service("event"), connections=1)
+        tail = Tail(db, sequence.numbered())
+        first = tail.follow(sequence.wanted(), 1, "after", on=True)
+        waiting = asyncio.ensure_future(anext(first))
+        await asyncio.sleep(0.05)
+        sequence.sizes.append(1)
+        assert await waiting == 2
+        more = asyncio.ensure_future(anext(first))
+        await asyncio.sleep(0.05)
+        more.cancel()
+        await asyncio.gather(more, return_exceptions=True)
+        reads = len(sequence.reads)
+        second = tail.follow(sequence.wanted(), 1, "after", on=True)
+        shown = await anext(second)
+        await second.aclose()
+        await asyncio.to_thread(db.close)
+        return shown, len(sequence.reads) - reads
+
+    assert asyncio.run(main()) == (2, 1)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 400 * KILO), max_size=40), st.integers(0, 40), st.booleans())
 def test_items_of_any_size_come_once_and_in_order(database: Databases, sizes: list[int], after: int, follows: bool) -> None:

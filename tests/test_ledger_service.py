@@ -7,6 +7,7 @@ import runpy
 from base64 import b64encode
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import cast
 
 import psycopg
 import pytest
@@ -15,10 +16,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tallystick import Client, FailedPreconditionError, InvalidArgumentError, NotFoundError, TallystickError
 from tallystick._errors import from_status
 from tallystick.event.v1 import event_pb2
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tallystick_server.ledger.events import LedgerEvents
+from tallystick_server.process.configuration import Settings
 from tallystick_server.process.databases import Databases
 from tallystick_server.process.verify import verify
+from tallystick_server.runtime.relay import Unpublished
 
 from .conftest import ROOT, backup, eventually, serving, unique
 
@@ -83,6 +88,33 @@ def test_a_restore_under_a_running_process_posts_to_nobody_else(admin_url: str, 
         assert [balance(seller) for seller in ("zoe", "carla", "anna", "bert")] == ["10.00"] * 4
     report = verify(own_database)
     assert report.passed, report.as_text()
+
+
+def test_what_a_restore_takes_from_the_book_is_told_to_nobody(admin_url: str, own_database: Databases) -> None:
+    """A transaction that was posted, and lost when the database was set back, has no event: those that have its number since have theirs."""
+    with serving(own_database, Settings(relay_interval=3600)) as running, running.client() as client:
+        (handlers,) = (service.servicer for service in running.running._services if service.name == "ledger")
+
+        def posted(cause: str) -> bool:
+            try:
+                (result,) = post(client, posting(cause, ("x/a", "-1.00"), ("x/z", "1.00")))
+            except TallystickError:
+                return False
+            return result.WhichOneof("result") == "transaction"
+
+        async def read() -> Unpublished:
+            return await LedgerEvents(handlers._database, handlers.recent)()  # type: ignore[attr-defined]
+
+        def unpublished() -> list[str]:
+            requests = [BatchPublishRequest.FromString(request) for request in cast("Unpublished", running.run(read)).requests]
+            return [event.transaction.cause_id for request in requests for event in request.events]
+
+        assert posted("first")
+        restore = backup(admin_url, own_database)
+        assert all(eventually(lambda cause=cause: posted(cause)) for cause in ("lost-1", "lost-2", "lost-3"))  # type: ignore[misc]
+        restore()
+        assert eventually(lambda: posted("second"))
+        assert unpublished() == ["first", "second"]
 
 
 def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> None:

@@ -321,6 +321,14 @@ def relayed(connection: Connection) -> tuple[int, bool]:
     return row.sequence, row.any_refused
 
 
+_HASH = text("select hash from tx where book = :book and sequence = :sequence")
+
+
+def hash_of(connection: Connection, sequence: int) -> bytes:
+    """The hash of a transaction, and so of all before it; empty if there is none."""
+    return bytes(connection.execute(_HASH, {"book": BOOK, "sequence": sequence}).scalar_one_or_none() or b"")
+
+
 def set_relayed(connection: Connection, sequence: int) -> None:
     """EventService has all transactions up to this one."""
     connection.execute(_SET_RELAYED, {"book": BOOK, "sequence": sequence})

@@ -6,6 +6,7 @@ from sqlalchemy import Connection
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick.ledger.v1 import ledger_pb2
 from tallystick_server.ledger import messages
 from tallystick_server.ledger.post import Recent
 from tallystick_server.runtime.relay import MOST_EVENTS, Unpublished, tell, to_requests
@@ -24,6 +25,9 @@ class LedgerEvents:
     async def __call__(self) -> Unpublished:
         after, any_refused = await self._database.load(store.relayed)
         known = self._recent.after(after, MOST_EVENTS)
+        if known and not await self._is_in_book(known[-1][0]):  # the database was set back, and others have their numbers
+            self._recent.clear()
+            known = []
         if not known:  # nothing is new, or it was posted before this process began, or by another one
 
             def unpublished(connection: Connection) -> list[store.TransactionRow]:
@@ -46,3 +50,7 @@ class LedgerEvents:
             aggregates = [event.aggregate_id for event in told.events]
             refused = await self._database.load(lambda connection: outbox.refused(connection, aggregates))
         return Unpublished(to_requests(told), published, more=len(known) == MOST_EVENTS, refused=refused)
+
+    async def _is_in_book(self, transaction: ledger_pb2.Transaction) -> bool:
+        """Whether the book holds just this transaction, and so all before it: each hash covers the one before."""
+        return transaction.hash == await self._database.load(lambda connection: store.hash_of(connection, transaction.sequence))

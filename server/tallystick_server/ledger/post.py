@@ -67,6 +67,10 @@ class Recent:
             found.append(one)
         return found
 
+    def clear(self) -> None:
+        """Lets all of them go."""
+        self._posted.clear()
+
 
 class Post:
     """The post stage's work. It remembers the ids of accounts; each use compares them with the accounts' names, since a restore may change them."""

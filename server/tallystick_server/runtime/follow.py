@@ -130,7 +130,8 @@ class Tail(Generic[R]):
         finally:
             self._waiting -= 1
             if not self._waiting and self._growth is not None:
-                self._growth.cancel()
+                if self._growth.cancel():  # nobody watches the end any more: a restore may change what is behind it
+                    self._restart(-1)
                 self._growth = None
 
     async def _grow(self) -> None:
