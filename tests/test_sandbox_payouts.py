@@ -277,6 +277,18 @@ def test_without_its_database_the_server_says_so() -> None:
     assert (malformed.trouble, malformed.detail) == (Trouble.REJECTED, "status 400 request_malformed")
 
 
+async def asked(answer: Callable[[web.Request], Awaitable[web.Response]], ask: Callable[[PayoutsOverHttp], Awaitable[Any]]) -> Any:
+    """What the adapter makes of a server that answers everything in one way."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with served(app) as url:
+        port = PayoutsOverHttp(url, 3600)
+        try:
+            return await ask(port)
+        finally:
+            await port.close()
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000])
 def test_garbage_over_http_is_unknown(body: bytes) -> None:
     """HTML, huge answers, other shapes: every demand of the submission is Unknown, and nothing raises."""
@@ -284,17 +296,10 @@ def test_garbage_over_http_is_unknown(body: bytes) -> None:
     async def garbage(_request: web.Request) -> web.Response:
         return web.Response(body=body, content_type="application/json")
 
-    async def run() -> list[Any]:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", garbage)
-        async with served(app) as url:
-            port = PayoutsOverHttp(url, 3600)
-            try:
-                return [*await port.submit([demand(), demand()]), await port.look_up(demand()), await port.verify("ba_ok", "EUR")]
-            finally:
-                await port.close()
+    async def ask(port: PayoutsOverHttp) -> list[Any]:
+        return [*await port.submit([demand(), demand()]), await port.look_up(demand()), await port.verify("ba_ok", "EUR")]
 
-    assert [type(one) for one in asyncio.run(run())] == [Unknown] * 4
+    assert [type(one) for one in asyncio.run(asked(garbage, ask))] == [Unknown] * 4
 
 
 @pytest.mark.parametrize(("said", "wait"), [(3, 3.0), (2.5, 2.5), (1e300, 86_400.0), ("3", None), (-1, None), (True, None), (None, None), ([], None)])
@@ -305,17 +310,7 @@ def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(said: object, wait
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps([busy, {**busy, "retry_after": 1}]), content_type="application/json")
 
-    async def run() -> Any:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", answer)
-        async with served(app) as url:
-            port = PayoutsOverHttp(url, 3600)
-            try:
-                return await port.submit([demand(), demand()])
-            finally:
-                await port.close()
-
-    first, second = asyncio.run(run())
+    first, second = asyncio.run(asked(answer, lambda port: port.submit([demand(), demand()])))
     if wait is None:
         assert [(one.trouble, one.retry_after) for one in (first, second)] == [(Trouble.NO_ANSWER, 0.0)] * 2
     else:
@@ -329,18 +324,8 @@ def test_an_answer_that_comes_in_pieces_is_one(database: Databases) -> None:
     async def pieces(_request: web.Request) -> web.Response:
         return web.Response(body=said, status=404, content_type="application/json")
 
-    async def run() -> Any:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", pieces)
-        async with served(app) as url:
-            port = PayoutsOverHttp(url, 3600)
-            try:
-                return await port.look_up(demand())
-            finally:
-                await port.close()
-
-    told = asyncio.run(run())
-    assert told.detail.startswith("status 404 xxx")
+    found = asyncio.run(asked(pieces, lambda port: port.look_up(demand())))
+    assert found.detail.startswith("status 404 xxx")
 
 
 @pytest.mark.parametrize("path", ["/payouts", "/accounts/verify", "/charges"])
