@@ -83,6 +83,12 @@ def key_reused(field: str) -> Refused:
     return Refused(Reason.KEY_REUSED, f"This id was used before with another value in {field}.", field=field, metadata={"field": field})
 
 
+def overloaded(what: str) -> Refused:
+    """There is too much of `what`. It is said of this call alone, since an earlier one with its id may have been stored."""
+    message = f"Too many {what}; this call stored nothing. Come back with the same id after 1 s."
+    return Refused(Reason.OVERLOADED, message, retry_after=1.0)
+
+
 def id_taken(field: str) -> Refused:
     """The id in `field` is another's."""
     return Refused(Reason.ID_TAKEN, f"{field} is taken: another owner or caller used this id first. Choose another id.", field=field)

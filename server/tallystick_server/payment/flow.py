@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
 from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
-from tallystick_core.refusal import Reason, Refused, seller_taken
+from tallystick_core.refusal import Refused, overloaded, seller_taken
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment.accept import Accept, Accepted, Arrival
 from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
@@ -110,8 +110,7 @@ class PayIn(Flow[Charge, Moved]):
         self.refuse_overload()
         owner, orders = event.owner, len(event.orders)
         if not self._unstored.try_take(owner, orders):
-            message = "Too many orders wait to be stored; this call stored nothing. Come back with the same id after 1 s."
-            raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
+            raise overloaded("orders wait to be stored")
         try:
             refused = await self._refuse_sellers(event)
             return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context(), refused))

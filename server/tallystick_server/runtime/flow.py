@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from tallystick_core.provider import Answer, Declined, FailureReason, NotFound, NotSent, Trouble, Unknown
 from tallystick_core.recovery import Step
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import Refused, overloaded
 from tallystick_server.runtime.breaker import BreakerSettings
 from tallystick_server.runtime.demand import InHand
 from tallystick_server.runtime.execute import Execute, HeldBack
@@ -192,8 +192,7 @@ class Flow(ABC, Generic[H, G]):
     def refuse_overload(self) -> None:
         """Raises OVERLOADED if as many operations are in flight as this process takes."""
         if len(self._tasks) >= self._max_in_flight:
-            message = "Too many operations are in flight in this process; this call stored nothing. Come back with the same id after 1 s."
-            raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
+            raise overloaded("operations are in flight in this process")
 
     async def apart(self, work: Callable[[], Coroutine[Any, Any, R]], *, of_team: bool = False) -> R:
         """Runs what commits a lease and takes the work up, in a task of the flow: a caller that goes away leaves no work leased to nobody.
@@ -202,11 +201,7 @@ class Flow(ABC, Generic[H, G]):
         OVERLOADED for a team's.
         """
         if of_team and len(self._team_handovers) >= _MAX_TEAM_HANDOVERS:
-            raise Refused(
-                Reason.OVERLOADED,
-                "Too many changes wait for the database; this call stored nothing. Come back with the same id after 1 s.",
-                retry_after=1.0,
-            )
+            raise overloaded("changes wait for the database")
         task = asyncio.create_task(work())
         for kept in (self._handovers, self._team_handovers) if of_team else (self._handovers,):
             kept.add(task)

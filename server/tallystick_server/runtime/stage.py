@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import Reason, Refused, overloaded
 from tallystick_server.runtime.peers import PeerRefused
 from tallystick_server.runtime.telemetry import SpanContext, batch_span, current_context
 from tallystick_storage.database import DataRefused
@@ -72,8 +72,7 @@ class Stage(Generic[T, R]):
         if self._stopped:
             raise _stopped()
         if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
-            message = f"Too many items wait in {self._name}; this call stored nothing. Come back with the same id after 1 s."
-            raise Refused(Reason.OVERLOADED, message, retry_after=1.0)
+            raise overloaded(f"items wait in {self._name}")
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting[future] = (item, context or current_context())
         if self._for_callers:
