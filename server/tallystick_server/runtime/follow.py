@@ -21,7 +21,7 @@ _AT_ONCE = 200  # items of one read
 _WINDOW = 5_000  # numbers that one read looks at, so that a rare filter reads everything in bounded turns
 _LOOK_AGAIN = 0.25  # seconds
 _KEPT_BYTES = 4 * 1024 * 1024
-_IN_HAND_BYTES = 128 * 1024  # what one stream reads ahead; one item always fits
+_READ_AHEAD_BYTES = 128 * 1024  # what one stream reads ahead; one item always fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Tail(Generic[R]):
     def _first(self, items: Sequence[R]) -> list[R]:
         """As many of the items as one stream reads ahead: a reader that stands still keeps no more than those."""
         sizes = accumulate(map(self._numbered.size, items))
-        return [item for place, (item, size) in enumerate(zip(items, sizes, strict=True)) if not place or size <= _IN_HAND_BYTES]
+        return [item for place, (item, size) in enumerate(zip(items, sizes, strict=True)) if not place or size <= _READ_AHEAD_BYTES]
 
     async def _turn(self, wanted: Wanted[R], after: int) -> tuple[int, int, Sequence[R]]:
         """One bounded read: the end of the sequence, the number up to which it looked, and what fits up to there."""
