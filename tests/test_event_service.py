@@ -156,9 +156,9 @@ class Counted(Database):
 
     reads = 0
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
         self.reads += 1
-        return await super().read(work)
+        return await super().read(work, changed=changed)
 
 
 def test_idle_followers_cause_no_statements_of_their_own(database: Databases) -> None:

@@ -63,9 +63,9 @@ class Stopped(Database):
 
     through = asyncio.Semaphore(0)
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
         await self.through.acquire()
-        return await super().read(work)
+        return await super().read(work, changed=changed)
 
 
 @contextmanager

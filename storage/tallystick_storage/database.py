@@ -125,11 +125,14 @@ class Database:
         """Runs `work` without a transaction, for work in progress: each statement sees its own moment. Raises as `transact` does."""
         return await _bounded(self._work, lambda engine, line: _read(engine, work, line), attempts_if_slow=2)
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
         """Runs `work` without a transaction, for a caller who only looks: neither waits for work in progress nor delays it.
 
+        `changed`: by the same call, which is committed and must not end as a read that was too slow: this runs as `load` does.
         Raises as `transact` does, and QUERY_TOO_SLOW for a statement that takes longer than `read_timeout`.
         """
+        if changed:
+            return await self.load(work)
         return await _bounded(self._reads, lambda engine, line: _read(engine, work, line), attempts_if_slow=1)
 
     def close(self) -> None:

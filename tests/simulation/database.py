@@ -114,9 +114,9 @@ class SimulatedDatabase(TracedDatabase):
         LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")
         return await super().load(work)
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
         LABEL.set(f"read {work.__qualname__.replace('.<locals>', '')}")
-        return await super().read(work)
+        return await super().read(work, changed=changed)
 
 
 class AtRest:

@@ -138,11 +138,9 @@ class PaymentHandlers(OperatorHandlers):
                 yield pb.WatchPaymentResponse(payment=payment)
 
     async def _visible_order(self, payment_order_id: str, call: Call, *, changed: bool = False) -> store.OrderStory:
-        """The order, if the caller may see it; `changed`: by this call, which must not end as a read that was too slow. Raises NOT_FOUND for
-        another's as well."""
+        """The order, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
         order_id = parse_id(payment_order_id, "payment_order_id")
-        read = self._database.load if changed else self._database.read
-        found = await read(lambda connection: store.order(connection, order_id))
+        found = await self._database.read(lambda connection: store.order(connection, order_id), changed=changed)
         order, history, attempts = found or (None, (), ())
         return call.visible(order, "payment order", order_id), history, attempts
 

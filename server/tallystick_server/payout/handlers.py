@@ -259,23 +259,19 @@ class PayoutHandlers(OperatorHandlers):
         return owners.get(seller_account, "") if call.caller.sees_all else owner_of_seller(seller_account, call.caller.owner, owners)
 
     async def _destination(self, payout_destination_id: str, call: Call, *, changed: bool = False) -> Row[Any]:
-        """The destination, if the caller may see it; `changed`: by this call, which must not end as a read that was too slow. Raises NOT_FOUND for
-        another's as well."""
+        """The destination, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_destination_id, "payout_destination_id")
-        read = self._database.load if changed else self._database.read
-        found = await read(lambda connection: destinations.find(connection, [id_]))
+        found = await self._database.read(lambda connection: destinations.find(connection, [id_]), changed=changed)
         return call.visible(found.get(id_), "payout destination", id_)
 
     async def _batch(self, payout_batch_id: str, call: Call, *, changed: bool = False) -> Row[Any]:
-        """The batch, if the caller may see it; `changed` as in `_destination`. Raises NOT_FOUND for another's as well."""
+        """The batch, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
         id_ = parse_id(payout_batch_id, "payout_batch_id")
-        read = self._database.load if changed else self._database.read
-        return call.visible(await read(lambda connection: batch_store.find(connection, id_)), "payout batch", id_)
+        return call.visible(await self._database.read(lambda connection: batch_store.find(connection, id_), changed=changed), "payout batch", id_)
 
     async def _totals(self, batch: Row[Any], *, changed: bool = False) -> Sequence[Row[Any]]:
-        """The totals of a batch; `changed` as in `_destination`."""
-        read = self._database.load if changed else self._database.read
-        return await read(lambda connection: batch_store.totals(connection, batch.payout_batch_id))
+        """The totals of a batch; `changed` as in `Database.read`."""
+        return await self._database.read(lambda connection: batch_store.totals(connection, batch.payout_batch_id), changed=changed)
 
     async def _visible(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
@@ -285,7 +281,8 @@ class PayoutHandlers(OperatorHandlers):
         return await self._reads.submit(payout_id)
 
     async def _read(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
-        rows = await self._database.load(lambda connection: store.shown(connection, sorted(set(payout_ids))))
+        # calls read their own changes so, beside others
+        rows = await self._database.read(lambda connection: store.shown(connection, sorted(set(payout_ids))), changed=True)
         payouts = {payout_id: encode.shown_payout(row) for payout_id, row in rows.items()}
         return [payouts.get(payout_id) for payout_id in payout_ids]
 

@@ -35,5 +35,5 @@ class OperatorHandlers(operator.OperatorHandlers):
         what = acknowledge.decode(request, call.caller.name)
         if not await acknowledge.acknowledge(self._database, what):
             call.replayed()
-        payouts = await self._database.load(lambda connection: store.shown(connection, [what.payout_id]))
+        payouts = await self._database.read(lambda connection: store.shown(connection, [what.payout_id]), changed=True)
         return pb.AcknowledgePayoutResponse(payout=encode.shown_payout(payouts[what.payout_id]))

@@ -64,11 +64,9 @@ class Schedules:
         return await self._database.transact(set_)
 
     async def get(self, seller_account: str, currency: str, *, changed: bool = False) -> payout_pb2.PayoutSchedule:
-        """The schedule that holds; MANUAL without any terms where none was set. `changed`: by this call, which must not end as a
-        read that was too slow."""
+        """The schedule that holds; MANUAL without any terms where none was set. `changed` as in `Database.read`."""
         key = (seller_account, currency)
-        read = self._database.load if changed else self._database.read
-        held = await read(lambda connection: store.holding(connection, [key]))
+        held = await self._database.read(lambda connection: store.holding(connection, [key]), changed=changed)
         if key in held:
             return encode.schedule(held[key])
         zero = format_amount(0, currency)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
@@ -67,12 +67,9 @@ class DeadLetters(Generic[H, G]):
     def demand_id(self, row: Row[Any]) -> str:
         return self._flow.demand_id(row.subject)
 
-    async def find(self, dead_letter_id: str) -> Row[Any]:
-        """The dead letter. Raises NOT_FOUND."""
-        return await self._found(dead_letter_id, self._database.read)
-
-    async def _found(self, dead_letter_id: str, read: Callable[[Callable[[Connection], Row[Any] | None]], Awaitable[Row[Any] | None]]) -> Row[Any]:
-        found = await read(lambda connection: dead_letter.find(connection, dead_letter_id))
+    async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
+        """The dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
+        found = await self._database.read(lambda connection: dead_letter.find(connection, dead_letter_id), changed=changed)
         if found is None:
             raise not_found("dead letter", dead_letter_id)
         return found
@@ -208,7 +205,7 @@ class DeadLetters(Generic[H, G]):
 
     async def _ended(self, dead_letter_id: str, verb: Verb, end: _End) -> Row[Any]:
         """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
-        row = await self._found(dead_letter_id, self._database.load)  # a change must not end as a read that was too slow
+        row = await self.find(dead_letter_id, changed=True)
         if not end.stands_in(row):
             if row.state != DeadLetterState.OPEN:
                 raise forbidden("dead letter", row.state, verb)

@@ -161,8 +161,8 @@ class TracedDatabase(Database):
         with client_span(f"load {work.__qualname__}"):
             return await super().load(work)
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
         if not trace.get_current_span().is_recording():
-            return await super().read(work)
+            return await super().read(work, changed=changed)
         with client_span(f"read {work.__qualname__}"):
-            return await super().read(work)
+            return await super().read(work, changed=changed)

@@ -213,9 +213,8 @@ class WalletHandlers(AlertHandlers):
         return row
 
     async def _wallet(self, key: store.WalletKey, *, changed: bool = False) -> Any:
-        """The wallet; `changed`: by this call, which must not end as a read that was too slow. Raises NOT_FOUND."""
-        read = self._database.load if changed else self._database.read
-        found = await read(lambda connection: store.wallets(connection, [key]))
+        """The wallet; `changed` as in `Database.read`. Raises NOT_FOUND."""
+        found = await self._database.read(lambda connection: store.wallets(connection, [key]), changed=changed)
         if key not in found:
             raise not_found("wallet", f"of seller {key[0]} in {key[1]}")
         return messages.wallet(found[key])
