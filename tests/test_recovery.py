@@ -42,6 +42,7 @@ from tallystick_core.provider import (
     FinalNotFound,
     Found,
     NotFound,
+    NotSent,
     Outcome,
     Pending,
     PendingReason,
@@ -186,6 +187,36 @@ def test_past_the_keys_window_a_charge_is_looked_up_and_never_sent_again(own_dat
         payment = pay(client, "5.00", token="tok_lost_after:1000", wait_for=ACCEPTANCE)
         assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
         assert len(charges(own_database, payment.checkout_id)) == 1
+
+
+def test_a_charge_that_was_never_sent_is_sent_however_long_its_provider_was_away(own_database: Databases) -> None:
+    """K3: a provider that could not be reached until past the key's window is asked once whether it knows the charge, and sent it as it does not: nobody
+    has to decide, and it is charged once."""
+    away, asked = [True], list[Step]()
+
+    def says(demand: ChargeDemand) -> Found:
+        asked.append(Step.LOOK_UP)
+        return NotFound()
+
+    async def send(demand: ChargeDemand) -> Outcome:
+        if away[0]:
+            return NotSent("nobody listens")
+        asked.append(Step.SEND)
+        return Succeeded(f"ch_{demand.charge_id}", demand.amount, demand.currency)
+
+    provider = Scripted(says)
+    provider.send = send  # type: ignore[method-assign]
+    provider.key_window = 4.5
+    settings = Settings(
+        retry={("", trouble): Policy(Strategy.FIXED, 0.05, 0.05, 1000) for trouble in Trouble}, sweep_interval=0.1, lease=2.5, provider_timeout=0.1
+    )
+    with serving(own_database, settings, ports=Ports(providers={"sandbox": provider})) as running, running.client() as client:
+        payment = pay(client, "5.00", wait_for=ACCEPTANCE)
+        assert eventually(lambda: asked), "it was not looked up"
+        away[0] = False
+        assert ended(client, payment).payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS
+        assert asked == [Step.LOOK_UP, Step.SEND]
+    assert verify(own_database).passed
 
 
 def test_an_answer_that_is_on_disk_is_judged_not_asked_for_again(own_database: Databases) -> None:

@@ -132,6 +132,15 @@ def test_nothing_is_sent_that_must_not_be(
         assert step is not Step.GIVE_UP or statuses == {Status.NOT_STARTED}
 
 
+@given(st.booleans(), st.integers(0, 2), st.floats(0, 200))
+def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(maybe_sent: bool, not_found: int, age: float) -> None:
+    """K3: a charge is sent while its key is honoured, and later only if it was never sent and its provider has said that it does not know it."""
+    order = ChargedOrder("o-1", 2, Status.EXECUTING, "b", "s", 5, 1, payment_pb2.PaymentOrder())
+    charge = charge_in_hand(orders=(order,), maybe_sent=maybe_sent, not_found=not_found, age=age)
+    step = charge.step(0.0, key_window=100.0, lease=60.0)
+    assert (step is Step.SEND) == (age < 40.0 or (not maybe_sent and not_found > 0))
+
+
 @given(st.floats(-10, 10), st.booleans(), st.booleans(), st.floats(0, 200), st.sampled_from([Status.NOT_STARTED, Status.EXECUTING, Status.PENDING]))
 def test_a_charge_that_is_not_wanted_is_not_sent(to_expiry: float, cancelled: bool, maybe_sent: bool, age: float, status: Status) -> None:
     """A charge that was cancelled or has expired is given up if it surely was not sent, else its provider is asked to cancel it: never SEND."""

@@ -54,8 +54,12 @@ class InHand(ABC):
         """Asks its provider for what the step needs; the provider is of the port that such demands are made on."""
 
     def key_honoured(self, key_window: float, lease: float) -> bool:
-        """Whether its provider, which honours a key for so many seconds, surely still knows the key when a lease from now ends."""
-        return self.age + lease < key_window
+        """Whether it may be sent to a provider that honours a key for so many seconds.
+
+        Either the provider surely still knows the key when a lease from now ends; or it never got the key, and has said so too: a restored database
+        may have lost a sending.
+        """
+        return self.age + lease < key_window or (not self.maybe_sent and self.not_found > 0)
 
     @abstractmethod
     def step(self, now: float, key_window: float, lease: float) -> Step:

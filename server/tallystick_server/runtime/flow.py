@@ -322,7 +322,8 @@ class Flow(ABC, Generic[H, G]):
                 return Troubled(item, Trouble.NOT_FOUND, f"{outcome.detail}: {ending}", step, give_up=ending)
             if item.since_sent < final.seconds:
                 item = replace(item, look_by=min(item.look_by, now + final.seconds - item.since_sent))
-        key_honoured = item.key_honoured(self.execute.key_window(item.provider), self.lease)
+        again = replace(item, not_found=item.not_found + 1)
+        key_honoured = again.key_honoured(self.execute.key_window(item.provider), self.lease)
         trouble = trouble_of(item, Trouble.NOT_FOUND, step, key_honoured=key_honoured)
         return Troubled(item, trouble, outcome.detail, step, not_found=True)
 
