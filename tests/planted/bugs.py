@@ -60,6 +60,13 @@ BUGS = (
         "tests/test_recovery_rules.py -k not_wanted",
     ),
     Bug(
+        "what was never sent waits for a person past the key's window",
+        f"{_SERVER}/runtime/demand.py",
+        " or (not self.maybe_sent and self.not_found > 0)",
+        "",
+        "tests/test_recovery.py -k never_sent_is_sent",
+    ),
+    Bug(
         "that it may have been sent is forgotten",
         f"{_STORAGE}/due.py",
         "lease_token = d.lease_token + 1, maybe_sent = d.maybe_sent or d.held, held = true,",
