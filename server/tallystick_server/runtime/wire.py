@@ -82,11 +82,11 @@ def check_items(raw: bytes, descriptor: Descriptor) -> None:
     if shape is None:
         return
     possible = len(raw.translate(None, shape.no_items))
-    few = possible <= _MOST_NESTED and len(raw) <= _MOST_FIELDS
-    if few and possible <= MOST_ITEMS:
+    if possible <= MOST_ITEMS and len(raw) <= _MOST_FIELDS:
         return
+    small = MOST_ITEMS if possible <= _MOST_NESTED else 0  # so many bytes have no room for more items
     try:
-        _check(raw, 0, len(raw), shape, _Count(MOST_ITEMS if few else 0))  # so many bytes have no room for more items
+        _check(raw, 0, len(raw), shape, _Count(small))
     except IndexError:
         raise Refused(Reason.MESSAGE_MALFORMED, f"The bytes are no {descriptor.full_name}.") from None
 
