@@ -7,14 +7,14 @@ import json
 import sys
 
 from benchmarks import growth, ledger, pay_in, payouts
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.failure import StartupError
 
-_BENCHES = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.bench}
+_BENCHMARKS = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.bench}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures, beside a ceiling taken in the same run.")
-    parser.add_argument("name", choices=sorted([*_BENCHES, "growth"]))
+    parser.add_argument("name", choices=sorted([*_BENCHMARKS, "growth"]))
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long each part is measured")
     parser.add_argument("--in-flight", type=int, default=0, help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own")
@@ -22,20 +22,22 @@ def main() -> None:
     parser.add_argument("--payments", type=int, default=0, help="of growth: how many the database holds; 0: 1,000,000")
     parser.add_argument("--waiting", type=float, default=0.3, help="of growth: the part of them that waits for its provider; 0.3")
     options = parser.parse_args()
-    of_payouts = options.name == "payouts"
-    if options.in_flight if of_payouts else options.sellers:
-        parser.error(f"{'--in-flight' if of_payouts else '--sellers'} is not of {options.name}")
-    size = options.sellers if of_payouts else options.in_flight
+    is_payouts = options.name == "payouts"
+    if options.in_flight if is_payouts else options.sellers:
+        parser.error(f"{'--in-flight' if is_payouts else '--sellers'} is not of {options.name}")
+    size = options.sellers if is_payouts else options.in_flight
 
-    def say(line: str) -> None:
+    def print_status(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
         result = (
-            growth.bench(options.payments, options.waiting, say) if options.name == "growth" else _BENCHES[options.name](options.seconds, size, say)
+            growth.bench(options.payments, options.waiting, print_status)
+            if options.name == "growth"
+            else _BENCHMARKS[options.name](options.seconds, size, print_status)
         )
-    except Failure as failure:
-        sys.exit(f"bench: {failure}")
+    except StartupError as error:
+        sys.exit(f"bench: {error}")
     if options.json:
         print(json.dumps(result))
     else:

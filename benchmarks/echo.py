@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from tallystick_server.process.serve import UNREAD, run
+from tallystick_server.process.serve import PENDING_REQUEST_OPTIONS, run
 
 
 async def _echo(raw: bytes, _context: Any) -> bytes:
@@ -17,7 +17,7 @@ async def _echo(raw: bytes, _context: Any) -> bytes:
 
 
 async def main(address: str) -> None:
-    server = grpc.aio.server(options=UNREAD)
+    server = grpc.aio.server(options=PENDING_REQUEST_OPTIONS)
     method = grpc.unary_unary_rpc_method_handler(_echo)  # type: ignore[var-annotated]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": method}),))
     server.add_insecure_port(address)

@@ -30,53 +30,53 @@ from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.payment import ALERT_AFTER
-from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
+from tallystick_core.payment import ALERT_AFTER_SECONDS
+from tallystick_core.payout import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
 from tallystick_server.process import serve
-from tallystick_server.process.configuration import SERVED, Settings
-from tallystick_server.process.databases import Databases, databases
+from tallystick_server.process.configuration import SERVICES, Settings
+from tallystick_server.process.databases import DatabaseUrls, open_databases
 from tallystick_server.process.verify import verify
-from tallystick_server.process.wiring import Ports
+from tallystick_server.process.wiring import Dependencies
 from tallystick_server.runtime.fields import PageToken
 from tallystick_storage import alert, due, ledger
-from tallystick_storage.database import Database, forget_marks, open_engine
+from tallystick_storage.database import Database, open_engine, prune_commit_markers
 from tallystick_storage.payment import orders
 from tallystick_storage.payout import batch, payouts, schedule
 
 _FOLDER = Path(".data/growth")
-_TIMES = 5
-_PAYMENTS = 1_000_000
-REVIEW = 172_800.0
+_REPETITIONS = 5
+_DEFAULT_PAYMENTS = 1_000_000
+REVIEW_SECONDS = 172_800.0
 """Seconds after which a review is overdue."""
 
-Call = Callable[[AsyncClient], Any]
-Work = Callable[[Connection], object]
+ClientCall = Callable[[AsyncClient], Any]
+DatabaseWork = Callable[[Connection], object]
 
 
-def _time(days_ago: float) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromDatetime(datetime.now(UTC) - timedelta(days=days_ago))
-    return stamp
+def _timestamp(days_ago: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(datetime.now(UTC) - timedelta(days=days_ago))
+    return timestamp
 
 
-def _payments(**filters: Any) -> Call:
+def _payments(**filters: Any) -> ClientCall:
     return lambda client: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest(**filters))
 
 
-def _payouts(**filters: Any) -> Call:
+def _payouts(**filters: Any) -> ClientCall:
     return lambda client: client.payout.ListPayouts(payout_service_pb2.ListPayoutsRequest(**filters))
 
 
-def _batch(**filters: Any) -> Call:
+def _batch(**filters: Any) -> ClientCall:
     return lambda client: client.payout.GetPayoutBatch(payout_service_pb2.GetPayoutBatchRequest(**filters))
 
 
-def _transactions(**filters: Any) -> Call:
+def _transactions(**filters: Any) -> ClientCall:
     return lambda client: client.ledger.ListTransactions(ledger_service_pb2.ListTransactionsRequest(**filters))
 
 
 _OPEN, _FAILED = payment_pb2.PAYMENT_STATE_OPEN, payment_pb2.PAYMENT_STATE_FAILED
-CALLS: dict[str, Call] = {
+LIST_CALLS: dict[str, ClientCall] = {
     "ListPayments": _payments(),
     "ListPayments of a seller": _payments(seller_account="s-1"),
     "ListPayments of a large seller": _payments(seller_account="s-3"),
@@ -84,15 +84,15 @@ CALLS: dict[str, Call] = {
     "ListPayments OPEN": _payments(payment_state=_OPEN),
     "ListPayments FAILED": _payments(payment_state=_FAILED),
     "ListPayments PARTIALLY_PAID (none)": _payments(payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
-    "ListPayments of a time": _payments(create_time_from=_time(20), create_time_until=_time(10)),
-    "ListPayments before a time": _payments(create_time_until=_time(25)),
-    "ListPayments FAILED before a time": _payments(payment_state=_FAILED, create_time_until=_time(15)),
+    "ListPayments of a time": _payments(create_time_from=_timestamp(20), create_time_until=_timestamp(10)),
+    "ListPayments before a time": _payments(create_time_until=_timestamp(25)),
+    "ListPayments FAILED before a time": _payments(payment_state=_FAILED, create_time_until=_timestamp(15)),
     "ListPayouts": _payouts(),
     "ListPayouts of a seller": _payouts(seller_account="s-1"),
     "ListPayouts AWAITING_APPROVAL": _payouts(payout_state=payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL),
     "ListPayouts FAILED": _payouts(payout_state=payout_pb2.PAYOUT_STATE_FAILED),
     "ListPayouts RETURNED (none)": _payouts(payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
-    "ListPayouts before a time": _payouts(create_time_until=_time(5)),
+    "ListPayouts before a time": _payouts(create_time_until=_timestamp(5)),
     "ListPayoutDestinations": lambda client: client.payout.ListPayoutDestinations(payout_service_pb2.ListPayoutDestinationsRequest()),
     "ListPayoutDestinations UNUSABLE (none)": lambda client: client.payout.ListPayoutDestinations(
         payout_service_pb2.ListPayoutDestinationsRequest(state=payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE)
@@ -128,15 +128,15 @@ CALLS: dict[str, Call] = {
     "ListTransactions of an account": _transactions(account="buyers/b-7"),
     "ListTransactions of the clearing account": _transactions(account="psp/sandbox/clearing"),
     "ListTransactions of a cause": _transactions(cause_id="o-77"),
-    "ListTransactions before any": _transactions(post_time_until=_time(90)),
-    "ListTransactions since a time": _transactions(post_time_from=_time(90)),
+    "ListTransactions before any": _transactions(post_time_until=_timestamp(90)),
+    "ListTransactions since a time": _transactions(post_time_from=_timestamp(90)),
     "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(
         ledger_service_pb2.GetAccountRequest(account="psp/sandbox/clearing", currency="EUR")
     ),
     "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest(page_size=200)),
 }
 """Each list, as an operator asks it, with the filters that could be expensive."""
-LOOKED_AT: dict[str, Call] = {
+BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
     "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
     "ListPayments of a seller and a state (none)": _payments(seller_account="s-3", payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
     "ListPayments of a seller and a buyer": _payments(seller_account="s-3", buyer_account="b-1"),
@@ -152,69 +152,72 @@ LOOKED_AT: dict[str, Call] = {
 """Lists that look at a bounded number of rows for what is rare, and batches, the totals of which are counted."""
 
 
-def _findings(schema: str) -> Work:
-    of = {
-        "payment": orders.findings(ALERT_AFTER, REVIEW, 300),
-        "payout": payouts.findings(PAYOUT_ALERT_AFTER, 300),
-        "wallet": alert.of_events(300),
-        "ledger": ledger.findings(300),
+def _find_alerts(schema: str) -> DatabaseWork:
+    queries_by_schema = {
+        "payment": orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
+        "payout": payouts.alert_queries(PAYOUT_ALERT_AFTER, 300),
+        "wallet": alert.event_alert_queries(300),
+        "ledger": ledger.alert_queries(300),
     }
-    return lambda connection: alert.find(connection, of[schema])
+    return lambda connection: alert.evaluate(connection, queries_by_schema[schema])
 
 
-TURNS: dict[str, tuple[str, Work]] = {
-    "monitor of payments": ("payment", _findings("payment")),
-    "monitor of payouts": ("payout", _findings("payout")),
-    "monitor of wallets": ("wallet", _findings("wallet")),
-    "monitor of the ledger": ("ledger", _findings("ledger")),
+MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
+    "monitor of payments": ("payment", _find_alerts("payment")),
+    "monitor of payouts": ("payout", _find_alerts("payout")),
+    "monitor of wallets": ("wallet", _find_alerts("wallet")),
+    "monitor of the ledger": ("ledger", _find_alerts("ledger")),
 }
 """What the monitors look for, by schema."""
-CLAIMS: dict[str, tuple[str, Work]] = {
+WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
     "claim of charges": ("payment", lambda connection: due.claim(connection, "sandbox", 200, 60.0)),
     "claim of payouts": ("payout", lambda connection: due.claim(connection, "sandbox", 200, 60.0)),
-    "backlog of charges": ("payment", lambda connection: due.backlog(connection, "sandbox", "", 1000)),
-    "payouts to watch": ("payout", lambda connection: payouts.to_watch(connection, 200)),
-    "payouts under way of a batch": ("payout", lambda connection: batch.is_under_way(connection, "b-none")),
-    "schedules of sellers that are due": ("payout", lambda connection: schedule.due(connection, 500, default=False)),
-    "default schedules that are due": ("payout", lambda connection: schedule.due(connection, 20, default=True)),
-    "schedules that hold": ("payout", lambda connection: schedule.holding(connection, [(f"s-{number}", "EUR") for number in range(80)])),
+    "backlog of charges": ("payment", lambda connection: due.count_backlog(connection, "sandbox", "", 1000)),
+    "payouts to watch": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
+    "payouts under way of a batch": ("payout", lambda connection: batch.is_in_progress(connection, "b-none")),
+    "schedules of sellers that are due": ("payout", lambda connection: schedule.list_due(connection, 500, defaults_only=False)),
+    "default schedules that are due": ("payout", lambda connection: schedule.list_due(connection, 20, defaults_only=True)),
+    "schedules that hold": (
+        "payout",
+        lambda connection: schedule.find_effective_schedules(connection, [(f"s-{number}", "EUR") for number in range(80)]),
+    ),
     "sellers with a schedule of their own": (
         "payout",
-        lambda connection: schedule.with_own(connection, [f"s-{number}" for number in range(80)], "EUR"),
+        lambda connection: schedule.find_sellers_with_schedule(connection, [f"s-{number}" for number in range(80)], "EUR"),
     ),
-    "batches to collect": ("payout", lambda connection: batch.collecting(connection, 20)),
-    "batches to close": ("payout", lambda connection: batch.open_(connection, "", 20)),
-    "payouts of a batch to make": ("payout", lambda connection: batch.asked(connection, "batch-1", 500)),
-    "unsent payouts to a destination": ("payout", lambda connection: payouts.unsent(connection, "d-s-1")),
+    "batches to collect": ("payout", lambda connection: batch.list_generating(connection, 20)),
+    "batches to close": ("payout", lambda connection: batch.list_open(connection, "", 20)),
+    "payouts of a batch to make": ("payout", lambda connection: batch.list_requested(connection, "batch-1", 500)),
+    "unsent payouts to a destination": ("payout", lambda connection: payouts.list_unsent(connection, "d-s-1")),
 }
 """What processes do all the time, by schema."""
-HOUSEKEEPING: dict[str, tuple[str, Work]] = {"marks to forget": ("payment", forget_marks)}
+HOUSEKEEPING: dict[str, tuple[str, DatabaseWork]] = {"marks to forget": ("payment", prune_commit_markers)}
 """What processes do now and then, so much at a time."""
 
 
 @dataclass
-class Plans:
+class QueryPlans:
     """The statements that some engines execute, and what their plans read."""
 
     statements: list[tuple[str, str, Any]] = field(default_factory=list)
 
     @contextmanager
-    def captured(self, *engines: Engine) -> Iterator[Plans]:
+    def capture(self, *engines: Engine) -> Iterator[QueryPlans]:
         """Captures what these engines execute until the block ends, and nothing that other engines of the process execute meanwhile."""
 
-        def note(connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        def record(connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
             url = connection.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
             self.statements.append((url, statement, parameters))
 
         for engine in engines:
-            event.listen(engine, "before_cursor_execute", note)
+            event.listen(engine, "before_cursor_execute", record)
         try:
             yield self
         finally:
             for engine in engines:
-                event.remove(engine, "before_cursor_execute", note)
+                event.remove(engine, "before_cursor_execute", record)
 
-    def explained(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def explain(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each statement's plan as it was executed, under the role and settings of who executed it; nothing of it stays."""
         for url, statement, parameters in self.statements:
             if not statement.lstrip(" (\n").lower().startswith(("select", "with", "delete", "update")):
@@ -226,20 +229,20 @@ class Plans:
 
     def nodes(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each node of each plan."""
-        for statement, plan in self.explained():
-            for node in flat(plan):
+        for statement, plan in self.explain():
+            for node in flatten(plan):
                 yield statement, node
 
 
-class CallersReads:
+class ReadEngines:
     """Opens the databases of one platform. `engines`: those that answer callers' reads; relays, monitors and sweeps use others."""
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
-        self.ports = Ports(database=self._open)
+        self.dependencies = Dependencies(open_database=self._open)
 
     def _open(self, url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
-        return Database(url, connections=connections, new_id=new_id, engine=self._engine)
+        return Database(url, connections=connections, new_id=new_id, engine_factory=self._engine)
 
     def _engine(self, url: str, connections: int, statement_timeout: float | None) -> Engine:
         engine = open_engine(url, connections, statement_timeout)
@@ -248,18 +251,18 @@ class CallersReads:
         return engine
 
 
-def flat(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def flatten(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A node of a plan, and all below it."""
     yield node
     for child in node.get("Plans", ()):
-        yield from flat(child)
+        yield from flatten(child)
 
 
 def rows_read(node: dict[str, Any]) -> int:
     """How many rows a node of a plan took in hand, over all its loops."""
-    thrown_away = sum(node.get(f"Rows Removed by {what}", 0) for what in ("Filter", "Index Recheck", "Join Filter"))
-    read: float = (node.get("Actual Rows", 0) + thrown_away) * node.get("Actual Loops", 1)
-    return round(read)
+    filtered_rows = sum(node.get(f"Rows Removed by {reason}", 0) for reason in ("Filter", "Index Recheck", "Join Filter"))
+    rows: float = (node.get("Actual Rows", 0) + filtered_rows) * node.get("Actual Loops", 1)
+    return round(rows)
 
 
 def blocks_read(plan: dict[str, Any]) -> int:
@@ -267,86 +270,88 @@ def blocks_read(plan: dict[str, Any]) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def executed(known: Databases, schema: str, work: Work, plans: Plans | None = None) -> float:
+def time_execution(database_urls: DatabaseUrls, schema: str, work: DatabaseWork, plans: QueryPlans | None = None) -> float:
     """Does work in a transaction that is rolled back, under the service's role, and adds its statements to `plans`; the seconds it took."""
-    engine = engine_of(known.service(schema))
+    engine = engine_of(database_urls.service(schema))
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("set idle_in_transaction_session_timeout = 0")  # a busy machine may let this process wait
-            began = time.perf_counter()
-            with (plans or Plans()).captured(engine):
+            start = time.perf_counter()
+            with (plans or QueryPlans()).capture(engine):
                 work(connection)
-            took = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             connection.rollback()
-            return took
+            return seconds
     finally:
         engine.dispose()
 
 
-def bench(payments: int, waiting: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """The figures, as `--json` prints them. `waiting`: the part of the payments that waits for its provider."""
-    payments = payments or _PAYMENTS
-    folder = _FOLDER / f"{payments}-{waiting:g}"
-    done = folder / "seeded.json"
-    with databases(Settings(), say, folder=folder) as known:
-        if not done.exists():
-            done.write_text(json.dumps(seed(known, payments, say, waiting=waiting)))
-        seeded = json.loads(done.read_text())
-        with TemporaryDirectory() as inside:
-            rows = asyncio.run(_calls(known, f"unix:{inside}/growth", say))
-        for name, (schema, work) in {**TURNS, **CLAIMS, **HOUSEKEEPING}.items():
-            rows[name] = _figures([executed(known, schema, work) for _ in range(_TIMES)], _plans(known, schema, work))
-            say(_line(name, rows[name]))
-        began = time.perf_counter()
-        report = verify(known)
-        rows["verify"] = {"ms": round((time.perf_counter() - began) * 1000), "passed": report.passed}
-        say(_line("verify", rows["verify"]))
+def bench(payments: int, pending_fraction: float, print_status: Callable[[str], None]) -> dict[str, Any]:
+    """The figures, as `--json` prints them. `pending_fraction`: the part of the payments that waits for its provider."""
+    payments = payments or _DEFAULT_PAYMENTS
+    folder = _FOLDER / f"{payments}-{pending_fraction:g}"
+    seed_file = folder / "seeded.json"
+    with open_databases(Settings(), print_status, folder=folder) as database_urls:
+        if not seed_file.exists():
+            seed_file.write_text(json.dumps(seed(database_urls, payments, print_status, pending_fraction=pending_fraction)))
+        seed_counts = json.loads(seed_file.read_text())
+        with TemporaryDirectory() as socket_folder:
+            rows = asyncio.run(_measure_calls(database_urls, f"unix:{socket_folder}/growth", print_status))
+        for name, (schema, work) in {**MONITOR_QUERIES, **WORKER_QUERIES, **HOUSEKEEPING}.items():
+            rows[name] = _summarize(
+                [time_execution(database_urls, schema, work) for _ in range(_REPETITIONS)], _capture_plans(database_urls, schema, work)
+            )
+            print_status(_format_row(name, rows[name]))
+        start = time.perf_counter()
+        report = verify(database_urls)
+        rows["verify"] = {"ms": round((time.perf_counter() - start) * 1000), "passed": report.passed}
+        print_status(_format_row("verify", rows["verify"]))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"bench": "growth", "payments": payments, "waiting": waiting, "seeded": seeded, "peak_mb": memory, "rows": rows}
+    return {"bench": "growth", "payments": payments, "waiting": pending_fraction, "seeded": seed_counts, "peak_mb": memory, "rows": rows}
 
 
-async def _calls(known: Databases, address: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+async def _measure_calls(database_urls: DatabaseUrls, address: str, print_status: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     settings = Settings(listen=address, sweep_interval=3600, monitor_interval=3600)
-    reads = CallersReads()
-    running = await serve.start(SERVED, settings, known.all(), reads.ports)
+    read_engines = ReadEngines()
+    server = await serve.start(SERVICES, settings, database_urls.all(), read_engines.dependencies)
     client = AsyncClient(address)
     rows: dict[str, dict[str, Any]] = {}
     try:
-        for name, call in {**CALLS, **LOOKED_AT}.items():
-            plans = Plans()
-            with plans.captured(*reads.engines):
+        for name, call in {**LIST_CALLS, **BOUNDED_LIST_CALLS}.items():
+            plans = QueryPlans()
+            with plans.capture(*read_engines.engines):
                 await call(client)
             times = []
-            for _ in range(_TIMES):
-                began = time.perf_counter()
+            for _ in range(_REPETITIONS):
+                start = time.perf_counter()
                 await call(client)
-                times.append(time.perf_counter() - began)
-            rows[name] = _figures(times, plans)
-            say(_line(name, rows[name]))
+                times.append(time.perf_counter() - start)
+            rows[name] = _summarize(times, plans)
+            print_status(_format_row(name, rows[name]))
     finally:
         await client.close()
-        await running.stop(5.0)
+        await server.stop(5.0)
     return rows
 
 
-def _plans(known: Databases, schema: str, work: Work) -> Plans:
-    plans = Plans()
-    executed(known, schema, work, plans)
+def _capture_plans(database_urls: DatabaseUrls, schema: str, work: DatabaseWork) -> QueryPlans:
+    plans = QueryPlans()
+    time_execution(database_urls, schema, work, plans)
     return plans
 
 
-def _figures(times: Sequence[float], plans: Plans) -> dict[str, Any]:
-    explained = [plan for _, plan in plans.explained()]
-    nodes = [node for plan in explained for node in flat(plan)]
-    used = {node["Index Name"] for node in nodes if "Index Name" in node}
-    used |= {f"all of {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"}
+def _summarize(times: Sequence[float], plans: QueryPlans) -> dict[str, Any]:
+    plan_trees = [plan for _, plan in plans.explain()]
+    nodes = [node for plan in plan_trees for node in flatten(plan)]
+    indexes = {node["Index Name"] for node in nodes if "Index Name" in node}
+    indexes |= {f"all of {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"}
     return {
         "ms": round(statistics.median(times) * 1000, 1),
         "rows_read": max(map(rows_read, nodes), default=0),
-        "blocks": sum(map(blocks_read, explained)),
-        "by": sorted(used),
+        "blocks": sum(map(blocks_read, plan_trees)),
+        "by": sorted(indexes),
     }
 
 
-def _line(name: str, figures: dict[str, Any]) -> str:
+def _format_row(name: str, figures: dict[str, Any]) -> str:
     return f"| {name} | {figures['ms']} | {figures.get('rows_read', '')} | {figures.get('blocks', '')} | {', '.join(figures.get('by', ()))} |"

@@ -16,18 +16,18 @@ from typing import Any
 import grpc
 import psycopg
 
-from benchmarks.measure import Call, Load, by_turns, figures, peak_mb, server
+from benchmarks.measure import Call, LoadResult, figures, measure_interleaved, peak_mb, server
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
-from tallystick_core.canonical import letters
+from tallystick_core.canonical import digest_text
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import databases
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.databases import open_databases
+from tallystick_server.process.failure import StartupError
 from tallystick_server.process.serve import run
 
 _ADDRESS = "127.0.0.1:7281"
 _SELLERS = 1000
-_BATCH = 100
-_IN_FLIGHT = 4
+_BATCH_SIZE = 100
+_DEFAULT_IN_FLIGHT = 4
 _FOLDER = Path(".data/bench")
 
 _TABLES = """
@@ -39,65 +39,67 @@ create table bare.entry (book text, sequence bigint, place smallint, account_id 
 """
 
 
-def bench(seconds: float, in_flight: int, say: Callable[[str], None]) -> dict[str, Any]:
+def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -> dict[str, Any]:
     """The figures, as `--json` prints them."""
     shutil.rmtree(_FOLDER, ignore_errors=True)
-    in_flight = in_flight or _IN_FLIGHT
-    with databases(Settings(), say, folder=_FOLDER) as known:
-        ceiling = _plain_inserts(known.admin, min(seconds, 5))
-        say(f"INSERTs     {ceiling:8.1f}/s")
-        urls = ",".join(f"{name}={url}" for name, url in known.all().items())
+    in_flight = in_flight or _DEFAULT_IN_FLIGHT
+    with open_databases(Settings(), print_status, folder=_FOLDER) as database_urls:
+        upper_bound = _measure_inserts(database_urls.admin, min(seconds, 5))
+        print_status(f"INSERTs     {upper_bound:8.1f}/s")
+        urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
         environment = {"TALLYSTICK_SERVICE_DATABASE_URL": urls, "TALLYSTICK_LISTEN": _ADDRESS}
         with server(["-m", "tallystick_server.process.cli", "serve", "all"], environment, _ADDRESS) as pid:
-            parts = run(_measure(in_flight, seconds, say))
+            loads = run(_measure(in_flight, seconds, print_status))
             memory = peak_mb(pid)
-        ceiling = (ceiling + _plain_inserts(known.admin, min(seconds, 5))) / 2
-    plain = ("plain multi-row INSERTs of the same rows", ceiling)
-    return figures("ledger", parts["spread"], parts["hot"], plain, _BATCH, in_flight=in_flight, seconds=seconds, peak_mb=memory)
+        upper_bound = (upper_bound + _measure_inserts(database_urls.admin, min(seconds, 5))) / 2
+    baseline = ("plain multi-row INSERTs of the same rows", upper_bound)
+    return figures("ledger", loads["spread"], loads["hot"], baseline, _BATCH_SIZE, in_flight=in_flight, seconds=seconds, peak_mb=memory)
 
 
-def _plain_inserts(admin: str, seconds: float) -> float:
+def _measure_inserts(admin_url: str, seconds: float) -> float:
     """Transactions a second by one connection."""
     row = "(" + ", ".join(["%s"] * 13) + ")"
     entry = "(" + ", ".join(["%s"] * 7) + ")"
-    transactions = f"insert into bare.tx values {', '.join([row] * _BATCH)}"
-    entries = f"insert into bare.entry values {', '.join([entry] * _BATCH * 5)}"
+    transactions = f"insert into bare.tx values {', '.join([row] * _BATCH_SIZE)}"
+    entries = f"insert into bare.entry values {', '.join([entry] * _BATCH_SIZE * 5)}"
     now, digest = "2026-01-01T00:00:00Z", bytes(32)
-    with psycopg.connect(admin) as connection:
+    with psycopg.connect(admin_url) as connection:
         connection.execute("drop schema if exists bare cascade")
         connection.execute(_TABLES)
         connection.commit()
         sequence, begin = 0, time.perf_counter()
         while time.perf_counter() < begin + seconds:
-            numbers = range(sequence + 1, sequence + _BATCH + 1)
+            numbers = range(sequence + 1, sequence + _BATCH_SIZE + 1)
             rows = [v for n in numbers for v in ("main", n, "PAY_IN", f"cause-{n}", "bench", digest, 5, "", None, now, now, digest, digest)]
             lines = [v for n in numbers for p in range(5) for v in ("main", n, p, n % 1000 * 5 + p, "EUR", 1000 + p, n)]
             connection.execute(transactions, rows)
             connection.execute(entries, lines)
             connection.commit()
-            sequence += _BATCH
+            sequence += _BATCH_SIZE
         return sequence / (time.perf_counter() - begin)
 
 
-async def _measure(in_flight: int, seconds: float, say: Callable[[str], None]) -> dict[str, Load]:
+async def _measure(in_flight: int, seconds: float, print_status: Callable[[str], None]) -> dict[str, LoadResult]:
     async with grpc.aio.insecure_channel(_ADDRESS) as channel:
         stub: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
-        return await by_turns({"spread": _post(stub, _SELLERS), "hot": _post(stub, 1)}, in_flight, seconds, say)
+        return await measure_interleaved({"spread": _post_batches(stub, _SELLERS), "hot": _post_batches(stub, 1)}, in_flight, seconds, print_status)
 
 
-def _post(stub: Any, sellers: int) -> Call:
-    run_id = letters(secrets.token_hex(8))[:8]
+def _post_batches(stub: Any, sellers: int) -> Call:
+    run_id = digest_text(secrets.token_hex(8))[:8]
 
     async def post(number: int) -> None:
-        answer = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)
-        if any(result.WhichOneof("result") == "error" for result in answer.results):
-            raise Failure("a posting was refused, which makes the figures worthless")
+        response = await stub.BatchPost(_request(number, run_id, sellers), timeout=30)
+        if any(result.WhichOneof("result") == "error" for result in response.results):
+            raise StartupError("a posting was refused, which makes the figures worthless")
 
     return post
 
 
 def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.BatchPostRequest:
-    return ledger_service_pb2.BatchPostRequest(postings=[_posting(f"{run_id}-{number}-{n}", number * _BATCH + n, sellers) for n in range(_BATCH)])
+    return ledger_service_pb2.BatchPostRequest(
+        postings=[_posting(f"{run_id}-{number}-{n}", number * _BATCH_SIZE + n, sellers) for n in range(_BATCH_SIZE)]
+    )
 
 
 def _posting(cause: str, number: int, sellers: int) -> ledger_service_pb2.Posting:

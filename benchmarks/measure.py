@@ -18,70 +18,76 @@ from pathlib import Path
 
 import grpc
 
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.failure import StartupError
 
-_START_SECONDS = 60
-_TURN_SECONDS = 5.0
+_STARTUP_TIMEOUT_SECONDS = 60
+_ROUND_SECONDS = 5.0
 
 Call = Callable[[int], Awaitable[None]]
 """Makes the call of a number; no number comes twice."""
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """What a load of calls measured: latencies in seconds, those of each turn for themselves."""
 
     seconds: float
-    turns: list[list[float]]
+    rounds: list[list[float]]
 
     @property
     def rate(self) -> float:
-        return sum(map(len, self.turns)) / self.seconds
+        return sum(map(len, self.rounds)) / self.seconds
 
-    def quantile(self, part: float) -> float:
+    def quantile(self, fraction: float) -> float:
         """Milliseconds."""
-        return _quantile([latency for turn in self.turns for latency in turn], part)
+        return _quantile([latency for latencies in self.rounds for latency in latencies], fraction)
 
 
-def _quantile(latencies: list[float], part: float) -> float:
+def _quantile(latencies: list[float], fraction: float) -> float:
     ordered = sorted(latencies)
-    return ordered[min(int(len(ordered) * part), len(ordered) - 1)] * 1000 if ordered else 0.0
+    return ordered[min(int(len(ordered) * fraction), len(ordered) - 1)] * 1000 if ordered else 0.0
 
 
-def figures(name: str, spread: Load, hot: Load, ceiling: tuple[str, float], of: float, **beside: object) -> dict[str, object]:
-    """What `--json` prints. `ceiling`: its name and rate a second; `of`: how many of what is counted one call holds; `beside`: further figures."""
-    rate = spread.rate * of
+def figures(
+    name: str, spread: LoadResult, hot: LoadResult, upper_bound: tuple[str, float], items_per_call: float, **extra: object
+) -> dict[str, object]:
+    """What `--json` prints.
+
+    `upper_bound`: its name and rate a second; `items_per_call`: how many of what is counted one
+    call holds; `extra`: further figures.
+    """
+    rate = spread.rate * items_per_call
     return {
         "bench": name,
         "rate": round(rate, 1),
-        "ceiling": {"name": ceiling[0], "rate": round(ceiling[1], 1)},
-        "ratio": round(rate / ceiling[1], 4),
-        "hot_rate": round(hot.rate * of, 1),
+        "ceiling": {"name": upper_bound[0], "rate": round(upper_bound[1], 1)},
+        "ratio": round(rate / upper_bound[1], 4),
+        "hot_rate": round(hot.rate * items_per_call, 1),
         "hot_ratio": round(hot.rate / spread.rate, 4),
         "p50_ms": round(spread.quantile(0.5), 1),
         "p99_ms": round(spread.quantile(0.99), 1),
-        "p50_ms_start": round(_quantile(spread.turns[0], 0.5), 1),
-        "p50_ms_end": round(_quantile(spread.turns[-1], 0.5), 1),
-        **beside,
+        "p50_ms_start": round(_quantile(spread.rounds[0], 0.5), 1),
+        "p50_ms_end": round(_quantile(spread.rounds[-1], 0.5), 1),
+        **extra,
     }
 
 
-async def by_turns(calls: dict[str, Call], in_flight: int, seconds: float, say: Callable[[str], None]) -> dict[str, Load]:
+async def measure_interleaved(calls: dict[str, Call], in_flight: int, seconds: float, print_status: Callable[[str], None]) -> dict[str, LoadResult]:
     """Measures each call for so many seconds, in turns: a machine that changes its pace meanwhile changes it for all of them."""
     numbers = itertools.count()
-    rounds = max(round(seconds / _TURN_SECONDS), 1)
-    loads: dict[str, Load] = {name: Load(seconds, []) for name in calls}
+    rounds = max(round(seconds / _ROUND_SECONDS), 1)
+    loads: dict[str, LoadResult] = {name: LoadResult(seconds, []) for name in calls}
     for number in range(1, rounds + 1):
         for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311 - no secret; none always comes behind the same one
-            loads[name].turns.append(await _turn(call, numbers, in_flight, seconds / rounds))
-        rates = ", ".join(f"{name} {len(load.turns[-1]) * rounds / seconds:.1f}/s" for name, load in loads.items())
-        say(f"turn {number} of {rounds}: {rates}")
+            loads[name].rounds.append(await _measure_round(call, numbers, in_flight, seconds / rounds))
+        rates = ", ".join(f"{name} {len(load.rounds[-1]) * rounds / seconds:.1f}/s" for name, load in loads.items())
+        print_status(f"turn {number} of {rounds}: {rates}")
     return loads
 
 
-async def _turn(call: Call, numbers: Iterator[int], in_flight: int, seconds: float, warm_up: float = 3.0) -> list[float]:
+async def _measure_round(call: Call, numbers: Iterator[int], in_flight: int, seconds: float, warm_up_seconds: float = 3.0) -> list[float]:
     """Keeps so many calls under way; the latencies of those that end after the warm-up and within the time."""
-    begin = time.perf_counter() + warm_up
+    begin = time.perf_counter() + warm_up_seconds
     end = begin + seconds
     latencies: list[float] = []
 
@@ -114,17 +120,17 @@ def server(arguments: list[str], environment: dict[str, str], address: str, *, k
 
 def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
     with grpc.insecure_channel(address) as channel:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _STARTUP_TIMEOUT_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 grpc.channel_ready_future(channel).result(timeout=0.5)
                 return
             except grpc.FutureTimeoutError:
                 continue
-    raise Failure(f"the server for {address} did not start: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    raise StartupError(f"the server for {address} did not start: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
 
 
 def peak_mb(pid: int) -> int:
     """The most memory a process has had resident, in MB."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) // 1024 if found else 0
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) // 1024 if match else 0

@@ -22,48 +22,50 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.clone import TABLES, Clones, fingerprint, one, template_of
-from benchmarks.seed_batches import BATCH_OF, is_done, make_batches, make_schedules, make_templates
+from benchmarks.clone import TABLES, RowCloner, fetch_value, fingerprint_sql, template_table
+from benchmarks.seed_batches import BATCH_ID_SQL, clone_batches, clone_schedules, create_templates, is_batch_done
 from tallystick import AsyncClient, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as payouts_pb
-from tallystick_core.booking import Kind, Line, pay_in, payout
-from tallystick_core.ledger import BOOK, Head, Posting, chain
-from tallystick_core.provider import Trouble
+from tallystick_core.booking import JournalLine, PostingKind, pay_in_lines, payout_lines
+from tallystick_core.ledger import BOOK, Head, Posting, append_posting
+from tallystick_core.provider import RetryReason
 from tallystick_server.process import serve
-from tallystick_server.process.configuration import SERVED, Settings, load
-from tallystick_server.process.databases import Databases, databases
-from tallystick_server.process.failure import Failure
-from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_server.process.configuration import SERVICES, Settings, load
+from tallystick_server.process.databases import DatabaseUrls, open_databases
+from tallystick_server.process.failure import StartupError
+from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
 
-Say = Callable[[str], None]
+StatusPrinter = Callable[[str], None]
 
 _SELLER, _BUYER, _BANK, _BAD_BANK = "t-seller", "t-buyer", "t-bank", "t-bad"
-_BANKS = {_BANK: "ba_ok", _BAD_BANK: "ba_decline"}
+_BANK_TOKENS = {_BANK: "ba_ok", _BAD_BANK: "ba_decline"}
 _AMOUNT, _FEE = 1000, 50
-_KINDS = {"PAID": "tok_visa", "OPEN": "tok_pending:review", "FAILED": "tok_decline:insufficient_funds", "DEAD": "tok_rejected"}
+_PAYMENT_TOKENS = {"PAID": "tok_visa", "OPEN": "tok_pending:review", "FAILED": "tok_decline:insufficient_funds", "DEAD": "tok_rejected"}
 """What becomes of a payment, and the token that asks the sandbox for it."""
-_PAYOUTS = {"PAID": 200, "AWAITING_APPROVAL": 400, "FAILED": 100}
+_PAYOUT_AMOUNTS = {"PAID": 200, "AWAITING_APPROVAL": 400, "FAILED": 100}
 """The amounts of payouts, which every fifth sale of a seller pays for; of the last two each of a few sellers has one."""
-_TRIES = 1200
+_MAX_POLLS = 1200
 
 
-def seed(known: Databases, payments: int, say: Say, *, waiting: float = 0.01) -> dict[str, int | float]:
-    """Fills a fresh database with so many payments, of which the part `waiting` waits for its provider; what it holds then. Raises Failure."""
-    began = time.perf_counter()
+def seed(database_urls: DatabaseUrls, payments: int, print_status: StatusPrinter, *, pending_fraction: float = 0.01) -> dict[str, int | float]:
+    """Fills a fresh database with so many payments, of which the part `pending_fraction` waits for
+    its provider; what it holds then. Raises Failure.
+    """
+    start = time.perf_counter()
     with TemporaryDirectory() as folder:
-        asyncio.run(_templates(known, f"unix:{folder}/seed"))
-    say("The templates are made")
-    with psycopg.connect(known.admin, autocommit=True) as connection:
+        asyncio.run(_create_templates(database_urls, f"unix:{folder}/seed"))
+    print_status("The templates are made")
+    with psycopg.connect(database_urls.admin, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")  # no triggers: what they would check is cloned whole
         connection.execute("set synchronous_commit = off; set work_mem = '256MB'; set maintenance_work_mem = '1GB'")
-        with _without_indexes(connection, say):
-            _Seed(connection, known.admin, payments, waiting, say).run()
-        say("Analyzing")
+        with _without_indexes(connection, print_status):
+            _Seeder(connection, database_urls.admin, payments, pending_fraction, print_status).run()
+        print_status("Analyzing")
         connection.execute("vacuum analyze")
         counts = {
-            name: int(one(connection, f"select count(*) from {name}"))
+            name: int(fetch_value(connection, f"select count(*) from {name}"))
             for name in (
                 "payment.checkout",
                 "payment.due",
@@ -76,44 +78,44 @@ def seed(known: Databases, payments: int, say: Say, *, waiting: float = 0.01) ->
                 "event.event",
             )
         }
-    return {**counts, "seconds": round(time.perf_counter() - began, 1)}
+    return {**counts, "seconds": round(time.perf_counter() - start, 1)}
 
 
-async def _templates(known: Databases, address: str) -> None:
+async def _create_templates(database_urls: DatabaseUrls, address: str) -> None:
     """A payment and a payout of each kind, made by the platform itself."""
     settings = Settings(
         listen=address,
         sweep_interval=0.05,
         payout_approve_above={"EUR": 300},
         payout_waiting_period=0.0,
-        retry={("", trouble): Policy(Strategy.FIXED, 0.05, 0.05, 1) for trouble in (Trouble.REJECTED, Trouble.NOT_SENT)},
+        retry={("", retry_reason): RetryPolicy(RetryStrategy.FIXED, 0.05, 0.05, 1) for retry_reason in (RetryReason.REJECTED, RetryReason.NOT_SENT)},
     )
-    running = await serve.start(SERVED, settings, known.all(), None)
+    server = await serve.start(SERVICES, settings, database_urls.all(), None)
     client = AsyncClient(address)
     try:
-        for kind, token in _KINDS.items():
-            await _pay(client, f"t-{kind.lower()}", token)
-        for id_, account in _BANKS.items():
+        for kind, token in _PAYMENT_TOKENS.items():
+            await _create_payment(client, f"t-{kind.lower()}", token)
+        for id_, account in _BANK_TOKENS.items():
             request = payouts_pb.CreatePayoutDestinationRequest(
                 payout_destination_id=id_, seller_account=_SELLER, currency="EUR", bank_account_token=account
             )
             await client.payout.CreatePayoutDestination(request)
-            await _until(partial(_is_verified, client, id_))
-        for state in _PAYOUTS:
+            await _wait_until(partial(_is_verified, client, id_))
+        for state in _PAYOUT_AMOUNTS:
             if state == "PAID":
-                await make_templates(client, _SELLER, payout_pb2.NewPayout(**_payout_fields(state)))
-                await _until(partial(is_done, client))
+                await create_templates(client, _SELLER, payout_pb2.NewPayout(**_payout_fields(state)))
+                await _wait_until(partial(is_batch_done, client))
             else:
                 await client.payout.CreatePayout(payouts_pb.CreatePayoutRequest(**_payout_fields(state)))
-            await _until(partial(_is_in, client, f"t-{state.lower()}", state))
-        await _until(partial(_is_published, known))
+            await _wait_until(partial(_is_in_state, client, f"t-{state.lower()}", state))
+        await _wait_until(partial(_is_published, database_urls))
     finally:
         await client.close()
-        await running.stop(5.0)
+        await server.stop(5.0)
 
 
 def payment_request(
-    checkout_id: str, order_id: str, buyer: str, seller: str, token: str = _KINDS["PAID"]
+    checkout_id: str, order_id: str, buyer: str, seller: str, token: str = _PAYMENT_TOKENS["PAID"]
 ) -> payment_service_pb2.CreatePaymentRequest:
     """The request that a seeded payment comes of."""
     return payment_service_pb2.CreatePaymentRequest(
@@ -131,59 +133,59 @@ def _payout_fields(state: str) -> dict[str, str]:
     return {
         "payout_id": f"t-{state.lower()}",
         "seller_account": _SELLER,
-        "amount": f"{_PAYOUTS[state] / 100:.2f}",
+        "amount": f"{_PAYOUT_AMOUNTS[state] / 100:.2f}",
         "currency": "EUR",
         "payout_destination_id": _BAD_BANK if state == "FAILED" else _BANK,
     }
 
 
-async def _pay(client: AsyncClient, id_: str, token: str) -> None:
+async def _create_payment(client: AsyncClient, id_: str, token: str) -> None:
     await client.payment.CreatePayment(payment_request(id_, f"{id_}-o", _BUYER, _SELLER, token))
-    wanted = {"t-paid": "PAID", "t-failed": "FAILED"}.get(id_)
+    expected_state = {"t-paid": "PAID", "t-failed": "FAILED"}.get(id_)
 
-    async def has_come() -> bool:
-        if wanted:
-            found = await client.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=id_))
-            return found.payment.payment_state == payment_pb2.PaymentState.Value(f"PAYMENT_STATE_{wanted}")
+    async def has_expected_state() -> bool:
+        if expected_state:
+            response = await client.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=id_))
+            return response.payment.payment_state == payment_pb2.PaymentState.Value(f"PAYMENT_STATE_{expected_state}")
         order = await client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=f"{id_}-o"))
         if id_ == "t-open":
             return bool(order.payment_order.payment_order_status == payment_pb2.PAYMENT_ORDER_STATUS_PENDING)
         return bool((await client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest())).dead_letters)
 
-    await _until(has_come)
+    await _wait_until(has_expected_state)
 
 
-async def _is_published(known: Databases) -> bool:
+async def _is_published(database_urls: DatabaseUrls) -> bool:
     """Whether every event of what has changed is in the stream, where the clones' are taken from."""
-    async with await psycopg.AsyncConnection.connect(known.admin) as connection:
-        found = await connection.execute("""
+    async with await psycopg.AsyncConnection.connect(database_urls.admin) as connection:
+        cursor = await connection.execute("""
             select not exists (select from payment.outbox) and not exists (select from payout.outbox) and not exists (select from wallet.outbox)
                 and not exists (select from ledger.outbox) and (select sequence from ledger.relayed) = (select sequence from ledger.head)
         """)
-        return bool((await found.fetchone() or (False,))[0])
+        return bool((await cursor.fetchone() or (False,))[0])
 
 
 async def _is_verified(client: AsyncClient, id_: str) -> bool:
-    found = await client.payout.GetPayoutDestination(payouts_pb.GetPayoutDestinationRequest(payout_destination_id=id_))
-    return bool(found.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+    response = await client.payout.GetPayoutDestination(payouts_pb.GetPayoutDestinationRequest(payout_destination_id=id_))
+    return bool(response.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
 
 
-async def _is_in(client: AsyncClient, id_: str, state: str) -> bool:
-    found = (await client.payout.GetPayout(payouts_pb.GetPayoutRequest(payout_id=id_))).payout
-    at_rest = state == "AWAITING_APPROVAL" or found.wallet_updated
-    return bool(found.payout_state == payout_pb2.PayoutState.Value(f"PAYOUT_STATE_{state}") and at_rest)
+async def _is_in_state(client: AsyncClient, id_: str, state: str) -> bool:
+    payout_message = (await client.payout.GetPayout(payouts_pb.GetPayoutRequest(payout_id=id_))).payout
+    is_final = state == "AWAITING_APPROVAL" or payout_message.wallet_updated
+    return bool(payout_message.payout_state == payout_pb2.PayoutState.Value(f"PAYOUT_STATE_{state}") and is_final)
 
 
-async def _until(look: Callable[[], Any]) -> None:
-    for _ in range(_TRIES):
-        if await look():
+async def _wait_until(condition: Callable[[], Any]) -> None:
+    for _ in range(_MAX_POLLS):
+        if await condition():
             return
         await asyncio.sleep(0.05)
-    raise Failure("the templates did not come to be what they are to be")
+    raise StartupError("the templates did not come to be what they are to be")
 
 
 @contextmanager
-def _without_indexes(connection: psycopg.Connection[Any], say: Say) -> Iterator[None]:
+def _without_indexes(connection: psycopg.Connection[Any], print_status: StatusPrinter) -> Iterator[None]:
     """Drops each index and each constraint that has one, and builds them again once all rows are there: in order, not row by row."""
     constraints = connection.execute(f"""
         select conrelid::regclass::text, quote_ident(conname), pg_get_constraintdef(oid) from pg_constraint
@@ -198,52 +200,52 @@ def _without_indexes(connection: psycopg.Connection[Any], say: Say) -> Iterator[
     for name, _ in indexes:
         connection.execute(f"drop index {name}")
     yield
-    say("Indexes are being built")
+    print_status("Indexes are being built")
     for table, name, definition in constraints:
         connection.execute(f"alter table {table} add constraint {name} {definition}")
     for _, definition in indexes:
         connection.execute(definition)
 
 
-class _Seed:
+class _Seeder:
     """Makes the clones. `s` names the row of what is made, in each expression; `t` the template's."""
 
-    def __init__(self, connection: psycopg.Connection[Any], url: str, payments: int, waiting: float, say: Say) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], url: str, payments: int, pending_fraction: float, print_status: StatusPrinter) -> None:
         self._connection = connection
-        self._clones = Clones(connection)
+        self._cloner = RowCloner(connection)
         self._url = url
         self._payments = payments
-        self._waiting = waiting
+        self._pending_fraction = pending_fraction
         self._sellers = max(min(payments // 200, 20_000), 10)
-        self._say = say
+        self._print_status = print_status
 
     def run(self) -> None:
-        self._plan()
-        self._plan_payouts()
-        for kind in _KINDS:
-            self._payments_of(kind)
-            self._say(f"Payments that are {kind} are made")
-        self._wallets()
-        for state in _PAYOUTS:
-            self._payouts_of(state)
-        make_batches(self._connection, self._clones, _PAYOUTS)
-        make_schedules(self._connection, self._clones, _SELLER, self._payments)
-        self._say("Wallets and payouts are made")
-        first = self._book()
-        self._say("The book is chained")
-        self._events(first)
-        self._say("Events are made")
+        self._create_sale_tables()
+        self._create_payout_tables()
+        for kind in _PAYMENT_TOKENS:
+            self._clone_payments(kind)
+            self._print_status(f"Payments that are {kind} are made")
+        self._clone_wallets()
+        for state in _PAYOUT_AMOUNTS:
+            self._clone_payouts(state)
+        clone_batches(self._connection, self._cloner, _PAYOUT_AMOUNTS)
+        clone_schedules(self._connection, self._cloner, _SELLER, self._payments)
+        self._print_status("Wallets and payouts are made")
+        first_sequence = self._chain_ledger()
+        self._print_status("The book is chained")
+        self._clone_events(first_sequence)
+        self._print_status("Events are made")
         self._connection.execute(f"""
             insert into payment.mark
             select gen_random_uuid(), clock_timestamp() - i * interval '2 hours' / {self._payments} from generate_series(1, {self._payments}, 10) i
         """)
 
-    def _plan(self) -> None:
+    def _create_sale_tables(self) -> None:
         """Temporary tables of what is to be made. Kinds are spread evenly, and so are sellers, but for s-3, which has every ninth payment.
 
         `k` counts the sales of a seller that were paid, `done` is when its last payout was made.
         """
-        is_open = f"floor(i * {self._waiting}) > floor((i - 1) * {self._waiting})"
+        is_open = f"floor(i * {self._pending_fraction}) > floor((i - 1) * {self._pending_fraction})"
         self._connection.execute(f"""
             create temporary table sale as
             select x.*, case kind when 'PAID' then row_number() over (partition by seller, kind order by i) end as k from (
@@ -263,7 +265,7 @@ class _Seed:
         """)
         self._connection.execute("analyze seller")
 
-    def _plan_payouts(self) -> None:
+    def _create_payout_tables(self) -> None:
         """A temporary table of the payouts that are to be made; those that are paid come first."""
         self._connection.execute("""
             create temporary table payment_out_unnumbered as
@@ -277,115 +279,119 @@ class _Seed:
         """)
         self._connection.execute(f"""
             create temporary table payment_out as
-            select 'p-' || i as payout_id, {BATCH_OF} as batch, n.* from (
+            select 'p-' || i as payout_id, {BATCH_ID_SQL} as batch, n.* from (
                 select *, row_number() over (order by kind <> 'PAID', at, seller) as i,
                     row_number() over (partition by kind order by at, seller) as number_of_kind
                 from payment_out_unnumbered) n
         """)
         self._connection.execute("analyze payment_out")
 
-    def _payments_of(self, kind: str) -> None:
+    def _clone_payments(self, kind: str) -> None:
         id_ = f"t-{kind.lower()}"
         source = f"(select * from sale where kind = '{kind}' order by i)"
-        begin = f"select create_time from {template_of('payment.checkout')} where checkout_id = '{id_}'"
-        of_order, of_charge = f"t.payment_order_id = '{id_}-o'", f"t.demand_id = 'o-{id_}-o'"
+        begin = f"select create_time from {template_table('payment.checkout')} where checkout_id = '{id_}'"
+        order_filter, charge_filter = f"t.payment_order_id = '{id_}-o'", f"t.demand_id = 'o-{id_}-o'"
         reference = "case t.provider_reference when '' then '' else 'seed-' || s.i end"
-        whole = fingerprint(
+        checkout_fingerprint = fingerprint_sql(
             "s.checkout_id", "t.owner", "t.buyer_info", "t.seller_info", "t.buyer_country", "t.payment_token", "t.payment_method_type", "t.charging",
             "t.on_partial", "''", "s.order_id", "s.buyer", "s.seller", f"'{_AMOUNT}'", "'EUR'", f"'{_FEE}'",
         )  # fmt: skip
-        self._clones.rows(
-            "payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id", fingerprint=whole,
+        self._cloner.insert_rows(
+            "payment.checkout", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id", fingerprint=checkout_fingerprint,
         )  # fmt: skip
-        self._clones.rows(
-            "payment.payment_order", of_order, source, begin=begin, payment_order_id="s.order_id", checkout_id="s.checkout_id",
+        self._cloner.insert_rows(
+            "payment.payment_order", order_filter, source, begin=begin, payment_order_id="s.order_id", checkout_id="s.checkout_id",
             charge_id="s.charge_id", buyer_account="s.buyer", seller_account="s.seller", provider_reference=reference,
         )  # fmt: skip
-        self._clones.rows("payment.order_history", of_order, source, begin=begin, payment_order_id="s.order_id", provider_reference=reference)
-        self._clones.rows(
-            "payment.attempt", of_charge, source, begin=begin, demand_id="s.charge_id", checkout_id="s.checkout_id",
+        self._cloner.insert_rows(
+            "payment.order_history", order_filter, source, begin=begin, payment_order_id="s.order_id", provider_reference=reference
+        )
+        self._cloner.insert_rows(
+            "payment.attempt", charge_filter, source, begin=begin, demand_id="s.charge_id", checkout_id="s.checkout_id",
             provider_key="replace(t.provider_key, t.demand_id, s.charge_id)", provider_reference=reference,
         )  # fmt: skip
-        self._clones.rows("payment.provider_money", f"t.charge_id = 'o-{id_}-o'", source, charge_id="s.charge_id", provider_reference=reference)
+        self._cloner.insert_rows(
+            "payment.provider_money", f"t.charge_id = 'o-{id_}-o'", source, charge_id="s.charge_id", provider_reference=reference
+        )
         if kind != "PAID":
-            self._clones.rows("payment.checkout_unpaid", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
+            self._cloner.insert_rows("payment.checkout_unpaid", f"t.checkout_id = '{id_}'", source, begin=begin, checkout_id="s.checkout_id")
         if kind in ("OPEN", "DEAD"):
             later = "clock_timestamp() + interval '1 hour' + (s.i % 3600) * interval '1 second'"
-            self._clones.rows(
-                "payment.due", of_charge, source, begin=begin, demand_id="s.charge_id",
+            self._cloner.insert_rows(
+                "payment.due", charge_filter, source, begin=begin, demand_id="s.charge_id",
                 next_attempt_time=f"case when t.next_attempt_time is not null then {later} end",
             )  # fmt: skip
         if kind == "DEAD":
-            self._clones.rows(
+            self._cloner.insert_rows(
                 "payment.dead_letter", f"t.subject = 'charges/o-{id_}-o'", source, begin=begin, subject="'charges/' || s.charge_id",
                 dead_letter_id="'charges-' || s.charge_id || '-1'",
             )  # fmt: skip
 
-    def _wallets(self) -> None:
-        of_seller = f"t.seller_account = '{_SELLER}'"
-        self._clones.rows(
-            "wallet.wallet", of_seller, "seller", seller_account="s.seller", version="s.sales", pending="0", held="0", owed="0",
+    def _clone_wallets(self) -> None:
+        seller_filter = f"t.seller_account = '{_SELLER}'"
+        self._cloner.insert_rows(
+            "wallet.wallet", seller_filter, "seller", seller_account="s.seller", version="s.sales", pending="0", held="0", owed="0",
             available="950 * s.sales", balance="950 * s.sales", policy_version="0", update_time="s.at",
         )  # fmt: skip
-        self._clones.rows(
+        self._cloner.insert_rows(
             "wallet.wallet_entry", "t.kind = 'CREDIT' and t.cause = 'PAY_IN/t-paid-o'", "(select * from sale where kind = 'PAID' order by i)",
             seller_account="s.seller", number="s.k", cause="'PAY_IN/' || s.order_id", available_after="950 * s.k", create_time="s.at",
-            fingerprint=_entry_fingerprint("'PAY_IN/' || s.order_id", "s.seller", "t.currency", "t.amount::text", pending="1"),
+            fingerprint=_entry_fingerprint_sql("'PAY_IN/' || s.order_id", "s.seller", "t.currency", "t.amount::text", pending="1"),
         )  # fmt: skip
-        self._clones.rows(
+        self._cloner.insert_rows(
             "payout.payout_destination", f"t.payout_destination_id = '{_BANK}'", "seller", payout_destination_id="'d-' || s.seller",
             seller_account="s.seller", create_time="s.at", update_time="s.at", usable_time="s.at", verified_time="s.at",
-            fingerprint=fingerprint("'d-' || s.seller", "t.owner", "s.seller", "t.currency", "t.bank_account_token", "t.description"),
+            fingerprint=fingerprint_sql("'d-' || s.seller", "t.owner", "s.seller", "t.currency", "t.bank_account_token", "t.description"),
         )  # fmt: skip
-        self._clones.rows("wallet.seller", of_seller, "seller", seller_account="s.seller", update_time="s.at")
-        self._clones.rows("payment.seller_owner", of_seller, "seller", seller_account="s.seller", update_time="s.at")
+        self._cloner.insert_rows("wallet.seller", seller_filter, "seller", seller_account="s.seller", update_time="s.at")
+        self._cloner.insert_rows("payment.seller_owner", seller_filter, "seller", seller_account="s.seller", update_time="s.at")
 
-    def _payouts_of(self, state: str) -> None:
+    def _clone_payouts(self, state: str) -> None:
         id_ = f"t-{state.lower()}"
         source = f"(select * from payment_out where kind = '{state}' order by i)"
-        begin = f"select create_time from {template_of('payout.payout')} where payout_id = '{id_}'"
-        of_payout = f"t.payout_id = '{id_}'"
+        begin = f"select create_time from {template_table('payout.payout')} where payout_id = '{id_}'"
+        payout_filter = f"t.payout_id = '{id_}'"
         reference = "case t.provider_reference when '' then '' else 'seed-p-' || s.i end"
         shared = {"begin": begin, "payout_id": "s.payout_id"}
-        self._clones.rows(
-            "payout.payout", of_payout, source, **shared, seller_account="s.seller", payout_destination_id="'d-' || s.seller",
+        self._cloner.insert_rows(
+            "payout.payout", payout_filter, source, **shared, seller_account="s.seller", payout_destination_id="'d-' || s.seller",
             payout_batch_id="s.batch",
             provider_reference=reference, asked_destination="'d-' || s.seller",
-            fingerprint=fingerprint(
+            fingerprint=fingerprint_sql(
                 "s.payout_id", "t.owner", "s.seller", "coalesce(t.asked_amount::text, '')", "t.currency", "'d-' || s.seller"
             ),
         )  # fmt: skip
-        self._clones.rows("payout.payout_history", of_payout, source, **shared)
-        self._clones.rows("payout.transfer", of_payout, source, **shared, cause_id="s.payout_id", provider_reference=reference)
+        self._cloner.insert_rows("payout.payout_history", payout_filter, source, **shared)
+        self._cloner.insert_rows("payout.transfer", payout_filter, source, **shared, cause_id="s.payout_id", provider_reference=reference)
         tomorrow = "clock_timestamp() + interval '1 day' + s.i * interval '10 ms'"
-        self._clones.rows("payout.watch", of_payout, source, payout_id="s.payout_id", next_time=tomorrow)
-        self._clones.rows("payout.payout_in_state", of_payout, source, **shared)
-        of_demand = f"t.demand_id = 'p-{id_}'"
-        self._clones.rows(
-            "payout.attempt", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id",
+        self._cloner.insert_rows("payout.watch", payout_filter, source, payout_id="s.payout_id", next_time=tomorrow)
+        self._cloner.insert_rows("payout.payout_in_state", payout_filter, source, **shared)
+        operation_filter = f"t.demand_id = 'p-{id_}'"
+        self._cloner.insert_rows(
+            "payout.attempt", operation_filter, source, begin=begin, demand_id="'p-' || s.payout_id",
             provider_key="replace(t.provider_key, t.demand_id, 'p-' || s.payout_id)", provider_reference=reference,
         )  # fmt: skip
-        self._clones.rows(
-            "payout.due", of_demand, source, begin=begin, demand_id="'p-' || s.payout_id", payout_destination_id="'d-' || s.seller"
+        self._cloner.insert_rows(
+            "payout.due", operation_filter, source, begin=begin, demand_id="'p-' || s.payout_id", payout_destination_id="'d-' || s.seller"
         )  # fmt: skip
-        self._entries_of(state, source, begin)
+        self._clone_holds(state, source, begin)
 
-    def _entries_of(self, state: str, source: str, begin: str) -> None:
+    def _clone_holds(self, state: str, source: str, begin: str) -> None:
         """The holds of payouts, and their entries in the wallets, which then stand as the last of these says."""
-        id_, amount = f"t-{state.lower()}", _PAYOUTS[state]
-        self._clones.rows(
+        id_, amount = f"t-{state.lower()}", _PAYOUT_AMOUNTS[state]
+        self._cloner.insert_rows(
             "wallet.hold", f"t.hold_id = 'payouts/{id_}'", source, begin=begin, hold_id="'payouts/' || s.payout_id", seller_account="s.seller"
         )
         hold = "'payouts/' || s.payout_id"
-        placed = _entry_fingerprint(hold, "s.seller", "t.currency", "t.amount::text", purpose="PAYOUT")
-        ended = _entry_fingerprint(hold, "''", "''", "case t.kind when 'HOLD_CAPTURED' then t.amount::text else '0' end")
-        entries = f"t.cause = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
-        self._clones.rows(
-            "wallet.wallet_entry", entries, source, begin=begin, cause="'payouts/' || s.payout_id", seller_account="s.seller",
+        placed_fingerprint = _entry_fingerprint_sql(hold, "s.seller", "t.currency", "t.amount::text", purpose="PAYOUT")
+        ended_fingerprint = _entry_fingerprint_sql(hold, "''", "''", "case t.kind when 'HOLD_CAPTURED' then t.amount::text else '0' end")
+        entry_filter = f"t.cause = 'payouts/{id_}' and t.kind like 'HOLD\\_%'"
+        self._cloner.insert_rows(
+            "wallet.wallet_entry", entry_filter, source, begin=begin, cause="'payouts/' || s.payout_id", seller_account="s.seller",
             number="s.number + (t.kind <> 'HOLD_PLACED')::int",
             available_after=f"s.available + case t.kind when 'HOLD_RELEASED' then {amount} else 0 end",
             held_after=f"case t.kind when 'HOLD_PLACED' then {amount} else 0 end",
-            fingerprint=f"case t.kind when 'HOLD_PLACED' then {placed} else {ended} end",
+            fingerprint=f"case t.kind when 'HOLD_PLACED' then {placed_fingerprint} else {ended_fingerprint} end",
         )  # fmt: skip
         self._connection.execute("""
             update wallet.wallet w set version = e.number, available = e.available_after, held = e.held_after,
@@ -395,29 +401,31 @@ class _Seed:
             where w.seller_account = e.seller_account and w.currency = e.currency
         """)
 
-    def _book(self) -> int:
+    def _chain_ledger(self) -> int:
         """Transactions and entries, chained behind the templates' by the ledger's own rules; the templates' last sequence."""
         connection = self._connection
         head_row = connection.execute("select sequence, hash, post_time from ledger.head").fetchone()
         if head_row is None:
-            raise Failure("the book has no head")
+            raise StartupError("the book has no head")
         first_sequence = int(head_row[0])
         head = Head(head_row[0], bytes(head_row[1]), head_row[2])
         rows = connection.execute("select account, currency, account_id, balance, entry_count from ledger.account").fetchall()
         ids = {(row[0], row[1]): row[2] for row in rows}
         balances = {(row[0], row[1]): int(row[3]) for row in rows}
         counts = {(row[0], row[1]): row[4] for row in rows}
-        old = set(ids)
-        caller = {row[0]: row[1] for row in connection.execute("select kind, caller from ledger.tx where kind in ('PAY_IN', 'PAYOUT')").fetchall()}
-        time_ = head.post_time
+        existing_keys = set(ids)
+        caller_by_kind = {
+            row[0]: row[1] for row in connection.execute("select kind, caller from ledger.tx where kind in ('PAY_IN', 'PAYOUT')").fetchall()
+        }
+        post_time = head.post_time
         next_id = max(ids.values()) + 1
         with (
             psycopg.connect(self._url) as first,
             psycopg.connect(self._url) as second,
             connection.cursor(name="postings", withhold=True) as postings,
         ):
-            for other in (first, second):
-                other.execute("set session_replication_role = replica; set synchronous_commit = off")
+            for copy_connection in (first, second):
+                copy_connection.execute("set session_replication_role = replica; set synchronous_commit = off")
             postings.itersize = 20_000
             postings.execute("""
                 select 'PAY_IN', order_id, buyer, seller from sale where kind = 'PAID'
@@ -433,65 +441,69 @@ class _Seed:
                 ) as entries,
             ):
                 for kind, cause, buyer, seller in postings:
-                    posting = Posting(Kind(kind), cause, caller[kind], _lines(kind, buyer, seller))
+                    posting = Posting(PostingKind(kind), cause, caller_by_kind[kind], _lines(kind, buyer, seller))
                     for line in posting.lines:
                         key = (line.account, line.currency)
                         if key not in ids:
                             ids[key], balances[key], counts[key] = next_id, 0, 0
                             next_id += 1
-                    time_ += timedelta(microseconds=1)
-                    made = chain(head, posting, time_, balances)
-                    head = Head(made.sequence, made.hash, made.post_time)
+                    post_time += timedelta(microseconds=1)
+                    transaction = append_posting(head, posting, post_time, balances)
+                    head = Head(transaction.sequence, transaction.hash, transaction.post_time)
                     transactions.write_row((
-                        BOOK, made.sequence, kind, cause, posting.caller, posting.fingerprint, len(posting.lines), "", time_, time_,
-                        made.previous_hash, made.hash,
+                        BOOK, transaction.sequence, kind, cause, posting.caller, posting.fingerprint, len(posting.lines), "", post_time, post_time,
+                        transaction.previous_hash, transaction.hash,
                     ))  # fmt: skip
-                    for place, (line, balance) in enumerate(zip(posting.lines, made.balances_after, strict=True), 1):
+                    for line_number, (line, balance) in enumerate(zip(posting.lines, transaction.balances_after, strict=True), 1):
                         key = (line.account, line.currency)
                         counts[key] += 1
-                        entries.write_row((BOOK, made.sequence, place, ids[key], line.currency, line.amount, balance, counts[key]))
-        new = [(id_, *key, balances[key], counts[key], time_) for key, id_ in ids.items() if key not in old]
-        _copy(connection, "ledger.account (account_id, account, currency, balance, entry_count, create_time)", new)
+                        entries.write_row((BOOK, transaction.sequence, line_number, ids[key], line.currency, line.amount, balance, counts[key]))
+        account_rows = [(id_, *key, balances[key], counts[key], post_time) for key, id_ in ids.items() if key not in existing_keys]
+        _copy_rows(connection, "ledger.account (account_id, account, currency, balance, entry_count, create_time)", account_rows)
         connection.execute("select setval(pg_get_serial_sequence('ledger.account', 'account_id'), %s)", (next_id,))
-        for key in old:
+        for key in existing_keys:
             values = (balances[key], counts[key], ids[key])
             connection.execute("update ledger.account set balance = %s, entry_count = %s where account_id = %s", values)
         connection.execute("update ledger.head set sequence = %s, hash = %s, post_time = %s", (head.sequence, head.hash, head.post_time))
         connection.execute("update ledger.relayed set sequence = %s", (head.sequence,))
         return first_sequence
 
-    def _events(self, first: int) -> None:
-        """An event for each version, but for the body the same as its template's; how far the stream is. `first`: the sequence before the clones'."""
-        for kind in _KINDS:
+    def _clone_events(self, first_sequence: int) -> None:
+        """An event for each version, but for the body the same as its template's; how far the
+        stream is. `first_sequence`: the sequence before the clones'.
+        """
+        for kind in _PAYMENT_TOKENS:
             source = f"(select * from sale where kind = '{kind}')"
-            self._clones.events(f"payments/t-{kind.lower()}", source, "'payments/' || s.checkout_id")
-            self._clones.events(f"paymentOrders/t-{kind.lower()}-o", source, "'paymentOrders/' || s.order_id")
-        dead = "(select * from sale where kind = 'DEAD')"
-        self._clones.events("deadLetters/charges-o-t-dead-o-1", dead, "'deadLetters/charges-' || s.charge_id || '-1'")
-        self._clones.events(f"sellers/{_SELLER}", "seller", "'sellers/' || s.seller")
-        self._clones.events(f"payoutDestinations/{_BANK}", "seller", "'payoutDestinations/d-' || s.seller")
-        for state in _PAYOUTS:
+            self._cloner.insert_events(f"payments/t-{kind.lower()}", source, "'payments/' || s.checkout_id")
+            self._cloner.insert_events(f"paymentOrders/t-{kind.lower()}-o", source, "'paymentOrders/' || s.order_id")
+        dead_sales = "(select * from sale where kind = 'DEAD')"
+        self._cloner.insert_events("deadLetters/charges-o-t-dead-o-1", dead_sales, "'deadLetters/charges-' || s.charge_id || '-1'")
+        self._cloner.insert_events(f"sellers/{_SELLER}", "seller", "'sellers/' || s.seller")
+        self._cloner.insert_events(f"payoutDestinations/{_BANK}", "seller", "'payoutDestinations/d-' || s.seller")
+        for state in _PAYOUT_AMOUNTS:
             source = f"(select * from payment_out where kind = '{state}')"
-            self._clones.events(f"payouts/t-{state.lower()}", source, "'payouts/' || s.payout_id")
+            self._cloner.insert_events(f"payouts/t-{state.lower()}", source, "'payouts/' || s.payout_id")
         entries = "(select seller_account, currency, number from wallet.wallet_entry where seller_account like 's-%')"
-        self._clones.events(f"wallets/{_SELLER}/EUR", entries, "'wallets/' || s.seller_account || '/' || s.currency", version="s.number")
-        self._clones.events("transactions/main-1", f"(select sequence from ledger.tx where sequence > {first})", "'transactions/main-' || s.sequence")
+        self._cloner.insert_events(f"wallets/{_SELLER}/EUR", entries, "'wallets/' || s.seller_account || '/' || s.currency", version="s.number")
+        self._cloner.insert_events(
+            "transactions/main-1", f"(select sequence from ledger.tx where sequence > {first_sequence})", "'transactions/main-' || s.sequence"
+        )
         self._connection.execute("update event.head set cursor = (select max(cursor) from event.event)")
 
 
-def _entry_fingerprint(cause: str, seller: str, currency: str, amount: str, *, pending: str = "0", purpose: str = "") -> str:
+def _entry_fingerprint_sql(cause: str, seller: str, currency: str, amount: str, *, pending: str = "0", purpose: str = "") -> str:
     """SQL for the fingerprint of the instruction that made a wallet's entry."""
-    return fingerprint("t.kind", cause, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''")
+    return fingerprint_sql("t.kind", cause, seller, currency, amount, f"'{pending}'", "'0'", f"'{purpose}'", "''")
 
 
-def _lines(kind: str, buyer: str, seller: str) -> tuple[Line, ...]:
+def _lines(kind: str, buyer: str, seller: str) -> tuple[JournalLine, ...]:
     if kind == "PAYOUT":
-        return payout("sandbox", seller, "EUR", _PAYOUTS["PAID"], 0)
-    return pay_in("sandbox", buyer, seller, "EUR", _AMOUNT, _FEE)
+        return payout_lines("sandbox", seller, "EUR", _PAYOUT_AMOUNTS["PAID"], 0)
+    return pay_in_lines("sandbox", buyer, seller, "EUR", _AMOUNT, _FEE)
 
 
-def _copy(connection: psycopg.Connection[Any], into: str, rows: list[tuple[Any, ...]]) -> None:
-    with connection.cursor().copy(f"copy {into} from stdin") as copy:
+def _copy_rows(connection: psycopg.Connection[Any], table: str, rows: list[tuple[Any, ...]]) -> None:
+    with connection.cursor().copy(f"copy {table} from stdin") as copy:
         for row in rows:
             copy.write_row(row)
 
@@ -505,13 +517,13 @@ def main() -> None:
     if options.payments < 1000:
         parser.error("--payments must be at least 1000")
 
-    def say(line: str) -> None:
+    def print_status(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     try:
-        with databases(load(), say) as known:
-            result = seed(known, options.payments, say, waiting=options.waiting)
-    except Failure as failure:
+        with open_databases(load(), print_status) as database_urls:
+            result = seed(database_urls, options.payments, print_status, pending_fraction=options.waiting)
+    except StartupError as failure:
         sys.exit(f"seed: {failure}")
     if options.json:
         print(json.dumps(result))

@@ -5,43 +5,53 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from tallystick_core.provider import NotFound, PayoutDemand, PayoutFound, PayoutOutcome, Succeeded, Trouble, Unknown, Verification, Verified
+from tallystick_core.provider import (
+    NotFound,
+    PayoutLookupOutcome,
+    PayoutOutcome,
+    PayoutRequest,
+    RetryReason,
+    Succeeded,
+    Unknown,
+    VerificationOutcome,
+    Verified,
+)
 
 
-class Bank:
+class ScriptedPayoutProvider:
     """Pays everything at once, unless its script says otherwise; under one key it pays once."""
 
     name = "sandbox"
     key_window = 86_400.0
-    most_at_once = 100
+    max_batch_size = 100
 
     def __init__(self) -> None:
-        self.script: dict[str, deque[PayoutFound]] = defaultdict(deque)
+        self.script: dict[str, deque[PayoutLookupOutcome]] = defaultdict(deque)
         """Bank account token, or payout id, to its next answers, to whatever is asked."""
-        self.verifications: dict[str, deque[Verification]] = defaultdict(deque)
-        self.submitted: list[PayoutDemand] = []
-        self.silent: set[str] = set()
+        self.verifications: dict[str, deque[VerificationOutcome]] = defaultdict(deque)
+        self.submitted_requests: list[PayoutRequest] = []
+        self.silent_payout_ids: set[str] = set()
         """Payout ids whose look-ups it does not answer."""
-        self.paid: dict[str, PayoutOutcome] = {}
+        self.outcomes_by_key: dict[str, PayoutOutcome] = {}
         """Key to what was paid."""
 
-    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
-        self.submitted += demands
-        answers = [self._answer(demand) or self._pay(demand) for demand in demands]
-        return [Unknown(answer.detail) if isinstance(answer, NotFound) else answer for answer in answers]
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        self.submitted_requests += requests
+        outcomes = [self._scripted_outcome(request) or self._pay(request) for request in requests]
+        return [Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome for outcome in outcomes]
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
-        if demand.payout_id in self.silent:
-            return Unknown("busy", Trouble.BUSY)
-        return self._answer(demand) or self.paid.get(demand.key) or NotFound()
+    async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
+        if request.payout_id in self.silent_payout_ids:
+            return Unknown("busy", RetryReason.BUSY)
+        return self._scripted_outcome(request) or self.outcomes_by_key.get(request.key) or NotFound()
 
-    async def verify(self, bank_account_token: str, currency: str) -> Verification:
-        answers = self.verifications[bank_account_token]
-        return answers.popleft() if answers else Verified()
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
+        verifications = self.verifications[bank_account_token]
+        return verifications.popleft() if verifications else Verified()
 
-    def _answer(self, demand: PayoutDemand) -> PayoutFound | None:
-        answers = self.script[demand.payout_id] or self.script[demand.bank_account_token]
-        return answers.popleft() if answers else None
+    def _scripted_outcome(self, request: PayoutRequest) -> PayoutLookupOutcome | None:
+        outcomes = self.script[request.payout_id] or self.script[request.bank_account_token]
+        return outcomes.popleft() if outcomes else None
 
-    def _pay(self, demand: PayoutDemand) -> PayoutOutcome:
-        return self.paid.setdefault(demand.key, Succeeded(f"tr_{demand.payout_id}", demand.amount, demand.currency))
+    def _pay(self, request: PayoutRequest) -> PayoutOutcome:
+        return self.outcomes_by_key.setdefault(request.key, Succeeded(f"tr_{request.payout_id}", request.amount, request.currency))

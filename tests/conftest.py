@@ -26,28 +26,28 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from tallystick import Client, ClientSettings
-from tallystick_core.canonical import letters
-from tallystick_core.provider import Trouble
-from tallystick_server.payment.flow import PayIn
+from tallystick_core.canonical import digest_text
+from tallystick_core.provider import RetryReason
+from tallystick_server.payment.flow import PaymentWorker
 from tallystick_server.process import cli, serve
-from tallystick_server.process.configuration import SERVED, Settings
-from tallystick_server.process.databases import Databases
+from tallystick_server.process.configuration import SERVICES, Settings
+from tallystick_server.process.databases import DatabaseUrls
 from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, roles
-from tallystick_server.process.serve import Running
-from tallystick_server.process.wiring import Ports
-from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, role_names
+from tallystick_server.process.serve import RunningServer
+from tallystick_server.process.wiring import Dependencies
+from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 """The name of this test process among those that run in parallel; "" if it is the only one."""
-_ports = itertools.count(17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000)
+_port_numbers = itertools.count(17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000)
 
 
-QUICK = {
-    ("", trouble): Policy(Strategy.FIXED, 0.2, 0.2, 50)
-    for trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.WAITING)
+FAST_RETRY = {
+    ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 50)
+    for trouble in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR, RetryReason.BUSY, RetryReason.WAITING)
 }
 """Policies that do not keep a test waiting."""
 
@@ -62,38 +62,38 @@ def thorough(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--thorough"))
 
 
-def unique(prefix: str = "t") -> str:
+def unique_id(prefix: str = "t") -> str:
     """An id that no other test uses."""
-    return f"{prefix}-{letters(secrets.token_hex(8))[:12]}"
+    return f"{prefix}-{digest_text(secrets.token_hex(8))[:12]}"
 
 
-def eventually(look: Callable[[], T], seconds: float = 15.0) -> T:
-    """What `look` gives as soon as it is true, or what it gives when the time is up."""
-    begin = time.monotonic()
-    while not (found := look()) and (waited := time.monotonic() - begin) < seconds:
-        time.sleep(min(max(waited / 20, 0.01), 0.1))  # which leaves the processor to the platform, whose threads are in this process
-    return found
+def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
+    """What `condition` gives as soon as it is true, or what it gives when the time is up."""
+    start_time = time.monotonic()
+    while not (result := condition()) and (elapsed := time.monotonic() - start_time) < timeout_seconds:
+        time.sleep(min(max(elapsed / 20, 0.01), 0.1))  # which leaves the processor to the platform, whose threads are in this process
+    return result
 
 
-def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What the command `tallystick` says and its exit code; it runs in this process, which saves the second that a start takes."""
-    out, error = io.StringIO(), io.StringIO()
-    ends = signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    previous_handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
             cli.main(arguments)
-        except SystemExit as end:
-            code = int(end.code or 0)
+        except SystemExit as exit_error:
+            exit_code = int(exit_error.code or 0)
         finally:
-            signal.signal(signal.SIGTERM, ends)
-    return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
+            signal.signal(signal.SIGTERM, previous_handler)
+    return subprocess.CompletedProcess(arguments, exit_code, stdout.getvalue(), stderr.getvalue())
 
 
 def free_address() -> str:
     """An address on loopback that nothing listens on, below the ports that the system gives to clients."""
-    while not _is_free(port := next(_ports)):
+    while not _is_free(port := next(_port_numbers)):
         continue
     return f"127.0.0.1:{port}"
 
@@ -111,10 +111,10 @@ def _is_free(port: int) -> bool:
 @pytest.fixture(scope="session")
 def admin_url() -> Iterator[str]:
     """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without fsync."""
-    given = os.environ.get("TALLYSTICK_DATABASE_URL", "")
+    configured_url = os.environ.get("TALLYSTICK_DATABASE_URL", "")
     embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / f"postgres{WORKER}", fsync=False)
     try:
-        if not (url := given):
+        if not (url := configured_url):
             url = embedded.start()
             with psycopg.connect(url, autocommit=True) as admin:  # a log-in costs half as much where passwords are hashed once, not 4,096 times
                 admin.execute("alter system set scram_iterations = 1")
@@ -122,55 +122,55 @@ def admin_url() -> Iterator[str]:
                 admin.execute("set scram_iterations = 1")
                 admin.execute(sql.SQL("alter role current_user password {}").format(sql.Literal(make_url(url).password)))
         yield url
-        while _migrated:
-            name, kept = _migrated.pop()
-            _drop(url, name, _NEW)
-            shutil.rmtree(kept.path.parent)
+        while _spare_databases:
+            name, passwords = _spare_databases.pop()
+            _drop_database(url, name, _COPY_SUFFIX)
+            shutil.rmtree(passwords.path.parent)
     finally:
         embedded.stop()
 
 
-_migrated: list[tuple[str, Passwords]] = []
+_spare_databases: list[tuple[str, Passwords]] = []
 """Migrated databases that nobody uses: the name of each, beside which there is a copy of it as it was when it was new, and its roles' passwords."""
 
 
 @contextmanager
-def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> Iterator[Databases]:
+def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> Iterator[DatabaseUrls]:
     """A database of one's own, with its roles, dropped at the end. A migrated one is a copy of one that is kept, which saves the migration."""
     passwords = Passwords(folder / "passwords.json")
     if not migrated:
         name = f"tally_{secrets.token_hex(4)}"
         try:
-            yield Databases(_create(admin_url, name), passwords, {})
+            yield DatabaseUrls(_create_database(admin_url, name), passwords, {})
         finally:
-            _drop(admin_url, name)
+            _drop_database(admin_url, name)
         return
-    name, kept = _migrated.pop(0) if _migrated else _migrate(admin_url)
-    shutil.copy(kept.path, passwords.path)
+    name, saved_passwords = _spare_databases.pop(0) if _spare_databases else _create_migrated(admin_url)
+    shutil.copy(saved_passwords.path, passwords.path)
     try:
-        yield Databases(_create(admin_url, name, _NEW), passwords, {})
+        yield DatabaseUrls(_create_database(admin_url, name, _COPY_SUFFIX), passwords, {})
     finally:
         with psycopg.connect(admin_url, autocommit=True) as admin:
             admin.execute(f"drop database {name} with (force)")
-        _migrated.append((name, kept))
+        _spare_databases.append((name, saved_passwords))
 
 
-_NEW = "_new"
+_COPY_SUFFIX = "_new"
 """What follows a database's name in that of the copy from which it is made anew."""
 
 
-def _create(admin_url: str, name: str, copy: str = "") -> str:
-    """Makes a database, and returns its administrator's URL; with `copy`, from that, with its grants and its roles' settings, which PostgreSQL leaves out."""
+def _create_database(admin_url: str, name: str, copy_suffix: str = "") -> str:
+    """Makes a database, and returns its administrator's URL; with `copy_suffix`, from that, with its grants and its roles' settings, which PostgreSQL leaves out."""
     with psycopg.connect(admin_url, autocommit=True) as admin:
-        if not copy:
+        if not copy_suffix:
             admin.execute(f"create database {name}")
         else:
-            admin.execute(f"create database {name} template {name}{copy} strategy file_copy")
-            admin.execute(_AS_IN_COPY.format(name=name, copy=name + copy))
+            admin.execute(f"create database {name} template {name}{copy_suffix} strategy file_copy")
+            admin.execute(_COPY_GRANTS_SQL.format(name=name, copy=name + copy_suffix))
     return make_url(admin_url).set(database=name).render_as_string(hide_password=False)
 
 
-_AS_IN_COPY = """
+_COPY_GRANTS_SQL = """
 do $$
 declare
     statement text;
@@ -189,82 +189,82 @@ end $$
 """
 
 
-def _migrate(admin_url: str) -> tuple[str, Passwords]:
+def _create_migrated(admin_url: str) -> tuple[str, Passwords]:
     """A database's name, where its copy is, and its roles' passwords."""
     name = f"tally_{secrets.token_hex(4)}"
-    kept = Passwords(Path(tempfile.mkdtemp(prefix="tally-")) / "passwords.json")
-    migrate(_create(admin_url, name), kept)
+    passwords = Passwords(Path(tempfile.mkdtemp(prefix="tally-")) / "passwords.json")
+    migrate(_create_database(admin_url, name), passwords)
     with psycopg.connect(admin_url, autocommit=True) as admin:
-        admin.execute(f"alter database {name} rename to {name}{_NEW}")
-    return name, kept
+        admin.execute(f"alter database {name} rename to {name}{_COPY_SUFFIX}")
+    return name, passwords
 
 
-def _drop(admin_url: str, name: str, copy: str = "") -> None:
+def _drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
     """Drops a database and its roles."""
     with psycopg.connect(admin_url, autocommit=True) as admin:
-        admin.execute(f"drop database {name}{copy} with (force)")
+        admin.execute(f"drop database {name}{copy_suffix} with (force)")
         for service in SCHEMAS:
-            for role in (roles(name, service).service, roles(name, service).reader, roles(name, service).owner):
+            for role in (role_names(name, service).service, role_names(name, service).reader, role_names(name, service).owner):
                 admin.execute(f'drop role if exists "{role}"')
 
 
 @pytest.fixture(scope="session")
-def database(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+def database(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseUrls]:
     """The database that tests share; each uses ids of its own."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("shared")) as known:
-        yield known
+    with fresh_database(admin_url, tmp_path_factory.mktemp("shared")) as databases:
+        yield databases
 
 
 @pytest.fixture
-def own_database(admin_url: str, tmp_path: Path) -> Iterator[Databases]:
+def scratch_database(admin_url: str, tmp_path: Path) -> Iterator[DatabaseUrls]:
     """A database that the test may break."""
-    with fresh_database(admin_url, tmp_path) as known:
-        yield known
+    with fresh_database(admin_url, tmp_path) as databases:
+        yield databases
 
 
-def backup(admin_url: str, known: Databases) -> Callable[[], None]:
+def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], None]:
     """Copies a database, under whatever uses it; what is returned puts the copy in its place."""
-    name, copy = str(make_url(known.admin).database), f"tally_{secrets.token_hex(4)}"
+    database_name, copy_name = str(make_url(databases.admin).database), f"tally_{secrets.token_hex(4)}"
 
-    def alone(*statements: str) -> None:
+    def run_exclusively(*statements: str) -> None:
         with psycopg.connect(admin_url, autocommit=True) as admin:
-            admin.execute(f"alter database {name} connection limit 0")  # for all but superusers
-            admin.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (name,))
+            admin.execute(f"alter database {database_name} connection limit 0")  # for all but superusers
+            admin.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (database_name,))
             for statement in statements:
                 admin.execute(statement)
 
-    def open_() -> None:
+    def allow_connections() -> None:
         with psycopg.connect(admin_url, autocommit=True) as admin:
-            admin.execute(f"alter database {name} connection limit -1")
+            admin.execute(f"alter database {database_name} connection limit -1")
 
     def restore() -> None:
-        alone(f"drop database {name}", f"alter database {copy} rename to {name}")
-        migrate(known.admin, known.passwords)  # grants and settings of a database are not copied with it
-        open_()
+        run_exclusively(f"drop database {database_name}", f"alter database {copy_name} rename to {database_name}")
+        migrate(databases.admin, databases.passwords)  # grants and settings of a database are not copied with it
+        allow_connections()
 
-    alone(f"create database {copy} template {name} connection limit 0")
-    open_()
+    run_exclusively(f"create database {copy_name} template {database_name} connection limit 0")
+    allow_connections()
     return restore
 
 
 @dataclass
-class Platform:
+class ServedPlatform:
     """A running server, in a thread of its own."""
 
     address: str
-    databases: Databases
-    run: Callable[..., object]
+    databases: DatabaseUrls
+    run_in_loop: Callable[..., object]
     """Runs a coroutine function in the server's loop and returns its result."""
-    running: Running
+    server: RunningServer
 
     def client(self, token: str = "") -> Client:
         return Client(self.address, settings=ClientSettings(token=token))
 
 
 @contextmanager
-def serving(
-    databases: Databases, settings: Settings | None = None, names: tuple[str, ...] = SERVED, ports: Ports | None = None
-) -> Iterator[Platform]:
+def serve_platform(
+    databases: DatabaseUrls, settings: Settings | None = None, names: tuple[str, ...] = SERVICES, dependencies: Dependencies | None = None
+) -> Iterator[ServedPlatform]:
     """Serves in a thread until the block ends, then drains."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="platform", daemon=True)
@@ -276,38 +276,38 @@ def serving(
 
         return asyncio.run_coroutine_threadsafe(call(), loop).result(60)
 
-    wanted = replace(settings or Settings(), listen=free_address())
-    running: Running = run(serve.start, names, wanted, databases.all(), ports)  # type: ignore[assignment]
+    listen_settings = replace(settings or Settings(), listen=free_address())
+    server: RunningServer = run(serve.start, names, listen_settings, databases.all(), dependencies)  # type: ignore[assignment]
     try:
-        yield Platform(wanted.listen, databases, run, running)
+        yield ServedPlatform(listen_settings.listen, databases, run, server)
     finally:
-        run(running.stop, 5.0)
+        run(server.stop, 5.0)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()
 
 
 @pytest.fixture(scope="module")
-def platform(database: Databases) -> Iterator[Platform]:
+def platform(database: DatabaseUrls) -> Iterator[ServedPlatform]:
     """All services, in development mode, with a quick resend of unknown outcomes; one for each file, since it costs more to idle than to start."""
-    with serving(database, Settings(retry=QUICK, sweep_interval=0.1)) as running:
-        yield running
+    with serve_platform(database, Settings(retry=FAST_RETRY, sweep_interval=0.1)) as served_platform:
+        yield served_platform
 
 
 @pytest.fixture(scope="module")
-def client(platform: Platform) -> Iterator[Client]:
+def client(platform: ServedPlatform) -> Iterator[Client]:
     """The SDK's client of the shared platform."""
-    with platform.client() as made:
-        yield made
+    with platform.client() as sdk_client:
+        yield sdk_client
 
 
-def replayed(method: Any, request: object) -> bool:
+def is_replayed(method: Any, request: object) -> bool:
     """Calls a method; whether its answer is marked as one to a repeat."""
     _, call = method.with_call(request)
     return dict(call.trailing_metadata()).get("tallystick-replayed") == "true"
 
 
-def flow_of(platform: Platform) -> PayIn:
+def payment_worker_of(platform: ServedPlatform) -> PaymentWorker:
     """The flow of its PaymentService."""
-    (handlers,) = (service.servicer for service in platform.running._services if service.name == "payment")
-    return handlers._flow  # type: ignore[attr-defined,no-any-return]
+    (handlers,) = (service.servicer for service in platform.server._services if service.name == "payment")
+    return handlers._worker  # type: ignore[attr-defined,no-any-return]

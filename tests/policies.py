@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tallystick_core.provider import Trouble
-from tallystick_server.runtime.retry import DEFAULTS, Policy, Strategy
+from tallystick_core.provider import RetryReason
+from tallystick_server.runtime.retry import DEFAULT_POLICIES, RetryPolicy, RetryStrategy
 
 
-def scaled_defaults(factor: float) -> dict[Trouble, Policy]:
+def scaled_defaults(factor: float) -> dict[RetryReason, RetryPolicy]:
     """The policies that are in force where nobody sets any, each wait times `factor`; as many tries."""
-    return {trouble: Policy(policy.strategy, policy.first * factor, policy.longest * factor, policy.tries) for trouble, policy in DEFAULTS.items()}
+    return {
+        reason: RetryPolicy(policy.strategy, policy.initial_interval_seconds * factor, policy.max_interval_seconds * factor, policy.max_attempts)
+        for reason, policy in DEFAULT_POLICIES.items()
+    }
 
 
-def as_setting(policies: Mapping[Trouble, Policy]) -> str:
+def format_setting(policies: Mapping[RetryReason, RetryPolicy]) -> str:
     """Policies as the setting `retry` takes them from the environment."""
-    return ",".join(f"{trouble.lower()}={_as_text(policy)}" for trouble, policy in policies.items())
+    return ",".join(f"{reason.lower()}={_format_policy(policy)}" for reason, policy in policies.items())
 
 
-def _as_text(policy: Policy) -> str:
-    tries = policy.tries or 0
+def _format_policy(policy: RetryPolicy) -> str:
+    attempts = policy.max_attempts or 0
     match policy.strategy:
-        case Strategy.CANCEL:
+        case RetryStrategy.CANCEL:
             return "cancel"
-        case Strategy.IMMEDIATE:
-            return f"immediate:{tries}"
-        case Strategy.FIXED:
-            return f"fixed:{policy.first:g}:{tries}"
+        case RetryStrategy.IMMEDIATE:
+            return f"immediate:{attempts}"
+        case RetryStrategy.FIXED:
+            return f"fixed:{policy.initial_interval_seconds:g}:{attempts}"
         case _:
-            return f"{policy.strategy}:{policy.first:g}:{policy.longest:g}:{tries}"
+            return f"{policy.strategy}:{policy.initial_interval_seconds:g}:{policy.max_interval_seconds:g}:{attempts}"

@@ -16,7 +16,7 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 
-from .conftest import Platform, unique
+from .conftest import ServedPlatform, unique_id
 
 MESSAGES = {name: vars(module) for name, module in (
     ("payment", payment_service_pb2), ("payout", payout_service_pb2), ("wallet", wallet_service_pb2), ("ledger", ledger_service_pb2)
@@ -30,26 +30,26 @@ BAD_AMOUNTS = [
 ]  # fmt: skip
 
 
-def order(**changes: Any) -> payment_pb2.NewPaymentOrder:
-    values = {"payment_order_id": unique("o"), "buyer_account": "b", "seller_account": "s", "amount": "1.00", "currency": "EUR", **changes}
-    return payment_pb2.NewPaymentOrder(**values)
+def new_test_order(**overrides: Any) -> payment_pb2.NewPaymentOrder:
+    fields = {"payment_order_id": unique_id("o"), "buyer_account": "b", "seller_account": "s", "amount": "1.00", "currency": "EUR", **overrides}
+    return payment_pb2.NewPaymentOrder(**fields)
 
 
-def refused(client: Client, **changes: Any) -> InvalidArgumentError:
+def expect_invalid_payment(client: Client, **overrides: Any) -> InvalidArgumentError:
     """The refusal of a payment that is right but for the changes; it must have stored nothing."""
-    checkout = unique("c")
-    values = {"checkout_id": checkout, "credit_card_info": "tok_visa", "payment_orders": [order()], **changes}
+    checkout_id = unique_id("c")
+    fields = {"checkout_id": checkout_id, "credit_card_info": "tok_visa", "payment_orders": [new_test_order()], **overrides}
     with pytest.raises(InvalidArgumentError) as error:
-        client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(**values))
+        client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(**fields))
     with pytest.raises(NotFoundError):
-        client.get_payment(checkout)
+        client.get_payment(checkout_id)
     return error.value
 
 
 @pytest.mark.parametrize(("amount", "currency", "reason"), BAD_AMOUNTS)
 def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) -> None:
     """Each is refused with its reason and the amount's path, which the message names too."""
-    error = refused(client, payment_orders=[order(), order(amount=amount, currency=currency)])
+    error = expect_invalid_payment(client, payment_orders=[new_test_order(), new_test_order(amount=amount, currency=currency)])
     assert "payment_orders[1].amount " in error.message
     assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[1].amount")
 
@@ -59,7 +59,7 @@ def test_bad_amounts(client: Client, amount: str, currency: str, reason: str) ->
 )
 def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
     """Each is refused with its reason and the currency's path."""
-    error = refused(client, payment_orders=[order(currency=currency)])
+    error = expect_invalid_payment(client, payment_orders=[new_test_order(currency=currency)])
     assert (error.reason, error.field_violations[0].field) == (reason, "payment_orders[0].currency")
 
 
@@ -71,19 +71,19 @@ def test_bad_currencies(client: Client, currency: str, reason: str) -> None:
         ({"checkout_id": "ключ"}, "FIELD_INVALID", "checkout_id"),
         ({"checkout_id": CARD}, "CARD_NUMBER_REFUSED", "checkout_id"),
         ({"payment_orders": []}, "FIELD_REQUIRED", "payment_orders"),
-        ({"payment_orders": [order() for _ in range(201)]}, "TOO_MANY_ITEMS", "payment_orders"),
-        ({"payment_orders": [order(payment_order_id="same"), order(payment_order_id="same")]}, "DUPLICATE_ITEM", "payment_orders[1].payment_order_id"),
-        ({"payment_orders": [order(seller_account="b")]}, "SAME_ACCOUNT", "payment_orders[0].seller_account"),
-        ({"payment_orders": [order(platform_fee="1.00")]}, "AMOUNT_OUT_OF_RANGE", "payment_orders[0].platform_fee"),
-        ({"payment_orders": [order(platform_fee="-1")]}, "AMOUNT_OUT_OF_RANGE", "payment_orders[0].platform_fee"),
-        ({"payment_orders": [order(buyer_account="'; drop table payment_order; --")]}, "FIELD_INVALID", "payment_orders[0].buyer_account"),
-        ({"payment_orders": [order(seller_account="=cmd()")]}, "FIELD_INVALID", "payment_orders[0].seller_account"),
+        ({"payment_orders": [new_test_order() for _ in range(201)]}, "TOO_MANY_ITEMS", "payment_orders"),
+        ({"payment_orders": [new_test_order(payment_order_id="same"), new_test_order(payment_order_id="same")]}, "DUPLICATE_ITEM", "payment_orders[1].payment_order_id"),
+        ({"payment_orders": [new_test_order(seller_account="b")]}, "SAME_ACCOUNT", "payment_orders[0].seller_account"),
+        ({"payment_orders": [new_test_order(platform_fee="1.00")]}, "AMOUNT_OUT_OF_RANGE", "payment_orders[0].platform_fee"),
+        ({"payment_orders": [new_test_order(platform_fee="-1")]}, "AMOUNT_OUT_OF_RANGE", "payment_orders[0].platform_fee"),
+        ({"payment_orders": [new_test_order(buyer_account="'; drop table payment_order; --")]}, "FIELD_INVALID", "payment_orders[0].buyer_account"),
+        ({"payment_orders": [new_test_order(seller_account="=cmd()")]}, "FIELD_INVALID", "payment_orders[0].seller_account"),
         ({"payment_method_type": 99}, "FIELD_INVALID", "payment_method_type"),
         ({"charging": 99}, "FIELD_INVALID", "charging"),
         ({"wait_for": 99}, "FIELD_INVALID", "wait_for"),
-        ({"charging": 2, "payment_orders": [order(), order(currency="USD")]}, "FIELD_INVALID", "charging"),
+        ({"charging": 2, "payment_orders": [new_test_order(), new_test_order(currency="USD")]}, "FIELD_INVALID", "charging"),
         ({"on_partial": 2}, "FIELD_INVALID", "on_partial"),
-        ({"charging": 2, "payment_orders": [order(amount="9" * 16 + ".99"), order()]}, "AMOUNT_OUT_OF_RANGE", "payment_orders"),
+        ({"charging": 2, "payment_orders": [new_test_order(amount="9" * 16 + ".99"), new_test_order()]}, "AMOUNT_OUT_OF_RANGE", "payment_orders"),
         ({"credit_card_info": ""}, "FIELD_REQUIRED", "credit_card_info"),
         ({"credit_card_info": CARD}, "CARD_NUMBER_REFUSED", "credit_card_info"),
         ({"buyer_info": f"pay with {CARD[:4]} {CARD[4:8]} {CARD[8:12]} {CARD[12:]}"}, "CARD_NUMBER_REFUSED", "buyer_info"),
@@ -96,11 +96,13 @@ def test_bad_fields(client: Client, changes: dict[str, Any], reason: str, field:
     """Each is refused with its reason and its path."""
     checkout = changes.get("checkout_id")
     if checkout is not None:
-        with pytest.raises(InvalidArgumentError) as raised:
-            client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(credit_card_info="tok_visa", payment_orders=[order()], **changes))
-        error = raised.value
+        with pytest.raises(InvalidArgumentError) as raised_error:
+            client.payment.CreatePayment(
+                payment_service_pb2.CreatePaymentRequest(credit_card_info="tok_visa", payment_orders=[new_test_order()], **changes)
+            )
+        error = raised_error.value
     else:
-        error = refused(client, **changes)
+        error = expect_invalid_payment(client, **changes)
     assert (error.reason, error.field_violations[0].field) == (reason, field)
     assert CARD not in str(error)
 
@@ -108,25 +110,25 @@ def test_bad_fields(client: Client, changes: dict[str, Any], reason: str, field:
 def test_no_payment_method(client: Client) -> None:
     """A payment without a way to pay is refused."""
     with pytest.raises(InvalidArgumentError) as error:
-        client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(checkout_id=unique("c"), payment_orders=[order()]))
+        client.payment.CreatePayment(payment_service_pb2.CreatePaymentRequest(checkout_id=unique_id("c"), payment_orders=[new_test_order()]))
     assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_REQUIRED", "payment_method")
 
 
 @pytest.mark.parametrize("text", ["مرحبا \u202e evil", "🙂" * 200, "=1+1", "{{7*7}}", "%s%n", "a\r\nSet-Cookie: x"])
 def test_odd_texts_are_kept_as_they_are(client: Client, text: str) -> None:
     """Free text is data: right-to-left marks, emoji and injections come back unchanged."""
-    payment = client.create_payment(unique("c"), [order()], credit_card_info="tok_visa", buyer_info=text)
+    payment = client.create_payment(unique_id("c"), [new_test_order()], credit_card_info="tok_visa", buyer_info=text)
     assert client.get_payment(payment.checkout_id).buyer_info == text
 
 
-def _status(error: grpc.RpcError) -> tuple[str, str]:
+def _status_of(error: grpc.RpcError) -> tuple[str, str]:
     raw = dict(error.trailing_metadata())["grpc-status-details-bin"]  # type: ignore[arg-type, index, var-annotated]
     info = error_details_pb2.ErrorInfo()
     status_pb2.Status.FromString(raw).details[0].Unpack(info)
     return error.code().name, info.reason
 
 
-def raw_call(platform: Platform, method: str, body: bytes, **options: Any) -> Any:
+def send_raw(platform: ServedPlatform, method: str, body: bytes, **options: Any) -> Any:
     with grpc.insecure_channel(platform.address) as channel:
         return channel.unary_unary(f"/tallystick.payment.v1.PaymentService/{method}")(body, **{"timeout": 10, **options})  # type: ignore[arg-type]
 
@@ -140,32 +142,32 @@ def raw_call(platform: Platform, method: str, body: bytes, **options: Any) -> An
         ("NoSuchMethod", b"", ("UNIMPLEMENTED", "METHOD_UNKNOWN")),
     ],
 )
-def test_bad_messages(platform: Platform, method: str, body: bytes, expected: tuple[str, str]) -> None:
+def test_bad_messages(platform: ServedPlatform, method: str, body: bytes, expected: tuple[str, str]) -> None:
     """X1: malformed bytes, invalid UTF-8, too large and unknown: each by the closed list, never UNKNOWN."""
     with pytest.raises(grpc.RpcError) as error:
-        raw_call(platform, method, body)
-    assert _status(error.value) == expected
+        send_raw(platform, method, body)
+    assert _status_of(error.value) == expected
 
 
-def test_a_million_characters(platform: Platform) -> None:
+def test_a_million_characters(platform: ServedPlatform) -> None:
     """A huge text is refused before it is parsed."""
     request = payment_service_pb2.CreatePaymentRequest(checkout_id="c", buyer_info="x" * 1_000_000)
     with pytest.raises(grpc.RpcError) as error:
-        raw_call(platform, "CreatePayment", request.SerializeToString())
-    assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
+        send_raw(platform, "CreatePayment", request.SerializeToString())
+    assert _status_of(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
 
 
-def test_a_batch_of_five_million_bytes(platform: Platform) -> None:
+def test_a_batch_of_five_million_bytes(platform: ServedPlatform) -> None:
     """X1: a batch above its limit is refused by the closed list too."""
     with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
         channel.unary_unary("/tallystick.payout.v1.PayoutService/CreatePayoutBatch")(b"x" * 5_000_000, timeout=10)  # type: ignore[arg-type]
-    assert _status(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
+    assert _status_of(error.value) == ("INVALID_ARGUMENT", "MESSAGE_TOO_LARGE")
 
 
 EMPTY = b"\x0a\x00"  # an empty item of field 1
 
 
-def nested(item: bytes) -> bytes:
+def nested_item(item: bytes) -> bytes:
     """One item of field 1."""
     size, length = len(item), b""
     while size > 127:
@@ -179,30 +181,30 @@ def nested(item: bytes) -> bytes:
         ("ledger.v1.LedgerService/BatchPost", EMPTY * 1001, "postings"),
         ("ledger.v1.LedgerService/BatchPost", b"\x8a\x00\x00" * 1001, "postings"),  # a tag in more bytes than it needs
         ("ledger.v1.LedgerService/BatchPost", EMPTY * 2_000_000, "postings"),
-        ("ledger.v1.LedgerService/BatchPost", nested(b"\x22\x00" * 1001), "postings[0].entries"),
-        ("ledger.v1.LedgerService/BatchPost", nested(b"\x22\x00" * 900) * 900, ""),
+        ("ledger.v1.LedgerService/BatchPost", nested_item(b"\x22\x00" * 1001), "postings[0].entries"),
+        ("ledger.v1.LedgerService/BatchPost", nested_item(b"\x22\x00" * 900) * 900, ""),
         ("event.v1.EventService/BatchPublish", EMPTY * 2_000_000, "events"),
         ("event.v1.EventService/BatchPublish", b"\x10\x00" * 2_000_000, ""),
         ("wallet.v1.WalletService/BatchCredit", EMPTY * 2_000_000, "credits"),
         ("wallet.v1.WalletService/BatchReleaseHold", EMPTY * 2_000_000, "hold_ids"),
-        ("payout.v1.PayoutService/CreatePayoutBatch", nested(EMPTY * 1_500_000).replace(b"\x0a", b"\x12", 1), "list.payouts"),
+        ("payout.v1.PayoutService/CreatePayoutBatch", nested_item(EMPTY * 1_500_000).replace(b"\x0a", b"\x12", 1), "list.payouts"),
         ("payment.v1.PaymentService/CreatePayment", b"\x4a\x00" * 30_000, "payment_orders"),
         ("event.v1.EventService/StreamEvents", b"\x10\x00" * 30_000, "types"),
-        ("event.v1.EventService/StreamEvents", nested(b"\x01" * 65_000).replace(b"\x0a", b"\x12", 1), "types"),
-        ("event.v1.EventService/StreamEvents", nested(b"\x80\x01" * 1001).replace(b"\x0a", b"\x12", 1), "types"),
-        ("event.v1.EventService/StreamEvents", nested(b"\x01" * 600).replace(b"\x0a", b"\x12", 1) * 2, "types"),
+        ("event.v1.EventService/StreamEvents", nested_item(b"\x01" * 65_000).replace(b"\x0a", b"\x12", 1), "types"),
+        ("event.v1.EventService/StreamEvents", nested_item(b"\x80\x01" * 1001).replace(b"\x0a", b"\x12", 1), "types"),
+        ("event.v1.EventService/StreamEvents", nested_item(b"\x01" * 600).replace(b"\x0a", b"\x12", 1) * 2, "types"),
     ],
 )
-def test_items_are_counted_before_they_are_built(platform: Platform, method: str, body: bytes, field: str) -> None:
+def test_items_are_counted_before_they_are_built(platform: ServedPlatform, method: str, body: bytes, field: str) -> None:
     """X1: more items than a call may have, at whatever depth, are refused on the bytes of the message; no object is built for any."""
     with pytest.raises(grpc.RpcError) as error, grpc.insecure_channel(platform.address) as channel:
         list(channel.unary_stream(f"/tallystick.{method}")(body, timeout=30))  # type: ignore[arg-type]
-    assert _status(error.value) == ("INVALID_ARGUMENT", "TOO_MANY_ITEMS")
-    refused = from_rpc(error.value)
-    assert [violation.field for violation in refused.field_violations] == ([field] if field else [])
+    assert _status_of(error.value) == ("INVALID_ARGUMENT", "TOO_MANY_ITEMS")
+    api_error = from_rpc(error.value)
+    assert [violation.field for violation in api_error.field_violations] == ([field] if field else [])
 
 
-def payout_refused(client: Client, method: str, **values: Any) -> InvalidArgumentError:
+def expect_invalid_payout_call(client: Client, method: str, **values: Any) -> InvalidArgumentError:
     request = getattr(payout_service_pb2, f"{method}Request")(**values)
     with pytest.raises(InvalidArgumentError) as error:
         getattr(client.payout, method)(request)
@@ -217,7 +219,7 @@ SCHEDULE = {"seller_account": "s", "currency": "EUR", "interval": payout_pb2.PAY
 @pytest.mark.parametrize(("amount", "currency", "reason"), [case for case in BAD_AMOUNTS if case[0]])
 def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reason: str) -> None:
     """Each is refused with its reason; only an empty one has a meaning."""
-    error = payout_refused(client, "CreatePayout", **{**PAYOUT, "amount": amount, "currency": currency})
+    error = expect_invalid_payout_call(client, "CreatePayout", **{**PAYOUT, "amount": amount, "currency": currency})
     assert (error.reason, error.field_violations[0].field) == (reason, "amount")
 
 
@@ -261,7 +263,7 @@ def test_bad_amounts_of_payouts(client: Client, amount: str, currency: str, reas
 )
 def test_bad_values_of_payouts(client: Client, method: str, values: dict[str, Any], reason: str, field: str) -> None:
     """Each is refused with its reason and the field's name, and nothing is stored."""
-    error = payout_refused(client, method, **values)
+    error = expect_invalid_payout_call(client, method, **values)
     assert (error.reason, error.field_violations[0].field) == (reason, field)
 
 
@@ -295,15 +297,15 @@ def test_what_is_not_found_is_named(client: Client, service: str, method: str, v
     assert error.value.message == f"There is no {names}."
 
 
-def test_no_card_number_is_anywhere(client: Client, platform: Platform) -> None:
+def test_no_card_number_is_anywhere(client: Client, platform: ServedPlatform) -> None:
     """S1: after all of these, no table of any service holds a card number."""
-    refused(client, buyer_info=CARD)
+    expect_invalid_payment(client, buyer_info=CARD)
     for service in ("payment", "wallet", "ledger", "payout", "event", "sandbox"):
         with psycopg.connect(platform.databases.reader(service).replace("+psycopg", "")) as connection:
             tables = connection.execute("select table_name from information_schema.tables where table_schema = %s", (service,)).fetchall()
             assert tables
             for (table,) in tables:
-                found = connection.execute(
+                row = connection.execute(
                     f"select count(*) from {service}.{table} t where t::text ~ %s", (f"{CARD}|{CARD.encode().hex()}",)
                 ).fetchone()
-                assert found == (0,), f"{service}.{table}"
+                assert row == (0,), f"{service}.{table}"

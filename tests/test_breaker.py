@@ -9,21 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick_core.payable import DestinationState
-from tallystick_core.provider import ChargeDemand, Outcome, Succeeded, Unknown
-from tallystick_core.recovery import Step
+from tallystick_core.provider import ChargeOutcome, ChargeRequest, Succeeded, Unknown
+from tallystick_core.recovery import NextAction
 from tallystick_server.payment.charge import Charge
-from tallystick_server.payout.destination import Unverified
+from tallystick_server.payout.destination import DestinationVerification
 from tallystick_server.runtime.breaker import Breaker, BreakerSettings
-from tallystick_server.runtime.execute import Execute, HeldBack
+from tallystick_server.runtime.execute import CircuitOpen, ProviderGateway
 from tallystick_server.runtime.telemetry import current_context
 
-SETTINGS = BreakerSettings(failures=3, rest=10, longest_rest=40)
+SETTINGS = BreakerSettings(failure_threshold=3, reset_timeout_seconds=10, max_reset_timeout_seconds=40)
 
 
-def opened(now: float = 0.0) -> Breaker:
+def open_breaker(now: float = 0.0) -> Breaker:
     breaker = Breaker("x", SETTINGS)
-    for number in range(SETTINGS.failures):
-        breaker.failed(now, f"call {number}")
+    for number in range(SETTINGS.failure_threshold):
+        breaker.record_failure(now, f"call {number}")
     return breaker
 
 
@@ -31,100 +31,100 @@ def test_it_opens_after_failures_in_a_row() -> None:
     """A success between failures starts the count anew; the last one of a row opens it."""
     breaker = Breaker("x", SETTINGS)
     for _ in range(5):
-        breaker.failed(0, "a")
-        breaker.failed(0, "b")
-        breaker.succeeded()
-    assert breaker.held_back(0, "new") is None
-    assert opened().held_back(4, "new") == 6
+        breaker.record_failure(0, "a")
+        breaker.record_failure(0, "b")
+        breaker.record_success()
+    assert breaker.admit_or_delay(0, "new") is None
+    assert open_breaker().admit_or_delay(4, "new") == 6
 
 
 def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
     """However often the same call fails, it is not the counterpart that fails; another call's success forgets it."""
     breaker = Breaker("x", SETTINGS)
     for _ in range(50):
-        breaker.failed(0, "poison")
+        breaker.record_failure(0, "poison")
     assert not breaker.is_open()
-    breaker.failed(0, "a")
-    breaker.failed(0, "b")
+    breaker.record_failure(0, "a")
+    breaker.record_failure(0, "b")
     assert breaker.is_open()
 
 
 def test_there_is_no_use_in_asking_with_bad_credentials() -> None:
     """One answer of that kind opens it."""
     breaker = Breaker("x", SETTINGS)
-    breaker.failed(0, "a", at_once=True)
-    assert breaker.held_back(0, "new") == 10
+    breaker.record_failure(0, "a", trip=True)
+    assert breaker.admit_or_delay(0, "new") == 10
 
 
 def test_one_probe_at_a_time() -> None:
     """When its rest is over one call is let through, the others wait; its success closes it."""
-    breaker = opened()
-    assert breaker.held_back(10, "new") is None
-    assert breaker.held_back(10, "new") == 10
-    breaker.succeeded()
-    assert [breaker.held_back(10, "new") for _ in range(5)] == [None] * 5
+    breaker = open_breaker()
+    assert breaker.admit_or_delay(10, "new") is None
+    assert breaker.admit_or_delay(10, "new") == 10
+    breaker.record_success()
+    assert [breaker.admit_or_delay(10, "new") for _ in range(5)] == [None] * 5
     assert not breaker.is_open()
 
 
 def test_calls_that_failed_are_not_the_probe_before_others() -> None:
     """When its rest is over a call that has not failed is let through; those that have come after the first rest once more, and say nothing new."""
-    breaker = opened()
-    assert breaker.held_back(10, "call 0") == 10
-    assert breaker.held_back(20, "call 0") is None
-    breaker.failed(20, "call 0")
-    assert breaker.held_back(20, "call 0") == 20
-    assert breaker.held_back(30, "new") is None
+    breaker = open_breaker()
+    assert breaker.admit_or_delay(10, "call 0") == 10
+    assert breaker.admit_or_delay(20, "call 0") is None
+    breaker.record_failure(20, "call 0")
+    assert breaker.admit_or_delay(20, "call 0") == 20
+    assert breaker.admit_or_delay(30, "new") is None
 
 
 def test_failed_probes_are_farther_and_farther_apart() -> None:
     """Each call more doubles the rest up to the longest; failures of calls that were under way change nothing."""
-    breaker, now, rests = opened(), 10.0, []
+    breaker, current_time, reset_timeouts = open_breaker(), 10.0, []
     for number in range(4):
-        breaker.failed(now, "late")
-        assert breaker.held_back(now, "new") is None
-        breaker.failed(now, f"probe {number}")
-        rests.append(breaker.held_back(now, "new"))
-        now += rests[-1] or 0
-    assert rests == [20, 40, 40, 40]
+        breaker.record_failure(current_time, "late")
+        assert breaker.admit_or_delay(current_time, "new") is None
+        breaker.record_failure(current_time, f"probe {number}")
+        reset_timeouts.append(breaker.admit_or_delay(current_time, "new"))
+        current_time += reset_timeouts[-1] or 0
+    assert reset_timeouts == [20, 40, 40, 40]
 
 
 def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
     """After its rest an open breaker lacks a probe, or after as long again while others wait, until one is under way; a failed probe rests again."""
     breaker = Breaker("x", SETTINGS)
-    assert not breaker.lacks_probe(10, others_wait=False)
-    breaker = opened()
-    assert [breaker.lacks_probe(now, others_wait=False) for now in (9, 10)] == [False, True]
-    assert [breaker.lacks_probe(now, others_wait=True) for now in (10, 19, 20)] == [False, False, True]
-    assert breaker.held_back(20, "new") is None
-    assert not breaker.lacks_probe(1000, others_wait=False)
-    breaker.failed(20, "new")
-    assert [breaker.lacks_probe(now, others_wait=False) for now in (39, 40)] == [False, True]
-    assert [breaker.lacks_probe(now, others_wait=True) for now in (59, 60)] == [False, True]
-    breaker.succeeded()
-    assert not breaker.lacks_probe(1000, others_wait=False)
+    assert not breaker.needs_probe(10, others_waiting=False)
+    breaker = open_breaker()
+    assert [breaker.needs_probe(current_time, others_waiting=False) for current_time in (9, 10)] == [False, True]
+    assert [breaker.needs_probe(current_time, others_waiting=True) for current_time in (10, 19, 20)] == [False, False, True]
+    assert breaker.admit_or_delay(20, "new") is None
+    assert not breaker.needs_probe(1000, others_waiting=False)
+    breaker.record_failure(20, "new")
+    assert [breaker.needs_probe(current_time, others_waiting=False) for current_time in (39, 40)] == [False, True]
+    assert [breaker.needs_probe(current_time, others_waiting=True) for current_time in (59, 60)] == [False, True]
+    breaker.record_success()
+    assert not breaker.needs_probe(1000, others_waiting=False)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 30)), max_size=60))
 def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
     """Whatever happened, a call is let through after the longest rest, unless a probe is under way; and a success lets all through."""
-    breaker, now, probing = Breaker("x", SETTINGS), 0.0, False
+    breaker, current_time, probing = Breaker("x", SETTINGS), 0.0, False
     for number, (step, wait) in enumerate(steps):
-        now += wait
+        current_time += wait
         if step == "ask":
-            probing = probing or (breaker.is_open() and breaker.held_back(now, "new") is None)
+            probing = probing or (breaker.is_open() and breaker.admit_or_delay(current_time, "new") is None)
         elif step == "fail":
-            breaker.failed(now, str(number))
+            breaker.record_failure(current_time, str(number))
             probing = False
         else:
-            breaker.succeeded()
+            breaker.record_success()
             probing = False
     if not probing:
-        assert breaker.held_back(now + SETTINGS.longest_rest, "new") is None
-    breaker.succeeded()
-    assert breaker.held_back(now, "new") is None
+        assert breaker.admit_or_delay(current_time + SETTINGS.max_reset_timeout_seconds, "new") is None
+    breaker.record_success()
+    assert breaker.admit_or_delay(current_time, "new") is None
 
 
-class Moody:
+class UnstableProvider:
     """A provider that fails, then hangs, then answers."""
 
     name = "moody"
@@ -134,15 +134,15 @@ class Moody:
         self.hangs = False
         self.fails = True
 
-    async def send(self, demand: ChargeDemand) -> Outcome:
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
         if self.hangs:
             await asyncio.Event().wait()
-        return Unknown("no") if self.fails else Succeeded("r", 1, demand.currency)
+        return Unknown("no") if self.fails else Succeeded("r", 1, request.currency)
 
     look_up = cancel = send
 
 
-class Unverifying(Moody):
+class UnverifyingProvider(UnstableProvider):
     """A provider that answers all but verifications."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class Unverifying(Moody):
         return Unknown("no")
 
 
-async def ours(_item: object) -> bool:
+async def keep_lease(_item: object) -> bool:
     """Nobody takes anything over."""
     return True
 
@@ -161,45 +161,53 @@ async def ours(_item: object) -> bool:
 def some_charge() -> Charge:
     """A charge that is leased for an hour."""
     return Charge(
-        demand_id="c", checkout_id="c", caller="t", owner="t", number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
+        operation_id="c", checkout_id="c", caller="t", owner="t", attempt_number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
         payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=asyncio.get_running_loop().time() + 3600, traceparent="",
         context=current_context(),
     )  # fmt: skip
 
 
-class OneSided:
+class PartlyFailingProvider:
     """A provider that fails at one kind of call, and answers the other."""
 
     name = "moody"
     key_window = 3600.0
 
-    def __init__(self, failing: Step) -> None:
-        self._failing = failing
+    def __init__(self, failing: NextAction) -> None:
+        self._failing_action = failing
 
-    async def send(self, demand: ChargeDemand) -> Outcome:
-        return self._answer(Step.SEND, demand)
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        return self._outcome(NextAction.SEND, request)
 
-    async def look_up(self, demand: ChargeDemand) -> Outcome:
-        return self._answer(Step.LOOK_UP, demand)
+    async def look_up(self, request: ChargeRequest) -> ChargeOutcome:
+        return self._outcome(NextAction.LOOK_UP, request)
 
     cancel = look_up
 
-    def _answer(self, step: Step, demand: ChargeDemand) -> Outcome:
-        return Unknown("no") if step is self._failing else Succeeded("r", 1, demand.currency)
+    def _outcome(self, action: NextAction, request: ChargeRequest) -> ChargeOutcome:
+        return Unknown("no") if action is self._failing_action else Succeeded("r", 1, request.currency)
 
 
-@pytest.mark.parametrize(("failing", "answered"), [(Step.SEND, Step.LOOK_UP), (Step.SEND, Step.CANCEL), (Step.LOOK_UP, Step.SEND)])
-def test_a_provider_is_asked_what_it_still_answers(failing: Step, answered: Step) -> None:
+@pytest.mark.parametrize(
+    ("failing", "answered"), [(NextAction.SEND, NextAction.LOOK_UP), (NextAction.SEND, NextAction.CANCEL), (NextAction.LOOK_UP, NextAction.SEND)]
+)
+def test_a_provider_is_asked_what_it_still_answers(failing: NextAction, answered: NextAction) -> None:
     """Sends that fail keep no look-up and no cancellation back, nor the other way round; and what is answered does not have the failing kind sent again."""
 
     async def main() -> None:
-        execute = Execute({"moody": OneSided(failing)}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=3600, longest_rest=3600))
+        execute = ProviderGateway(
+            {"moody": PartlyFailingProvider(failing)},
+            keep_lease,
+            max_calls_per_provider=5,
+            timeout_seconds=30,
+            breaker_settings=BreakerSettings(failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600),
+        )
         charge = some_charge()
-        assert isinstance(await execute.ask(charge, failing), Unknown)
+        assert isinstance(await execute.call(charge, failing), Unknown)
         for _ in range(2):
-            assert isinstance(await execute.ask(charge, answered), Succeeded)
-            assert isinstance(await execute.ask(charge, failing), HeldBack)
-        assert execute.is_held_back("moody") == (failing is Step.SEND)
+            assert isinstance(await execute.call(charge, answered), Succeeded)
+            assert isinstance(await execute.call(charge, failing), CircuitOpen)
+        assert execute.is_circuit_open("moody") == (failing is NextAction.SEND)
 
     asyncio.run(main())
 
@@ -208,17 +216,23 @@ def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
     """Verifications that fail, however they are asked for, keep no send and no look-up back."""
 
     async def main() -> None:
-        provider = Unverifying()
-        execute = Execute({"moody": provider}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=3600, longest_rest=3600))
-        account = Unverified(
-            demand_id="d", caller="t", number=1, provider="moody", provider_key="", lease_token=1, traceparent="", context=current_context(),
+        provider = UnverifyingProvider()
+        execute = ProviderGateway(
+            {"moody": provider},
+            keep_lease,
+            max_calls_per_provider=5,
+            timeout_seconds=30,
+            breaker_settings=BreakerSettings(failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600),
+        )
+        account = DestinationVerification(
+            operation_id="d", caller="t", attempt_number=1, provider="moody", provider_key="", lease_token=1, traceparent="", context=current_context(),
             lease_deadline=asyncio.get_running_loop().time() + 3600, maybe_sent=True, payout_destination_id="1", currency="EUR", bank_account_token="ba",
             state=DestinationState.PENDING_VERIFICATION,
         )  # fmt: skip
-        assert isinstance(await execute.ask(account, Step.SEND), Unknown)
-        for step in (Step.SEND, Step.LOOK_UP):
-            assert isinstance(await execute.ask(account, step), HeldBack)
-            assert isinstance(await execute.ask(some_charge(), step), Succeeded)
+        assert isinstance(await execute.call(account, NextAction.SEND), Unknown)
+        for step in (NextAction.SEND, NextAction.LOOK_UP):
+            assert isinstance(await execute.call(account, step), CircuitOpen)
+            assert isinstance(await execute.call(some_charge(), step), Succeeded)
 
     asyncio.run(main())
 
@@ -227,17 +241,23 @@ def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
     """When the call that probes is cancelled, the next one probes in its place."""
 
     async def main() -> None:
-        provider = Moody()
-        execute = Execute({"moody": provider}, ours, most=5, timeout=30, breaker=BreakerSettings(failures=1, rest=0.0, longest_rest=0.0))
+        provider = UnstableProvider()
+        execute = ProviderGateway(
+            {"moody": provider},
+            keep_lease,
+            max_calls_per_provider=5,
+            timeout_seconds=30,
+            breaker_settings=BreakerSettings(failure_threshold=1, reset_timeout_seconds=0.0, max_reset_timeout_seconds=0.0),
+        )
         charge = some_charge()
-        assert isinstance(await execute.ask(charge, Step.SEND), Unknown)
+        assert isinstance(await execute.call(charge, NextAction.SEND), Unknown)
         provider.hangs = True
-        probe = asyncio.ensure_future(execute.ask(charge, Step.SEND))
+        probe = asyncio.ensure_future(execute.call(charge, NextAction.SEND))
         await asyncio.sleep(0)
-        assert isinstance(await execute.ask(charge, Step.SEND), HeldBack)
+        assert isinstance(await execute.call(charge, NextAction.SEND), CircuitOpen)
         probe.cancel()
         await asyncio.gather(probe, return_exceptions=True)
         provider.hangs = provider.fails = False
-        assert isinstance(await execute.ask(charge, Step.SEND), Succeeded)
+        assert isinstance(await execute.call(charge, NextAction.SEND), Succeeded)
 
     asyncio.run(main())

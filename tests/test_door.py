@@ -33,27 +33,27 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_serv
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.caller import Caller, Role
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
 from tallystick_server.payment import handlers as payment
 from tallystick_server.payout import handlers as payout
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.authentication import Development
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.runtime.authentication import NoAuthentication
 from tallystick_server.runtime.bulkhead import Bulkhead, CallLimits
-from tallystick_server.runtime.door import Call, Door
-from tallystick_server.runtime.errors import CODE, from_status, to_status
+from tallystick_server.runtime.door import Call, RpcServer
+from tallystick_server.runtime.errors import CODE_BY_REASON, from_status, to_status
 from tallystick_server.wallet import handlers as wallet
 
-from .conftest import Platform, eventually, free_address, serving
+from .conftest import ServedPlatform, eventually, free_address, serve_platform
 
 TOKENS = {
     "token-of-shop-aaaa": Caller("shop", frozenset({Role.TEAM})),
     "token-of-auditor--": Caller("auditor", frozenset({Role.AUDITOR})),
     "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
 }
-ROOMS = {"PaymentService": payment, "LedgerService": ledger, "WalletService": wallet, "EventService": event, "PayoutService": payout}
+SERVICE_MODULES = {"PaymentService": payment, "LedgerService": ledger, "WalletService": wallet, "EventService": event, "PayoutService": payout}
 SERVICES = {
     name: file.DESCRIPTOR.services_by_name[name]
     for name, file in {
@@ -69,15 +69,21 @@ SERVICES = {
 def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
     """X1: the closed list in code, in the contract and in the status table is the same."""
     wire = {name.removeprefix("REASON_") for name in reason_pb2.Reason.keys()} - {"UNSPECIFIED"}
-    assert wire == set(Reason) == set(CODE)
+    assert wire == set(ErrorReason) == set(CODE_BY_REASON)
 
 
-@pytest.mark.parametrize("reason", list(Reason))
-def test_refusals_survive_the_wire(reason: Reason) -> None:
+@pytest.mark.parametrize("reason", list(ErrorReason))
+def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
     """A refusal inside a batch comes out of its status as it went in."""
-    back = from_status(to_status(Refused(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5)))
-    assert (back.reason, back.message, back.field, back.metadata, back.retry_after) == (reason, "why", "a.b", {"x": "y"}, 1.5)
-    bare = from_status(to_status(Refused(reason, "why")))
+    parsed_error = from_status(to_status(ApiError(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5)))
+    assert (parsed_error.reason, parsed_error.message, parsed_error.field, parsed_error.metadata, parsed_error.retry_after) == (
+        reason,
+        "why",
+        "a.b",
+        {"x": "y"},
+        1.5,
+    )
+    bare = from_status(to_status(ApiError(reason, "why")))
     assert (bare.field, bare.metadata, bare.retry_after) == ("", {}, None)
 
 
@@ -86,22 +92,22 @@ def test_refusals_survive_the_wire(reason: Reason) -> None:
 ], ids=lambda d: d.name)  # fmt: skip
 def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescriptor) -> None:
     """S2: leave one rule out, or leave it empty, and the server does not start."""
-    access = dict(ROOMS[descriptor.name].ACCESS)
+    access = dict(SERVICE_MODULES[descriptor.name].ACCESS)
     first = descriptor.methods[0].name
-    for broken in ({k: v for k, v in access.items() if k != first}, {**access, first: frozenset()}):
+    for invalid_access in ({k: v for k, v in access.items() if k != first}, {**access, first: frozenset()}):
 
-        async def bind(rules: Any = broken) -> None:
-            Door(Development()).bind(grpc.aio.server(), descriptor, object(), rules)
+        async def bind(rules: Any = invalid_access) -> None:
+            RpcServer(NoAuthentication()).add_service(grpc.aio.server(), descriptor, object(), rules)
 
         with pytest.raises(TypeError, match="no access rule"):
             asyncio.run(bind())
 
 
-def test_credentials_and_roles(own_database: Databases) -> None:
+def test_credentials_and_roles(scratch_database: DatabaseUrls) -> None:
     """No token, a wrong one, a right one for the wrong method: each is its own refusal."""
     settings = Settings(authentication="tokens", callers=TOKENS, service_token="token-of-platform-")
     request = payment_service_pb2.ListPaymentsRequest()
-    with serving(own_database, settings) as platform:
+    with serve_platform(scratch_database, settings) as platform:
         for token, kind, reason in (
             ("", UnauthenticatedError, "CREDENTIALS_MISSING"),
             ("token-of-nobody----", UnauthenticatedError, "CREDENTIALS_INVALID"),
@@ -119,18 +125,18 @@ def test_credentials_and_roles(own_database: Databases) -> None:
             client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest())
 
 
-class Handlers:
+class UniformHandlers:
     """Handlers that all do one thing."""
 
-    def __init__(self, answer: Callable[[], Any]) -> None:
-        self._answer = answer
+    def __init__(self, respond: Callable[[], Any]) -> None:
+        self._respond = respond
 
     def __getattr__(self, name: str) -> Callable[[Message, Call], Any]:
-        return lambda _request, _call: self._answer()
+        return lambda _request, _call: self._respond()
 
 
 @contextmanager
-def served(door: Door, servicers: Mapping[str, object]) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+def serve_rpc(rpc_server: RpcServer, servicers: Mapping[str, object]) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
     """The address of a server behind a door, and its loop. `servicers`: the test's, by the service of which they are."""
     address = free_address()
     loop = asyncio.new_event_loop()
@@ -140,7 +146,7 @@ def served(door: Door, servicers: Mapping[str, object]) -> Iterator[tuple[str, a
     async def start() -> grpc.aio.Server:
         server = grpc.aio.server()
         for name, servicer in servicers.items():
-            door.bind(server, SERVICES[name], servicer, ROOMS[name].ACCESS)
+            rpc_server.add_service(server, SERVICES[name], servicer, SERVICE_MODULES[name].ACCESS)
         server.add_insecure_port(address)
         await server.start()
         return server
@@ -156,16 +162,16 @@ def served(door: Door, servicers: Mapping[str, object]) -> Iterator[tuple[str, a
 
 
 @contextmanager
-def behind_a_door(answer: Callable[[], Any] | Gate, limits: CallLimits | None = None, *, stream_time: float = 300) -> Iterator[Client]:
+def rpc_client(respond: Callable[[], Any] | GatedHandlers, limits: CallLimits | None = None, *, stream_time: float = 300) -> Iterator[Client]:
     """A client of a server whose handlers are the test's; it sends each call once."""
-    servicer = answer if isinstance(answer, Gate) else Handlers(answer)
-    door = Door(Development(), limits, stream_time=stream_time)
-    with served(door, {"PaymentService": servicer}) as (address, loop), Client(address, settings=ClientSettings(attempts=1)) as client:
-        client.door, client.loop, client.address = door, loop, address  # type: ignore[attr-defined]
+    servicer = respond if isinstance(respond, GatedHandlers) else UniformHandlers(respond)
+    rpc_server = RpcServer(NoAuthentication(), limits, max_stream_seconds=stream_time)
+    with serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop), Client(address, settings=ClientSettings(attempts=1)) as client:
+        client.door, client.loop, client.address = rpc_server, loop, address  # type: ignore[attr-defined]
         yield client
 
 
-LIST = payment_service_pb2.ListPaymentsRequest()
+LIST_REQUEST = payment_service_pb2.ListPaymentsRequest()
 
 
 def test_too_many_calls_are_shed() -> None:
@@ -177,47 +183,47 @@ def test_too_many_calls_are_shed() -> None:
         await asyncio.to_thread(leave.wait, 10)
         return payment_service_pb2.ListPaymentsResponse()
 
-    with behind_a_door(slow, CallLimits(reads=4)) as client, ThreadPoolExecutor(2) as callers:
-        first = [callers.submit(client.payment.ListPayments, LIST) for _ in range(2)]
+    with rpc_client(slow, CallLimits(reads=4)) as client, ThreadPoolExecutor(2) as callers:
+        first = [callers.submit(client.payment.ListPayments, LIST_REQUEST) for _ in range(2)]
         assert all(entered.acquire(timeout=10) for _ in first)
         with pytest.raises(TallystickError) as error:
-            client.payment.ListPayments(LIST)
+            client.payment.ListPayments(LIST_REQUEST)
         leave.set()
         assert all(isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first)
     assert error.value.reason == "OVERLOADED"
     assert error.value.retry_after == 0.5
 
 
-class Gate:
+class GatedHandlers:
     """A handler of CreatePayment that waits until it is let go, and one of everything else that answers at once."""
 
-    def __init__(self, waits: bool) -> None:
+    def __init__(self, waits_for_provider: bool) -> None:
         self.entered = threading.Semaphore(0)
-        self.leave = threading.Event()
-        self._waits = waits
+        self.release_event = threading.Event()
+        self._waits_for_provider = waits_for_provider
 
     def __getattr__(self, name: str) -> Callable[[Any, Call], Any]:
         response = getattr(payment_service_pb2, f"{name}Response", None)
         if response is None:
             raise AttributeError(name)
 
-        async def answer(_request: Message, call: Call) -> Message:
-            if name == "CreatePayment" and self._waits:
-                with call.waiting() as free:
-                    if free:
+        async def handle(_request: Message, call: Call) -> Message:
+            if name == "CreatePayment" and self._waits_for_provider:
+                with call.waiting_slot() as has_slot:
+                    if has_slot:
                         self.entered.release()
-                        await asyncio.to_thread(self.leave.wait, 30)
+                        await asyncio.to_thread(self.release_event.wait, 30)
             elif name == "CreatePayment":
                 self.entered.release()
-                await asyncio.to_thread(self.leave.wait, 30)
-            made: Message = response()
-            return made
+                await asyncio.to_thread(self.release_event.wait, 30)
+            message: Message = response()
+            return message
 
-        return answer
+        return handle
 
 
-CREATE = payment_service_pb2.CreatePaymentRequest(checkout_id="c")
-READS: list[tuple[str, Message]] = [
+CREATE_REQUEST = payment_service_pb2.CreatePaymentRequest(checkout_id="c")
+READ_CALLS: list[tuple[str, Message]] = [
     ("GetPayment", payment_service_pb2.GetPaymentRequest()),
     ("CancelPayment", payment_service_pb2.CancelPaymentRequest()),
     ("ListAlerts", payment_service_pb2.ListAlertsRequest()),
@@ -227,78 +233,78 @@ READS: list[tuple[str, Message]] = [
 
 def test_waiting_calls_take_no_slots_of_others() -> None:
     """A call that waits gives up its slot; one above the limit of waiting calls, or of its caller's share of it, is answered without waiting."""
-    gate = Gate(waits=True)
+    gate = GatedHandlers(waits_for_provider=True)
     limits = CallLimits(writes=1, reads=1, platform=1, waiting=4, share=0.5)
-    with behind_a_door(gate, limits) as client, ThreadPoolExecutor(2) as callers:
-        waiting = []
+    with rpc_client(gate, limits) as client, ThreadPoolExecutor(2) as callers:
+        waiting_calls = []
         for _ in range(2):
-            waiting.append(callers.submit(client.payment.CreatePayment, CREATE))
+            waiting_calls.append(callers.submit(client.payment.CreatePayment, CREATE_REQUEST))
             assert gate.entered.acquire(timeout=10)
-        assert client.payment.CreatePayment(CREATE) == payment_service_pb2.CreatePaymentResponse()
-        for name, request in READS:
+        assert client.payment.CreatePayment(CREATE_REQUEST) == payment_service_pb2.CreatePaymentResponse()
+        for name, request in READ_CALLS:
             getattr(client.payment, name)(request)
-        gate.leave.set()
-        assert all(call.result(10) is not None for call in waiting)
+        gate.release_event.set()
+        assert all(call.result(10) is not None for call in waiting_calls)
 
 
 def test_each_kind_of_calls_has_its_own_limit() -> None:
     """When the calls that change something are at their limit, one more is OVERLOADED, while reads and operators' calls are answered."""
-    gate = Gate(waits=False)
-    with behind_a_door(gate, CallLimits(writes=1, reads=1, platform=1)) as client, ThreadPoolExecutor(1) as callers:
-        first = callers.submit(client.payment.CreatePayment, CREATE)
+    gate = GatedHandlers(waits_for_provider=False)
+    with rpc_client(gate, CallLimits(writes=1, reads=1, platform=1)) as client, ThreadPoolExecutor(1) as callers:
+        first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
         assert gate.entered.acquire(timeout=10)
-        for name, request in READS:
+        for name, request in READ_CALLS:
             if name == "CancelPayment":
                 with pytest.raises(TallystickError) as error:
                     getattr(client.payment, name)(request)
                 assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 0.5)
             else:
                 getattr(client.payment, name)(request)
-        gate.leave.set()
+        gate.release_event.set()
         first.result(10)
 
 
 def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
     """Messages of many kilobytes are OVERLOADED above the limit of bytes in flight, while a small one is let in."""
-    gate = Gate(waits=False)
+    gate = GatedHandlers(waits_for_provider=False)
     large = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * 20_000)
-    with behind_a_door(gate, CallLimits(message_bytes=50_000)) as client, ThreadPoolExecutor(3) as callers:
+    with rpc_client(gate, CallLimits(message_bytes=50_000)) as client, ThreadPoolExecutor(3) as callers:
         calls = []
-        for request in (large, large, CREATE):
+        for request in (large, large, CREATE_REQUEST):
             calls.append(callers.submit(client.payment.CreatePayment, request))
             assert gate.entered.acquire(timeout=10)
         with pytest.raises(TallystickError) as error:
             client.payment.CreatePayment(large)
         assert (error.value.reason, error.value.retry_after) == ("OVERLOADED", 0.5)
-        gate.leave.set()
+        gate.release_event.set()
         for call in calls:
             call.result(10)
 
 
 def test_a_drain_ends_calls_by_name() -> None:
     """A call that is still in flight when the drain is over ends with SHUTTING_DOWN and when to come back, and so does a new one."""
-    gate = Gate(waits=True)
-    with behind_a_door(gate) as client, ThreadPoolExecutor(1) as callers:
-        first = callers.submit(client.payment.CreatePayment, CREATE)
+    gate = GatedHandlers(waits_for_provider=True)
+    with rpc_client(gate) as client, ThreadPoolExecutor(1) as callers:
+        first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
         assert gate.entered.acquire(timeout=10)
         client.door.close()  # type: ignore[attr-defined]
-        asyncio.run_coroutine_threadsafe(client.door.quiet(0.1), client.loop).result(10)  # type: ignore[attr-defined]
-        for call in (first.result, lambda _timeout: client.payment.CreatePayment(CREATE)):
+        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(0.1), client.loop).result(10)  # type: ignore[attr-defined]
+        for call in (first.result, lambda _timeout: client.payment.CreatePayment(CREATE_REQUEST)):
             with pytest.raises(TallystickError) as error:
                 call(10)
             assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
-        gate.leave.set()
+        gate.release_event.set()
 
 
-def test_a_burst_is_answered_by_the_door(platform: Platform) -> None:
+def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
     """Of thousands of calls that come at once each gets an answer that has a reason; none is dropped by the transport."""
 
     async def burst() -> Counter[str]:
         async with grpc.aio.insecure_channel(platform.address) as channel:
             stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
             calls = (stub.CreatePayment(payment_service_pb2.CreatePaymentRequest(), timeout=60) for _ in range(3000))
-            answers = await asyncio.gather(*calls, return_exceptions=True)
-        return Counter(from_rpc(answer).reason if isinstance(answer, grpc.RpcError) else str(answer) for answer in answers)
+            responses = await asyncio.gather(*calls, return_exceptions=True)
+        return Counter(from_rpc(answer).reason if isinstance(answer, grpc.RpcError) else str(answer) for answer in responses)
 
     assert asyncio.run(burst()) == {"FIELD_REQUIRED": 3000}
 
@@ -306,11 +312,11 @@ def test_a_burst_is_answered_by_the_door(platform: Platform) -> None:
 def test_a_fault_of_ours_tells_nothing_but_the_trace() -> None:
     """INTERNAL: no exception text, no SQL, no path; the trace id is in the error."""
 
-    async def broken() -> Message:
+    async def raise_error() -> Message:
         raise ValueError("select secret from /etc/passwd")
 
-    with behind_a_door(broken) as client, pytest.raises(InternalError) as error:
-        client.payment.ListPayments(LIST)
+    with rpc_client(raise_error) as client, pytest.raises(InternalError) as error:
+        client.payment.ListPayments(LIST_REQUEST)
     assert error.value.reason == "INTERNAL"
     assert "secret" not in str(error.value)
     assert list(error.value.metadata) == ["trace_id"]
@@ -324,25 +330,25 @@ def test_a_call_past_its_deadline_ends_by_name() -> None:
         await asyncio.Event().wait()
         raise AssertionError("the deadline ends it")
 
-    with behind_a_door(hangs) as client, pytest.raises(DeadlineExceededError):
-        client.payment.ListPayments(LIST, timeout=0.3)
+    with rpc_client(hangs) as client, pytest.raises(DeadlineExceededError):
+        client.payment.ListPayments(LIST_REQUEST, timeout=0.3)
 
 
 def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
     """A stream whose reader takes nothing ends at its time like any other, with STREAM_EXPIRED, and its handler with it."""
-    ended = threading.Event()
+    stream_ended = threading.Event()
 
     async def endless() -> AsyncIterator[Message]:
         try:
             while True:
                 yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
         finally:
-            ended.set()
+            stream_ended.set()
 
-    with behind_a_door(endless, stream_time=0.3) as client:
+    with rpc_client(endless, stream_time=0.3) as client:
         responses = iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c")))
         next(responses)
-        assert ended.wait(10)
+        assert stream_ended.wait(10)
         with pytest.raises(TallystickError) as error:
             list(responses)
     assert error.value.reason == "STREAM_EXPIRED"
@@ -352,22 +358,22 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
 def test_a_drain_ends_streams_at_once(read: bool) -> None:
     """A drain ends a stream that never runs out of messages within a moment, whether its client reads or not, and gives its slot back;
     one that reads hears SHUTTING_DOWN."""
-    ended = threading.Event()
+    stream_ended = threading.Event()
 
     async def endless() -> AsyncIterator[Message]:
         try:
             while True:
                 yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
         finally:
-            ended.set()
+            stream_ended.set()
 
-    with ThreadPoolExecutor(1) as readers, behind_a_door(endless) as client:
+    with ThreadPoolExecutor(1) as readers, rpc_client(endless) as client:
         responses = iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c")))
         next(responses)
 
         def drain() -> None:
             client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-            asyncio.run_coroutine_threadsafe(client.door.quiet(300), client.loop).result(30)  # type: ignore[attr-defined]
+            asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(30)  # type: ignore[attr-defined]
 
         def rest() -> str:
             with pytest.raises(TallystickError) as error:
@@ -377,7 +383,7 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
             return error.value.reason
 
         def slots_are_free() -> bool:
-            return not any(place.taken for place in client.door._streams.all)  # type: ignore[attr-defined]
+            return not any(slot.used for slot in client.door._streams.all)  # type: ignore[attr-defined]
 
         if read:
             reading = readers.submit(rest)
@@ -388,25 +394,25 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
             drain()
             assert eventually(slots_are_free)  # before its reader goes on
             reason = rest()
-        assert ended.wait(10)
+        assert stream_ended.wait(10)
     assert reason == "SHUTTING_DOWN"
 
 
 def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
     """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins, long before its time is up."""
-    begun = threading.Event()
+    stream_begun = threading.Event()
 
     async def silent() -> AsyncIterator[Message]:
-        begun.set()
+        stream_begun.set()
         await asyncio.Event().wait()
         yield payment_service_pb2.WatchPaymentResponse()
 
-    with ThreadPoolExecutor(1) as readers, behind_a_door(silent) as client:
+    with ThreadPoolExecutor(1) as readers, rpc_client(silent) as client:
         responses = client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
         reading = readers.submit(list, responses)
-        assert begun.wait(10)
+        assert stream_begun.wait(10)
         client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-        asyncio.run_coroutine_threadsafe(client.door.quiet(300), client.loop).result(30)  # type: ignore[attr-defined]
+        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(30)  # type: ignore[attr-defined]
         with pytest.raises(TallystickError) as error:
             reading.result(30)
     assert (error.value.reason, error.value.retry_after) == ("SHUTTING_DOWN", 0.5)
@@ -414,72 +420,72 @@ def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
 
 def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
     """However many streams have something to send, there are more turns of the loop than messages, since gRPC hands over one event in each."""
-    streams, each = 100, 10
-    loop_turns, opened, sent = itertools.count(), itertools.count(1), itertools.count(1)
-    all_open, done, last = asyncio.Event(), threading.Event(), 0
+    streams, items_per_stream = 100, 10
+    loop_turns, open_counter, sent_counter = itertools.count(), itertools.count(1), itertools.count(1)
+    all_open, streams_done, last = asyncio.Event(), threading.Event(), 0
 
     def turn() -> None:
         nonlocal last
         last = next(loop_turns)
-        if not done.is_set():
+        if not streams_done.is_set():
             asyncio.get_running_loop().call_soon(turn)
 
     async def burst() -> AsyncIterator[Message]:
-        if next(opened) == streams:
+        if next(open_counter) == streams:
             turn()
             all_open.set()
         await all_open.wait()
-        for _ in range(each):
+        for _ in range(items_per_stream):
             yield payment_service_pb2.WatchPaymentResponse()
-            if next(sent) == streams * each:
-                done.set()
+            if next(sent_counter) == streams * items_per_stream:
+                streams_done.set()
 
-    with behind_a_door(burst) as client, ThreadPoolExecutor(streams) as readers:
+    with rpc_client(burst) as client, ThreadPoolExecutor(streams) as readers:
         request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
         reading = [readers.submit(list, client.payment.WatchPayment(request)) for _ in range(streams)]
-        assert all(len(responses.result(60)) == each for responses in reading)
-    assert last > streams * each
+        assert all(len(responses.result(60)) == items_per_stream for responses in reading)
+    assert last > streams * items_per_stream
 
 
 def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     """When who watches goes away while nothing happens, the handler ends, and nothing is logged as failed."""
-    ended = threading.Event()
+    stream_ended = threading.Event()
 
     async def silent() -> AsyncIterator[Message]:
         try:
             yield payment_service_pb2.WatchPaymentResponse()
             await asyncio.Event().wait()
         finally:
-            ended.set()
+            stream_ended.set()
 
-    with behind_a_door(silent) as client:
+    with rpc_client(silent) as client:
         next(iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))))
         client.close()
-        assert ended.wait(10)
+        assert stream_ended.wait(10)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_reader_that_stands_still_and_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
     """Streams that were drained while their readers stood still end without an error when the readers' connections break."""
-    ended = threading.Semaphore(0)
+    stream_ended = threading.Semaphore(0)
 
     async def endless() -> AsyncIterator[Message]:
         try:
             while True:
                 yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
         finally:
-            ended.release()
+            stream_ended.release()
 
     request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
-    with behind_a_door(endless) as client:
+    with rpc_client(endless) as client:
         idle = len(asyncio.all_tasks(client.loop))  # type: ignore[attr-defined]
         readers = [Client(client.address) for _ in range(10)]  # type: ignore[attr-defined]
         streams = [iter(reader.payment.WatchPayment(request)) for reader in readers]
         for stream in streams:
             next(stream)
         client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-        asyncio.run_coroutine_threadsafe(client.door.quiet(10), client.loop).result(30)  # type: ignore[attr-defined]
-        assert all(ended.acquire(timeout=30) for _ in streams)
+        asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(10), client.loop).result(30)  # type: ignore[attr-defined]
+        assert all(stream_ended.acquire(timeout=30) for _ in streams)
         for reader in readers:
             reader.close()
         assert eventually(lambda: len(asyncio.all_tasks(client.loop)) <= idle, 30)  # type: ignore[attr-defined]
@@ -493,22 +499,22 @@ def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(error: Exc
     async def let_go() -> int:
         write: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         slots = Bulkhead(2, 1.0)
-        slots.take("shop")
-        letting_go = asyncio.ensure_future(Door(Development())._let_go(write, slots, "shop"))
+        slots.force_acquire("shop")
+        letting_go = asyncio.ensure_future(RpcServer(NoAuthentication())._cancel_stream(write, slots, "shop"))
         await asyncio.sleep(0)
-        assert slots.taken == 0
+        assert slots.used == 0
         write.cancel() if error is None else write.set_exception(error)
         await letting_go
-        return slots.taken
+        return slots.used
 
     assert asyncio.run(let_go()) == 1
 
 
-def test_draining_refuses_new_calls(own_database: Databases) -> None:
+def test_draining_refuses_new_calls(scratch_database: DatabaseUrls) -> None:
     """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to come back."""
-    with serving(own_database) as other:
-        other.running._doors[0].close()
-        client = Client(other.address, settings=ClientSettings(attempts=1))
+    with serve_platform(scratch_database) as other_platform:
+        other_platform.server._rpc_servers[0].close()
+        client = Client(other_platform.address, settings=ClientSettings(attempts=1))
         with client, pytest.raises(TallystickError) as error:
             client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest())
         assert error.value.reason == "SHUTTING_DOWN"

@@ -20,16 +20,16 @@ from sqlalchemy import Connection, Row
 from tallystick import Client, InvalidArgumentError, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.event import SUBJECTS
-from tallystick_core.refusal import Refused
-from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.follow import Numbered, Tail, Wanted
-from tallystick_server.runtime.relay import joined
+from tallystick_core.event import EVENT_SUBJECTS
+from tallystick_core.refusal import ApiError
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.runtime.relay import merge_batches
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
-from tallystick_storage.outbox import Unpublished as Told
+from tallystick_storage.outbox import OutboxRow as Told
 
-from .conftest import eventually, unique
+from .conftest import eventually, unique_id
 
 T = TypeVar("T")
 
@@ -53,33 +53,33 @@ def payment_created(aggregate: str, version: int, **changes: object) -> event_pb
     return event
 
 
-def events_of(client: Client, aggregate: str, count: int) -> list[event_pb2.Event]:
+def wait_for_events(client: Client, aggregate: str, count: int) -> list[event_pb2.Event]:
     """An aggregate's events, once there are so many."""
 
-    def look() -> list[event_pb2.Event]:
-        found = list(client.events(aggregate_id=aggregate))
-        return found if len(found) >= count else []
+    def list_events() -> list[event_pb2.Event]:
+        events = list(client.events(aggregate_id=aggregate))
+        return events if len(events) >= count else []
 
-    return eventually(look)
+    return eventually(list_events)
 
 
 def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> None:
     """E1: an order's events tell its whole history; the payment's, the wallets' and the ledger's are there too."""
-    checkout, seller = unique("c"), unique("s")
+    checkout, seller = unique_id("c"), unique_id("s")
     order = f"{checkout}-1"
     client.create_payment(checkout, [new_order(order, "b", seller, "4.00", "EUR")], credit_card_info="tok_visa")
-    found = events_of(client, f"paymentOrders/{order}", 4)
-    names = [payment_pb2.PaymentOrderStatus.Name(e.payment_order.payment_order_status)[21:] for e in found]
+    items = wait_for_events(client, f"paymentOrders/{order}", 4)
+    names = [payment_pb2.PaymentOrderStatus.Name(e.payment_order.payment_order_status)[21:] for e in items]
     assert names == ["NOT_STARTED", "EXECUTING", "SUCCESS", "SUCCESS"]
-    assert [e.aggregate_version for e in found] == [1, 2, 3, 4]
-    assert [e.event_id for e in found] == [f"paymentOrders/{order}/{n}" for n in (1, 2, 3, 4)]
-    assert [e.payment_order.wallet_updated for e in found] == [False, False, False, True]
-    assert found[3].payment_order == client.get_payment(checkout).payment_orders[0]
-    created, closed = events_of(client, f"payments/{checkout}", 2)
-    assert (created.type, closed.type) == (event_pb2.EVENT_TYPE_PAYMENT_CREATED, event_pb2.EVENT_TYPE_PAYMENT_CLOSED)
-    assert closed.payment.is_payment_done
-    assert closed.payment.version == client.get_payment(checkout).version
-    (wallet,) = events_of(client, f"wallets/{seller}/EUR", 1)
+    assert [e.aggregate_version for e in items] == [1, 2, 3, 4]
+    assert [e.event_id for e in items] == [f"paymentOrders/{order}/{n}" for n in (1, 2, 3, 4)]
+    assert [e.payment_order.wallet_updated for e in items] == [False, False, False, True]
+    assert items[3].payment_order == client.get_payment(checkout).payment_orders[0]
+    created, closed_event = wait_for_events(client, f"payments/{checkout}", 2)
+    assert (created.type, closed_event.type) == (event_pb2.EVENT_TYPE_PAYMENT_CREATED, event_pb2.EVENT_TYPE_PAYMENT_CLOSED)
+    assert closed_event.payment.is_payment_done
+    assert closed_event.payment.version == client.get_payment(checkout).version
+    (wallet,) = wait_for_events(client, f"wallets/{seller}/EUR", 1)
     assert wallet.wallet_entry.available_after == "4.00"
     kinds = [event_pb2.EVENT_TYPE_TRANSACTION_POSTED]
     assert len(eventually(lambda: [e for e in client.events(types=kinds) if e.transaction.cause_id == order])) == 1
@@ -88,7 +88,7 @@ def test_each_change_is_one_event_with_the_resource_after_it(client: Client) -> 
 def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
     """E2: eight publishers and a follower at once: it sees every event once, in order for each aggregate, without a gap."""
     start = max((e.cursor for e in client.events()), default=0)
-    prefix = unique("x")
+    prefix = unique_id("x")
 
     def publish(writer: int) -> None:
         for version in range(1, 31):
@@ -98,15 +98,15 @@ def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
             client.event.BatchPublish(request)
             client.event.BatchPublish(request)  # a repeat is dropped
 
-    seen: dict[str, list[int]] = defaultdict(list)
+    cursors_by_stream: dict[str, list[int]] = defaultdict(list)
     cursors: list[int] = []
 
     def follow() -> None:
         for event in client.events(start, follow=True):
             cursors.append(event.cursor)
             if event.aggregate_id.startswith(f"payments/{prefix}"):
-                seen[event.aggregate_id].append(event.aggregate_version)
-            if sum(map(len, seen.values())) == 240:
+                cursors_by_stream[event.aggregate_id].append(event.aggregate_version)
+            if sum(map(len, cursors_by_stream.values())) == 240:
                 return
 
     threads = [threading.Thread(target=publish, args=(n,)) for n in range(8)] + [threading.Thread(target=follow)]
@@ -114,13 +114,13 @@ def test_cursors_have_no_gap_under_concurrent_writers(client: Client) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert seen == {f"payments/{prefix}-{n}": list(range(1, 31)) for n in range(8)}
+    assert cursors_by_stream == {f"payments/{prefix}-{n}": list(range(1, 31)) for n in range(8)}
     assert cursors == list(range(start + 1, start + 1 + len(cursors)))
 
 
-def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, client: Client) -> None:
+def test_what_comes_while_a_stream_reads_is_told_once(database: DatabaseUrls, client: Client) -> None:
     """E2: what is numbered between a follower's look at the end and its look at the events is told once, and not again with what comes later."""
-    aggregate = f"payments/{unique()}"
+    aggregate = f"payments/{unique_id()}"
 
     def publish(version: int) -> None:
         client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(aggregate, version)]))
@@ -128,96 +128,98 @@ def test_what_comes_while_a_stream_reads_is_told_once(database: Databases, clien
     looks = iter((1, 2, 3))
 
     def end(connection: Connection) -> int:
-        found = store.end(connection)
+        end_cursor = store.last_cursor(connection)
         for version in islice(looks, 1):
             publish(version)
-        return found
+        return end_cursor
 
     store_end = max((event.cursor for event in client.events()), default=0)
 
-    def between(connection: Connection, after: int, until: int, most: int, aggregate: str = "") -> Sequence[Row[Any]]:
-        return store.between(connection, after, until, [], aggregate, "", most)
+    def between(connection: Connection, after: int, until: int, limit: int, aggregate: str = "") -> Sequence[Row[Any]]:
+        return store.list_between(connection, after, until, [], aggregate, "", limit)
 
-    async def told() -> list[int]:
-        own = Database(database.service("event"), connections=1)
-        tail = Tail(own, Numbered(end, between, lambda row: int(row.cursor), lambda row: len(row.body)))
-        wanted = Wanted(partial(between, aggregate=aggregate), lambda row: row.aggregate_id == aggregate, "owner")
+    async def stream_cursors() -> list[int]:
+        event_database = Database(database.service("event"), connections=1)
+        tail = SequenceTail(event_database, SequenceSource(end, between, lambda row: int(row.cursor), lambda row: len(row.body)))
+        filtered_source = StreamFilter(partial(between, aggregate=aggregate), lambda row: row.aggregate_id == aggregate, "owner")
         try:
-            async with aclosing(tail.follow(wanted, store_end, "after_cursor", on=True)) as rows:
+            async with aclosing(tail.stream(filtered_source, store_end, "after_cursor", follow=True)) as rows:
                 return [event_pb2.Event.FromString(bytes((await anext(rows)).body)).aggregate_version for _ in range(3)]
         finally:
-            own.close()
+            event_database.close()
 
-    assert asyncio.run(told()) == [1, 2, 3]
+    assert asyncio.run(stream_cursors()) == [1, 2, 3]
 
 
-class Counted(Database):
+class ReadCountingDatabase(Database):
     """A database that counts its reads."""
 
-    reads = 0
+    read_count = 0
 
     async def read(self, work: Callable[[Connection], T], *, changed: bool = False) -> T:
-        self.reads += 1
+        self.read_count += 1
         return await super().read(work, changed=changed)
 
 
-def test_idle_followers_cause_no_statements_of_their_own(database: Databases) -> None:
+def test_idle_followers_cause_no_statements_of_their_own(database: DatabaseUrls) -> None:
     """Streams that wait at the end share one poller, however many they are; what comes reaches each of them, read once for all."""
-    ended = 0
+    last_cursor = 0
 
-    def between(_connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
-        return range(after + 1, min(until, after + most) + 1)
+    def between(_connection: Connection, after: int, until: int, limit: int) -> Sequence[int]:
+        return range(after + 1, min(until, after + limit) + 1)
 
     async def reads(followers: int) -> tuple[int, float, list[int]]:
-        nonlocal ended
-        own = Counted(database.service("event"), connections=1)
-        tail = Tail(own, Numbered(lambda _connection: ended, between, lambda item: item, lambda _item: 1))
+        nonlocal last_cursor
+        event_database = ReadCountingDatabase(database.service("event"), connections=1)
+        tail = SequenceTail(event_database, SequenceSource(lambda _connection: last_cursor, between, lambda item: item, lambda _item: 1))
         try:
             async with AsyncExitStack() as stack:
                 streams = [
-                    await stack.enter_async_context(aclosing(tail.follow(Wanted(between, lambda _item: True, "owner"), ended, "after", on=True)))
+                    await stack.enter_async_context(
+                        aclosing(tail.stream(StreamFilter(between, lambda _item: True, "owner"), last_cursor, "after", follow=True))
+                    )
                     for _ in range(followers)
                 ]
                 steps = [asyncio.ensure_future(anext(stream)) for stream in streams]
-                await asyncio.to_thread(eventually, lambda: tail._waiting == followers, 60)
-                opened, started = own.reads, time.monotonic()
-                await asyncio.to_thread(eventually, lambda: own.reads >= opened + 4)
-                looks = (own.reads - opened) / (time.monotonic() - started)
-                ended += 1
+                await asyncio.to_thread(eventually, lambda: tail._waiter_count == followers, 60)
+                opened, start_time = event_database.read_count, time.monotonic()
+                await asyncio.to_thread(eventually, lambda: event_database.read_count >= opened + 4)
+                looks = (event_database.read_count - opened) / (time.monotonic() - start_time)
+                last_cursor += 1
                 return opened, looks, await asyncio.gather(*steps)
         finally:
-            own.close()
+            event_database.close()
 
-    opened, looks, items = asyncio.run(reads(1000))
-    assert opened <= 1000 + 240, "at most one read each at the start, beside the looks of the poller"
+    read_count, looks, items = asyncio.run(reads(1000))
+    assert read_count <= 1000 + 240, "at most one read each at the start, beside the looks of the poller"
     assert looks < 8, "then four looks a second for all of them"
     assert items == [1] * 1000
 
 
-def test_a_rare_filter_is_read_in_bounded_turns(database: Databases) -> None:
+def test_a_rare_filter_is_read_in_bounded_turns(database: DatabaseUrls) -> None:
     """A stream whose filter fits one item among many advances by bounded reads, and finds it."""
     windows = []
 
-    def between(_connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
+    def between(_connection: Connection, after: int, until: int, limit: int) -> Sequence[int]:
         windows.append(until - after)
         return [60_000] if after < 60_000 <= until else []
 
-    async def found() -> list[int]:
-        own = Database(database.service("event"), connections=1)
-        tail = Tail(own, Numbered(lambda _connection: 100_000, between, lambda item: item, lambda _item: 1))
+    async def find_cursors() -> list[int]:
+        event_database = Database(database.service("event"), connections=1)
+        tail = SequenceTail(event_database, SequenceSource(lambda _connection: 100_000, between, lambda item: item, lambda _item: 1))
         try:
-            return [item async for item in tail.follow(Wanted(between, lambda _item: True, "owner"), 0, "after", on=False)]
+            return [item async for item in tail.stream(StreamFilter(between, lambda _item: True, "owner"), 0, "after", follow=False)]
         finally:
-            own.close()
+            event_database.close()
 
-    assert asyncio.run(found()) == [60_000]
+    assert asyncio.run(find_cursors()) == [60_000]
     assert max(windows) <= 5_000
 
 
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
     """A cursor that was never given, as after a restore, is refused with the last one there is, whether or not the stream follows."""
-    client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(f"payments/{unique()}", 1)]))
+    client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(f"payments/{unique_id()}", 1)]))
     with pytest.raises(InvalidArgumentError) as error:
         next(client.events(10**12, follow=follow))
     assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_INVALID", "after_cursor")
@@ -226,31 +228,31 @@ def test_a_cursor_beyond_the_end_is_refused(client: Client, follow: bool) -> Non
     assert list(client.events(last)) is not None
 
 
-def test_a_follower_of_a_database_that_is_restored_is_refused(database: Databases) -> None:
+def test_a_follower_of_a_database_that_is_restored_is_refused(database: DatabaseUrls) -> None:
     """A stream that waits when the sequence becomes shorter is refused, and does not wait in silence for numbers that mean something else now."""
-    ended = 10
+    last_cursor = 10
 
-    def between(_connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
-        return range(after + 1, min(until, after + most) + 1)
+    def between(_connection: Connection, after: int, until: int, limit: int) -> Sequence[int]:
+        return range(after + 1, min(until, after + limit) + 1)
 
     async def shortened() -> None:
-        nonlocal ended
-        own = Database(database.service("event"), connections=1)
-        tail = Tail(own, Numbered(lambda _connection: ended, between, lambda item: item, lambda _item: 1))
+        nonlocal last_cursor
+        event_database = Database(database.service("event"), connections=1)
+        tail = SequenceTail(event_database, SequenceSource(lambda _connection: last_cursor, between, lambda item: item, lambda _item: 1))
         try:
-            async with aclosing(tail.follow(Wanted(between, lambda _item: True, "owner"), 9, "after_cursor", on=True)) as stream:
+            async with aclosing(tail.stream(StreamFilter(between, lambda _item: True, "owner"), 9, "after_cursor", follow=True)) as stream:
                 assert await anext(stream) == 10
-                ended = 5
-                with pytest.raises(Refused) as refused:
+                last_cursor = 5
+                with pytest.raises(ApiError) as error:
                     await asyncio.wait_for(anext(stream), 30)
-                assert refused.value.metadata == {"last": "5"}
+                assert error.value.metadata == {"last": "5"}
         finally:
-            own.close()
+            event_database.close()
 
     asyncio.run(shortened())
 
 
-BAD = [
+INVALID_EVENTS = [
     ({"event_id": "x"}, "event_id"),
     ({"aggregate_id": ""}, "aggregate_id"),
     ({"aggregate_id": "payments/a\0b"}, "aggregate_id"),
@@ -272,10 +274,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "field"), BAD, ids=[f"{field} {str(changes)[:40]}" for changes, field in BAD])
+@pytest.mark.parametrize(("changes", "field"), INVALID_EVENTS, ids=[f"{field} {str(changes)[:40]}" for changes, field in INVALID_EVENTS])
 def test_bad_events_are_refused_whole(client: Client, changes: dict[str, object], field: str) -> None:
     """S1: a bad event is refused with its path, whoever sends it, and nothing of its batch is published."""
-    aggregate = f"payments/{unique()}"
+    aggregate = f"payments/{unique_id()}"
     batch = [payment_created(aggregate, 1), payment_created(aggregate, 2, **changes)]
     with pytest.raises(TallystickError) as error:
         client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=batch))
@@ -285,13 +287,13 @@ def test_bad_events_are_refused_whole(client: Client, changes: dict[str, object]
 
 def test_a_stream_asks_for_no_more_types_than_there_are(client: Client) -> None:
     """A filter of more types than the contract has is refused before any is looked at, and says how many are allowed; one of all types is not."""
-    known = [number for number in event_pb2.EventType.values() if number]
-    with pytest.raises(InvalidArgumentError, match=rf"types must have at most {len(known)}") as error:
-        list(client.event.StreamEvents(event_service_pb2.StreamEventsRequest(types=[*known, 99])))  # type: ignore[list-item]
+    known_types = [number for number in event_pb2.EventType.values() if number]
+    with pytest.raises(InvalidArgumentError, match=rf"types must have at most {len(known_types)}") as error:
+        list(client.event.StreamEvents(event_service_pb2.StreamEventsRequest(types=[*known_types, 99])))  # type: ignore[list-item]
     assert (error.value.reason, error.value.field_violations[0].field) == ("TOO_MANY_ITEMS", "types")
-    name = f"payments/{unique()}"
+    name = f"payments/{unique_id()}"
     client.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(name, 1)]))
-    everything = client.event.StreamEvents(event_service_pb2.StreamEventsRequest(types=known, aggregate_id=name))
+    everything = client.event.StreamEvents(event_service_pb2.StreamEventsRequest(types=known_types, aggregate_id=name))
     assert [answer.event.aggregate_id for answer in everything] == [name]
 
 
@@ -299,13 +301,13 @@ def test_each_event_type_has_its_subject() -> None:
     """Each type of the contract belongs to one collection and one field of the payload, and each field of the payload to a type."""
     types = {name.removeprefix("EVENT_TYPE_") for name in event_pb2.EventType.keys()} - {"UNSPECIFIED"}
     payload = {field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
-    assert set(SUBJECTS) == types
-    assert {subject.payload for subject in SUBJECTS.values()} == payload
+    assert set(EVENT_SUBJECTS) == types
+    assert {subject.payload for subject in EVENT_SUBJECTS.values()} == payload
 
 
 def test_an_event_counts_once(client: Client) -> None:
     """K1: published again, alone or beside new ones, an event is dropped and not counted; twice in one request is refused."""
-    name = f"payments/{unique()}"
+    name = f"payments/{unique_id()}"
     events = [payment_created(name, n) for n in (1, 2, 3)]
     publish = client.event.BatchPublish
     assert publish(event_service_pb2.BatchPublishRequest(events=events[:2])).published == 2
@@ -319,7 +321,7 @@ def test_an_event_counts_once(client: Client) -> None:
 
 def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
     """K1: an event whose id was published with another content is refused with the field that differs, not dropped, and nothing of its batch is published."""
-    name, other = f"payments/{unique()}", f"payments/{unique()}"
+    name, other_name = f"payments/{unique_id()}", f"payments/{unique_id()}"
     publish = client.event.BatchPublish
     publish(event_service_pb2.BatchPublishRequest(events=[payment_created(name, 1)]))
     changes = (event_pb2.Event(caller="other"), event_pb2.Event(owner="other"), event_pb2.Event(payment=payment_pb2.Payment(buyer_info="another")))
@@ -327,25 +329,37 @@ def test_an_event_with_the_id_of_another_is_refused(client: Client) -> None:
         differs = payment_created(name, 1)
         differs.MergeFrom(change)
         with pytest.raises(TallystickError) as error:
-            publish(event_service_pb2.BatchPublishRequest(events=[payment_created(other, 1), differs]))
+            publish(event_service_pb2.BatchPublishRequest(events=[payment_created(other_name, 1), differs]))
         assert (error.value.reason, error.value.field_violations[0].field) == ("KEY_REUSED", f"events[1].{field}")
         assert error.value.metadata == {"field": f"events[1].{field}"}
-    assert not list(client.events(aggregate_id=other))
+    assert not list(client.events(aggregate_id=other_name))
     assert [event.caller for event in client.events(aggregate_id=name)] == [payment_created(name, 1).caller]
 
 
-LONG = [event_pb2.Event(event_id=f"x/{n}", payment=payment_pb2.Payment(buyer_info="🙂" * 1024, seller_info="🙂" * 1024)) for n in range(1, 1500)]
-SHORT = [event_pb2.Event(event_id=f"y/{n}") for n in range(1, 2500)]
+LARGE_EVENTS = [
+    event_pb2.Event(event_id=f"x/{n}", payment=payment_pb2.Payment(buyer_info="🙂" * 1024, seller_info="🙂" * 1024)) for n in range(1, 1500)
+]
+SMALL_EVENTS = [event_pb2.Event(event_id=f"y/{n}") for n in range(1, 2500)]
 
 
-@pytest.mark.parametrize("rows", [[LONG], [SHORT], [[event] for event in SHORT], [LONG[:300], *([event] for event in SHORT), LONG, SHORT[:3]]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [LARGE_EVENTS],
+        [SMALL_EVENTS],
+        [[event] for event in SMALL_EVENTS],
+        [LARGE_EVENTS[:300], *([event] for event in SMALL_EVENTS), LARGE_EVENTS, SMALL_EVENTS[:3]],
+    ],
+)
 def test_requests_of_the_relay_are_never_too_large(rows: list[list[event_pb2.Event]]) -> None:
     """However long the events and however many a transaction tells, requests stay below what EventService takes, and keep the order; small ones are joined."""
-    told = [Told(n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString()) for n, row in enumerate(rows)]
-    sent = [event_service_pb2.BatchPublishRequest.FromString(raw) for raw in joined(told)]
-    assert [event for request in sent for event in request.events] == [event for row in rows for event in row]
-    assert all(request.ByteSize() < 4 * 1024 * 1024 and len(request.events) <= 1000 for request in sent)
-    assert all(len(one.events) + len(two.events) > 1000 or one.ByteSize() + two.ByteSize() > 2 * 1024 * 1024 for one, two in pairwise(sent))
+    rows_told = [Told(n, len(row), event_service_pb2.BatchPublishRequest(events=row).SerializeToString()) for n, row in enumerate(rows)]
+    publish_requests = [event_service_pb2.BatchPublishRequest.FromString(raw) for raw in merge_batches(rows_told)]
+    assert [event for request in publish_requests for event in request.events] == [event for row in rows for event in row]
+    assert all(request.ByteSize() < 4 * 1024 * 1024 and len(request.events) <= 1000 for request in publish_requests)
+    assert all(
+        len(batch.events) + len(two.events) > 1000 or batch.ByteSize() + two.ByteSize() > 2 * 1024 * 1024 for batch, two in pairwise(publish_requests)
+    )
 
 
 def test_a_stream_that_is_not_read_to_its_end_ends_quietly(client: Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,47 +10,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.follow import Numbered, Tail, Wanted
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
 from tallystick_storage.database import Database
 
-KILO = 1024
+KIBIBYTE = 1024
 
 
-class Sequences:
+class FakeSequence:
     """A sequence whose items are their numbers, of given sizes, and the numbers that one read gave each time."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = list(sizes)
         self.reads: list[Sequence[int]] = []
 
-    def between(self, _connection: Connection, after: int, until: int, most: int) -> Sequence[int]:
-        self.reads.append(range(after + 1, until + 1)[:most])
+    def between(self, _connection: Connection, after: int, until: int, limit: int) -> Sequence[int]:
+        self.reads.append(range(after + 1, until + 1)[:limit])
         return self.reads[-1]
 
-    def numbered(self) -> Numbered[int]:
-        return Numbered(end=lambda _: len(self.sizes), between=self.between, number=int, size=lambda number: self.sizes[number - 1])
+    def source(self) -> SequenceSource[int]:
+        return SequenceSource(last=lambda _: len(self.sizes), read_after=self.between, position=int, size_of=lambda number: self.sizes[number - 1])
 
-    def wanted(self, modulus: int = 1) -> Wanted[int]:
-        return Wanted(between=self.between, fits=lambda number: number % modulus == 0, owner="t")
+    def filtered(self, modulus: int = 1) -> StreamFilter[int]:
+        return StreamFilter(read_after=self.between, matches=lambda number: number % modulus == 0, owner="t")
 
 
-def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: Databases) -> None:
+def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: DatabaseUrls) -> None:
     """A stream that comes to wait when the sequence has grown shows what is new, also while a faster stream waits for more already."""
 
     async def main() -> tuple[int, int]:
-        sequence = Sequences([1])
+        sequence = FakeSequence([1])
         db = Database(database.service("event"), connections=1)
-        tail = Tail(db, sequence.numbered())
-        fast, slow = (tail.follow(sequence.wanted(), 1, "after", on=True) for _ in range(2))
-        waiting = [asyncio.ensure_future(anext(stream)) for stream in (fast, slow)]
+        tail = SequenceTail(db, sequence.source())
+        fast, slow = (tail.stream(sequence.filtered(), 1, "after", follow=True) for _ in range(2))
+        pending_items = [asyncio.ensure_future(anext(stream)) for stream in (fast, slow)]
         await asyncio.sleep(0.05)
         sequence.sizes.append(1)
-        assert await asyncio.gather(*waiting) == [2, 2]
+        assert await asyncio.gather(*pending_items) == [2, 2]
         third = asyncio.ensure_future(anext(fast))
         await asyncio.sleep(0.05)
         sequence.sizes.append(1)
-        shown = await third
+        items = await third
         fourth = asyncio.ensure_future(anext(fast))
         await asyncio.sleep(0.05)
         async with asyncio.timeout(10):
@@ -60,76 +60,76 @@ def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: Datab
         await fast.aclose()
         await slow.aclose()
         await asyncio.to_thread(db.close)
-        return shown, behind
+        return items, behind
 
     assert asyncio.run(main()) == (3, 3)
 
 
-def test_what_nobody_followed_is_read_anew(database: Databases) -> None:
+def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
     """Once all who followed have gone, nothing is shown from memory: the database may have been set back, and have grown again, since."""
 
     async def main() -> tuple[int, int]:
-        sequence = Sequences([1])
+        sequence = FakeSequence([1])
         db = Database(database.service("event"), connections=1)
-        tail = Tail(db, sequence.numbered())
-        first = tail.follow(sequence.wanted(), 1, "after", on=True)
-        waiting = asyncio.ensure_future(anext(first))
+        tail = SequenceTail(db, sequence.source())
+        first = tail.stream(sequence.filtered(), 1, "after", follow=True)
+        pending_items = asyncio.ensure_future(anext(first))
         await asyncio.sleep(0.05)
         sequence.sizes.append(1)
-        assert await waiting == 2
-        more = asyncio.ensure_future(anext(first))
+        assert await pending_items == 2
+        next_item = asyncio.ensure_future(anext(first))
         await asyncio.sleep(0.05)
-        more.cancel()
-        await asyncio.gather(more, return_exceptions=True)
+        next_item.cancel()
+        await asyncio.gather(next_item, return_exceptions=True)
         reads = len(sequence.reads)
-        second = tail.follow(sequence.wanted(), 1, "after", on=True)
-        shown = await anext(second)
+        second = tail.stream(sequence.filtered(), 1, "after", follow=True)
+        items = await anext(second)
         await second.aclose()
         await asyncio.to_thread(db.close)
-        return shown, len(sequence.reads) - reads
+        return items, len(sequence.reads) - reads
 
     assert asyncio.run(main()) == (2, 1)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(1, 400 * KILO), max_size=40), st.integers(0, 40), st.booleans())
-def test_items_of_any_size_come_once_and_in_order(database: Databases, sizes: list[int], after: int, follows: bool) -> None:
+@given(st.lists(st.integers(1, 400 * KIBIBYTE), max_size=40), st.integers(0, 40), st.booleans())
+def test_items_of_any_size_come_once_and_in_order(database: DatabaseUrls, sizes: list[int], after: int, follows: bool) -> None:
     """However large the items are, a stream shows each behind its cursor once, in order, from the database as from what the process keeps."""
     after = min(after, len(sizes))
 
-    async def shown(stream: AsyncGenerator[int, None]) -> list[int]:
+    async def take_items(stream: AsyncGenerator[int, None]) -> list[int]:
         async with aclosing(stream):
             if not follows:
                 return [number async for number in stream]
             return [await anext(stream) for _ in range(len(sizes) - after)]
 
     async def main() -> list[int]:
-        sequence = Sequences(sizes)
+        sequence = FakeSequence(sizes)
         db = Database(database.service("event"), connections=1)
-        tail = Tail(db, sequence.numbered())
-        tail._restart(after)  # what comes is kept
+        tail = SequenceTail(db, sequence.source())
+        tail._reset_buffer(after)  # what comes is kept
         if follows:
-            await tail._read(len(sizes))
-        found = await shown(tail.follow(sequence.wanted(), after, "after", on=follows))
+            await tail._extend_buffer(len(sizes))
+        received = await take_items(tail.stream(sequence.filtered(), after, "after", follow=follows))
         await asyncio.to_thread(db.close)
-        return found
+        return received
 
     assert asyncio.run(main()) == list(range(after + 1, len(sizes) + 1))
 
 
-def test_a_stream_reads_ahead_by_bytes(database: Databases) -> None:
+def test_a_stream_reads_ahead_by_bytes(database: DatabaseUrls) -> None:
     """A stream that nobody reads on keeps 128 KiB or one item, though one read of the database finds 200 items: large ones are read again."""
 
     async def main() -> list[int]:
-        sequence = Sequences([100 * KILO] * 10)
+        sequence = FakeSequence([100 * KIBIBYTE] * 10)
         db = Database(database.service("event"), connections=1)
-        stream = Tail(db, sequence.numbered()).follow(sequence.wanted(), 0, "after", on=False)
-        shown = [await anext(stream)]
+        stream = SequenceTail(db, sequence.source()).stream(sequence.filtered(), 0, "after", follow=False)
+        items = [await anext(stream)]
         assert len(sequence.reads) == 1
-        shown.append(await anext(stream))
+        items.append(await anext(stream))
         assert len(sequence.reads) == 2
-        shown += [number async for number in stream]
+        items += [number async for number in stream]
         await asyncio.to_thread(db.close)
-        return shown
+        return items
 
     assert asyncio.run(main()) == list(range(1, 11))

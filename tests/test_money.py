@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick_core.currencies import EXPONENTS
-from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse_currency, share
+from tallystick_core.money import MAX_AMOUNT, apply_rate, format_amount, parse_amount, parse_currency
 from tallystick_core.payment import FeeRates, Order
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
 CURRENCIES = st.sampled_from(sorted(EXPONENTS))
 
@@ -25,28 +25,28 @@ def test_any_text_is_an_amount_or_a_named_refusal(text: str, currency: str) -> N
     """No text makes the parser raise anything but its refusals, and what it takes is in range."""
     try:
         assert 1 <= parse_amount(text, currency) <= MAX_AMOUNT
-    except Refused as refused:
-        assert refused.reason in {Reason.AMOUNT_INVALID, Reason.AMOUNT_PRECISION, Reason.AMOUNT_OUT_OF_RANGE}
+    except ApiError as refused:
+        assert refused.reason in {ErrorReason.AMOUNT_INVALID, ErrorReason.AMOUNT_PRECISION, ErrorReason.AMOUNT_OUT_OF_RANGE}
         assert refused.field == "amount"
 
 
 @pytest.mark.parametrize(
     ("text", "currency", "reason"),
     [
-        *((text, "EUR", Reason.AMOUNT_INVALID) for text in ("", " 12", "12\n", "+5", "1e3", "NaN", "Infinity", "0x10", "1_000", "１２", "٣")),
-        *((text, "EUR", Reason.AMOUNT_INVALID) for text in ("1,00", "1.", ".5", "00012", "--1", "1.2.3")),
-        *((text, "EUR", Reason.AMOUNT_OUT_OF_RANGE) for text in ("0", "-0", "-1", "0.00", "1" + "0" * 30, "9" * 5000, "10000000000000000")),
-        ("1.5", "JPY", Reason.AMOUNT_PRECISION),
-        ("1.005", "USD", Reason.AMOUNT_PRECISION),
-        ("1.2345", "KWD", Reason.AMOUNT_PRECISION),
-        ("0.000000001", "BTC", Reason.AMOUNT_PRECISION),
+        *((text, "EUR", ErrorReason.AMOUNT_INVALID) for text in ("", " 12", "12\n", "+5", "1e3", "NaN", "Infinity", "0x10", "1_000", "１２", "٣")),
+        *((text, "EUR", ErrorReason.AMOUNT_INVALID) for text in ("1,00", "1.", ".5", "00012", "--1", "1.2.3")),
+        *((text, "EUR", ErrorReason.AMOUNT_OUT_OF_RANGE) for text in ("0", "-0", "-1", "0.00", "1" + "0" * 30, "9" * 5000, "10000000000000000")),
+        ("1.5", "JPY", ErrorReason.AMOUNT_PRECISION),
+        ("1.005", "USD", ErrorReason.AMOUNT_PRECISION),
+        ("1.2345", "KWD", ErrorReason.AMOUNT_PRECISION),
+        ("0.000000001", "BTC", ErrorReason.AMOUNT_PRECISION),
     ],
 )
-def test_bad_amounts_are_refused_by_name(text: str, currency: str, reason: Reason) -> None:
+def test_bad_amounts_are_refused_by_name(text: str, currency: str, reason: ErrorReason) -> None:
     """Each bad amount has the one reason that says how to mend it."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiError) as error:
         parse_amount(text, currency)
-    assert refused.value.reason is reason
+    assert error.value.reason is reason
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_equal_amounts_written_otherwise_are_equal(text: str, currency: str, min
 @pytest.mark.parametrize("text", ["usd", "US", "XXX", "XAU", "EURO", "eur ", "12"])
 def test_unknown_currencies_are_refused(text: str) -> None:
     """Only ISO 4217 codes that have minor units, BTC and USDC are currencies."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiError) as error:
         parse_currency(text)
-    assert refused.value.reason is Reason.CURRENCY_UNKNOWN
+    assert error.value.reason is ErrorReason.CURRENCY_UNKNOWN
 
 
 @given(st.integers(1, MAX_AMOUNT), st.integers(0, 999_999))
 def test_fee_and_share_sum_to_the_amount(amount: int, rate: int) -> None:
     """P9: whatever the rate, the fee is rounded once, half to even, and the seller gets the rest, which is never nothing."""
-    fee = FeeRates(rate, {}).fee(Order("o", "b", "s", amount, "EUR", None))
+    fee = FeeRates(rate, {}).compute_fee(Order("o", "b", "s", amount, "EUR", None))
     assert 0 <= fee < amount
     assert fee == amount - 1 or abs(fee * 1_000_000 - amount * rate) <= 500_000
 
@@ -84,4 +84,4 @@ def test_fee_and_share_sum_to_the_amount(amount: int, rate: int) -> None:
 @pytest.mark.parametrize(("amount", "rate", "fee"), [(25, 100_000, 2), (35, 100_000, 4), (100, 25_000, 2), (300, 25_000, 8), (1000, 25_000, 25)])
 def test_rates_round_half_to_even(amount: int, rate: int, fee: int) -> None:
     """Halves go to the even neighbour."""
-    assert share(amount, rate) == fee
+    assert apply_rate(amount, rate) == fee

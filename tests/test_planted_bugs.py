@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted.bugs import BUGS, Bug, mark, planted
+from tests.planted.bugs import BUGS, PlantedBug, apply_bug, fingerprint_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_every_bug_can_still_be_planted(bug: Bug) -> None:
+def test_every_bug_can_still_be_planted(bug: PlantedBug) -> None:
     """What it changes stands once in its file, and the file still parses with the bug in it."""
-    ast.parse(planted(bug, (ROOT / bug.file).read_text()))
+    ast.parse(apply_bug(bug, (ROOT / bug.file).read_text()))
 
 
 def test_a_stale_bug_is_an_error() -> None:
     """One whose place has changed is told by name."""
     with pytest.raises(ValueError, match="has gone stale"):
-        planted(BUGS[0], "something else")
+        apply_bug(BUGS[0], "something else")
 
 
 def test_every_bug_was_noticed() -> None:
     """The table that scripts/planted-bugs wrote names each of them, as it is now."""
     lines = (ROOT / "tests/planted/CAUGHT.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
-    noticed = {(row[1], row[-2]) for row in rows}
-    assert [bug.name for bug in BUGS if (bug.name, mark(bug)) not in noticed] == []
+    noticed_bugs = {(row[1], row[-2]) for row in rows}
+    assert [bug.name for bug in BUGS if (bug.name, fingerprint_of(bug)) not in noticed_bugs] == []
     assert len(BUGS) >= 25

@@ -6,27 +6,27 @@ from typing import Any
 
 import pytest
 
-from tallystick_core.payment import Happening, happening
-from tallystick_core.provider import Declined, NotSent, Pending, Succeeded, Trouble, Unknown
-from tallystick_sandbox.rules import UNREACHED, Reply
-from tallystick_server.providers.sandbox import outcome
+from tallystick_core.payment import PaymentTrigger, trigger_for
+from tallystick_core.provider import Declined, NotSent, Pending, RetryReason, Succeeded, Unknown
+from tallystick_sandbox.rules import CONNECTION_REFUSED, Reply
+from tallystick_server.providers.sandbox import to_outcome
 
 
 @pytest.mark.parametrize(
     ("reply", "kind", "happens"),
     [
-        (Reply(200, "r", 100, "EUR"), Succeeded, Happening.SUCCEEDED),
-        (Reply(202, "r", 100, "EUR", "action"), Pending, Happening.PENDING),
-        (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined, Happening.DECLINED),
-        (Reply(400, code="amount_too_small"), Declined, Happening.DECLINED),
-        (UNREACHED, NotSent, Happening.NOT_SENT),
-        *((Reply(status, "r", 100, "EUR"), Unknown, Happening.UNKNOWN) for status in (0, 201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
+        (Reply(200, "r", 100, "EUR"), Succeeded, PaymentTrigger.SUCCEEDED),
+        (Reply(202, "r", 100, "EUR", "action"), Pending, PaymentTrigger.PENDING),
+        (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined, PaymentTrigger.DECLINED),
+        (Reply(400, code="amount_too_small"), Declined, PaymentTrigger.DECLINED),
+        (CONNECTION_REFUSED, NotSent, PaymentTrigger.NOT_SENT),
+        *((Reply(status, "r", 100, "EUR"), Unknown, PaymentTrigger.UNKNOWN) for status in (0, 201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
     ],
 )
-def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: Happening) -> None:
+def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: PaymentTrigger) -> None:
     """Everything that is no clear success, decline or wait is Unknown, and the same key is sent again."""
-    assert type(outcome(reply)) is kind
-    assert happening(outcome(reply)) is happens
+    assert type(to_outcome(reply)) is kind
+    assert trigger_for(to_outcome(reply)) is happens
 
 
 @pytest.mark.parametrize("status", [200, 202, 402])
@@ -39,8 +39,8 @@ def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: H
 )  # fmt: skip
 def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str, Any]) -> None:
     """A malformed answer is no decline and no other amount: nothing definite was said."""
-    given = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}
-    assert isinstance(outcome(Reply(status, **given)), Unknown)
+    reply_fields = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}
+    assert isinstance(to_outcome(Reply(status, **reply_fields)), Unknown)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str,
         (403, "FORBIDDEN"),
     ],
 )
-def test_an_unknown_outcome_says_why(status: int, trouble: Trouble) -> None:
+def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
     """What is tried again how depends on why nobody knows; the provider's own wish goes with it."""
-    found = outcome(Reply(status, retry_after=7.5))
-    assert isinstance(found, Unknown)
-    assert (found.trouble, found.retry_after) == (trouble, 7.5)
+    parsed_outcome = to_outcome(Reply(status, retry_after=7.5))
+    assert isinstance(parsed_outcome, Unknown)
+    assert (parsed_outcome.retry_reason, parsed_outcome.retry_after) == (trouble, 7.5)

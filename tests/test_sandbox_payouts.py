@@ -21,44 +21,44 @@ from tallystick_core.provider import (
     InTransit,
     NotFound,
     NotSent,
-    PayoutDemand,
     PayoutFailure,
-    PayoutFound,
+    PayoutLookupOutcome,
     PayoutOutcome,
+    PayoutRequest,
     Pending,
+    RetryReason,
     Returned,
     Submitted,
     Succeeded,
-    Trouble,
     Unknown,
     Verified,
 )
 from tallystick_sandbox.payouts import SandboxPayouts
-from tallystick_sandbox.rules import Fault, Reply, next_state
+from tallystick_sandbox.rules import Fault, Reply, next_transfer_state
 from tallystick_sandbox.sandbox import Sandbox
-from tallystick_sandbox.server import application
-from tallystick_server.process.databases import Databases
-from tallystick_server.providers.sandbox import PayoutsInProcess, PayoutsOverHttp, payout_outcome, verification
+from tallystick_sandbox.server import create_app
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.providers.sandbox import HttpSandboxPayouts, InProcessSandboxPayouts, to_payout_outcome, to_verification_outcome
 from tallystick_storage.database import Database
-from tallystick_storage.sandbox import Entry
+from tallystick_storage.sandbox import LoggedRequest
 
-from .conftest import unique
-
-
-def demand(token: str = "ba_ok", amount: int = 1000, payout_id: str = "", key: str = "") -> PayoutDemand:
-    payout_id = payout_id or unique("p")
-    return PayoutDemand(key or f"t-p-{payout_id}-1", payout_id, amount, "EUR", token)
+from .conftest import unique_id
 
 
-def bank(databases: Databases, work: Callable[[PayoutsInProcess], Awaitable[Any]], window: float = 3600.0) -> Any:
+def payout_request(token: str = "ba_ok", amount: int = 1000, payout_id: str = "", key: str = "") -> PayoutRequest:
+    payout_id = payout_id or unique_id("p")
+    return PayoutRequest(key or f"t-p-{payout_id}-1", payout_id, amount, "EUR", token)
+
+
+def run_with_sandbox(databases: DatabaseUrls, work: Callable[[InProcessSandboxPayouts], Awaitable[Any]], key_window: float = 3600.0) -> Any:
     """What comes of work with a sandbox of one's own."""
 
     async def run() -> Any:
         database = Database(databases.service("sandbox"), connections=2)
-        sandbox = SandboxPayouts(database, window=window)
+        sandbox = SandboxPayouts(database, key_window_seconds=key_window)
         sandbox.start()
         try:
-            return await work(PayoutsInProcess(sandbox, window))
+            return await work(InProcessSandboxPayouts(sandbox, key_window))
         finally:
             await sandbox.stop()
             await asyncio.to_thread(database.close)
@@ -66,39 +66,39 @@ def bank(databases: Databases, work: Callable[[PayoutsInProcess], Awaitable[Any]
     return asyncio.run(run())
 
 
-def paid(databases: Databases, payout_id: str) -> list[tuple[str, int, int | None]]:
+def transfer_log(databases: DatabaseUrls, payout_id: str) -> list[tuple[str, int, int | None]]:
     """What the provider's own log says of a payout: state, amount, what came back."""
     with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
         query = "select state, amount, returned_amount from transfer where payout_id = %s order by generation"
         return connection.execute(query, (payout_id,)).fetchall()
 
 
-def test_a_key_pays_once_and_replays(database: Databases) -> None:
+def test_a_key_pays_once_and_replays(database: DatabaseUrls) -> None:
     """The same key with the same values is paid once and answered alike; with another amount it is refused, and nothing more is paid."""
-    one = demand()
+    request = payout_request()
 
-    async def work(port: PayoutsInProcess) -> list[Sequence[PayoutOutcome]]:
-        other = demand(amount=999, payout_id=one.payout_id, key=one.key)
-        return [await port.submit([one]), await port.submit([one, demand()]), await port.submit([other])]
+    async def work(port: InProcessSandboxPayouts) -> list[Sequence[PayoutOutcome]]:
+        other = payout_request(amount=999, payout_id=request.payout_id, key=request.key)
+        return [await port.submit([request]), await port.submit([request, payout_request()]), await port.submit([other])]
 
-    first, second, other = bank(database, work)
+    first, second, other_request = run_with_sandbox(database, work)
     assert first[0] == second[0] == Succeeded(first[0].reference, 1000, "EUR")
     assert isinstance(second[1], Succeeded)
-    assert isinstance(other[0], Unknown)
-    assert other[0].trouble is Trouble.REJECTED
-    assert paid(database, one.payout_id) == [("PAID", 1000, None)]
+    assert isinstance(other_request[0], Unknown)
+    assert other_request[0].retry_reason is RetryReason.REJECTED
+    assert transfer_log(database, request.payout_id) == [("PAID", 1000, None)]
 
 
-def test_a_forgotten_key_pays_again(database: Databases) -> None:
+def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
     """Past its window a key is forgotten, and what comes again is paid again under another reference: why nothing is sent blindly."""
-    one = demand()
+    request = payout_request()
 
-    async def work(port: PayoutsInProcess) -> list[PayoutOutcome]:
-        return [(await port.submit([one]))[0], (await port.submit([one]))[0]]
+    async def work(port: InProcessSandboxPayouts) -> list[PayoutOutcome]:
+        return [(await port.submit([request]))[0], (await port.submit([request]))[0]]
 
-    first, second = bank(database, work, window=0.0)
+    first, second = run_with_sandbox(database, work, key_window=0.0)
     assert first.reference != second.reference
-    assert len(paid(database, one.payout_id)) == 2
+    assert len(transfer_log(database, request.payout_id)) == 2
 
 
 @pytest.mark.parametrize(
@@ -121,66 +121,66 @@ def test_a_forgotten_key_pays_again(database: Databases) -> None:
         ("ba_paid_late", Declined, [Succeeded]),
     ],
 )
-def test_each_fault(database: Databases, token: str, first: type, later: list[type]) -> None:
+def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list[type]) -> None:
     """A bank account's token says how the demand goes, and what a look-up tells of it afterwards."""
-    one = demand(token)
+    request = payout_request(token)
 
-    async def work(port: PayoutsInProcess) -> list[PayoutFound]:
-        return [*await port.submit([one]), *[await port.look_up(one) for _ in later]]
+    async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
+        return [*await port.submit([request]), *[await port.look_up(request) for _ in later]]
 
-    assert [type(outcome) for outcome in bank(database, work)] == [first, *later]
+    assert [type(outcome) for outcome in run_with_sandbox(database, work)] == [first, *later]
 
 
-def test_what_comes_back_is_in_the_log(database: Databases) -> None:
+def test_what_comes_back_is_in_the_log(database: DatabaseUrls) -> None:
     """A whole return, a part of it, and one from a closed account: the amounts that are told are those of the log."""
-    demands = [demand("ba_returned", 7), demand("ba_returned_part", 7), demand("ba_returned_closed", 7)]
+    requests = [payout_request("ba_returned", 7), payout_request("ba_returned_part", 7), payout_request("ba_returned_closed", 7)]
 
-    async def work(port: PayoutsInProcess) -> list[PayoutFound]:
-        await port.submit(demands)
-        return [await port.look_up(one) for one in demands]
+    async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
+        await port.submit(requests)
+        return [await port.look_up(request) for request in requests]
 
-    whole, part, closed = bank(database, work)
-    assert (whole.amount, part.amount, closed.amount) == (7, 3, 7)
-    assert [one.account_refused for one in (whole, part, closed)] == [False, False, True]
-    assert [paid(database, one.payout_id) for one in demands] == [[("RETURNED", 7, 7)], [("RETURNED", 7, 3)], [("RETURNED", 7, 7)]]
+    full_outcome, part, closed_outcome = run_with_sandbox(database, work)
+    assert (full_outcome.amount, part.amount, closed_outcome.amount) == (7, 3, 7)
+    assert [outcome.account_rejected for outcome in (full_outcome, part, closed_outcome)] == [False, False, True]
+    assert [transfer_log(database, request.payout_id) for request in requests] == [[("RETURNED", 7, 7)], [("RETURNED", 7, 3)], [("RETURNED", 7, 7)]]
 
 
-def test_a_second_transfer_has_its_own_reference(database: Databases) -> None:
+def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None:
     """`twice`: a look-up tells of money that was paid again; both transfers are in the log, and nothing grows by looking on."""
-    one = demand("ba_twice")
+    request = payout_request("ba_twice")
 
-    async def work(port: PayoutsInProcess) -> list[PayoutFound]:
-        return [*await port.submit([one]), await port.look_up(one), await port.look_up(one)]
+    async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
+        return [*await port.submit([request]), await port.look_up(request), await port.look_up(request)]
 
-    first, second, third = bank(database, work)
+    first, second, third = run_with_sandbox(database, work)
     assert first.reference != second.reference == third.reference
-    assert len(paid(database, one.payout_id)) == 2
+    assert len(transfer_log(database, request.payout_id)) == 2
 
 
-def test_a_batch_answers_for_each(database: Databases) -> None:
+def test_a_batch_answers_for_each(database: DatabaseUrls) -> None:
     """Of a submission each demand is answered for itself; when its answer is lost as a whole, every demand is Unknown, and all of them are paid."""
-    mixed = [demand(), demand("ba_decline"), demand("ba_lost_before"), demand("ba_other_amount", 10)]
-    lost = [demand(), demand("ba_batch_lost"), demand()]
+    mixed = [payout_request(), payout_request("ba_decline"), payout_request("ba_lost_before"), payout_request("ba_other_amount", 10)]
+    lost_requests = [payout_request(), payout_request("ba_batch_lost"), payout_request()]
 
-    async def work(port: PayoutsInProcess) -> list[Sequence[PayoutOutcome]]:
-        return [await port.submit(mixed), await port.submit(lost), await port.submit(lost)]
+    async def work(port: InProcessSandboxPayouts) -> list[Sequence[PayoutOutcome]]:
+        return [await port.submit(mixed), await port.submit(lost_requests), await port.submit(lost_requests)]
 
-    answers, gone, again = bank(database, work)
-    assert [type(one) for one in answers] == [Succeeded, Declined, Unknown, Succeeded]
-    assert answers[3].amount == 11
-    assert [type(one) for one in gone] == [Unknown] * 3
-    assert [type(one) for one in again] == [Succeeded] * 3
-    assert [len(paid(database, one.payout_id)) for one in lost] == [1, 1, 1]
+    outcomes, forgotten_outcomes, repeated_outcomes = run_with_sandbox(database, work)
+    assert [type(answer) for answer in outcomes] == [Succeeded, Declined, Unknown, Succeeded]
+    assert outcomes[3].amount == 11
+    assert [type(answer) for answer in forgotten_outcomes] == [Unknown] * 3
+    assert [type(answer) for answer in repeated_outcomes] == [Succeeded] * 3
+    assert [len(transfer_log(database, answer.payout_id)) for answer in lost_requests] == [1, 1, 1]
 
 
-def test_accounts_are_verified(database: Databases) -> None:
+def test_accounts_are_verified(database: DatabaseUrls) -> None:
     """An account can be paid to, cannot, or is told of later."""
-    review = unique("ba_review:")
+    review = unique_id("ba_review:")
 
-    async def work(port: PayoutsInProcess) -> list[Any]:
+    async def work(port: InProcessSandboxPayouts) -> list[Any]:
         return [await port.verify(token, "EUR") for token in ("ba_ok", "ba_unverified", review, review)]
 
-    assert [type(one) for one in bank(database, work)] == [Verified, Declined, Pending, Verified]
+    assert [type(outcome) for outcome in run_with_sandbox(database, work)] == [Verified, Declined, Pending, Verified]
 
 
 @given(st.sampled_from(list(Fault)), st.floats(0, 1000), st.integers(0, 1000), st.integers(1, 5))
@@ -188,9 +188,9 @@ def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: 
     """A transfer never goes back, and what has come to its end by time stays there."""
     order = ["SUBMITTED", "IN_TRANSIT", "DECLINED", "PAID", "RETURNED"]
     for state in order:
-        entry = Entry("k", 1, "", "p", "r", state, 5, "EUR", fault, str(seconds))
+        entry = LoggedRequest("k", 1, "", "p", "r", state, 5, "EUR", fault, str(seconds))
         for _ in range(looks):
-            after = next_state(entry, age)
+            after = next_transfer_state(entry, age)
             assert order.index(after) >= order.index(entry.state)
             entry.state = after
 
@@ -203,22 +203,22 @@ def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: 
 def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> None:
     """A malformed answer is no decline and no payment: nothing definite was said."""
     given_ = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", "state": "PAID", **values}
-    assert isinstance(payout_outcome(Reply(200, **given_)), Unknown)
+    assert isinstance(to_payout_outcome(Reply(200, **given_)), Unknown)
 
 
 @pytest.mark.parametrize(
     ("status", "trouble"),
     [(500, "SERVER_ERROR"), (503, "SERVER_ERROR"), (204, "NO_ANSWER"), (409, "BUSY"), (429, "BUSY"), (400, "REJECTED"), (401, "FORBIDDEN")],
 )
-def test_an_unknown_outcome_says_why(status: int, trouble: Trouble) -> None:
+def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
     """What is no definite answer is Unknown, with the trouble that says how it is tried again; to a payout and to a verification alike."""
-    for outcome in (payout_outcome(Reply(status, retry_after=7.5)), verification(Reply(status, retry_after=7.5))):
+    for outcome in (to_payout_outcome(Reply(status, retry_after=7.5)), to_verification_outcome(Reply(status, retry_after=7.5))):
         assert isinstance(outcome, Unknown)
-        assert (outcome.trouble, outcome.retry_after) == (trouble, 7.5)
+        assert (outcome.retry_reason, outcome.retry_after) == (trouble, 7.5)
 
 
 @asynccontextmanager
-async def served(app: web.Application) -> AsyncIterator[str]:
+async def serve_app(app: web.Application) -> AsyncIterator[str]:
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -229,34 +229,34 @@ async def served(app: web.Application) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def test_over_http_it_is_the_same(database: Databases) -> None:
+def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
     """The adapter over HTTP says what the one in the process says, of a batch, of a look-up, of an account; nobody there is NotSent."""
-    demands = [demand(), demand("ba_decline:no_account"), demand("ba_slow"), demand("ba_lost_after")]
+    requests = [payout_request(), payout_request("ba_decline:no_account"), payout_request("ba_slow"), payout_request("ba_lost_after")]
 
     async def run() -> tuple[Any, ...]:
         db = Database(database.service("sandbox"), connections=2)
-        async with served(application(Sandbox(db), SandboxPayouts(db))) as url:
-            port = PayoutsOverHttp(url, 3600)
+        async with serve_app(create_app(Sandbox(db), SandboxPayouts(db))) as url:
+            port = HttpSandboxPayouts(url, 3600)
             try:
-                answers = await port.submit(demands)
-                alone = await port.submit([demand("ba_lost_before")])
-                looked = await port.look_up(demands[3])
+                answers = await port.submit(requests)
+                alone = await port.submit([payout_request("ba_lost_before")])
+                looked = await port.look_up(requests[3])
                 accounts = [await port.verify("ba_ok", "EUR"), await port.verify("ba_unverified", "EUR")]
             finally:
                 await port.close()
-        gone = PayoutsOverHttp(url, 3600)
-        nobody = await gone.submit(demands[:2])
-        await gone.close()
+        closed_provider = HttpSandboxPayouts(url, 3600)
+        nobody = await closed_provider.submit(requests[:2])
+        await closed_provider.close()
         await asyncio.to_thread(db.close)
         return answers, alone, looked, accounts, nobody
 
-    answers, alone, looked, accounts, nobody = asyncio.run(run())
-    assert [type(one) for one in answers] == [Succeeded, Declined, Submitted, Unknown]
-    assert answers[1].reason is PayoutFailure.DESTINATION_REFUSED
-    assert isinstance(alone[0], Unknown)
-    assert isinstance(looked, Succeeded)
-    assert [type(one) for one in accounts] == [Verified, Declined]
-    assert [type(one) for one in nobody] == [NotSent, NotSent]
+    outcomes, single_outcome, lookup_outcomes, accounts, unreached_outcomes = asyncio.run(run())
+    assert [type(answer) for answer in outcomes] == [Succeeded, Declined, Submitted, Unknown]
+    assert outcomes[1].reason is PayoutFailure.DESTINATION_REFUSED
+    assert isinstance(single_outcome[0], Unknown)
+    assert isinstance(lookup_outcomes, Succeeded)
+    assert [type(answer) for answer in accounts] == [Verified, Declined]
+    assert [type(answer) for answer in unreached_outcomes] == [NotSent, NotSent]
 
 
 def test_without_its_database_the_server_says_so() -> None:
@@ -264,29 +264,29 @@ def test_without_its_database_the_server_says_so() -> None:
 
     async def run() -> Any:
         away = Database("postgresql://sandbox@127.0.0.1:1/away", connections=1)
-        async with served(application(Sandbox(away), SandboxPayouts(away))) as url:
-            port = PayoutsOverHttp(url, 3600)
+        async with serve_app(create_app(Sandbox(away), SandboxPayouts(away))) as url:
+            port = HttpSandboxPayouts(url, 3600)
             try:
-                return await port.look_up(demand()), *await port.submit([replace(demand(), amount=None)])  # type: ignore[arg-type]
+                return await port.look_up(payout_request()), *await port.submit([replace(payout_request(), amount=None)])  # type: ignore[arg-type]
             finally:
                 await port.close()
                 await asyncio.to_thread(away.close)
 
     away, malformed = asyncio.run(run())
-    assert (away.trouble, away.detail) == (Trouble.SERVER_ERROR, "status 503 unavailable")
-    assert (malformed.trouble, malformed.detail) == (Trouble.REJECTED, "status 400 request_malformed")
+    assert (away.retry_reason, away.detail) == (RetryReason.SERVER_ERROR, "status 503 unavailable")
+    assert (malformed.retry_reason, malformed.detail) == (RetryReason.REJECTED, "status 400 request_malformed")
 
 
-async def asked(answer: Callable[[web.Request], Awaitable[web.Response]], ask: Callable[[PayoutsOverHttp], Awaitable[Any]]) -> Any:
+async def call_over_http(handler: Callable[[web.Request], Awaitable[web.Response]], call: Callable[[HttpSandboxPayouts], Awaitable[Any]]) -> Any:
     """What the adapter makes of a server that answers everything in one way."""
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    async with served(app) as url:
-        port = PayoutsOverHttp(url, 3600)
+    app.router.add_route("*", "/{path:.*}", handler)
+    async with serve_app(app) as url:
+        provider = HttpSandboxPayouts(url, 3600)
         try:
-            return await ask(port)
+            return await call(provider)
         finally:
-            await port.close()
+            await provider.close()
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000])
@@ -296,10 +296,10 @@ def test_garbage_over_http_is_unknown(body: bytes) -> None:
     async def garbage(_request: web.Request) -> web.Response:
         return web.Response(body=body, content_type="application/json")
 
-    async def ask(port: PayoutsOverHttp) -> list[Any]:
-        return [*await port.submit([demand(), demand()]), await port.look_up(demand()), await port.verify("ba_ok", "EUR")]
+    async def ask(port: HttpSandboxPayouts) -> list[Any]:
+        return [*await port.submit([payout_request(), payout_request()]), await port.look_up(payout_request()), await port.verify("ba_ok", "EUR")]
 
-    assert [type(one) for one in asyncio.run(asked(garbage, ask))] == [Unknown] * 4
+    assert [type(outcome) for outcome in asyncio.run(call_over_http(garbage, ask))] == [Unknown] * 4
 
 
 @pytest.mark.parametrize(("said", "wait"), [(3, 3.0), (2.5, 2.5), (1e300, 86_400.0), ("3", None), (-1, None), (True, None), (None, None), ([], None)])
@@ -310,35 +310,35 @@ def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(said: object, wait
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps([busy, {**busy, "retry_after": 1}]), content_type="application/json")
 
-    first, second = asyncio.run(asked(answer, lambda port: port.submit([demand(), demand()])))
+    first, second = asyncio.run(call_over_http(answer, lambda port: port.submit([payout_request(), payout_request()])))
     if wait is None:
-        assert [(one.trouble, one.retry_after) for one in (first, second)] == [(Trouble.NO_ANSWER, 0.0)] * 2
+        assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [(RetryReason.NO_ANSWER, 0.0)] * 2
     else:
-        assert [(one.trouble, one.retry_after) for one in (first, second)] == [(Trouble.BUSY, wait), (Trouble.BUSY, 1.0)]
+        assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [(RetryReason.BUSY, wait), (RetryReason.BUSY, 1.0)]
 
 
-def test_an_answer_that_comes_in_pieces_is_one(database: Databases) -> None:
+def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
     """A body over HTTP is read to its end, however it is cut."""
-    said = orjson.dumps({"status": 400, "reference": "", "amount": 0, "currency": "", "code": "x" * 200_000, "state": ""})
+    response_body = orjson.dumps({"status": 400, "reference": "", "amount": 0, "currency": "", "code": "x" * 200_000, "state": ""})
 
     async def pieces(_request: web.Request) -> web.Response:
-        return web.Response(body=said, status=404, content_type="application/json")
+        return web.Response(body=response_body, status=404, content_type="application/json")
 
-    found = asyncio.run(asked(pieces, lambda port: port.look_up(demand())))
-    assert found.detail.startswith("status 404 xxx")
+    outcome = asyncio.run(call_over_http(pieces, lambda port: port.look_up(payout_request())))
+    assert outcome.detail.startswith("status 404 xxx")
 
 
 @pytest.mark.parametrize("path", ["/payouts", "/accounts/verify", "/charges"])
 @pytest.mark.parametrize(
     "body", ["", "{", "[]", "3", '{"amount": 1}', '[{"key": "k", "payout_id": "p", "amount": true, "currency": "EUR", "bank_account_token": "t"}]']
 )
-def test_the_server_refuses_what_it_cannot_read(database: Databases, path: str, body: str) -> None:
+def test_the_server_refuses_what_it_cannot_read(database: DatabaseUrls, path: str, body: str) -> None:
     """A malformed body is a 400, and nothing is stored."""
 
     async def run() -> tuple[int, Any]:
         db = Database(database.service("sandbox"), connections=2)
         async with (
-            served(application(Sandbox(db), SandboxPayouts(db))) as url,
+            serve_app(create_app(Sandbox(db), SandboxPayouts(db))) as url,
             aiohttp.request("POST", f"{url}{path}", data=body, headers={"Idempotency-Key": "k"}) as response,
         ):
             answer = response.status, (await response.json())["code"]

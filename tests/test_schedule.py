@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule, parse_zone
 
-TZDATA = frozenset(files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
+TIME_ZONES = frozenset(files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
 """Every name of the IANA database, but the one that stands for a zone that nobody has set."""
-_ZONES = (
+_ZONE_NAMES = (
     "UTC",
     "Europe/Berlin",
     "America/New_York",
@@ -28,21 +28,21 @@ _ZONES = (
     "Africa/Casablanca",
 )
 _CUT_OFFS = st.builds(time, st.integers(0, 23), st.integers(0, 59))
-_REGULAR = [interval for interval in Interval if interval is not Interval.MANUAL]
+_REGULAR_INTERVALS = [interval for interval in Interval if interval is not Interval.MANUAL]
 SCHEDULES = st.builds(
-    Schedule, st.sampled_from(_REGULAR), st.sampled_from(Weekday), st.integers(1, 31), _CUT_OFFS, st.sampled_from(_ZONES).map(ZoneInfo)
+    Schedule, st.sampled_from(_REGULAR_INTERVALS), st.sampled_from(Weekday), st.integers(1, 31), _CUT_OFFS, st.sampled_from(_ZONE_NAMES).map(ZoneInfo)
 )
-MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2040, 1, 1), timezones=st.sampled_from(_ZONES).map(ZoneInfo))  # noqa: DTZ001  the zone is beside it
+MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2040, 1, 1), timezones=st.sampled_from(_ZONE_NAMES).map(ZoneInfo))  # noqa: DTZ001  the zone is beside it
 
 
 def _has_cut_off(schedule: Schedule, day: date) -> bool:
     """What the contract says of each interval, said otherwise than by the rules."""
-    last = (day + timedelta(days=1)).month != day.month
+    is_last_day = (day + timedelta(days=1)).month != day.month
     return {
         Interval.DAILY: True,
         Interval.WEEKDAYS: day.strftime("%a") not in ("Sat", "Sun"),
         Interval.WEEKLY: day.strftime("%A").upper() == schedule.weekday,
-        Interval.MONTHLY: day.day == schedule.day_of_month or (last and day.day < schedule.day_of_month),
+        Interval.MONTHLY: day.day == schedule.day_of_month or (is_last_day and day.day < schedule.day_of_month),
     }[schedule.interval]
 
 
@@ -54,33 +54,33 @@ def _has_cut_off(schedule: Schedule, day: date) -> bool:
 @example(Schedule(Interval.DAILY, cut_off=time(23, 45), zone=ZoneInfo("Asia/Pyongyang")), datetime(2018, 5, 4, 15, 5, tzinfo=UTC))
 def test_each_day_has_one_cut_off_and_none_is_skipped(schedule: Schedule, after: datetime) -> None:
     """Run after run, the cut-offs are those of exactly the days of the interval, each once, also on days on which clocks are changed."""
-    found, moment = [], after
+    cut_offs, moment = [], after
     for _ in range(5):
         following = next_time(schedule, moment)
         assert following is not None
         assert following > moment
         assert following.tzinfo is UTC
-        found.append(following)
+        cut_offs.append(following)
         moment = following
     first = after.astimezone(schedule.zone).date() - timedelta(days=2)
-    days = [first + timedelta(days=n) for n in range((found[-1].date() - first).days + 3)]
+    days = [first + timedelta(days=n) for n in range((cut_offs[-1].date() - first).days + 3)]
     expected = {
         schedule.cut_off_on(day) for day in days if _has_cut_off(schedule, day)
     }  # a day that a zone left out shares its cut-off with the next
-    assert found == sorted(moment for moment in expected if after < moment <= found[-1])
+    assert cut_offs == sorted(moment for moment in expected if after < moment <= cut_offs[-1])
 
 
 @given(SCHEDULES, st.dates(date(1990, 1, 1), date(2040, 1, 1)))
 def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> None:
     """On the zone's clocks a cut-off is at its time of its day; where they skip that, it is as much later as they skip, and less than a day."""
     moment = schedule.cut_off_on(day)
-    shown = moment.astimezone(schedule.zone).replace(tzinfo=None)
-    wanted = datetime.combine(day, schedule.cut_off)
+    local_time = moment.astimezone(schedule.zone).replace(tzinfo=None)
+    expected_time = datetime.combine(day, schedule.cut_off)
     before, after = ((moment + timedelta(days=n)).astimezone(schedule.zone).utcoffset() for n in (-1, 1))
     assert before is not None
     assert after is not None
-    assert shown - wanted in (timedelta(0), after - before)
-    assert shown >= wanted
+    assert local_time - expected_time in (timedelta(0), after - before)
+    assert local_time >= expected_time
 
 
 @pytest.mark.parametrize(
@@ -98,10 +98,10 @@ def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> Non
 def test_cut_offs_of_known_days(zone: str, cut_off: str, day: str, expected: str) -> None:
     """Days on which clocks are changed have the cut-off that a calendar would have."""
     schedule = parse_schedule(Interval.DAILY, None, 0, cut_off, zone)
-    wanted = datetime.fromisoformat(f"{expected}+00:00")
-    assert schedule.cut_off_on(date.fromisoformat(day)) == wanted
-    assert next_time(schedule, wanted - timedelta(microseconds=1)) == wanted
-    assert next_time(schedule, wanted) != wanted
+    expected_time = datetime.fromisoformat(f"{expected}+00:00")
+    assert schedule.cut_off_on(date.fromisoformat(day)) == expected_time
+    assert next_time(schedule, expected_time - timedelta(microseconds=1)) == expected_time
+    assert next_time(schedule, expected_time) != expected_time
 
 
 @given(st.integers(1, 31), st.integers(1, 2399))
@@ -110,7 +110,7 @@ def test_a_month_without_the_day_pays_on_its_last(day_of_month: int, months: int
     year, month = 1900 + months // 12, months % 12 + 1
     length = monthrange(year, month)[1]
     schedule = Schedule(Interval.MONTHLY, day_of_month=day_of_month)
-    days = [day for day in range(1, length + 1) if schedule.falls_on(date(year, month, day))]
+    days = [day for day in range(1, length + 1) if schedule.has_cut_off_on(date(year, month, day))]
     assert days == [min(day_of_month, length)]
 
 
@@ -123,26 +123,26 @@ def test_manual_never_pays_by_itself(after: datetime) -> None:
 @pytest.mark.parametrize(
     ("interval", "weekday", "day", "cut_off", "zone", "field", "reason"),
     [
-        ("WEEKLY", None, 0, "16:00", "UTC", "weekday", Reason.FIELD_REQUIRED),
-        ("DAILY", "MONDAY", 0, "16:00", "UTC", "weekday", Reason.FIELD_INVALID),
-        ("MONTHLY", None, 0, "16:00", "UTC", "day_of_month", Reason.FIELD_REQUIRED),
-        ("MONTHLY", None, 32, "16:00", "UTC", "day_of_month", Reason.FIELD_INVALID),
-        ("MONTHLY", None, -1, "16:00", "UTC", "day_of_month", Reason.FIELD_INVALID),
-        ("WEEKDAYS", None, 5, "16:00", "UTC", "day_of_month", Reason.FIELD_INVALID),
-        ("DAILY", None, 0, "", "UTC", "cut_off", Reason.FIELD_REQUIRED),
-        ("DAILY", None, 0, "16:00", "", "time_zone", Reason.FIELD_REQUIRED),
-        ("MANUAL", None, 0, "16:00", "", "cut_off", Reason.FIELD_INVALID),
-        ("MANUAL", None, 0, "", "UTC", "time_zone", Reason.FIELD_INVALID),
-        *(("DAILY", None, 0, text, "UTC", "cut_off", Reason.FIELD_INVALID) for text in ("24:00", "9:00", "16:60", "16:00:00", "16:00\n", "１６:00", "noon")),
+        ("WEEKLY", None, 0, "16:00", "UTC", "weekday", ErrorReason.FIELD_REQUIRED),
+        ("DAILY", "MONDAY", 0, "16:00", "UTC", "weekday", ErrorReason.FIELD_INVALID),
+        ("MONTHLY", None, 0, "16:00", "UTC", "day_of_month", ErrorReason.FIELD_REQUIRED),
+        ("MONTHLY", None, 32, "16:00", "UTC", "day_of_month", ErrorReason.FIELD_INVALID),
+        ("MONTHLY", None, -1, "16:00", "UTC", "day_of_month", ErrorReason.FIELD_INVALID),
+        ("WEEKDAYS", None, 5, "16:00", "UTC", "day_of_month", ErrorReason.FIELD_INVALID),
+        ("DAILY", None, 0, "", "UTC", "cut_off", ErrorReason.FIELD_REQUIRED),
+        ("DAILY", None, 0, "16:00", "", "time_zone", ErrorReason.FIELD_REQUIRED),
+        ("MANUAL", None, 0, "16:00", "", "cut_off", ErrorReason.FIELD_INVALID),
+        ("MANUAL", None, 0, "", "UTC", "time_zone", ErrorReason.FIELD_INVALID),
+        *(("DAILY", None, 0, text, "UTC", "cut_off", ErrorReason.FIELD_INVALID) for text in ("24:00", "9:00", "16:60", "16:00:00", "16:00\n", "１６:00", "noon")),
     ],
 )  # fmt: skip
 def test_days_and_times_are_given_where_the_interval_has_them(
-    interval: str, weekday: str | None, day: int, cut_off: str, zone: str, field: str, reason: Reason
+    interval: str, weekday: str | None, day: int, cut_off: str, zone: str, field: str, reason: ErrorReason
 ) -> None:
     """What an interval needs is required, what it has no use for is refused, and each refusal names its field."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(ApiError) as error:
         parse_schedule(Interval(interval), Weekday(weekday) if weekday else None, day, cut_off, zone)
-    assert (refused.value.field, refused.value.reason) == (field, reason)
+    assert (error.value.field, error.value.reason) == (field, reason)
 
 
 @given(
@@ -152,15 +152,15 @@ def test_any_text_is_a_zone_or_a_named_refusal(text: str) -> None:
     """No text makes the parser raise anything but its refusal; what it takes is a name that means the same on every machine."""
     try:
         assert parse_zone(text).key == text
-        assert text in TZDATA
-    except Refused as refused:
-        assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, "time_zone")
+        assert text in TIME_ZONES
+    except ApiError as refused:
+        assert (refused.reason, refused.field) == (ErrorReason.FIELD_INVALID, "time_zone")
 
 
 def test_every_name_of_tzdata_is_accepted() -> None:
     """Each IANA name is a time zone, links such as Singapore, EST5EDT and GMT included."""
-    assert {"Singapore", "EST5EDT", "GMT", "Etc/GMT+5", "America/Argentina/Buenos_Aires"} <= TZDATA
-    assert {name for name in TZDATA if parse_zone(name).key == name} == TZDATA
+    assert {"Singapore", "EST5EDT", "GMT", "Etc/GMT+5", "America/Argentina/Buenos_Aires"} <= TIME_ZONES
+    assert {name for name in TIME_ZONES if parse_zone(name).key == name} == TIME_ZONES
 
 
 @pytest.mark.parametrize(
@@ -168,5 +168,5 @@ def test_every_name_of_tzdata_is_accepted() -> None:
 )
 def test_zones_that_differ_or_are_not_there_are_refused(zone: str) -> None:
     """A name that is no zone, or another one on another machine, is refused."""
-    with pytest.raises(Refused):
+    with pytest.raises(ApiError):
         parse_zone(zone)

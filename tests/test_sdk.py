@@ -30,104 +30,104 @@ from tallystick import (
     UnavailableError,
     new_order,
 )
-from tallystick._settings import CHANNEL_OPTIONS, CONCLUSIVE, NOT_BEGUN
+from tallystick._settings import CHANNEL_OPTIONS, CONCLUSIVE_REASONS, NOT_STARTED_REASONS
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.errors import CODE, to_status
-from tallystick_server.runtime.peers import PEER_OPTIONS
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.runtime.errors import CODE_BY_REASON, to_status
+from tallystick_server.runtime.peers import SERVICE_CHANNEL_OPTIONS
 
-from .conftest import ROOT, Platform, eventually, free_address, serving, unique
+from .conftest import ROOT, ServedPlatform, eventually, free_address, serve_platform, unique_id
 
 
-class Scripted(payment_service_pb2_grpc.PaymentServiceServicer):
+class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
     """Answers GetPayment by a script: refusals, and answers that get lost, then the payment. Its streams send the versions 1 to 6, or nothing."""
 
     def __init__(self) -> None:
-        self.script: list[Refused | str] = []
+        self.script: list[ApiError | str] = []
         self.calls: list[dict[str, str]] = []
-        self.hangs_after: int | None = None
-        self.end = threading.Event()
-        self.opened: list[int] = []
+        self.hang_after_calls: int | None = None
+        self.stop_event = threading.Event()
+        self.opened_after_versions: list[int] = []
         """After which version each stream was opened."""
-        self.silent = 0
+        self.silent_streams = 0
         """How many streams are still to be opened that send nothing."""
-        self.ends_by: Refused | None = None
+        self.stream_error: ApiError | None = None
         """By which every stream ends at once."""
-        self.ended = threading.Semaphore(0)
+        self.ended_streams = threading.Semaphore(0)
         """Released by each stream that ends."""
 
     def WatchPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
-        over = threading.Event()
+        stream_ended = threading.Event()
 
-        def ended() -> None:
-            over.set()
-            self.ended.release()
+        def on_end() -> None:
+            stream_ended.set()
+            self.ended_streams.release()
 
-        context.add_callback(ended)
-        self.opened.append(request.after_version)
-        if self.ends_by is not None:
-            _end(context, self.ends_by)
-        if self.silent:
-            self.silent -= 1
-            over.wait(30)
+        context.add_callback(on_end)
+        self.opened_after_versions.append(request.after_version)
+        if self.stream_error is not None:
+            _abort(context, self.stream_error)
+        if self.silent_streams:
+            self.silent_streams -= 1
+            stream_ended.wait(30)
             return
         for version in range(request.after_version + 1, 7):
             yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(version=version))
         if request.checkout_id == "open" and request.after_version < 2:
-            over.wait(30)
+            stream_ended.wait(30)
 
     def GetPayment(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.calls.append(dict(context.invocation_metadata()))  # type: ignore[arg-type]
-        if self.hangs_after is not None and len(self.calls) > self.hangs_after:
-            self.end.wait(30)
+        if self.hang_after_calls is not None and len(self.calls) > self.hang_after_calls:
+            self.stop_event.wait(30)
         if self.script:
-            refused = self.script.pop(0)
-            if isinstance(refused, str):  # as when the connection breaks
-                context.abort(grpc.StatusCode.UNAVAILABLE, refused)
-            _end(context, refused)
+            error = self.script.pop(0)
+            if isinstance(error, str):  # as when the connection breaks
+                context.abort(grpc.StatusCode.UNAVAILABLE, error)
+            _abort(context, error)
         return payment_service_pb2.GetPaymentResponse(payment=payment_pb2.Payment(checkout_id=request.checkout_id))
 
 
-def _end(context: grpc.ServicerContext, refused: Refused) -> None:
+def _abort(context: grpc.ServicerContext, error: ApiError) -> None:
     """Ends a call with a refusal."""
-    context.set_trailing_metadata((("grpc-status-details-bin", to_status(refused).SerializeToString()), ("tallystick-trace-id", "abc")))
-    context.abort(CODE[refused.reason], refused.message)
+    context.set_trailing_metadata((("grpc-status-details-bin", to_status(error).SerializeToString()), ("tallystick-trace-id", "abc")))
+    context.abort(CODE_BY_REASON[error.reason], error.message)
 
 
 @contextmanager
-def answering(address: str) -> Iterator[Scripted]:
+def serve_scripted(address: str) -> Iterator[ScriptedPaymentService]:
     """A server at an address."""
-    server, servicer = grpc.server(ThreadPoolExecutor(4)), Scripted()  # type: ignore[abstract]
+    server, servicer = grpc.server(ThreadPoolExecutor(4)), ScriptedPaymentService()  # type: ignore[abstract]
     payment_service_pb2_grpc.add_PaymentServiceServicer_to_server(servicer, server)
     server.add_insecure_port(address)
     server.start()
     try:
         yield servicer
     finally:
-        servicer.end.set()
+        servicer.stop_event.set()
         server.stop(None)
 
 
 @pytest.fixture
-def scripted() -> Iterator[tuple[Scripted, str]]:
+def scripted_server() -> Iterator[tuple[ScriptedPaymentService, str]]:
     address = free_address()
-    with answering(address) as servicer:
+    with serve_scripted(address) as servicer:
         yield servicer, address
 
 
-def both(address: str, **settings: Any) -> list[Any]:
+def call_variants(address: str, **settings: Any) -> list[Any]:
     """GetPayment by the sync and by the asyncio client, as callables."""
-    wanted = ClientSettings(**{"jitter": lambda: 0.0, **settings})
+    client_settings = ClientSettings(**{"jitter": lambda: 0.0, **settings})
 
     def sync() -> Any:
-        with Client(address, settings=wanted) as client:
+        with Client(address, settings=client_settings) as client:
             return client.get_payment("c")
 
     def async_() -> Any:
         async def call() -> Any:
-            async with AsyncClient(address, settings=wanted) as client:
+            async with AsyncClient(address, settings=client_settings) as client:
                 return await client.get_payment("c")
 
         return asyncio.run(call())
@@ -137,46 +137,46 @@ def both(address: str, **settings: Any) -> list[Any]:
 
 def test_client_settings_do_not_show_the_token() -> None:
     """The repr of the settings, which a traceback or a log may show, leaves the bearer token out."""
-    shown = repr(ClientSettings(token="secret-token", attempts=7))
-    assert "secret" not in shown
-    assert "attempts=7" in shown
+    text = repr(ClientSettings(token="secret-token", attempts=7))
+    assert "secret" not in text
+    assert "attempts=7" in text
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_refusals_with_retry_info_are_sent_again(scripted: tuple[Scripted, str], kind: int) -> None:
+def test_refusals_with_retry_info_are_sent_again(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
     """The platform says when to come back, and the SDK does, with the same request and its token."""
-    servicer, address = scripted
-    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=0.01), Refused(Reason.KEY_IN_USE, "x", retry_after=0.01)]
-    assert both(address, token="secret-token")[kind]().checkout_id == "c"
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01), ApiError(ErrorReason.KEY_IN_USE, "x", retry_after=0.01)]
+    assert call_variants(address, token="secret-token")[kind]().checkout_id == "c"
     assert len(servicer.calls) == 3
     assert {call["authorization"] for call in servicer.calls} == {"Bearer secret-token"}
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_refusals_for_good_are_not(scripted: tuple[Scripted, str], kind: int) -> None:
+def test_refusals_for_good_are_not(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
     """A refusal that a retry cannot help is raised at once, as its own class with all it says."""
-    servicer, address = scripted
-    servicer.script = [Refused(Reason.FIELD_INVALID, "mend it", field="a.b")]
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.FIELD_INVALID, "mend it", field="a.b")]
     with pytest.raises(InvalidArgumentError) as error:
-        both(address)[kind]()
+        call_variants(address)[kind]()
     assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == ("FIELD_INVALID", "a.b", "abc")
     assert len(servicer.calls) == 1
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_call_whose_time_went_by_in_refusals_says_by_which(scripted: tuple[Scripted, str], kind: int, hangs: bool) -> None:
+def test_a_call_whose_time_went_by_in_refusals_says_by_which(scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool) -> None:
     """When a call is refused until its time is up, the error has the last refusal's reason and details and the number of tries. Where the last sending got
     no answer it may have taken effect: the error is that of the deadline, and names the earlier refusal's reason only, whose text may say otherwise."""
-    servicer, address = scripted
+    servicer, address = scripted_server
     wrong = "The wallet does not answer. Nothing was stored."
-    servicer.script = [Refused(Reason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=0.01) for _ in range(3)]
+    servicer.script = [ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=0.01) for _ in range(3)]
     if hangs:
-        servicer.hangs_after = 3
+        servicer.hang_after_calls = 3
     else:
-        servicer.script.append(Refused(Reason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=60))
+        servicer.script.append(ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=60))
     with pytest.raises(DeadlineExceededError if hangs else UnavailableError, match="4 tries") as error:
-        both(address, deadlines={"GetPayment": 3.0})[kind]()
+        call_variants(address, deadlines={"GetPayment": 3.0})[kind]()
     assert len(servicer.calls) == 4
     if hangs:
         assert (error.value.reason, error.value.metadata, error.value.retry_after) == ("DEADLINE_EXCEEDED", {}, None)
@@ -191,29 +191,31 @@ def test_a_call_whose_time_went_by_in_refusals_says_by_which(scripted: tuple[Scr
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_a_call_without_an_answer_says_so_by_its_reason(scripted: tuple[Scripted, str], kind: int) -> None:
+def test_a_call_without_an_answer_says_so_by_its_reason(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
     """The error of a call whose only sending got no answer has the reason of the deadline too, as after earlier refusals."""
-    servicer, address = scripted
-    servicer.hangs_after = 0
+    servicer, address = scripted_server
+    servicer.hang_after_calls = 0
     with pytest.raises(DeadlineExceededError) as error:
-        both(address, deadlines={"GetPayment": 1.0})[kind]()
+        call_variants(address, deadlines={"GetPayment": 1.0})[kind]()
     assert (error.value.reason, error.value.__cause__) == ("DEADLINE_EXCEEDED", None)
     assert "the outcome is not known" in str(error.value)
 
 
-NOTHING = "Too many operations; nothing was stored."
+OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize(
-    "lost", ["Socket closed", Refused(Reason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01)], ids=["", "stopped"]
+    "lost", ["Socket closed", ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01)], ids=["", "stopped"]
 )
-def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(scripted: tuple[Scripted, str], kind: int, lost: Refused | str) -> None:
+def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, lost: ApiError | str
+) -> None:
     """After a try whose outcome is not known a refusal such as "nothing was stored" is not raised as the call's: the outcome is not known."""
-    servicer, address = scripted
-    servicer.script = [lost, Refused(Reason.OVERLOADED, NOTHING, retry_after=60)]
+    servicer, address = scripted_server
+    servicer.script = [lost, ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=60)]
     with pytest.raises(DeadlineExceededError, match="the outcome is not known") as error:
-        both(address)[kind]()
+        call_variants(address)[kind]()
     assert error.value.reason == "DEADLINE_EXCEEDED"
     assert "stored" not in str(error.value)
     assert isinstance(error.value.__cause__, UnavailableError)
@@ -224,23 +226,23 @@ def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(scripted: tuple[Script
 @pytest.mark.parametrize(
     ("first", "reason", "doubt"),
     [
-        ("Socket closed", Reason.STATE_FORBIDS, True),
-        ("Socket closed", Reason.NOT_FOUND, True),
-        ("Socket closed", Reason.FIELD_INVALID, True),
-        ("Socket closed", Reason.KEY_REUSED, False),
-        ("Socket closed", Reason.CARD_NUMBER_REFUSED, False),
-        (Refused(Reason.KEY_IN_USE, "in use", retry_after=0.01), Reason.INSUFFICIENT_FUNDS, True),
-        (Refused(Reason.OVERLOADED, NOTHING, retry_after=0.01), Reason.STATE_FORBIDS, False),
+        ("Socket closed", ErrorReason.STATE_FORBIDS, True),
+        ("Socket closed", ErrorReason.NOT_FOUND, True),
+        ("Socket closed", ErrorReason.FIELD_INVALID, True),
+        ("Socket closed", ErrorReason.KEY_REUSED, False),
+        ("Socket closed", ErrorReason.CARD_NUMBER_REFUSED, False),
+        (ApiError(ErrorReason.KEY_IN_USE, "in use", retry_after=0.01), ErrorReason.INSUFFICIENT_FUNDS, True),
+        (ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=0.01), ErrorReason.STATE_FORBIDS, False),
     ],
 )
 def test_a_refusal_says_where_it_is_of_the_last_try_alone(
-    scripted: tuple[Scripted, str], kind: int, first: Refused | str, reason: Reason, doubt: bool
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, first: ApiError | str, reason: ErrorReason, doubt: bool
 ) -> None:
     """A refusal for good keeps its reason. It says that an earlier try's outcome is not known, unless it would be refused whatever that was."""
-    servicer, address = scripted
-    servicer.script = [first, Refused(reason, "no")]
+    servicer, address = scripted_server
+    servicer.script = [first, ApiError(reason, "no")]
     with pytest.raises(TallystickError) as error:
-        both(address)[kind]()
+        call_variants(address)[kind]()
     assert error.value.reason == reason
     assert ("the outcome of an earlier one is not known" in error.value.message) == doubt
     assert error.value.message.startswith("no")
@@ -248,22 +250,22 @@ def test_a_refusal_says_where_it_is_of_the_last_try_alone(
 
 def test_the_sdk_judges_reasons_of_the_contract() -> None:
     """The reasons that the SDK's rule for lost tries names are reasons of the platform, and none of them is of two kinds."""
-    assert set(Reason) >= CONCLUSIVE | NOT_BEGUN
-    assert not CONCLUSIVE & NOT_BEGUN
+    assert set(ErrorReason) >= CONCLUSIVE_REASONS | NOT_STARTED_REASONS
+    assert not CONCLUSIVE_REASONS & NOT_STARTED_REASONS
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_a_slow_reader_loses_nothing(scripted: tuple[Scripted, str], kind: int) -> None:
+def test_a_slow_reader_loses_nothing(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
     """A stream whose deadline passes while its reader is busy, or while nothing happens, goes on from where it was, without loss or repetition."""
-    servicer, address = scripted
-    servicer.silent = 4
+    servicer, address = scripted_server
+    servicer.silent_streams = 4
     settings = ClientSettings(stream_seconds=0.5, stream_attempts=2)
 
     def busy(version: int) -> int:
         if version == 2:
-            while servicer.ended.acquire(blocking=False):  # of earlier streams
+            while servicer.ended_streams.acquire(blocking=False):  # of earlier streams
                 pass
-            assert servicer.ended.acquire(timeout=30)
+            assert servicer.ended_streams.acquire(timeout=30)
         return version
 
     def sync() -> list[int]:
@@ -275,23 +277,23 @@ def test_a_slow_reader_loses_nothing(scripted: tuple[Scripted, str], kind: int) 
             return [await asyncio.to_thread(busy, payment.version) async for payment in client.watch_payment("open")]
 
     assert (asyncio.run(async_()) if kind else sync()) == [1, 2, 3, 4, 5, 6]
-    assert servicer.opened[:5] == [0, 0, 0, 0, 0]
-    assert servicer.opened[5] in (2, 3)
+    assert servicer.opened_after_versions[:5] == [0, 0, 0, 0, 0]
+    assert servicer.opened_after_versions[5] in (2, 3)
 
 
-def test_waiting_in_vain_leaves_no_stream_open(scripted: tuple[Scripted, str]) -> None:
+def test_waiting_in_vain_leaves_no_stream_open(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
     """When wait_for_payment ends by its time, so does its stream, also while the error is kept; an iterator that is closed early ends its stream too."""
-    servicer, address = scripted
+    servicer, address = scripted_server
 
     async def calls() -> None:
         async with AsyncClient(address) as client:
             with pytest.raises(DeadlineExceededError) as error:
                 await client.wait_for_payment("open", 0.5)
-            assert await asyncio.to_thread(servicer.ended.acquire, timeout=10)
+            assert await asyncio.to_thread(servicer.ended_streams.acquire, timeout=10)
             versions = client.watch_payment("open")
             assert (await anext(versions)).version == 1
             await versions.aclose()
-            assert await asyncio.to_thread(servicer.ended.acquire, timeout=10)
+            assert await asyncio.to_thread(servicer.ended_streams.acquire, timeout=10)
             assert "not final" in str(error.value)
 
     asyncio.run(calls())
@@ -299,19 +301,19 @@ def test_waiting_in_vain_leaves_no_stream_open(scripted: tuple[Scripted, str]) -
         versions = client.watch_payment("open")
         assert next(versions).version == 1
         versions.close()
-        assert servicer.ended.acquire(timeout=10)
+        assert servicer.ended_streams.acquire(timeout=10)
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in flight", "between tries"])
-def test_closing_a_client_ends_its_calls(scripted: tuple[Scripted, str], waits: bool) -> None:
+def test_closing_a_client_ends_its_calls(scripted_server: tuple[ScriptedPaymentService, str], waits: bool) -> None:
     """A call in flight when its client is closed, or that waits to be sent again, ends at once with TallystickError, never as a cancelled task."""
-    servicer, address = scripted
+    servicer, address = scripted_server
     settings = ClientSettings(deadlines={"GetPayment": 300.0})
 
     def prepare() -> None:
         servicer.calls.clear()
-        servicer.hangs_after = None if waits else 0
-        servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=100)] if waits else []
+        servicer.hang_after_calls = None if waits else 0
+        servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=100)] if waits else []
 
     prepare()
     with ThreadPoolExecutor(1) as callers, Client(address, settings=settings) as client:
@@ -322,10 +324,10 @@ def test_closing_a_client_ends_its_calls(scripted: tuple[Scripted, str], waits: 
             call.result(30)
 
     async def calls() -> None:
-        other = AsyncClient(address, settings=settings)
-        task = asyncio.ensure_future(other.get_payment("c"))
+        other_client = AsyncClient(address, settings=settings)
+        task = asyncio.ensure_future(other_client.get_payment("c"))
         assert await asyncio.to_thread(eventually, lambda: servicer.calls)
-        await other.close()
+        await other_client.close()
         with pytest.raises(TallystickError, match="the client is closed"):
             await asyncio.wait_for(task, 30)
 
@@ -334,16 +336,16 @@ def test_closing_a_client_ends_its_calls(scripted: tuple[Scripted, str], waits: 
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_closing_a_client_ends_its_streams(scripted: tuple[Scripted, str], kind: int) -> None:
+def test_closing_a_client_ends_its_streams(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
     """A stream that waits to be opened again when its client is closed ends at once with TallystickError."""
-    servicer, address = scripted
-    servicer.ends_by = Refused(Reason.OVERLOADED, "x", retry_after=100)
+    servicer, address = scripted_server
+    servicer.stream_error = ApiError(ErrorReason.OVERLOADED, "x", retry_after=100)
 
     async def calls() -> None:
         client = AsyncClient(address)
         version = asyncio.ensure_future(anext(client.watch_payment("c")))
-        assert await asyncio.to_thread(eventually, lambda: servicer.opened)
-        await asyncio.to_thread(servicer.ended.acquire, timeout=30)
+        assert await asyncio.to_thread(eventually, lambda: servicer.opened_after_versions)
+        await asyncio.to_thread(servicer.ended_streams.acquire, timeout=30)
         await client.close()
         with pytest.raises(TallystickError, match="the client is closed"):
             await asyncio.wait_for(version, 30)
@@ -353,15 +355,15 @@ def test_closing_a_client_ends_its_streams(scripted: tuple[Scripted, str], kind:
         return
     with ThreadPoolExecutor(1) as callers, Client(address) as client:
         version = callers.submit(next, client.watch_payment("c"))
-        assert servicer.ended.acquire(timeout=30)
+        assert servicer.ended_streams.acquire(timeout=30)
         client.close()
         with pytest.raises(TallystickError, match="the client is closed"):
             version.result(30)
 
 
-def test_an_asyncio_client_is_closed_in_its_own_event_loop(scripted: tuple[Scripted, str]) -> None:
+def test_an_asyncio_client_is_closed_in_its_own_event_loop(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
     """Closing an asyncio client in another event loop than that of its calls is a TallystickError that says so; it works once that loop is closed."""
-    _, address = scripted
+    _, address = scripted_server
     client = AsyncClient(address)
 
     async def calls() -> None:
@@ -375,11 +377,13 @@ def test_an_asyncio_client_is_closed_in_its_own_event_loop(scripted: tuple[Scrip
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-@pytest.mark.parametrize("reason", [Reason.DEADLINE_EXCEEDED, Reason.STREAM_EXPIRED])
-def test_a_stream_that_ends_at_once_is_not_opened_for_ever(scripted: tuple[Scripted, str], kind: int, reason: Reason) -> None:
+@pytest.mark.parametrize("reason", [ErrorReason.DEADLINE_EXCEEDED, ErrorReason.STREAM_EXPIRED])
+def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, reason: ErrorReason
+) -> None:
     """An address that ends every stream at once, as if its time were over, is asked `stream_attempts` times; then its error is raised."""
-    servicer, address = scripted
-    servicer.ends_by = Refused(reason, "x", retry_after=0.01 if reason is Reason.STREAM_EXPIRED else None)
+    servicer, address = scripted_server
+    servicer.stream_error = ApiError(reason, "x", retry_after=0.01 if reason is ErrorReason.STREAM_EXPIRED else None)
     settings = ClientSettings(stream_attempts=4, jitter=lambda: 0.0)
 
     async def calls() -> None:
@@ -393,13 +397,13 @@ def test_a_stream_that_ends_at_once_is_not_opened_for_ever(scripted: tuple[Scrip
             with Client(address, settings=settings) as client:
                 next(client.watch_payment("c"))
     assert error.value.reason == reason
-    assert len(servicer.opened) == 4
+    assert len(servicer.opened_after_versions) == 4
 
 
-def test_a_cancellation_is_the_callers_own(scripted: tuple[Scripted, str]) -> None:
+def test_a_cancellation_is_the_callers_own(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
     """Cancelling a task cancels its call, in flight or between two tries, and is CancelledError; nothing is sent after it."""
-    servicer, address = scripted
-    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=1)]
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=1)]
 
     async def calls() -> None:
         async with AsyncClient(address) as client:
@@ -414,9 +418,9 @@ def test_a_cancellation_is_the_callers_own(scripted: tuple[Scripted, str]) -> No
     assert len(servicer.calls) == 2
 
 
-def test_an_asyncio_client_belongs_to_one_event_loop(scripted: tuple[Scripted, str]) -> None:
+def test_an_asyncio_client_belongs_to_one_event_loop(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
     """A client made outside of any event loop works in the first that uses it; a call in another is a TallystickError that says so."""
-    _, address = scripted
+    _, address = scripted_server
     client = AsyncClient(address)
 
     async def call() -> str:
@@ -425,24 +429,24 @@ def test_an_asyncio_client_belongs_to_one_event_loop(scripted: tuple[Scripted, s
     assert asyncio.run(call()) == "c"
     for use in (call, lambda: anext(client.watch_payment("c"))):
 
-        async def again(use: Any = use) -> None:
+        async def use_again(use: Any = use) -> None:
             await use()
 
         with pytest.raises(TallystickError, match="another event loop"):
-            asyncio.run(again())
+            asyncio.run(use_again())
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_retries_are_bounded(scripted: tuple[Scripted, str], kind: int) -> None:
+def test_retries_are_bounded(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
     """After so many sendings the last refusal is raised; one that lies beyond the deadline is not waited for."""
-    servicer, address = scripted
-    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
+    servicer, address = scripted_server
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
     with pytest.raises(UnavailableError):
-        both(address, attempts=3)[kind]()
+        call_variants(address, attempts=3)[kind]()
     assert len(servicer.calls) == 3
-    servicer.script = [Refused(Reason.OVERLOADED, "x", retry_after=60)]
+    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=60)]
     with pytest.raises(UnavailableError) as error:
-        both(address, deadlines={"GetPayment": 1.0})[kind]()
+        call_variants(address, deadlines={"GetPayment": 1.0})[kind]()
     assert error.value.retry_after == 60
     assert len(servicer.calls) == 4
 
@@ -464,18 +468,22 @@ def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
         return 0.0
 
     with ThreadPoolExecutor(1) as callers:
-        call = callers.submit(both(address, deadlines={"GetPayment": 60.0}, jitter=jitter)[kind])
+        call = callers.submit(call_variants(address, deadlines={"GetPayment": 60.0}, jitter=jitter)[kind])
         for _ in range(7):  # by then more than 3 s have passed
             assert tries.acquire(timeout=30)
-        with answering(address):
+        with serve_scripted(address):
             assert call.result(60).checkout_id == "c"
 
 
 def test_a_client_uses_every_process_behind_its_target() -> None:
     """Calls of one client go round over all addresses of its target."""
     addresses = [free_address(), free_address()]
-    with answering(addresses[0]) as one, answering(addresses[1]) as other, Client(f"ipv4:{','.join(addresses)}") as client:
-        assert eventually(lambda: client.get_payment("c").checkout_id and one.calls and other.calls)
+    with (
+        serve_scripted(addresses[0]) as first_service,
+        serve_scripted(addresses[1]) as other_service,
+        Client(f"ipv4:{','.join(addresses)}") as client,
+    ):
+        assert eventually(lambda: client.get_payment("c").checkout_id and first_service.calls and other_service.calls)
 
 
 def test_a_channel_connects_again_soon() -> None:
@@ -494,19 +502,19 @@ def test_a_channel_connects_again_soon() -> None:
         return [later - earlier for earlier, later in pairwise(times)]
 
     def as_services(address: str) -> grpc.Channel:
-        return grpc.insecure_channel(address, PEER_OPTIONS)
+        return grpc.insecure_channel(address, SERVICE_CHANNEL_OPTIONS)
 
     def as_client(address: str) -> grpc.Channel:
         return grpc.insecure_channel(address, CHANNEL_OPTIONS)
 
     with ThreadPoolExecutor(2) as threads:
-        for found in threads.map(gaps, (as_services, as_client)):
-            assert max(found) < 5, found  # gRPC's own would be beyond 10
+        for gap_count in threads.map(gaps, (as_services, as_client)):
+            assert max(gap_count) < 5, gap_count  # gRPC's own would be beyond 10
 
 
 def test_nobody_there_is_unavailable() -> None:
     """A platform that cannot be reached is UnavailableError, within the deadline."""
-    for call in both(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
+    for call in call_variants(free_address(), deadlines={"GetPayment": 0.5}, attempts=2):
         with pytest.raises((UnavailableError, DeadlineExceededError)):
             call()
 
@@ -531,9 +539,11 @@ def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
         (5.0, (("a-bin", "b"),), "metadata a-bin"),
     ],
 )
-def test_what_grpc_cannot_send_is_a_value_error_of_ours(scripted: tuple[Scripted, str], timeout: float, metadata: Any, named: str) -> None:
+def test_what_grpc_cannot_send_is_a_value_error_of_ours(
+    scripted_server: tuple[ScriptedPaymentService, str], timeout: float, metadata: Any, named: str
+) -> None:
     """A timeout or metadata that cannot be sent is a ValueError that names it, of both clients, and nothing is sent."""
-    servicer, address = scripted
+    servicer, address = scripted_server
     request = payment_service_pb2.GetPaymentRequest(checkout_id="c")
     with Client(address) as client, pytest.raises(ValueError, match=named):
         client.payment.GetPayment(request, timeout=timeout, metadata=metadata)
@@ -547,9 +557,9 @@ def test_what_grpc_cannot_send_is_a_value_error_of_ours(scripted: tuple[Scripted
     assert servicer.calls == []
 
 
-def test_a_closed_client_says_so(scripted: tuple[Scripted, str]) -> None:
+def test_a_closed_client_says_so(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
     """A call, or a stream, of a client that was closed is a TallystickError, of both clients, and none of gRPC's own exceptions."""
-    _, address = scripted
+    _, address = scripted_server
     client = Client(address)
     client.close()
     for use in (lambda: client.get_payment("c"), lambda: list(client.watch_payment("c"))):
@@ -557,12 +567,12 @@ def test_a_closed_client_says_so(scripted: tuple[Scripted, str]) -> None:
             use()
 
     async def calls() -> None:
-        other = AsyncClient(address)
-        await other.close()
+        other_client = AsyncClient(address)
+        await other_client.close()
         with pytest.raises(TallystickError, match="the client is closed"):
-            await other.get_payment("c")
+            await other_client.get_payment("c")
         with pytest.raises(TallystickError, match="the client is closed"):
-            [one async for one in other.watch_payment("c")]
+            [payment async for payment in other_client.watch_payment("c")]
 
     asyncio.run(calls())
 
@@ -577,27 +587,27 @@ def test_money_is_text_or_decimal(amount: object) -> None:
         new_order("o", "b", "s", Decimal("NaN"), "EUR")
 
 
-def test_waiting_for_a_payment_ends_with_its_time(platform: Platform) -> None:
+def test_waiting_for_a_payment_ends_with_its_time(platform: ServedPlatform) -> None:
     """wait_for_payment: the final payment, or DeadlineExceededError; one that is not there is NOT_FOUND."""
-    checkout = unique("c")
+    checkout = unique_id("c")
     with platform.client() as client:
         client.create_payment(checkout, [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_pending")
         with pytest.raises(DeadlineExceededError):
             client.wait_for_payment(checkout, 0.5)
         with pytest.raises(NotFoundError):
-            client.wait_for_payment(unique("c"), 5)
+            client.wait_for_payment(unique_id("c"), 5)
 
 
 @pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "clients/python/examples").glob("*.py")))
-def test_the_examples_run(platform: Platform, example: str) -> None:
+def test_the_examples_run(platform: ServedPlatform, example: str) -> None:
     """Each example runs against the platform as it stands, and prints something."""
     path = ROOT / "clients/python/examples" / example
-    done = subprocess.run([sys.executable, str(path), platform.address], capture_output=True, text=True, check=False, timeout=60, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    completed = subprocess.run([sys.executable, str(path), platform.address], capture_output=True, text=True, check=False, timeout=60, env=os.environ)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout
 
 
-def test_a_seller_is_paid_where_sales_wait_for_their_delivery(own_database: Databases) -> None:
+def test_a_seller_is_paid_where_sales_wait_for_their_delivery(scratch_database: DatabaseUrls) -> None:
     """The example of a payout runs against the demo's kind of platform, on which sales are pending until they are delivered."""
-    with serving(own_database, Settings(release_delay=604_800, payout_waiting_period=0)) as platform:
+    with serve_platform(scratch_database, Settings(release_delay=604_800, payout_waiting_period=0)) as platform:
         test_the_examples_run(platform, "pay_a_seller.py")

@@ -35,52 +35,52 @@ from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
 from tallystick_core.caller import Caller, Role
 from tallystick_server.process import schema, serve
-from tallystick_server.process.configuration import SERVED, Settings, load
-from tallystick_server.process.databases import Databases, databases
+from tallystick_server.process.configuration import SERVICES, Settings, load
+from tallystick_server.process.databases import DatabaseUrls, open_databases
 from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.failure import Failure
-from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, migrate, roles
+from tallystick_server.process.failure import StartupError
+from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, migrate, role_names
 from tallystick_server.process.verify import verify
 
-from .conftest import ROOT, command_line, eventually, free_address, fresh_database
-from .conftest import serving as platform_of
-from .torture.platform import freeze
+from .conftest import ROOT, eventually, free_address, fresh_database, run_command
+from .conftest import serve_platform as platform_of
+from .torture.platform import freeze_postgres
 
 _PING, _GOAWAY = 6, 7  # types of HTTP/2 frames
 CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
 
 
 @contextmanager
-def process(arguments: list[str], environment: dict[str, str], address: str) -> Iterator[subprocess.Popen[str]]:
+def running_process(arguments: list[str], environment: dict[str, str], address: str) -> Iterator[subprocess.Popen[str]]:
     """A command that serves, up when the block begins."""
-    started = subprocess.Popen([*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    subprocess_ = subprocess.Popen([*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     try:
-        eventually(lambda: serving(address) or started.poll() is not None, 30)
-        assert started.poll() is None, started.stderr.read() if started.stderr else ""
-        assert serving(address)
-        yield started
+        eventually(lambda: is_serving(address) or subprocess_.poll() is not None, 30)
+        assert subprocess_.poll() is None, subprocess_.stderr.read() if subprocess_.stderr else ""
+        assert is_serving(address)
+        yield subprocess_
     finally:
-        started.terminate()
-        started.communicate(timeout=60)
+        subprocess_.terminate()
+        subprocess_.communicate(timeout=60)
 
 
-def serving(address: str, service: str = "") -> bool:
+def is_serving(address: str, service: str = "") -> bool:
     with grpc.insecure_channel(address) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=1)  # type: ignore[attr-defined]
+            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=1)  # type: ignore[attr-defined]
         except grpc.RpcError:
             return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def of(known: Databases) -> dict[str, str]:
-    return {"TALLYSTICK_DATABASE_URL": known.admin, "TALLYSTICK_DATA": str(known.passwords.path.parent)}
+def environment_of(databases: DatabaseUrls) -> dict[str, str]:
+    return {"TALLYSTICK_DATABASE_URL": databases.admin, "TALLYSTICK_DATA": str(databases.passwords.path.parent)}
 
 
-def test_services_run_as_processes_of_their_own(own_database: Databases, tmp_path: Path) -> None:
+def test_services_run_as_processes_of_their_own(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
     """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a fifth, carry the same checkout."""
     address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
-    urls = {name: own_database.service(name).replace("+psycopg", "") for name in address}
+    urls = {name: scratch_database.service(name).replace("+psycopg", "") for name in address}
     peers = ",".join(f"{name}={at}" for name, at in address.items())
     with ExitStack() as stack:
         port = address["sandbox"].rpartition(":")[2]
@@ -100,41 +100,41 @@ def test_services_run_as_processes_of_their_own(own_database: Databases, tmp_pat
                 "TALLYSTICK_RETRY": "no_answer=fixed:0.2:50,server_error=fixed:0.2:50",
                 "TALLYSTICK_DATA": str(tmp_path),
             }
-            stack.enter_context(process(["serve", name], environment, address[name]))
+            stack.enter_context(running_process(["serve", name], environment, address[name]))
         client = stack.enter_context(Client(address["payment"], ledger=address["ledger"], wallet=address["wallet"], event=address["event"]))
         orders = [new_order(f"o-{n}", "b", f"s-{n}", "10.00", "EUR") for n in range(2)]
         assert client.create_payment("c-1", orders, credit_card_info="tok_visa").is_payment_done
-        lost = client.create_payment("c-2", [new_order("o-9", "b", "s-1", "1.00", "EUR")], credit_card_info="tok_lost_after")
-        assert lost.is_payment_done
+        unknown_payment = client.create_payment("c-2", [new_order("o-9", "b", "s-1", "1.00", "EUR")], credit_card_info="tok_lost_after")
+        assert unknown_payment.is_payment_done
         assert eventually(lambda: any(e.aggregate_id == "payments/c-2" and e.aggregate_version == 2 for e in client.events()))
-    report = verify(own_database)
+    report = verify(scratch_database)
     assert report.passed, report.as_text()
 
 
-def test_sigterm_drains(own_database: Databases) -> None:
+def test_sigterm_drains(scratch_database: DatabaseUrls) -> None:
     """SIGTERM: health goes NOT_SERVING, the call in flight gets its answer, the payment is settled, the process exits 0."""
     address = free_address()
-    environment = {**of(own_database), "TALLYSTICK_LISTEN": address}
-    with process(["serve", "all"], environment, address) as server, Client(address) as client:
-        answers = []
+    environment = {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address}
+    with running_process(["serve", "all"], environment, address) as server, Client(address) as client:
+        responses = []
         order = new_order("o-1", "b", "s", "1.00", "EUR")
-        caller = threading.Thread(target=lambda: answers.append(client.create_payment("c-1", [order], credit_card_info="tok_delay:1500")))
+        caller = threading.Thread(target=lambda: responses.append(client.create_payment("c-1", [order], credit_card_info="tok_delay:1500")))
         caller.start()
         assert eventually(lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments)
         server.send_signal(signal.SIGTERM)
         caller.join(20)
-        assert answers
-        assert answers[0].is_payment_done
+        assert responses
+        assert responses[0].is_payment_done
         assert server.wait(30) == 0
-        assert not serving(address)
-    assert verify(own_database).passed
+        assert not is_serving(address)
+    assert verify(scratch_database).passed
 
 
-def test_sigterm_answers_every_caller(own_database: Databases) -> None:
+def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
     """SIGTERM with 120 callers in flight: each call gets its result or SHUTTING_DOWN with when to come back; none is cancelled."""
     address = free_address()
-    environment = {**of(own_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "3", "TALLYSTICK_SANDBOX_LATENCY": "1"}
-    answers: Counter[str] = Counter()
+    environment = {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "3", "TALLYSTICK_SANDBOX_LATENCY": "1"}
+    response_counts: Counter[str] = Counter()
 
     async def caller(number: int, channel: grpc.aio.Channel, ended: asyncio.Event) -> None:
         stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
@@ -146,49 +146,51 @@ def test_sigterm_answers_every_caller(own_database: Databases) -> None:
                 return
             try:
                 await stub.CreatePayment(request, timeout=30)
-                answers["result"] += 1
+                response_counts["result"] += 1
             except grpc.aio.AioRpcError as error:
-                refused = from_rpc(error)
-                lost = error.code() is grpc.StatusCode.UNAVAILABLE and not refused.reason  # the process has gone: nobody is there to answer
-                answers["lost" if lost else f"{refused.reason or error.code().name} {refused.retry_after}"] += 1
-                if lost:
+                api_error = from_rpc(error)
+                is_connection_lost = (
+                    error.code() is grpc.StatusCode.UNAVAILABLE and not api_error.reason
+                )  # the process has gone: nobody is there to answer
+                response_counts["lost" if is_connection_lost else f"{api_error.reason or error.code().name} {api_error.retry_after}"] += 1
+                if is_connection_lost:
                     return
-                await asyncio.sleep(refused.retry_after or 0)
+                await asyncio.sleep(api_error.retry_after or 0)
 
     async def callers(server: subprocess.Popen[str]) -> None:
-        ended = asyncio.Event()
+        caller_stop = asyncio.Event()
         channels = [grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(12)]
-        tasks = [asyncio.ensure_future(caller(number, channels[number % 12], ended)) for number in range(120)]
-        await asyncio.to_thread(eventually, lambda: answers["result"] >= 60)  # each of them in the middle of something
+        tasks = [asyncio.ensure_future(caller(number, channels[number % 12], caller_stop)) for number in range(120)]
+        await asyncio.to_thread(eventually, lambda: response_counts["result"] >= 60)  # each of them in the middle of something
         server.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.wait, 60) == 0
-        ended.set()
+        caller_stop.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
         for channel in channels:
             await channel.close()
 
-    with process(["serve", "all"], environment, address) as server:
+    with running_process(["serve", "all"], environment, address) as server:
         asyncio.run(callers(server))
-    assert answers["SHUTTING_DOWN 0.5"] >= 12
-    assert set(answers) <= {"result", "SHUTTING_DOWN 0.5", "lost"}, answers
-    assert verify(own_database).passed
+    assert response_counts["SHUTTING_DOWN 0.5"] >= 12
+    assert set(response_counts) <= {"result", "SHUTTING_DOWN 0.5", "lost"}, response_counts
+    assert verify(scratch_database).passed
 
 
-def test_who_watches_health_keeps_no_process_up(own_database: Databases) -> None:
+def test_who_watches_health_keeps_no_process_up(scratch_database: DatabaseUrls) -> None:
     """SIGTERM: an open Health.Watch, as load balancers have, and a call that never sent its message are not waited for."""
     address = free_address()
-    environment = {**of(own_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "60"}
-    with process(["serve", "all"], environment, address) as server, grpc.insecure_channel(address) as channel:
+    environment = {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "60"}
+    with running_process(["serve", "all"], environment, address) as server, grpc.insecure_channel(address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         stub: Any = channel.stream_unary("/tallystick.payment.v1.PaymentService/GetPayment", None, None)
-        mute = stub.future(_nothing())
+        mute = stub.future(_pending_messages())
         server.send_signal(signal.SIGTERM)
         assert server.wait(15) == 0
         assert mute.exception() is not None
 
 
-def _nothing() -> Iterator[bytes]:
+def _pending_messages() -> Iterator[bytes]:
     """A call's messages, of which none comes in time."""
     threading.Event().wait(20)
     yield b""
@@ -202,8 +204,8 @@ def test_what_stands_beside_the_door_refuses_by_name(platform_address: str, meth
     with grpc.insecure_channel(platform_address) as channel, pytest.raises(grpc.RpcError) as error:
         stub: Any = channel.stream_stream(method, None, None)
         list(stub(iter([b"\xff\xff\xff"]), timeout=10))
-    refused = from_rpc(error.value)
-    assert (error.value.code(), refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
+    api_error = from_rpc(error.value)
+    assert (error.value.code(), api_error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -211,11 +213,11 @@ def test_reflection_lists_every_service(platform_address: str) -> None:
     """grpcurl's way: the server tells its services and their files."""
     with grpc.insecure_channel(platform_address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        answers = list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))  # type: ignore[operator]
-    names = {service.name for service in answers[0].list_services_response.service}
+        responses = list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))  # type: ignore[operator]
+    names = {service.name for service in responses[0].list_services_response.service}
     assert names >= {f"tallystick.{name.lower()}.v1.{name}Service" for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")}
     for name in names:
-        assert serving(platform_address, name) or not name.startswith("tallystick.")
+        assert is_serving(platform_address, name) or not name.startswith("tallystick.")
 
 
 def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> None:
@@ -223,31 +225,31 @@ def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> N
     host, _, port = platform_address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
-        said = b""
+        received_bytes = b""
         with suppress(OSError):  # it is closed while we send
             for _ in range(1000):
                 connection.sendall(b"\0\0\x08\6\0\0\0\0\0" + bytes(8))
         with suppress(ConnectionError):
             while received := connection.recv(65536):
-                said += received
-    assert b"too_many_pings" in said
+                received_bytes += received
+    assert b"too_many_pings" in received_bytes
 
 
 @pytest.mark.parametrize(("option", "frame"), [("grpc.max_connection_age_ms", _GOAWAY), ("grpc.keepalive_time_ms", _PING)])
-def test_connections_are_renewed_and_looked_after(own_database: Databases, monkeypatch: pytest.MonkeyPatch, option: str, frame: int) -> None:
+def test_connections_are_renewed_and_looked_after(scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, option: str, frame: int) -> None:
     """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes; one whose caller answers no ping is closed."""
     soon = {option, "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
     monkeypatch.setattr(serve, "CONNECTIONS", [(name, 500 if name in soon else value) for name, value in serve.CONNECTIONS])
-    with platform_of(own_database, names=("event",)) as platform:
+    with platform_of(scratch_database, names=("event",)) as platform:
         host, _, port = platform.address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as answers:
+        with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as stream_reader:
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
-            while head := answers.read(9):
-                answers.read(int.from_bytes(head[:3]))
+            while head := stream_reader.read(9):
+                stream_reader.read(int.from_bytes(head[:3]))
                 if head[3] == frame:
                     break
             assert head
-            while answers.read(1000):
+            while stream_reader.read(1000):
                 pass
 
 
@@ -281,121 +283,127 @@ def platform_address(platform: object) -> str:
     return platform.address  # type: ignore[attr-defined, no-any-return]
 
 
-def refusal(arguments: list[str], environment: dict[str, str]) -> str:
+def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> str:
     """What a command says that must not run; one line."""
-    done = subprocess.run([*CLI, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
+    completed = subprocess.run([*CLI, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60)
+    assert completed.returncode == 1, completed.stderr
+    assert "Traceback" not in completed.stderr
+    return completed.stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Callable[..., str]:
+def toy_migrations(tmp_path: Path) -> Callable[..., str]:
     """Makes migrations with one more for EventService, and returns their folder."""
 
-    def make(*, minimum: str = "", upgrade: str = "run('event', 'create table toy (a int)')") -> str:
+    def make_migrations(*, minimum: str = "", upgrade: str = "run('event', 'create table toy (a int)')") -> str:
         folder = tmp_path / f"migrations-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(schema._MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        declared = f"minimum_process_revision = {minimum!r}" if minimum else ""
+        minimum_line = f"minimum_process_revision = {minimum!r}" if minimum else ""
         (folder / "event" / "0002_toy.py").write_text(
             "from tallystick_storage.migrations import build_index, run\n"
-            f"revision, down_revision, branch_labels, depends_on = 'event_0002', 'event_0001', None, None\n{declared}\n"
+            f"revision, down_revision, branch_labels, depends_on = 'event_0002', 'event_0001', None, None\n{minimum_line}\n"
             f"def upgrade():\n    {upgrade}\n"
         )
         return str(folder)
 
-    return make
+    return make_migrations
 
 
-def of_code(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
+def use_migrations(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
     """From here on the code has these migrations."""
     monkeypatch.setattr(schema, "_MIGRATIONS", migrations)
 
 
-def test_a_database_that_is_behind_is_refused(own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_behind_is_refused(
+    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Code that is newer than the schema says which service is behind, and what to run."""
-    of_code(monkeypatch, toy())
-    with pytest.raises(Failure, match=r"event service's database is at version event_0001, and this code needs event_0002: run 'tallystick migrate'"):
-        schema.check_schema(own_database.service("event"), "event")
-    schema.check_schema(own_database.service("ledger"), "ledger")
-    migrate(own_database.admin, own_database.passwords)
-    schema.check_schema(own_database.service("event"), "event")
+    use_migrations(monkeypatch, toy_migrations())
+    with pytest.raises(
+        StartupError, match=r"event service's database is at version event_0001, and this code needs event_0002: run 'tallystick migrate'"
+    ):
+        schema.check_schema(scratch_database.service("event"), "event")
+    schema.check_schema(scratch_database.service("ledger"), "ledger")
+    migrate(scratch_database.admin, scratch_database.passwords)
+    schema.check_schema(scratch_database.service("event"), "event")
 
 
 @pytest.mark.parametrize(("minimum", "works"), [("event_0001", True), ("", False)])
 def test_a_newer_schema_is_taken_as_far_as_it_says(
-    own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch, minimum: str, works: bool
+    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch, minimum: str, works: bool
 ) -> None:
     """While a new migration is in, processes of the old code start again if it declares that they may; otherwise they say that they are too old."""
     with monkeypatch.context() as newer:
-        of_code(newer, toy(minimum=minimum))
-        migrate(own_database.admin, own_database.passwords)
+        use_migrations(newer, toy_migrations(minimum=minimum))
+        migrate(scratch_database.admin, scratch_database.passwords)
     if works:
-        schema.check_schema(own_database.service("event"), "event")
+        schema.check_schema(scratch_database.service("event"), "event")
         return
-    with pytest.raises(Failure, match="needs processes of event_0002 or newer"):
-        schema.check_schema(own_database.service("event"), "event")
+    with pytest.raises(StartupError, match="needs processes of event_0002 or newer"):
+        schema.check_schema(scratch_database.service("event"), "event")
 
 
-def test_a_schema_of_edited_migrations_is_refused(own_database: Databases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_of_edited_migrations_is_refused(scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same revision made by other SQL, or by code that noted none, is refused by serve and migrate alike; nothing is changed."""
-    with psycopg.connect(own_database.admin, autocommit=True) as admin:
-        stored = admin.execute("select obj_description('wallet.alembic_version'::regclass, 'pg_class')").fetchone()
-        assert stored is not None
-        for comment in (str(stored[0]).replace("a", "b"), None):
+    with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
+        comment_row = admin.execute("select obj_description('wallet.alembic_version'::regclass, 'pg_class')").fetchone()
+        assert comment_row is not None
+        for comment in (str(comment_row[0]).replace("a", "b"), None):
             admin.execute(sql.SQL("comment on table wallet.alembic_version is {}").format(sql.Literal(comment)))
-            said = refusal(["serve", "all"], {**of(own_database), "TALLYSTICK_LISTEN": free_address()})
-            assert "wallet service's schema was made by other migrations" in said
-            with pytest.raises(Failure, match="made by other migrations"):
-                migrate(own_database.admin, own_database.passwords)
+            output = expect_startup_error(["serve", "all"], {**environment_of(scratch_database), "TALLYSTICK_LISTEN": free_address()})
+            assert "wallet service's schema was made by other migrations" in output
+            with pytest.raises(StartupError, match="made by other migrations"):
+                migrate(scratch_database.admin, scratch_database.passwords)
 
 
 def test_a_migration_waits_for_a_lock_without_holding_others_up(
-    own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A migration that does not get a table's lock gives up its place in the queue and tries again; others use the table meanwhile."""
-    of_code(monkeypatch, toy(minimum="event_0001", upgrade="run('event', 'alter table event add column toy int')"))
-    with psycopg.connect(own_database.admin) as holder, psycopg.connect(own_database.admin, autocommit=True) as other:
+    use_migrations(monkeypatch, toy_migrations(minimum="event_0001", upgrade="run('event', 'alter table event add column toy int')"))
+    with psycopg.connect(scratch_database.admin) as holder, psycopg.connect(scratch_database.admin, autocommit=True) as other_connection:
         holder.execute("select from event.event")  # in a transaction that stays open
-        migrating = threading.Thread(target=migrate, args=(own_database.admin, own_database.passwords))
+        migrating = threading.Thread(target=migrate, args=(scratch_database.admin, scratch_database.passwords))
         migrating.start()
-        other.execute("set statement_timeout = '20s'")
-        assert eventually(lambda: other.execute("select from pg_locks where not granted and mode = 'AccessExclusiveLock'").fetchone() is not None)
-        other.execute("select from event.event")
+        other_connection.execute("set statement_timeout = '20s'")
+        assert eventually(
+            lambda: other_connection.execute("select from pg_locks where not granted and mode = 'AccessExclusiveLock'").fetchone() is not None
+        )
+        other_connection.execute("select from event.event")
         holder.commit()
         migrating.join(60)
-        assert other.execute("select toy from event.event").fetchall() == []
+        assert other_connection.execute("select toy from event.event").fetchall() == []
 
 
 def test_a_migration_builds_an_index_while_the_table_is_written(
-    own_database: Databases, toy: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """build_index works outside a transaction, and builds anew what an interrupted run has left half-built."""
-    with psycopg.connect(own_database.admin, autocommit=True) as admin:
+    with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
         admin.execute("create index toy_index on event.event (aggregate_id)")
-        owner = roles(str(make_url(own_database.admin).database), "event").owner
+        owner = role_names(str(make_url(scratch_database.admin).database), "event").owner
         admin.execute("update pg_index set indisvalid = false where indexrelid = 'event.toy_index'::regclass")
-        of_code(monkeypatch, toy(minimum="event_0001", upgrade="build_index('event', 'toy_index', 'event (aggregate_id)')"))
-        migrate(own_database.admin, own_database.passwords)
-        found = admin.execute(
+        use_migrations(monkeypatch, toy_migrations(minimum="event_0001", upgrade="build_index('event', 'toy_index', 'event (aggregate_id)')"))
+        migrate(scratch_database.admin, scratch_database.passwords)
+        row = admin.execute(
             "select indisvalid, pg_get_userbyid(relowner) from pg_index join pg_class c on c.oid = indexrelid where relname = 'toy_index'"
         )
-        assert found.fetchall() == [(True, owner)]
+        assert row.fetchall() == [(True, owner)]
 
 
-def test_a_foreign_holder_of_the_lock_is_named(own_database: Databases) -> None:
+def test_a_foreign_holder_of_the_lock_is_named(scratch_database: DatabaseUrls) -> None:
     """migrate does not wait for ever for its lock, and says who has it."""
-    with psycopg.connect(own_database.admin) as holder:
+    with psycopg.connect(scratch_database.admin) as holder:
         holder.execute("select pg_advisory_lock(%s)", (0x7A11,))
-        with pytest.raises(Failure, match=rf"Another session \({holder.info.user}, process {holder.info.backend_pid}.*\) has held the lock"):
-            migrate(own_database.admin, own_database.passwords, lock_wait=0.2)
+        with pytest.raises(StartupError, match=rf"Another session \({holder.info.user}, process {holder.info.backend_pid}.*\) has held the lock"):
+            migrate(scratch_database.admin, scratch_database.passwords, lock_timeout_seconds=0.2)
 
 
 def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> None:
     """Passwords go to the server as verifiers: no statement that it may log has one in plain, and roles can log in all the same."""
-    with fresh_database(admin_url, tmp_path, migrated=False) as known, psycopg.connect(admin_url, autocommit=True) as admin:
-        seen: list[str] = []
-        name = str(make_url(known.admin).database)
+    with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases, psycopg.connect(admin_url, autocommit=True) as admin:
+        log_lines: list[str] = []
+        name = str(make_url(platform_databases.admin).database)
         admin.execute(f"alter database {name} set log_statement = 'ddl'")
         admin.execute(f"alter database {name} set client_min_messages = 'log'")  # what is logged is sent to the client as well
         real = psycopg.connect
@@ -403,33 +411,33 @@ def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> 
         class Listening(psycopg.Connection[Any]):
             @classmethod
             def connect(cls, *arguments: Any, **parameters: Any) -> Any:
-                made = super().connect(*arguments, **parameters)
-                made.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
-                return made
+                connection = super().connect(*arguments, **parameters)
+                connection.add_notice_handler(lambda notice: log_lines.append(notice.message_primary or ""))
+                return connection
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(psycopg, "connect", Listening.connect)
-            migrate(known.admin, known.passwords)
-        text = "\n".join(seen)
+            migrate(platform_databases.admin, platform_databases.passwords)
+        text = "\n".join(log_lines)
         assert "SCRAM-SHA-256$" in text
         for service in SCHEMAS:
-            for role in (roles(name, service).service, roles(name, service).reader):
-                assert known.passwords.of(role) not in text
-        real(known.service("event").replace("+psycopg", "")).close()
+            for role in (role_names(name, service).service, role_names(name, service).reader):
+                assert platform_databases.passwords.get(role) not in text
+        real(platform_databases.service("event").replace("+psycopg", "")).close()
 
 
-def test_serve_needs_no_administrator(own_database: Databases) -> None:
+def test_serve_needs_no_administrator(scratch_database: DatabaseUrls) -> None:
     """With host and database alone, and the generated passwords, services serve: the administrator's name and password are for migrate."""
     address = free_address()
-    bare = make_url(own_database.admin)
+    bare = make_url(scratch_database.admin)
     bare = bare._replace(username=None, password=None)
-    environment = {**of(own_database), "TALLYSTICK_DATABASE_URL": bare.render_as_string(), "TALLYSTICK_LISTEN": address}
-    with process(["serve", "all"], environment, address), Client(address) as client:
+    environment = {**environment_of(scratch_database), "TALLYSTICK_DATABASE_URL": bare.render_as_string(), "TALLYSTICK_LISTEN": address}
+    with running_process(["serve", "all"], environment, address), Client(address) as client:
         order = new_order("o-1", "b", "s", "1.00", "EUR")
         assert client.create_payment("c-1", [order], credit_card_info="tok_visa").is_payment_done
 
 
-def health_of(address: str) -> int | None:
+def health_status(address: str) -> int | None:
     """What health says of the whole process; None if nobody answers."""
     with grpc.insecure_channel(address) as channel:
         try:
@@ -449,31 +457,31 @@ def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
         postgres.stop()
         address = free_address()
         environment = {**os.environ, "TALLYSTICK_DATABASE_URL": admin, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": address}
-        started = subprocess.Popen([*CLI, "serve", "event"], env=environment, stderr=subprocess.PIPE, text=True)
+        server_process = subprocess.Popen([*CLI, "serve", "event"], env=environment, stderr=subprocess.PIPE, text=True)
         try:
-            assert eventually(lambda: health_of(address) == not_serving, 30)
-            assert started.stderr is not None
-            assert started.stderr.readline().startswith("Waiting up to 60 s for the event service's database")
+            assert eventually(lambda: health_status(address) == not_serving, 30)
+            assert server_process.stderr is not None
+            assert server_process.stderr.readline().startswith("Waiting up to 60 s for the event service's database")
             with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
                 stub: Any = channel.unary_unary("/tallystick.event.v1.EventService/ListEvents")
                 stub(b"", timeout=10)
             assert from_rpc(error.value).reason == "DEPENDENCY_UNAVAILABLE"
             postgres.start()
-            assert eventually(lambda: health_of(address) == serving_, 30)
-            go_on = freeze(postgres)
+            assert eventually(lambda: health_status(address) == serving_, 30)
+            go_on = freeze_postgres(postgres)
             try:
-                assert eventually(lambda: health_of(address) == not_serving, 30)
+                assert eventually(lambda: health_status(address) == not_serving, 30)
             finally:
                 go_on()
-            assert eventually(lambda: health_of(address) == serving_, 30)
+            assert eventually(lambda: health_status(address) == serving_, 30)
             postgres.stop()
-            assert eventually(lambda: health_of(address) == not_serving, 30)
+            assert eventually(lambda: health_status(address) == not_serving, 30)
             postgres.start()
-            assert eventually(lambda: health_of(address) == serving_, 30)
+            assert eventually(lambda: health_status(address) == serving_, 30)
         finally:
-            started.terminate()
-            said = started.communicate(timeout=60)[1]
-        assert started.returncode == 0, said
+            server_process.terminate()
+            output = server_process.communicate(timeout=60)[1]
+        assert server_process.returncode == 0, output
     finally:
         postgres.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -482,74 +490,81 @@ def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
 def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
     """A database that stays away ends the wait with what was wrong, and no advice to migrate."""
     environment = {"TALLYSTICK_DATABASE_PATIENCE": "1.5", "TALLYSTICK_DATA": str(tmp_path), "TALLYSTICK_LISTEN": free_address()}
-    said = refusal(["serve", "event"], {**environment, "TALLYSTICK_SERVICE_DATABASE_URL": f"event={NOWHERE}"})
-    assert "It was waited for 1.5 s" in said
-    assert "migrate" not in said
+    output = expect_startup_error(["serve", "event"], {**environment, "TALLYSTICK_SERVICE_DATABASE_URL": f"event={UNREACHABLE_URL}"})
+    assert "It was waited for 1.5 s" in output
+    assert "migrate" not in output
 
 
 def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -> None:
     """serve on a database that was never migrated says so."""
-    with fresh_database(admin_url, tmp_path, migrated=False) as known:
-        assert "tallystick migrate" in refusal(["serve", "all"], of(known))
+    with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
+        assert "tallystick migrate" in expect_startup_error(["serve", "all"], environment_of(platform_databases))
 
 
-def test_migrate_shuts_nobody_out_unasked(own_database: Databases, tmp_path: Path) -> None:
+def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
     """A folder whose passwords are those of another installation changes none: it is refused, and who is there goes on."""
-    other = Passwords(tmp_path / "elsewhere" / "passwords.json")
-    name = make_url(own_database.admin).database or ""
+    other_passwords = Passwords(tmp_path / "elsewhere" / "passwords.json")
+    name = make_url(scratch_database.admin).database or ""
     for service in SCHEMAS:
-        other.make(roles(name, service).service)
-        other.make(roles(name, service).reader)
-    with pytest.raises(Failure, match="is not the one in"):
-        migrate(own_database.admin, other)
-    migrate(own_database.admin, own_database.passwords)
+        other_passwords.get_or_create(role_names(name, service).service)
+        other_passwords.get_or_create(role_names(name, service).reader)
+    with pytest.raises(StartupError, match="is not the one in"):
+        migrate(scratch_database.admin, other_passwords)
+    migrate(scratch_database.admin, scratch_database.passwords)
     for service in SCHEMAS:
-        psycopg.connect(own_database.service(service).replace("+psycopg", "")).close()
+        psycopg.connect(scratch_database.service(service).replace("+psycopg", "")).close()
 
 
-def test_output_that_nobody_reads_ends_in_silence(own_database: Databases) -> None:
+def test_output_that_nobody_reads_ends_in_silence(scratch_database: DatabaseUrls) -> None:
     """`tallystick verify | head` and the like: no traceback, and not the exit code of what is wrong."""
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*CLI, "verify"], env={**os.environ, **of(own_database)}, **pipe) as command:  # type: ignore[call-overload]
+    with subprocess.Popen([*CLI, "verify"], env={**os.environ, **environment_of(scratch_database)}, **pipe) as command:  # type: ignore[call-overload]
         command.stdout.close()
         assert (command.wait(60), command.stderr.read()) == (141, b"")
 
 
-def test_a_port_in_use_is_one_sentence(own_database: Databases) -> None:
+def test_a_port_in_use_is_one_sentence(scratch_database: DatabaseUrls) -> None:
     """The address is named, and what to set."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        said = refusal(["serve", "all"], {**of(own_database), "TALLYSTICK_LISTEN": address})
-    assert address in said
-    assert "TALLYSTICK_LISTEN" in said
-    assert "add_port" not in said  # gRPC's own line
+    with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
+        address = f"127.0.0.1:{occupied_socket.getsockname()[1]}"
+        output = expect_startup_error(["serve", "all"], {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address})
+    assert address in output
+    assert "TALLYSTICK_LISTEN" in output
+    assert "add_port" not in output  # gRPC's own line
 
 
 def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> None:
     """Two migrations of one database take turns; both succeed."""
-    with fresh_database(admin_url, tmp_path, migrated=False) as known:
-        runs = [subprocess.Popen([*CLI, "migrate"], env={**os.environ, **of(known)}, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-        said = [run.communicate(timeout=60)[1] for run in runs]
-        assert [run.returncode for run in runs] == [0, 0], said
-        assert verify(known).passed
+    with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
+        runs = [
+            subprocess.Popen([*CLI, "migrate"], env={**os.environ, **environment_of(platform_databases)}, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)
+        ]
+        output = [run.communicate(timeout=60)[1] for run in runs]
+        assert [run.returncode for run in runs] == [0, 0], output
+        assert verify(platform_databases).passed
 
 
-NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/none"
+UNREACHABLE_URL = "postgresql://nobody:secret@127.0.0.1:1/none"
 
 
 @pytest.mark.parametrize(
     ("command", "environment", "said"),
     [
-        (["migrate"], {"TALLYSTICK_DATABASE_URL": NOWHERE}, "The database cannot be set up: connection failed"),
-        (["serve", "payment"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}"}, "TALLYSTICK_DATABASE_URL must be set"),
-        (["serve", "event"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"event={NOWHERE}", "TALLYSTICK_DATABASE_PATIENCE": "0"}, "database cannot be used"),
-        (["verify"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}"}, "TALLYSTICK_DATABASE_URL must be set"),
-        (["verify"], {"TALLYSTICK_DATABASE_URL": NOWHERE}, "There is no password for the role"),
+        (["migrate"], {"TALLYSTICK_DATABASE_URL": UNREACHABLE_URL}, "The database cannot be set up: connection failed"),
+        (["serve", "payment"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}"}, "TALLYSTICK_DATABASE_URL must be set"),
+        (
+            ["serve", "event"],
+            {"TALLYSTICK_SERVICE_DATABASE_URL": f"event={UNREACHABLE_URL}", "TALLYSTICK_DATABASE_PATIENCE": "0"},
+            "database cannot be used",
+        ),
+        (["verify"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}"}, "TALLYSTICK_DATABASE_URL must be set"),
+        (["verify"], {"TALLYSTICK_DATABASE_URL": UNREACHABLE_URL}, "There is no password for the role"),
         (
             ["verify"],
             {
-                "TALLYSTICK_SERVICE_DATABASE_URL": f"payment={NOWHERE}",
-                "TALLYSTICK_READER_DATABASE_URL": ",".join(f"{name}={NOWHERE}" for name in SCHEMAS),
+                "TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}",
+                "TALLYSTICK_READER_DATABASE_URL": ",".join(f"{name}={UNREACHABLE_URL}" for name in SCHEMAS),
             },
             "cannot be read",
         ),
@@ -557,13 +572,13 @@ NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/none"
 )
 def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment: dict[str, str], said: str, tmp_path: Path) -> None:
     """Whatever is wrong with a database URL, a command ends in one sentence that tells no password."""
-    given = {"TALLYSTICK_DATABASE_URL": "", **environment, "TALLYSTICK_DATA": str(tmp_path)}
+    full_environment = {"TALLYSTICK_DATABASE_URL": "", **environment, "TALLYSTICK_DATA": str(tmp_path)}
     if "TALLYSTICK_DATABASE_PATIENCE" in environment:  # this one comes as far as to serve, which belongs in a process of its own
-        sentence = refusal(command, given)
+        sentence = expect_startup_error(command, full_environment)
     else:
-        done = command_line(*command, **given)
-        sentence = done.stderr.strip()
-        assert done.returncode == 1
+        completed = run_command(*command, **full_environment)
+        sentence = completed.stderr.strip()
+        assert completed.returncode == 1
     assert said in sentence
     assert len(sentence.splitlines()) == 1
     assert "secret" not in sentence
@@ -614,7 +629,7 @@ BAD_SETTINGS = [
 @pytest.mark.parametrize(("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS])
 def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> None:
     """Configuration is checked at the start, and each error names its setting and what would be right."""
-    with pytest.raises(Failure, match=".") as failure:
+    with pytest.raises(StartupError, match=".") as failure:
         load(environment)
     assert said in str(failure.value)
 
@@ -631,15 +646,15 @@ def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
     assert settings.risk_amount_limits == {"EUR": 10_000}
     assert settings.callers["0123456789abcdef"].name == "shop"
     path.write_text('[[callers]]\nname = "shop"\nroles = ["team"]\ntokens = "0123456789abcdef"\n')
-    with pytest.raises(Failure, match="must give caller number 1 a list of tokens"):
+    with pytest.raises(StartupError, match="must give caller number 1 a list of tokens"):
         load({}, str(path))
     path.write_text("leese = 1")
-    with pytest.raises(Failure, match="there is no setting 'leese'"):
+    with pytest.raises(StartupError, match="there is no setting 'leese'"):
         load({}, str(path))
     path.write_text("lease = ")
-    with pytest.raises(Failure, match="is no TOML"):
+    with pytest.raises(StartupError, match="is no TOML"):
         load({}, str(path))
-    with pytest.raises(Failure, match="cannot be read"):
+    with pytest.raises(StartupError, match="cannot be read"):
         load({}, str(tmp_path / "none.toml"))
 
 
@@ -669,7 +684,7 @@ def test_settings_do_not_show_secrets() -> None:
     )  # fmt: skip
     assert "secret" not in repr(settings)
     assert "environment='shown'" in repr(settings)
-    assert "secret" not in repr(Databases(url, Passwords(Path("passwords.json")), urls, of_readers))
+    assert "secret" not in repr(DatabaseUrls(url, Passwords(Path("passwords.json")), urls, of_readers))
 
 
 SECRETS_IN_WRONG_PLACES = [
@@ -690,7 +705,7 @@ SECRETS_IN_WRONG_PLACES = [
 @pytest.mark.parametrize("environment", SECRETS_IN_WRONG_PLACES, ids=",".join)
 def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
     """What is wrong with a setting that may hold a password or a token is said without its value, also where one stands in the place of a name."""
-    with pytest.raises(Failure) as failure:
+    with pytest.raises(StartupError) as failure:
         load(environment)
     assert "secret" not in str(failure.value)
 
@@ -708,7 +723,7 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
 )
 def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(url: str, said: str) -> None:
     """A database URL of which a part of the password would be taken for its host, port, database or options is refused, and shown by no traceback."""
-    with pytest.raises(Failure, match=said) as failure:
+    with pytest.raises(StartupError, match=said) as failure:
         driver_url(url)
     assert "secret" not in "".join(traceback.format_exception(failure.value))
 
@@ -730,14 +745,16 @@ EACH_A_TOKEN = Settings(
         (("wallet",), WALLETS_TOKEN, "", "must say which caller PayoutService is, among those with the role service: payouts, wallets"),
         (("wallet", "ledger", "payment", "event"), PAYOUTS_TOKEN, "", "must say which caller PayoutService is"),
         (("payout",), PAYOUTS_TOKEN, "wallets", "must be payouts, the caller of this PayoutService's service_token, or empty"),
-        (SERVED, WALLETS_TOKEN, "payouts", "must be wallets, the caller of this PayoutService's service_token, or empty"),
+        (SERVICES, WALLETS_TOKEN, "payouts", "must be wallets, the caller of this PayoutService's service_token, or empty"),
     ],
 )
-def test_payout_service_must_be_known_at_the_start(database: Databases, names: tuple[str, ...], token: str, payout_service: str, said: str) -> None:
+def test_payout_service_must_be_known_at_the_start(
+    database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, said: str
+) -> None:
     """Where services have tokens of their own, none starts whose configuration has WalletService refuse PayoutService's calls; the error names the setting."""
-    address = dict.fromkeys(SERVED, "127.0.0.1:1")
+    address = dict.fromkeys(SERVICES, "127.0.0.1:1")
     settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
-    with pytest.raises(Failure) as failure:
+    with pytest.raises(StartupError) as failure:
         asyncio.run(serve.start(names, settings, database.all()))
     assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {said}" in str(failure.value)
 
@@ -746,19 +763,19 @@ def test_payout_service_must_be_known_at_the_start(database: Databases, names: t
     ("names", "token", "payout_service"),
     [
         (("wallet",), WALLETS_TOKEN, "payouts"),
-        (SERVED, WALLETS_TOKEN, ""),
-        (SERVED, WALLETS_TOKEN, "wallets"),
+        (SERVICES, WALLETS_TOKEN, ""),
+        (SERVICES, WALLETS_TOKEN, "wallets"),
         (("wallet", "payout"), PAYOUTS_TOKEN, ""),
     ],
 )
-def test_services_whose_tokens_fit_start(database: Databases, names: tuple[str, ...], token: str, payout_service: str) -> None:
+def test_services_whose_tokens_fit_start(database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str) -> None:
     """WalletService starts where PayoutService's caller is set, or is served by the same process."""
-    address = dict.fromkeys(SERVED, "127.0.0.1:1")
+    address = dict.fromkeys(SERVICES, "127.0.0.1:1")
     settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
 
     async def start_and_stop() -> None:
-        running = await serve.start(names, settings, database.all())
-        await running.stop(1.0)
+        server = await serve.start(names, settings, database.all())
+        await server.stop(1.0)
 
     asyncio.run(start_and_stop())
 
@@ -775,15 +792,15 @@ def test_an_unknown_variable_is_warned_about(caplog: pytest.LogCaptureFixture) -
     assert [record.getMessage() for record in caplog.records] == ["TALLYSTICK_LISEN in the environment is not a setting; it is ignored."]
 
 
-@pytest.mark.parametrize("service", [name for name in SERVED if name != "event"])
-def test_a_service_alone_must_know_its_peers(database: Databases, service: str) -> None:
+@pytest.mark.parametrize("service", [name for name in SERVICES if name != "event"])
+def test_a_service_alone_must_know_its_peers(database: DatabaseUrls, service: str) -> None:
     """A service that is served alone, without the addresses of the others, says which is missing."""
     first = "wallet" if service in ("payment", "payout") else "event"
-    with pytest.raises(Failure, match=f"TALLYSTICK_ADDRESS must say where {service} reaches {first}"):
+    with pytest.raises(StartupError, match=f"TALLYSTICK_ADDRESS must say where {service} reaches {first}"):
         asyncio.run(serve.start((service,), Settings(listen=free_address()), database.all()))
 
 
-def demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"}
     return subprocess.run(
         [sys.executable, "-m", "tallystick_server.process.demo", "--once"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
@@ -802,12 +819,16 @@ def short_folder() -> Iterator[Path]:
 def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
     """A first run, and a second on the data of the first: both exit 0; as root nothing outside its folder changes permissions."""
     before = {p: p.stat().st_mode for p in (short_folder, *short_folder.parents)}
-    first = demo(short_folder)
+    first = run_demo(short_folder)
     folder = Settings(data=short_folder)
-    with databases(folder, lambda _: None) as known, platform_of(known, Settings(release_delay=604_800)) as platform, platform.client() as client:
+    with (
+        open_databases(folder, lambda _: None) as local_databases,
+        platform_of(local_databases, Settings(release_delay=604_800)) as platform,
+        platform.client() as client,
+    ):
         sale = new_order("order-1", "buyer-ada", "seller-books", "24.90", "EUR")  # as README's first call; it stays pending
         client.create_payment("checkout-1", [sale], credit_card_info="tok_visa")
-    second = demo(short_folder)
+    second = run_demo(short_folder)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     for run in (first, second):
         assert "PAID, is_payment_done = true" in run.stdout
@@ -822,13 +843,13 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
 
 def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None:
     """A killed run's server is taken over; two at once, a port in use and broken data each end in one clear sentence."""
-    assert demo(short_folder).returncode == 0
+    assert run_demo(short_folder).returncode == 0
     environment = {
         **{k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"},
         "TALLYSTICK_DATA": str(short_folder),
         "TALLYSTICK_LISTEN": free_address(),
     }
-    stays = subprocess.Popen(
+    idle_process = subprocess.Popen(
         [sys.executable, "-m", "tallystick_server.process.demo"],
         cwd=ROOT,
         env=environment,
@@ -836,56 +857,56 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    assert stays.stdout is not None
-    for line in stays.stdout:
+    assert idle_process.stdout is not None
+    for line in idle_process.stdout:
         if "until Ctrl-C" in line:
             break
-    two = demo(short_folder)
+    two = run_demo(short_folder)
     assert two.returncode == 1
     assert "Another run uses" in two.stderr
-    stays.send_signal(signal.SIGKILL)
-    stays.communicate()
-    assert demo(short_folder).returncode == 0, "a killed run's PostgreSQL is stopped, and the next run goes on"
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        busy = demo(short_folder, TALLYSTICK_LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
+    idle_process.send_signal(signal.SIGKILL)
+    idle_process.communicate()
+    assert run_demo(short_folder).returncode == 0, "a killed run's PostgreSQL is stopped, and the next run goes on"
+    with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
+        busy = run_demo(short_folder, TALLYSTICK_LISTEN=f"127.0.0.1:{occupied_socket.getsockname()[1]}")
     assert busy.returncode == 1
     assert "Nothing can listen on" in busy.stderr
     (short_folder / "postgres" / "data" / "PG_VERSION").unlink()
-    broken = demo(short_folder)
-    assert broken.returncode == 1
-    assert "is no complete PostgreSQL cluster" in broken.stderr
-    assert "Traceback" not in broken.stderr + busy.stderr + two.stderr
+    demo_result = run_demo(short_folder)
+    assert demo_result.returncode == 1
+    assert "is no complete PostgreSQL cluster" in demo_result.stderr
+    assert "Traceback" not in demo_result.stderr + busy.stderr + two.stderr
 
 
-def test_a_payout_in_flight_is_settled_while_the_process_drains(own_database: Databases) -> None:
+def test_a_payout_in_flight_is_settled_while_the_process_drains(scratch_database: DatabaseUrls) -> None:
     """At stop, wallet and ledger serve until payouts in flight are settled; what cannot end in time has its lease given back."""
-    from .test_payout import destination, pay_out, sell  # noqa: PLC0415
+    from .test_payout import create_destination, create_payout, create_sale  # noqa: PLC0415
 
     def look(statement: str) -> list[tuple[object, ...]]:
-        with psycopg.connect(own_database.reader("payout").replace("+psycopg", "")) as connection:
+        with psycopg.connect(scratch_database.reader("payout").replace("+psycopg", "")) as connection:
             return connection.execute(statement).fetchall()
 
-    with platform_of(own_database) as platform, platform.client() as client:
-        seller = sell(client, "50.00")
-        destination(client, seller)
-    with platform_of(own_database, Settings(sandbox_latency=1.5)) as platform, platform.client() as client:
-        pay_out(client, seller, "20.00")
+    with platform_of(scratch_database) as platform, platform.client() as client:
+        seller = create_sale(client, "50.00")
+        create_destination(client, seller)
+    with platform_of(scratch_database, Settings(sandbox_latency=1.5)) as platform, platform.client() as client:
+        create_payout(client, seller, "20.00")
     assert look("select state, settled from payout") == [("PAID", True)]
-    with platform_of(own_database, Settings(sandbox_latency=60.0)) as platform, platform.client() as client:
-        pay_out(client, seller, "10.00")
+    with platform_of(scratch_database, Settings(sandbox_latency=60.0)) as platform, platform.client() as client:
+        create_payout(client, seller, "10.00")
     assert look("select next_attempt_time <= clock() and lease_until <= clock() from due") == [(True,)]
 
 
-def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(own_database: Databases) -> None:
+def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(scratch_database: DatabaseUrls) -> None:
     """A call that lasts as long as the drain leaves the charge under way a reserve of as long again, in which it ends and is settled."""
     with ThreadPoolExecutor(1) as callers, ExitStack() as stack:
-        with platform_of(own_database, Settings(sandbox_latency=6.5)) as platform:  # which has 5 s to stop
+        with platform_of(scratch_database, Settings(sandbox_latency=6.5)) as platform:  # which has 5 s to stop
             client = stack.enter_context(Client(platform.address, settings=ClientSettings(attempts=1)))
             order = new_order("o-1", "b", "s", "1.00", "EUR")
             call = callers.submit(client.create_payment, "c-1", [order], credit_card_info="tok_visa")
             assert eventually(lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments)
         with pytest.raises(TallystickError, match="SHUTTING_DOWN"):
             call.result(10)
-    with psycopg.connect(own_database.reader("payment").replace("+psycopg", "")) as connection:
+    with psycopg.connect(scratch_database.reader("payment").replace("+psycopg", "")) as connection:
         assert connection.execute("select status from payment_order").fetchall() == [("SUCCESS",)]
-    assert verify(own_database).passed
+    assert verify(scratch_database).passed

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tallystick_core.provider import PayoutDemand, PayoutOutcome, Succeeded, Unknown, Verification
-from tallystick_core.refusal import Reason, Refused
-from tallystick_server.payout.submit import Port
-from tallystick_server.runtime.stage import Stage, by_halves, once_per_key
-from tallystick_storage.database import DataRefused
+from tallystick_core.provider import PayoutOutcome, PayoutRequest, Succeeded, Unknown, VerificationOutcome
+from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_server.payout.submit import BatchingPayoutProvider
+from tallystick_server.runtime.stage import Batcher, bisect_on_error, deduplicate_by_key
+from tallystick_storage.database import ConstraintViolation
 
 
 def test_items_gather_while_a_batch_runs() -> None:
@@ -28,16 +28,16 @@ def test_items_gather_while_a_batch_runs() -> None:
             await gate.wait()
             return [ValueError(str(i)) if i == 3 else i * 2 for i in items]
 
-        stage: Stage[int, int] = Stage("test", run)
+        stage: Batcher[int, int] = Batcher("test", run)
         stage.start()
         first = stage.submit(0)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        others = [stage.submit(n) for n in range(1, 6)]
+        other_batches = [stage.submit(n) for n in range(1, 6)]
         gate.set()
-        results = await asyncio.gather(first, *others, return_exceptions=True)
+        results = await asyncio.gather(first, *other_batches, return_exceptions=True)
         assert [r if isinstance(r, int) else str(r) for r in results] == [0, 2, 4, "3", 8, 10]
-        assert stage.idle
+        assert stage.is_idle
         await stage.stop()
 
     asyncio.run(main())
@@ -53,7 +53,7 @@ def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
             batches.append(list(items))
             return items
 
-        stage: Stage[int, int] = Stage("test", run, most=10, weight=lambda item: item)
+        stage: Batcher[int, int] = Batcher("test", run, max_batch=10, size_of=lambda item: item)
         futures = [stage.submit(item) for item in (4, 6, 1, 25, 10, 3, 7, 1)]
         stage.start()
         await asyncio.gather(*futures)
@@ -65,23 +65,23 @@ def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
 
 def test_a_submitter_that_goes_away_changes_nothing() -> None:
     """A cancelled submitter takes neither its own work nor the others' results with it."""
-    done: list[int] = []
+    finished: list[int] = []
 
     async def main() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
             await asyncio.sleep(0)
-            done.extend(items)
+            finished.extend(items)
             return items
 
-        stage: Stage[int, int] = Stage("test", run)
+        stage: Batcher[int, int] = Batcher("test", run)
         stage.start()
-        gone, stays = stage.submit(1), stage.submit(2)
-        gone.cancel()
-        assert await stays == 2
+        cancelled_future, kept_future = stage.submit(1), stage.submit(2)
+        cancelled_future.cancel()
+        assert await kept_future == 2
         await stage.stop()
 
     asyncio.run(main())
-    assert done == [1, 2]
+    assert finished == [1, 2]
 
 
 def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
@@ -93,7 +93,7 @@ def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
                 raise RuntimeError("boom")
             return items
 
-        stage: Stage[int, int] = Stage("test", run)
+        stage: Batcher[int, int] = Batcher("test", run)
         stage.start()
         failed = await asyncio.gather(stage.submit(0), stage.submit(1), return_exceptions=True)
         assert [str(error) for error in failed] == ["boom", "boom"]
@@ -106,21 +106,21 @@ def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
 @pytest.mark.parametrize("culprits", [set(), {0}, {7}, {3, 4}, set(range(10))])
 def test_the_culprit_is_found_by_halving(culprits: set[int]) -> None:
     """An item that breaks its batch is alone in the end with its error; all others succeed, each once."""
-    stored: list[int] = []
+    stored_items: list[int] = []
 
     async def run(items: Sequence[int]) -> Sequence[int | Exception]:
         if culprits & set(items):
-            raise DataRefused("23514", "c", "m")
-        stored.extend(items)
+            raise ConstraintViolation("23514", "c", "m")
+        stored_items.extend(items)
         return list(items)
 
-    results = asyncio.run(by_halves(run, range(10)))
-    assert [isinstance(r, DataRefused) for r in results] == [n in culprits for n in range(10)]
-    assert sorted(stored) == [n for n in range(10) if n not in culprits]
+    results = asyncio.run(bisect_on_error(run, range(10)))
+    assert [isinstance(r, ConstraintViolation) for r in results] == [n in culprits for n in range(10)]
+    assert sorted(stored_items) == [n for n in range(10) if n not in culprits]
 
 
 @dataclass(frozen=True)
-class Said:
+class BatchResult:
     """What a batch makes of an item."""
 
     text: str
@@ -131,52 +131,52 @@ def test_a_key_runs_once_at_a_time() -> None:
     """Equal items share the first one's result; others of the same key run after it."""
     batches: list[list[tuple[str, str]]] = []
 
-    async def run(items: Sequence[tuple[str, str]]) -> Sequence[Said | Exception]:
+    async def run(items: Sequence[tuple[str, str]]) -> Sequence[BatchResult | Exception]:
         batches.append(list(items))
         assert len({key for key, _ in items}) == len(items)
-        return [Said(f"{key}{body}") for key, body in items]
+        return [BatchResult(f"{key}{body}") for key, body in items]
 
     items = [("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"), ("a", "2")]
-    results = asyncio.run(once_per_key(items, lambda i: (i[0], i[1].encode()), run))
-    assert results == [Said("a1"), Said("b1"), Said("a1", replayed=True), Said("a2"), Said("a2", replayed=True)]
+    results = asyncio.run(deduplicate_by_key(items, lambda i: (i[0], i[1].encode()), run))
+    assert results == [BatchResult("a1"), BatchResult("b1"), BatchResult("a1", replayed=True), BatchResult("a2"), BatchResult("a2", replayed=True)]
     assert batches == [[("a", "1"), ("b", "1")], [("a", "2")]]
 
 
 def test_what_a_caller_has_left_is_not_begun() -> None:
     """A stage for callers drops items whose submitters have gone before their batch starts, frees them at once, and refuses more than may wait."""
-    done: list[int] = []
+    finished: list[int] = []
 
     async def main() -> None:
         gate = asyncio.Event()
 
         async def run(items: Sequence[int]) -> Sequence[int]:
             await gate.wait()
-            done.extend(items)
+            finished.extend(items)
             return items
 
-        stage: Stage[int, int] = Stage("test", run, for_callers=True, max_waiting=3)
+        stage: Batcher[int, int] = Batcher("test", run, drop_abandoned=True, max_queued=3)
         stage.start()
-        begun = stage.submit(0)
+        first_future = stage.submit(0)
         await asyncio.sleep(0.01)
         for round_ in range(200):
-            gone = [stage.submit(10 * round_ + n) for n in (1, 2, 3)]
-            with pytest.raises(Refused) as refused:
+            cancelled_future = [stage.submit(10 * round_ + n) for n in (1, 2, 3)]
+            with pytest.raises(ApiError) as error:
                 stage.submit(4)
-            assert (refused.value.reason, refused.value.retry_after) == (Reason.OVERLOADED, 1.0)
-            for future in gone:
+            assert (error.value.reason, error.value.retry_after) == (ErrorReason.OVERLOADED, 1.0)
+            for future in cancelled_future:
                 future.cancel()
             await asyncio.sleep(0)
-            assert stage.waiting == 0
-        begun.cancel()
-        late = stage.submit(7)
+            assert stage.queue_length == 0
+        first_future.cancel()
+        late_future = stage.submit(7)
         just_gone = stage.submit(8)
         just_gone.cancel()  # its batch is taken in the same turn of the loop
         gate.set()
-        assert await late == 7
+        assert await late_future == 7
         await stage.stop()
 
     asyncio.run(main())
-    assert done == [0, 7]
+    assert finished == [0, 7]
 
 
 def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -190,7 +190,7 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
                 raise asyncio.CancelledError
             return items
 
-        stage: Stage[int, int] = Stage("test.short", run)
+        stage: Batcher[int, int] = Batcher("test.short", run)
         stage.start()
         with pytest.raises(RuntimeError, match=r"test.short returned 1 results for 2 items"):
             await asyncio.gather(stage.submit(0), stage.submit(1))
@@ -198,9 +198,9 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
             await asyncio.wait_for(stage.submit(2), 10)
         assert await asyncio.wait_for(stage.submit(3), 10) == 3
         await stage.stop()
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ApiError) as error:
             stage.submit(4)
-        assert refused.value.reason is Reason.SHUTTING_DOWN
+        assert error.value.reason is ErrorReason.SHUTTING_DOWN
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(main())
@@ -215,38 +215,38 @@ def test_what_waits_when_a_stage_stops_is_refused() -> None:
             await asyncio.Event().wait()
             return items
 
-        stage: Stage[int, int] = Stage("test", run, most=1)
+        stage: Batcher[int, int] = Batcher("test", run, max_batch=1)
         stage.start()
         futures = [stage.submit(n) for n in range(3)]
         await asyncio.sleep(0.01)
         await stage.stop()
         results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
-        assert [getattr(result, "reason", None) for result in results] == [Reason.SHUTTING_DOWN] * 3
+        assert [getattr(result, "reason", None) for result in results] == [ErrorReason.SHUTTING_DOWN] * 3
 
     asyncio.run(main())
 
 
-class SlowBank:
-    """A payout provider that hangs until it is let go, and then answers for all but `short` of the payouts."""
+class HangingPayoutProvider:
+    """A payout provider that hangs until it is let go, and then answers for all but `missing_results` of the payouts."""
 
     name = "slowbank"
     key_window = 86_400.0
-    most_at_once = 1
+    max_batch_size = 1
 
     def __init__(self) -> None:
-        self.go = asyncio.Event()
-        self.sent: list[str] = []
-        self.short = 0
+        self.release_event = asyncio.Event()
+        self.sent_payout_ids: list[str] = []
+        self.missing_results = 0
 
-    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
-        await self.go.wait()
-        self.sent += [demand.payout_id for demand in demands]
-        return [Succeeded("r", demand.amount, demand.currency) for demand in demands][self.short :]
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        await self.release_event.wait()
+        self.sent_payout_ids += [request.payout_id for request in requests]
+        return [Succeeded("r", request.amount, request.currency) for request in requests][self.missing_results :]
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutOutcome:
+    async def look_up(self, request: PayoutRequest) -> PayoutOutcome:
         raise NotImplementedError
 
-    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         raise NotImplementedError
 
 
@@ -254,25 +254,25 @@ def test_nothing_is_submitted_for_a_holder_that_gave_up(caplog: pytest.LogCaptur
     """Payouts whose holders gave up are never submitted, the timeout frees the lanes of a hung provider, and too few results name the adapter."""
 
     async def main() -> None:
-        bank = SlowBank()
-        port = Port(bank, timeout=0.2)
+        bank = HangingPayoutProvider()
+        port = BatchingPayoutProvider(bank, timeout_seconds=0.2)
         port.start()
 
         async def send(number: int, patience: float) -> object:
             try:
                 async with asyncio.timeout(patience):
-                    return await port.send(PayoutDemand(f"k{number}", f"p{number}", 1, "EUR", "ba"))
+                    return await port.send(PayoutRequest(f"k{number}", f"p{number}", 1, "EUR", "ba"))
             except TimeoutError:
                 return None
 
-        begun = [asyncio.ensure_future(send(number, 10)) for number in range(8)]  # one for each lane
+        first_calls = [asyncio.ensure_future(send(number, 10)) for number in range(8)]  # one for each lane
         await asyncio.sleep(0.01)
         assert await asyncio.gather(*(send(number, 0.05) for number in range(8, 30))) == [None] * 22
-        assert await asyncio.gather(*begun) == [Unknown("the provider did not answer in time")] * 8
-        bank.go.set()
+        assert await asyncio.gather(*first_calls) == [Unknown("the provider did not answer in time")] * 8
+        bank.release_event.set()
         assert await send(30, 10) == Succeeded("r", 1, "EUR")
-        assert bank.sent == ["p30"]
-        bank.short = 1
+        assert bank.sent_payout_ids == ["p30"]
+        bank.missing_results = 1
         assert isinstance(await send(31, 10), Unknown)
         await port.stop()
 

@@ -24,15 +24,15 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
 from tallystick_core.batch import BatchState
-from tallystick_core.booking import Kind
+from tallystick_core.booking import PostingKind
 from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.payable import DestinationState, Limit
-from tallystick_core.payment import HAPPENINGS, Charging, MethodType, OnPartial, Status
-from tallystick_core.payout import HAPPENINGS as PAYOUT_HAPPENINGS
+from tallystick_core.payable import DestinationState, PayoutBlocker
+from tallystick_core.payment import TRIGGERS, ChargeMode, MethodType, OrderStatus, PartialFailurePolicy
+from tallystick_core.payout import TRIGGERS as PAYOUT_HAPPENINGS
 from tallystick_core.payout import PayoutState
-from tallystick_core.provider import FailureReason, Outcome, PayoutFailure, PayoutOutcome, PendingReason
+from tallystick_core.provider import ChargeOutcome, FailureReason, PayoutFailure, PayoutOutcome, PendingReason
 from tallystick_core.schedule import Interval, Weekday
-from tallystick_core.transfer import Fit
+from tallystick_core.transfer import TransferMatch
 from tallystick_core.wallet import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
@@ -46,23 +46,23 @@ SERVICES = [
     (payment_service_pb2, "PaymentService", payment), (ledger_service_pb2, "LedgerService", ledger), (wallet_service_pb2, "WalletService", wallet),
     (payout_service_pb2, "PayoutService", payout), (event_service_pb2, "EventService", event),
 ]  # fmt: skip
-TOOLS = Path(sys.executable).parent
+TOOLS_FOLDER = Path(sys.executable).parent
 
 
-def sources(*roots: str) -> list[Path]:
-    found = [p for root in roots for p in (ROOT / root).rglob("*.py") if "_pb2" not in p.name]
-    assert found
-    return found
+def source_files(*roots: str) -> list[Path]:
+    files = [path for root in roots for path in (ROOT / root).rglob("*.py") if "_pb2" not in path.name]
+    assert files
+    return files
 
 
-def run(*command: str) -> None:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def run_tool(*command: str) -> None:
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 def test_imports_keep_their_directions() -> None:
     """Floors, walls and the SDK's independence, as importlinter.ini has them."""
-    run(str(TOOLS / "lint-imports"), "--config", "importlinter.ini", "--no-cache")
+    run_tool(str(TOOLS_FOLDER / "lint-imports"), "--config", "importlinter.ini", "--no-cache")
 
 
 def test_rules_import_the_standard_library_only() -> None:
@@ -70,7 +70,7 @@ def test_rules_import_the_standard_library_only() -> None:
     allowed = sys.stdlib_module_names - {"asyncio", "random", "secrets", "time", "socket", "os", "subprocess", "uuid", "threading"} | {
         "tallystick_core"
     }
-    for path in sources("server/tallystick_core"):
+    for path in source_files("server/tallystick_core"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert {name.partition(".")[0] for name in names} <= allowed, path
@@ -78,16 +78,26 @@ def test_rules_import_the_standard_library_only() -> None:
 
 def test_generated_code_is_fresh() -> None:
     """The committed stubs and currencies are what the protos and iso4217 give."""
-    run(sys.executable, "scripts/generate.py", "--check")
+    run_tool(sys.executable, "scripts/generate.py", "--check")
 
 
 def test_the_contract_lints_and_does_not_break(tmp_path: Path) -> None:
     """buf: STANDARD, COMMENTS, UNARY_RPC; and nothing that was released changes."""
     image = str(tmp_path / "x.binpb")
-    run(sys.executable, "scripts/generate.py", "--descriptors", image)
-    run(str(TOOLS / "buf"), "lint", image, "--path", "tallystick", "--config", "buf.yaml")
-    released = ROOT / "protos" / "released.binpb"
-    run(str(TOOLS / "buf"), "breaking", image, "--against", str(released), "--config", "buf.yaml", "--exclude-path", "tallystick/payout")
+    run_tool(sys.executable, "scripts/generate.py", "--descriptors", image)
+    run_tool(str(TOOLS_FOLDER / "buf"), "lint", image, "--path", "tallystick", "--config", "buf.yaml")
+    released_descriptor = ROOT / "protos" / "released.binpb"
+    run_tool(
+        str(TOOLS_FOLDER / "buf"),
+        "breaking",
+        image,
+        "--against",
+        str(released_descriptor),
+        "--config",
+        "buf.yaml",
+        "--exclude-path",
+        "tallystick/payout",
+    )
 
 
 @pytest.mark.parametrize(("module", "name", "room"), SERVICES, ids=[name for _, name, _ in SERVICES])
@@ -100,20 +110,20 @@ def test_each_call_says_whether_it_changes_anything_and_who_may_call_it(module: 
         assert level == (MethodOptions.NO_SIDE_EFFECTS if reads else MethodOptions.IDEMPOTENT), method.full_name
         comment = re.search(rf"((?:\s*//.*\n)+)\s*rpc {method.name}\(", text)
         assert comment is not None, method.full_name
-        told = set(re.findall(r"team|payouts|service|operator|auditor", comment[1].partition("Access:")[2]))
+        documented_roles = set(re.findall(r"team|payouts|service|operator|auditor", comment[1].partition("Access:")[2]))
         allowed = set(map(str, room.ACCESS[method.name]))  # type: ignore[attr-defined]
-        assert told == allowed, method.full_name
+        assert documented_roles == allowed, method.full_name
 
 
 @pytest.mark.parametrize(
     ("enum", "wire"),
     [
-        (Status, payment_pb2.PaymentOrderStatus), (Kind, ledger_pb2.TransactionKind), (EntryKind, wallet_pb2.WalletEntryKind),
+        (OrderStatus, payment_pb2.PaymentOrderStatus), (PostingKind, ledger_pb2.TransactionKind), (EntryKind, wallet_pb2.WalletEntryKind),
         (HoldState, wallet_pb2.HoldState), (FailureReason, payment_pb2.FailureReason),
-        (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (Charging, payment_pb2.Charging),
-        (OnPartial, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
+        (PendingReason, payment_pb2.PendingReason), (MethodType, payment_pb2.PaymentMethodType), (ChargeMode, payment_pb2.Charging),
+        (PartialFailurePolicy, payment_pb2.OnPartial), (DeadLetterState, recovery_pb2.DeadLetterState),
         (PayoutFailure, payout_pb2.PayoutFailureReason), (Interval, payout_pb2.PayoutInterval), (Weekday, payout_pb2.Weekday),
-        (PayoutState, payout_pb2.PayoutState), (Fit, payout_pb2.TransferFit), (Limit, payout_pb2.PayoutLimit),
+        (PayoutState, payout_pb2.PayoutState), (TransferMatch, payout_pb2.TransferFit), (PayoutBlocker, payout_pb2.PayoutLimit),
         (DestinationState, payout_pb2.PayoutDestinationState),
         (BatchState, payout_pb2.PayoutBatchState),
     ],
@@ -128,12 +138,12 @@ def test_the_rules_and_the_contract_have_the_same_names(enum: type[StrEnum], wir
 def test_outcomes_are_the_contracts() -> None:
     """The provider's answers in the rules are the contract's outcomes: five for a charge, seven for a payout."""
     wire = {name.removeprefix("OUTCOME_") for name in payment_pb2.Outcome.keys()} - {"UNSPECIFIED"}
-    assert wire == {HAPPENINGS[outcome] for outcome in get_args(Outcome)}
+    assert wire == {TRIGGERS[outcome] for outcome in get_args(ChargeOutcome)}
     wire = {name.removeprefix("PAYOUT_OUTCOME_") for name in payout_pb2.PayoutOutcome.keys()} - {"UNSPECIFIED"}
     assert wire == {PAYOUT_HAPPENINGS[outcome] for outcome in get_args(PayoutOutcome)}
 
 
-FORBIDDEN = [
+FORBIDDEN_PATTERNS = [
     (r"\bnow\(\)|gen_random_uuid\(\)|current_timestamp", ("storage",), "the database's time is clock(), ids are made outside"),
     (r"clock_timestamp\(\)", ("server",), "the database's time is clock()"),
     (r"\bfloat\(|Decimal\(", ("server/tallystick_core", "storage"), "money is whole minor units"),
@@ -144,23 +154,23 @@ FORBIDDEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("pattern", "roots", "why"), FORBIDDEN, ids=[why for _, _, why in FORBIDDEN])
+@pytest.mark.parametrize(("pattern", "roots", "why"), FORBIDDEN_PATTERNS, ids=[why for _, _, why in FORBIDDEN_PATTERNS])
 def test_words_that_must_not_stand_there(pattern: str, roots: tuple[str, ...], why: str) -> None:
     """Taste that does not depend on the reviewer."""
-    for path in sources(*roots):
+    for path in source_files(*roots):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not re.search(pattern, line), f"{path.relative_to(ROOT)}:{number}: {why}: {line.strip()}"
 
 
 def test_clock_stands_in_one_place() -> None:
     """clock_timestamp() is called by clock() alone."""
-    places = [p.relative_to(ROOT).as_posix() for p in sources("storage") if "clock_timestamp()" in p.read_text()]
+    places = [p.relative_to(ROOT).as_posix() for p in source_files("storage") if "clock_timestamp()" in p.read_text()]
     assert places == ["storage/tallystick_storage/migrations/__init__.py"]
 
 
 def test_names_that_say_nothing() -> None:
     """No module is called utils, helpers, common, misc or base; no class Manager, Helper, Processor, Base…, Abstract…."""
-    for path in sources("server", "storage", "clients/python/tallystick", "benchmarks"):
+    for path in source_files("server", "storage", "clients/python/tallystick", "benchmarks"):
         assert path.stem not in {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}, path
         classes = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
         assert not [name for name in classes if re.search(r"(Manager|Helper|Processor|Util)s?$|^(Base|Abstract)[A-Z]", name)], path
@@ -177,14 +187,16 @@ def test_requirements_carry_hashes_and_no_addresses() -> None:
 
 def test_no_time_of_a_row_falls() -> None:
     """What has changed is changed no earlier than before, though a clock steps back: an update_time is set to the greatest of both."""
-    found = [f"{path.name}: {hit}" for path in sources("storage") for hit in re.findall(r"update_time = (?!greatest\()\w+", path.read_text())]
-    assert found == []
+    violations = [
+        f"{path.name}: {hit}" for path in source_files("storage") for hit in re.findall(r"update_time = (?!greatest\()\w+", path.read_text())
+    ]
+    assert violations == []
 
 
 def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
     """What a statement orders by and was given as text compares as ids do, collate "C": else two statements lock rows in orders that the database's locale decides."""
     ordered = re.compile(r"\border by ((?:[^()]|\([^()]*\))*?)(?= limit | for update| for share| returning | on conflict | offset | union |\)|$)")
-    found = []
+    violations = []
     for module in walk_packages(tallystick_storage.__path__, "tallystick_storage."):
         if ".migrations" in module.name:  # which only Alembic can import
             continue
@@ -194,16 +206,16 @@ def test_rows_are_locked_in_the_same_order_by_any_database() -> None:
             sql = " ".join(statement.text.split())
             records = re.findall(r"json_to_recordset\([^()]*\([^()]*\)\) as \w+ \(([^()]*)\)", sql)
             lists = re.findall(r"unnest\(((?:cast\([^()]*\)(?:, )?)+)\) as \w+ \(([^()]*)\)", sql)
-            given = {column.split()[0] for record in records for column in record.split(",") if column.split()[1:] == ["text"]}
+            text_columns = {column.split()[0] for record in records for column in record.split(",") if column.split()[1:] == ["text"]}
             for casts, columns in lists:
                 types = re.findall(r" as (\w+)\[\]", casts)
-                given |= {column.strip() for column, type_ in zip(columns.split(","), types, strict=True) if type_ == "text"}
+                text_columns |= {column.strip() for column, type_ in zip(columns.split(","), types, strict=True) if type_ == "text"}
             by = [term.split() for terms in ordered.findall(sql) for term in terms.split(",")]
-            found += [f"{module.name}.{name}: {term[0]}" for term in by if "collate" not in term and term[0].split(".")[-1] in given]
-    assert found == []
+            violations += [f"{module.name}.{name}: {term[0]}" for term in by if "collate" not in term and term[0].split(".")[-1] in text_columns]
+    assert violations == []
 
 
 def test_what_is_due_is_found_by_index() -> None:
     """A time is compared with `(select clock())`: a bare `clock()` may change from row to row, so PostgreSQL would read every row and use no index."""
-    found = [f"{path.name}: {hit}" for path in sources("storage") for hit in re.findall(r"\w+_time\s*[<>]=?\s*clock\(\)", path.read_text())]
-    assert found == []
+    violations = [f"{path.name}: {hit}" for path in source_files("storage") for hit in re.findall(r"\w+_time\s*[<>]=?\s*clock\(\)", path.read_text())]
+    assert violations == []

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from .conftest import fresh_database
-from .tamper.database import fill
-from .tamper.exempt import PAGE, page
+from .tamper.database import fill_database
+from .tamper.exempt import PAGE_PATH, render_page
 from .tamper.run import Tampering
 
-COLUMNS = {
+COLUMNS_BY_TABLE = {
     "payout.attempt": "amount currency outcome provider_key provider_reference moved_amount failure_reason decline_code start_time end_time",
     "payout.payout": "paid_amount returned_amount provider_reference payout_destination_id decline_code reserve caller",
     "payout.payout_destination": "seller_account currency bank_account_token description usable_time verified_time disabled_by disable_reason",
@@ -45,31 +45,31 @@ COLUMNS = {
 
 @pytest.fixture(scope="module")
 def tampering(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tampering]:
-    with fresh_database(admin_url, tmp_path_factory.mktemp("tamper")) as filled:
-        fill(filled)
-        made = Tampering(filled.admin)
+    with fresh_database(admin_url, tmp_path_factory.mktemp("tamper")) as databases:
+        fill_database(databases)
+        opened_tampering = Tampering(databases.admin)
         try:
-            assert made.report().passed, made.report().as_text()
-            yield made
+            assert opened_tampering.report().passed, opened_tampering.report().as_text()
+            yield opened_tampering
         finally:
-            made.close()
+            opened_tampering.close()
 
 
 def test_verify_names_edits_of_every_table(tampering: Tampering) -> None:
     """Of random edits with all triggers off, to every table and column that is not exempt, verify names each, and none stops it."""
     result = tampering.run(150, seed=7)
-    assert result.edits == 150
+    assert result.edit_count == 150
     assert not result.missed
     assert not result.crashed
 
 
-@pytest.mark.parametrize("table", COLUMNS)
+@pytest.mark.parametrize("table", COLUMNS_BY_TABLE)
 def test_verify_names_an_edit_of_each_column(tampering: Tampering, table: str) -> None:
     """Of a table's columns, one cell of each is edited with all triggers off, and verify names each edit."""
-    names = [f"{table}.{column}" for column in COLUMNS[table].split()]
+    names = [f"{table}.{column}" for column in COLUMNS_BY_TABLE[table].split()]
     result = tampering.run_named(names)
-    assert not result.refused, "no cell can be edited"
-    assert result.edits == len(names)
+    assert not result.not_editable, "no cell can be edited"
+    assert result.edit_count == len(names)
     assert not result.missed
 
 
@@ -102,4 +102,4 @@ def test_verify_names_edits_of_whole_rows(tampering: Tampering, edit: str) -> No
 
 def test_the_page_of_exemptions_is_the_list() -> None:
     """The page that says what verify does not see lists exactly what the tampering leaves out, with the reasons."""
-    assert PAGE.read_text() == page(), "python -m tests.tamper.exempt writes it anew"
+    assert PAGE_PATH.read_text() == render_page(), "python -m tests.tamper.exempt writes it anew"

@@ -24,32 +24,32 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tallystick import Client, new_order
 from tallystick._errors import from_rpc
-from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.stage import Stage
-from tallystick_server.runtime.telemetry import Ids
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.runtime.stage import Batcher
+from tallystick_server.runtime.telemetry import SeedableIdGenerator
 
-from .conftest import Platform, eventually, free_address, unique
-from .test_door import behind_a_door
+from .conftest import ServedPlatform, eventually, free_address, unique_id
+from .test_door import rpc_client
 
 
 @pytest.fixture(scope="module")
-def exporter() -> InMemorySpanExporter:
+def span_exporter() -> InMemorySpanExporter:
     """Records every span of this process, the server's thread included."""
-    made = InMemorySpanExporter()
+    span_exporter = InMemorySpanExporter()
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        provider = TracerProvider(id_generator=Ids())
+        provider = TracerProvider(id_generator=SeedableIdGenerator())
         trace.set_tracer_provider(provider)
-    provider.add_span_processor(SimpleSpanProcessor(made))
-    return made
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter))
+    return span_exporter
 
 
-def test_one_payment_is_one_trace(platform: Platform, exporter: InMemorySpanExporter) -> None:
+def test_one_payment_is_one_trace(platform: ServedPlatform, span_exporter: InMemorySpanExporter) -> None:
     """The trace holds the call, the provider's charge, the wallet's and the ledger's calls, stages and transactions."""
-    checkout = unique("c")
+    checkout = unique_id("c")
     with platform.client() as client:
         client.create_payment(checkout, [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_visa")
-    spans = exporter.get_finished_spans()
+    spans = span_exporter.get_finished_spans()
     root = next(s for s in reversed(spans) if s.name == "CreatePayment" and s.parent is None)
     names = {s.name for s in spans if s.context.trace_id == root.context.trace_id}
     assert names >= {
@@ -61,11 +61,11 @@ def test_one_payment_is_one_trace(platform: Platform, exporter: InMemorySpanExpo
 
 
 @pytest.mark.parametrize("method", ["ListPayments", "WatchPayment"])
-def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(exporter: InMemorySpanExporter, method: str) -> None:
+def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(span_exporter: InMemorySpanExporter, method: str) -> None:
     """Calls whose callers cancel them before they have sent a message are no failures of the server: it records no span of them."""
     never = threading.Event()
 
-    def nothing() -> Iterator[bytes]:
+    def pending_messages() -> Iterator[bytes]:
         never.wait(60)
         yield from ()
 
@@ -74,10 +74,10 @@ def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(exporter: I
 
     trace_id = f"{random.getrandbits(128):032x}"
     metadata = (("traceparent", f"00-{trace_id}-{random.getrandbits(64):016x}-01"),)
-    with behind_a_door(asyncio.Event().wait) as client, grpc.insecure_channel(client.address) as channel:  # type: ignore[attr-defined]
+    with rpc_client(asyncio.Event().wait) as client, grpc.insecure_channel(client.address) as channel:  # type: ignore[attr-defined]
         send: Any = channel.stream_stream(f"/tallystick.payment.v1.PaymentService/{method}")
         idle = tasks()
-        calls = [send(nothing(), metadata=metadata, timeout=60) for _ in range(20)]
+        calls = [send(pending_messages(), metadata=metadata, timeout=60) for _ in range(20)]
         assert eventually(lambda: tasks() >= idle + len(calls))
         for call in calls:
             call.cancel()
@@ -86,10 +86,10 @@ def test_a_call_that_is_cancelled_before_its_message_ends_in_silence(exporter: I
         with pytest.raises(grpc.RpcError) as error:
             list(send(iter(()), timeout=60))
         assert from_rpc(error.value).reason == "MESSAGE_MALFORMED"
-    assert [span.name for span in exporter.get_finished_spans() if f"{span.context.trace_id:032x}" == trace_id] == []
+    assert [span.name for span in span_exporter.get_finished_spans() if f"{span.context.trace_id:032x}" == trace_id] == []
 
 
-def test_a_batch_is_linked_to_every_member(exporter: InMemorySpanExporter) -> None:
+def test_a_batch_is_linked_to_every_member(span_exporter: InMemorySpanExporter) -> None:
     """Three items of three traces in one batch: the batch stands in the first one's trace, and links to the others."""
     tracer = trace.get_tracer("test")
     members = []
@@ -98,7 +98,7 @@ def test_a_batch_is_linked_to_every_member(exporter: InMemorySpanExporter) -> No
         return items
 
     async def batch() -> None:
-        stage: Stage[int, int] = Stage("test.batch", run)
+        stage: Batcher[int, int] = Batcher("test.batch", run)
         futures = []
         for n in range(3):
             with tracer.start_as_current_span(f"member-{n}") as span:
@@ -109,18 +109,18 @@ def test_a_batch_is_linked_to_every_member(exporter: InMemorySpanExporter) -> No
         await stage.stop()
 
     asyncio.run(batch())
-    (found,) = [span for span in exporter.get_finished_spans() if span.name == "test.batch"]
-    assert found.parent is not None
-    assert (found.parent.span_id, [link.context.span_id for link in found.links]) == (members[0], members[1:])
+    (batch_span,) = [span for span in span_exporter.get_finished_spans() if span.name == "test.batch"]
+    assert batch_span.parent is not None
+    assert (batch_span.parent.span_id, [link.context.span_id for link in batch_span.links]) == (members[0], members[1:])
 
 
-def test_charges_that_travel_together_keep_their_trace(platform: Platform, exporter: InMemorySpanExporter) -> None:
+def test_charges_that_travel_together_keep_their_trace(platform: ServedPlatform, span_exporter: InMemorySpanExporter) -> None:
     """The batches that a payment's charges travelled in are linked to them."""
-    checkout = unique("c")
+    checkout = unique_id("c")
     with platform.client() as client:
         client.create_payment(checkout, [new_order(f"{checkout}-{n}", "b", "s", "1.00", "EUR") for n in range(40)], credit_card_info="tok_visa")
-    batches = [s for s in exporter.get_finished_spans() if s.name == "sandbox.log" and (s.attributes or {}).get("batch.size", 0) > 1]  # type: ignore[operator]
-    charging = {s.context.span_id for s in exporter.get_finished_spans() if s.name == "sandbox send"}
+    batches = [s for s in span_exporter.get_finished_spans() if s.name == "sandbox.log" and (s.attributes or {}).get("batch.size", 0) > 1]  # type: ignore[operator]
+    charging = {s.context.span_id for s in span_exporter.get_finished_spans() if s.name == "sandbox send"}
     assert batches
     for batch in batches:
         assert batch.parent is not None
@@ -128,7 +128,7 @@ def test_charges_that_travel_together_keep_their_trace(platform: Platform, expor
         assert len(batch.links) == (batch.attributes or {})["batch.size"] - 1  # type: ignore[operator]
 
 
-class Collector(BaseHTTPRequestHandler):
+class SpanCollector(BaseHTTPRequestHandler):
     """An OTLP collector that keeps the names of the spans it gets."""
 
     names: ClassVar[list[str]] = []
@@ -137,7 +137,7 @@ class Collector(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            Collector.names += [f"{self.path} {span.name}" for scope in resource.scope_spans for span in scope.spans]
+            SpanCollector.names += [f"{self.path} {span.name}" for scope in resource.scope_spans for span in scope.spans]
         self.send_response(200)
         self.end_headers()
 
@@ -146,9 +146,9 @@ class Collector(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def collecting() -> Iterator[int]:
+def collector_port() -> Iterator[int]:
     """The port on which a collector listens until the block ends."""
-    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+    with HTTPServer(("127.0.0.1", 0), SpanCollector) as collector:
         thread = threading.Thread(target=collector.serve_forever, daemon=True)
         thread.start()
         try:
@@ -158,11 +158,11 @@ def collecting() -> Iterator[int]:
             thread.join(10)
 
 
-def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -> None:
+def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: DatabaseUrls) -> None:
     """With TALLYSTICK_OTLP_ENDPOINT a process sends its spans by OTLP over HTTP, the last ones before it ends."""
-    with collecting() as port:
+    with collector_port() as port:
         environment = {
-            "TALLYSTICK_DATABASE_URL": own_database.admin, "TALLYSTICK_DATA": str(own_database.passwords.path.parent),
+            "TALLYSTICK_DATABASE_URL": scratch_database.admin, "TALLYSTICK_DATA": str(scratch_database.passwords.path.parent),
             "TALLYSTICK_LISTEN": (address := free_address()), "TALLYSTICK_TRACE_RATIO": "1",
             "TALLYSTICK_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         }  # fmt: skip
@@ -176,11 +176,11 @@ def test_spans_are_exported_when_an_endpoint_is_given(own_database: Databases) -
             finally:
                 server.terminate()
                 server.communicate(timeout=60)
-    assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in Collector.names
-    assert {"/v1/traces sandbox send", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(Collector.names)
+    assert "/v1/traces tallystick.payment.v1.PaymentService/CreatePayment" in SpanCollector.names
+    assert {"/v1/traces sandbox send", "/v1/traces payment.settle", "/v1/traces ledger.post"} <= set(SpanCollector.names)
 
 
-_EXPORTS_TO = """
+_EXPORT_SCRIPT = """
 import sys
 from opentelemetry import trace
 from tallystick_server.runtime import telemetry
@@ -194,7 +194,7 @@ flush()
 def test_an_export_that_fails_shows_no_url() -> None:
     """The log says that spans could not be sent, without the endpoint, which may hold a password or a token."""
     run = subprocess.run(
-        [sys.executable, "-c", _EXPORTS_TO, "http://us:secret@host:99999999"], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _EXPORT_SCRIPT, "http://us:secret@host:99999999"], capture_output=True, text=True, check=True, timeout=120
     )
     assert "Failed to export spans batch" in run.stderr
     assert "secret" not in run.stderr
@@ -203,5 +203,5 @@ def test_an_export_that_fails_shows_no_url() -> None:
 def test_ids_leave_the_global_generator_alone(client: Client) -> None:
     """A process that has seeded `random` gets its own sequence, whatever is called meanwhile."""
     before = random.getstate()
-    client.create_payment(unique("c"), [new_order(unique("o"), "b", unique("s"), "1.00", "EUR")], credit_card_info="tok_visa")
+    client.create_payment(unique_id("c"), [new_order(unique_id("o"), "b", unique_id("s"), "1.00", "EUR")], credit_card_info="tok_visa")
     assert random.getstate() == before

@@ -21,24 +21,27 @@ from tallystick import Client, FailedPreconditionError, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import RetryReason
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import Databases
-from tallystick_server.process.migrate import roles
-from tallystick_server.process.verify import verify, verify_by
-from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.process.migrate import role_names
+from tallystick_server.process.verify import run_checks, verify
+from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
 from tallystick_storage.verification import Reader
 
-from .conftest import command_line, eventually, fresh_database, serving
+from .conftest import eventually, fresh_database, run_command, serve_platform
 from .tamper.run import Tampering
 
 # What waits waits on, however slow the machine: a bound would set it aside as a dead letter before the rows are planted.
-RETRY = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 5), ("", Trouble.WAITING): Policy(Strategy.FIXED, 0.2, 0.2, None)}
+RETRY = {
+    ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
+    ("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, None),
+}
 
 
-def waiting(known: Databases) -> int:
+def unrelayed_count(databases: DatabaseUrls) -> int:
     """How many transactions are still in an outbox."""
-    with psycopg.connect(known.admin) as connection:
+    with psycopg.connect(databases.admin) as connection:
         row = connection.execute(
             "select (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*) from payout.outbox)"
             " + (select count(*) from ledger.outbox)"
@@ -47,13 +50,13 @@ def waiting(known: Databases) -> int:
 
 
 @pytest.fixture(scope="module")
-def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+def filled_database(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseUrls]:
     """A database with payments of each end and a hold, whose events have all been published."""
-    with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as known:
+    with fresh_database(admin_url, tmp_path_factory.mktemp("verify")) as databases:
         settings = Settings(retry=RETRY, payout_approve_above={"EUR": 400}, payout_waiting_period=0)
-        with serving(known, settings) as platform, platform.client() as client:
+        with serve_platform(databases, settings) as platform, platform.client() as client:
             for number in range(3):
-                orders = [new_order(f"o-{number}-{k}", "b", f"s-{k}", "10.00", "EUR", platform_fee="1.00") for k in range(2)]
+                orders = [new_order(f"o-{number}-{index}", "b", f"s-{index}", "10.00", "EUR", platform_fee="1.00") for index in range(2)]
                 client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa")
             client.create_payment("c-declined", [new_order("o-declined", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_decline")
             client.create_payment("c-pending", [new_order("o-pending", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending")
@@ -62,34 +65,34 @@ def filled(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             client.create_payment("c-rejected", [new_order("o-rejected", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
             delay = Duration(seconds=3600)
             client.wallet.SetWalletPolicy(wallet_service_pb2.SetWalletPolicyRequest(seller_account="s-slow", currency="EUR", release_delay=delay))
-            assert eventually(lambda: settled(known))
-            delivered_by_a_slow_clock(known, client, "o-2-0")
+            assert eventually(lambda: is_settled(databases))
+            confirm_delivery_in_past(databases, client, "o-2-0")
             client.create_payment("c-slow", [new_order("o-slow", "b", "s-slow", "1.00", "EUR")], credit_card_info="tok_visa")
             hold = wallet_service_pb2.NewHold(
                 hold_id="h", caller="t", seller_account="s-0", amount="1.00", currency="EUR", purpose=wallet_pb2.HOLD_PURPOSE_RESERVE
             )
             client.wallet.BatchPlaceHold(wallet_service_pb2.BatchPlaceHoldRequest(holds=[hold]))
-            payouts(client)
-            assert eventually(lambda: not waiting(known))
-        yield known
-        report = verify(known)
+            create_payouts(client)
+            assert eventually(lambda: not unrelayed_count(databases))
+        yield databases
+        report = verify(databases)
         assert report.passed, f"what was planted has not been taken back: {report.as_text()}"
 
 
-def delivered_by_a_slow_clock(known: Databases, client: Client, order_id: str) -> None:
+def confirm_delivery_in_past(databases: DatabaseUrls, client: Client, order_id: str) -> None:
     """Confirms a delivery while the database's clock is an hour behind."""
-    clock = "create or replace function payment.clock() returns timestamptz language sql volatile as $$select clock_timestamp() {}$$"
-    order = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
-    assert eventually(lambda: client.payment.GetPaymentOrder(order).payment_order.ledger_updated)
-    with psycopg.connect(known.admin, autocommit=True) as connection:
-        connection.execute(clock.format("- interval '1 hour'"))
+    clock_sql = "create or replace function payment.clock() returns timestamptz language sql volatile as $$select clock_timestamp() {}$$"
+    order_request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)
+    assert eventually(lambda: client.payment.GetPaymentOrder(order_request).payment_order.ledger_updated)
+    with psycopg.connect(databases.admin, autocommit=True) as connection:
+        connection.execute(clock_sql.format("- interval '1 hour'"))
         try:
             client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order_id))
         finally:
-            connection.execute(clock.format(""))
+            connection.execute(clock_sql.format(""))
 
 
-def payouts(client: Client) -> None:
+def create_payouts(client: Client) -> None:
     """Payouts of each end, of what seller s-1 has: paid, returned, declined, paid after all, waiting for approval, and a destination in review."""
     for name, token, amount in (
         ("paid", "ba_ok", "1.00"),
@@ -101,23 +104,23 @@ def payouts(client: Client) -> None:
     ):
         ids = {"payout_destination_id": f"d-{name}", "seller_account": "s-1", "currency": "EUR"}
         client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token=token))
-        got = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=f"d-{name}")
-        assert eventually(lambda: client.payout.GetPayoutDestination(got).payout_destination.state == 2)  # noqa: B023
+        get_request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=f"d-{name}")
+        assert eventually(lambda: client.payout.GetPayoutDestination(get_request).payout_destination.state == 2)  # noqa: B023
         client.payout.CreatePayout(payout_service_pb2.CreatePayoutRequest(payout_id=f"x-{name}", amount=amount, **ids))
     ids = {"payout_destination_id": "d-review", "seller_account": "s-1", "currency": "EUR"}
     client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**ids, bank_account_token="ba_rejected"))
-    ends = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
-    for name, amount in ends.items():
-        assert eventually(lambda: _came_to(client, name, amount)), name  # noqa: B023
+    paid_amounts = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
+    for name, amount in paid_amounts.items():
+        assert eventually(lambda: _has_amounts(client, name, amount)), name  # noqa: B023
 
 
-def _came_to(client: Client, name: str, paid: str) -> bool:
+def _has_amounts(client: Client, name: str, paid_amount: str) -> bool:
     payout = client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")).payout
-    returned = "1.00" if name == "returned" else "0.00"
-    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (paid, returned)
+    returned_amount = "1.00" if name == "returned" else "0.00"
+    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (paid_amount, returned_amount)
 
 
-def settled(databases: Databases) -> bool:
+def is_settled(databases: DatabaseUrls) -> bool:
     """Whether the unapplied charge is booked and the rejected one set aside."""
     with psycopg.connect(databases.admin) as connection:
         statement = "select (select bool_and(ledger_updated) from payment.unapplied_charge) and exists (select from payment.dead_letter)"
@@ -125,15 +128,15 @@ def settled(databases: Databases) -> bool:
         return bool(row and row[0])
 
 
-def test_a_sound_database_passes(filled: Databases) -> None:
+def test_a_sound_database_passes(filled_database: DatabaseUrls) -> None:
     """Every check passes, and each has looked at something."""
-    report = verify(filled)
+    report = verify(filled_database)
     assert report.passed, report.as_text()
-    assert all(check.rows for check in report.checks)
+    assert all(check.row_count for check in report.checks)
 
 
 # What is planted by the administrator with all triggers off; what verify must say; what undoes it.
-PLANTS = [
+PLANTED_EDITS = [
     ("L1", "update ledger.entry set amount = amount + 1 where sequence = 2 and place = 1", "ledger.tx main-2: its entries do not sum to zero"),
     ("L1", "update ledger.tx set n = 7 where sequence = 3", "ledger.tx main-3: has 5 entries, and says 7"),
     ("L1", "insert into ledger.entry values ('main', 99, 1, 1, 'EUR', 5, 5, 9)", "ledger.entry 99/1: has no transaction"),
@@ -241,44 +244,44 @@ PLANTS = [
 
 
 @pytest.fixture(scope="module")
-def tampering(filled: Databases) -> Iterator[Tampering]:
+def tampering(filled_database: DatabaseUrls) -> Iterator[Tampering]:
     """An administrator of the filled database, who takes back each edit."""
-    one = Tampering(filled.admin)
+    opened_tampering = Tampering(filled_database.admin)
     try:
-        yield one
+        yield opened_tampering
     finally:
-        one.close()
+        opened_tampering.close()
 
 
-@pytest.mark.parametrize(("invariant", "sql", "expected"), PLANTS, ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTS)])
+@pytest.mark.parametrize(("invariant", "sql", "expected"), PLANTED_EDITS, ids=[f"{n}-{p[0]}" for n, p in enumerate(PLANTED_EDITS)])
 def test_a_planted_row_is_named(tampering: Tampering, invariant: str, sql: str, expected: str) -> None:
     """What constraints would have refused is planted with triggers off; verify fails and names it under its invariant."""
     without = "alter table payment.checkout drop constraint if exists checkout_check; " if "unpaid_orders" in sql else ""
     report = tampering.report_after(without + sql)
-    named = [(check.invariants.split(), wrong) for check in report.checks for wrong in check.wrong]
+    named = [(check.invariants.split(), wrong) for check in report.checks for wrong in check.failures]
     assert any(expected in wrong and invariant in invariants for invariants, wrong in named), named
     assert not report.passed
 
 
-def test_the_command_says_so_and_exits_1(filled: Databases) -> None:
+def test_the_command_says_so_and_exits_1(filled_database: DatabaseUrls) -> None:
     """`tallystick verify --json`: exit 0 and "passed" on a sound book, exit 1 and the row on a wrong one."""
-    environment = {"TALLYSTICK_DATABASE_URL": filled.admin, "TALLYSTICK_DATA": str(filled.passwords.path.parent)}
-    good = command_line("verify", "--json", **environment)
+    environment = {"TALLYSTICK_DATABASE_URL": filled_database.admin, "TALLYSTICK_DATA": str(filled_database.passwords.path.parent)}
+    good = run_command("verify", "--json", **environment)
     assert (good.returncode, json.loads(good.stdout)["passed"]) == (0, True), good.stderr
-    with psycopg.connect(filled.admin) as connection:
+    with psycopg.connect(filled_database.admin) as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute("update ledger.tx set description = 'x' where sequence = 4")
         connection.commit()
-        bad = command_line("verify", **environment)
+        bad = run_command("verify", **environment)
         connection.execute("update ledger.tx set description = '' where sequence = 4")
     assert bad.returncode == 1
     assert "ledger.tx main-4: its hash is not that of its content" in bad.stdout
 
 
-def test_a_platform_at_work_verifies(own_database: Databases) -> None:
+def test_a_platform_at_work_verifies(scratch_database: DatabaseUrls) -> None:
     """While payments are made and payouts are paid, every check passes: all is seen as it stood at one moment."""
-    ended = threading.Event()
-    with serving(own_database, Settings(payout_waiting_period=0)) as platform, platform.client() as client:
+    stream_ended = threading.Event()
+    with serve_platform(scratch_database, Settings(payout_waiting_period=0)) as platform, platform.client() as client:
 
         def work(worker: int) -> int:
             for number in itertools.count():
@@ -290,7 +293,7 @@ def test_a_platform_at_work_verifies(own_database: Databases) -> None:
                 )
                 with suppress(FailedPreconditionError):  # nothing may be there to be paid, or nowhere yet
                     client.payout.CreatePayout(request)
-                if ended.is_set():
+                if stream_ended.is_set():
                     return number
             raise AssertionError
 
@@ -301,34 +304,34 @@ def test_a_platform_at_work_verifies(own_database: Databases) -> None:
                 )
             )
         with ThreadPoolExecutor(8) as workers:
-            made = [workers.submit(work, worker) for worker in range(8)]
+            futures = [workers.submit(work, worker) for worker in range(8)]
             try:
-                reports = [verify(own_database) for _ in range(3)]
+                reports = [verify(scratch_database) for _ in range(3)]
             finally:
-                ended.set()
-            assert sum(one.result(60) for one in made) > 0
-    assert [wrong for report in reports for check in report.checks for wrong in check.wrong] == []
-    assert reports[-1].checks[0].rows > reports[0].checks[0].rows, "work went on meanwhile"
+                stream_ended.set()
+            assert sum(future.result(60) for future in futures) > 0
+    assert [wrong for report in reports for check in report.checks for wrong in check.failures] == []
+    assert reports[-1].checks[0].row_count > reports[0].checks[0].row_count, "work went on meanwhile"
 
 
-def test_the_moment_lasts_as_long_as_the_checks(own_database: Databases) -> None:
+def test_the_moment_lasts_as_long_as_the_checks(scratch_database: DatabaseUrls) -> None:
     """However long checks take, and however soon the database ends idle transactions, the moment that is read stays."""
-    with psycopg.connect(own_database.admin) as connection:
+    with psycopg.connect(scratch_database.admin) as connection:
         name = connection.execute("select current_database()").fetchone()[0]  # type: ignore[index]
-        connection.execute(f"alter role {roles(name, 'event').reader} in database {name} set idle_in_transaction_session_timeout = '100ms'")
-    reader, end = Reader(own_database.reader), time.monotonic() + 0.3
+        connection.execute(f"alter role {role_names(name, 'event').reader} in database {name} set idle_in_transaction_session_timeout = '100ms'")
+    reader, end = Reader(scratch_database.reader), time.monotonic() + 0.3
     try:
-        with reader.at_one_moment() as read:
-            begun = read("event.head")
-            assert len([next(begun)]) == 1
+        with reader.open_snapshot() as read:
+            first_rows = read("event.head")
+            assert len([next(first_rows)]) == 1
             while time.monotonic() < end:
                 assert len(list(read("event.head"))) == 1
-            assert not list(begun)
+            assert not list(first_rows)
     finally:
         reader.close()
 
 
-def _streams(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
+def _fake_reader(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
     """What verify reads, with so many rows in each stream that it merges."""
     order = {
         "status": "SUCCESS",
@@ -342,10 +345,10 @@ def _streams(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
     payout = {"state": "CREATED", "settled": False, "version": 1}
     transfer = {"provider": "p", "provider_reference": "r", "fit": "AS_ASKED", "returned_amount": None, "returned_currency": "", "is_return": False}
 
-    def row(n: int) -> SimpleNamespace:
+    def make_row(n: int) -> SimpleNamespace:
         id_ = f"{n:09}"
         ids = dict.fromkeys(("payment_order_id", "payout_id", "cause_id", "cause", "seller_account", "aggregate_id"), id_)
-        more = {
+        other_fields = {
             "buyer_account": "b",
             "currency": "EUR",
             "balance": n,
@@ -356,32 +359,32 @@ def _streams(rows: int) -> Callable[..., Iterator[SimpleNamespace]]:
             "returned_amount": None,
         }
         amounts = {"payout_amount": 10, "payout_fee": 0, "payout_currency": "EUR", "captured_amount": 0, "events": 1, "name": id_}
-        return SimpleNamespace(**{**transfer, **payout, **ids, **order, **more, **amounts})
+        return SimpleNamespace(**{**transfer, **payout, **ids, **order, **other_fields, **amounts})
 
-    def read(name: str, **_parameters: object) -> Iterator[SimpleNamespace]:
-        merged = name.partition(".")[2] in {
+    def read_rows(name: str, **_parameters: object) -> Iterator[SimpleNamespace]:
+        is_merged = name.partition(".")[2] in {
             "orders", "pay_ins", "versions", "outbox", "last_versions", "balances", "sellers", "in_flight", "payouts", "payout_holds", "transfers", "facts",
             "delivered", "pending_pay_ins",
         }  # fmt: skip
-        return (row(n) for n in range(rows if merged else 0))
+        return (make_row(n) for n in range(rows if is_merged else 0))
 
-    return read
+    return read_rows
 
 
-def _peak(rows: int) -> int:
+def _peak_memory(rows: int) -> int:
     """The most memory that the checks take, in a process that does nothing else."""
-    verify_by(_streams(10))  # what is made once
+    run_checks(_fake_reader(10))  # what is made once
     tracemalloc.start()
-    report = verify_by(_streams(rows))
+    report = run_checks(_fake_reader(rows))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sum(check.rows for check in report.checks) > 5 * rows
-    assert not [wrong for check in report.checks for wrong in check.wrong if "stopped" in wrong]
+    assert sum(check.row_count for check in report.checks) > 5 * rows
+    assert not [violation for check in report.checks for violation in check.failures if "stopped" in violation]
     return peak
 
 
 def test_memory_does_not_grow_with_rows() -> None:
     """Ten times the rows in every stream that verify merges take no more memory."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-        few, many = alone.map(_peak, [100, 1000])
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        few, many = executor.map(_peak_memory, [100, 1000])
     assert many < few + 50_000

@@ -11,30 +11,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick_core.canonical import fingerprint
-from tallystick_core.refusal import Reason, Refused
-from tallystick_core.seller import SellerClaim, granted_claims
+from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.seller import SellerClaim, grant_claims
 from tallystick_core.wallet import (
-    HOLD_MOVES,
+    HOLD_TRANSITIONS,
     Balances,
-    Change,
     Credit,
     EntryKind,
     Hold,
     HoldState,
     Instruction,
     Wallet,
-    made_available,
-    opens,
-    released_before,
+    WalletChange,
+    can_open_wallet,
+    is_already_released,
+    repay_then_add_available,
 )
-from tallystick_core.wallet import apply as apply_at
+from tallystick_core.wallet import apply_instruction as apply_at
 
 _NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 _AMOUNTS = st.integers(1, 50)
 
 
-def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None) -> Change:
+def apply_now(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None) -> WalletChange:
     return apply_at(wallet, hold, instruction, credit, now=_NOW)
 
 
@@ -55,19 +55,19 @@ def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, obje
     for number, (what, amount, how) in enumerate(steps):
         instruction = _instruction(what, amount, how, number if what == "hold" else len(credits_))
         credit = credits_.get(instruction.cause)
-        if released_before(credit, instruction):
+        if is_already_released(credit, instruction):
             continue
         try:
-            change = apply(wallet, holds.get(instruction.cause), instruction, credit)
-        except Refused as refused:
-            assert refused.reason in {Reason.INSUFFICIENT_FUNDS, Reason.NOT_FOUND, Reason.HOLD_ENDED, Reason.HOLD_EXCEEDED}
+            change = apply_now(wallet, holds.get(instruction.cause), instruction, credit)
+        except ApiError as refused:
+            assert refused.reason in {ErrorReason.INSUFFICIENT_FUNDS, ErrorReason.NOT_FOUND, ErrorReason.HOLD_ENDED, ErrorReason.HOLD_EXCEEDED}
             continue
         if what == "credit":
             credits_[instruction.cause] = Credit("s", "EUR", amount, pending=bool(how) and delay > 0)
         elif what == "free":
             credits_[instruction.cause] = replace(credits_[instruction.cause], pending=False)  # as its key would have it, it is released once
         elif what == "hold":
-            assert change.wallet.balances.available >= instruction.keep
+            assert change.wallet.balances.available >= instruction.minimum_remaining
         total += {"credit": amount, "debit": -amount, "capture": -amount}.get(what, 0)
         wallet = change.wallet
         if change.hold is not None:
@@ -80,17 +80,17 @@ def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, obje
         assert b.pending == sum(credit.amount for credit in credits_.values() if credit.pending)
 
 
-def _instruction(what: str, amount: int, how: object, number: int) -> Instruction:
-    if what == "credit":
-        return Instruction(EntryKind.CREDIT, f"PAY_IN/{number}", "c", "s", "EUR", amount, pending=bool(how))
-    if what == "debit":
-        return Instruction(EntryKind.DEBIT, f"REFUND/{number}", "c", "s", "EUR", amount, as_fact=bool(how))
-    if what == "hold":
-        return Instruction(EntryKind.HOLD_PLACED, f"h{number}", "c", "s", "EUR", amount, purpose="PAYOUT", keep=int(str(how)))
-    if what == "free":
-        return Instruction(EntryKind.RELEASE, f"PAY_IN/{how}", "c")
+def _instruction(kind: str, amount: int, argument: object, number: int) -> Instruction:
+    if kind == "credit":
+        return Instruction(EntryKind.CREDIT, f"PAY_IN/{number}", "c", "s", "EUR", amount, pending=bool(argument))
+    if kind == "debit":
+        return Instruction(EntryKind.DEBIT, f"REFUND/{number}", "c", "s", "EUR", amount, allow_owed=bool(argument))
+    if kind == "hold":
+        return Instruction(EntryKind.HOLD_PLACED, f"h{number}", "c", "s", "EUR", amount, purpose="PAYOUT", minimum_remaining=int(str(argument)))
+    if kind == "free":
+        return Instruction(EntryKind.RELEASE, f"PAY_IN/{argument}", "c")
     kinds = {"capture": EntryKind.HOLD_CAPTURED, "release": EntryKind.HOLD_RELEASED, "expire": EntryKind.HOLD_EXPIRED}
-    return Instruction(kinds[what], f"h{how}", "c", amount=amount)
+    return Instruction(kinds[kind], f"h{argument}", "c", amount=amount)
 
 
 @pytest.mark.parametrize(
@@ -101,20 +101,20 @@ def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
     wallet = Wallet("s", "EUR", Balances(held=10))
     hold = Hold("h", "s", "EUR", 10, "PAYOUT", "c", state=state)
     instruction = Instruction(kind, "h", "c", amount=4)
-    if (state, kind) in HOLD_MOVES:
-        assert apply(wallet, hold, instruction).hold.state is HOLD_MOVES[state, kind]  # type: ignore[union-attr]
+    if (state, kind) in HOLD_TRANSITIONS:
+        assert apply_now(wallet, hold, instruction).hold.state is HOLD_TRANSITIONS[state, kind]  # type: ignore[union-attr]
         return
-    with pytest.raises(Refused) as refused:
-        apply(wallet, hold, instruction)
-    assert refused.value.reason is Reason.HOLD_ENDED
+    with pytest.raises(ApiError) as error:
+        apply_now(wallet, hold, instruction)
+    assert error.value.reason is ErrorReason.HOLD_ENDED
 
 
 def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
     """A fact takes what is available and owes the rest; later credits repay first."""
     wallet = Wallet("s", "EUR", Balances(available=30))
-    wallet = apply(wallet, None, Instruction(EntryKind.DEBIT, "CHARGEBACK/1", "c", "s", "EUR", 100, as_fact=True)).wallet
+    wallet = apply_now(wallet, None, Instruction(EntryKind.DEBIT, "CHARGEBACK/1", "c", "s", "EUR", 100, allow_owed=True)).wallet
     assert wallet.balances == Balances(owed=70)
-    wallet = apply(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 90)).wallet
+    wallet = apply_now(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 90)).wallet
     assert wallet.balances == Balances(available=20)
 
 
@@ -122,11 +122,11 @@ def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
 def test_a_release_moves_the_whole_credit_and_repays_first(amount: int, others: int, available: int, owed: int, frozen: bool) -> None:
     """A release takes its credit out of pending, repays what is owed, makes the rest available, and leaves the balance and what is held alone."""
     before = Balances(amount + others, 0 if owed else available, held=7, owed=owed)
-    change = apply(
+    change = apply_now(
         Wallet("s", "EUR", before, frozen=frozen), None, Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"), Credit("s", "EUR", amount, pending=True)
     )
     after = change.wallet.balances
-    assert after == made_available(Balances(others, before.available, 7, owed), amount)
+    assert after == repay_then_add_available(Balances(others, before.available, 7, owed), amount)
     assert (after.balance, after.held, change.amount, change.wallet.version) == (before.balance, 7, amount, 1)
 
 
@@ -134,22 +134,22 @@ def test_what_is_available_already_is_not_released_again() -> None:
     """A credit that became available at once has nothing to release, and one that is not there is NOT_FOUND: neither makes money."""
     wallet, release = Wallet("s", "EUR", Balances(pending=5, available=5)), Instruction(EntryKind.RELEASE, "PAY_IN/1", "c")
     at_once = Credit("s", "EUR", 5, pending=False)
-    assert released_before(at_once, release)
-    assert not released_before(at_once, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c"))
-    assert not released_before(None, release)
-    with pytest.raises(Refused) as refused:
-        apply(wallet, None, release, None)
-    assert refused.value.reason is Reason.NOT_FOUND
+    assert is_already_released(at_once, release)
+    assert not is_already_released(at_once, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c"))
+    assert not is_already_released(None, release)
+    with pytest.raises(ApiError) as error:
+        apply_now(wallet, None, release, None)
+    assert error.value.reason is ErrorReason.NOT_FOUND
 
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 100))
 def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, available: int) -> None:
     """A hold is placed just where its amount and what it has to keep are available, and it sets only its amount aside."""
-    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", amount, purpose="PAYOUT", keep=keep)
+    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", amount, purpose="PAYOUT", minimum_remaining=keep)
     try:
-        after = apply(Wallet("s", "EUR", Balances(available=available)), None, placed).wallet.balances
-    except Refused as refused:
-        assert refused.reason is Reason.INSUFFICIENT_FUNDS
+        after = apply_now(Wallet("s", "EUR", Balances(available=available)), None, placed).wallet.balances
+    except ApiError as refused:
+        assert refused.reason is ErrorReason.INSUFFICIENT_FUNDS
         assert available < amount + keep
         return
     assert after == Balances(available=available - amount, held=amount)
@@ -160,21 +160,21 @@ def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
     """K1: what has to stay available is part of a hold's values, and holds placed before it existed keep their fingerprint."""
     placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="PAYOUT")
     assert placed.fingerprint == fingerprint("HOLD_PLACED", "h", "s", "EUR", 5, 0, 0, "PAYOUT", "")
-    assert replace(placed, keep=1).fingerprint not in {placed.fingerprint, replace(placed, keep=2).fingerprint}
+    assert replace(placed, minimum_remaining=1).fingerprint not in {placed.fingerprint, replace(placed, minimum_remaining=2).fingerprint}
 
 
 def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
     """Freezing refuses requests, never facts."""
     wallet = Wallet("s", "EUR", Balances(available=30), frozen=True)
-    apply(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 1))
-    apply(wallet, None, Instruction(EntryKind.DEBIT, "REFUND/1", "c", "s", "EUR", 1, as_fact=True))
+    apply_now(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 1))
+    apply_now(wallet, None, Instruction(EntryKind.DEBIT, "REFUND/1", "c", "s", "EUR", 1, allow_owed=True))
     for instruction in (
         Instruction(EntryKind.DEBIT, "REFUND/2", "c", "s", "EUR", 1),
         Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 1, purpose="PAYOUT"),
     ):
-        with pytest.raises(Refused) as refused:
-            apply(wallet, None, instruction)
-        assert refused.value.reason is Reason.STATE_FORBIDS
+        with pytest.raises(ApiError) as error:
+            apply_now(wallet, None, instruction)
+        assert error.value.reason is ErrorReason.STATE_FORBIDS
 
 
 _INSTANTS = st.integers(0, 20)
@@ -183,41 +183,41 @@ _INSTANTS = st.integers(0, 20)
 @given(st.integers(1, 20), st.lists(st.tuples(_INSTANTS, st.sampled_from(["capture", "release", "expire"])), max_size=6))
 def test_a_hold_is_ended_by_others_only_before_its_expire_time(expires: int, steps: list[tuple[int, str]]) -> None:
     """W3: at and after its expire_time a hold is neither captured nor released, and its whole amount comes back, however late the expiry job runs."""
-    wallet, now = Wallet("s", "EUR", Balances(available=10)), _NOW
+    wallet, current_time = Wallet("s", "EUR", Balances(available=10)), _NOW
     placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 10, purpose="RESERVE", expire_time=_NOW + timedelta(seconds=expires))
-    change = apply_at(wallet, None, placed, now=now)
+    change = apply_at(wallet, None, placed, now=current_time)
     for seconds, what in steps:
-        now += timedelta(seconds=seconds)
+        current_time += timedelta(seconds=seconds)
         is_open = change.hold is not None and change.hold.state is HoldState.OPEN
-        expired = now >= _NOW + timedelta(seconds=expires)
+        expired = current_time >= _NOW + timedelta(seconds=expires)
         if what == "expire" and not expired:
             continue  # the job selects only what has expired
         allowed = is_open and (what == "expire") == expired
         try:
-            change = apply_at(change.wallet, change.hold, _ending(what), now=now)
-        except Refused as refused:
-            assert refused.reason is Reason.HOLD_ENDED
+            change = apply_at(change.wallet, change.hold, _end_instruction(what), now=current_time)
+        except ApiError as refused:
+            assert refused.reason is ErrorReason.HOLD_ENDED
             assert not allowed
             continue
         assert allowed
         assert change.wallet.balances == Balances(available=6 if what == "capture" else 10)
 
 
-def _ending(what: str) -> Instruction:
+def _end_instruction(kind: str) -> Instruction:
     kinds = {"capture": EntryKind.HOLD_CAPTURED, "release": EntryKind.HOLD_RELEASED, "expire": EntryKind.HOLD_EXPIRED}
-    return Instruction(kinds[what], "h", "c", amount=4)
+    return Instruction(kinds[kind], "h", "c", amount=4)
 
 
 @given(st.integers(-5, 5))
 def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -> None:
     """An expire_time that has passed, or is now, is FIELD_INVALID; so is any when the time is not known."""
     placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="RESERVE", expire_time=_NOW + timedelta(seconds=seconds))
-    for now in (_NOW, None):
+    for current_time in (_NOW, None):
         try:
-            change = apply_at(Wallet("s", "EUR", Balances(available=5)), None, placed, now=now)
-        except Refused as refused:
-            assert (refused.reason, refused.field) == (Reason.FIELD_INVALID, "expire_time")
-            assert seconds <= 0 or now is None
+            change = apply_at(Wallet("s", "EUR", Balances(available=5)), None, placed, now=current_time)
+        except ApiError as refused:
+            assert (refused.reason, refused.field) == (ErrorReason.FIELD_INVALID, "expire_time")
+            assert seconds <= 0 or current_time is None
         else:
             assert seconds > 0
             assert change.wallet.balances == Balances(held=5)
@@ -232,7 +232,7 @@ _NAMES, _OWNERS = st.sampled_from("abcd"), st.sampled_from(["x", "y"])
 )
 def test_a_group_of_claims_is_made_whole_or_not_at_all(claims: list[SellerClaim], owners: dict[str, str]) -> None:
     """Only sellers of nobody change hands; afterwards each group has all of its sellers, or has claimed none; one that nobody stands in the way of has all."""
-    granted = granted_claims(claims, owners)
+    granted = grant_claims(claims, owners)
     assert not granted.keys() & owners.keys()
     after, justified = owners | granted, set()
     groups = [[claim for claim in claims if claim.owner and claim.group == group] for group in (1, 2, 3)]
@@ -250,7 +250,7 @@ def test_a_group_of_claims_is_made_whole_or_not_at_all(claims: list[SellerClaim]
 
 def test_what_must_be_booked_opens_a_missing_wallet() -> None:
     """Credits and unconditional debits open a wallet; nothing else does."""
-    assert {(kind, as_fact) for kind in EntryKind for as_fact in (False, True) if opens(Instruction(kind, "x", as_fact=as_fact))} == {
+    assert {(kind, as_fact) for kind in EntryKind for as_fact in (False, True) if can_open_wallet(Instruction(kind, "x", allow_owed=as_fact))} == {
         (EntryKind.CREDIT, False),
         (EntryKind.CREDIT, True),
         (EntryKind.DEBIT, True),

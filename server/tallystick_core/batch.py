@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from tallystick_core.canonical import fingerprint, letters
+from tallystick_core.canonical import digest_text, fingerprint
 from tallystick_core.identifier import parse_id
-from tallystick_core.payout import MADE, NewPayout
+from tallystick_core.payout import RUN_PAYOUT_PREFIX, NewPayout
 from tallystick_core.payout import first_difference as differs
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
-_RUN = "run-"
+_RUN_PREFIX = "run-"
 
 
 class BatchState(StrEnum):
@@ -23,7 +23,7 @@ class BatchState(StrEnum):
     DONE = "DONE"
 
 
-AFTER = {BatchState.COLLECTING: BatchState.OPEN, BatchState.OPEN: BatchState.DONE}
+NEXT_STATE = {BatchState.COLLECTING: BatchState.OPEN, BatchState.OPEN: BatchState.DONE}
 
 
 class ItemState(StrEnum):
@@ -59,29 +59,29 @@ def first_difference(sent: NewBatch, stored: NewBatch) -> str:
     for name in ("seller_account", "currency"):
         if getattr(sent, name) != getattr(stored, name):
             return f"run.{name}"
-    known = {payout.payout_id: payout for payout in stored.payouts}
+    stored_payouts = {payout.payout_id: payout for payout in stored.payouts}
     for payout in sent.payouts:
-        if payout.payout_id in known and payout != known[payout.payout_id]:
-            return f"list.payouts.{differs(payout, known[payout.payout_id])}"
+        if payout.payout_id in stored_payouts and payout != stored_payouts[payout.payout_id]:
+            return f"list.payouts.{differs(payout, stored_payouts[payout.payout_id])}"
     return "list.payouts"
 
 
-def run_id(currency: str, cut_off: datetime) -> str:
+def format_run_id(currency: str, cut_off: datetime) -> str:
     """The id of the run of a cut-off, and of its batch: the same from whatever process, so that a cut-off has one run."""
-    return f"{_RUN}{currency}-{cut_off.astimezone(UTC):%Y%m%dT%H%MZ}"
+    return f"{_RUN_PREFIX}{currency}-{cut_off.astimezone(UTC):%Y%m%dT%H%MZ}"
 
 
-def made_payout_id(run: str, seller_account: str) -> str:
+def derive_payout_id(run_id: str, seller_account: str) -> str:
     """The id of a payout that a run makes: the same for the same run and seller, so that one that is begun again pays nobody twice.
 
-    `run` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with a schedule of its own, who has no batch,
+    `run_id` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with a schedule of its own, who has no batch,
     but may have left the default only just now.
     """
-    return f"{MADE}{letters(run, seller_account)}"
+    return f"{RUN_PAYOUT_PREFIX}{digest_text(run_id, seller_account)}"
 
 
 def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
     """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
-    if text.startswith(_RUN):
-        raise Refused(Reason.FIELD_INVALID, f"{field} must not begin with {_RUN}: such ids are the platform's.", field=field)
+    if text.startswith(_RUN_PREFIX):
+        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not begin with {_RUN_PREFIX}: such ids are the platform's.", field=field)
     return parse_id(text, field)

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class Kind(StrEnum):
+class PostingKind(StrEnum):
     """What kind of fact a transaction books; the same names as `tallystick.ledger.v1.TransactionKind`."""
 
     PAY_IN = "PAY_IN"
@@ -24,7 +24,7 @@ class Kind(StrEnum):
     WRITE_OFF = "WRITE_OFF"
 
 
-class Line(NamedTuple):  # and no dataclass: each payment makes some twenty, and a tuple is made in a third of the time
+class JournalLine(NamedTuple):  # and no dataclass: each payment makes some twenty, and a tuple is made in a third of the time
     """One entry to post: minor units, a credit above zero, a debit below."""
 
     account: str
@@ -32,33 +32,33 @@ class Line(NamedTuple):  # and no dataclass: each payment makes some twenty, and
     amount: int
 
 
-def pay_in(provider: str, buyer: str, seller: str, currency: str, amount: int, fee: int) -> tuple[Line, ...]:
+def pay_in_lines(provider: str, buyer: str, seller: str, currency: str, amount: int, fee: int) -> tuple[JournalLine, ...]:
     """An order was paid: the provider owes us what the buyer gave, and the seller and the platform own it."""
     lines = (
-        Line(f"psp/{provider}/clearing", currency, -amount),
-        Line(f"buyers/{buyer}", currency, amount),
-        Line(f"buyers/{buyer}", currency, -amount),
-        Line(f"sellers/{seller}", currency, amount - fee),
+        JournalLine(f"psp/{provider}/clearing", currency, -amount),
+        JournalLine(f"buyers/{buyer}", currency, amount),
+        JournalLine(f"buyers/{buyer}", currency, -amount),
+        JournalLine(f"sellers/{seller}", currency, amount - fee),
     )
-    return (*lines, Line("platform/fees", currency, fee)) if fee else lines
+    return (*lines, JournalLine("platform/fees", currency, fee)) if fee else lines
 
 
-def unapplied(provider: str, currency: str, amount: int) -> tuple[Line, ...]:
+def unapplied_lines(provider: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
     """A provider charged what fits no order: it owes us the money, and nobody owns it yet."""
-    return (Line(f"psp/{provider}/clearing", currency, -amount), Line(f"unapplied/{provider}", currency, amount))
+    return (JournalLine(f"psp/{provider}/clearing", currency, -amount), JournalLine(f"unapplied/{provider}", currency, amount))
 
 
-def payout(provider: str, seller: str, currency: str, amount: int, fee: int) -> tuple[Line, ...]:
+def payout_lines(provider: str, seller: str, currency: str, amount: int, fee: int) -> tuple[JournalLine, ...]:
     """A seller was paid: `amount` leaves the seller, the platform keeps the fee, and we owe the provider what it gave to the bank."""
-    lines = (Line(f"sellers/{seller}", currency, -amount), Line(f"payouts/{provider}/clearing", currency, amount - fee))
-    return (*lines, Line("platform/fees", currency, fee)) if fee else lines
+    lines = (JournalLine(f"sellers/{seller}", currency, -amount), JournalLine(f"payouts/{provider}/clearing", currency, amount - fee))
+    return (*lines, JournalLine("platform/fees", currency, fee)) if fee else lines
 
 
-def payout_return(provider: str, seller: str, currency: str, amount: int) -> tuple[Line, ...]:
+def payout_return_lines(provider: str, seller: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
     """A payout came back, as much as `amount`: the provider has it again, and the seller owns it. The fee stays: the transfer was made."""
-    return (Line(f"payouts/{provider}/clearing", currency, -amount), Line(f"sellers/{seller}", currency, amount))
+    return (JournalLine(f"payouts/{provider}/clearing", currency, -amount), JournalLine(f"sellers/{seller}", currency, amount))
 
 
-def unapplied_payout(provider: str, currency: str, amount: int) -> tuple[Line, ...]:
+def unapplied_payout_lines(provider: str, currency: str, amount: int) -> tuple[JournalLine, ...]:
     """A provider paid what cannot be taken from the seller, or, below zero, got back what cannot be given to him; nobody owns it yet."""
-    return (Line(f"unapplied/{provider}", currency, -amount), Line(f"payouts/{provider}/clearing", currency, amount))
+    return (JournalLine(f"unapplied/{provider}", currency, -amount), JournalLine(f"payouts/{provider}/clearing", currency, amount))

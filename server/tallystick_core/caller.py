@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
 
 class Role(StrEnum):
@@ -38,19 +38,19 @@ class Caller:
         return self.account or self.name
 
     @property
-    def sees_all(self) -> bool:
+    def can_see_all(self) -> bool:
         """Whether the resources of every owner are visible."""
         return Role.OPERATOR in self.roles
 
-    def sees(self, owner: str) -> bool:
+    def can_see(self, owner: str) -> bool:
         """Whether the resources of an owner are visible."""
-        return self.sees_all or owner == self.owner
+        return self.can_see_all or owner == self.owner
 
 
-def authorize(caller: Caller, allowed: frozenset[Role]) -> Caller:
+def authorize(caller: Caller, allowed_roles: frozenset[Role]) -> Caller:
     """The caller in those of its roles that may call: no other widens what it sees. Raises METHOD_FORBIDDEN if it has none of them."""
-    roles = caller.roles & allowed
+    roles = caller.roles & allowed_roles
     if not roles:
-        wanted = " or ".join(sorted(allowed))
-        raise Refused(Reason.METHOD_FORBIDDEN, f"This method is for callers with the role {wanted}.")
+        role_names = " or ".join(sorted(allowed_roles))
+        raise ApiError(ErrorReason.METHOD_FORBIDDEN, f"This method is for callers with the role {role_names}.")
     return Caller(caller.name, roles, caller.account)

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
+_HEX_TO_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
-def canonical(*fields: str | int) -> bytes:
+def encode_canonical(*fields: str | int) -> bytes:
     """Every field with its length in bytes before it, so that no two different lists of fields give the same bytes."""
     texts = [*map(str, fields)]
     whole = "".join([f"{len(text)}:{text}" for text in texts])
@@ -20,15 +20,15 @@ def canonical(*fields: str | int) -> bytes:
 
 def fingerprint(*fields: str | int) -> bytes:
     """32 bytes that stand for the fields."""
-    return sha256(canonical(*fields)).digest()
+    return sha256(encode_canonical(*fields)).digest()
 
 
-def letters(*fields: str | int) -> str:
+def digest_text(*fields: str | int) -> str:
     """32 letters that stand for the fields, to make ids of: digits may look like a card number by chance."""
-    return fingerprint(*fields).hex()[:32].translate(_LETTERS)
+    return fingerprint(*fields).hex()[:32].translate(_HEX_TO_LETTERS)
 
 
-def micros(time: datetime | None) -> int | str:
+def to_microseconds(time: datetime | None) -> int | str:
     """Microseconds since 1970 UTC, exactly; "" for no time."""
     if time is None:
         return ""

@@ -33,7 +33,7 @@ _ISSUERS = (
     ("9792", "9792", (16,)),  # Troy
 )
 _LENGTHS = frozenset(length for _, _, lengths in _ISSUERS for length in lengths)
-_SHORTEST = min(_LENGTHS)
+_MIN_LENGTH = min(_LENGTHS)
 
 # How people group the digits of a card number, by the lengths of the groups.
 _GROUPINGS = frozenset(
@@ -45,14 +45,14 @@ _MAX_GROUPS = 19
 
 _LETTER = re.compile(r"[A-Za-z]", re.ASCII)
 _SEPARATORS = re.compile(r"[^0-9A-Za-z]", re.ASCII)
-_RUN = re.compile(r"(?<![0-9A-Za-z+])[0-9](?:[^0-9A-Za-z+]*[0-9]){13,}(?![0-9A-Za-z])", re.ASCII)
-_GROUP = re.compile(r"[0-9]+", re.ASCII)
+_DIGIT_RUN = re.compile(r"(?<![0-9A-Za-z+])[0-9](?:[^0-9A-Za-z+]*[0-9]){13,}(?![0-9A-Za-z])", re.ASCII)
+_DIGIT_GROUP = re.compile(r"[0-9]+", re.ASCII)
 _IBAN = re.compile(r"\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b", re.ASCII)
 
 
 def is_card_number(text: str) -> bool:
     """Whether an identifier or token, without its separators, is a card number."""
-    if len(text) < _SHORTEST or _LETTER.search(text):  # nearly every id ends here
+    if len(text) < _MIN_LENGTH or _LETTER.search(text):  # nearly every id ends here
         return False
     digits = _SEPARATORS.sub("", text)
     return digits.isdigit() and _is_issued(digits)
@@ -60,10 +60,10 @@ def is_card_number(text: str) -> bool:
 
 def contains_card_number(text: str) -> bool:
     """Whether a text contains a card number: also spaced, dashed, split by other signs, or in digits of another script."""
-    if len(text) < _SHORTEST:
+    if len(text) < _MIN_LENGTH:
         return False
     plain = _IBAN.sub(_without_iban, text if text.isascii() else _ascii_digits(text))
-    return any(_is_in(_GROUP.findall(run)) for run in _RUN.findall(plain))
+    return any(_contains_issued_number(_DIGIT_GROUP.findall(run)) for run in _DIGIT_RUN.findall(plain))
 
 
 def is_bank_account_number(text: str) -> bool:
@@ -72,7 +72,7 @@ def is_bank_account_number(text: str) -> bool:
     return compact.isdigit() or _is_iban(compact.upper())
 
 
-def _is_in(groups: list[str]) -> bool:
+def _contains_issued_number(groups: list[str]) -> bool:
     """Whether consecutive groups of digits, grouped as a card number is, make up one."""
     for first in range(len(groups)):
         for last in range(first + 1, min(len(groups), first + _MAX_GROUPS) + 1):
@@ -87,10 +87,10 @@ def _is_issued(digits: str) -> bool:
     if len(digits) not in _LENGTHS:
         return False
     issued = any(low <= digits[: len(low)] <= high and len(digits) in lengths for low, high, lengths in _ISSUERS)
-    return issued and has_check_digit(digits)
+    return issued and has_valid_check_digit(digits)
 
 
-def has_check_digit(digits: str) -> bool:
+def has_valid_check_digit(digits: str) -> bool:
     """Whether the last digit is the check digit of the others (ISO/IEC 7812, Luhn)."""
     total = 0
     for index, digit in enumerate(reversed(digits)):
@@ -104,14 +104,14 @@ def _ascii_digits(text: str) -> str:
     return "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
 
 
-def _without_iban(found: re.Match[str]) -> str:
+def _without_iban(match: re.Match[str]) -> str:
     """What follows the IBAN at the start of a match; all of the match if there is none. A word after an IBAN may have been matched with it."""
-    end = len(found[0])
+    end = len(match[0])
     while end > 0:
-        if _is_iban(_SEPARATORS.sub("", found[0][:end])):
-            return found[0][end:]
-        end = max(found[0].rfind(" ", 0, end), found[0].rfind("-", 0, end))
-    return found[0]
+        if _is_iban(_SEPARATORS.sub("", match[0][:end])):
+            return match[0][end:]
+        end = max(match[0].rfind(" ", 0, end), match[0].rfind("-", 0, end))
+    return match[0]
 
 
 def _is_iban(compact: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tallystick_core.identifier import parse_id, refuse_card_id
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.identifier import parse_id, reject_card_id
+from tallystick_core.refusal import ApiError, ErrorReason
 
 MAX_AGGREGATE_ID = 255
 
@@ -22,7 +22,7 @@ class EventSubject:
     payload: str
 
 
-SUBJECTS = {
+EVENT_SUBJECTS = {
     "PAYMENT_CREATED": EventSubject("payments", "payment"),
     "PAYMENT_CLOSED": EventSubject("payments", "payment"),
     "PAYMENT_ORDER_CHANGED": EventSubject("paymentOrders", "payment_order"),
@@ -43,7 +43,7 @@ SUBJECTS = {
 """By event type."""
 
 
-def event_id(aggregate_id: str, version: int) -> str:
+def format_event_id(aggregate_id: str, version: int) -> str:
     return f"{aggregate_id}/{version}"
 
 
@@ -52,15 +52,15 @@ def check_event(type_: str, aggregate_id: str, payload: str, caller: str, tracep
 
     `payload`: the name of the field that is set, "" for none.
     """
-    subject = SUBJECTS[type_]
-    found = _AGGREGATE_ID.match(aggregate_id) if len(aggregate_id) <= MAX_AGGREGATE_ID else None
-    if found is None or found[1] != subject.collection:
+    subject = EVENT_SUBJECTS[type_]
+    match = _AGGREGATE_ID.match(aggregate_id) if len(aggregate_id) <= MAX_AGGREGATE_ID else None
+    if match is None or match[1] != subject.collection:
         message = f"aggregate_id must be {subject.collection}/ and an id with the type {type_}, of at most {MAX_AGGREGATE_ID} characters."
-        raise Refused(Reason.FIELD_INVALID, message, field="aggregate_id")
-    for part in found.groups(default="")[1:]:
-        refuse_card_id(part, "aggregate_id")
+        raise ApiError(ErrorReason.FIELD_INVALID, message, field="aggregate_id")
+    for part in match.groups(default="")[1:]:
+        reject_card_id(part, "aggregate_id")
     if payload != subject.payload:
-        raise Refused(Reason.FIELD_INVALID, f"payload must be {subject.payload} with the type {type_}.", field="payload")
+        raise ApiError(ErrorReason.FIELD_INVALID, f"payload must be {subject.payload} with the type {type_}.", field="payload")
     parse_id(caller, "caller")
     if _TRACEPARENT.match(traceparent) is None:
-        raise Refused(Reason.FIELD_INVALID, "traceparent must be a W3C trace context of version 00, or empty.", field="traceparent")
+        raise ApiError(ErrorReason.FIELD_INVALID, "traceparent must be a W3C trace context of version 00, or empty.", field="traceparent")

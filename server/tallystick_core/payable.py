@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from tallystick_core.money import MAX_AMOUNT
 from tallystick_core.provider import Declined, NotSent, PayoutFailure, PayoutOutcome, Pending, Returned, Unknown, Verified
-from tallystick_core.refusal import Reason, Refused
-from tallystick_core.table import Verb, forbidden, moved
+from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.table import Verb, invalid_state_error, next_state
 
 
 class DestinationState(StrEnum):
@@ -22,7 +22,7 @@ class DestinationState(StrEnum):
     DISABLED = "DISABLED"
 
 
-class DestinationHappening(StrEnum):
+class DestinationTrigger(StrEnum):
     """What can happen to a destination: the answers to its verification, what its payouts show, and what people decide."""
 
     VERIFIED = "VERIFIED"
@@ -37,75 +37,75 @@ class DestinationHappening(StrEnum):
     """An operator has closed it, whose verification had been asked for in vain."""
 
 
-_D, _N = DestinationState, DestinationHappening
-DESTINATION_MOVES: dict[tuple[DestinationState, DestinationHappening], DestinationState] = {
+_S, _T = DestinationState, DestinationTrigger
+DESTINATION_TRANSITIONS: dict[tuple[DestinationState, DestinationTrigger], DestinationState] = {
     # moved on by the provider, at once or after its review; asked now and then
-    (_D.PENDING_VERIFICATION, _N.VERIFIED): _D.VERIFIED,
-    (_D.PENDING_VERIFICATION, _N.DECLINED): _D.UNUSABLE,
-    (_D.PENDING_VERIFICATION, _N.PENDING): _D.PENDING_VERIFICATION,
-    (_D.PENDING_VERIFICATION, _N.NOT_SENT): _D.PENDING_VERIFICATION,
-    (_D.PENDING_VERIFICATION, _N.UNKNOWN): _D.PENDING_VERIFICATION,
-    (_D.PENDING_VERIFICATION, _N.DISABLED): _D.DISABLED,
-    (_D.PENDING_VERIFICATION, _N.CLOSED): _D.UNUSABLE,
+    (_S.PENDING_VERIFICATION, _T.VERIFIED): _S.VERIFIED,
+    (_S.PENDING_VERIFICATION, _T.DECLINED): _S.UNUSABLE,
+    (_S.PENDING_VERIFICATION, _T.PENDING): _S.PENDING_VERIFICATION,
+    (_S.PENDING_VERIFICATION, _T.NOT_SENT): _S.PENDING_VERIFICATION,
+    (_S.PENDING_VERIFICATION, _T.UNKNOWN): _S.PENDING_VERIFICATION,
+    (_S.PENDING_VERIFICATION, _T.DISABLED): _S.DISABLED,
+    (_S.PENDING_VERIFICATION, _T.CLOSED): _S.UNUSABLE,
     # rests here
-    (_D.VERIFIED, _N.ACCOUNT_REFUSED): _D.UNUSABLE,
-    (_D.VERIFIED, _N.DISABLED): _D.DISABLED,
+    (_S.VERIFIED, _T.ACCOUNT_REFUSED): _S.UNUSABLE,
+    (_S.VERIFIED, _T.DISABLED): _S.DISABLED,
     # payouts that were sent before may still show it
-    (_D.UNUSABLE, _N.ACCOUNT_REFUSED): _D.UNUSABLE,
-    (_D.DISABLED, _N.ACCOUNT_REFUSED): _D.DISABLED,
+    (_S.UNUSABLE, _T.ACCOUNT_REFUSED): _S.UNUSABLE,
+    (_S.DISABLED, _T.ACCOUNT_REFUSED): _S.DISABLED,
 }
 
-DESTINATION_VERBS: dict[DestinationHappening, Verb] = {
-    _N.VERIFIED: Verb("VERIFY", "verified"),
-    _N.DECLINED: Verb("DECLINE", "declined"),
-    _N.PENDING: Verb("VERIFY", "verified"),
-    _N.NOT_SENT: Verb("VERIFY", "verified"),
-    _N.UNKNOWN: Verb("VERIFY", "verified"),
-    _N.ACCOUNT_REFUSED: Verb("REFUSE", "refused"),
-    _N.DISABLED: Verb("DISABLE", "disabled"),
-    _N.CLOSED: Verb("CLOSE", "closed"),
+DESTINATION_VERBS: dict[DestinationTrigger, Verb] = {
+    _T.VERIFIED: Verb("VERIFY", "verified"),
+    _T.DECLINED: Verb("DECLINE", "declined"),
+    _T.PENDING: Verb("VERIFY", "verified"),
+    _T.NOT_SENT: Verb("VERIFY", "verified"),
+    _T.UNKNOWN: Verb("VERIFY", "verified"),
+    _T.ACCOUNT_REFUSED: Verb("REFUSE", "refused"),
+    _T.DISABLED: Verb("DISABLE", "disabled"),
+    _T.CLOSED: Verb("CLOSE", "closed"),
 }
 """What each happening does to a destination, as refusals name it."""
 _APPROVE = Verb("APPROVE", "approved")
 
-ENDED = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
+TERMINAL_DESTINATION_STATES = frozenset({DestinationState.UNUSABLE, DestinationState.DISABLED})
 """Never the current one; the current one is the newest of the others that can be paid to."""
 
-VERIFICATIONS: dict[type, DestinationHappening] = {
-    Verified: DestinationHappening.VERIFIED,
-    Declined: DestinationHappening.DECLINED,
-    Pending: DestinationHappening.PENDING,
-    NotSent: DestinationHappening.NOT_SENT,
-    Unknown: DestinationHappening.UNKNOWN,
+DESTINATION_TRIGGERS: dict[type, DestinationTrigger] = {
+    Verified: DestinationTrigger.VERIFIED,
+    Declined: DestinationTrigger.DECLINED,
+    Pending: DestinationTrigger.PENDING,
+    NotSent: DestinationTrigger.NOT_SENT,
+    Unknown: DestinationTrigger.UNKNOWN,
 }
 
 
-def move_destination(state: DestinationState, happening: DestinationHappening) -> DestinationState:
+def transition_destination(state: DestinationState, trigger: DestinationTrigger) -> DestinationState:
     """The state after. Raises STATE_FORBIDS for what cannot happen to a destination in that state."""
-    return moved(DESTINATION_MOVES, DESTINATION_VERBS, state, happening, "payout destination")
+    return next_state(DESTINATION_TRANSITIONS, DESTINATION_VERBS, state, trigger, "payout destination")
 
 
-def account_refused(outcome: PayoutOutcome) -> bool:
+def is_account_rejected(outcome: PayoutOutcome) -> bool:
     """Whether an answer shows that the destination cannot be paid to any more."""
     match outcome:
         case Declined(reason=PayoutFailure.DESTINATION_REFUSED):
             return True
         case Returned():
-            return outcome.account_refused
+            return outcome.account_rejected
         case _:
             return False
 
 
 def require_approvable(state: DestinationState, *, awaits_approval: bool) -> None:
     """Raises STATE_FORBIDS for a destination that has ended, or awaits no approval."""
-    if state in ENDED:
-        raise forbidden("destination", state, _APPROVE)
+    if state in TERMINAL_DESTINATION_STATES:
+        raise invalid_state_error("destination", state, _APPROVE)
     if not awaits_approval:
         message = f"The destination is {state} and cannot be approved: it awaits no approval."
-        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": _APPROVE.name})
+        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": _APPROVE.name})
 
 
-class Limit(StrEnum):
+class PayoutBlocker(StrEnum):
     """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutLimit`, in its order."""
 
     PENDING_FUNDS = "PENDING_FUNDS"
@@ -123,19 +123,19 @@ class Limit(StrEnum):
     DESTINATION_AWAITING_APPROVAL = "DESTINATION_AWAITING_APPROVAL"
 
 
-_NOWHERE = frozenset(
+_DESTINATION_BLOCKERS = frozenset(
     {
-        Limit.NO_DESTINATION,
-        Limit.DESTINATION_UNVERIFIED,
-        Limit.DESTINATION_WAITING,
-        Limit.DESTINATION_UNUSABLE,
-        Limit.DESTINATION_AWAITING_APPROVAL,
+        PayoutBlocker.NO_DESTINATION,
+        PayoutBlocker.DESTINATION_UNVERIFIED,
+        PayoutBlocker.DESTINATION_WAITING,
+        PayoutBlocker.DESTINATION_UNUSABLE,
+        PayoutBlocker.DESTINATION_AWAITING_APPROVAL,
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Funds:
+class WalletBalance:
     """What the wallet shows of a seller's money, in minor units, each at least 0; all 0 where there is no wallet."""
 
     pending: int = 0
@@ -144,14 +144,14 @@ class Funds:
     owed: int = 0
     frozen: bool = False
 
-    def without(self, amount: int) -> Funds:
+    def with_hold(self, amount: int) -> WalletBalance:
         """What is left when so much is going to be held."""
-        going = min(amount, self.available)
-        return replace(self, available=self.available - going, held=self.held + going)
+        held_amount = min(amount, self.available)
+        return replace(self, available=self.available - held_amount, held=self.held + held_amount)
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class PayoutTerms:
     """On what terms a seller is paid, in minor units, each at least 0."""
 
     minimum_amount: int = 0
@@ -163,21 +163,21 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """Where a seller would be paid. `waits`: its usable_time has not come, by the database's clock; `awaits_approval`: a second person's."""
+class DestinationReadiness:
+    """Where a seller would be paid. `in_cooldown`: its usable_time has not come, by the database's clock; `awaits_approval`: a second person's."""
 
     state: DestinationState
-    waits: bool
+    in_cooldown: bool
     awaits_approval: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Payable:
+class PayoutQuote:
     """What can be paid: all or nothing of what the terms leave. `shortfalls`: what keeps how much, each for itself; owed is not in the wallet."""
 
     amount: int
     fee: int
-    shortfalls: Mapping[Limit, int]
+    shortfalls: Mapping[PayoutBlocker, int]
 
     @property
     def net(self) -> int:
@@ -185,58 +185,62 @@ class Payable:
         return self.amount - self.fee if self.amount else 0
 
 
-def payable(funds: Funds, terms: Terms, destination: Destination | None) -> Payable:
+def quote_payout(balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None) -> PayoutQuote:
     """What a seller could be paid now, and what keeps the rest. A limit that keeps nothing is told only where it would keep everything."""
-    free = max(funds.available - terms.reserve, 0)
-    most = min(free, MAX_AMOUNT)
-    parts = {
-        Limit.PENDING_FUNDS: funds.pending,
-        Limit.HELD: funds.held,
-        Limit.OWED: funds.owed,
-        Limit.RESERVE: funds.available - free,
-        Limit.LARGEST_AMOUNT: free - most,
+    spendable = max(balance.available - terms.reserve, 0)
+    max_amount = min(spendable, MAX_AMOUNT)
+    amounts = {
+        PayoutBlocker.PENDING_FUNDS: balance.pending,
+        PayoutBlocker.HELD: balance.held,
+        PayoutBlocker.OWED: balance.owed,
+        PayoutBlocker.RESERVE: balance.available - spendable,
+        PayoutBlocker.LARGEST_AMOUNT: spendable - max_amount,
     }
-    blocked = {
-        Limit.MINIMUM_AMOUNT: 0 < most < terms.minimum_amount,
-        Limit.FEE: 0 < most <= terms.fee,
-        Limit.FROZEN: funds.frozen,
-        **{limit: limit is _nowhere(destination) for limit in Limit if limit in _NOWHERE},
+    blocking = {
+        PayoutBlocker.MINIMUM_AMOUNT: 0 < max_amount < terms.minimum_amount,
+        PayoutBlocker.FEE: 0 < max_amount <= terms.fee,
+        PayoutBlocker.FROZEN: balance.frozen,
+        **{blocker: blocker is _destination_blocker(destination) for blocker in PayoutBlocker if blocker in _DESTINATION_BLOCKERS},
     }
-    shortfalls = {limit: kept for limit, kept in parts.items() if kept} | {limit: most for limit, holds in blocked.items() if holds}
-    return Payable(0 if any(blocked.values()) else most, terms.fee, MappingProxyType(shortfalls))
+    shortfalls = {blocker: amount for blocker, amount in amounts.items() if amount} | {
+        blocker: max_amount for blocker, blocks in blocking.items() if blocks
+    }
+    return PayoutQuote(0 if any(blocking.values()) else max_amount, terms.fee, MappingProxyType(shortfalls))
 
 
-def _nowhere(destination: Destination | None) -> Limit | None:
+def _destination_blocker(destination: DestinationReadiness | None) -> PayoutBlocker | None:
     """Why a destination cannot be paid to now."""
     if destination is None:
-        return Limit.NO_DESTINATION
+        return PayoutBlocker.NO_DESTINATION
     match destination.state:
         case DestinationState.PENDING_VERIFICATION:
-            return Limit.DESTINATION_UNVERIFIED
+            return PayoutBlocker.DESTINATION_UNVERIFIED
         case DestinationState.VERIFIED:
             if destination.awaits_approval:
-                return Limit.DESTINATION_AWAITING_APPROVAL
-            return Limit.DESTINATION_WAITING if destination.waits else None
+                return PayoutBlocker.DESTINATION_AWAITING_APPROVAL
+            return PayoutBlocker.DESTINATION_WAITING if destination.in_cooldown else None
         case DestinationState.UNUSABLE | DestinationState.DISABLED:
-            return Limit.DESTINATION_UNUSABLE
+            return PayoutBlocker.DESTINATION_UNUSABLE
 
 
-def amount_to_pay(asked: int | None, funds: Funds, terms: Terms, destination: Destination | None) -> int:
+def quote_amount(requested_amount: int | None, balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None) -> int:
     """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can be paid. Only the hold makes sure of it.
 
     Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
     """
-    if asked is not None and (asked < terms.minimum_amount or asked <= terms.fee):
+    if requested_amount is not None and (requested_amount < terms.minimum_amount or requested_amount <= terms.fee):
         message = "amount must be at least the minimum amount, and more than the fee; PreviewPayout shows both."
-        raise Refused(Reason.AMOUNT_OUT_OF_RANGE, message, field="amount")
-    can = payable(funds, terms, destination)
-    limits = {"limits": ",".join(can.shortfalls)}
-    if Limit.FROZEN in can.shortfalls:
-        raise Refused(Reason.STATE_FORBIDS, "The wallet is FROZEN and cannot be paid out.", metadata={"state": "FROZEN", "verb": "PAY_OUT", **limits})
-    if not _NOWHERE.isdisjoint(can.shortfalls):
-        raise Refused(Reason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=limits)
-    amount = can.amount if asked is None else asked
-    if not 0 < amount <= can.amount:
-        what = "Nothing can be paid now" if asked is None else "Less can be paid than is asked for"
-        raise Refused(Reason.INSUFFICIENT_FUNDS, f"{what}; PreviewPayout tells why.", metadata=limits)
+        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, message, field="amount")
+    quote = quote_payout(balance, terms, destination)
+    metadata = {"limits": ",".join(quote.shortfalls)}
+    if PayoutBlocker.FROZEN in quote.shortfalls:
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, "The wallet is FROZEN and cannot be paid out.", metadata={"state": "FROZEN", "verb": "PAY_OUT", **metadata}
+        )
+    if not _DESTINATION_BLOCKERS.isdisjoint(quote.shortfalls):
+        raise ApiError(ErrorReason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=metadata)
+    amount = quote.amount if requested_amount is None else requested_amount
+    if not 0 < amount <= quote.amount:
+        problem = "Nothing can be paid now" if requested_amount is None else "Less can be paid than is asked for"
+        raise ApiError(ErrorReason.INSUFFICIENT_FUNDS, f"{problem}; PreviewPayout tells why.", metadata=metadata)
     return amount

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
-from tallystick_core.canonical import fingerprint, letters, micros
+from tallystick_core.canonical import digest_text, fingerprint, to_microseconds
 from tallystick_core.identifier import parse_id
-from tallystick_core.money import share
-from tallystick_core.provider import Declined, FailureReason, NotSent, Outcome, Pending, Succeeded, Unknown
-from tallystick_core.recovery import Step
-from tallystick_core.refusal import Reason, Refused
-from tallystick_core.table import Verb, moved
+from tallystick_core.money import apply_rate
+from tallystick_core.provider import ChargeOutcome, Declined, FailureReason, NotSent, Pending, Succeeded, Unknown
+from tallystick_core.recovery import NextAction
+from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.table import Verb, next_state
 
-MOST_ORDERS = 200
+MAX_ORDERS = 200
 
 
-class Status(StrEnum):
+class OrderStatus(StrEnum):
     """`payment_order_status`: how far the demand for one order has come."""
 
     NOT_STARTED = "NOT_STARTED"
@@ -28,7 +28,7 @@ class Status(StrEnum):
     PENDING = "PENDING"
 
 
-class Happening(StrEnum):
+class PaymentTrigger(StrEnum):
     """What can happen to an order: the risk check's verdicts, the provider's five answers, what a person decides, and that it is settled."""
 
     RISK_PASSED = "RISK_PASSED"
@@ -47,7 +47,7 @@ class Happening(StrEnum):
     """Its caller has confirmed that the goods were delivered."""
 
 
-class Cause(StrEnum):
+class PaymentTransitionReason(StrEnum):
     """Why an order has a new version, as its history tells it."""
 
     ACCEPTED = "ACCEPTED"
@@ -70,103 +70,105 @@ class MethodType(StrEnum):
     CASH = "CASH"
 
 
-class Charging(StrEnum):
+class ChargeMode(StrEnum):
     """How many demands a checkout makes on the provider: one for each order, or one for all."""
 
     PER_ORDER = "PER_ORDER"
     TOGETHER = "TOGETHER"
 
 
-class OnPartial(StrEnum):
+class PartialFailurePolicy(StrEnum):
     """What becomes of the orders that could go on when one of their checkout cannot."""
 
     KEEP = "KEEP"
     ALL_OR_NOTHING = "ALL_OR_NOTHING"
 
 
-MOVES: dict[tuple[Status, Happening], Status] = {
+TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
     # moved on by accept, in the transaction that stores the order
-    (Status.NOT_STARTED, Happening.RISK_PASSED): Status.EXECUTING,
-    (Status.NOT_STARTED, Happening.RISK_REFUSED): Status.FAILED,
-    (Status.NOT_STARTED, Happening.GIVEN_UP): Status.FAILED,
-    (Status.NOT_STARTED, Happening.CLOSED): Status.FAILED,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_PASSED): OrderStatus.EXECUTING,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_REFUSED): OrderStatus.FAILED,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.CLOSED): OrderStatus.FAILED,
     # moved on by the provider's answer; without a definite one the sweep sends the same key again
-    (Status.EXECUTING, Happening.SUCCEEDED): Status.SUCCESS,
-    (Status.EXECUTING, Happening.DECLINED): Status.FAILED,
-    (Status.EXECUTING, Happening.PENDING): Status.PENDING,
-    (Status.EXECUTING, Happening.NOT_SENT): Status.EXECUTING,
-    (Status.EXECUTING, Happening.UNKNOWN): Status.EXECUTING,
-    (Status.EXECUTING, Happening.GIVEN_UP): Status.FAILED,
-    (Status.EXECUTING, Happening.CLOSED): Status.FAILED,
+    (OrderStatus.EXECUTING, PaymentTrigger.SUCCEEDED): OrderStatus.SUCCESS,
+    (OrderStatus.EXECUTING, PaymentTrigger.DECLINED): OrderStatus.FAILED,
+    (OrderStatus.EXECUTING, PaymentTrigger.PENDING): OrderStatus.PENDING,
+    (OrderStatus.EXECUTING, PaymentTrigger.NOT_SENT): OrderStatus.EXECUTING,
+    (OrderStatus.EXECUTING, PaymentTrigger.UNKNOWN): OrderStatus.EXECUTING,
+    (OrderStatus.EXECUTING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
+    (OrderStatus.EXECUTING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
     # its two flags set, by settle
-    (Status.SUCCESS, Happening.SETTLED): Status.SUCCESS,
+    (OrderStatus.SUCCESS, PaymentTrigger.SETTLED): OrderStatus.SUCCESS,
     # by its caller, once it is settled
-    (Status.SUCCESS, Happening.DELIVERED): Status.SUCCESS,
+    (OrderStatus.SUCCESS, PaymentTrigger.DELIVERED): OrderStatus.SUCCESS,
     # moved on by the provider, in its own time
-    (Status.PENDING, Happening.SUCCEEDED): Status.SUCCESS,
-    (Status.PENDING, Happening.DECLINED): Status.FAILED,
-    (Status.PENDING, Happening.PENDING): Status.PENDING,
-    (Status.PENDING, Happening.NOT_SENT): Status.PENDING,
-    (Status.PENDING, Happening.UNKNOWN): Status.PENDING,
-    (Status.PENDING, Happening.GIVEN_UP): Status.FAILED,
-    (Status.PENDING, Happening.CLOSED): Status.FAILED,
+    (OrderStatus.PENDING, PaymentTrigger.SUCCEEDED): OrderStatus.SUCCESS,
+    (OrderStatus.PENDING, PaymentTrigger.DECLINED): OrderStatus.FAILED,
+    (OrderStatus.PENDING, PaymentTrigger.PENDING): OrderStatus.PENDING,
+    (OrderStatus.PENDING, PaymentTrigger.NOT_SENT): OrderStatus.PENDING,
+    (OrderStatus.PENDING, PaymentTrigger.UNKNOWN): OrderStatus.PENDING,
+    (OrderStatus.PENDING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
+    (OrderStatus.PENDING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
 }
 
-VERBS: dict[Happening, Verb] = {
-    Happening.RISK_PASSED: Verb("CHARGE", "charged"),
-    Happening.RISK_REFUSED: Verb("REFUSE", "refused"),
-    Happening.SUCCEEDED: Verb("CHARGE", "charged"),
-    Happening.DECLINED: Verb("DECLINE", "declined"),
-    Happening.PENDING: Verb("POSTPONE", "left pending"),
-    Happening.NOT_SENT: Verb("SEND", "sent"),
-    Happening.UNKNOWN: Verb("SEND", "sent"),
-    Happening.GIVEN_UP: Verb("GIVE_UP", "given up"),
-    Happening.CLOSED: Verb("CLOSE", "closed"),
-    Happening.SETTLED: Verb("SETTLE", "settled"),
-    Happening.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
+VERBS: dict[PaymentTrigger, Verb] = {
+    PaymentTrigger.RISK_PASSED: Verb("CHARGE", "charged"),
+    PaymentTrigger.RISK_REFUSED: Verb("REFUSE", "refused"),
+    PaymentTrigger.SUCCEEDED: Verb("CHARGE", "charged"),
+    PaymentTrigger.DECLINED: Verb("DECLINE", "declined"),
+    PaymentTrigger.PENDING: Verb("POSTPONE", "left pending"),
+    PaymentTrigger.NOT_SENT: Verb("SEND", "sent"),
+    PaymentTrigger.UNKNOWN: Verb("SEND", "sent"),
+    PaymentTrigger.GIVEN_UP: Verb("GIVE_UP", "given up"),
+    PaymentTrigger.CLOSED: Verb("CLOSE", "closed"),
+    PaymentTrigger.SETTLED: Verb("SETTLE", "settled"),
+    PaymentTrigger.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
 }
 """What each happening does to an order, as refusals name it."""
 
-FINAL = frozenset({Status.SUCCESS, Status.FAILED})
+TERMINAL_STATUSES = frozenset({OrderStatus.SUCCESS, OrderStatus.FAILED})
 
-ALERT_AFTER: Mapping[str, float] = {Status.EXECUTING: 600.0, Status.PENDING: 259_200.0, Status.SUCCESS: 600.0}
+ALERT_AFTER_SECONDS: Mapping[str, float] = {OrderStatus.EXECUTING: 600.0, OrderStatus.PENDING: 259_200.0, OrderStatus.SUCCESS: 600.0}
 """Seconds that an order may rest in a status before a person should know; SUCCESS: until it is settled."""
 
-HAPPENINGS: dict[type, Happening] = {
-    Succeeded: Happening.SUCCEEDED,
-    Declined: Happening.DECLINED,
-    Pending: Happening.PENDING,
-    NotSent: Happening.NOT_SENT,
-    Unknown: Happening.UNKNOWN,
+TRIGGERS: dict[type, PaymentTrigger] = {
+    Succeeded: PaymentTrigger.SUCCEEDED,
+    Declined: PaymentTrigger.DECLINED,
+    Pending: PaymentTrigger.PENDING,
+    NotSent: PaymentTrigger.NOT_SENT,
+    Unknown: PaymentTrigger.UNKNOWN,
 }
 
 
-def move(status: Status, happening: Happening) -> Status:
+def transition(status: OrderStatus, trigger: PaymentTrigger) -> OrderStatus:
     """The status after. Raises STATE_FORBIDS for what cannot happen to an order in that status."""
-    return moved(MOVES, VERBS, status, happening, "order")
+    return next_state(TRANSITIONS, VERBS, status, trigger, "order")
 
 
-def next_step(statuses: Iterable[Status], *, answered: bool, ending: bool, maybe_sent: bool, looking: bool, key_honoured: bool) -> Step:
+def next_action(
+    statuses: Iterable[OrderStatus], *, attempt_ended: bool, must_end: bool, maybe_sent: bool, lookup_only: bool, key_honored: bool
+) -> NextAction:
     """What comes next for a charge whose orders have these statuses; those of one charge move together.
 
-    `answered`: its attempt has ended; `ending`: it was cancelled, or its time is up; `maybe_sent`: it may have reached the provider;
-    `looking`: it is the provider's turn to say what became of it; `key_honoured`: the provider surely still knows the attempt's key.
+    `attempt_ended`: its attempt has ended; `must_end`: it was cancelled, or its time is up; `maybe_sent`: it may have reached the provider;
+    `lookup_only`: it is the provider's turn to say what became of it; `key_honored`: the provider surely still knows the attempt's key.
     """
-    known = set(statuses)
-    if Status.SUCCESS in known:
-        return Step.SETTLE
-    if Status.NOT_STARTED in known:
-        never_sent = known == {Status.NOT_STARTED} and not answered and not maybe_sent
-        return Step.GIVE_UP if ending and never_sent else Step.RISK
-    if answered:
-        return Step.JUDGE
-    if ending:
-        return Step.CANCEL if maybe_sent or Status.PENDING in known else Step.GIVE_UP
-    return Step.SEND if known == {Status.EXECUTING} and key_honoured and not looking else Step.LOOK_UP
+    distinct_statuses = set(statuses)
+    if OrderStatus.SUCCESS in distinct_statuses:
+        return NextAction.SETTLE
+    if OrderStatus.NOT_STARTED in distinct_statuses:
+        never_sent = distinct_statuses == {OrderStatus.NOT_STARTED} and not attempt_ended and not maybe_sent
+        return NextAction.GIVE_UP if must_end and never_sent else NextAction.RISK
+    if attempt_ended:
+        return NextAction.JUDGE
+    if must_end:
+        return NextAction.CANCEL if maybe_sent or OrderStatus.PENDING in distinct_statuses else NextAction.GIVE_UP
+    return NextAction.SEND if distinct_statuses == {OrderStatus.EXECUTING} and key_honored and not lookup_only else NextAction.LOOK_UP
 
 
-def happening(outcome: Outcome) -> Happening:
-    return HAPPENINGS[type(outcome)]
+def trigger_for(outcome: ChargeOutcome) -> PaymentTrigger:
+    return TRIGGERS[type(outcome)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +181,7 @@ class Order:
     amount: int
     currency: str
     platform_fee: int | None
-    place: int = field(default=0, compare=False)
+    index: int = field(default=0, compare=False)
     """Where it stood in the request; no part of its values."""
 
     def values(self) -> tuple[str | int, ...]:
@@ -189,7 +191,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class PaymentEvent:
+class CheckoutRequest:
     """What the caller sent, parsed. `orders` are sorted by id, so that the order in which they came makes no difference."""
 
     checkout_id: str
@@ -200,19 +202,19 @@ class PaymentEvent:
     buyer_country: str
     payment_token: str
     payment_method_type: MethodType
-    charging: Charging
-    on_partial: OnPartial
+    charging: ChargeMode
+    on_partial: PartialFailurePolicy
     orders: tuple[Order, ...]
     expire_time: datetime | None = None
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, however they were written."""
-        head = (self.checkout_id, self.owner, self.buyer_info, self.seller_info, self.buyer_country)
-        how = (self.payment_token, self.payment_method_type, self.charging, self.on_partial, micros(self.expire_time))
-        return fingerprint(*head, *how, *(value for order in self.orders for value in order.values()))
+        identity = (self.checkout_id, self.owner, self.buyer_info, self.seller_info, self.buyer_country)
+        options = (self.payment_token, self.payment_method_type, self.charging, self.on_partial, to_microseconds(self.expire_time))
+        return fingerprint(*identity, *options, *(value for order in self.orders for value in order.values()))
 
 
-def first_difference(sent: PaymentEvent, stored: PaymentEvent) -> str:
+def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
     """The contract's name of the first field in which two events differ, in the order of the request."""
     names = ("buyer_info", "seller_info", "buyer_country", "payment_token", "payment_method_type", "charging", "on_partial", "expire_time")
     for name in names:
@@ -221,10 +223,10 @@ def first_difference(sent: PaymentEvent, stored: PaymentEvent) -> str:
     if len(sent.orders) != len(stored.orders):
         return "payment_orders"
     order_fields = ("payment_order_id", "buyer_account", "seller_account", "amount", "currency", "platform_fee")
-    for ours, theirs in zip(sent.orders, stored.orders, strict=True):
-        for name, here, there in zip(order_fields, ours.values(), theirs.values(), strict=True):
-            if here != there:
-                return f"payment_orders[{ours.place}].{name}"
+    for sent_order, stored_order in zip(sent.orders, stored.orders, strict=True):
+        for name, sent_value, stored_value in zip(order_fields, sent_order.values(), stored_order.values(), strict=True):
+            if sent_value != stored_value:
+                return f"payment_orders[{sent_order.index}].{name}"
     return "checkout_id"
 
 
@@ -235,48 +237,50 @@ class FeeRates:
     default: int
     by_seller: dict[str, int]
 
-    def fee(self, order: Order) -> int:
+    def compute_fee(self, order: Order) -> int:
         """The order's own fee, or the configured rate of its amount; the seller always gets at least one minor unit."""
         if order.platform_fee is not None:
             return order.platform_fee
-        return min(share(order.amount, self.by_seller.get(order.seller_account, self.default)), order.amount - 1)
+        return min(apply_rate(order.amount, self.by_seller.get(order.seller_account, self.default)), order.amount - 1)
 
 
-def charge_id(event: PaymentEvent, order: Order) -> str:
+def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
     """The demand that covers an order: its own, or the checkout's."""
-    return f"c-{event.checkout_id}" if event.charging is Charging.TOGETHER else f"o-{order.payment_order_id}"
+    return f"c-{checkout.checkout_id}" if checkout.charging is ChargeMode.TOGETHER else f"o-{order.payment_order_id}"
 
 
 def parse_charge_id(text: str, field: str = "charge_id") -> str:
     """A charge's id, o- or c- and the id of its order or checkout. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
     kind, _, id_ = text.partition("-")
     if not text or kind not in ("o", "c") or not id_:
-        raise Refused(
-            Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED, f"{field} must be o-{{payment_order_id}} or c-{{checkout_id}}.", field=field
+        raise ApiError(
+            ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED,
+            f"{field} must be o-{{payment_order_id}} or c-{{checkout_id}}.",
+            field=field,
         )
     parse_id(id_, field)
     return text
 
 
-def unapplied_charge_id(provider: str, reference: str) -> str:
+def derive_unapplied_charge_id(provider: str, reference: str) -> str:
     """The id of money that fits no order, by the provider's name for it."""
-    return f"u-{letters(provider, reference)}"
+    return f"u-{digest_text(provider, reference)}"
 
 
-def judge(outcome: Outcome, amount: int, currency: str) -> Outcome:
+def check_amount(outcome: ChargeOutcome, amount: int, currency: str) -> ChargeOutcome:
     """What an answer means for the orders of a charge of this amount: money that fits no order never makes one a SUCCESS."""
     if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):
         return Declined(FailureReason.PROVIDER_MISMATCH, reference=outcome.reference)
     return outcome
 
 
-def refuse_siblings(event: PaymentEvent, verdicts: dict[str, FailureReason]) -> dict[str, FailureReason]:
+def reject_siblings(checkout: CheckoutRequest, rejections: dict[str, FailureReason]) -> dict[str, FailureReason]:
     """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those that did not."""
-    if event.on_partial is not OnPartial.ALL_OR_NOTHING or not verdicts:
-        return verdicts
-    return {order.payment_order_id: verdicts.get(order.payment_order_id, FailureReason.SIBLING_FAILED) for order in event.orders}
+    if checkout.on_partial is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:
+        return rejections
+    return {order.payment_order_id: rejections.get(order.payment_order_id, FailureReason.SIBLING_FAILED) for order in checkout.orders}
 
 
-def normalised(event: PaymentEvent) -> PaymentEvent:
+def normalize(checkout: CheckoutRequest) -> CheckoutRequest:
     """The event with its orders sorted by id."""
-    return replace(event, orders=tuple(sorted(event.orders, key=lambda order: order.payment_order_id)))
+    return replace(checkout, orders=tuple(sorted(checkout.orders, key=lambda order: order.payment_order_id)))

@@ -55,7 +55,7 @@ class PendingReason(StrEnum):
     RISK_REVIEW = "RISK_REVIEW"
 
 
-class Trouble(StrEnum):
+class RetryReason(StrEnum):
     """Why a charge or a payout does not come on. Each kind has a retry policy of its own."""
 
     NOT_SENT = "NOT_SENT"
@@ -97,7 +97,7 @@ class Trouble(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class ChargeDemand:
+class ChargeRequest:
     """What a provider is asked to charge. `key` is the idempotency key; the same key is always sent with the same values."""
 
     key: str
@@ -117,7 +117,7 @@ class Succeeded:
     amount: int
     """Minor units."""
     currency: str
-    belongs_to: str = field(default="", compare=False)
+    client_reference: str = field(default="", compare=False)
     """The demand's id, or its key, as the provider echoes it; "": it echoes nothing."""
 
 
@@ -128,7 +128,7 @@ class Declined:
     reason: FailureReason | PayoutFailure
     code: str = ""
     reference: str = ""
-    belongs_to: str = field(default="", compare=False)
+    client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
 
 
@@ -139,7 +139,7 @@ class Pending:
     reason: PendingReason
     reference: str = ""
     next_action_url: str = ""
-    belongs_to: str = field(default="", compare=False)
+    client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
 
 
@@ -155,7 +155,7 @@ class Unknown:
     """Whether money moved is not known: the same key is sent again later, not before `retry_after` seconds if the provider says so."""
 
     detail: str
-    trouble: Trouble = Trouble.NO_ANSWER
+    retry_reason: RetryReason = RetryReason.NO_ANSWER
     retry_after: float = 0.0
 
 
@@ -170,28 +170,28 @@ class NotFound:
 class FinalNotFound:
     """When a provider's "not found" proves that nothing was charged, and nothing will be, if nothing more is sent."""
 
-    seconds: float
+    min_seconds_since_sent: float
     """Since the demand may last have been sent: longer than it can be on its way."""
-    times: int = 1
+    min_responses: int = 1
     """How often the provider has to say so since then."""
 
-    def proves(self, times: int, since_sent: float | None) -> bool:
+    def is_conclusive(self, responses: int, seconds_since_sent: float | None) -> bool:
         """Whether so many such answers, the last to a question asked so many seconds after the demand may last have been sent, are proof."""
-        return since_sent is not None and since_sent >= self.seconds and times >= self.times
+        return seconds_since_sent is not None and seconds_since_sent >= self.min_seconds_since_sent and responses >= self.min_responses
 
 
-Outcome = Succeeded | Declined | Pending | NotSent | Unknown
+ChargeOutcome = Succeeded | Declined | Pending | NotSent | Unknown
 """The answers to a demand for a charge."""
-Found = Outcome | NotFound
+ChargeLookupOutcome = ChargeOutcome | NotFound
 """The answers to the question what became of a demand for a charge."""
 
 
-def provider_key(environment: str, demand: str, attempt: int) -> str:
+def format_provider_key(environment: str, operation_id: str, attempt: int) -> str:
     """The idempotency key a provider gets: "{environment}-{demand}-{attempt}", where the demand is "o-{order}", "c-{checkout}" or "p-{payout}"."""
-    return f"{environment}-{demand}-{attempt}"
+    return f"{environment}-{operation_id}-{attempt}"
 
 
-class Provider(Protocol):
+class PaymentProvider(Protocol):
     """A payment service provider. Its methods are total: whatever happens is one of their outcomes, and they never raise but for a bug.
 
     Definite outcomes echo what they belong to, as far as the provider says it.
@@ -203,21 +203,21 @@ class Provider(Protocol):
     final_not_found: FinalNotFound | None
     """When a NotFound is conclusive; None: never."""
 
-    async def send(self, demand: ChargeDemand) -> Outcome:
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
         """Does what is demanded, or finds what was done before under the same key."""
         ...
 
-    async def look_up(self, demand: ChargeDemand) -> Found:
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
         """What became of a demand that may have been sent; charges nothing."""
         ...
 
-    async def cancel(self, demand: ChargeDemand) -> Found:
+    async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
         """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it surely will not be charged any more."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class PayoutDemand:
+class PayoutRequest:
     """What a provider is asked to pay. `key` is the idempotency key; the same key is always sent with the same values."""
 
     key: str
@@ -233,7 +233,7 @@ class Submitted:
     """The provider has taken the demand, and will tell later."""
 
     reference: str
-    belongs_to: str = field(default="", compare=False)
+    client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
 
 
@@ -242,7 +242,7 @@ class InTransit:
     """The provider has sent the money."""
 
     reference: str
-    belongs_to: str = field(default="", compare=False)
+    client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
 
 
@@ -255,15 +255,15 @@ class Returned:
     """Minor units."""
     currency: str
     code: str = ""
-    account_refused: bool = False
+    account_rejected: bool = False
     """Whether the account is at fault, so that it cannot be paid to again."""
-    belongs_to: str = field(default="", compare=False)
+    client_reference: str = field(default="", compare=False)
     """As in Succeeded."""
 
 
 PayoutOutcome = Submitted | InTransit | Succeeded | Returned | Declined | NotSent | Unknown
 """The answers to a demand for a payout."""
-PayoutFound = PayoutOutcome | NotFound
+PayoutLookupOutcome = PayoutOutcome | NotFound
 """The answers to the question what became of a demand for a payout."""
 
 
@@ -272,28 +272,28 @@ class Verified:
     """The provider can pay to the account."""
 
 
-Verification = Verified | Declined | Pending | NotSent | Unknown
+VerificationOutcome = Verified | Declined | Pending | NotSent | Unknown
 """The answers to the question whether a bank account can be paid to."""
 
 
-Answer = Outcome | PayoutOutcome | Verification | NotFound
+ProviderOutcome = ChargeOutcome | PayoutOutcome | VerificationOutcome | NotFound
 """Whatever a provider answers."""
 
 
-def belongs(answer: Answer, *names: str) -> bool:
+def is_outcome_of(outcome: ProviderOutcome, *references: str) -> bool:
     """Whether an answer belongs to the demand of these names, its id and its key, as far as the provider says."""
-    match answer:
+    match outcome:
         case Succeeded() | Declined() | Pending() | Submitted() | InTransit() | Returned():
-            return answer.belongs_to in ("", *names)
+            return outcome.client_reference in ("", *references)
         case _:
             return True
 
 
-def tells_money(answer: Answer) -> bool:
+def has_valid_amounts(outcome: ProviderOutcome) -> bool:
     """Whether what an answer says of money, if it does, is money, under a reference: what is not must not become a fact."""
-    match answer:
+    match outcome:
         case Succeeded() | Returned():
-            return bool(answer.reference) and 0 < answer.amount <= MAX_AMOUNT and answer.currency in EXPONENTS
+            return bool(outcome.reference) and 0 < outcome.amount <= MAX_AMOUNT and outcome.currency in EXPONENTS
         case _:
             return True
 
@@ -304,20 +304,20 @@ class PayoutProvider(Protocol):
     name: str
     key_window: float
     """Seconds for which it honours an idempotency key, from when it first came."""
-    most_at_once: int
+    max_batch_size: int
     """The most demands that one submission takes; 1: it has no batches."""
 
-    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         """Pays, or finds what was paid before under the same keys: one outcome for each demand, in order, each under its own key.
 
         A submission whose answer is lost, or is not told apart, is Unknown for every demand in it.
         """
         ...
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
+    async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
         """What became of a demand that may have been sent, returns included; pays nothing."""
         ...
 
-    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         """Whether it can pay to the account in the currency; asking again is harmless."""
         ...

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import RetryReason
 
-MOST_OPEN_REPORTS = 10
+MAX_OPEN_REPORTS = 10
 """Conflicting reports of a charge or payout that wait for an operator at a time; more are not stored before some are acknowledged."""
 
 
-class Step(StrEnum):
+class NextAction(StrEnum):
     """What is done with a demand when it is taken up."""
 
     RISK = "RISK"
@@ -39,7 +39,7 @@ class Circuit(StrEnum):
     VERIFICATIONS = "verifications of bank accounts"
 
 
-class Resort(StrEnum):
+class ExhaustedAction(StrEnum):
     """What is done with a demand when a retry policy is exhausted."""
 
     FAIL = "FAIL"
@@ -52,12 +52,12 @@ class Resort(StrEnum):
     """It becomes a dead letter: a person decides."""
 
 
-def resort(trouble: Trouble, *, maybe_sent: bool) -> Resort:
+def when_exhausted(retry_reason: RetryReason, *, maybe_sent: bool) -> ExhaustedAction:
     """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have reached the provider at some time."""
-    if trouble is Trouble.NOT_SENT and not maybe_sent:
-        return Resort.FAIL
-    if trouble in (Trouble.NOT_SENT, Trouble.NO_ANSWER, Trouble.SERVER_ERROR, Trouble.BUSY, Trouble.FORBIDDEN):
-        return Resort.LOOK_UP
-    if trouble in (Trouble.NOT_FOUND, Trouble.UNANSWERED):
-        return Resort.GO_ON
-    return Resort.SET_ASIDE
+    if retry_reason is RetryReason.NOT_SENT and not maybe_sent:
+        return ExhaustedAction.FAIL
+    if retry_reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR, RetryReason.BUSY, RetryReason.FORBIDDEN):
+        return ExhaustedAction.LOOK_UP
+    if retry_reason in (RetryReason.NOT_FOUND, RetryReason.UNANSWERED):
+        return ExhaustedAction.GO_ON
+    return ExhaustedAction.SET_ASIDE

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
 _TIME = re.compile(r"\A([01][0-9]|2[0-3]):([0-5][0-9])\Z", re.ASCII)
 _ZONE = re.compile(
@@ -58,7 +58,7 @@ class Schedule:
     """A whole minute on the zone's clocks."""
     zone: tzinfo = UTC
 
-    def falls_on(self, day: date) -> bool:
+    def has_cut_off_on(self, day: date) -> bool:
         """Whether it has a cut-off on that day of its zone."""
         match self.interval:
             case Interval.DAILY:
@@ -86,43 +86,43 @@ def next_time(schedule: Schedule, after: datetime) -> datetime | None:
     if schedule.interval is Interval.MANUAL:
         return None
     first = after.astimezone(schedule.zone).date() - _DAY  # a cut-off that the clocks skip may fall on the next day
-    return next(found for found in map(schedule.cut_off_on, _days(schedule, first)) if found > after)
+    return next(cut_off for cut_off in map(schedule.cut_off_on, _iter_days(schedule, first)) if cut_off > after)
 
 
-def _days(schedule: Schedule, first: date) -> Iterator[date]:
+def _iter_days(schedule: Schedule, first: date) -> Iterator[date]:
     """The days with a cut-off, from `first` on."""
     day = first
     while True:
-        if schedule.falls_on(day):
+        if schedule.has_cut_off_on(day):
             yield day
         day += _DAY
 
 
 def parse_schedule(interval: Interval, weekday: Weekday | None, day_of_month: int, cut_off: str, time_zone: str) -> Schedule:
     """A schedule, whose days and time are given just where its interval has them. Raises FIELD_REQUIRED, FIELD_INVALID."""
-    _given("weekday", weekday is not None, interval, wanted=interval is Interval.WEEKLY)
-    _given("day_of_month", day_of_month != 0, interval, wanted=interval is Interval.MONTHLY)
-    _given("cut_off", cut_off != "", interval, wanted=interval is not Interval.MANUAL)
-    _given("time_zone", time_zone != "", interval, wanted=interval is not Interval.MANUAL)
+    _check_presence("weekday", weekday is not None, interval, required=interval is Interval.WEEKLY)
+    _check_presence("day_of_month", day_of_month != 0, interval, required=interval is Interval.MONTHLY)
+    _check_presence("cut_off", cut_off != "", interval, required=interval is not Interval.MANUAL)
+    _check_presence("time_zone", time_zone != "", interval, required=interval is not Interval.MANUAL)
     if interval is Interval.MANUAL:
         return Schedule(interval)
     if not 0 <= day_of_month <= 31:
-        raise Refused(Reason.FIELD_INVALID, "day_of_month must be from 1 to 31.", field="day_of_month")
+        raise ApiError(ErrorReason.FIELD_INVALID, "day_of_month must be from 1 to 31.", field="day_of_month")
     return Schedule(interval, weekday, day_of_month, _parse_time(cut_off), parse_zone(time_zone))
 
 
-def _given(field: str, given: bool, interval: Interval, *, wanted: bool) -> None:
-    if wanted and not given:
-        raise Refused(Reason.FIELD_REQUIRED, f"{field} is required with the interval {interval}.", field=field)
-    if given and not wanted:
-        raise Refused(Reason.FIELD_INVALID, f"{field} must be unset with the interval {interval}.", field=field)
+def _check_presence(field: str, is_set: bool, interval: Interval, *, required: bool) -> None:
+    if required and not is_set:
+        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required with the interval {interval}.", field=field)
+    if is_set and not required:
+        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be unset with the interval {interval}.", field=field)
 
 
 def _parse_time(text: str) -> time:
-    found = _TIME.match(text)
-    if found is None:
-        raise Refused(Reason.FIELD_INVALID, "cut_off must be a time of day from 00:00 to 23:59, such as 16:30.", field="cut_off")
-    return time(int(found[1]), int(found[2]))
+    match = _TIME.match(text)
+    if match is None:
+        raise ApiError(ErrorReason.FIELD_INVALID, "cut_off must be a time of day from 00:00 to 23:59, such as 16:30.", field="cut_off")
+    return time(int(match[1]), int(match[2]))
 
 
 def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
@@ -132,4 +132,4 @@ def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
             return ZoneInfo(text)
     except (KeyError, ValueError, OSError):  # not there; in the tzdata package a folder is an OSError
         pass
-    raise Refused(Reason.FIELD_INVALID, f"{field} must be an IANA time zone such as Europe/Berlin, or UTC.", field=field)
+    raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be an IANA time zone such as Europe/Berlin, or UTC.", field=field)

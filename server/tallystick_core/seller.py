@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tallystick_core.refusal import Reason, Refused, key_reused
-from tallystick_core.table import Verb, forbidden
+from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
+from tallystick_core.table import Verb, invalid_state_error
 
 
 class AssignmentState(StrEnum):
@@ -39,26 +39,26 @@ class NewAssignment:
     reason: str
 
 
-def granted_claims(claims: Sequence[SellerClaim], owners: Mapping[str, str]) -> dict[str, str]:
+def grant_claims(claims: Sequence[SellerClaim], owners: Mapping[str, str]) -> dict[str, str]:
     """Seller to owner: the claims of sellers that belong to nobody, given the others' owners. A group gets all its sellers or none; first come."""
     groups: dict[tuple[int, int], list[SellerClaim]] = {}
-    for place, claim in enumerate(claims):
+    for index, claim in enumerate(claims):
         if claim.owner:
-            groups.setdefault((claim.group, 0 if claim.group else place), []).append(claim)
-    granted: dict[str, str] = {}
+            groups.setdefault((claim.group, 0 if claim.group else index), []).append(claim)
+    grants: dict[str, str] = {}
     for group in groups.values():
-        wanted = {claim.seller_account: claim.owner for claim in group}
-        if all(wanted[claim.seller_account] == claim.owner for claim in group) and all(
-            owners.get(seller, granted.get(seller, owner)) == owner for seller, owner in wanted.items()
+        claimed_owners = {claim.seller_account: claim.owner for claim in group}
+        if all(claimed_owners[claim.seller_account] == claim.owner for claim in group) and all(
+            owners.get(seller, grants.get(seller, owner)) == owner for seller, owner in claimed_owners.items()
         ):
-            granted |= {seller: owner for seller, owner in wanted.items() if seller not in owners}
-    return granted
+            grants |= {seller: owner for seller, owner in claimed_owners.items() if seller not in owners}
+    return grants
 
 
-def require_move(owner: str, previous_owner: str) -> None:
+def require_new_owner(owner: str, previous_owner: str) -> None:
     """Raises FIELD_INVALID where the seller belongs to the owner already."""
     if owner == previous_owner:
-        raise Refused(Reason.FIELD_INVALID, "owner must be another than the seller's present owner.", field="owner")
+        raise ApiError(ErrorReason.FIELD_INVALID, "owner must be another than the seller's present owner.", field="owner")
 
 
 def decide_assignment(state: AssignmentState, decision: AssignmentState, requested_by: str, decided_by: str) -> bool:
@@ -69,22 +69,24 @@ def decide_assignment(state: AssignmentState, decision: AssignmentState, request
     if state is decision:
         return False
     if state is not AssignmentState.REQUESTED:
-        raise forbidden("assignment", state, Verb("APPROVE", "approved") if decision is AssignmentState.APPROVED else Verb("REJECT", "rejected"))
+        raise invalid_state_error(
+            "assignment", state, Verb("APPROVE", "approved") if decision is AssignmentState.APPROVED else Verb("REJECT", "rejected")
+        )
     if decision is AssignmentState.APPROVED and decided_by == requested_by:
-        raise Refused(Reason.SECOND_PERSON_REQUIRED, "Another operator than the one who asked for the assignment has to approve it.")
+        raise ApiError(ErrorReason.SECOND_PERSON_REQUIRED, "Another operator than the one who asked for the assignment has to approve it.")
     return True
 
 
-def require_unmoved(previous_owner: str, owner: str) -> None:
+def require_unchanged_owner(previous_owner: str, owner: str) -> None:
     """Raises STATE_FORBIDS where a seller belongs to another owner than when its assignment was asked for; "": to nobody."""
     if owner != previous_owner:
-        before, present = (f"to {one}" if one else "to nobody" for one in (previous_owner, owner))
-        message = f"The seller belonged {before} when the assignment was asked for, and belongs {present} now; reject it, and ask for a new one."
-        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": AssignmentState.REQUESTED, "verb": "APPROVE"})
+        previous, current = (f"to {owner_name}" if owner_name else "to nobody" for owner_name in (previous_owner, owner))
+        message = f"The seller belonged {previous} when the assignment was asked for, and belongs {current} now; reject it, and ask for a new one."
+        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": AssignmentState.REQUESTED, "verb": "APPROVE"})
 
 
-def first_difference(sent: NewAssignment, stored: NewAssignment) -> None:
+def require_same_assignment(sent: NewAssignment, stored: NewAssignment) -> None:
     """Raises KEY_REUSED with the first field in which two assignments of one id differ."""
     for name in ("seller_account", "owner", "reason", "requested_by"):
         if getattr(sent, name) != getattr(stored, name):
-            raise key_reused(name)
+            raise key_reused_error(name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
 S = TypeVar("S", bound=StrEnum)
 H = TypeVar("H", bound=StrEnum)
@@ -19,15 +19,15 @@ class Verb(NamedTuple):
     participle: str
 
 
-def moved(moves: Mapping[tuple[S, H], S], verbs: Mapping[H, Verb], state: S, happening: H, what: str) -> S:
-    """The state after. Raises STATE_FORBIDS for a pair that is not in the table; `what` names the subject, such as "order"."""
+def next_state(transitions: Mapping[tuple[S, H], S], verbs: Mapping[H, Verb], state: S, trigger: H, resource: str) -> S:
+    """The state after. Raises STATE_FORBIDS for a pair that is not in the table; `resource` names the subject, such as "order"."""
     try:
-        return moves[state, happening]
+        return transitions[state, trigger]
     except KeyError:
-        raise forbidden(what, state, verbs[happening]) from None
+        raise invalid_state_error(resource, state, verbs[trigger]) from None
 
 
-def forbidden(what: str, state: str, verb: Verb) -> Refused:
+def invalid_state_error(resource: str, state: str, verb: Verb) -> ApiError:
     """The refusal of what a state does not allow."""
-    message = f"The {what} is {state} and cannot be {verb.participle}."
-    return Refused(Reason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name})
+    message = f"The {resource} is {state} and cannot be {verb.participle}."
+    return ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name})

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from tallystick_core.booking import Kind, Line, payout, payout_return, unapplied_payout
-from tallystick_core.canonical import letters
-from tallystick_core.payout import AT_REST, CAPTURED, HAPPENINGS, MAYBE_SENT, VERBS, Happening, PayoutState, move
+from tallystick_core.booking import JournalLine, PostingKind, payout_lines, payout_return_lines, unapplied_payout_lines
+from tallystick_core.canonical import digest_text
+from tallystick_core.payout import HOLD_CAPTURED, POSSIBLY_SENT, TERMINAL_STATES, TRIGGERS, VERBS, PayoutState, PayoutTrigger, transition
 from tallystick_core.provider import Declined, PayoutFailure, PayoutOutcome, Returned, Succeeded
-from tallystick_core.table import forbidden
+from tallystick_core.table import invalid_state_error
 
 
-class Fit(StrEnum):
+class TransferMatch(StrEnum):
     """How a transfer that a provider tells of fits its payout; the same names as `tallystick.payout.v1.TransferFit`."""
 
     AS_ASKED = "AS_ASKED"
@@ -30,23 +30,23 @@ class Transfer:
     reference: str
     amount: int
     currency: str
-    fit: Fit
+    fit: TransferMatch
     returned_amount: int | None = None
     returned_currency: str = ""
 
     @property
-    def return_fits(self) -> bool:
+    def has_valid_return(self) -> bool:
         """Whether what came back is the whole or a part of what went out."""
         return self.returned_amount is not None and self.returned_currency == self.currency and self.returned_amount <= self.amount
 
     @property
-    def matches(self) -> bool:
+    def is_as_requested(self) -> bool:
         """Whether it was paid as asked, and nothing came back but the whole or a part of it. Otherwise an operator has to know."""
-        return self.fit is Fit.AS_ASKED and (self.returned_amount is None or self.return_fits)
+        return self.fit is TransferMatch.AS_ASKED and (self.returned_amount is None or self.has_valid_return)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PayoutRecord:
     """What is on disk about a payout when an answer is judged. `net` is what the provider was asked to pay; transfers by reference."""
 
     state: PayoutState
@@ -56,114 +56,124 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class OutcomeEffect:
     """What an answer does: moves in order, each a version of its own, and the transfers that are new or have changed."""
 
-    happenings: tuple[Happening, ...] = ()
+    triggers: tuple[PayoutTrigger, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     failure: PayoutFailure | None = None
     """Why, where it fails."""
-    contradicted: bool = False
+    is_conflicting: bool = False
     """The provider tells otherwise than before, which is for a person: that a paid payout failed, where only a return gives its money back,
     or another amount of a transfer that is known."""
 
 
-def judge(known: Known, outcome: PayoutOutcome) -> Verdict:
+def apply_outcome(payout: PayoutRecord, outcome: PayoutOutcome) -> OutcomeEffect:
     """What an answer means for a payout, whenever and however often it comes; told again it does nothing. Money that moved always counts.
 
     Raises STATE_FORBIDS for a payout that was never sent.
     """
-    if known.state not in MAYBE_SENT:
-        raise forbidden("payout", known.state, VERBS[HAPPENINGS[type(outcome)]])  # it was never sent
+    if payout.state not in POSSIBLY_SENT:
+        raise invalid_state_error("payout", payout.state, VERBS[TRIGGERS[type(outcome)]])  # it was never sent
     match outcome:
         case Succeeded():
-            return _paid(known, outcome)
+            return _on_paid(payout, outcome)
         case Returned():
-            return _came_back(known, outcome)
-        case Declined() if known.state is PayoutState.PAID:
-            return Verdict(contradicted=True)
-        case _ if known.state in AT_REST:
-            return Verdict()
+            return _on_returned(payout, outcome)
+        case Declined() if payout.state is PayoutState.PAID:
+            return OutcomeEffect(is_conflicting=True)
+        case _ if payout.state in TERMINAL_STATES:
+            return OutcomeEffect()
         case Declined():
-            return Verdict((Happening.DECLINED,), failure=_failure(outcome))
+            return OutcomeEffect((PayoutTrigger.DECLINED,), failure=_failure_reason(outcome))
         case _:
-            return Verdict((HAPPENINGS[type(outcome)],))
+            return OutcomeEffect((TRIGGERS[type(outcome)],))
 
 
-def _failure(declined: Declined) -> PayoutFailure:
+def _failure_reason(declined: Declined) -> PayoutFailure:
     """A reason that payouts do not have is told by its code alone."""
     return declined.reason if isinstance(declined.reason, PayoutFailure) else PayoutFailure.PROVIDER_DECLINED
 
 
-def _paid(known: Known, told: Succeeded) -> Verdict:
-    before = known.transfers.get(told.reference)
-    if before is not None:
-        return Verdict(contradicted=(told.amount, told.currency) != (before.amount, before.currency))
-    transfer = Transfer(told.reference, told.amount, told.currency, _fit(known, told))
-    if known.state in AT_REST:
-        return Verdict((Happening.STRAY,), (transfer,))
-    if transfer.fit is Fit.AS_ASKED:
-        return Verdict((Happening.SUCCEEDED,), (transfer,))
-    return Verdict((Happening.DECLINED,), (transfer,), PayoutFailure.PROVIDER_MISMATCH)
+def _on_paid(payout: PayoutRecord, outcome: Succeeded) -> OutcomeEffect:
+    previous = payout.transfers.get(outcome.reference)
+    if previous is not None:
+        return OutcomeEffect(is_conflicting=(outcome.amount, outcome.currency) != (previous.amount, previous.currency))
+    transfer = Transfer(outcome.reference, outcome.amount, outcome.currency, _match(payout, outcome))
+    if payout.state in TERMINAL_STATES:
+        return OutcomeEffect((PayoutTrigger.STRAY,), (transfer,))
+    if transfer.fit is TransferMatch.AS_ASKED:
+        return OutcomeEffect((PayoutTrigger.SUCCEEDED,), (transfer,))
+    return OutcomeEffect((PayoutTrigger.DECLINED,), (transfer,), PayoutFailure.PROVIDER_MISMATCH)
 
 
-def _fit(known: Known, told: Succeeded) -> Fit:
-    if told.currency != known.currency:
-        return Fit.OTHER_CURRENCY
-    if known.transfers or known.state in CAPTURED:
-        return Fit.TWICE
-    if told.amount != known.net:
-        return Fit.MISMATCH
-    return Fit.LATE if known.state is PayoutState.FAILED else Fit.AS_ASKED
+def _match(payout: PayoutRecord, outcome: Succeeded) -> TransferMatch:
+    if outcome.currency != payout.currency:
+        return TransferMatch.OTHER_CURRENCY
+    if payout.transfers or payout.state in HOLD_CAPTURED:
+        return TransferMatch.TWICE
+    if outcome.amount != payout.net:
+        return TransferMatch.MISMATCH
+    return TransferMatch.LATE if payout.state is PayoutState.FAILED else TransferMatch.AS_ASKED
 
 
-def _came_back(known: Known, told: Returned) -> Verdict:
-    transfer = known.transfers.get(told.reference)
+def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
+    transfer = payout.transfers.get(outcome.reference)
     if transfer is None:  # that it was paid has not been told, but follows
-        paid = _paid(known, Succeeded(told.reference, known.net, known.currency))
-        state = move(known.state, paid.happenings[0])
-        back = _came_back(replace(known, state=state, transfers={**known.transfers, told.reference: paid.transfers[0]}), told)
-        return replace(back, happenings=paid.happenings + back.happenings)
+        paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
+        state = transition(payout.state, paid_effect.triggers[0])
+        return_effect = _on_returned(
+            replace(payout, state=state, transfers={**payout.transfers, outcome.reference: paid_effect.transfers[0]}), outcome
+        )
+        return replace(return_effect, triggers=paid_effect.triggers + return_effect.triggers)
     if transfer.returned_amount is not None:
-        return Verdict(contradicted=(told.amount, told.currency) != (transfer.returned_amount, transfer.returned_currency))
-    returned = replace(transfer, returned_amount=told.amount, returned_currency=told.currency)
-    moves = transfer.fit is Fit.AS_ASKED and returned.return_fits
-    return Verdict((Happening.RETURNED if moves else Happening.STRAY,), (returned,))
+        return OutcomeEffect(is_conflicting=(outcome.amount, outcome.currency) != (transfer.returned_amount, transfer.returned_currency))
+    updated_transfer = replace(transfer, returned_amount=outcome.amount, returned_currency=outcome.currency)
+    is_expected_return = transfer.fit is TransferMatch.AS_ASKED and updated_transfer.has_valid_return
+    return OutcomeEffect((PayoutTrigger.RETURNED if is_expected_return else PayoutTrigger.STRAY,), (updated_transfer,))
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class MoneyMovement:
     """What the ledger is told of money that moved, and the wallet with it: `kind` and `cause_id` are the key in both."""
 
-    kind: Kind
+    kind: PostingKind
     cause_id: str
-    lines: tuple[Line, ...]
+    lines: tuple[JournalLine, ...]
     seller_change: int
     """Minor units: the wallet's debit below 0, its credit above; 0: it is not the seller's. A transfer AS_ASKED is debited by capturing the hold."""
 
 
-ASKED = frozenset({Fit.AS_ASKED, Fit.LATE})
+REQUESTED_MATCHES = frozenset({TransferMatch.AS_ASKED, TransferMatch.LATE})
 """It is what was asked for, of which there is at most one for each payout."""
 
 
-def cause_of(payout_id: str, provider: str, transfer: Transfer) -> str:
+def posting_id(payout_id: str, provider: str, transfer: Transfer) -> str:
     """The id under which a transfer is posted: the payout's for what was asked for, in time or late, so that wallet and ledger too take it once."""
-    return payout_id if transfer.fit in ASKED else f"t-{letters(provider, transfer.reference)}"
+    return payout_id if transfer.fit in REQUESTED_MATCHES else f"t-{digest_text(provider, transfer.reference)}"
 
 
-def facts(payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer) -> tuple[Fact, ...]:
+def money_movements(payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer) -> tuple[MoneyMovement, ...]:
     """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the payout's. Posting is idempotent by the keys."""
-    asked = transfer.fit in ASKED
-    cause_id = cause_of(payout_id, provider, transfer)
-    if transfer.fit is Fit.OTHER_CURRENCY:
-        out = Fact(Kind.UNAPPLIED, cause_id, unapplied_payout(provider, transfer.currency, transfer.amount), 0)
-    elif asked:
-        out = Fact(Kind.PAYOUT, cause_id, payout(provider, seller, transfer.currency, amount, fee), -amount)
+    is_requested = transfer.fit in REQUESTED_MATCHES
+    cause_id = posting_id(payout_id, provider, transfer)
+    if transfer.fit is TransferMatch.OTHER_CURRENCY:
+        payment = MoneyMovement(PostingKind.UNAPPLIED, cause_id, unapplied_payout_lines(provider, transfer.currency, transfer.amount), 0)
+    elif is_requested:
+        payment = MoneyMovement(PostingKind.PAYOUT, cause_id, payout_lines(provider, seller, transfer.currency, amount, fee), -amount)
     else:
-        out = Fact(Kind.PAYOUT, cause_id, payout(provider, seller, transfer.currency, transfer.amount, 0), -transfer.amount)
-    back = transfer.returned_amount
-    if back is None:
-        return (out,)
-    if transfer.return_fits and transfer.fit is not Fit.OTHER_CURRENCY:
-        return (out, Fact(Kind.PAYOUT_RETURN, cause_id, payout_return(provider, seller, transfer.currency, back), back))
-    return (out, Fact(Kind.PAYOUT_RETURN, cause_id, unapplied_payout(provider, transfer.returned_currency, -back), 0))
+        payment = MoneyMovement(PostingKind.PAYOUT, cause_id, payout_lines(provider, seller, transfer.currency, transfer.amount, 0), -transfer.amount)
+    returned_amount = transfer.returned_amount
+    if returned_amount is None:
+        return (payment,)
+    if transfer.has_valid_return and transfer.fit is not TransferMatch.OTHER_CURRENCY:
+        return (
+            payment,
+            MoneyMovement(
+                PostingKind.PAYOUT_RETURN, cause_id, payout_return_lines(provider, seller, transfer.currency, returned_amount), returned_amount
+            ),
+        )
+    return (
+        payment,
+        MoneyMovement(PostingKind.PAYOUT_RETURN, cause_id, unapplied_payout_lines(provider, transfer.returned_currency, -returned_amount), 0),
+    )

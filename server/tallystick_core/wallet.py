@@ -11,7 +11,7 @@ from functools import cached_property
 from tallystick_core.canonical import fingerprint
 from tallystick_core.identifier import is_id, parse_id
 from tallystick_core.money import MAX_BALANCE
-from tallystick_core.refusal import Reason, Refused, key_reused, not_found
+from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_core.table import Verb
 
 
@@ -36,45 +36,47 @@ class HoldState(StrEnum):
     EXPIRED = "EXPIRED"
 
 
-HOLD_MOVES: dict[tuple[HoldState, EntryKind], HoldState] = {
+HOLD_TRANSITIONS: dict[tuple[HoldState, EntryKind], HoldState] = {
     (HoldState.OPEN, EntryKind.HOLD_CAPTURED): HoldState.CAPTURED,
     (HoldState.OPEN, EntryKind.HOLD_RELEASED): HoldState.RELEASED,
     (HoldState.OPEN, EntryKind.HOLD_EXPIRED): HoldState.EXPIRED,
 }
 
 
-_PAYOUTS = "payouts/"
+_PAYOUT_PREFIX = "payouts/"
 """The namespace of the holds of payouts: no id of a caller contains a slash, so no other hold takes the id of a payout's hold."""
 
 
 def is_hold_id(text: str) -> bool:
     """Whether `text` has the form of a hold's id."""
-    return is_id(text.removeprefix(_PAYOUTS))
+    return is_id(text.removeprefix(_PAYOUT_PREFIX))
 
 
 def parse_hold_id(text: str, field: str = "hold_id") -> str:
     """A hold's id: payouts/{payout_id} for a payout, an id for every other purpose. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
-    parse_id(text.removeprefix(_PAYOUTS), field)
+    parse_id(text.removeprefix(_PAYOUT_PREFIX), field)
     return text
 
 
 def require_hold_namespace(hold_id: str, purpose: str) -> None:
     """Raises FIELD_INVALID where a hold's id is not of the namespace of its purpose."""
-    if purpose == "PAYOUT" and not hold_id.startswith(_PAYOUTS):
-        raise Refused(Reason.FIELD_INVALID, f"hold_id must be {_PAYOUTS}{{payout_id}} for the purpose PAYOUT.", field="hold_id")
-    if purpose != "PAYOUT" and hold_id.startswith(_PAYOUTS):
-        raise Refused(Reason.FIELD_INVALID, f"hold_id must not begin with {_PAYOUTS}: such ids are for the purpose PAYOUT.", field="hold_id")
+    if purpose == "PAYOUT" and not hold_id.startswith(_PAYOUT_PREFIX):
+        raise ApiError(ErrorReason.FIELD_INVALID, f"hold_id must be {_PAYOUT_PREFIX}{{payout_id}} for the purpose PAYOUT.", field="hold_id")
+    if purpose != "PAYOUT" and hold_id.startswith(_PAYOUT_PREFIX):
+        raise ApiError(
+            ErrorReason.FIELD_INVALID, f"hold_id must not begin with {_PAYOUT_PREFIX}: such ids are for the purpose PAYOUT.", field="hold_id"
+        )
 
 
-def require_payout_service(hold_ids: Sequence[str], caller: str, payout_service: str, path: str) -> None:
-    """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout. `path`: of a hold's id, by its place."""
+def require_payout_service(hold_ids: Sequence[str], caller: str, payout_service: str, field_template: str) -> None:
+    """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout. `field_template`: of a hold's id, by its place."""
     if caller == payout_service:
         return
-    for place, hold_id in enumerate(hold_ids):
-        if hold_id.startswith(_PAYOUTS):
-            field = path.format(place)
-            message = f"{field} must not begin with {_PAYOUTS}: such holds are for PayoutService alone, which calls as {payout_service}."
-            raise Refused(Reason.METHOD_FORBIDDEN, message, field=field)
+    for index, hold_id in enumerate(hold_ids):
+        if hold_id.startswith(_PAYOUT_PREFIX):
+            field = field_template.format(index)
+            message = f"{field} must not begin with {_PAYOUT_PREFIX}: such holds are for PayoutService alone, which calls as {payout_service}."
+            raise ApiError(ErrorReason.METHOD_FORBIDDEN, message, field=field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +142,19 @@ class Instruction:
     currency: str = ""
     amount: int = 0
     pending: bool = False
-    as_fact: bool = False
+    allow_owed: bool = False
     purpose: str = ""
     expire_time: datetime | None = None
-    keep: int = 0
+    minimum_remaining: int = 0
     """What has to stay available beside a hold that is placed."""
 
     @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
         expire = self.expire_time.isoformat() if self.expire_time else ""
-        who = (self.kind, self.cause, self.seller_account, self.currency, self.amount)
-        kept = (self.keep,) if self.keep else ()  # holds that keep nothing have the fingerprint they always had
-        return fingerprint(*who, int(self.pending), int(self.as_fact), self.purpose, expire, *kept)
+        identity = (self.kind, self.cause, self.seller_account, self.currency, self.amount)
+        minimum = (self.minimum_remaining,) if self.minimum_remaining else ()  # holds that keep nothing have the fingerprint they always had
+        return fingerprint(*identity, int(self.pending), int(self.allow_owed), self.purpose, expire, *minimum)
 
 
 _LAST_FIELD = {EntryKind.CREDIT: "pending", EntryKind.DEBIT: "as_fact", EntryKind.HOLD_PLACED: "keep_available"}
@@ -160,7 +162,7 @@ _LAST_FIELD = {EntryKind.CREDIT: "pending", EntryKind.DEBIT: "as_fact", EntryKin
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class StoredInstruction:
     """A change that was made before, as its entry has it."""
 
     fingerprint: bytes
@@ -169,45 +171,47 @@ class Made:
     amount: int
 
 
-def first_difference(sent: Instruction, made: Made, hold: Hold | None) -> str:
+def first_difference(sent: Instruction, stored: StoredInstruction, hold: Hold | None) -> str:
     """The contract's name of the first field in which an instruction differs from the one of its key that was made; `hold`: the one it placed."""
     if sent.kind is EntryKind.HOLD_CAPTURED:
         return "amount"
     names = ("seller_account", "amount", "currency") if sent.kind in _LAST_FIELD else ()
-    found = [name for name in names if getattr(sent, name) != getattr(made, name)]
-    if hold is not None and not found:
-        found = [name for name in ("purpose", "expire_time") if getattr(sent, name) != getattr(hold, name)]
-    return found[0] if found else _LAST_FIELD.get(sent.kind, "hold_id")
+    differences = [name for name in names if getattr(sent, name) != getattr(stored, name)]
+    if hold is not None and not differences:
+        differences = [name for name in ("purpose", "expire_time") if getattr(sent, name) != getattr(hold, name)]
+    return differences[0] if differences else _LAST_FIELD.get(sent.kind, "hold_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WalletChange:
     """What an instruction does: the wallet after it, and the hold after it if it touches one. `amount` is what moved."""
 
     wallet: Wallet
     amount: int
     hold: Hold | None = None
-    pends: bool = False
+    adds_pending: bool = False
     """A credit that has to be released before it is available."""
 
 
-def made_available(balances: Balances, amount: int) -> Balances:
+def repay_then_add_available(balances: Balances, amount: int) -> Balances:
     """Money becomes available; what is owed is repaid first."""
     repaid = min(balances.owed, amount)
     return replace(balances, available=balances.available + amount - repaid, owed=balances.owed - repaid)
 
 
-def released_before(credit: Credit | None, instruction: Instruction) -> bool:
+def is_already_released(credit: Credit | None, instruction: Instruction) -> bool:
     """Whether a release has nothing to do, because its credit became available at once; it is answered as one that was made before."""
     return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
 
 
-def opens(instruction: Instruction) -> bool:
+def can_open_wallet(instruction: Instruction) -> bool:
     """Whether the instruction opens a missing wallet: whatever must always be booked does."""
-    return instruction.kind is EntryKind.CREDIT or (instruction.kind is EntryKind.DEBIT and instruction.as_fact)
+    return instruction.kind is EntryKind.CREDIT or (instruction.kind is EntryKind.DEBIT and instruction.allow_owed)
 
 
-def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None, *, now: datetime | None) -> Change:
+def apply_instruction(
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None, *, now: datetime | None
+) -> WalletChange:
     """Decides one instruction that was not made before. All refusals come first, then success is certain. `credit`: what a release is about.
 
     `now` is the database's time; it may be None only if neither the hold nor the instruction has an expire_time.
@@ -226,61 +230,69 @@ def apply(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: C
             return _release(wallet, credit, instruction.cause)
 
 
-def _after(wallet: Wallet, balances: Balances) -> Wallet:
+def _with_balances(wallet: Wallet, balances: Balances) -> Wallet:
     if not -MAX_BALANCE <= balances.balance <= MAX_BALANCE:
-        raise Refused(Reason.BALANCE_OUT_OF_RANGE, "The wallet's balance would outgrow what can be booked.")
+        raise ApiError(ErrorReason.BALANCE_OUT_OF_RANGE, "The wallet's balance would outgrow what can be booked.")
     return replace(wallet, balances=balances, version=wallet.version + 1)
 
 
-def _credit(wallet: Wallet, credit: Instruction) -> Change:
+def _credit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     before = wallet.balances
-    pends = credit.pending and wallet.release_delay > 0
-    after = replace(before, pending=before.pending + credit.amount) if pends else made_available(before, credit.amount)
-    return Change(_after(wallet, after), credit.amount, pends=pends)
+    adds_pending = instruction.pending and wallet.release_delay > 0
+    after = replace(before, pending=before.pending + instruction.amount) if adds_pending else repay_then_add_available(before, instruction.amount)
+    return WalletChange(_with_balances(wallet, after), instruction.amount, adds_pending=adds_pending)
 
 
-def _release(wallet: Wallet, credit: Credit | None, cause: str) -> Change:
+def _release(wallet: Wallet, credit: Credit | None, cause: str) -> WalletChange:
     """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change by it."""
     if credit is None:
-        raise not_found("credit", cause, "cause")
+        raise not_found_error("credit", cause, "cause")
     before = wallet.balances
-    after = made_available(replace(before, pending=before.pending - credit.amount), credit.amount)
-    return Change(_after(wallet, after), credit.amount)
+    after = repay_then_add_available(replace(before, pending=before.pending - credit.amount), credit.amount)
+    return WalletChange(_with_balances(wallet, after), credit.amount)
 
 
-def _refuse_request(wallet: Wallet, amount: int, verb: str) -> None:
+def _reject_unavailable(wallet: Wallet, amount: int, verb: str) -> None:
     if wallet.frozen:
-        raise Refused(
-            Reason.STATE_FORBIDS, "The wallet is FROZEN: its money can be neither debited nor held.", metadata={"state": "FROZEN", "verb": verb}
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, "The wallet is FROZEN: its money can be neither debited nor held.", metadata={"state": "FROZEN", "verb": verb}
         )
     if wallet.balances.available < amount:
-        raise Refused(Reason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for.")
+        raise ApiError(ErrorReason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for.")
 
 
-def _debit(wallet: Wallet, debit: Instruction) -> Change:
+def _debit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     before = wallet.balances
-    if not debit.as_fact:
-        _refuse_request(wallet, debit.amount, "DEBIT")
-    taken = min(before.available, debit.amount)
-    after = replace(before, available=before.available - taken, owed=before.owed + debit.amount - taken)
-    return Change(_after(wallet, after), debit.amount)
+    if not instruction.allow_owed:
+        _reject_unavailable(wallet, instruction.amount, "DEBIT")
+    from_available = min(before.available, instruction.amount)
+    after = replace(before, available=before.available - from_available, owed=before.owed + instruction.amount - from_available)
+    return WalletChange(_with_balances(wallet, after), instruction.amount)
 
 
-def _is_over(expire_time: datetime | None, now: datetime | None) -> bool:
+def _is_expired(expire_time: datetime | None, now: datetime | None) -> bool:
     """Whether a hold with this expire_time has expired. A missing `now` counts as too late: an unknown time moves no money."""
     return expire_time is not None and (now is None or expire_time <= now)
 
 
-def _place_hold(wallet: Wallet, hold: Hold | None, placed: Instruction, now: datetime | None) -> Change:
+def _place_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None) -> WalletChange:
     if hold is not None:
-        raise key_reused("hold_id")
-    if _is_over(placed.expire_time, now):
-        raise Refused(Reason.FIELD_INVALID, "expire_time must be in the future.", field="expire_time")
-    _refuse_request(wallet, placed.amount + placed.keep, "HOLD")
+        raise key_reused_error("hold_id")
+    if _is_expired(instruction.expire_time, now):
+        raise ApiError(ErrorReason.FIELD_INVALID, "expire_time must be in the future.", field="expire_time")
+    _reject_unavailable(wallet, instruction.amount + instruction.minimum_remaining, "HOLD")
     before = wallet.balances
-    after = replace(before, available=before.available - placed.amount, held=before.held + placed.amount)
-    new = Hold(placed.cause, wallet.seller_account, wallet.currency, placed.amount, placed.purpose, placed.caller, expire_time=placed.expire_time)
-    return Change(_after(wallet, after), placed.amount, new)
+    after = replace(before, available=before.available - instruction.amount, held=before.held + instruction.amount)
+    new_hold = Hold(
+        instruction.cause,
+        wallet.seller_account,
+        wallet.currency,
+        instruction.amount,
+        instruction.purpose,
+        instruction.caller,
+        expire_time=instruction.expire_time,
+    )
+    return WalletChange(_with_balances(wallet, after), instruction.amount, new_hold)
 
 
 _HOLD_VERBS = {
@@ -291,23 +303,23 @@ _HOLD_VERBS = {
 }
 
 
-def hold_ended(state: HoldState, kind: EntryKind) -> Refused:
+def hold_ended_error(state: HoldState, kind: EntryKind) -> ApiError:
     """The refusal of what is to be done with a hold that has ended."""
     verb = _HOLD_VERBS[kind]
-    return Refused(Reason.HOLD_ENDED, f"The hold is {state} and cannot be {verb.participle}.", metadata={"state": state, "verb": verb.name})
+    return ApiError(ErrorReason.HOLD_ENDED, f"The hold is {state} and cannot be {verb.participle}.", metadata={"state": state, "verb": verb.name})
 
 
-def _end_hold(wallet: Wallet, hold: Hold | None, ending: Instruction, now: datetime | None) -> Change:
+def _end_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None) -> WalletChange:
     if hold is None:
-        raise not_found("hold", ending.cause, "hold_id")
-    state = HOLD_MOVES.get((hold.state, ending.kind))
+        raise not_found_error("hold", instruction.cause, "hold_id")
+    state = HOLD_TRANSITIONS.get((hold.state, instruction.kind))
     if state is None:
-        raise hold_ended(hold.state, ending.kind)
-    if ending.kind is not EntryKind.HOLD_EXPIRED and _is_over(hold.expire_time, now):  # whether the expiry job has run or not
-        raise hold_ended(HoldState.EXPIRED, ending.kind)
-    captured = ending.amount if ending.kind is EntryKind.HOLD_CAPTURED else 0
-    if captured > hold.amount:
-        raise Refused(Reason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")
-    after = made_available(replace(wallet.balances, held=wallet.balances.held - hold.amount), hold.amount - captured)
-    moved = captured if ending.kind is EntryKind.HOLD_CAPTURED else hold.amount
-    return Change(_after(wallet, after), moved, replace(hold, state=state, captured_amount=captured))
+        raise hold_ended_error(hold.state, instruction.kind)
+    if instruction.kind is not EntryKind.HOLD_EXPIRED and _is_expired(hold.expire_time, now):  # whether the expiry job has run or not
+        raise hold_ended_error(HoldState.EXPIRED, instruction.kind)
+    captured_amount = instruction.amount if instruction.kind is EntryKind.HOLD_CAPTURED else 0
+    if captured_amount > hold.amount:
+        raise ApiError(ErrorReason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")
+    after = repay_then_add_available(replace(wallet.balances, held=wallet.balances.held - hold.amount), hold.amount - captured_amount)
+    amount = captured_amount if instruction.kind is EntryKind.HOLD_CAPTURED else hold.amount
+    return WalletChange(_with_balances(wallet, after), amount, replace(hold, state=state, captured_amount=captured_amount))

@@ -11,83 +11,83 @@ from hashlib import sha256
 from sqlalchemy import Connection
 
 from tallystick_sandbox import rules
-from tallystick_sandbox.rules import Behaviour, Fault, Reply, Stored
-from tallystick_server.runtime.stage import Stage
+from tallystick_sandbox.rules import Behavior, Fault, Reply, StoredRequest
+from tallystick_server.runtime.stage import Batcher
 from tallystick_storage.database import Database
-from tallystick_storage.sandbox import Entry, Log
+from tallystick_storage.sandbox import LoggedRequest, RequestLog
 
 
-class Keys:
-    """What each key got, in a durable log: replayed for `window` seconds, then forgotten, so that what comes again is done again."""
+class IdempotencyKeys:
+    """What each key got, in a durable log: replayed for `window_seconds` seconds, then forgotten, so that what comes again is done again."""
 
-    def __init__(self, log: Log, database: Database, reply: Callable[[Stored], Reply], window: float) -> None:
+    def __init__(self, log: RequestLog, database: Database, build_reply: Callable[[StoredRequest], Reply], window_seconds: float) -> None:
         self._log = log
         self._database = database
-        self._reply = reply
-        self._window = window
-        self._in_hand: set[str] = set()
-        self._befell: Counter[str] = Counter()  # how often a fault that does not last has befallen each key
-        self._stage: Stage[Entry, Reply] = Stage("sandbox.log", self._store)
+        self._build_reply = build_reply
+        self._window_seconds = window_seconds
+        self._in_flight: set[str] = set()
+        self._fault_counts: Counter[str] = Counter()  # how often a fault that does not last has befallen each key
+        self._batcher: Batcher[LoggedRequest, Reply] = Batcher("sandbox.log", self._store)
 
     def start(self) -> None:
-        self._stage.start()
+        self._batcher.start()
 
     async def stop(self) -> None:
-        await self._stage.stop()
+        await self._batcher.stop()
 
-    async def use(self, entry: Entry, chosen: Behaviour, latency: float) -> Reply:
-        """Does what is demanded, or replays what the key got before; `latency` in seconds."""
-        if entry.key in self._in_hand:
+    async def execute_once(self, entry: LoggedRequest, behavior: Behavior, latency_seconds: float) -> Reply:
+        """Does what is demanded, or replays what the key got before; `latency_seconds` in seconds."""
+        if entry.key in self._in_flight:
             return rules.KEY_IN_USE
-        self._in_hand.add(entry.key)
+        self._in_flight.add(entry.key)
         try:
-            if latency + chosen.delay:
-                await asyncio.sleep(latency + chosen.delay)
-            return self.befalls(rules.EARLY, entry.key, chosen) or await self._do(entry, chosen)
+            if latency_seconds + behavior.delay_seconds:
+                await asyncio.sleep(latency_seconds + behavior.delay_seconds)
+            return self.apply_fault(rules.FAULTS_BEFORE_COMMIT, entry.key, behavior) or await self._execute(entry, behavior)
         finally:
-            self._in_hand.discard(entry.key)
+            self._in_flight.discard(entry.key)
 
-    async def _do(self, entry: Entry, chosen: Behaviour) -> Reply:
-        answer = await self._stage.submit(entry)
-        return self.befalls(rules.LATE, entry.key, chosen) or answer
+    async def _execute(self, entry: LoggedRequest, behavior: Behavior) -> Reply:
+        reply = await self._batcher.submit(entry)
+        return self.apply_fault(rules.FAULTS_AFTER_COMMIT, entry.key, behavior) or reply
 
-    def befalls(self, faults: Mapping[Fault, Reply], key: str, chosen: Behaviour) -> Reply | None:
+    def apply_fault(self, faults: Mapping[Fault, Reply], key: str, behavior: Behavior) -> Reply | None:
         """What comes instead of the truth, if one of these faults befalls the key now."""
-        if chosen.fault not in faults:
+        if behavior.fault not in faults:
             return None
-        if chosen.fault in rules.PASSING:
-            if self._befell[key] >= chosen.times:
+        if behavior.fault in rules.TRANSIENT_FAULTS:
+            if self._fault_counts[key] >= behavior.times:
                 return None
-            self._befell[key] += 1
-        return faults[chosen.fault]
+            self._fault_counts[key] += 1
+        return faults[behavior.fault]
 
-    async def _store(self, entries: Sequence[Entry]) -> Sequence[Reply]:
+    async def _store(self, entries: Sequence[LoggedRequest]) -> Sequence[Reply]:
         by_key = {entry.key: entry for entry in entries}
 
         def insert(connection: Connection) -> dict[str, Reply]:
-            fresh = self._log.insert(connection, list(by_key.values()))
-            replies = {key: self._reply(by_key[key]) for key in fresh}
-            known = self._log.find(connection, sorted(by_key.keys() - fresh), self._window) if len(fresh) < len(by_key) else {}
-            for key, row in known.items():
+            new_keys = self._log.insert(connection, list(by_key.values()))
+            replies = {key: self._build_reply(by_key[key]) for key in new_keys}
+            existing_rows = self._log.find(connection, sorted(by_key.keys() - new_keys), self._window_seconds) if len(new_keys) < len(by_key) else {}
+            for key, row in existing_rows.items():
                 if row.forgotten:
-                    again = generation(by_key[key], row.generation + 1)
-                    self._log.insert(connection, [again])
-                    replies[key] = self._reply(again)
+                    next_entry = with_generation(by_key[key], row.generation + 1)
+                    self._log.insert(connection, [next_entry])
+                    replies[key] = self._build_reply(next_entry)
                 elif bytes(row.fingerprint).hex() != by_key[key].fingerprint:
                     replies[key] = rules.KEY_MISMATCH
                 else:
-                    replies[key] = self._reply(row)
+                    replies[key] = self._build_reply(row)
             return replies
 
         replies = await self._database.transact(insert)
         return [replies[entry.key] for entry in entries]
 
 
-def reference(key: str, number: int = 1) -> str:
+def reference_for(key: str, number: int = 1) -> str:
     """The provider's name for what was done under a key the n-th time."""
     return f"sb_{sha256((key if number == 1 else f'{key}/{number}').encode()).hexdigest()[:24]}"
 
 
-def generation(entry: Entry, number: int) -> Entry:
+def with_generation(entry: LoggedRequest, number: int) -> LoggedRequest:
     """The same demand, done the n-th time."""
-    return replace(entry, generation=number, reference=reference(entry.key, number))
+    return replace(entry, generation=number, reference=reference_for(entry.key, number))

@@ -10,23 +10,23 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.canonical import fingerprint
-from tallystick_core.provider import PayoutDemand
+from tallystick_core.provider import PayoutRequest
 from tallystick_sandbox import rules
-from tallystick_sandbox.keys import Keys, generation, reference
-from tallystick_sandbox.rules import Behaviour, Fault, Plan, Reply
+from tallystick_sandbox.keys import IdempotencyKeys, reference_for, with_generation
+from tallystick_sandbox.rules import Behavior, Fault, Plan, Reply
 from tallystick_storage import sandbox as store
 from tallystick_storage.database import Database
 
 
 class SandboxPayouts:
-    """The provider itself. `latency` in seconds for every submission; `window`: how long keys are honoured, in seconds."""
+    """The provider itself. `latency_seconds` in seconds for every submission; `key_window_seconds`: how long keys are honoured, in seconds."""
 
-    def __init__(self, database: Database, *, plan: Plan | None = None, latency: float = 0.0, window: float = 86_400.0) -> None:
+    def __init__(self, database: Database, *, plan: Plan | None = None, latency_seconds: float = 0.0, key_window_seconds: float = 86_400.0) -> None:
         self._database = database
         self._plan = plan or Plan()
-        self._latency = latency
-        self._keys = Keys(store.TRANSFERS, database, rules.transfer_reply, window)
-        self._verified: Counter[str] = Counter()
+        self._latency_seconds = latency_seconds
+        self._keys = IdempotencyKeys(store.TRANSFERS, database, rules.build_transfer_reply, key_window_seconds)
+        self._verification_counts: Counter[str] = Counter()
         self.down = False
         """Whether it refuses every connection."""
 
@@ -36,70 +36,73 @@ class SandboxPayouts:
     async def stop(self) -> None:
         await self._keys.stop()
 
-    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[Reply]:
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[Reply]:
         """Pays, or replays what the keys got before: one answer for each, in order."""
         if self.down:
-            return [rules.UNREACHED] * len(demands)
-        chosen = [rules.behaviour(demand.bank_account_token, demand.key, self._plan) for demand in demands]
-        replies = await asyncio.gather(*(self._pay(*one) for one in zip(demands, chosen, strict=True)))
-        lost = [self._keys.befalls({Fault.BATCH_LOST: rules.LOST}, demand.key, one) for demand, one in zip(demands, chosen, strict=True)]
-        return [rules.LOST] * len(demands) if any(lost) else replies
+            return [rules.CONNECTION_REFUSED] * len(requests)
+        behaviors = [rules.behavior_for(request.bank_account_token, request.key, self._plan) for request in requests]
+        replies = await asyncio.gather(*(self._pay(*pair) for pair in zip(requests, behaviors, strict=True)))
+        lost_replies = [
+            self._keys.apply_fault({Fault.BATCH_LOST: rules.NO_RESPONSE}, request.key, pair)
+            for request, pair in zip(requests, behaviors, strict=True)
+        ]
+        return [rules.NO_RESPONSE] * len(requests) if any(lost_replies) else replies
 
-    async def _pay(self, demand: PayoutDemand, chosen: Behaviour) -> Reply:
-        return await self._keys.use(_entry(demand, chosen), chosen, self._latency)
+    async def _pay(self, request: PayoutRequest, behavior: Behavior) -> Reply:
+        return await self._keys.execute_once(_new_entry(request, behavior), behavior, self._latency_seconds)
 
     async def look_up(self, payout_id: str) -> Reply:
         """What became of a payout, which goes on while it is looked at."""
         if self.down:
-            return rules.UNREACHED
+            return rules.CONNECTION_REFUSED
 
-        def look(connection: Connection) -> Reply:
-            row = store.TRANSFERS.last_of(connection, payout_id)
+        def advance(connection: Connection) -> Reply:
+            row = store.TRANSFERS.find_latest(connection, payout_id)
             if row is None:
                 return rules.NOT_FOUND
             if row.fault == Fault.TWICE and row.generation == 1:
-                again = generation(_entry_of(row, payout_id), row.generation + 1)
-                store.TRANSFERS.insert(connection, [again])
-                return rules.transfer_reply(again)
-            entry = _entry_of(row, payout_id)
-            entry.state = rules.next_state(row, float(row.age))
+                next_entry = with_generation(_entry_from_row(row, payout_id), row.generation + 1)
+                store.TRANSFERS.insert(connection, [next_entry])
+                return rules.build_transfer_reply(next_entry)
+            entry = _entry_from_row(row, payout_id)
+            entry.state = rules.next_transfer_state(row, float(row.age))
             if entry.state != row.state:
-                entry.returned_amount = rules.returned(row) if entry.state == "RETURNED" else None
-                store.move(connection, entry.key, entry.generation, entry.state, entry.returned_amount)
+                entry.returned_amount = rules.compute_returned_amount(row) if entry.state == "RETURNED" else None
+                store.update_transfer(connection, entry.key, entry.generation, entry.state, entry.returned_amount)
             if entry.state == "ERROR":
                 return Reply(402, row.reference, row.amount, row.currency, "server_error", subject=payout_id)
-            return rules.transfer_reply(entry)
+            return rules.build_transfer_reply(entry)
 
-        return await self._database.transact(look)
+        return await self._database.transact(advance)
 
     async def verify(self, bank_account_token: str) -> Reply:
         """Whether it can pay to an account."""
         if self.down:
-            return rules.UNREACHED
-        answer = rules.verification(bank_account_token, self._verified[bank_account_token])
-        self._verified[bank_account_token] += 1
-        return answer
+            return rules.CONNECTION_REFUSED
+        reply = rules.build_verification_reply(bank_account_token, self._verification_counts[bank_account_token])
+        self._verification_counts[bank_account_token] += 1
+        return reply
 
 
-def _entry(demand: PayoutDemand, chosen: Behaviour) -> store.Entry:
-    print_ = fingerprint(demand.payout_id, demand.amount, demand.currency, demand.bank_account_token)
-    return store.Entry(
-        key=demand.key,
+def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedRequest:
+    digest = fingerprint(request.payout_id, request.amount, request.currency, request.bank_account_token)
+    return store.LoggedRequest(
+        key=request.key,
         generation=1,
-        fingerprint=print_.hex(),
-        subject=demand.payout_id,
-        reference=reference(demand.key),
-        state=rules.transfer_state(chosen),
-        amount=demand.amount + (1 if chosen.fault is Fault.OTHER_AMOUNT else 0),
-        currency=demand.currency,
-        fault=chosen.fault,
-        code=chosen.code,
+        fingerprint=digest.hex(),
+        subject=request.payout_id,
+        reference=reference_for(request.key),
+        state=rules.initial_transfer_state(behavior),
+        amount=request.amount + (1 if behavior.fault is Fault.OTHER_AMOUNT else 0),
+        currency=request.currency,
+        fault=behavior.fault,
+        code=behavior.code,
     )
 
 
-def _entry_of(row: Row[Any], payout_id: str) -> store.Entry:
+def _entry_from_row(row: Row[Any], payout_id: str) -> store.LoggedRequest:
     """A stored transfer as an entry."""
-    return store.Entry(
+    return store.LoggedRequest(
         key=row.key,
         generation=row.generation,
         fingerprint=bytes(row.fingerprint).hex(),

@@ -68,36 +68,36 @@ class Plan:
     seed: int = 0
     shares: Mapping[Fault, float] = field(default_factory=dict)
 
-    def fault(self, key: str) -> Fault:
+    def fault_for(self, key: str) -> Fault:
         """The fault of a key."""
         if not self.shares:
             return Fault.NONE
         point = int.from_bytes(sha256(f"{self.seed}/{key}".encode()).digest()[:8], "big") / 2**64
-        for fault, part in sorted(self.shares.items()):
-            point -= part
+        for fault, share in sorted(self.shares.items()):
+            point -= share
             if point < 0:
                 return fault
         return Fault.NONE
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
+class Behavior:
     """What happens to one sending of a demand."""
 
     fault: Fault
-    delay: float = 0.0
+    delay_seconds: float = 0.0
     """Seconds before anything is done."""
     code: str = ""
     times: int = 0
     """How often a fault that does not last befalls the key."""
 
 
-PASSING = frozenset(
+TRANSIENT_FAULTS = frozenset(
     {Fault.UNREACHABLE, Fault.BUSY, Fault.FORBIDDEN, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER, Fault.BATCH_LOST}
 )
 
 
-def behaviour(token: str, key: str, plan: Plan) -> Behaviour:
+def behavior_for(token: str, key: str, plan: Plan) -> Behavior:
     """What a token asks for, a buyer's "tok_{fault}:{argument}" or a seller's bank account's "ba_{fault}:{argument}"; other tokens follow the plan.
 
     Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults that do not last happen; of `pending` the reason
@@ -105,13 +105,13 @@ def behaviour(token: str, key: str, plan: Plan) -> Behaviour:
     `slow` and `returned` the seconds until they have ended, which else is as soon as somebody looks.
     """
     name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
-    asked = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
-    fault = asked or plan.fault(key)
+    token_fault = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
+    fault = token_fault or plan.fault_for(key)
     if fault is Fault.DELAY:
-        return Behaviour(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
-    if fault in PASSING:
-        return Behaviour(fault, times=int(argument) if argument.isdecimal() else 1)
-    return Behaviour(fault, code=argument if asked else "")
+        return Behavior(fault, min(int(argument), 60_000) / 1000 if argument.isdecimal() else 0.25)
+    if fault in TRANSIENT_FAULTS:
+        return Behavior(fault, times=int(argument) if argument.isdecimal() else 1)
+    return Behavior(fault, code=argument if token_fault else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Reply:
     """The id of the charge, or the payout, that it is about."""
 
 
-class Stored(Protocol):
+class StoredRequest(Protocol):
     """A demand as its log has it."""
 
     @property
@@ -154,7 +154,7 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ChargeSnapshot:
     """A charge as it stands when somebody looks."""
 
     subject: str
@@ -167,37 +167,37 @@ class Kept:
     returned_amount: int | None = None
 
 
-def state(chosen: Behaviour) -> str:
+def initial_charge_state(behavior: Behavior) -> str:
     """The state a charge is stored in."""
-    known = {Fault.DECLINE: "DECLINED", Fault.PENDING: "PENDING", Fault.ERROR_STORED: "ERROR"}
-    return known.get(chosen.fault, "SUCCEEDED")
+    states = {Fault.DECLINE: "DECLINED", Fault.PENDING: "PENDING", Fault.ERROR_STORED: "ERROR"}
+    return states.get(behavior.fault, "SUCCEEDED")
 
 
-def charge_reply(stored: Stored) -> Reply:
+def build_charge_reply(stored: StoredRequest) -> Reply:
     """The answer to a stored charge, the first time and every time after. What is pending tells the first of what it has to wait for."""
     status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored.state]
     code = stored.code.partition("-")[0] if stored.state == "PENDING" else stored.code
     return Reply(status, stored.reference, stored.amount, stored.currency, code, subject=stored.subject)
 
 
-def resolved(stored_state: str, code: str) -> tuple[str, str]:
+def resolve_pending(stored_state: str, code: str) -> tuple[str, str]:
     """The state and the code of a charge after it was looked up: what was pending may wait for something else by then, or have come to its end."""
     if stored_state != "PENDING":
         return stored_state, code
-    left = code.partition("-")[2] or code
-    return {"paid": "SUCCEEDED", "declined": "DECLINED"}.get(left, stored_state), left
+    remaining_code = code.partition("-")[2] or code
+    return {"paid": "SUCCEEDED", "declined": "DECLINED"}.get(remaining_code, stored_state), remaining_code
 
 
-LOST = Reply(0, code="lost")
-UNREACHED = Reply(0, code="unreachable")
+NO_RESPONSE = Reply(0, code="lost")
+CONNECTION_REFUSED = Reply(0, code="unreachable")
 NOT_FOUND = Reply(404, code="not_found")
 KEY_IN_USE = Reply(409, code="idempotency_key_in_use")
 KEY_MISMATCH = Reply(400, code="idempotency_key_reused")
 SERVER_ERROR = Reply(500, code="server_error")
 
-EARLY = {
-    Fault.UNREACHABLE: UNREACHED,
-    Fault.LOST_BEFORE: LOST,
+FAULTS_BEFORE_COMMIT = {
+    Fault.UNREACHABLE: CONNECTION_REFUSED,
+    Fault.LOST_BEFORE: NO_RESPONSE,
     Fault.ERROR_BEFORE: SERVER_ERROR,
     Fault.BUSY: Reply(429, code="rate_limited", retry_after=0.3),
     Fault.FORBIDDEN: Reply(401, code="credentials_invalid"),
@@ -205,26 +205,26 @@ EARLY = {
     Fault.REFUSED: Reply(400, code="amount_too_small"),
 }
 """What comes instead of the truth, and nothing is charged."""
-LATE = {Fault.LOST_AFTER: LOST, Fault.ERROR_AFTER: SERVER_ERROR}
+FAULTS_AFTER_COMMIT = {Fault.LOST_AFTER: NO_RESPONSE, Fault.ERROR_AFTER: SERVER_ERROR}
 """What comes instead of the truth, once it is on disk."""
 
 
-def transfer_state(chosen: Behaviour) -> str:
+def initial_transfer_state(behavior: Behavior) -> str:
     """The state a transfer is stored in."""
-    known = {Fault.DECLINE: "DECLINED", Fault.PAID_LATE: "DECLINED", Fault.SLOW: "SUBMITTED", Fault.ERROR_STORED: "ERROR"}
-    return known.get(chosen.fault, "PAID")
+    states = {Fault.DECLINE: "DECLINED", Fault.PAID_LATE: "DECLINED", Fault.SLOW: "SUBMITTED", Fault.ERROR_STORED: "ERROR"}
+    return states.get(behavior.fault, "PAID")
 
 
-def next_state(stored: Stored, age: float) -> str:
-    """The state of a transfer when somebody looks, `age` seconds after it was demanded."""
-    fault, timed = Fault(stored.fault), stored.code.isdecimal()
-    seconds = float(stored.code) if timed else 0.0
+def next_transfer_state(stored: StoredRequest, age_seconds: float) -> str:
+    """The state of a transfer when somebody looks, `age_seconds` seconds after it was demanded."""
+    fault, is_timed = Fault(stored.fault), stored.code.isdecimal()
+    seconds = float(stored.code) if is_timed else 0.0
     match stored.state:
         case "SUBMITTED":
-            return "SUBMITTED" if age * 2 < seconds else "PAID" if timed and age >= seconds else "IN_TRANSIT"
+            return "SUBMITTED" if age_seconds * 2 < seconds else "PAID" if is_timed and age_seconds >= seconds else "IN_TRANSIT"
         case "IN_TRANSIT":
-            return "PAID" if age >= seconds else "IN_TRANSIT"
-        case "PAID" if fault in _RETURNS and age >= seconds:
+            return "PAID" if age_seconds >= seconds else "IN_TRANSIT"
+        case "PAID" if fault in _RETURN_FAULTS and age_seconds >= seconds:
             return "RETURNED"
         case "DECLINED" if fault is Fault.PAID_LATE:
             return "PAID"
@@ -232,15 +232,15 @@ def next_state(stored: Stored, age: float) -> str:
             return stored.state
 
 
-_RETURNS = frozenset({Fault.RETURNED, Fault.RETURNED_PART, Fault.RETURNED_CLOSED})
+_RETURN_FAULTS = frozenset({Fault.RETURNED, Fault.RETURNED_PART, Fault.RETURNED_CLOSED})
 
 
-def returned(stored: Stored) -> int:
+def compute_returned_amount(stored: StoredRequest) -> int:
     """What comes back of a transfer, in minor units."""
     return max(stored.amount // 2, 1) if stored.fault == Fault.RETURNED_PART else stored.amount
 
 
-def transfer_reply(stored: Stored) -> Reply:
+def build_transfer_reply(stored: StoredRequest) -> Reply:
     """The answer to a stored transfer, as it stands."""
     match stored.state:
         case "DECLINED":
@@ -255,12 +255,12 @@ def transfer_reply(stored: Stored) -> Reply:
             return Reply(200, stored.reference, stored.amount, stored.currency, state=stored.state, subject=stored.subject)
 
 
-def verification(token: str, asked_before: int) -> Reply:
-    """Whether an account can be paid to; `asked_before`: how often that has been asked."""
-    match behaviour(token, token, Plan()).fault:
+def build_verification_reply(token: str, previous_checks: int) -> Reply:
+    """Whether an account can be paid to; `previous_checks`: how often that has been asked."""
+    match behavior_for(token, token, Plan()).fault:
         case Fault.UNVERIFIED:
             return Reply(402, code="no_account")
-        case Fault.REVIEW if not asked_before:
+        case Fault.REVIEW if not previous_checks:
             return Reply(202, code="review")
         case _:
             return Reply(200)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from tallystick_core.canonical import fingerprint
-from tallystick_core.provider import ChargeDemand
+from tallystick_core.provider import ChargeRequest
 from tallystick_sandbox import rules
-from tallystick_sandbox.keys import Keys, reference
-from tallystick_sandbox.rules import Behaviour, Fault, Plan, Reply
+from tallystick_sandbox.keys import IdempotencyKeys, reference_for
+from tallystick_sandbox.rules import Behavior, Fault, Plan, Reply
 from tallystick_storage import sandbox as store
 from tallystick_storage.database import Database
 
 
 class Sandbox:
-    """The provider itself. `latency` in seconds for every answer; `window`: how long keys are honoured, in seconds."""
+    """The provider itself. `latency_seconds` in seconds for every answer; `key_window_seconds`: how long keys are honoured, in seconds."""
 
-    def __init__(self, database: Database, *, plan: Plan | None = None, latency: float = 0.0, window: float = 86_400.0) -> None:
+    def __init__(self, database: Database, *, plan: Plan | None = None, latency_seconds: float = 0.0, key_window_seconds: float = 86_400.0) -> None:
         self._database = database
         self._plan = plan or Plan()
-        self._latency = latency
-        self._keys = Keys(store.CHARGES, database, rules.charge_reply, window)
+        self._latency_seconds = latency_seconds
+        self._keys = IdempotencyKeys(store.CHARGES, database, rules.build_charge_reply, key_window_seconds)
         self.down = False
         """Whether it refuses every connection."""
 
@@ -30,49 +30,51 @@ class Sandbox:
     async def stop(self) -> None:
         await self._keys.stop()
 
-    async def charge(self, demand: ChargeDemand) -> Reply:
+    async def charge(self, request: ChargeRequest) -> Reply:
         """Charges, or replays what the key got before."""
         if self.down:
-            return rules.UNREACHED
-        chosen = rules.behaviour(demand.payment_token, demand.key, self._plan)
-        return await self._keys.use(_entry(demand, chosen), chosen, self._latency)
+            return rules.CONNECTION_REFUSED
+        behavior = rules.behavior_for(request.payment_token, request.key, self._plan)
+        return await self._keys.execute_once(_new_entry(request, behavior), behavior, self._latency_seconds)
 
     async def cancel(self, charge_id: str) -> Reply:
         """Ends a charge that is pending; what became of it."""
-        return await self.look_up(charge_id, ends=True)
+        return await self.look_up(charge_id, cancel=True)
 
-    async def look_up(self, charge_id: str, *, ends: bool = False) -> Reply:
+    async def look_up(self, charge_id: str, *, cancel: bool = False) -> Reply:
         """What became of a charge; keys that were forgotten are known here for ever."""
 
         if self.down:
-            return rules.UNREACHED
+            return rules.CONNECTION_REFUSED
 
-        def look(connection: Connection) -> Reply:
-            row = store.CHARGES.last_of(connection, charge_id)
+        def advance(connection: Connection) -> Reply:
+            row = store.CHARGES.find_latest(connection, charge_id)
             if row is None:
                 return rules.NOT_FOUND
-            state, code = rules.resolved(row.state, row.code)
-            if ends and state == "PENDING":
+            state, code = rules.resolve_pending(row.state, row.code)
+            if cancel and state == "PENDING":
                 state, code = "DECLINED", "cancelled"
             if (state, code) != (row.state, row.code):
-                store.resolve(connection, row.key, row.generation, state, code)
-            known = rules.Kept(charge_id, row.reference, "DECLINED" if state == "ERROR" else state, row.amount, row.currency, row.fault, code)
-            return rules.charge_reply(known)
+                store.resolve_charge(connection, row.key, row.generation, state, code)
+            snapshot = rules.ChargeSnapshot(
+                charge_id, row.reference, "DECLINED" if state == "ERROR" else state, row.amount, row.currency, row.fault, code
+            )
+            return rules.build_charge_reply(snapshot)
 
-        return await self._database.transact(look)
+        return await self._database.transact(advance)
 
 
-def _entry(demand: ChargeDemand, chosen: Behaviour) -> store.Entry:
-    print_ = fingerprint(demand.charge_id, demand.amount, demand.currency, demand.payment_token, demand.method)
-    return store.Entry(
-        key=demand.key,
+def _new_entry(request: ChargeRequest, behavior: Behavior) -> store.LoggedRequest:
+    digest = fingerprint(request.charge_id, request.amount, request.currency, request.payment_token, request.method)
+    return store.LoggedRequest(
+        key=request.key,
         generation=1,
-        fingerprint=print_.hex(),
-        subject=demand.charge_id,
-        reference=reference(demand.key),
-        state=rules.state(chosen),
-        amount=demand.amount + (1 if chosen.fault is Fault.OTHER_AMOUNT else 0),
-        currency=demand.currency,
-        fault=chosen.fault,
-        code=chosen.code,
+        fingerprint=digest.hex(),
+        subject=request.charge_id,
+        reference=reference_for(request.key),
+        state=rules.initial_charge_state(behavior),
+        amount=request.amount + (1 if behavior.fault is Fault.OTHER_AMOUNT else 0),
+        currency=request.currency,
+        fault=behavior.fault,
+        code=behavior.code,
     )

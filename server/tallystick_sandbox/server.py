@@ -7,23 +7,23 @@ from typing import Any
 
 from aiohttp import web
 
-from tallystick_core.provider import ChargeDemand, PayoutDemand
-from tallystick_core.refusal import Refused
+from tallystick_core.provider import ChargeRequest, PayoutRequest
+from tallystick_core.refusal import ApiError
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 
-_CHARGE = {"charge_id": str, "amount": int, "currency": str, "payment_token": str, "method": str}
-_PAYOUT = {"key": str, "payout_id": str, "amount": int, "currency": str, "bank_account_token": str}
-_ACCOUNT = {"bank_account_token": str, "currency": str}
-_MOST_PAYOUTS = 1000
+_CHARGE_FIELDS = {"charge_id": str, "amount": int, "currency": str, "payment_token": str, "method": str}
+_PAYOUT_FIELDS = {"key": str, "payout_id": str, "amount": int, "currency": str, "bank_account_token": str}
+_ACCOUNT_FIELDS = {"bank_account_token": str, "currency": str}
+_MAX_PAYOUTS = 1000
 
 
-class _Malformed(Exception):
+class _MalformedRequest(Exception):
     """A body that cannot be read."""
 
 
-def application(sandbox: Sandbox, payouts: SandboxPayouts) -> web.Application:
+def create_app(sandbox: Sandbox, payouts: SandboxPayouts) -> web.Application:
     """The routes; the sandbox starts and stops with the application."""
 
     async def start(_app: web.Application) -> None:
@@ -34,82 +34,82 @@ def application(sandbox: Sandbox, payouts: SandboxPayouts) -> web.Application:
         await payouts.stop()
         await sandbox.stop()
 
-    app = web.Application(client_max_size=1024 * 1024, middlewares=[_refuse])
-    app.router.add_routes([*_charges(sandbox), *_payouts(payouts)])
+    app = web.Application(client_max_size=1024 * 1024, middlewares=[_handle_errors])
+    app.router.add_routes([*_charge_routes(sandbox), *_payout_routes(payouts)])
     app.on_startup.append(start)
     app.on_cleanup.append(stop)
     return app
 
 
-def _charges(sandbox: Sandbox) -> list[web.RouteDef]:
+def _charge_routes(sandbox: Sandbox) -> list[web.RouteDef]:
     async def charge(request: web.Request) -> web.Response:
         key = request.headers.get("Idempotency-Key", "")
-        values = _values(await _body(request), _CHARGE)
+        values = _parse_fields(await _read_body(request), _CHARGE_FIELDS)
         if not key:
-            raise _Malformed
-        return _answer(request, await sandbox.charge(ChargeDemand(key=key, **values)))
+            raise _MalformedRequest
+        return _to_response(request, await sandbox.charge(ChargeRequest(key=key, **values)))
 
     async def look_up(request: web.Request) -> web.Response:
-        return _answer(request, await sandbox.look_up(request.match_info["id"]))
+        return _to_response(request, await sandbox.look_up(request.match_info["id"]))
 
     async def cancel(request: web.Request) -> web.Response:
-        return _answer(request, await sandbox.cancel(request.match_info["id"]))
+        return _to_response(request, await sandbox.cancel(request.match_info["id"]))
 
     return [web.post("/charges", charge), web.get("/charges/{id}", look_up), web.post("/charges/{id}/cancel", cancel)]
 
 
-def _payouts(payouts: SandboxPayouts) -> list[web.RouteDef]:
+def _payout_routes(payouts: SandboxPayouts) -> list[web.RouteDef]:
     async def submit(request: web.Request) -> web.Response:
-        items = await _body(request)
-        if not isinstance(items, list) or not 0 < len(items) <= _MOST_PAYOUTS:
-            raise _Malformed
-        replies = await payouts.submit([PayoutDemand(**_values(item, _PAYOUT)) for item in items])
+        items = await _read_body(request)
+        if not isinstance(items, list) or not 0 < len(items) <= _MAX_PAYOUTS:
+            raise _MalformedRequest
+        replies = await payouts.submit([PayoutRequest(**_parse_fields(item, _PAYOUT_FIELDS)) for item in items])
         if not any(reply.status for reply in replies):
-            return _answer(request, replies[0])
-        return web.json_response([_shown(reply) for reply in replies])
+            return _to_response(request, replies[0])
+        return web.json_response([_reply_to_json(reply) for reply in replies])
 
     async def look_up(request: web.Request) -> web.Response:
-        return _answer(request, await payouts.look_up(request.match_info["id"]))
+        return _to_response(request, await payouts.look_up(request.match_info["id"]))
 
     async def verify(request: web.Request) -> web.Response:
-        return _answer(request, await payouts.verify(_values(await _body(request), _ACCOUNT)["bank_account_token"]))
+        return _to_response(request, await payouts.verify(_parse_fields(await _read_body(request), _ACCOUNT_FIELDS)["bank_account_token"]))
 
     return [web.post("/payouts", submit), web.get("/payouts/{id}", look_up), web.post("/accounts/verify", verify)]
 
 
 @web.middleware
-async def _refuse(request: web.Request, handler: Any) -> web.StreamResponse:
+async def _handle_errors(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
-        answer: web.StreamResponse = await handler(request)
-    except _Malformed:
-        return _answer(request, Reply(400, code="request_malformed"))
-    except Refused:  # the database is away, and the log says so
-        return _answer(request, Reply(503, code="unavailable"))
-    return answer
+        response: web.StreamResponse = await handler(request)
+    except _MalformedRequest:
+        return _to_response(request, Reply(400, code="request_malformed"))
+    except ApiError:  # the database is away, and the log says so
+        return _to_response(request, Reply(503, code="unavailable"))
+    return response
 
 
-async def _body(request: web.Request) -> Any:
+async def _read_body(request: web.Request) -> Any:
     try:
         return await request.json()
     except ValueError as error:
-        raise _Malformed from error
+        raise _MalformedRequest from error
 
 
-def _values(body: Any, fields: Mapping[str, type]) -> dict[str, Any]:
+def _parse_fields(body: Any, fields: Mapping[str, type]) -> dict[str, Any]:
     """The fields of a body, each of its kind. Raises _Malformed."""
-    if not isinstance(body, dict) or any(type(body.get(name)) is not kind for name, kind in fields.items()):
-        raise _Malformed
+    if not isinstance(body, dict) or any(type(body.get(name)) is not type_ for name, type_ in fields.items()):
+        raise _MalformedRequest
     return {name: body[name] for name in fields}
 
 
-def _answer(request: web.Request, reply: Reply) -> web.Response:
+def _to_response(request: web.Request, reply: Reply) -> web.Response:
     if not reply.status and request.transport is not None:  # no answer is to come
         request.transport.close()
     headers = {"Retry-After": f"{reply.retry_after:g}"} if reply.retry_after else {}
-    return web.json_response(_shown(reply), status=reply.status or 500, headers=headers)
+    return web.json_response(_reply_to_json(reply), status=reply.status or 500, headers=headers)
 
 
-def _shown(reply: Reply) -> dict[str, Any]:
+def _reply_to_json(reply: Reply) -> dict[str, Any]:
     values = {"reference": reply.reference, "amount": reply.amount, "currency": reply.currency, "code": reply.code, "state": reply.state}
     values["subject"] = reply.subject
     return {**values, "status": reply.status, "retry_after": reply.retry_after}

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, TextClause, text
 
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class NewDeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class DeadLetterFilter:
     """Which dead letters: those that meet every criterion; "" and None are none. `state` is no criterion of a call that changes them: it is OPEN."""
 
     state: str = ""
@@ -43,7 +43,7 @@ _INSERT = text(f"""
         from json_to_recordset(cast(:items as json)) as r (subject text collate "C", cause text, detail text, tries int, provider text)
         cross join lateral (select coalesce(max(d.number), 0) + 1 as number from dead_letter d where d.subject = r.subject) n
         order by r.subject returning *),
-    {told("new", "'deadLetters/' || dead_letter_id", "1")}
+    {insert_into_outbox("new", "'deadLetters/' || dead_letter_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """)
 _END = text(f"""
@@ -53,22 +53,22 @@ _END = text(f"""
     ended as (
         update dead_letter d set state = :state, operator = :operator, reason = :reason, evidence = :evidence, end_time = clock()
         from l where d.dead_letter_id = l.dead_letter_id returning d.*),
-    {told("ended", "'deadLetters/' || dead_letter_id", "2")}
+    {insert_into_outbox("ended", "'deadLetters/' || dead_letter_id", "2")}
     select {_COLUMNS}, sequence as told from ended, told
 """)
 _IS_OPEN = text("select exists (select from dead_letter where subject = :subject and state = 'OPEN')")
-_EXISTS = text("select exists (select from dead_letter where subject = :subject and cause = :cause)")
+_HAS_CAUSE = text("select exists (select from dead_letter where subject = :subject and cause = :cause)")
 _FIND = text(f"select {_COLUMNS} from dead_letter where dead_letter_id = :id")
 _LIST = """
     select {columns} from dead_letter where (create_time, dead_letter_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id) and {criteria}
     order by create_time desc, dead_letter_id desc limit :most
 """
-_OPEN_AFTER = """
+_LIST_OPEN_AFTER = """
     select {columns} from dead_letter where state = 'OPEN' and (create_time, dead_letter_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after_id)
         and {criteria} order by create_time, dead_letter_id limit :most
 """
-_COUNTS = "select cause, provider, count(*) as letters from dead_letter where state = 'OPEN' and {criteria} group by cause, provider order by cause, provider"
-_CRITERIA = {
+_COUNT_OPEN = "select cause, provider, count(*) as letters from dead_letter where state = 'OPEN' and {criteria} group by cause, provider order by cause, provider"
+_CONDITIONS = {
     "state": "state = :state",
     "cause": "cause = :cause",
     "provider": "provider = :provider",
@@ -79,7 +79,7 @@ _CRITERIA = {
 
 def insert(connection: Connection, items: Sequence[NewDeadLetter]) -> Sequence[Row[Any]]:
     """Sets subjects aside that have no open dead letter; the dead letters, each with the outbox row in which all are to be told."""
-    return connection.execute(_INSERT, {"items": rows(items)}).all()
+    return connection.execute(_INSERT, {"items": encode_rows(items)}).all()
 
 
 def end(
@@ -102,30 +102,30 @@ def is_open(connection: Connection, subject: str) -> bool:
     return bool(connection.execute(_IS_OPEN, {"subject": subject}).scalar_one())
 
 
-def exists(connection: Connection, subject: str, cause: str) -> bool:
+def has_cause(connection: Connection, subject: str, cause: str) -> bool:
     """Whether a subject is, or ever was, a dead letter of that cause."""
-    return bool(connection.execute(_EXISTS, {"subject": subject, "cause": cause}).scalar_one())
+    return bool(connection.execute(_HAS_CAUSE, {"subject": subject, "cause": cause}).scalar_one())
 
 
 def find(connection: Connection, dead_letter_id: str) -> Row[Any] | None:
     return connection.execute(_FIND, {"id": dead_letter_id}).one_or_none()
 
 
-def list_(connection: Connection, wanted: Filter, before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+def list_dead_letters(connection: Connection, filters: DeadLetterFilter, before: tuple[datetime, str] | None, limit: int) -> Sequence[Row[Any]]:
     """Dead letters, newest first, before a given (create_time, id)."""
-    time, dead_letter_id = before or (None, "")
-    return connection.execute(*_query(_LIST, wanted, before_time=time, before_id=dead_letter_id, most=most)).all()
+    before_time, before_id = before or (None, "")
+    return connection.execute(*_query(_LIST, filters, before_time=before_time, before_id=before_id, most=limit)).all()
 
 
-def open_after(connection: Connection, wanted: Filter, after: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+def list_open_after(connection: Connection, filters: DeadLetterFilter, after: tuple[datetime, str] | None, limit: int) -> Sequence[Row[Any]]:
     """Open dead letters, oldest first, after a given (create_time, id)."""
-    time, dead_letter_id = after or (None, "")
-    return connection.execute(*_query(_OPEN_AFTER, wanted, after_time=time, after_id=dead_letter_id, most=most)).all()
+    after_time, after_id = after or (None, "")
+    return connection.execute(*_query(_LIST_OPEN_AFTER, filters, after_time=after_time, after_id=after_id, most=limit)).all()
 
 
-def open_counts(connection: Connection, wanted: Filter) -> Sequence[Row[Any]]:
+def count_open(connection: Connection, filters: DeadLetterFilter) -> Sequence[Row[Any]]:
     """How many open dead letters there are, by cause and provider."""
-    return connection.execute(*_query(_COUNTS, wanted)).all()
+    return connection.execute(*_query(_COUNT_OPEN, filters)).all()
 
 
 def now(connection: Connection) -> datetime:
@@ -134,8 +134,8 @@ def now(connection: Connection) -> datetime:
     return time
 
 
-def _query(statement: str, wanted: Filter, **parameters: Any) -> tuple[TextClause, dict[str, Any]]:
+def _query(statement: str, filters: DeadLetterFilter, **parameters: Any) -> tuple[TextClause, dict[str, Any]]:
     """A statement with only the criteria that are set, so that the planner can use their indexes."""
-    values = {name: value for name in _CRITERIA if (value := getattr(wanted, name))}
-    criteria = " and ".join(_CRITERIA[name] for name in values) or "true"
+    values = {name: value for name in _CONDITIONS if (value := getattr(filters, name))}
+    criteria = " and ".join(_CONDITIONS[name] for name in values) or "true"
     return text(statement.format(columns=_COLUMNS, criteria=criteria)), {**parameters, **values}

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import DataRefused, rows
+from tallystick_storage.database import ConstraintViolation, encode_rows
 
 EventKey = tuple[str, int]
 """aggregate_id and aggregate_version: one event for each."""
@@ -29,13 +29,13 @@ class NewEvent:
         return (self.aggregate_id, self.aggregate_version)
 
 
-class Differs(DataRefused):
-    """An event of this key is published already, and says something else: `body`."""
+class EventConflict(ConstraintViolation):
+    """An event of this key is published already, and says something else: `stored_body`."""
 
-    def __init__(self, key: EventKey, body: bytes) -> None:
+    def __init__(self, key: EventKey, stored_body: bytes) -> None:
         super().__init__("23505", "event_aggregate_id_aggregate_version_key", f"{key[0]}/{key[1]} is published with another content")
         self.key = key
-        self.body = body
+        self.stored_body = stored_body
 
 
 _LOCK = text("select cursor from head for update")
@@ -65,39 +65,39 @@ def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]
     connection.execute(_LOCK)
     items = []
     start = 1
-    for place, event in enumerate(events):
+    for index, event in enumerate(events):
         key = {"aggregate_id": event.aggregate_id, "aggregate_version": event.aggregate_version}
-        items.append({**key, "place": place, "type": event.type, "owner": event.owner, "start": start, "length": len(event.body)})
+        items.append({**key, "place": index, "type": event.type, "owner": event.owner, "start": start, "length": len(event.body)})
         start += len(event.body)
-    parameters = {"events": rows(items), "bodies": b"".join(event.body for event in events)}
-    known = connection.execute(_PUBLISH, parameters).all()
-    for row in known:
+    parameters = {"events": encode_rows(items), "bodies": b"".join(event.body for event in events)}
+    existing = connection.execute(_PUBLISH, parameters).all()
+    for row in existing:
         if row.differs:
-            raise Differs((row.aggregate_id, row.aggregate_version), bytes(row.body))
-    return {(row.aggregate_id, row.aggregate_version) for row in known}
+            raise EventConflict((row.aggregate_id, row.aggregate_version), bytes(row.body))
+    return {(row.aggregate_id, row.aggregate_version) for row in existing}
 
 
-_END = text("select cursor from head")
+_LAST_CURSOR = text("select cursor from head")
 
 
-def end(connection: Connection) -> int:
+def last_cursor(connection: Connection) -> int:
     """The last cursor there is."""
-    return int(connection.execute(_END).scalar_one())
+    return int(connection.execute(_LAST_CURSOR).scalar_one())
 
 
-_BETWEEN = """
+_LIST_BETWEEN = """
     select cursor, body, type, owner, aggregate_id from event
     where {which} cursor > :after and cursor <= :until and (:owner = '' or owner = :owner)
         and (cardinality(cast(:types as text[])) = 0 or type = any (cast(:types as text[])))
     order by cursor limit :most
 """
-_OF_ALL = text(_BETWEEN.format(which=""))
-_OF_ONE = text(_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
+_LIST_ALL = text(_LIST_BETWEEN.format(which=""))
+_LIST_OF_AGGREGATE = text(_LIST_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
 
 
-def between(connection: Connection, after: int, until: int, types: list[str], aggregate_id: str, owner: str, most: int) -> Sequence[Row[Any]]:
+def list_between(connection: Connection, after: int, until: int, types: list[str], aggregate_id: str, owner: str, limit: int) -> Sequence[Row[Any]]:
     """The next events behind a cursor and up to another; empty filters do not filter."""
-    parameters = {"after": after, "until": until, "types": types, "owner": owner, "most": most}
+    parameters = {"after": after, "until": until, "types": types, "owner": owner, "most": limit}
     if aggregate_id:
-        return connection.execute(_OF_ONE, {**parameters, "aggregate_id": aggregate_id}).all()
-    return connection.execute(_OF_ALL, parameters).all()
+        return connection.execute(_LIST_OF_AGGREGATE, {**parameters, "aggregate_id": aggregate_id}).all()
+    return connection.execute(_LIST_ALL, parameters).all()

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.ledger import BOOK, Chained, Head
-from tallystick_storage.alert import OLDEST_IN_OUTBOX, Finding, of_events
-from tallystick_storage.database import rows
+from tallystick_core.ledger import BOOK, ChainedTransaction, Head
+from tallystick_storage.alert import OLDEST_IN_OUTBOX, AlertQuery, event_alert_queries
+from tallystick_storage.database import encode_rows
 
 _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
 _LOCK_ACCOUNTS = text("""
@@ -48,7 +48,7 @@ _OPEN_ACCOUNTS = text("""
     from json_to_recordset(cast(:accounts as json)) as r (account text collate "C", currency text collate "C") order by account, currency
     on conflict do nothing
 """)
-_ACCOUNT_IDS = text("""
+_FIND_ACCOUNT_IDS = text("""
     select a.account, a.currency, a.account_id
     from json_to_recordset(cast(:accounts as json)) as r (account text collate "C", currency text collate "C")
     join account a on a.account = r.account and a.currency = r.currency
@@ -57,29 +57,29 @@ _ACCOUNT_IDS = text("""
 
 def open_accounts(connection: Connection, accounts: Sequence[tuple[str, str]]) -> None:
     """Opens accounts that are missing; (account, currency) pairs."""
-    connection.execute(_OPEN_ACCOUNTS, {"accounts": _accounts(accounts)})
+    connection.execute(_OPEN_ACCOUNTS, {"accounts": _encode_accounts(accounts)})
 
 
-def account_ids(connection: Connection, accounts: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+def find_account_ids(connection: Connection, accounts: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
     """The ids of accounts that exist."""
-    found = connection.execute(_ACCOUNT_IDS, {"accounts": _accounts(accounts)})
-    return {(account, currency): account_id for account, currency, account_id in found}
+    result = connection.execute(_FIND_ACCOUNT_IDS, {"accounts": _encode_accounts(accounts)})
+    return {(account, currency): account_id for account, currency, account_id in result}
 
 
-def _accounts(accounts: Sequence[tuple[str, str]]) -> str:
-    return rows([{"account": account, "currency": currency} for account, currency in accounts])
+def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
+    return encode_rows([{"account": account, "currency": currency} for account, currency in accounts])
 
 
-_POSTED = text("""
+_FIND_POSTED = text("""
     select t.kind, t.cause_id, t.sequence, t.fingerprint
     from json_to_recordset(cast(:causes as json)) as r (kind text, cause_id text) join tx t on t.kind = r.kind and t.cause_id = r.cause_id
 """)
 
 
-def posted(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, bytes]]:
+def find_posted(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, bytes]]:
     """Which causes (kind, cause_id) are in the book already: their sequence and fingerprint."""
-    items = rows([{"kind": kind, "cause_id": cause} for kind, cause in causes])
-    return {(r.kind, r.cause_id): (r.sequence, bytes(r.fingerprint)) for r in connection.execute(_POSTED, {"causes": items})}
+    items = encode_rows([{"kind": kind, "cause_id": cause} for kind, cause in causes])
+    return {(row.kind, row.cause_id): (row.sequence, bytes(row.fingerprint)) for row in connection.execute(_FIND_POSTED, {"causes": items})}
 
 
 # One statement, so that the triggers of both tables see all rows.
@@ -97,8 +97,10 @@ _APPEND = text("""
 """)
 
 
-def append(connection: Connection, chained: Sequence[Chained], ids: Mapping[tuple[str, str], int], counts: Mapping[int, int]) -> None:
-    """Appends transactions that follow the locked head; `ids` are their accounts', `counts` how many entries each of these has."""
+def append(
+    connection: Connection, chained: Sequence[ChainedTransaction], ids: Mapping[tuple[str, str], int], entry_counts: Mapping[int, int]
+) -> None:
+    """Appends transactions that follow the locked head; `ids` are their accounts', `entry_counts` how many entries each of these has."""
     transactions = [
         {
             "sequence": item.sequence,
@@ -116,18 +118,20 @@ def append(connection: Connection, chained: Sequence[Chained], ids: Mapping[tupl
         }
         for item in chained
     ]
-    connection.execute(_APPEND, {"book": BOOK, "transactions": rows(transactions), "entries": rows(_entries(chained, ids, counts))})
+    connection.execute(
+        _APPEND, {"book": BOOK, "transactions": encode_rows(transactions), "entries": encode_rows(_entry_rows(chained, ids, entry_counts))}
+    )
 
 
-def _entries(chained: Sequence[Chained], ids: Mapping[tuple[str, str], int], counts: Mapping[int, int]) -> list[dict[str, Any]]:
-    last = dict(counts)
+def _entry_rows(chained: Sequence[ChainedTransaction], ids: Mapping[tuple[str, str], int], entry_counts: Mapping[int, int]) -> list[dict[str, Any]]:
+    entry_numbers = dict(entry_counts)
     entries = []
     for item in chained:
-        for place, (line, balance) in enumerate(zip(item.posting.lines, item.balances_after, strict=True), 1):
+        for line_number, (line, balance) in enumerate(zip(item.posting.lines, item.balances_after, strict=True), 1):
             account_id = ids[line.account, line.currency]
-            last[account_id] += 1
-            entry = {"sequence": item.sequence, "place": place, "account_id": account_id, "currency": line.currency, "amount": line.amount}
-            entries.append({**entry, "balance_after": str(balance), "number": last[account_id]})
+            entry_numbers[account_id] += 1
+            entry = {"sequence": item.sequence, "place": line_number, "account_id": account_id, "currency": line.currency, "amount": line.amount}
+            entries.append({**entry, "balance_after": str(balance), "number": entry_numbers[account_id]})
     return entries
 
 
@@ -146,13 +150,13 @@ _ENTRIES = text("""
 TransactionRow = tuple[Row[Any], list[Row[Any]]]
 
 
-def transactions(connection: Connection, sequences: Sequence[int]) -> list[TransactionRow]:
+def load_transactions(connection: Connection, sequences: Sequence[int]) -> list[TransactionRow]:
     """Transactions with their entries, by sequence."""
     parameters = {"book": BOOK, "sequences": list(sequences)}
-    found: dict[int, TransactionRow] = {row.sequence: (row, []) for row in connection.execute(_TRANSACTIONS, parameters)}
+    by_sequence: dict[int, TransactionRow] = {row.sequence: (row, []) for row in connection.execute(_TRANSACTIONS, parameters)}
     for entry in connection.execute(_ENTRIES, parameters):
-        found[entry.sequence][1].append(entry)
-    return list(found.values())
+        by_sequence[entry.sequence][1].append(entry)
+    return list(by_sequence.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,82 +174,82 @@ class TransactionFilter:
 
 _FIRST_SINCE = text("select sequence from tx where post_time >= :time and book = :book order by post_time, sequence limit 1")
 _LAST_BEFORE = text("select sequence from tx where post_time < :time and book = :book order by post_time desc, sequence desc limit 1")
-_MOST_LOOKED_AT = 2_000
+_MAX_SCANNED = 2_000
 
 
-def list_sequences(connection: Connection, wanted: TransactionFilter, most: int) -> tuple[list[int], int | None]:
+def list_sequences(connection: Connection, filters: TransactionFilter, limit: int) -> tuple[list[int], int | None]:
     """The sequences of transactions, newest first, and down to which all have been looked at if there may be more below it, None: there are none.
 
     The book's times rise with its sequences, so a time is a sequence. What is rare is not searched for in the whole book at once.
     """
-    low, high = 1, wanted.before
-    if wanted.post_time_from is not None:
-        low = connection.execute(_FIRST_SINCE, {"book": BOOK, "time": wanted.post_time_from}).scalar_one_or_none() or 0
+    low, high = 1, filters.before
+    if filters.post_time_from is not None:
+        low = connection.execute(_FIRST_SINCE, {"book": BOOK, "time": filters.post_time_from}).scalar_one_or_none() or 0
         if not low:
             return [], None
-    if wanted.post_time_until is not None:
-        last = connection.execute(_LAST_BEFORE, {"book": BOOK, "time": wanted.post_time_until}).scalar_one_or_none()
-        if last is None:
+    if filters.post_time_until is not None:
+        last_before = connection.execute(_LAST_BEFORE, {"book": BOOK, "time": filters.post_time_until}).scalar_one_or_none()
+        if last_before is None:
             return [], None
-        high = last + 1 if high is None else min(high, last + 1)
+        high = last_before + 1 if high is None else min(high, last_before + 1)
     range_ = "sequence >= :low" if high is None else "sequence >= :low and sequence < :high"
     conditions = []
-    if wanted.currency is not None:
+    if filters.currency is not None:
         conditions.append("exists (select from entry e where e.book = t.book and e.sequence = t.sequence and e.currency = :currency offset 0)")
-    if wanted.kind is not None and (wanted.account is not None or wanted.cause_id is not None):
+    if filters.kind is not None and (filters.account is not None or filters.cause_id is not None):
         conditions.append("t.kind = :kind")
     statement = text(f"""
-        with looked_at as materialized ({_candidates(wanted, range_)} order by sequence desc limit :most_looked_at)
+        with looked_at as materialized ({_candidate_query(filters, range_)} order by sequence desc limit :most_looked_at)
         (select distinct l.sequence, false as last from looked_at l
          cross join lateral (select * from tx t where t.book = :book and t.sequence = l.sequence offset 0) t
          where {" and ".join(conditions) or "true"} order by l.sequence desc limit :most)
         union all
         (select min(sequence), true from looked_at having count(*) = :most_looked_at)
     """)
-    values = {name: value for name in ("account", "currency", "kind", "cause_id") if (value := getattr(wanted, name)) is not None}
-    bounds = {"low": low, "high": high, "most": most, "most_looked_at": _MOST_LOOKED_AT if conditions else 4 * most}
-    found = connection.execute(statement, {**values, **bounds, "book": BOOK}).all()
-    return [row.sequence for row in found if not row.last], next((row.sequence for row in found if row.last), None)
+    values = {name: value for name in ("account", "currency", "kind", "cause_id") if (value := getattr(filters, name)) is not None}
+    bounds = {"low": low, "high": high, "most": limit, "most_looked_at": _MAX_SCANNED if conditions else 4 * limit}
+    result = connection.execute(statement, {**values, **bounds, "book": BOOK}).all()
+    return [row.sequence for row in result if not row.last], next((row.sequence for row in result if row.last), None)
 
 
-def _candidates(wanted: TransactionFilter, range_: str) -> str:
+def _candidate_query(filters: TransactionFilter, range_: str) -> str:
     """Sequences in a range, by the filter that leaves the fewest."""
-    if wanted.cause_id is not None:
+    if filters.cause_id is not None:
         return f"select sequence from tx where book = :book and cause_id = :cause_id and {range_}"
-    if wanted.account is not None:
+    if filters.account is not None:
         return f"""
-            select e.sequence from (select account_id from account where account = :account{" and currency = :currency" if wanted.currency else ""}) a
+            select e.sequence from (select account_id from account where account = :account{" and currency = :currency" if filters.currency else ""}) a
             cross join lateral (select sequence from entry where account_id = a.account_id and {range_} order by sequence desc limit :most_looked_at) e"""
-    return f"select sequence from tx where book = :book and {'kind = :kind and ' if wanted.kind else ''}{range_}"
+    return f"select sequence from tx where book = :book and {'kind = :kind and ' if filters.kind else ''}{range_}"
 
 
 _HEAD = text("select sequence, hash, post_time from head where book = :book")
-_POINT_AT = text("select sequence, hash, post_time from tx where book = :book and post_time <= :time order by post_time desc, sequence desc limit 1")
-_POINT_OF = text("select sequence, hash, post_time from tx where book = :book and sequence = :sequence")
+_HEAD_AT = text("select sequence, hash, post_time from tx where book = :book and post_time <= :time order by post_time desc, sequence desc limit 1")
+_HEAD_AFTER = text("select sequence, hash, post_time from tx where book = :book and sequence = :sequence")
 
 
-def point(connection: Connection, as_of: datetime | None = None) -> Head:
+def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
     """The end of the book, or where it ended at a time; sequence 0 before the first transaction."""
     row = connection.execute(_HEAD, {"book": BOOK}).one()
     if as_of is not None and as_of < row.post_time:
-        found = connection.execute(_POINT_AT, {"book": BOOK, "time": as_of}).one_or_none()
-        return Head(found.sequence, bytes(found.hash), as_of) if found else Head(0, bytes(32), as_of)
+        transaction = connection.execute(_HEAD_AT, {"book": BOOK, "time": as_of}).one_or_none()
+        return Head(transaction.sequence, bytes(transaction.hash), as_of) if transaction else Head(0, bytes(32), as_of)
     return Head(row.sequence, bytes(row.hash), row.post_time)
 
 
-def point_of(connection: Connection, sequence: int) -> Head:
+def head_after(connection: Connection, sequence: int) -> Head:
     """The point just after a transaction."""
-    found = connection.execute(_POINT_OF, {"book": BOOK, "sequence": sequence}).one_or_none()
-    return Head(found.sequence, bytes(found.hash), found.post_time) if found else point(connection)
+    transaction = connection.execute(_HEAD_AFTER, {"book": BOOK, "sequence": sequence}).one_or_none()
+    return Head(transaction.sequence, bytes(transaction.hash), transaction.post_time) if transaction else head_at(connection)
 
 
 # The entry that an account stood at; the last one if that is not asked for by an earlier transaction.
-_STOOD_AT = """
+_BALANCE_AT = """
     select e.balance_after as balance, e.number as entry_count from entry e where e.account_id = a.account_id and e.sequence <= :sequence
     order by e.sequence desc, e.place desc limit 1
 """
 _ACCOUNT_AT = text(f"""
-    select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross join lateral ({_STOOD_AT}) e
+    select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross join lateral ({_BALANCE_AT}) e
     where a.account = :account and a.currency = :currency
 """)
 
@@ -263,29 +267,29 @@ _ALL_ACCOUNTS = text(_ACCOUNTS.format(after="(account, currency) > (:after_accou
 _ACCOUNTS_IN_CURRENCY = text(_ACCOUNTS.format(after="currency = :currency and account > :after_account"))
 
 
-def list_accounts(connection: Connection, prefix: str, currency: str, after: tuple[str, str], most: int) -> Sequence[Row[Any]]:
+def list_accounts(connection: Connection, prefix: str, currency: str, after: tuple[str, str], limit: int) -> Sequence[Row[Any]]:
     """Accounts with their balances now, by name and currency, after a given one."""
-    values = {"prefix": prefix, "most": most}
+    values = {"prefix": prefix, "most": limit}
     if currency:
         return connection.execute(_ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}).all()
-    account, last = max(after, (prefix, ""))  # the index is read from here on, whatever else is asked of a row
-    return connection.execute(_ALL_ACCOUNTS, {**values, "after_account": account, "after_currency": last}).all()
+    after_account, after_currency = max(after, (prefix, ""))  # the index is read from here on, whatever else is asked of a row
+    return connection.execute(_ALL_ACCOUNTS, {**values, "after_account": after_account, "after_currency": after_currency}).all()
 
 
-_TRIAL_LINES = text(f"""
+_LIST_TRIAL_BALANCE = text(f"""
     select a.account, a.currency, e.balance, a.create_time, e.entry_count
     from (select * from account where (account, currency) > (:after_account, :after_currency) order by account, currency limit :most) a
-    left join lateral ({_STOOD_AT}) e on true
+    left join lateral ({_BALANCE_AT}) e on true
     order by a.account, a.currency
 """)
 
 
-def trial_lines(connection: Connection, sequence: int, after: tuple[str, str], most: int) -> Sequence[Row[Any]]:
+def list_trial_balance(connection: Connection, sequence: int, after: tuple[str, str], limit: int) -> Sequence[Row[Any]]:
     """Up to so many accounts as they stood after a transaction, by name and currency, after a given one; without a balance before their first."""
-    return connection.execute(_TRIAL_LINES, {"sequence": sequence, "after_account": after[0], "after_currency": after[1], "most": most}).all()
+    return connection.execute(_LIST_TRIAL_BALANCE, {"sequence": sequence, "after_account": after[0], "after_currency": after[1], "most": limit}).all()
 
 
-_AFTER = text("""
+_SEQUENCES_BETWEEN = text("""
     select t.sequence from tx t where t.book = :book and t.sequence > :after and t.sequence <= :until and (:prefix = '' or exists (
         select from entry e join account a on a.account_id = e.account_id
         where e.book = t.book and e.sequence = t.sequence and starts_with(a.account, :prefix)))
@@ -293,13 +297,13 @@ _AFTER = text("""
 """)
 
 
-def sequences_between(connection: Connection, after: int, until: int, prefix: str, most: int) -> list[int]:
+def list_sequences_between(connection: Connection, after: int, until: int, prefix: str, limit: int) -> list[int]:
     """The next transactions of the book behind one and up to another that touch an account of the prefix."""
-    return list(connection.execute(_AFTER, {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": most}).scalars())
+    return list(connection.execute(_SEQUENCES_BETWEEN, {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": limit}).scalars())
 
 
-_RELAYED = text("select sequence, exists (select from refused_aggregate) as any_refused from relayed where book = :book")
-_SET_RELAYED = text("update relayed set sequence = greatest(sequence, :sequence) where book = :book")
+_RELAY_POSITION = text("select sequence, exists (select from refused_aggregate) as any_refused from relayed where book = :book")
+_SET_RELAY_POSITION = text("update relayed set sequence = greatest(sequence, :sequence) where book = :book")
 
 
 # An alert's event waits in the outbox; a transaction's waits in the book behind the last one that EventService has confirmed.
@@ -310,14 +314,14 @@ _OLDEST_EVENT = f"""
 """
 
 
-def findings(events_wait: float) -> Sequence[Finding]:
-    """What a person should know of; `events_wait`: seconds that an event may wait to be published."""
-    return of_events(events_wait, _OLDEST_EVENT)
+def alert_queries(max_event_delay_seconds: float) -> Sequence[AlertQuery]:
+    """What a person should know of; `max_event_delay_seconds`: seconds that an event may wait to be published."""
+    return event_alert_queries(max_event_delay_seconds, _OLDEST_EVENT)
 
 
-def relayed(connection: Connection) -> tuple[int, bool]:
+def relay_position(connection: Connection) -> tuple[int, bool]:
     """The last transaction that EventService has confirmed, and whether it refuses any event of this service."""
-    row = connection.execute(_RELAYED, {"book": BOOK}).one()
+    row = connection.execute(_RELAY_POSITION, {"book": BOOK}).one()
     return row.sequence, row.any_refused
 
 
@@ -329,6 +333,6 @@ def hash_of(connection: Connection, sequence: int) -> bytes:
     return bytes(connection.execute(_HASH, {"book": BOOK, "sequence": sequence}).scalar_one_or_none() or b"")
 
 
-def set_relayed(connection: Connection, sequence: int) -> None:
+def set_relay_position(connection: Connection, sequence: int) -> None:
     """EventService has all transactions up to this one."""
-    connection.execute(_SET_RELAYED, {"book": BOOK, "sequence": sequence})
+    connection.execute(_SET_RELAY_POSITION, {"book": BOOK, "sequence": sequence})

@@ -11,43 +11,50 @@ from sqlalchemy import Connection, text
 
 _MAX_CANDIDATES = 2_000
 
-Key = tuple[datetime, str]
+PageKey = tuple[datetime, str]
 """What lists are in order of: a time, and an id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The keys of what a page may show, as SQL in order, with its values. `low`: the last of them if there may be more below it."""
+    """The keys of what a page may show, as SQL in order, with its values. `last_key`: the last of them if there may be more below it."""
 
     select: str
     values: dict[str, Any]
-    low: Key | None
+    last_key: PageKey | None
 
 
-def candidates(
-    connection: Connection, table: str, id_: str, filters: Mapping[str, str], wanted: object, before: Key | None, *, sifted: bool
+def find_candidates(
+    connection: Connection,
+    table: str,
+    id_column: str,
+    filters: Mapping[str, str],
+    criteria: object,
+    before: PageKey | None,
+    *,
+    has_other_filters: bool,
 ) -> Candidates:
-    """The keys (create_time, id) of a table's rows `k`, as `newest_first` finds them by an index. `sifted`: other filters apply to what they name.
+    """The keys (create_time, id) of a table's rows `k`, as `newest_first` finds them by an index. `has_other_filters`: other filters apply to what they name.
 
     What is sifted may hold little that fits, so a page looks at the newest 2,000 keys and no more: however rare it is, a page is quick.
     """
-    key = f"k.create_time, k.{id_}"
-    where, values = newest_first(filters, wanted, f"({key})", before)
+    key = f"k.create_time, k.{id_column}"
+    where, values = newest_first(filters, criteria, f"({key})", before)
     select = f"select distinct on ({key}) {key} from {table} k {where}"
-    order = f"order by k.create_time desc, k.{id_} desc"
-    if not sifted:
+    order = f"order by k.create_time desc, k.{id_column} desc"
+    if not has_other_filters:
         return Candidates(f"{select} {order}", values, None)
     last = connection.execute(text(f"{select} {order} limit 1 offset {_MAX_CANDIDATES - 1}"), values).one_or_none()
     if last is None:
         return Candidates(f"{select} {order}", values, None)
-    time, name = last
-    bound = f"{'and' if where else 'where'} ({key}) >= (:low_time, :low_id)"
-    return Candidates(f"{select} {bound} {order}", {**values, "low_time": time, "low_id": name}, (time, name))
+    last_time, last_id = last
+    lower_bound = f"{'and' if where else 'where'} ({key}) >= (:low_time, :low_id)"
+    return Candidates(f"{select} {lower_bound} {order}", {**values, "low_time": last_time, "low_id": last_id}, (last_time, last_id))
 
 
-def newest_first(filters: Mapping[str, str], wanted: object, key: str, before: Key | None) -> tuple[str, dict[str, Any]]:
-    """A where-clause and its values. `filters`: the condition for each field of `wanted` that is not None; `before`: the last `key` of the page before."""
-    values: dict[str, Any] = {name: value for name in filters if (value := getattr(wanted, name)) is not None}
+def newest_first(filters: Mapping[str, str], criteria: object, key: str, before: PageKey | None) -> tuple[str, dict[str, Any]]:
+    """A where-clause and its values. `filters`: the condition for each field of `criteria` that is not None; `before`: the last `key` of the page before."""
+    values: dict[str, Any] = {name: value for name in filters if (value := getattr(criteria, name)) is not None}
     conditions = [filters[name] for name in values]
     if before is not None:
         conditions.append(f"{key} < (:before_time, :before_id)")

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class NewSeller:
 
 
 @dataclass(slots=True)
-class NewAssignment:
+class NewAssignmentRow:
     """A seller's move to another owner, as an operator asks for it; `previous_owner` "": it belongs to nobody."""
 
     seller_assignment_id: str
@@ -35,7 +35,7 @@ class NewAssignment:
 _ASSIGNMENT_COLUMNS = """seller_assignment_id, seller_account, owner, previous_owner, state, requested_by, reason, decided_by, decision_reason,
     case when state = 'REQUESTED' then 1 else 2 end as version, create_time, decide_time"""
 
-_OWNERS = text(
+_FIND_OWNERS = text(
     "select seller_account, owner, version, update_time from seller where seller_account = any (cast(:sellers as text[])) order by seller_account"
 )
 # A seller that somebody else claims at the same time is left out once that is committed; the next statement sees whose it is.
@@ -45,48 +45,48 @@ _CLAIM = text(f"""
         select r.seller_account, r.owner, 1, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text collate "C", owner text)
         order by r.seller_account
         on conflict do nothing returning *),
-    {told("new", "'sellers/' || seller_account", "1")}
+    {insert_into_outbox("new", "'sellers/' || seller_account", "1")}
     select new.*, sequence as told from new, told
 """)
 _LOCK = text("select seller_account, owner, version, update_time from seller where seller_account = :seller_account for update")
-_MOVE = text(f"""
+_CHANGE_OWNER = text(f"""
     with moved as (
         update seller set owner = :owner, version = :version, update_time = greatest(update_time, clock()) where seller_account = :seller_account returning *),
-    {told("moved", "'sellers/' || seller_account")}
+    {insert_into_outbox("moved", "'sellers/' || seller_account")}
     select moved.*, sequence as told from moved, told
 """)
-_REQUEST = text(f"""
+_INSERT_ASSIGNMENT = text(f"""
     with new as (
         insert into seller_assignment (seller_assignment_id, seller_account, owner, previous_owner, state, requested_by, reason, decided_by, decision_reason,
             create_time)
         values (:seller_assignment_id, :seller_account, :owner, :previous_owner, 'REQUESTED', :requested_by, :reason, '', '', clock())
         on conflict do nothing returning *),
-    {told("new", "'sellerAssignments/' || seller_assignment_id", "1")}
+    {insert_into_outbox("new", "'sellerAssignments/' || seller_assignment_id", "1")}
     select {_ASSIGNMENT_COLUMNS}, sequence as told from new, told
 """)
-_ASSIGNMENT = text(f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id")
+_FIND_ASSIGNMENT = text(f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id")
 _LOCK_ASSIGNMENT = text(f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id for update")
-_DECIDE = text(f"""
+_RECORD_DECISION = text(f"""
     with decided as (
         update seller_assignment set state = :state, decided_by = :decided_by, decision_reason = :reason, seller_version = :seller_version,
             decide_time = greatest(create_time, clock()) where seller_assignment_id = :id returning *),
-    {told("decided", "'sellerAssignments/' || seller_assignment_id", "2")}
+    {insert_into_outbox("decided", "'sellerAssignments/' || seller_assignment_id", "2")}
     select {_ASSIGNMENT_COLUMNS}, sequence as told from decided, told
 """)
-_ASSIGNMENTS = text(f"""
+_LIST_ASSIGNMENTS = text(f"""
     select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_account = :seller_account
     order by create_time desc, seller_assignment_id desc limit :most
 """)
 
 
-def owners(connection: Connection, sellers: Sequence[str]) -> Sequence[Row[Any]]:
+def find_owners(connection: Connection, sellers: Sequence[str]) -> Sequence[Row[Any]]:
     """Those of the sellers that belong to somebody, by id."""
-    return connection.execute(_OWNERS, {"sellers": list(sellers)}).all()
+    return connection.execute(_FIND_OWNERS, {"sellers": list(sellers)}).all()
 
 
 def claim(connection: Connection, sellers: Sequence[NewSeller]) -> Sequence[Row[Any]]:
     """Has sellers belong to owners; those that belonged to nobody, each with the outbox row of its event. Each seller stands there once."""
-    return connection.execute(_CLAIM, {"sellers": rows(sellers)}).all()
+    return connection.execute(_CLAIM, {"sellers": encode_rows(sellers)}).all()
 
 
 def lock(connection: Connection, seller_account: str) -> Row[Any] | None:
@@ -94,27 +94,29 @@ def lock(connection: Connection, seller_account: str) -> Row[Any] | None:
     return connection.execute(_LOCK, {"seller_account": seller_account}).one_or_none()
 
 
-def move(connection: Connection, seller_account: str, owner: str, version: int) -> Row[Any]:
+def change_owner(connection: Connection, seller_account: str, owner: str, version: int) -> Row[Any]:
     """Has a locked seller belong to another owner; it with the outbox row of its event."""
-    return connection.execute(_MOVE, {"seller_account": seller_account, "owner": owner, "version": version}).one()
+    return connection.execute(_CHANGE_OWNER, {"seller_account": seller_account, "owner": owner, "version": version}).one()
 
 
-def request(connection: Connection, new: NewAssignment) -> Row[Any] | None:
+def insert_assignment(connection: Connection, new: NewAssignmentRow) -> Row[Any] | None:
     """Stores an assignment, with the outbox row of its event; None if its id exists, or the seller has an open one."""
-    return connection.execute(_REQUEST, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
+    return connection.execute(_INSERT_ASSIGNMENT, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
 
 
-def assignment(connection: Connection, seller_assignment_id: str, *, locked: bool = False) -> Row[Any] | None:
+def find_assignment(connection: Connection, seller_assignment_id: str, *, for_update: bool = False) -> Row[Any] | None:
     """An assignment, locked to be decided if asked for."""
-    return connection.execute(_LOCK_ASSIGNMENT if locked else _ASSIGNMENT, {"id": seller_assignment_id}).one_or_none()
+    return connection.execute(_LOCK_ASSIGNMENT if for_update else _FIND_ASSIGNMENT, {"id": seller_assignment_id}).one_or_none()
 
 
-def decide(connection: Connection, seller_assignment_id: str, state: str, decided_by: str, reason: str, seller_version: int | None) -> Row[Any]:
+def record_decision(
+    connection: Connection, seller_assignment_id: str, state: str, decided_by: str, reason: str, seller_version: int | None
+) -> Row[Any]:
     """Decides a locked assignment; it with the outbox row of its event."""
     values = {"id": seller_assignment_id, "state": state, "decided_by": decided_by, "reason": reason, "seller_version": seller_version}
-    return connection.execute(_DECIDE, values).one()
+    return connection.execute(_RECORD_DECISION, values).one()
 
 
-def assignments(connection: Connection, seller_account: str, most: int) -> Sequence[Row[Any]]:
+def list_assignments(connection: Connection, seller_account: str, limit: int) -> Sequence[Row[Any]]:
     """The last assignments of a seller, newest first."""
-    return connection.execute(_ASSIGNMENTS, {"seller_account": seller_account, "most": most}).all()
+    return connection.execute(_LIST_ASSIGNMENTS, {"seller_account": seller_account, "most": limit}).all()

@@ -16,119 +16,130 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.interrupts import interruptible
+from tests.interrupts import exit_on_interrupt
 
-from .crash_points import CRASHES, singles
-from .kept import keep
-from .run import Plan, Result
-from .workers import play, play_crashes, watch, workers
+from .crash_points import CRASH_PLANS, single_crash_plans
+from .kept import add_regression
+from .run import SimulationPlan, SimulationResult
+from .workers import run_crash_plans, run_plan, run_traced, worker_pool
 
 _FOLDER = Path(".data/simulation")
-_SHOWN = 300  # lines of a trace
-_SHOWN_VIOLATIONS = 20
+_MAX_TRACE_LINES = 300  # lines of a trace
+_MAX_VIOLATIONS = 20
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _simulate(pool: ProcessPoolExecutor, options: argparse.Namespace, began: float) -> dict[str, Any]:
+def _run_seeds(pool: ProcessPoolExecutor, options: argparse.Namespace, start_time: float) -> dict[str, Any]:
     faults: Counter[str] = Counter()
     payments = payouts = violations = 0
-    rest = 0.0
-    plans = [Plan(seed, options.payments, payouts=options.payments // 5) for seed in range(options.seed, options.seed + options.seeds)]
-    running = [pool.submit(watch if options.stop else play, plan) for plan in plans]
-    for done, ready in enumerate(as_completed(running), 1):
-        result = ready.result()
+    longest_rest = 0.0
+    plans = [SimulationPlan(seed, options.payments, payouts=options.payments // 5) for seed in range(options.seed, options.seed + options.seeds)]
+    futures = [pool.submit(run_traced if options.stop else run_plan, plan) for plan in plans]
+    for completed, future in enumerate(as_completed(futures), 1):
+        result = future.result()
         payments += options.payments
         payouts += result.plan.payouts
         faults.update(str(fault) for fault in result.faults.values())
-        rest = max(rest, result.to_rest)
+        longest_rest = max(longest_rest, result.seconds_to_rest)
         if result.violations:
             violations += len(result.violations)
             if options.stop:
-                say(f"seed {result.plan.seed}: {result.violations[0]}")
+                print_progress(f"seed {result.plan.seed}: {result.violations[0]}")
                 pool.shutdown(cancel_futures=True)
                 break
-            _failed(result)
-        if done % 20 == 0:
-            say(f"{time.monotonic() - began:5.0f} s: {done} seeds, {payments} payments, {faults.total()} faults, {violations} violations")
+            _report_failure(result)
+        if completed % 20 == 0:
+            print_progress(
+                f"{time.monotonic() - start_time:5.0f} s: {completed} seeds, {payments} payments, {faults.total()} faults, {violations} violations"
+            )
     return {
         "seeds": len(plans),
         "payments": payments,
         "payouts": payouts,
         "faults": dict(sorted(faults.items())),
         "violations": violations,
-        "longest_rest": round(rest),
+        "longest_rest": round(longest_rest),
     }
 
 
-def _crash(pool: ProcessPoolExecutor, began: float, of: str, part: Part) -> dict[str, Any]:
-    every = [one for name, plan in CRASHES.items() if of in (name, "all") for one in singles(pool.submit(watch, plan).result())]
-    plans = every[part.number - 1 :: part.of]
+def _run_crash_points(pool: ProcessPoolExecutor, start_time: float, subject: str, part: RunPart) -> dict[str, Any]:
+    all_plans = [
+        single_plan
+        for name, plan in CRASH_PLANS.items()
+        if subject in (name, "all")
+        for single_plan in single_crash_plans(pool.submit(run_traced, plan).result())
+    ]
+    plans = all_plans[part.number - 1 :: part.total]
     pairs = violations = 0
-    for done, ready in enumerate(as_completed([pool.submit(play_crashes, plan) for plan in plans]), 1):
-        crashes = ready.result()
-        pairs += crashes.pairs
+    for completed, future in enumerate(as_completed([pool.submit(run_crash_plans, plan) for plan in plans]), 1):
+        crashes = future.result()
+        pairs += crashes.pair_count
         for result in crashes.failed:
             violations += len(result.violations)
-            _failed(result)
-        if done % 4 == 0:
-            say(f"{time.monotonic() - began:5.0f} s: {done} of {len(plans)} crash points, {pairs} pairs, {violations} violations")
-    return {"singles": len(plans), "of": len(every), "pairs": pairs, "violations": violations}
+            _report_failure(result)
+        if completed % 4 == 0:
+            print_progress(
+                f"{time.monotonic() - start_time:5.0f} s: {completed} of {len(plans)} crash points, {pairs} pairs, {violations} violations"
+            )
+    return {"singles": len(plans), "of": len(all_plans), "pairs": pairs, "violations": violations}
 
 
-class Part(NamedTuple):
+class RunPart(NamedTuple):
     """One of so many parts; the first is 1."""
 
     number: int
-    of: int
+    total: int
 
 
-def _part(text: str) -> Part:
-    found = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
-    if found is None or int(found[1]) > int(found[2]):
+def _parse_part(text: str) -> RunPart:
+    match = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
+    if match is None or int(match[1]) > int(match[2]):
         raise argparse.ArgumentTypeError(f"{text!r} must be a part such as 2/6")
-    return Part(int(found[1]), int(found[2]))
+    return RunPart(int(match[1]), int(match[2]))
 
 
-def at_least_one(text: str) -> int:
+def positive_int(text: str) -> int:
     """A number of things of which none would prove nothing."""
     if re.fullmatch(r"[1-9]\d{0,8}", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
     return int(text)
 
 
-def _failed(result: Result) -> None:
+def _report_failure(result: SimulationResult) -> None:
     """Keeps a run that failed as a test, and shows what happened in it."""
     plan = result.plan
-    keep(plan, result.violations[0])
+    add_regression(plan, result.violations[0])
     path = _FOLDER / f"seed-{plan.seed}.trace"
     path.write_text("\n".join(result.trace) + "\n")
-    left = len(plan.wishes) + plan.payments - len(plan.without_payments)
-    say(f"seed {plan.seed} fails with {left} payments and {len(result.faults)} faults; it is kept as a test, its whole trace is {path}:")
-    for line in [line for line in result.trace if " read " not in line][-_SHOWN:]:
-        say(f"  {line}")
-    for violation, times in list(Counter(result.violations).items())[:_SHOWN_VIOLATIONS]:
-        say(f"  violation{f', {times} times' if times > 1 else ''}: {violation}")
+    remaining_payments = len(plan.payment_requests) + plan.payments - len(plan.without_payments)
+    print_progress(
+        f"seed {plan.seed} fails with {remaining_payments} payments and {len(result.faults)} faults; it is kept as a test, its whole trace is {path}:"
+    )
+    for line in [line for line in result.trace if " read " not in line][-_MAX_TRACE_LINES:]:
+        print_progress(f"  {line}")
+    for violation, count in list(Counter(result.violations).items())[:_MAX_VIOLATIONS]:
+        print_progress(f"  violation{f', {count} times' if count > 1 else ''}: {violation}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="scripts/simulate", description="Simulates the platform in worlds where everything goes wrong, and audits them."
     )
-    parser.add_argument("--seeds", type=at_least_one, help="how many worlds, each of some seconds; by default 200, or with --seed 1")
-    parser.add_argument("--seed", type=at_least_one, help="the first one's seed; by default 1")
-    parser.add_argument("--payments", type=at_least_one, default=50, help="how many in each world, with a fifth as many payouts; by default 50")
-    parser.add_argument("--workers", type=at_least_one, default=2, help="how many worlds at a time; by default 2")
+    parser.add_argument("--seeds", type=positive_int, help="how many worlds, each of some seconds; by default 200, or with --seed 1")
+    parser.add_argument("--seed", type=positive_int, help="the first one's seed; by default 1")
+    parser.add_argument("--payments", type=positive_int, default=50, help="how many in each world, with a fifth as many payouts; by default 50")
+    parser.add_argument("--workers", type=positive_int, default=2, help="how many worlds at a time; by default 2")
     parser.add_argument(
         "--crash-points",
-        choices=(*CRASHES, "all"),
+        choices=(*CRASH_PLANS, "all"),
         nargs="?",
         const="all",
         help="instead of worlds by chance: every crash point of a payment and of a payout, singly and in pairs",
     )
-    parser.add_argument("--part", type=_part, metavar="K/N", help="with --crash-points: the K-th of N parts of the first deaths")
+    parser.add_argument("--part", type=_parse_part, metavar="K/N", help="with --crash-points: the K-th of N parts of the first deaths")
     parser.add_argument("--stop", action="store_true", help="end with the first world that fails, and keep nothing of it")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
@@ -136,19 +147,23 @@ def main() -> None:
         parser.error("--part is a part of --crash-points; give both")
     options.seeds = options.seeds or (1 if options.seed else 200)
     options.seed = options.seed or 1
-    with interruptible():
-        found = _run(options)
-    print(json.dumps(found) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in found.items()))
-    sys.exit(1 if found["violations"] else 0)
+    with exit_on_interrupt():
+        summary = _run(options)
+    print(json.dumps(summary) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in summary.items()))
+    sys.exit(1 if summary["violations"] else 0)
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    began = time.monotonic()
-    say("Making a PostgreSQL in memory, and databases in it")
+    start_time = time.monotonic()
+    print_progress("Making a PostgreSQL in memory, and databases in it")
     _FOLDER.mkdir(parents=True, exist_ok=True)
-    with workers(_FOLDER, options.workers) as pool:
-        found = _crash(pool, began, options.crash_points, options.part or Part(1, 1)) if options.crash_points else _simulate(pool, options, began)
-    return {**found, "seconds": round(time.monotonic() - began, 1)}
+    with worker_pool(_FOLDER, options.workers) as pool:
+        summary = (
+            _run_crash_points(pool, start_time, options.crash_points, options.part or RunPart(1, 1))
+            if options.crash_points
+            else _run_seeds(pool, options, start_time)
+        )
+    return {**summary, "seconds": round(time.monotonic() - start_time, 1)}
 
 
 if __name__ == "__main__":

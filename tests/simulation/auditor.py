@@ -15,16 +15,16 @@ from tallystick.wallet.v1 import wallet_service_pb2
 from tallystick_core.money import parse_amount
 
 from .cluster import FEE_RATE, TEAMS, seller_of
-from .load import Told, Wish
+from .load import PaymentRequest, PaymentResponses
 from .payout_auditor import PayoutAuditor
 
-_FINAL = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
-_BLOCKED = frozenset(seller_of(team, "blocked") for team in TEAMS)
-_VERSIONED = ("payments/", "paymentOrders/", "wallets/", "payouts/", "payoutDestinations/")
+_FINAL_STATES = {payment_pb2.PAYMENT_STATE_PAID, payment_pb2.PAYMENT_STATE_PARTIALLY_PAID, payment_pb2.PAYMENT_STATE_FAILED}
+_BLOCKED_SELLERS = frozenset(seller_of(team, "blocked") for team in TEAMS)
+_VERSIONED_PREFIXES = ("payments/", "paymentOrders/", "wallets/", "payouts/", "payoutDestinations/")
 
 
 @dataclass(frozen=True)
-class Charged:
+class ChargeLogEntry:
     """A line of the provider's log."""
 
     charge_id: str
@@ -36,292 +36,332 @@ class Charged:
 
 
 class Auditor:
-    """Reads the platform through its doors, once everything is quiet. `log`: the provider's; `quiet`: nothing went wrong by chance, so that what can
-    be paid is paid; `bank`: audits the payouts; `violations` fills while it reads."""
+    """Reads the platform through its doors, once everything is quiet. `charge_log`: the provider's; `fault_free`: nothing went wrong by chance, so that what can
+    be paid is paid; `payout_auditor`: audits the payouts; `violations` fills while it reads."""
 
     def __init__(
         self,
         operator: AsyncClient,
-        teams: Mapping[str, AsyncClient],
-        told: Mapping[str, Told],
-        log: Sequence[Charged],
-        bank: PayoutAuditor,
+        team_clients: Mapping[str, AsyncClient],
+        responses: Mapping[str, PaymentResponses],
+        charge_log: Sequence[ChargeLogEntry],
+        payout_auditor: PayoutAuditor,
         *,
-        quiet: bool,
+        fault_free: bool,
     ) -> None:
-        self._quiet = quiet
-        self._bank = bank
+        self._fault_free = fault_free
+        self._payout_auditor = payout_auditor
         self._operator = operator
-        self._teams = teams
-        self._told = told
-        self._log: dict[str, list[Charged]] = {}
-        for charged in log:
-            self._log.setdefault(charged.charge_id, []).append(charged)
-        self._wallets: Counter[tuple[str, str]] = Counter()
+        self._team_clients = team_clients
+        self._responses = responses
+        self._charge_log: dict[str, list[ChargeLogEntry]] = {}
+        for entry in charge_log:
+            self._charge_log.setdefault(entry.charge_id, []).append(entry)
+        self._balances: Counter[tuple[str, str]] = Counter()
         self._pending: Counter[tuple[str, str]] = Counter()
         self._accounts: Counter[tuple[str, str]] = Counter()
-        self._unapplied: dict[str, Charged] = {}
+        self._unapplied_charges: dict[str, ChargeLogEntry] = {}
         self._versions: dict[str, int] = {}
-        self._statuses: dict[str, int] = {}
-        self._set_aside: set[str] = set()
-        self._closed: set[str] = set()
+        self._order_statuses: dict[str, int] = {}
+        self._dead_lettered: set[str] = set()
+        self._closed_dead_letters: set[str] = set()
         self.violations: list[str] = []
 
     async def audit(self) -> None:
         await self._read_dead_letters()
-        for told in self._told.values():
-            self.violations += told.wrong
-            await self._payment(told)
-        wished = {wish.charge_id(place) for wish in (told.wish for told in self._told.values()) for place in range(len(wish.amounts))}
-        self.violations += [f"charge {charge} was wished by nobody" for charge in self._log if charge not in wished]
-        await self._bank.audit()
-        self.violations += self._bank.violations
-        self._versions |= self._bank.versions
-        for account, moved in self._bank.accounts.items():
-            self._accounts[account] += moved
+        for responses in self._responses.values():
+            self.violations += responses.violations
+            await self._audit_payment(responses)
+        expected_charges = {
+            payment_request.charge_id(index)
+            for payment_request in (responses.request for responses in self._responses.values())
+            for index in range(len(payment_request.amounts))
+        }
+        self.violations += [f"charge {charge} was wished by nobody" for charge in self._charge_log if charge not in expected_charges]
+        await self._payout_auditor.audit()
+        self.violations += self._payout_auditor.violations
+        self._versions |= self._payout_auditor.versions
+        for account, balance_change in self._payout_auditor.accounts.items():
+            self._accounts[account] += balance_change
         await self._compare_unapplied()
         await self._compare_wallets()
         await self._compare_ledger()
         await self._compare_events()
 
     async def _read_dead_letters(self) -> None:
-        for state, found in (
-            (recovery_pb2.DEAD_LETTER_STATE_OPEN, self._set_aside),
-            (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed),
+        for state, subjects in (
+            (recovery_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
+            (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
         ):
             request = payment_service_pb2.ListDeadLettersRequest(state=state)
-            async for letter in self._operator.pages(self._operator.payment.ListDeadLetters, request, "dead_letters"):
-                found.add(letter.subject.removeprefix("charges/"))
+            async for dead_letter in self._operator.pages(self._operator.payment.ListDeadLetters, request, "dead_letters"):
+                subjects.add(dead_letter.subject.removeprefix("charges/"))
 
-    async def _payment(self, told: Told) -> None:
-        wish = told.wish
+    async def _audit_payment(self, responses: PaymentResponses) -> None:
+        payment_request = responses.request
         try:
-            payment = await self._teams[wish.team].get_payment(wish.checkout_id)
+            payment = await self._team_clients[payment_request.team].get_payment(payment_request.checkout_id)
         except NotFoundError:
-            if told.answers:
-                self.violations.append(f"{wish.checkout_id} was acknowledged, and is not there")
-            if any(wish.charge_id(place) in self._log for place in range(len(wish.amounts))):
-                self.violations.append(f"{wish.checkout_id} was charged, and is not there")
+            if responses.payments:
+                self.violations.append(f"{payment_request.checkout_id} was acknowledged, and is not there")
+            if any(payment_request.charge_id(index) in self._charge_log for index in range(len(payment_request.amounts))):
+                self.violations.append(f"{payment_request.checkout_id} was charged, and is not there")
             return
-        self._versions[f"payments/{wish.checkout_id}"] = 1 if payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN else 2  # created, closed
+        self._versions[f"payments/{payment_request.checkout_id}"] = (
+            1 if payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN else 2
+        )  # created, closed
         orders = {order.payment_order_id: order for order in payment.payment_orders}
-        if orders.keys() != {wish.order_id(place) for place in range(len(wish.amounts))}:
-            self.violations.append(f"{wish.checkout_id} has the orders {sorted(orders)}")
+        if orders.keys() != {payment_request.order_id(index) for index in range(len(payment_request.amounts))}:
+            self.violations.append(f"{payment_request.checkout_id} has the orders {sorted(orders)}")
             return
-        for place in range(len(wish.amounts)):
-            self._order(told, place, orders[wish.order_id(place)])
-        self._charges(wish, orders)
-        self._state(wish, payment)
-        for answer in told.answers:
-            self._compare_answer(answer, payment, orders)
+        for index in range(len(payment_request.amounts)):
+            self._audit_order(responses, index, orders[payment_request.order_id(index)])
+        self._audit_charges(payment_request, orders)
+        self._audit_state(payment_request, payment)
+        for reported_payment in responses.payments:
+            self._compare_response(reported_payment, payment, orders)
 
-    def _order(self, told: Told, place: int, order: payment_pb2.PaymentOrder) -> None:
+    def _audit_order(self, responses: PaymentResponses, index: int, order: payment_pb2.PaymentOrder) -> None:
         """One order: its values, and whether its status is what the provider's log and the caller's wishes allow."""
-        wish, name = told.wish, order.payment_order_id
+        payment_request, name = responses.request, order.payment_order_id
         self._versions[f"paymentOrders/{name}"] = order.version
-        self._statuses[f"paymentOrders/{name}"] = order.payment_order_status
-        fee = _fee(wish, place)
+        self._order_statuses[f"paymentOrders/{name}"] = order.payment_order_status
+        fee = _expected_fee(payment_request, index)
         stored = (
             order.seller_account,
-            parse_amount(order.amount, wish.currency),
+            parse_amount(order.amount, payment_request.currency),
             order.currency,
-            parse_amount(order.platform_fee or "0", wish.currency, least=0),
+            parse_amount(order.platform_fee or "0", payment_request.currency, min_amount=0),
         )
-        if stored != (wish.sellers[place], wish.amounts[place], wish.currency, fee):
+        if stored != (payment_request.sellers[index], payment_request.amounts[index], payment_request.currency, fee):
             self.violations.append(f"order {name} is {stored}")
-        settled = order.wallet_updated and order.ledger_updated
+        is_booked = order.wallet_updated and order.ledger_updated
         match order.payment_order_status:
             case payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS:
-                if wish.sellers[place] in _BLOCKED or not self._right(wish, order.charge_id):
+                if payment_request.sellers[index] in _BLOCKED_SELLERS or not self._correct_charges(payment_request, order.charge_id):
                     self.violations.append(f"order {name} is SUCCESS without a charge")
-                if not settled:
+                if not is_booked:
                     self.violations.append(f"order {name} is SUCCESS and not settled")
-                self._book(wish, place, fee)
-                self._delivery(told, place, order, fee)
+                self._add_bookings(payment_request, index, fee)
+                self._audit_delivery(responses, index, order, fee)
             case payment_pb2.PAYMENT_ORDER_STATUS_FAILED:
                 reason = payment_pb2.FailureReason.Name(order.failure_reason).removeprefix("FAILURE_REASON_")
-                if not self._may_fail(told, place, reason):
-                    self.violations.append(f"order {name} is FAILED({reason}) with token {wish.token}, log {self._log.get(order.charge_id)}")
+                if not self._is_failure_allowed(responses, index, reason):
+                    self.violations.append(
+                        f"order {name} is FAILED({reason}) with token {payment_request.token}, log {self._charge_log.get(order.charge_id)}"
+                    )
                 if order.wallet_updated or order.ledger_updated:
                     self.violations.append(f"order {name} is FAILED and settled")
             case status:
-                if order.charge_id not in self._set_aside or self._right(wish, order.charge_id):
+                if order.charge_id not in self._dead_lettered or self._correct_charges(payment_request, order.charge_id):
                     self.violations.append(f"order {name} rests in {payment_pb2.PaymentOrderStatus.Name(status)}, and nobody moves it on")
 
-    def _delivery(self, told: Told, place: int, order: payment_pb2.PaymentOrder, fee: int) -> None:
+    def _audit_delivery(self, responses: PaymentResponses, index: int, order: payment_pb2.PaymentOrder, fee: int) -> None:
         """What was delivered is available, and nothing else; whether it was is known but for calls whose answers nobody waited for."""
-        wish, delivered = told.wish, order.HasField("delivery_confirmed_time")
-        if (order.payment_order_id in told.delivered and not delivered) or (delivered and place >= wish.delivers):
-            self.violations.append(f"order {order.payment_order_id} is {'' if delivered else 'not '}delivered")
-        if not delivered:
-            self._pending[wish.sellers[place], wish.currency] += wish.amounts[place] - fee
+        payment_request, is_delivered = responses.request, order.HasField("delivery_confirmed_time")
+        if (order.payment_order_id in responses.delivered_order_ids and not is_delivered) or (
+            is_delivered and index >= payment_request.delivery_count
+        ):
+            self.violations.append(f"order {order.payment_order_id} is {'' if is_delivered else 'not '}delivered")
+        if not is_delivered:
+            self._pending[payment_request.sellers[index], payment_request.currency] += payment_request.amounts[index] - fee
 
-    def _may_fail(self, told: Told, place: int, reason: str) -> bool:
-        wish = told.wish
-        charge = wish.charge_id(place)
-        states = {charged.state for charged in self._log.get(charge, ())}
-        codes = {charged.code for charged in self._log.get(charge, ())}
-        if self._quiet and wish.token == "tok_visa" and wish.expires_in is None and not told.cancelled:
-            return reason == self._risk(wish, place)
-        if risk := self._risk(wish, place):
-            return reason == risk
+    def _is_failure_allowed(self, responses: PaymentResponses, index: int, reason: str) -> bool:
+        payment_request = responses.request
+        charge_id = payment_request.charge_id(index)
+        states = {entry.state for entry in self._charge_log.get(charge_id, ())}
+        codes = {entry.code for entry in self._charge_log.get(charge_id, ())}
+        if self._fault_free and payment_request.token == "tok_visa" and payment_request.expires_in_seconds is None and not responses.cancelled:
+            return reason == self._risk_reason(payment_request, index)
+        if risk_reason := self._risk_reason(payment_request, index):
+            return reason == risk_reason
         match reason:
             case "PROVIDER_DECLINED":
                 return bool(states & {"DECLINED", "ERROR"}) and "insufficient_funds" not in codes
             case "INSUFFICIENT_FUNDS":
                 return states == {"DECLINED"} and codes == {"insufficient_funds"}
             case "PROVIDER_REFUSED":
-                return wish.token == "tok_refused" and not states
+                return payment_request.token == "tok_refused" and not states
             case "PROVIDER_MISMATCH":
-                return wish.token == "tok_other_amount" and states == {"SUCCEEDED"}
+                return payment_request.token == "tok_other_amount" and states == {"SUCCEEDED"}
             case "PROVIDER_UNREACHABLE":
-                return not states and (not self._quiet or wish.token.startswith("tok_unreachable"))
+                return not states and (not self._fault_free or payment_request.token.startswith("tok_unreachable"))
             case "CALLER_CANCELLED":
-                return told.cancelled and "SUCCEEDED" not in states
+                return responses.cancelled and "SUCCEEDED" not in states
             case "EXPIRED":
-                return (wish.expires_in is not None or "action" in wish.token) and "SUCCEEDED" not in states
+                return (payment_request.expires_in_seconds is not None or "action" in payment_request.token) and "SUCCEEDED" not in states
             case "CLOSED_BY_OPERATOR":
-                return charge in self._closed and "SUCCEEDED" not in states
+                return charge_id in self._closed_dead_letters and "SUCCEEDED" not in states
             case _:
                 return False
 
-    def _risk(self, wish: Wish, place: int) -> str:
+    def _risk_reason(self, payment_request: PaymentRequest, index: int) -> str:
         """Why risk refuses an order, "" if it does not."""
-        if wish.sellers[place] in _BLOCKED:
+        if payment_request.sellers[index] in _BLOCKED_SELLERS:
             return "RISK_BLOCKED_ACCOUNT"
-        return "SIBLING_FAILED" if wish.all_or_nothing and not _BLOCKED.isdisjoint(wish.sellers) else ""
+        return "SIBLING_FAILED" if payment_request.all_or_nothing and not _BLOCKED_SELLERS.isdisjoint(payment_request.sellers) else ""
 
-    def _right(self, wish: Wish, charge: str) -> list[Charged]:
+    def _correct_charges(self, payment_request: PaymentRequest, charge_id: str) -> list[ChargeLogEntry]:
         """The provider's charges of just what was to be charged."""
-        due = sum(amount for place, amount in enumerate(wish.amounts) if wish.charge_id(place) == charge and wish.sellers[place] not in _BLOCKED)
-        return [one for one in self._log.get(charge, ()) if one.state == "SUCCEEDED" and (one.amount, one.currency) == (due, wish.currency)]
+        amount_due = sum(
+            amount
+            for index, amount in enumerate(payment_request.amounts)
+            if payment_request.charge_id(index) == charge_id and payment_request.sellers[index] not in _BLOCKED_SELLERS
+        )
+        return [
+            entry
+            for entry in self._charge_log.get(charge_id, ())
+            if entry.state == "SUCCEEDED" and (entry.amount, entry.currency) == (amount_due, payment_request.currency)
+        ]
 
-    def _charges(self, wish: Wish, orders: Mapping[str, payment_pb2.PaymentOrder]) -> None:
+    def _audit_charges(self, payment_request: PaymentRequest, orders: Mapping[str, payment_pb2.PaymentOrder]) -> None:
         """Each charge that was made is that of a SUCCESS order, or unapplied; and made once."""
-        for charge in dict.fromkeys(wish.charge_id(place) for place in range(len(wish.amounts))):
-            made = [one for one in self._log.get(charge, ()) if one.state == "SUCCEEDED"]
-            if len(made) > 1:
-                self.violations.append(f"charge {charge} was made {len(made)} times")
-            statuses = {order.payment_order_status for order in orders.values() if order.charge_id == charge and order.seller_account not in _BLOCKED}
+        for charge_id in dict.fromkeys(payment_request.charge_id(index) for index in range(len(payment_request.amounts))):
+            succeeded_entries = [entry for entry in self._charge_log.get(charge_id, ()) if entry.state == "SUCCEEDED"]
+            if len(succeeded_entries) > 1:
+                self.violations.append(f"charge {charge_id} was made {len(succeeded_entries)} times")
+            statuses = {
+                order.payment_order_status
+                for order in orders.values()
+                if order.charge_id == charge_id and order.seller_account not in _BLOCKED_SELLERS
+            }
             if len(statuses) > 1:
-                self.violations.append(f"the orders of charge {charge} do not move together")
-            applied = self._right(wish, charge)[:1] if payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS in statuses else []
-            for one in made:
-                if one not in applied:
-                    self._unapplied[one.reference] = one
-                    self._accounts["psp/sandbox/clearing", one.currency] -= one.amount
-                    self._accounts["unapplied/sandbox", one.currency] += one.amount
+                self.violations.append(f"the orders of charge {charge_id} do not move together")
+            applied = self._correct_charges(payment_request, charge_id)[:1] if payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS in statuses else []
+            for entry in succeeded_entries:
+                if entry not in applied:
+                    self._unapplied_charges[entry.reference] = entry
+                    self._accounts["psp/sandbox/clearing", entry.currency] -= entry.amount
+                    self._accounts["unapplied/sandbox", entry.currency] += entry.amount
 
-    def _book(self, wish: Wish, place: int, fee: int) -> None:
-        amount, currency, seller = wish.amounts[place], wish.currency, wish.sellers[place]
-        self._wallets[seller, currency] += amount - fee
+    def _add_bookings(self, payment_request: PaymentRequest, index: int, fee: int) -> None:
+        amount, currency, seller = payment_request.amounts[index], payment_request.currency, payment_request.sellers[index]
+        self._balances[seller, currency] += amount - fee
         self._accounts["psp/sandbox/clearing", currency] -= amount
         self._accounts[f"sellers/{seller}", currency] += amount - fee
         self._accounts["platform/fees", currency] += fee
 
-    def _state(self, wish: Wish, payment: payment_pb2.Payment) -> None:
+    def _audit_state(self, payment_request: PaymentRequest, payment: payment_pb2.Payment) -> None:
         statuses = Counter(order.payment_order_status for order in payment.payment_orders)
         paid, failed = statuses[payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS], statuses[payment_pb2.PAYMENT_ORDER_STATUS_FAILED]
-        if paid + failed < len(wish.amounts):
-            must = payment_pb2.PAYMENT_STATE_OPEN
+        if paid + failed < len(payment_request.amounts):
+            expected_state = payment_pb2.PAYMENT_STATE_OPEN
         elif not failed:
-            must = payment_pb2.PAYMENT_STATE_PAID
+            expected_state = payment_pb2.PAYMENT_STATE_PAID
         else:
-            must = payment_pb2.PAYMENT_STATE_PARTIALLY_PAID if paid else payment_pb2.PAYMENT_STATE_FAILED
-        if payment.payment_state != must or payment.is_payment_done != (must == payment_pb2.PAYMENT_STATE_PAID):
-            self.violations.append(f"{wish.checkout_id} is {payment_pb2.PaymentState.Name(payment.payment_state)}, done: {payment.is_payment_done}")
+            expected_state = payment_pb2.PAYMENT_STATE_PARTIALLY_PAID if paid else payment_pb2.PAYMENT_STATE_FAILED
+        if payment.payment_state != expected_state or payment.is_payment_done != (expected_state == payment_pb2.PAYMENT_STATE_PAID):
+            self.violations.append(
+                f"{payment_request.checkout_id} is {payment_pb2.PaymentState.Name(payment.payment_state)}, done: {payment.is_payment_done}"
+            )
 
-    def _compare_answer(self, answer: payment_pb2.Payment, payment: payment_pb2.Payment, orders: Mapping[str, payment_pb2.PaymentOrder]) -> None:
+    def _compare_response(
+        self, reported_payment: payment_pb2.Payment, payment: payment_pb2.Payment, orders: Mapping[str, payment_pb2.PaymentOrder]
+    ) -> None:
         """What is final in an answer stands for ever."""
-        if answer.payment_state in _FINAL and answer.payment_state != payment.payment_state:
-            self.violations.append(f"{payment.checkout_id} was told to be {payment_pb2.PaymentState.Name(answer.payment_state)}")
-        if answer.version > payment.version:
-            self.violations.append(f"{payment.checkout_id} was told to have version {answer.version}, and has {payment.version}")
-        if answer.is_payment_done and not payment.is_payment_done:
+        if reported_payment.payment_state in _FINAL_STATES and reported_payment.payment_state != payment.payment_state:
+            self.violations.append(f"{payment.checkout_id} was told to be {payment_pb2.PaymentState.Name(reported_payment.payment_state)}")
+        if reported_payment.version > payment.version:
+            self.violations.append(f"{payment.checkout_id} was told to have version {reported_payment.version}, and has {payment.version}")
+        if reported_payment.is_payment_done and not payment.is_payment_done:
             self.violations.append(f"{payment.checkout_id} was told to be done, and is not")
-        if answer.checkout_id != payment.checkout_id or {order.payment_order_id for order in answer.payment_orders} != orders.keys():
-            self.violations.append(f"{payment.checkout_id} was answered with {answer.checkout_id} and other orders")
+        if (
+            reported_payment.checkout_id != payment.checkout_id
+            or {order.payment_order_id for order in reported_payment.payment_orders} != orders.keys()
+        ):
+            self.violations.append(f"{payment.checkout_id} was answered with {reported_payment.checkout_id} and other orders")
             return
-        for order in answer.payment_orders:
-            status, now = order.payment_order_status, orders[order.payment_order_id]
-            final = status in (payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS, payment_pb2.PAYMENT_ORDER_STATUS_FAILED)
-            if order.version > now.version or (final and (status, order.failure_reason) != (now.payment_order_status, now.failure_reason)):
+        for order in reported_payment.payment_orders:
+            status, current_order = order.payment_order_status, orders[order.payment_order_id]
+            is_final = status in (payment_pb2.PAYMENT_ORDER_STATUS_SUCCESS, payment_pb2.PAYMENT_ORDER_STATUS_FAILED)
+            if order.version > current_order.version or (
+                is_final and (status, order.failure_reason) != (current_order.payment_order_status, current_order.failure_reason)
+            ):
                 self.violations.append(f"order {order.payment_order_id} was told to be {payment_pb2.PaymentOrderStatus.Name(status)}")
-            if _lasting(order) != _lasting(now) or (order.wallet_updated, order.ledger_updated) > (now.wallet_updated, now.ledger_updated):
+            if _immutable_fields(order) != _immutable_fields(current_order) or (order.wallet_updated, order.ledger_updated) > (
+                current_order.wallet_updated,
+                current_order.ledger_updated,
+            ):
                 self.violations.append(f"order {order.payment_order_id} was told to be {order}")
 
     async def _compare_unapplied(self) -> None:
-        found = {}
+        actual = {}
         request = payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
-        async for one in self._operator.pages(self._operator.payment.ListUnappliedCharges, request, "unapplied_charges"):
-            found[one.provider_reference] = (one.charge_id, parse_amount(one.amount, one.currency), one.currency)
-            if not one.ledger_updated:
-                self.violations.append(f"unapplied charge {one.unapplied_charge_id} is not booked")
-        must = {reference: (one.charge_id, one.amount, one.currency) for reference, one in self._unapplied.items()}
-        if found != must:
-            self.violations.append(f"the unapplied charges are {found}, and must be {must}")
+        async for charge in self._operator.pages(self._operator.payment.ListUnappliedCharges, request, "unapplied_charges"):
+            actual[charge.provider_reference] = (charge.charge_id, parse_amount(charge.amount, charge.currency), charge.currency)
+            if not charge.ledger_updated:
+                self.violations.append(f"unapplied charge {charge.unapplied_charge_id} is not booked")
+        expected = {reference: (charge.charge_id, charge.amount, charge.currency) for reference, charge in self._unapplied_charges.items()}
+        if actual != expected:
+            self.violations.append(f"the unapplied charges are {actual}, and must be {expected}")
 
     async def _compare_wallets(self) -> None:
-        found = {}
+        actual = {}
         request = wallet_service_pb2.ListWalletsRequest()
         async for wallet in self._operator.pages(self._operator.wallet.ListWallets, request, "wallets"):
             key = (wallet.seller_account, wallet.currency)
             parts = (wallet.balance, wallet.pending, wallet.available, wallet.held, wallet.owed)
-            found[key] = tuple(_signed(part, wallet.currency) for part in parts)
+            actual[key] = tuple(_parse_signed_amount(part, wallet.currency) for part in parts)
             self._versions[f"wallets/{wallet.seller_account}/{wallet.currency}"] = wallet.version
-        must = {}
-        for key, sold in self._wallets.items():
-            balance, pending, held = sold + self._bank.balances[key], self._pending[key], self._bank.held[key]
-            free = balance - pending - held
-            must[key] = (balance, pending, max(free, 0), held, max(-free, 0))
-        if found != must:
-            self.violations.append(f"the wallets are {found}, and must be {must}")
+        expected = {}
+        for key, sales in self._balances.items():
+            balance, pending, held = sales + self._payout_auditor.balances[key], self._pending[key], self._payout_auditor.held[key]
+            available = balance - pending - held
+            expected[key] = (balance, pending, max(available, 0), held, max(-available, 0))
+        if actual != expected:
+            self.violations.append(f"the wallets are {actual}, and must be {expected}")
 
     async def _compare_ledger(self) -> None:
-        found = {}
+        actual = {}
         request = ledger_service_pb2.GetTrialBalanceRequest()
         async for account in self._operator.pages(self._operator.ledger.GetTrialBalance, request, "lines"):
-            found[account.account, account.currency] = _signed(account.balance, account.currency)
-        found = {account: balance for account, balance in found.items() if balance}
-        must = {account: balance for account, balance in self._accounts.items() if balance}
-        if found != must:
-            self.violations.append(f"the ledger's balances are {found}, and must be {must}")
+            actual[account.account, account.currency] = _parse_signed_amount(account.balance, account.currency)
+        actual = {account: balance for account, balance in actual.items() if balance}
+        expected = {account: balance for account, balance in self._accounts.items() if balance}
+        if actual != expected:
+            self.violations.append(f"the ledger's balances are {actual}, and must be {expected}")
 
     async def _compare_events(self) -> None:
         """Every version of everything is told once, in order; the last one told is the present one."""
-        told: dict[str, int] = defaultdict(int)
+        versions: dict[str, int] = defaultdict(int)
         statuses: dict[str, int] = {}
         cursor = 0
         async for event in self._operator.events():
             cursor += 1
             if event.cursor != cursor:
                 self.violations.append(f"event {event.event_id} has cursor {event.cursor}, not {cursor}")
-            if event.aggregate_version != told[event.aggregate_id] + 1:
-                self.violations.append(f"{event.aggregate_id}: version {event.aggregate_version} is told after {told[event.aggregate_id]}")
-            told[event.aggregate_id] = event.aggregate_version
+            if event.aggregate_version != versions[event.aggregate_id] + 1:
+                self.violations.append(f"{event.aggregate_id}: version {event.aggregate_version} is told after {versions[event.aggregate_id]}")
+            versions[event.aggregate_id] = event.aggregate_version
             statuses[event.aggregate_id] = event.payment_order.payment_order_status
-        known = {aggregate: version for aggregate, version in told.items() if aggregate.startswith(_VERSIONED)}
-        if known != self._versions:
-            differing = {
-                name: (known.get(name), self._versions.get(name)) for name in known | self._versions if known.get(name) != self._versions.get(name)
+        compared_versions = {aggregate: version for aggregate, version in versions.items() if aggregate.startswith(_VERSIONED_PREFIXES)}
+        if compared_versions != self._versions:
+            differences = {
+                name: (compared_versions.get(name), self._versions.get(name))
+                for name in compared_versions | self._versions
+                if compared_versions.get(name) != self._versions.get(name)
             }
-            self.violations.append(f"the versions told and those that are: {differing}")
-        for aggregate, status in self._statuses.items():
+            self.violations.append(f"the versions told and those that are: {differences}")
+        for aggregate, status in self._order_statuses.items():
             if statuses.get(aggregate) != status:
                 self.violations.append(f"{aggregate} was last told with status {statuses.get(aggregate)}, and has {status}")
 
 
-def _signed(text: str, currency: str) -> int:
-    amount = parse_amount(text.removeprefix("-"), currency, least=0)
+def _parse_signed_amount(text: str, currency: str) -> int:
+    amount = parse_amount(text.removeprefix("-"), currency, min_amount=0)
     return -amount if text.startswith("-") else amount
 
 
-def _lasting(order: payment_pb2.PaymentOrder) -> tuple[str, ...]:
+def _immutable_fields(order: payment_pb2.PaymentOrder) -> tuple[str, ...]:
     """What never changes of an order."""
     return (order.checkout_id, order.charge_id, order.buyer_account, order.seller_account, order.amount, order.currency, order.platform_fee)
 
 
-def _fee(wish: Wish, place: int) -> int:
+def _expected_fee(payment_request: PaymentRequest, index: int) -> int:
     """What the platform keeps: as given, or the rate, rounded half to even; the seller gets at least one minor unit."""
-    given = wish.fees[place]
-    return given if given is not None else min(round(Fraction(wish.amounts[place] * FEE_RATE, 1_000_000)), wish.amounts[place] - 1)
+    fixed_fee = payment_request.fees[index]
+    return (
+        fixed_fee
+        if fixed_fee is not None
+        else min(round(Fraction(payment_request.amounts[index] * FEE_RATE, 1_000_000)), payment_request.amounts[index] - 1)
+    )

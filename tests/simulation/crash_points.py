@@ -5,73 +5,85 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .faults import Fault
-from .load import Then, Wish
-from .payout_load import Then as PayoutThen
-from .payout_load import Withdrawal
-from .run import Plan, Result
-from .world import DEATH
+from .faults import InjectedFault
+from .load import PaymentFollowUp, PaymentRequest
+from .payout_load import PayoutFollowUp as PayoutThen
+from .payout_load import WithdrawalRequest
+from .run import SimulationPlan, SimulationResult
+from .world import PROCESS_DEATH
 
-_WISH = Wish(
-    number=0, team="team-1", start=0.1, token="tok_visa", currency="EUR", together=True, all_or_nothing=False, sellers=("seller-a", "seller-b"),
-    amounts=(1234, 500), fees=(None, 10), expires_in=None, at_once=1, patient=True, then=Then.NOTHING, delivers=1,
+_PAYMENT_REQUEST = PaymentRequest(
+    number=0, team="team-1", start_seconds=0.1, token="tok_visa", currency="EUR", together=True, all_or_nothing=False, sellers=("seller-a", "seller-b"),
+    amounts=(1234, 500), fees=(None, 10), expires_in_seconds=None, concurrent_calls=1, waits_for_result=True, follow_up=PaymentFollowUp.NOTHING, delivery_count=1,
 )  # fmt: skip
-PAY_IN = Plan(seed=1, payments=0, share=0.0, wishes=(_WISH,), alone=frozenset({"payout"}))
+PAYMENT_PLAN = SimulationPlan(seed=1, payments=0, share=0.0, payment_requests=(_PAYMENT_REQUEST,), single_process_services=frozenset({"payout"}))
 """A payment of two orders in one charge, and nothing that goes wrong by chance. Payouts are not called: one process shows that it finds no work."""
-_SALE = replace(_WISH, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,))
-_WITHDRAWAL = Withdrawal(
-    number=0, team="team-1", start=2.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, at_once=1, approves=True, then=PayoutThen.NOTHING,
+_SALE_REQUEST = replace(_PAYMENT_REQUEST, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,))
+_WITHDRAWAL_REQUEST = WithdrawalRequest(
+    number=0, team="team-1", start_seconds=2.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, concurrent_calls=1, is_approved=True, follow_up=PayoutThen.NOTHING,
 )  # fmt: skip
-PAY_OUT = Plan(seed=2, payments=0, share=0.0, wishes=(_SALE,), withdrawals=(_WITHDRAWAL,), alone=frozenset({"payment", "event"}))
+PAYOUT_PLAN = SimulationPlan(
+    seed=2,
+    payments=0,
+    share=0.0,
+    payment_requests=(_SALE_REQUEST,),
+    withdrawals=(_WITHDRAWAL_REQUEST,),
+    single_process_services=frozenset({"payment", "event"}),
+)
 """A payout of a seller who has sold before: its destination, the payout, and what its bank sends back. What no death befalls is one process."""
-CRASHES = {"payment": PAY_IN, "payout": PAY_OUT}
-_TELLING = ("event-", "Relay.", "FromOutbox", "BatchPublish", "relayed", "LedgerEvents")
-_IMMORTAL = ("caller", "outside", "provider")
+CRASH_PLANS = {"payment": PAYMENT_PLAN, "payout": PAYOUT_PLAN}
+_EVENT_CALLS = ("event-", "Relay.", "OutboxSource", "BatchPublish", "relay_position", "LedgerEvents")
+_IMMORTAL_NODES = ("caller", "outside", "provider")
 
 
 @dataclass
-class Crashes:
+class CrashResults:
     """How many runs there were with one death and with two, and those that failed."""
 
-    singles: int = 0
-    pairs: int = 0
-    failed: list[Result] = field(default_factory=list)
+    single_count: int = 0
+    pair_count: int = 0
+    failed: list[SimulationResult] = field(default_factory=list)
 
 
-def singles(quiet: Result) -> list[Plan]:
+def single_crash_plans(fault_free_result: SimulationResult) -> list[SimulationPlan]:
     """A plan for each death that can befall a run in which nothing goes wrong yet."""
-    return [replace(quiet.plan, planned={call: death}) for call, death in _deaths(_of_interest(quiet.plan, quiet.calls))]
+    return [
+        replace(fault_free_result.plan, planned={call: death})
+        for call, death in _possible_deaths(_relevant_calls(fault_free_result.plan, fault_free_result.port_calls))
+    ]
 
 
-def crash(run: Callable[[Plan], Result], plan: Plan, *, pairs: bool = True) -> Crashes:
+def run_with_crashes(run: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan, *, with_pairs: bool = True) -> CrashResults:
     """Runs a plan with one death, then with every second death that can come after it."""
-    crashes = Crashes(singles=1)
-    first = run(plan)
-    _judge(crashes, first, deaths=1)
-    later = _of_interest(plan, first.calls[first.calls.index(DEATH) + 1 :]) if not first.violations else []
-    for call, death in _deaths(later) if pairs else []:
-        crashes.pairs += 1
-        _judge(crashes, run(replace(plan, planned={**plan.planned, call: death})), deaths=2)
-    return crashes
+    results = CrashResults(single_count=1)
+    first_result = run(plan)
+    _check_deaths(results, first_result, expected_deaths=1)
+    later_calls = (
+        _relevant_calls(plan, first_result.port_calls[first_result.port_calls.index(PROCESS_DEATH) + 1 :]) if not first_result.violations else []
+    )
+    for call, death in _possible_deaths(later_calls) if with_pairs else []:
+        results.pair_count += 1
+        _check_deaths(results, run(replace(plan, planned={**plan.planned, call: death})), expected_deaths=2)
+    return results
 
 
-def _of_interest(plan: Plan, calls: Sequence[str]) -> Sequence[str]:
+def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]:
     """All calls; of a payout those from its first on, but not those that tell of changes, which are a payment's too."""
     if not plan.withdrawals:
         return calls
-    first = next((place for place, call in enumerate(calls) if call.startswith("payout-")), 0)
-    return [call for call in calls[first:] if not any(name in call for name in _TELLING)]
+    first_index = next((index for index, call in enumerate(calls) if call.startswith("payout-")), 0)
+    return [call for call in calls[first_index:] if not any(name in call for name in _EVENT_CALLS)]
 
 
-def _judge(crashes: Crashes, result: Result, deaths: int) -> None:
-    if result.calls.count(DEATH) != deaths:
-        result.violations.append(f"{result.calls.count(DEATH)} processes died instead of {deaths}")
+def _check_deaths(results: CrashResults, result: SimulationResult, expected_deaths: int) -> None:
+    if result.port_calls.count(PROCESS_DEATH) != expected_deaths:
+        result.violations.append(f"{result.port_calls.count(PROCESS_DEATH)} processes died instead of {expected_deaths}")
     result.trace = result.trace if result.violations else []
     if result.violations:
-        crashes.failed.append(result)
+        results.failed.append(result)
 
 
-def _deaths(calls: Sequence[str]) -> list[tuple[str, Fault]]:
+def _possible_deaths(calls: Sequence[str]) -> list[tuple[str, InjectedFault]]:
     """Every call of whom can die, with a death before and one after it."""
-    mortal = [call for call in calls if not call.startswith((*_IMMORTAL, DEATH))]
-    return [(call, death) for call in mortal for death in (Fault.DIES_BEFORE, Fault.DIES_AFTER)]
+    mortal_calls = [call for call in calls if not call.startswith((*_IMMORTAL_NODES, PROCESS_DEATH))]
+    return [(call, death) for call in mortal_calls for death in (InjectedFault.DIES_BEFORE, InjectedFault.DIES_AFTER)]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .chance import Chance
+from .chance import SeededRandom
 
 
-class Fault(StrEnum):
+class InjectedFault(StrEnum):
     """What befalls a port call. A process dies before it or after it, without knowing the result."""
 
     DIES_BEFORE = "dies_before"
@@ -40,64 +40,64 @@ class Fault(StrEnum):
     """The caller ends its call at some moment of the other side's work, which is cancelled where it waits."""
 
 
-DEATHS = {Fault.DIES_BEFORE: 0.4, Fault.DIES_AFTER: 0.4, Fault.STOPS: 0.2}
-AT_COMMIT = frozenset({Fault.SERIALIZATION_FAILURE, Fault.COMMIT_LOST_BEFORE, Fault.COMMIT_LOST_AFTER})
+DEATH_FAULTS = {InjectedFault.DIES_BEFORE: 0.4, InjectedFault.DIES_AFTER: 0.4, InjectedFault.STOPS: 0.2}
+COMMIT_FAULTS = frozenset({InjectedFault.SERIALIZATION_FAILURE, InjectedFault.COMMIT_LOST_BEFORE, InjectedFault.COMMIT_LOST_AFTER})
 """What befalls only a transaction that comes to its COMMIT."""
-TRANSACTION: Mapping[Fault, float] = {
-    **DEATHS,
-    Fault.SERIALIZATION_FAILURE: 2.0,
-    Fault.COMMIT_LOST_BEFORE: 1.0,
-    Fault.COMMIT_LOST_AFTER: 1.5,
-    Fault.DATABASE_AWAY: 0.5,
-    Fault.SLOW: 0.5,
+TRANSACTION_FAULTS: Mapping[InjectedFault, float] = {
+    **DEATH_FAULTS,
+    InjectedFault.SERIALIZATION_FAILURE: 2.0,
+    InjectedFault.COMMIT_LOST_BEFORE: 1.0,
+    InjectedFault.COMMIT_LOST_AFTER: 1.5,
+    InjectedFault.DATABASE_AWAY: 0.5,
+    InjectedFault.SLOW: 0.5,
 }
-READ: Mapping[Fault, float] = {**DEATHS, Fault.DATABASE_AWAY: 1.0, Fault.SLOW: 0.5}
-_NETWORK: Mapping[Fault, float] = {
-    Fault.SLOW: 1.0,
-    Fault.REFUSED: 1.0,
-    Fault.REQUEST_LOST: 1.0,
-    Fault.ANSWER_LOST: 1.0,
-    Fault.RESET: 1.0,
-    Fault.REPEATED: 1.0,
+READ_FAULTS: Mapping[InjectedFault, float] = {**DEATH_FAULTS, InjectedFault.DATABASE_AWAY: 1.0, InjectedFault.SLOW: 0.5}
+_NETWORK_FAULTS: Mapping[InjectedFault, float] = {
+    InjectedFault.SLOW: 1.0,
+    InjectedFault.REFUSED: 1.0,
+    InjectedFault.REQUEST_LOST: 1.0,
+    InjectedFault.ANSWER_LOST: 1.0,
+    InjectedFault.RESET: 1.0,
+    InjectedFault.REPEATED: 1.0,
 }
-CALL: Mapping[Fault, float] = {**DEATHS, **_NETWORK}
+CALL_FAULTS: Mapping[InjectedFault, float] = {**DEATH_FAULTS, **_NETWORK_FAULTS}
 """Of the calls between services, and to the provider."""
-CALLERS: Mapping[Fault, float] = {**_NETWORK, Fault.CANCELLED: 2.0}
+CALLER_FAULTS: Mapping[InjectedFault, float] = {**_NETWORK_FAULTS, InjectedFault.CANCELLED: 2.0}
 """Of the calls of those who use the platform, who themselves do not die."""
 
 
 @dataclass
-class Faults:
-    """Decides by chance what befalls each port call: `share` of all, by the kinds' weights. `without`: those that are left out, by their port calls."""
+class FaultInjector:
+    """Decides by chance what befalls each port call: `fault_rate` of all, by the kinds' weights. `excluded_calls`: those that are left out, by their port calls."""
 
-    chance: Chance
-    share: float
-    without: frozenset[str] = frozenset()
-    planned: Mapping[str, Fault] = field(default_factory=dict)
+    seeded_random: SeededRandom
+    fault_rate: float
+    excluded_calls: frozenset[str] = frozenset()
+    planned_faults: Mapping[str, InjectedFault] = field(default_factory=dict)
     """Faults of given port calls, beside those of chance."""
-    happened: dict[str, Fault] = field(default_factory=dict)
+    injected_faults: dict[str, InjectedFault] = field(default_factory=dict)
     healed: bool = False
     _counts: Counter[str] = field(default_factory=Counter)
 
-    def numbered(self, place: str) -> str:
+    def next_call_id(self, call_name: str) -> str:
         """The name of the next port call at a place."""
-        self._counts[place] += 1
-        return f"{place} #{self._counts[place]}"
+        self._counts[call_name] += 1
+        return f"{call_name} #{self._counts[call_name]}"
 
-    def at(self, numbered: str, kinds: Mapping[Fault, float]) -> Fault | None:
+    def fault_for(self, call_id: str, weights: Mapping[InjectedFault, float]) -> InjectedFault | None:
         """What befalls a port call."""
-        if numbered in self.without:
+        if call_id in self.excluded_calls:
             return None
-        fault = self.planned.get(numbered)
-        if fault is None and not self.healed and self.chance.number(f"whether {numbered}") < self.share:
-            fault = self.chance.weighed(f"which {numbered}", kinds)
+        fault = self.planned_faults.get(call_id)
+        if fault is None and not self.healed and self.seeded_random.number(f"whether {call_id}") < self.fault_rate:
+            fault = self.seeded_random.weighted_choice(f"which {call_id}", weights)
         if fault is not None:
-            self.happened[numbered] = fault
+            self.injected_faults[call_id] = fault
         return fault
 
-    def had_no_effect(self, numbered: str) -> None:
+    def discard(self, call_id: str) -> None:
         """What was to befall a port call did not: it failed before."""
-        del self.happened[numbered]
+        del self.injected_faults[call_id]
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ class Outage:
     end: float
 
 
-HOUR = 60.0
+HOUR_SECONDS = 60.0
 """Seconds of the world's time that stand for an hour: the retry policies of a world are the defaults, sixty times as fast."""
-_TARGETS = ("wallet", "ledger", "event", "provider")
+_OUTAGE_TARGETS = ("wallet", "ledger", "event", "provider")
 
 
-def outage(chance: Chance, span: float) -> Outage:
+def draw_outage(seeded_random: SeededRandom, span_seconds: float) -> Outage:
     """An hour without one of them, which begins within so many seconds."""
-    begin = chance.between("outage begins", 0, span)
-    return Outage(chance.one_of("outage of", _TARGETS), begin, begin + HOUR)
+    begin = seeded_random.uniform("outage begins", 0, span_seconds)
+    return Outage(seeded_random.choice("outage of", _OUTAGE_TARGETS), begin, begin + HOUR_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,20 @@ class Poison:
 
     target: str
     status: str
-    share: float
+    item_rate: float
     """Of all items."""
     begin: float
     end: float
 
 
-_POISONED = ("wallet", "ledger", "event")
+_POISON_TARGETS = ("wallet", "ledger", "event")
 
 
-def poison(chance: Chance, span: float) -> Poison:
+def draw_poison(seeded_random: SeededRandom, span_seconds: float) -> Poison:
     """An hour at most, which begins within so many seconds."""
-    begin = chance.between("poison begins", 0, span / 2)
-    end = begin + (HOUR if chance.number("whether an hour of poison") < 0.5 else chance.between("poison lasts", 5, HOUR))
-    status = chance.one_of("poison is", ("INTERNAL", "INVALID_ARGUMENT"))
-    return Poison(chance.one_of("poison of", _POISONED), status, chance.between("poisoned", 0.02, 0.3), begin, end)
+    begin = seeded_random.uniform("poison begins", 0, span_seconds / 2)
+    end = begin + (
+        HOUR_SECONDS if seeded_random.number("whether an hour of poison") < 0.5 else seeded_random.uniform("poison lasts", 5, HOUR_SECONDS)
+    )
+    status = seeded_random.choice("poison is", ("INTERNAL", "INVALID_ARGUMENT"))
+    return Poison(seeded_random.choice("poison of", _POISON_TARGETS), status, seeded_random.uniform("poisoned", 0.02, 0.3), begin, end)

@@ -8,38 +8,38 @@ from typing import Any
 
 from tallystick import DeadlineExceededError, TallystickError
 
-_PATIENCE = 40
+_MAX_ATTEMPTS = 40
 """How often a caller comes back before it gives up."""
 
 Call = Callable[[], Awaitable[Any]]
 
 
-async def insist(call: Call, name: str, wrong: list[str], allowed: frozenset[str] = frozenset()) -> Any:
+async def call_until_success(call: Call, name: str, violations: list[str], allowed_reasons: frozenset[str] = frozenset()) -> Any:
     """The call's answer, come what may; None if it is refused, which is wrong but for some reasons."""
-    answer, refusal = await asked(call, name, wrong)
-    if refusal is not None and refusal.reason not in allowed:
-        wrong.append(f"{name} was refused: {refusal}")
-    return answer
+    response, error = await call_with_retries(call, name, violations)
+    if error is not None and error.reason not in allowed_reasons:
+        violations.append(f"{name} was refused: {error}")
+    return response
 
 
-async def refused(call: Call, name: str, wrong: list[str], reason: str) -> None:
+async def expect_rejection(call: Call, name: str, violations: list[str], reason: str) -> None:
     """A call that must be refused for a reason."""
-    answer, refusal = await asked(call, name, wrong)
-    if answer is not None:
-        wrong.append(f"{name}: what had to be refused with {reason} was not")
-    elif refusal is not None and refusal.reason != reason:
-        wrong.append(f"{name}: refused with {refusal}, not with {reason}")
+    response, error = await call_with_retries(call, name, violations)
+    if response is not None:
+        violations.append(f"{name}: what had to be refused with {reason} was not")
+    elif error is not None and error.reason != reason:
+        violations.append(f"{name}: refused with {error}, not with {reason}")
 
 
-async def asked(call: Call, name: str, wrong: list[str]) -> tuple[Any, TallystickError | None]:
+async def call_with_retries(call: Call, name: str, violations: list[str]) -> tuple[Any, TallystickError | None]:
     """The call's answer, or its refusal, after as many calls as it takes. One that never gets through is wrong, and has neither."""
-    for turn in range(_PATIENCE):
+    for attempt in range(_MAX_ATTEMPTS):
         try:
             return await call(), None
         except TallystickError as error:
-            last = error
+            last_error = error
             if not (error.may_retry or isinstance(error, DeadlineExceededError)):
                 return None, error
-        await asyncio.sleep(0.2 * (turn + 1))
-    wrong.append(f"{name} never got through: {last}")
+        await asyncio.sleep(0.2 * (attempt + 1))
+    violations.append(f"{name} never got through: {last_error}")
     return None, None

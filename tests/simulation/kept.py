@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .crash_points import CRASHES
-from .faults import Fault
-from .run import Plan
+from .crash_points import CRASH_PLANS
+from .faults import InjectedFault
+from .run import SimulationPlan
 
-KEPT = Path(__file__).with_name("kept.json")
+REGRESSIONS_FILE = Path(__file__).with_name("kept.json")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A plan that was kept. `shows`: a pattern of the line of its trace that it was kept for, without which it proves nothing any more."""
+class RegressionRun:
+    """A plan that was kept. `trace_pattern`: a pattern of the line of its trace that it was kept for, without which it proves nothing any more."""
 
-    plan: Plan
-    shows: str
+    plan: SimulationPlan
+    trace_pattern: str
 
 
-def kept() -> list[Kept]:
+def load_regressions() -> list[RegressionRun]:
     """All plans that were kept."""
-    return [Kept(_plan(entry), entry["shows"]) for entry in json.loads(KEPT.read_text())]
+    return [RegressionRun(_parse_plan(entry), entry["shows"]) for entry in json.loads(REGRESSIONS_FILE.read_text())]
 
 
-def keep(plan: Plan, violation: str) -> None:
+def add_regression(plan: SimulationPlan, violation: str) -> None:
     """Adds a plan, and what was wrong. What its trace must show from then on is to be written by hand."""
     entry = {
         "why": violation,
@@ -42,25 +42,34 @@ def keep(plan: Plan, violation: str) -> None:
         "without_payouts": sorted(plan.without_payouts),
         "outage": plan.outage,
         "poison": plan.poison,
-        "crash_point": next((name for name, known in CRASHES.items() if (plan.wishes, plan.withdrawals) == (known.wishes, known.withdrawals)), ""),
+        "crash_point": next(
+            (
+                name
+                for name, crash_plan in CRASH_PLANS.items()
+                if (plan.payment_requests, plan.withdrawals) == (crash_plan.payment_requests, crash_plan.withdrawals)
+            ),
+            "",
+        ),
     }
-    KEPT.write_text("[\n" + ",\n".join(json.dumps(one) for one in [*json.loads(KEPT.read_text()), entry]) + "\n]\n")
+    REGRESSIONS_FILE.write_text(
+        "[\n" + ",\n".join(json.dumps(saved_entry) for saved_entry in [*json.loads(REGRESSIONS_FILE.read_text()), entry]) + "\n]\n"
+    )
 
 
-def _plan(entry: dict[str, Any]) -> Plan:
-    crashed = CRASHES.get(entry["crash_point"])
-    return Plan(
+def _parse_plan(entry: dict[str, Any]) -> SimulationPlan:
+    crash_plan = CRASH_PLANS.get(entry["crash_point"])
+    return SimulationPlan(
         entry["seed"],
         entry["payments"],
         entry["share"],
         frozenset(entry["without_payments"]),
         frozenset(entry["without_faults"]),
-        {call: Fault(fault) for call, fault in entry["planned"].items()},
-        crashed.wishes if crashed else (),
+        {call: InjectedFault(fault) for call, fault in entry["planned"].items()},
+        crash_plan.payment_requests if crash_plan else (),
         entry["payouts"],
         frozenset(entry["without_payouts"]),
-        crashed.withdrawals if crashed else (),
-        alone=crashed.alone if crashed else frozenset(),
+        crash_plan.withdrawals if crash_plan else (),
+        single_process_services=crash_plan.single_process_services if crash_plan else frozenset(),
         outage=entry.get("outage", False),
         poison=entry.get("poison", False),
     )

@@ -14,15 +14,15 @@ from tallystick import AsyncClient, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.money import format_amount
 
-from .chance import Chance
+from .chance import SeededRandom
 from .cluster import TEAMS, Cluster, other_team, seller_of
-from .database import BEGINNING
-from .insist import insist, refused
+from .database import START_TIME
+from .insist import call_until_success, expect_rejection
 from .loop import Node
 from .world import World
 
-_CURRENCIES = {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
-_TOKENS = {
+_CURRENCY_WEIGHTS = {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
+_TOKEN_WEIGHTS = {
     "tok_visa": 40.0, "tok_delay:200": 4.0, "tok_delay:2500": 1.0, "tok_delay:4000": 1.5, "tok_lost_before": 4.0, "tok_lost_after": 4.0, "tok_lost_after:3": 3.0, "tok_lost_after:20": 1.0,
     "tok_error_before": 3.0, "tok_error_before:6": 2.0, "tok_lost_before:8": 1.5, "tok_busy:20": 1.0, "tok_error_after": 3.0, "tok_error_stored": 1.0, "tok_unreachable": 3.0, "tok_unreachable:8": 2.0, "tok_busy:2": 3.0,
     "tok_decline": 4.0, "tok_decline:insufficient_funds": 2.0, "tok_refused": 1.0, "tok_rejected": 1.0, "tok_other_amount": 2.0,
@@ -30,7 +30,7 @@ _TOKENS = {
 }  # fmt: skip
 
 
-class Then(StrEnum):
+class PaymentFollowUp(StrEnum):
     """What a caller does once it knows that its payment is stored."""
 
     NOTHING = "nothing"
@@ -43,17 +43,24 @@ class Then(StrEnum):
     WATCH = "watch"
 
 
-_THEN = {Then.NOTHING: 50.0, Then.REPEAT: 15.0, Then.OTHER_VALUES: 8.0, Then.OTHER_CALLER: 5.0, Then.CANCEL: 12.0, Then.WATCH: 10.0}
-_BURST = 8
+_FOLLOW_UP_WEIGHTS = {
+    PaymentFollowUp.NOTHING: 50.0,
+    PaymentFollowUp.REPEAT: 15.0,
+    PaymentFollowUp.OTHER_VALUES: 8.0,
+    PaymentFollowUp.OTHER_CALLER: 5.0,
+    PaymentFollowUp.CANCEL: 12.0,
+    PaymentFollowUp.WATCH: 10.0,
+}
+_BURST_SIZE = 8
 
 
 @dataclass(frozen=True)
-class Wish:
+class PaymentRequest:
     """A payment that somebody wants to make. Amounts and fees in minor units by order; a fee of None: as configured."""
 
     number: int
     team: str
-    start: float
+    start_seconds: float
     token: str
     currency: str
     together: bool
@@ -61,205 +68,212 @@ class Wish:
     sellers: tuple[str, ...]
     amounts: tuple[int, ...]
     fees: tuple[int | None, ...]
-    expires_in: float | None
-    at_once: int
+    expires_in_seconds: float | None
+    concurrent_calls: int
     """How many calls make it at the same time."""
-    patient: bool
+    waits_for_result: bool
     """Waits for the result, not only for acceptance."""
-    then: Then
-    delivers: int
+    follow_up: PaymentFollowUp
+    delivery_count: int
     """Confirms at its end that so many of its orders were delivered, those that were paid."""
 
     @property
     def checkout_id(self) -> str:
         return f"p{self.number}"
 
-    def order_id(self, place: int) -> str:
-        return f"p{self.number}-{place}"
+    def order_id(self, index: int) -> str:
+        return f"p{self.number}-{index}"
 
-    def charge_id(self, place: int) -> str:
-        return f"c-{self.checkout_id}" if self.together else f"o-{self.order_id(place)}"
+    def charge_id(self, index: int) -> str:
+        return f"c-{self.checkout_id}" if self.together else f"o-{self.order_id(index)}"
 
 
-def wish(chance: Chance, number: int, span: float) -> Wish:
+def draw_payment_request(seeded_random: SeededRandom, number: int, span_seconds: float) -> PaymentRequest:
     """The payment of a number, started within so many seconds. It depends on nothing but seed and number."""
 
     def key(name: str) -> str:
         return f"wish {number} {name}"
 
-    orders = chance.weighed(key("orders"), {1: 6.0, 2: 3.0, 3: 2.0, 12: 0.3})
-    amounts = tuple(int(10 ** chance.between(key(f"amount {place}"), 1, 6)) for place in range(orders))
-    team = chance.one_of(key("team"), TEAMS)
-    sellers = tuple(chance.weighed(key(f"seller {place}"), {"hot": 5.0, "a": 1.0, "b": 1.0, "c": 1.0, "blocked": 0.15}) for place in range(orders))
-    together = chance.number(key("together")) < 0.3
-    fees = tuple(amount // 20 if chance.number(key(f"fee {place}")) < 0.3 else None for place, amount in enumerate(amounts))
-    return Wish(
+    order_count = seeded_random.weighted_choice(key("orders"), {1: 6.0, 2: 3.0, 3: 2.0, 12: 0.3})
+    amounts = tuple(int(10 ** seeded_random.uniform(key(f"amount {index}"), 1, 6)) for index in range(order_count))
+    team = seeded_random.choice(key("team"), TEAMS)
+    sellers = tuple(
+        seeded_random.weighted_choice(key(f"seller {index}"), {"hot": 5.0, "a": 1.0, "b": 1.0, "c": 1.0, "blocked": 0.15})
+        for index in range(order_count)
+    )
+    together = seeded_random.number(key("together")) < 0.3
+    fees = tuple(amount // 20 if seeded_random.number(key(f"fee {index}")) < 0.3 else None for index, amount in enumerate(amounts))
+    return PaymentRequest(
         number=number,
         team=team,
-        start=_start(chance, number, span),
-        token=chance.weighed(key("token"), _TOKENS),
-        currency=chance.weighed(key("currency"), _CURRENCIES),
+        start_seconds=_start_time(seeded_random, number, span_seconds),
+        token=seeded_random.weighted_choice(key("token"), _TOKEN_WEIGHTS),
+        currency=seeded_random.weighted_choice(key("currency"), _CURRENCY_WEIGHTS),
         together=together,
-        all_or_nothing=together and chance.number(key("all")) < 0.4,
+        all_or_nothing=together and seeded_random.number(key("all")) < 0.4,
         sellers=tuple(seller_of(team, seller) for seller in sellers),
         amounts=amounts,
         fees=fees,
-        expires_in=chance.between(key("expires"), 1, 12) if chance.number(key("whether it expires")) < 0.15 else None,
-        at_once=chance.weighed(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
-        patient=chance.number(key("patient")) < 0.7,
-        then=chance.weighed(key("then"), _THEN),
-        delivers=orders if chance.number(key("delivers")) < 0.5 else 0,
+        expires_in_seconds=seeded_random.uniform(key("expires"), 1, 12) if seeded_random.number(key("whether it expires")) < 0.15 else None,
+        concurrent_calls=seeded_random.weighted_choice(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
+        waits_for_result=seeded_random.number(key("patient")) < 0.7,
+        follow_up=seeded_random.weighted_choice(key("then"), _FOLLOW_UP_WEIGHTS),
+        delivery_count=order_count if seeded_random.number(key("delivers")) < 0.5 else 0,
     )
 
 
-def _start(chance: Chance, number: int, span: float) -> float:
+def _start_time(seeded_random: SeededRandom, number: int, span_seconds: float) -> float:
     """Most come in bursts, so that batches form; the others by themselves."""
-    burst = chance.number(f"burst {number // _BURST}") * span
-    apart = chance.between(f"apart {number}", 0, span)
-    return burst + apart / 1000 if chance.number(f"whether apart {number}") < 0.7 else apart
+    burst = seeded_random.number(f"burst {number // _BURST_SIZE}") * span_seconds
+    spread = seeded_random.uniform(f"apart {number}", 0, span_seconds)
+    return burst + spread / 1000 if seeded_random.number(f"whether apart {number}") < 0.7 else spread
 
 
 @dataclass
-class Told:
+class PaymentResponses:
     """What the calls for one wish were told, in the order in which answers came."""
 
-    wish: Wish
-    answers: list[payment_pb2.Payment] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    request: PaymentRequest
+    payments: list[payment_pb2.Payment] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
     """Answers that must not be."""
     cancelled: bool = False
     """A cancellation was asked for."""
-    delivered: set[str] = field(default_factory=set)
+    delivered_order_ids: set[str] = field(default_factory=set)
     """Orders whose delivery was confirmed, and was told to be."""
 
 
-class Load:
+class PaymentLoad:
     """Callers, each with a node of its own; a call that does not get through comes again."""
 
-    def __init__(self, world: World, cluster: Cluster, wishes: list[Wish]) -> None:
+    def __init__(self, world: World, cluster: Cluster, payment_requests: list[PaymentRequest]) -> None:
         self._world = world
         self._cluster = cluster
-        self._open = len(wishes)
+        self._open_count = len(payment_requests)
         self._tasks: list[asyncio.Task[None]] = []
-        self.told = {one.checkout_id: Told(one) for one in wishes}
+        self.responses = {payment_request.checkout_id: PaymentResponses(payment_request) for payment_request in payment_requests}
 
     def start(self) -> None:
-        for told in self.told.values():
-            node = Node(f"caller-{told.wish.number}")
-            self._world.loop.deliver(node, told.wish.start, self._begin, told)
+        for responses in self.responses.values():
+            node = Node(f"caller-{responses.request.number}")
+            self._world.loop.deliver(node, responses.request.start_seconds, self._start_caller, responses)
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether every caller has what it wants, or has given up."""
-        return self._open == 0
+        return self._open_count == 0
 
-    def _begin(self, told: Told) -> None:
-        self._tasks.append(asyncio.ensure_future(self._live(told)))
+    def _start_caller(self, responses: PaymentResponses) -> None:
+        self._tasks.append(asyncio.ensure_future(self._run_caller(responses)))
 
-    async def _live(self, told: Told) -> None:
-        wish = told.wish
-        client = self._cluster.client(wish.checkout_id, wish.team)
-        request = _request(wish, self._world.loop.now)
-        await asyncio.gather(*(self._pay(client, request, told) for _ in range(wish.at_once)))
-        if told.answers:
-            await self._go_on(client, request, told)
-            if wish.delivers:
-                await self._deliver(client, told)
-        self._open -= 1
+    async def _run_caller(self, responses: PaymentResponses) -> None:
+        payment_request = responses.request
+        client = self._cluster.client(payment_request.checkout_id, payment_request.team)
+        request = _build_request(payment_request, self._world.loop.now)
+        await asyncio.gather(*(self._pay(client, request, responses) for _ in range(payment_request.concurrent_calls)))
+        if responses.payments:
+            await self._follow_up(client, request, responses)
+            if payment_request.delivery_count:
+                await self._confirm_deliveries(client, responses)
+        self._open_count -= 1
 
-    async def _pay(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, told: Told) -> None:
-        answer = await self._insist(lambda: client.payment.CreatePayment(request), told)
-        if answer is not None:
-            told.answers.append(answer.payment)
+    async def _pay(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, responses: PaymentResponses) -> None:
+        response = await self._call_until_success(lambda: client.payment.CreatePayment(request), responses)
+        if response is not None:
+            responses.payments.append(response.payment)
 
-    async def _insist(self, call: Any, told: Told, allowed: frozenset[str] = frozenset()) -> Any:
-        return await insist(call, told.wish.checkout_id, told.wrong, allowed)
+    async def _call_until_success(self, call: Any, responses: PaymentResponses, allowed_reasons: frozenset[str] = frozenset()) -> Any:
+        return await call_until_success(call, responses.request.checkout_id, responses.violations, allowed_reasons)
 
-    async def _refused(self, call: Any, told: Told, reason: str) -> None:
-        await refused(call, told.wish.checkout_id, told.wrong, reason)
+    async def _expect_rejection(self, call: Any, responses: PaymentResponses, reason: str) -> None:
+        await expect_rejection(call, responses.request.checkout_id, responses.violations, reason)
 
-    async def _go_on(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, told: Told) -> None:
-        wish = told.wish
-        match wish.then:
-            case Then.REPEAT:
-                await self._pay(client, request, told)
-            case Then.OTHER_VALUES:
-                other = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
-                other.payment_orders[0].amount = format_amount(wish.amounts[0] + 1, wish.currency)
-                await self._refused(lambda: client.payment.CreatePayment(other), told, "KEY_REUSED")
-            case Then.OTHER_CALLER:
-                thief = self._cluster.client(f"the thief of {wish.checkout_id}", other_team(wish.team))
-                await self._refused(lambda: thief.payment.CreatePayment(request), told, "ID_TAKEN")
-                await self._refused(lambda: thief.get_payment(wish.checkout_id), told, "NOT_FOUND")
-                await self._refused(lambda: thief.payment.CreatePayment(_stolen(request)), told, "ID_TAKEN")
-            case Then.CANCEL:
-                told.cancelled = True
-                cancel = payment_service_pb2.CancelPaymentRequest(checkout_id=wish.checkout_id, reason="changed my mind")
-                answer = await self._insist(lambda: client.payment.CancelPayment(cancel), told, frozenset({"STATE_FORBIDS"}))
-                if answer is not None:
-                    told.answers.append(answer.payment)
-            case Then.WATCH:
-                await self._watch(client, told)
-            case Then.NOTHING:
+    async def _follow_up(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, responses: PaymentResponses) -> None:
+        payment_request = responses.request
+        match payment_request.follow_up:
+            case PaymentFollowUp.REPEAT:
+                await self._pay(client, request, responses)
+            case PaymentFollowUp.OTHER_VALUES:
+                changed_request = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
+                changed_request.payment_orders[0].amount = format_amount(payment_request.amounts[0] + 1, payment_request.currency)
+                await self._expect_rejection(lambda: client.payment.CreatePayment(changed_request), responses, "KEY_REUSED")
+            case PaymentFollowUp.OTHER_CALLER:
+                other_client = self._cluster.client(f"the thief of {payment_request.checkout_id}", other_team(payment_request.team))
+                await self._expect_rejection(lambda: other_client.payment.CreatePayment(request), responses, "ID_TAKEN")
+                await self._expect_rejection(lambda: other_client.get_payment(payment_request.checkout_id), responses, "NOT_FOUND")
+                await self._expect_rejection(lambda: other_client.payment.CreatePayment(_under_other_ids(request)), responses, "ID_TAKEN")
+            case PaymentFollowUp.CANCEL:
+                responses.cancelled = True
+                cancel_request = payment_service_pb2.CancelPaymentRequest(checkout_id=payment_request.checkout_id, reason="changed my mind")
+                response = await self._call_until_success(
+                    lambda: client.payment.CancelPayment(cancel_request), responses, frozenset({"STATE_FORBIDS"})
+                )
+                if response is not None:
+                    responses.payments.append(response.payment)
+            case PaymentFollowUp.WATCH:
+                await self._watch(client, responses)
+            case PaymentFollowUp.NOTHING:
                 pass
 
-    async def _deliver(self, client: AsyncClient, told: Told) -> None:
-        for place in range(told.wish.delivers):
-            confirm = payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=told.wish.order_id(place))
-            answer = await self._insist(lambda confirm=confirm: client.payment.ConfirmDelivery(confirm), told, frozenset({"STATE_FORBIDS"}))
-            if answer is not None:
-                told.delivered.add(answer.payment_order.payment_order_id)
-                if not answer.payment_order.HasField("delivery_confirmed_time"):
-                    told.wrong.append(f"order {told.wish.order_id(place)} was told to be delivered, and when was not")
+    async def _confirm_deliveries(self, client: AsyncClient, responses: PaymentResponses) -> None:
+        for index in range(responses.request.delivery_count):
+            confirm_request = payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=responses.request.order_id(index))
+            response = await self._call_until_success(
+                lambda confirm_request=confirm_request: client.payment.ConfirmDelivery(confirm_request), responses, frozenset({"STATE_FORBIDS"})
+            )
+            if response is not None:
+                responses.delivered_order_ids.add(response.payment_order.payment_order_id)
+                if not response.payment_order.HasField("delivery_confirmed_time"):
+                    responses.violations.append(f"order {responses.request.order_id(index)} was told to be delivered, and when was not")
 
-    async def _watch(self, client: AsyncClient, told: Told) -> None:
-        last = 0
+    async def _watch(self, client: AsyncClient, responses: PaymentResponses) -> None:
+        last_version = 0
         try:
             async with asyncio.timeout(30):
-                async for payment in client.watch_payment(told.wish.checkout_id):
-                    if payment.version <= last:
-                        told.wrong.append(f"{told.wish.checkout_id}: version {payment.version} was sent after {last}")
-                    last = payment.version
-                    told.answers.append(payment)
-            if told.answers[-1].payment_state == payment_pb2.PAYMENT_STATE_OPEN:
-                told.wrong.append(f"{told.wish.checkout_id}: watching it ended while it is open")
+                async for payment in client.watch_payment(responses.request.checkout_id):
+                    if payment.version <= last_version:
+                        responses.violations.append(f"{responses.request.checkout_id}: version {payment.version} was sent after {last_version}")
+                    last_version = payment.version
+                    responses.payments.append(payment)
+            if responses.payments[-1].payment_state == payment_pb2.PAYMENT_STATE_OPEN:
+                responses.violations.append(f"{responses.request.checkout_id}: watching it ended while it is open")
         except TimeoutError:
             pass
         except TallystickError as error:
             if not error.may_retry:
-                told.wrong.append(f"{told.wish.checkout_id}: watching it failed with {error}")
+                responses.violations.append(f"{responses.request.checkout_id}: watching it failed with {error}")
 
 
-def _request(wish: Wish, now: float) -> payment_service_pb2.CreatePaymentRequest:
+def _build_request(payment_request: PaymentRequest, now: float) -> payment_service_pb2.CreatePaymentRequest:
     request = payment_service_pb2.CreatePaymentRequest(
-        checkout_id=wish.checkout_id,
-        credit_card_info=wish.token,
-        wait_for=payment_service_pb2.WAIT_FOR_RESULT if wish.patient else payment_service_pb2.WAIT_FOR_ACCEPTANCE,
-        charging=payment_pb2.CHARGING_TOGETHER if wish.together else payment_pb2.CHARGING_PER_ORDER,
-        on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING if wish.all_or_nothing else payment_pb2.ON_PARTIAL_KEEP,
+        checkout_id=payment_request.checkout_id,
+        credit_card_info=payment_request.token,
+        wait_for=payment_service_pb2.WAIT_FOR_RESULT if payment_request.waits_for_result else payment_service_pb2.WAIT_FOR_ACCEPTANCE,
+        charging=payment_pb2.CHARGING_TOGETHER if payment_request.together else payment_pb2.CHARGING_PER_ORDER,
+        on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING if payment_request.all_or_nothing else payment_pb2.ON_PARTIAL_KEEP,
         payment_orders=[
             new_order(
-                wish.order_id(place),
-                f"buyer-{wish.number % 11}",
+                payment_request.order_id(index),
+                f"buyer-{payment_request.number % 11}",
                 seller,
-                format_amount(amount, wish.currency),
-                wish.currency,
-                platform_fee="" if fee is None else format_amount(fee, wish.currency),
+                format_amount(amount, payment_request.currency),
+                payment_request.currency,
+                platform_fee="" if fee is None else format_amount(fee, payment_request.currency),
             )
-            for place, (seller, amount, fee) in enumerate(zip(wish.sellers, wish.amounts, wish.fees, strict=True))
+            for index, (seller, amount, fee) in enumerate(zip(payment_request.sellers, payment_request.amounts, payment_request.fees, strict=True))
         ],
     )
-    if wish.expires_in is not None:
+    if payment_request.expires_in_seconds is not None:
         expiry = Timestamp()
-        expiry.FromDatetime(BEGINNING + timedelta(seconds=round(now + wish.expires_in, 3)))
+        expiry.FromDatetime(START_TIME + timedelta(seconds=round(now + payment_request.expires_in_seconds, 3)))
         request.expire_time.CopyFrom(expiry)
     return request
 
 
-def _stolen(request: payment_service_pb2.CreatePaymentRequest) -> payment_service_pb2.CreatePaymentRequest:
+def _under_other_ids(request: payment_service_pb2.CreatePaymentRequest) -> payment_service_pb2.CreatePaymentRequest:
     """The same orders under ids of the thief's own, which name another owner's sellers."""
-    other = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
-    other.checkout_id += "-stolen"
-    for order in other.payment_orders:
+    copied_request = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
+    copied_request.checkout_id += "-stolen"
+    for order in copied_request.payment_orders:
         order.payment_order_id += "-stolen"
-    return other
+    return copied_request

@@ -11,15 +11,15 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.money import parse_amount
 
-from .payout_load import FEES, PaidOut
+from .payout_load import FEES, WithdrawalResponses
 
-_AT_REST = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
-_UNSENT = {"REJECTED", "CANCELLED"}
-_ACCOUNT = ("ba_decline:no_account", "ba_returned_closed")
+_TERMINAL_STATES = {"PAID", "FAILED", "REJECTED", "CANCELLED", "RETURNED"}
+_UNSENT_STATES = {"REJECTED", "CANCELLED"}
+_CLOSED_ACCOUNT_TOKENS = ("ba_decline:no_account", "ba_returned_closed")
 
 
 @dataclass(frozen=True)
-class Transferred:
+class TransferLogEntry:
     """A line of the bank's log."""
 
     payout_id: str
@@ -27,27 +27,29 @@ class Transferred:
     state: str
     amount: int
     currency: str
-    returned: int | None
+    returned_amount: int | None
     reference: str
 
     @property
-    def paid(self) -> bool:
+    def is_paid(self) -> bool:
         return self.state in ("PAID", "RETURNED")
 
 
 class PayoutAuditor:
-    """Reads the platform through its doors, once everything is quiet; `quiet`: nothing went wrong by chance."""
+    """Reads the platform through its doors, once everything is quiet; `fault_free`: nothing went wrong by chance."""
 
-    def __init__(self, operator: AsyncClient, told: Mapping[str, PaidOut], log: Sequence[Transferred], *, quiet: bool) -> None:
+    def __init__(
+        self, operator: AsyncClient, responses: Mapping[str, WithdrawalResponses], transfer_log: Sequence[TransferLogEntry], *, fault_free: bool
+    ) -> None:
         self._operator = operator
-        self._told = told
-        self._tokens = {one.wish.destination_id: one.wish.token for one in told.values()}
-        self._quiet = quiet
-        self._log: dict[str, list[Transferred]] = {}
-        for row in log:
-            self._log.setdefault(row.payout_id, []).append(row)
-        self._set_aside: set[str] = set()
-        self._closed: set[str] = set()
+        self._responses = responses
+        self._tokens = {response.withdrawal.destination_id: response.withdrawal.token for response in responses.values()}
+        self._fault_free = fault_free
+        self._transfer_log: dict[str, list[TransferLogEntry]] = {}
+        for row in transfer_log:
+            self._transfer_log.setdefault(row.payout_id, []).append(row)
+        self._dead_lettered: set[str] = set()
+        self._closed_dead_letters: set[str] = set()
         self.balances: Counter[tuple[str, str]] = Counter()
         """What payouts took from each wallet, below zero."""
         self.held: Counter[tuple[str, str]] = Counter()
@@ -58,81 +60,86 @@ class PayoutAuditor:
     async def audit(self) -> None:
         await self._read_dead_letters()
         request = payout_service_pb2.ListPayoutsRequest(page_size=200)
-        known = {payout.payout_id: payout async for payout in self._operator.pages(self._operator.payout.ListPayouts, request, "payouts")}
-        for told in self._told.values():
-            self.violations += told.wrong
-            if told.answers and told.wish.payout_id not in known:
-                self.violations.append(f"payout {told.wish.payout_id} was acknowledged, and is not there")
-        self.violations += [f"payout {id_} was paid, and is not there" for id_ in self._log if id_ not in known]
-        for payout in known.values():
-            await self._payout(payout)
-        destinations = payout_service_pb2.ListPayoutDestinationsRequest(page_size=200)
-        async for one in self._operator.pages(self._operator.payout.ListPayoutDestinations, destinations, "payout_destinations"):
-            self.versions[f"payoutDestinations/{one.payout_destination_id}"] = one.version
+        payouts = {payout.payout_id: payout async for payout in self._operator.pages(self._operator.payout.ListPayouts, request, "payouts")}
+        for responses in self._responses.values():
+            self.violations += responses.violations
+            if responses.payouts and responses.withdrawal.payout_id not in payouts:
+                self.violations.append(f"payout {responses.withdrawal.payout_id} was acknowledged, and is not there")
+        self.violations += [f"payout {id_} was paid, and is not there" for id_ in self._transfer_log if id_ not in payouts]
+        for payout in payouts.values():
+            await self._audit_payout(payout)
+        destinations_request = payout_service_pb2.ListPayoutDestinationsRequest(page_size=200)
+        async for destination in self._operator.pages(self._operator.payout.ListPayoutDestinations, destinations_request, "payout_destinations"):
+            self.versions[f"payoutDestinations/{destination.payout_destination_id}"] = destination.version
 
     async def _read_dead_letters(self) -> None:
-        for state, found in ((recovery_pb2.DEAD_LETTER_STATE_OPEN, self._set_aside), (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed)):
+        for state, subjects in (
+            (recovery_pb2.DEAD_LETTER_STATE_OPEN, self._dead_lettered),
+            (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
+        ):
             request = payout_service_pb2.ListDeadLettersRequest(state=state)
-            async for letter in self._operator.pages(self._operator.payout.ListDeadLetters, request, "dead_letters"):
-                found.add(letter.subject.removeprefix("payouts/"))
+            async for dead_letter in self._operator.pages(self._operator.payout.ListDeadLetters, request, "dead_letters"):
+                subjects.add(dead_letter.subject.removeprefix("payouts/"))
 
-    async def _payout(self, payout: payout_pb2.Payout) -> None:
-        told, name, currency = self._told.get(payout.payout_id), payout.payout_id, payout.currency
+    async def _audit_payout(self, payout: payout_pb2.Payout) -> None:
+        responses, name, currency = self._responses.get(payout.payout_id), payout.payout_id, payout.currency
         self.versions[f"payouts/{name}"] = payout.version
-        amount, fee = parse_amount(payout.amount, currency), parse_amount(payout.fee, currency, least=0)
-        if told is not None:
-            self._values(told, payout, amount)
-            for answer in told.answers:
-                self._compare_answer(answer, payout)
+        amount, fee = parse_amount(payout.amount, currency), parse_amount(payout.fee, currency, min_amount=0)
+        if responses is not None:
+            self._audit_values(responses, payout, amount)
+            for reported_payout in responses.payouts:
+                self._compare_response(reported_payout, payout)
         elif not payout.payout_batch_id.startswith("run-EUR-"):
             self.violations.append(f"payout {name} was wished by nobody")
         if fee not in {0, FEES.get(currency, 0)}:
             self.violations.append(f"payout {name} has the fee {payout.fee}")
-        state = _state(payout)
-        rows = self._log.get(name, [])
-        if not self._may_be(told, payout, state, rows, amount - fee):
+        state = _state_name(payout)
+        rows = self._transfer_log.get(name, [])
+        if not self._is_state_allowed(responses, payout, state, rows, amount - fee):
             self.violations.append(f"payout {name} is {state}({payout.failure_reason}) with token {self._token(payout)}, log {rows}")
-        if state in _AT_REST and not payout.ledger_updated:
+        if state in _TERMINAL_STATES and not payout.ledger_updated:
             self.violations.append(f"payout {name} is {state}, and not settled")
-        self._money(payout, state, rows, amount, fee)
-        await self._transfers(name, rows)
+        self._add_bookings(payout, state, rows, amount, fee)
+        await self._audit_transfers(name, rows)
 
     def _token(self, payout: payout_pb2.Payout) -> str:
         return self._tokens.get(payout.payout_destination_id, "")
 
-    def _values(self, told: PaidOut, payout: payout_pb2.Payout, amount: int) -> None:
-        wish = told.wish
+    def _audit_values(self, responses: WithdrawalResponses, payout: payout_pb2.Payout, amount: int) -> None:
+        withdrawal = responses.withdrawal
         stored = (payout.seller_account, payout.currency, payout.caller, payout.payout_destination_id)
-        if stored != (wish.seller, wish.currency, wish.team, wish.destination_id) or wish.amount not in (None, amount):
-            self.violations.append(f"payout {wish.payout_id} is {stored}, {payout.amount}")
+        if stored != (withdrawal.seller, withdrawal.currency, withdrawal.team, withdrawal.destination_id) or withdrawal.amount not in (None, amount):
+            self.violations.append(f"payout {withdrawal.payout_id} is {stored}, {payout.amount}")
 
-    def _may_be(self, told: PaidOut | None, payout: payout_pb2.Payout, state: str, rows: Sequence[Transferred], net: int) -> bool:
+    def _is_state_allowed(
+        self, responses: WithdrawalResponses | None, payout: payout_pb2.Payout, state: str, rows: Sequence[TransferLogEntry], net_amount: int
+    ) -> bool:
         """Whether a payout may be in this state, by the bank's log and what people wanted."""
-        made = [row for row in rows if row.paid]
-        if len(made) > 1 and self._token(payout) != "ba_twice":
+        paid_rows = [row for row in rows if row.is_paid]
+        if len(paid_rows) > 1 and self._token(payout) != "ba_twice":
             return False
-        first = made[0] if made else None
+        first = paid_rows[0] if paid_rows else None
         match state:
             case "PAID":
-                return first is not None and first.amount == net and first.state == "PAID"
+                return first is not None and first.amount == net_amount and first.state == "PAID"
             case "RETURNED":
-                return first is not None and first.amount == net and first.state == "RETURNED"
+                return first is not None and first.amount == net_amount and first.state == "RETURNED"
             case "REJECTED" | "CANCELLED":
-                return not rows and self._may_end(told, state)
+                return not rows and self._is_end_allowed(responses, state)
             case "FAILED":
                 reason = payout_pb2.PayoutFailureReason.Name(payout.failure_reason).removeprefix("PAYOUT_FAILURE_REASON_")
-                return self._may_fail(payout, reason, rows)
+                return self._is_failure_allowed(payout, reason, rows)
             case "AWAITING_APPROVAL":
                 return not rows
             case _:
-                return payout.payout_id in self._set_aside and first is None
+                return payout.payout_id in self._dead_lettered and first is None
 
-    def _may_end(self, told: PaidOut | None, state: str) -> bool:
+    def _is_end_allowed(self, responses: WithdrawalResponses | None, state: str) -> bool:
         if state == "REJECTED":
-            return told is not None and not told.wish.approves
-        return told is None or told.cancelled or told.disabled or told.wish.token in _ACCOUNT
+            return responses is not None and not responses.withdrawal.is_approved
+        return responses is None or responses.cancelled or responses.disabled or responses.withdrawal.token in _CLOSED_ACCOUNT_TOKENS
 
-    def _may_fail(self, payout: payout_pb2.Payout, reason: str, rows: Sequence[Transferred]) -> bool:
+    def _is_failure_allowed(self, payout: payout_pb2.Payout, reason: str, rows: Sequence[TransferLogEntry]) -> bool:
         token, states = self._token(payout), {row.state for row in rows}
         match reason:
             case "INSUFFICIENT_FUNDS":
@@ -146,55 +153,59 @@ class PayoutAuditor:
             case "PROVIDER_MISMATCH":
                 return token == "ba_other_amount" and states == {"PAID"}
             case "PROVIDER_UNREACHABLE":
-                return not rows and (not self._quiet or token.startswith("ba_unreachable"))
+                return not rows and (not self._fault_free or token.startswith("ba_unreachable"))
             case "CLOSED_BY_OPERATOR":
-                return payout.payout_id in self._closed and (token == "ba_paid_late" or not any(row.paid for row in rows))
+                return payout.payout_id in self._closed_dead_letters and (token == "ba_paid_late" or not any(row.is_paid for row in rows))
             case _:
                 return False
 
-    def _money(self, payout: payout_pb2.Payout, state: str, rows: Sequence[Transferred], amount: int, fee: int) -> None:
+    def _add_bookings(self, payout: payout_pb2.Payout, state: str, rows: Sequence[TransferLogEntry], amount: int, fee: int) -> None:
         """What the wallet and the ledger must show of it."""
         key = (payout.seller_account, payout.currency)
-        if state not in _AT_REST:
+        if state not in _TERMINAL_STATES:
             self.held[key] += amount
         for row in rows:
-            if not row.paid:
+            if not row.is_paid:
                 continue
-            asked = row.generation == 1 and row.amount == amount - fee
-            taken, kept = (amount, fee) if asked else (row.amount, 0)
-            back = row.returned or 0
-            self.balances[key] += back - taken
-            self.accounts[f"sellers/{payout.seller_account}", payout.currency] += back - taken
-            self.accounts["payouts/sandbox/clearing", payout.currency] += row.amount - back
-            self.accounts["platform/fees", payout.currency] += kept
+            is_exact = row.generation == 1 and row.amount == amount - fee
+            debited, fee_kept = (amount, fee) if is_exact else (row.amount, 0)
+            returned_amount = row.returned_amount or 0
+            self.balances[key] += returned_amount - debited
+            self.accounts[f"sellers/{payout.seller_account}", payout.currency] += returned_amount - debited
+            self.accounts["payouts/sandbox/clearing", payout.currency] += row.amount - returned_amount
+            self.accounts["platform/fees", payout.currency] += fee_kept
 
-    async def _transfers(self, payout_id: str, rows: Sequence[Transferred]) -> None:
+    async def _audit_transfers(self, payout_id: str, rows: Sequence[TransferLogEntry]) -> None:
         """Every transfer that the bank made is known, with what came back, and none else."""
-        story = await self._operator.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
-        known = {
-            one.provider_reference: (
-                parse_amount(one.amount, one.currency),
-                parse_amount(one.returned_amount, one.currency) if one.returned_amount else None,
+        payout_details = await self._operator.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
+        actual = {
+            transfer.provider_reference: (
+                parse_amount(transfer.amount, transfer.currency),
+                parse_amount(transfer.returned_amount, transfer.currency) if transfer.returned_amount else None,
             )
-            for one in story.transfers
+            for transfer in payout_details.transfers
         }
-        made = {row.reference: (row.amount, row.returned) for row in rows if row.paid}
-        if known != made:
-            self.violations.append(f"the transfers of payout {payout_id} are {known}, and must be {made}")
+        expected = {row.reference: (row.amount, row.returned_amount) for row in rows if row.is_paid}
+        if actual != expected:
+            self.violations.append(f"the transfers of payout {payout_id} are {actual}, and must be {expected}")
 
-    def _compare_answer(self, answer: payout_pb2.Payout, payout: payout_pb2.Payout) -> None:
+    def _compare_response(self, reported_payout: payout_pb2.Payout, payout: payout_pb2.Payout) -> None:
         """What is final in an answer stands for ever, but that what was paid may come back."""
-        before, now = _state(answer), _state(payout)
-        if answer.version > payout.version or (before in _AT_REST and now != before and (before, now) != ("PAID", "RETURNED")):
-            self.violations.append(f"payout {payout.payout_id} was told to be {before} at {answer.version}, and is {now} at {payout.version}")
-        if (answer.amount, answer.fee, answer.net_amount, answer.seller_account) != (
+        reported_state, current_state = _state_name(reported_payout), _state_name(payout)
+        if reported_payout.version > payout.version or (
+            reported_state in _TERMINAL_STATES and current_state != reported_state and (reported_state, current_state) != ("PAID", "RETURNED")
+        ):
+            self.violations.append(
+                f"payout {payout.payout_id} was told to be {reported_state} at {reported_payout.version}, and is {current_state} at {payout.version}"
+            )
+        if (reported_payout.amount, reported_payout.fee, reported_payout.net_amount, reported_payout.seller_account) != (
             payout.amount,
             payout.fee,
             payout.net_amount,
             payout.seller_account,
         ):
-            self.violations.append(f"payout {payout.payout_id} was told to be {answer}")
+            self.violations.append(f"payout {payout.payout_id} was told to be {reported_payout}")
 
 
-def _state(payout: payout_pb2.Payout) -> str:
+def _state_name(payout: payout_pb2.Payout) -> str:
     return payout_pb2.PayoutState.Name(payout.payout_state).removeprefix("PAYOUT_STATE_")

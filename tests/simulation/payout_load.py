@@ -11,27 +11,27 @@ from tallystick import AsyncClient
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick_core.money import format_amount
 
-from .chance import Chance
+from .chance import SeededRandom
 from .cluster import OPERATOR, TEAMS, Cluster, other_team, seller_of
-from .insist import insist, refused
+from .insist import call_until_success, expect_rejection
 from .loop import Node
 from .world import World
 
 FEES = {"EUR": 10}
 """Of each payout once the schedule is set, in minor units."""
-_TOKENS = {
+_TOKEN_WEIGHTS = {
     "ba_ok": 30.0, "ba_slow": 6.0, "ba_slow:10": 3.0, "ba_returned": 5.0, "ba_returned:8": 2.0, "ba_returned_part": 3.0, "ba_returned_closed": 3.0,
     "ba_decline:no_account": 3.0, "ba_decline:risk": 3.0, "ba_refused": 1.0, "ba_rejected": 1.0, "ba_lost_before": 3.0, "ba_lost_after": 4.0, "ba_lost_after:3": 2.0,
     "ba_error_before": 2.0, "ba_error_after": 2.0, "ba_error_stored": 1.0, "ba_unreachable": 2.0, "ba_unreachable:8": 1.0, "ba_busy:2": 2.0, "ba_other_amount": 5.0,
     "ba_paid_late": 5.0, "ba_twice": 5.0, "ba_batch_lost": 2.0, "ba_delay:2500": 1.0, "ba_review": 2.0, "ba_unverified": 1.0,
 }  # fmt: skip
-_SELLERS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
-_TRIES = 6
+_SELLER_WEIGHTS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
+_MAX_ATTEMPTS = 6
 """How often a caller asks for a payout that the seller's money does not allow yet."""
-_LOOKS = 60
+_MAX_POLLS = 60
 
 
-class Then(StrEnum):
+class PayoutFollowUp(StrEnum):
     """What a caller does once it knows that its payout is stored."""
 
     NOTHING = "nothing"
@@ -44,32 +44,32 @@ class Then(StrEnum):
     """It ends the use of the destination."""
 
 
-_THEN = {
-    Then.NOTHING: 45.0,
-    Then.REPEAT: 15.0,
-    Then.OTHER_VALUES: 8.0,
-    Then.OTHER_CALLER: 5.0,
-    Then.CANCEL: 12.0,
-    Then.WATCH: 10.0,
-    Then.DISABLE: 5.0,
+_FOLLOW_UP_WEIGHTS = {
+    PayoutFollowUp.NOTHING: 45.0,
+    PayoutFollowUp.REPEAT: 15.0,
+    PayoutFollowUp.OTHER_VALUES: 8.0,
+    PayoutFollowUp.OTHER_CALLER: 5.0,
+    PayoutFollowUp.CANCEL: 12.0,
+    PayoutFollowUp.WATCH: 10.0,
+    PayoutFollowUp.DISABLE: 5.0,
 }
 
 
 @dataclass(frozen=True)
-class Withdrawal:
-    """A payout that somebody wants. `amount` in minor units, None: whatever can be paid; `approves`: what the second person says, if one is asked."""
+class WithdrawalRequest:
+    """A payout that somebody wants. `amount` in minor units, None: whatever can be paid; `is_approved`: what the second person says, if one is asked."""
 
     number: int
     team: str
-    start: float
+    start_seconds: float
     token: str
     currency: str
     seller: str
     amount: int | None
-    at_once: int
-    approves: bool
-    then: Then
-    robbed: bool = False
+    concurrent_calls: int
+    is_approved: bool
+    follow_up: PayoutFollowUp
+    has_robber: bool = False
     """Another owner tries to get at the seller's money."""
 
     @property
@@ -81,35 +81,35 @@ class Withdrawal:
         return f"w{self.number}-bank"
 
 
-def withdrawal(chance: Chance, number: int, span: float) -> Withdrawal:
+def draw_withdrawal(seeded_random: SeededRandom, number: int, span_seconds: float) -> WithdrawalRequest:
     """The payout of a number, begun within so many seconds. It depends on nothing but seed and number."""
 
     def key(name: str) -> str:
         return f"withdrawal {number} {name}"
 
-    team = chance.one_of(key("team"), TEAMS)
-    return Withdrawal(
+    team = seeded_random.choice(key("team"), TEAMS)
+    return WithdrawalRequest(
         number=number,
         team=team,
-        start=chance.between(key("start"), span / 4, span + 3),
-        token=chance.weighed(key("token"), _TOKENS),
-        currency=chance.weighed(key("currency"), {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}),
-        seller=seller_of(team, chance.weighed(key("seller"), _SELLERS)),
-        amount=int(10 ** chance.between(key("amount"), 1, 5.5)) if chance.number(key("whether all")) < 0.6 else None,
-        at_once=chance.weighed(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
-        approves=chance.number(key("approves")) < 0.7,
-        then=chance.weighed(key("then"), _THEN),
-        robbed=chance.number(key("robbed")) < 0.3,
+        start_seconds=seeded_random.uniform(key("start"), span_seconds / 4, span_seconds + 3),
+        token=seeded_random.weighted_choice(key("token"), _TOKEN_WEIGHTS),
+        currency=seeded_random.weighted_choice(key("currency"), {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}),
+        seller=seller_of(team, seeded_random.weighted_choice(key("seller"), _SELLER_WEIGHTS)),
+        amount=int(10 ** seeded_random.uniform(key("amount"), 1, 5.5)) if seeded_random.number(key("whether all")) < 0.6 else None,
+        concurrent_calls=seeded_random.weighted_choice(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
+        is_approved=seeded_random.number(key("approves")) < 0.7,
+        follow_up=seeded_random.weighted_choice(key("then"), _FOLLOW_UP_WEIGHTS),
+        has_robber=seeded_random.number(key("robbed")) < 0.3,
     )
 
 
 @dataclass
-class PaidOut:
+class WithdrawalResponses:
     """What the calls for one payout were told, in the order in which answers came."""
 
-    wish: Withdrawal
-    answers: list[payout_pb2.Payout] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    withdrawal: WithdrawalRequest
+    payouts: list[payout_pb2.Payout] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
     cancelled: bool = False
     disabled: bool = False
     registered: bool = False
@@ -118,30 +118,32 @@ class PaidOut:
 class PayoutLoad:
     """Callers, each with a node of its own, and the operator who sets the schedule and decides."""
 
-    def __init__(self, world: World, cluster: Cluster, wishes: list[Withdrawal]) -> None:
+    def __init__(self, world: World, cluster: Cluster, withdrawals: list[WithdrawalRequest]) -> None:
         self._world = world
         self._cluster = cluster
-        self._open = len(wishes)
+        self._open_count = len(withdrawals)
         self._tasks: list[asyncio.Task[None]] = []
-        self.wrong: list[str] = []
-        self.told = {one.payout_id: PaidOut(one) for one in wishes}
+        self.violations: list[str] = []
+        self.responses = {withdrawal.payout_id: WithdrawalResponses(withdrawal) for withdrawal in withdrawals}
 
-    def start(self, *, schedule: bool) -> None:
-        """Begins all of it; `schedule`: with a cut-off some seconds from now."""
-        if schedule:
-            self._open += 1
-            self._world.loop.deliver(Node("caller-schedule"), 0.3, self._begin, self._schedule())
-        for told in self.told.values():
-            self._world.loop.deliver(Node(f"caller-w{told.wish.number}"), told.wish.start, self._begin, self._live(told))
+    def start(self, *, with_schedule: bool) -> None:
+        """Begins all of it; `with_schedule`: with a cut-off some seconds from now."""
+        if with_schedule:
+            self._open_count += 1
+            self._world.loop.deliver(Node("caller-schedule"), 0.3, self._start_caller, self._set_schedule())
+        for responses in self.responses.values():
+            self._world.loop.deliver(
+                Node(f"caller-w{responses.withdrawal.number}"), responses.withdrawal.start_seconds, self._start_caller, self._run_caller(responses)
+            )
 
     @property
-    def idle(self) -> bool:
-        return self._open == 0
+    def is_idle(self) -> bool:
+        return self._open_count == 0
 
-    def _begin(self, life: Any) -> None:
-        self._tasks.append(asyncio.ensure_future(life))
+    def _start_caller(self, caller: Any) -> None:
+        self._tasks.append(asyncio.ensure_future(caller))
 
-    async def _schedule(self) -> None:
+    async def _set_schedule(self) -> None:
         operator = self._cluster.client("the schedule's operator", OPERATOR)
         request = payout_service_pb2.SetPayoutScheduleRequest(
             currency="EUR",
@@ -151,140 +153,165 @@ class PayoutLoad:
             minimum_amount="0.20",
             fee=format_amount(FEES["EUR"], "EUR"),
         )
-        await insist(lambda: operator.payout.SetPayoutSchedule(request), "the schedule", self.wrong)
-        self._open -= 1
+        await call_until_success(lambda: operator.payout.SetPayoutSchedule(request), "the schedule", self.violations)
+        self._open_count -= 1
 
-    async def _live(self, told: PaidOut) -> None:
-        wish = told.wish
-        client = self._cluster.client(wish.payout_id, wish.team)
-        if await self._registered(client, told):
-            request = _request(wish)
-            if wish.robbed:
-                await self._rob(told)
-            await asyncio.gather(*(self._pay(client, request, told) for _ in range(wish.at_once)))
-            if told.answers:
-                await self._decide(client, told)
-                await self._go_on(client, request, told)
-        self._open -= 1
+    async def _run_caller(self, responses: WithdrawalResponses) -> None:
+        withdrawal = responses.withdrawal
+        client = self._cluster.client(withdrawal.payout_id, withdrawal.team)
+        if await self._register_destination(client, responses):
+            request = _build_request(withdrawal)
+            if withdrawal.has_robber:
+                await self._attempt_robbery(responses)
+            await asyncio.gather(*(self._pay(client, request, responses) for _ in range(withdrawal.concurrent_calls)))
+            if responses.payouts:
+                await self._approve_or_reject(client, responses)
+                await self._follow_up(client, request, responses)
+        self._open_count -= 1
 
-    async def _registered(self, client: AsyncClient, told: PaidOut) -> bool:
+    async def _register_destination(self, client: AsyncClient, responses: WithdrawalResponses) -> bool:
         """Whether the destination can be paid to, as its provider says."""
-        wish = told.wish
-        new = payout_service_pb2.CreatePayoutDestinationRequest(
-            payout_destination_id=wish.destination_id, seller_account=wish.seller, currency=wish.currency, bank_account_token=wish.token
+        withdrawal = responses.withdrawal
+        create_request = payout_service_pb2.CreatePayoutDestinationRequest(
+            payout_destination_id=withdrawal.destination_id,
+            seller_account=withdrawal.seller,
+            currency=withdrawal.currency,
+            bank_account_token=withdrawal.token,
         )
-        if await insist(lambda: client.payout.CreatePayoutDestination(new), wish.destination_id, told.wrong) is None:
+        if (
+            await call_until_success(lambda: client.payout.CreatePayoutDestination(create_request), withdrawal.destination_id, responses.violations)
+            is None
+        ):
             return False
-        told.registered = True
-        get = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=wish.destination_id)
-        for _ in range(_LOOKS):
-            answer = await insist(lambda: client.payout.GetPayoutDestination(get), wish.destination_id, told.wrong)
-            if answer is None or answer.payout_destination.state != payout_pb2.PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION:
-                return answer is not None and bool(answer.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+        responses.registered = True
+        get_request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=withdrawal.destination_id)
+        for _ in range(_MAX_POLLS):
+            response = await call_until_success(
+                lambda: client.payout.GetPayoutDestination(get_request), withdrawal.destination_id, responses.violations
+            )
+            if response is None or response.payout_destination.state != payout_pb2.PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION:
+                return response is not None and bool(response.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
             await asyncio.sleep(0.5)
         return False
 
-    async def _rob(self, told: PaidOut) -> None:
+    async def _attempt_robbery(self, responses: WithdrawalResponses) -> None:
         """Another owner's calls about a seller that is not its own: each has to be refused."""
-        wish, name = told.wish, f"{told.wish.payout_id} robbed"
-        thief = self._cluster.client(f"the robber of {wish.payout_id}", other_team(wish.team))
-        bank = payout_service_pb2.CreatePayoutDestinationRequest(
-            payout_destination_id=f"{wish.payout_id}-robber", seller_account=wish.seller, currency=wish.currency, bank_account_token="ba_ok"
+        withdrawal, name = responses.withdrawal, f"{responses.withdrawal.payout_id} robbed"
+        robber = self._cluster.client(f"the robber of {withdrawal.payout_id}", other_team(withdrawal.team))
+        destination_request = payout_service_pb2.CreatePayoutDestinationRequest(
+            payout_destination_id=f"{withdrawal.payout_id}-robber",
+            seller_account=withdrawal.seller,
+            currency=withdrawal.currency,
+            bank_account_token="ba_ok",
         )
-        pay = payout_service_pb2.CreatePayoutRequest(payout_id=f"{wish.payout_id}-robbed", seller_account=wish.seller, currency=wish.currency)
-        preview = payout_service_pb2.PreviewPayoutRequest(seller_account=wish.seller, currency=wish.currency)
-        schedule = payout_service_pb2.SetPayoutScheduleRequest(
-            seller_account=wish.seller, currency=wish.currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL
+        payout_request = payout_service_pb2.CreatePayoutRequest(
+            payout_id=f"{withdrawal.payout_id}-robbed", seller_account=withdrawal.seller, currency=withdrawal.currency
         )
-        await refused(lambda: thief.payout.CreatePayoutDestination(bank), name, told.wrong, "ID_TAKEN")
-        await refused(lambda: thief.payout.PreviewPayout(preview), name, told.wrong, "NOT_FOUND")
-        await refused(lambda: thief.payout.SetPayoutSchedule(schedule), name, told.wrong, "NOT_FOUND")
-        await refused(lambda: thief.payout.CreatePayout(pay), name, told.wrong, "NOT_FOUND")
+        preview_request = payout_service_pb2.PreviewPayoutRequest(seller_account=withdrawal.seller, currency=withdrawal.currency)
+        schedule_request = payout_service_pb2.SetPayoutScheduleRequest(
+            seller_account=withdrawal.seller, currency=withdrawal.currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL
+        )
+        await expect_rejection(lambda: robber.payout.CreatePayoutDestination(destination_request), name, responses.violations, "ID_TAKEN")
+        await expect_rejection(lambda: robber.payout.PreviewPayout(preview_request), name, responses.violations, "NOT_FOUND")
+        await expect_rejection(lambda: robber.payout.SetPayoutSchedule(schedule_request), name, responses.violations, "NOT_FOUND")
+        await expect_rejection(lambda: robber.payout.CreatePayout(payout_request), name, responses.violations, "NOT_FOUND")
 
-    async def _pay(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, told: PaidOut) -> None:
-        allowed = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE"})
-        for _ in range(_TRIES):
-            answer = await insist(lambda: client.payout.CreatePayout(request), told.wish.payout_id, told.wrong, allowed)
-            if answer is not None:
-                told.answers.append(answer.payout)
+    async def _pay(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, responses: WithdrawalResponses) -> None:
+        allowed_reasons = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE"})
+        for _ in range(_MAX_ATTEMPTS):
+            response = await call_until_success(
+                lambda: client.payout.CreatePayout(request), responses.withdrawal.payout_id, responses.violations, allowed_reasons
+            )
+            if response is not None:
+                responses.payouts.append(response.payout)
                 return
             await asyncio.sleep(1.5)
 
-    async def _decide(self, client: AsyncClient, told: PaidOut) -> None:
+    async def _approve_or_reject(self, client: AsyncClient, responses: WithdrawalResponses) -> None:
         """The second person's word, where the payout waits for it."""
-        wish = told.wish
-        payout = told.answers[-1]
-        for _ in range(_LOOKS):
+        withdrawal = responses.withdrawal
+        payout = responses.payouts[-1]
+        for _ in range(_MAX_POLLS):
             if payout.payout_state != payout_pb2.PAYOUT_STATE_CREATED:
                 break
             await asyncio.sleep(0.5)
-            payout = await insist(lambda: client.get_payout(wish.payout_id), wish.payout_id, told.wrong)
+            payout = await call_until_success(lambda: client.get_payout(withdrawal.payout_id), withdrawal.payout_id, responses.violations)
             if payout is None:
                 return
-        if payout.payout_state != payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL or wish.then is Then.CANCEL:
+        if payout.payout_state != payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL or withdrawal.follow_up is PayoutFollowUp.CANCEL:
             return
-        boss = self._cluster.client(f"the boss of {wish.payout_id}", OPERATOR)
-        values = {"payout_id": wish.payout_id, "reason": "as I see it"}
-        if wish.approves:
-            approve = payout_service_pb2.ApprovePayoutRequest(**values)
-            answer = await insist(lambda: boss.payout.ApprovePayout(approve), wish.payout_id, told.wrong, frozenset({"STATE_FORBIDS"}))
+        approver = self._cluster.client(f"the boss of {withdrawal.payout_id}", OPERATOR)
+        values = {"payout_id": withdrawal.payout_id, "reason": "as I see it"}
+        if withdrawal.is_approved:
+            approve_request = payout_service_pb2.ApprovePayoutRequest(**values)
+            response = await call_until_success(
+                lambda: approver.payout.ApprovePayout(approve_request), withdrawal.payout_id, responses.violations, frozenset({"STATE_FORBIDS"})
+            )
         else:
-            reject = payout_service_pb2.RejectPayoutRequest(**values)
-            answer = await insist(lambda: boss.payout.RejectPayout(reject), wish.payout_id, told.wrong, frozenset({"STATE_FORBIDS"}))
-        if answer is not None:
-            told.answers.append(answer.payout)
+            reject_request = payout_service_pb2.RejectPayoutRequest(**values)
+            response = await call_until_success(
+                lambda: approver.payout.RejectPayout(reject_request), withdrawal.payout_id, responses.violations, frozenset({"STATE_FORBIDS"})
+            )
+        if response is not None:
+            responses.payouts.append(response.payout)
 
-    async def _go_on(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, told: PaidOut) -> None:
-        wish, name = told.wish, told.wish.payout_id
-        match wish.then:
-            case Then.REPEAT:
-                answer = await insist(lambda: client.payout.CreatePayout(request), name, told.wrong)
-                if answer is not None:
-                    told.answers.append(answer.payout)
-            case Then.OTHER_VALUES:
-                other = payout_service_pb2.CreatePayoutRequest.FromString(request.SerializeToString())
-                other.amount = format_amount((wish.amount or 0) + 1, wish.currency)
-                await refused(lambda: client.payout.CreatePayout(other), name, told.wrong, "KEY_REUSED")
-            case Then.OTHER_CALLER:
-                thief = self._cluster.client(f"the thief of {name}", other_team(wish.team))
-                await refused(lambda: thief.payout.CreatePayout(request), name, told.wrong, "ID_TAKEN")
-                await refused(lambda: thief.get_payout(name), name, told.wrong, "NOT_FOUND")
-            case Then.CANCEL:
-                told.cancelled = True
-                cancel = payout_service_pb2.CancelPayoutRequest(payout_id=name, reason="changed my mind")
-                answer = await insist(lambda: client.payout.CancelPayout(cancel), name, told.wrong, frozenset({"STATE_FORBIDS"}))
-                if answer is not None:
-                    told.answers.append(answer.payout)
-            case Then.DISABLE:
-                told.disabled = True
-                end = payout_service_pb2.DisablePayoutDestinationRequest(payout_destination_id=wish.destination_id, reason="closed it")
-                await insist(lambda: client.payout.DisablePayoutDestination(end), name, told.wrong, frozenset({"STATE_FORBIDS"}))
-            case Then.WATCH:
-                await self._watch(client, told)
-            case Then.NOTHING:
+    async def _follow_up(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, responses: WithdrawalResponses) -> None:
+        withdrawal, name = responses.withdrawal, responses.withdrawal.payout_id
+        match withdrawal.follow_up:
+            case PayoutFollowUp.REPEAT:
+                response = await call_until_success(lambda: client.payout.CreatePayout(request), name, responses.violations)
+                if response is not None:
+                    responses.payouts.append(response.payout)
+            case PayoutFollowUp.OTHER_VALUES:
+                changed_request = payout_service_pb2.CreatePayoutRequest.FromString(request.SerializeToString())
+                changed_request.amount = format_amount((withdrawal.amount or 0) + 1, withdrawal.currency)
+                await expect_rejection(lambda: client.payout.CreatePayout(changed_request), name, responses.violations, "KEY_REUSED")
+            case PayoutFollowUp.OTHER_CALLER:
+                other_client = self._cluster.client(f"the thief of {name}", other_team(withdrawal.team))
+                await expect_rejection(lambda: other_client.payout.CreatePayout(request), name, responses.violations, "ID_TAKEN")
+                await expect_rejection(lambda: other_client.get_payout(name), name, responses.violations, "NOT_FOUND")
+            case PayoutFollowUp.CANCEL:
+                responses.cancelled = True
+                cancel_request = payout_service_pb2.CancelPayoutRequest(payout_id=name, reason="changed my mind")
+                response = await call_until_success(
+                    lambda: client.payout.CancelPayout(cancel_request), name, responses.violations, frozenset({"STATE_FORBIDS"})
+                )
+                if response is not None:
+                    responses.payouts.append(response.payout)
+            case PayoutFollowUp.DISABLE:
+                responses.disabled = True
+                disable_request = payout_service_pb2.DisablePayoutDestinationRequest(
+                    payout_destination_id=withdrawal.destination_id, reason="closed it"
+                )
+                await call_until_success(
+                    lambda: client.payout.DisablePayoutDestination(disable_request), name, responses.violations, frozenset({"STATE_FORBIDS"})
+                )
+            case PayoutFollowUp.WATCH:
+                await self._watch(client, responses)
+            case PayoutFollowUp.NOTHING:
                 pass
 
-    async def _watch(self, client: AsyncClient, told: PaidOut) -> None:
-        last = 0
+    async def _watch(self, client: AsyncClient, responses: WithdrawalResponses) -> None:
+        last_version = 0
         try:
             async with asyncio.timeout(20):
-                async for payout in client.watch_payout(told.wish.payout_id):
-                    if payout.version <= last:
-                        told.wrong.append(f"{told.wish.payout_id}: version {payout.version} was sent after {last}")
-                    last = payout.version
-                    told.answers.append(payout)
+                async for payout in client.watch_payout(responses.withdrawal.payout_id):
+                    if payout.version <= last_version:
+                        responses.violations.append(f"{responses.withdrawal.payout_id}: version {payout.version} was sent after {last_version}")
+                    last_version = payout.version
+                    responses.payouts.append(payout)
         except TimeoutError:
             pass
         except Exception as error:  # noqa: BLE001 - a stream may break, as any call
             if not getattr(error, "may_retry", False):
-                told.wrong.append(f"{told.wish.payout_id}: watching it failed with {error}")
+                responses.violations.append(f"{responses.withdrawal.payout_id}: watching it failed with {error}")
 
 
-def _request(wish: Withdrawal) -> payout_service_pb2.CreatePayoutRequest:
+def _build_request(withdrawal: WithdrawalRequest) -> payout_service_pb2.CreatePayoutRequest:
     return payout_service_pb2.CreatePayoutRequest(
-        payout_id=wish.payout_id,
-        seller_account=wish.seller,
-        amount="" if wish.amount is None else format_amount(wish.amount, wish.currency),
-        currency=wish.currency,
-        payout_destination_id=wish.destination_id,
+        payout_id=withdrawal.payout_id,
+        seller_account=withdrawal.seller,
+        amount="" if withdrawal.amount is None else format_amount(withdrawal.amount, withdrawal.currency),
+        currency=withdrawal.currency,
+        payout_destination_id=withdrawal.destination_id,
     )

@@ -8,59 +8,59 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from .run import Plan, Result
+from .run import SimulationPlan, SimulationResult
 
 T = TypeVar("T")
 
 
-def shrink(run: Callable[[Plan], Result], failed: Result, seconds: float) -> Result:
+def shrink(run: Callable[[SimulationPlan], SimulationResult], failed_result: SimulationResult, timeout_seconds: float) -> SimulationResult:
     """The shortest run found within so many seconds that still fails in one of the same ways. Halves are left out first, then single payments and faults."""
-    end = time.monotonic() + seconds
-    shortest = failed
-    wanted = _kinds(failed)
+    deadline = time.monotonic() + timeout_seconds
+    shortest = failed_result
+    original_kinds = _violation_kinds(failed_result)
 
-    def fails(plan: Plan) -> bool:
+    def still_fails(plan: SimulationPlan) -> bool:
         nonlocal shortest
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             return False
         result = run(plan)
-        if wanted & _kinds(result):
+        if original_kinds & _violation_kinds(result):
             shortest = result
             return True
         return False
 
-    def without(faults: Sequence[str] = (), payments: Sequence[int] = (), payouts: Sequence[int] = ()) -> Plan:
+    def plan_without(faults: Sequence[str] = (), payment_numbers: Sequence[int] = (), payout_numbers: Sequence[int] = ()) -> SimulationPlan:
         plan = shortest.plan
         return replace(
             plan,
             without_faults=plan.without_faults | set(faults),
-            without_payments=plan.without_payments | set(payments),
-            without_payouts=plan.without_payouts | set(payouts),
+            without_payments=plan.without_payments | set(payment_numbers),
+            without_payouts=plan.without_payouts | set(payout_numbers),
         )
 
-    before = None
-    while before != shortest.plan and time.monotonic() < end:  # what one leaves out may make another needless
-        before = shortest.plan
-        payments = [number for number in range(before.payments) if number not in before.without_payments]
-        _leave_out(payments, lambda some: fails(without(payments=some)))
-        payouts = [number for number in range(before.payouts) if number not in before.without_payouts]
-        _leave_out(payouts, lambda some: fails(without(payouts=some)))
-        _leave_out(list(shortest.faults), lambda some: fails(without(faults=some)))
+    previous_plan = None
+    while previous_plan != shortest.plan and time.monotonic() < deadline:  # what one leaves out may make another needless
+        previous_plan = shortest.plan
+        payments = [number for number in range(previous_plan.payments) if number not in previous_plan.without_payments]
+        _remove_unneeded(payments, lambda subset: still_fails(plan_without(payment_numbers=subset)))
+        payouts = [number for number in range(previous_plan.payouts) if number not in previous_plan.without_payouts]
+        _remove_unneeded(payouts, lambda subset: still_fails(plan_without(payout_numbers=subset)))
+        _remove_unneeded(list(shortest.faults), lambda subset: still_fails(plan_without(faults=subset)))
     return shortest
 
 
-def _kinds(result: Result) -> set[str]:
+def _violation_kinds(result: SimulationResult) -> set[str]:
     """What is wrong, without the names and numbers it is wrong with."""
     return {re.sub(r"\S*[0-9]\S*|\{.*\}", "…", violation) for violation in result.violations}
 
 
-def _leave_out(items: Sequence[T], fails: Callable[[Sequence[T]], bool]) -> None:
+def _remove_unneeded(items: Sequence[T], still_fails: Callable[[Sequence[T]], bool]) -> None:
     """Tries to do without parts of the items, smaller and smaller ones; what it still fails without stays out."""
     size = max(len(items) // 2, 1)
-    left = list(items)
-    while left:
-        parts = [left[place : place + size] for place in range(0, len(left), size)]
-        left = [item for part in parts if not fails(part) for item in part]
+    remaining = list(items)
+    while remaining:
+        chunks = [remaining[offset : offset + size] for offset in range(0, len(remaining), size)]
+        remaining = [item for chunk in chunks if not still_fails(chunk) for item in chunk]
         if size == 1:
             return
         size = max(size // 2, 1)

@@ -15,16 +15,16 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import make_url
 
-from tallystick_server.process.databases import Databases
+from tallystick_server.process.databases import DatabaseUrls
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.migrate import Passwords, migrate
 
-from .crash_points import Crashes, crash
-from .run import Plan, Result, Simulation
+from .crash_points import CrashResults, run_with_crashes
+from .run import Simulation, SimulationPlan, SimulationResult
 from .shrink import shrink
 
-_SHRINKING = 60.0  # seconds
-_QUIET = {
+_SHRINK_SECONDS = 60.0  # seconds
+_POSTGRES_SETTINGS = {
     "autovacuum": "off",  # what comes by itself would come at another moment each time
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
@@ -34,39 +34,39 @@ _QUIET = {
     "scram_iterations": "1",
 }
 
-here: Simulation
+simulation: Simulation
 """What this process runs plans with; set where it begins."""
 
 
-def play(plan: Plan) -> Result:
+def run_plan(plan: SimulationPlan) -> SimulationResult:
     """Runs a plan in a worker; one that fails comes back as short as it could be made in time."""
-    result = here.run(plan)
+    result = simulation.run(plan)
     if result.violations:
-        return shrink(here.run, result, _SHRINKING)
+        return shrink(simulation.run, result, _SHRINK_SECONDS)
     result.trace = []  # nobody reads it
     return result
 
 
-def play_crashes(plan: Plan) -> Crashes:
+def run_crash_plans(plan: SimulationPlan) -> CrashResults:
     """Runs a plan with one death, and with every second one, in a worker."""
-    return crash(here.run, plan)
+    return run_with_crashes(simulation.run, plan)
 
 
-def watch(plan: Plan) -> Result:
+def run_traced(plan: SimulationPlan) -> SimulationResult:
     """Runs a plan in a worker, and keeps all of what it gave."""
-    return here.run(plan)
+    return simulation.run(plan)
 
 
-def _begin(urls: Queue[str], passwords: Path) -> None:
-    global here  # noqa: PLW0603 - a worker has one database for its whole life
+def _start_worker(urls: Queue[str], passwords: Path) -> None:
+    global simulation  # noqa: PLW0603 - a worker has one database for its whole life
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who began us ends us
-    here = Simulation(Databases(urls.get(timeout=60), Passwords(passwords), {}))
+    simulation = Simulation(DatabaseUrls(urls.get(timeout=60), Passwords(passwords), {}))
 
 
 @contextmanager
-def workers(folder: Path, number: int) -> Iterator[ProcessPoolExecutor]:
+def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
     """So many processes, in which `here` runs plans."""
-    folder = _in_memory(folder)
+    folder = _memory_folder(folder)
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
     context = multiprocessing.get_context("spawn")
     urls: Queue[str] = context.Queue()
@@ -75,12 +75,12 @@ def workers(folder: Path, number: int) -> Iterator[ProcessPoolExecutor]:
     try:
         admin = postgres.start()
         with psycopg.connect(admin, autocommit=True) as connection:
-            for name, value in _QUIET.items():
+            for name, value in _POSTGRES_SETTINGS.items():
                 connection.execute(f"alter system set {name} = '{value}'")
             connection.execute("select pg_reload_conf()")
-        for place in range(number):
-            urls.put(_database(admin, f"simulation_{place}", passwords))
-        with ProcessPoolExecutor(number, context, _begin, (urls, passwords)) as pool:
+        for index in range(count):
+            urls.put(_create_database(admin, f"simulation_{index}", passwords))
+        with ProcessPoolExecutor(count, context, _start_worker, (urls, passwords)) as pool:
             try:
                 yield pool
             except BaseException:
@@ -91,7 +91,7 @@ def workers(folder: Path, number: int) -> Iterator[ProcessPoolExecutor]:
         postgres.stop()
 
 
-def _in_memory(folder: Path) -> Path:
+def _memory_folder(folder: Path) -> Path:
     """A folder in memory, always the same for a folder, where the system has such a thing: emptying tables there takes a seventh of the time."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
@@ -99,7 +99,7 @@ def _in_memory(folder: Path) -> Path:
     return memory / f"tallystick-{os.getuid()}-{sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
 
 
-def _database(admin: str, name: str, passwords: Path) -> str:
+def _create_database(admin: str, name: str, passwords: Path) -> str:
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f"drop database if exists {name} with (force)")
         connection.execute(f"create database {name}")

@@ -6,136 +6,151 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .chance import Chance
-from .database import LABEL, Conditions
-from .faults import AT_COMMIT, READ, TRANSACTION, Fault, Faults, Outage, Poison
+from .chance import SeededRandom
+from .database import TRANSACTION_LABEL, DatabaseConditions
+from .faults import COMMIT_FAULTS, READ_FAULTS, TRANSACTION_FAULTS, FaultInjector, InjectedFault, Outage, Poison
 from .loop import Node, VirtualLoop
 
-STOPPED = (7.0, 15.0)
+PAUSE_SECONDS = (7.0, 15.0)
 """Seconds for which a process is stopped: longer than a lease."""
-SLOW = (0.5, 12.0)
+SLOW_SECONDS = (0.5, 12.0)
 """Seconds that something slow takes: some of it longer than its caller waits."""
 _POLLS = frozenset({
-    "transaction Flow._sweep.claim", "transaction PayIn.end_overdue.end", "transaction Monitor.turn.look", "read BookUnapplied.turn.<lambda>", "read Deliver.turn.<lambda>", "read Sweep._all.page",
-    "read FromOutbox.__call__.<lambda>", "read relayed", "read Relay._try_again.<lambda>", "read LedgerEvents.__call__.unpublished", "read PaymentHandlers._read.payments", "read Watch.turn.read",
-    "transaction Collect._close.close",
-    "read PayoutHandlers._payout.<lambda>", "read PayoutHandlers._destination.<lambda>",
+    "transaction OperationWorker._claim_due.claim", "transaction PaymentWorker.end_overdue.end", "transaction Monitor.run_once.refresh_alerts",
+    "read UnappliedChargeBooking.run_once.<lambda>", "read DeliveryConfirmation.run_once.<lambda>", "read WalletScheduler._apply_due.load_page",
+    "read OutboxSource.__call__.<lambda>", "read relay_position", "read Relay._retry_rejected.<lambda>", "read LedgerEvents.__call__.load_unpublished",
+    "read PaymentHandlers._load_payments.load", "read FailedChargePoller.run_once.load", "read CompletedPayoutPoller.run_once.load",
+    "transaction BatchGenerator._finish.finish",
+    "read PayoutHandlers._load_payouts.<lambda>", "read PayoutHandlers._get_visible_destination.<lambda>",
 })  # fmt: skip
 """What is done again and again, and mostly finds nothing."""
-_TURNS = frozenset({"transaction Collect._is_ours", "read Collect.turn.<lambda>", "read Collect.turn.look"})
+_LEASE_CHECKS = frozenset(
+    {
+        "transaction BatchGenerator._is_leader",
+        "read BatchGenerator.run_once.<lambda>",
+        "read BatchGenerator.run_once.load",
+    }
+)
 """What tells whose turn it is; only worlds by chance let processes die there."""
-DEATH = "a process dies"
+PROCESS_DEATH = "a process dies"
 """What stands among the calls when one does."""
-PROVIDER = "provider"
+PROVIDER_NODE = "provider"
 """The node that nothing befalls: what it did is the truth."""
-_SOON = 0.05
+_MAX_DELAY_SECONDS = 0.05
 """Seconds that a transaction, or a message's way, takes at most when nothing is wrong."""
 
 
 class World:
-    """Everything that a run's nodes share. `drift`: seconds that the clock of a service's database is ahead; `died` is called for each process that dies."""
+    """Everything that a run's nodes share. `clock_drift`: seconds that the clock of a service's database is ahead; `on_process_death` is called for each process that dies."""
 
-    def __init__(self, chance: Chance, faults: Faults, server: Conditions, drift: Mapping[str, float], slow: tuple[float, float] = SLOW) -> None:
-        self.chance = chance
+    def __init__(
+        self,
+        seeded_random: SeededRandom,
+        faults: FaultInjector,
+        conditions: DatabaseConditions,
+        clock_drift: Mapping[str, float],
+        slow_seconds: tuple[float, float] = SLOW_SECONDS,
+    ) -> None:
+        self.seeded_random = seeded_random
         self.faults = faults
-        self.loop = VirtualLoop(chance, self._port_call)
+        self.loop = VirtualLoop(seeded_random, self._port_call)
         self.trace: list[str] = []
         self.calls: list[str] = []
         """The port calls that did something, beside looking and finding nothing; in order."""
-        self.died: Callable[[Node], None] = lambda _: None
+        self.on_process_death: Callable[[Node], None] = lambda _: None
         self.outages: Sequence[Outage] = ()
         self.poison: Poison | None = None
-        self.audited = False
+        self.is_auditing = False
         """Whether all is at rest and only an auditor calls: what he asks takes no time, in which everybody would look for work in vain."""
-        self._server = server
-        self._drift = drift
-        self._slow = slow
+        self._conditions = conditions
+        self._clock_drift = clock_drift
+        self._slow_seconds = slow_seconds
 
-    def is_away(self, target: str) -> bool:
+    def is_unavailable(self, target: str) -> bool:
         """Whether nobody reaches a service, or the provider, now."""
-        return any(one.target == target and one.begin <= self.loop.now < one.end for one in self.outages)
+        return any(outage.target == target and outage.begin <= self.loop.now < outage.end for outage in self.outages)
 
-    def poisons(self, target: str) -> Poison | None:
+    def active_poison(self, target: str) -> Poison | None:
         """How a service fails on some items now."""
-        one = self.poison
-        return one if one is not None and one.target == target and one.begin <= self.loop.now < one.end else None
+        poison = self.poison
+        return poison if poison is not None and poison.target == target and poison.begin <= self.loop.now < poison.end else None
 
-    def tell(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Adds a line to the trace."""
         self.trace.append(f"{self.loop.now:.6f} {line}")
 
-    def delays(self, place: str) -> tuple[float, float, float, float]:
+    def delays(self, call_id: str) -> tuple[float, float, float, float]:
         """Four short times for a port call, in seconds."""
-        if self.audited:
+        if self.is_auditing:
             return 0.0, 0.0, 0.0, 0.0
-        a, b, c, d = self.chance.numbers(f"delay {place}")
-        return a * _SOON, b * _SOON, c * _SOON, d * _SOON
+        a, b, c, d = self.seeded_random.numbers(f"delay {call_id}")
+        return a * _MAX_DELAY_SECONDS, b * _MAX_DELAY_SECONDS, c * _MAX_DELAY_SECONDS, d * _MAX_DELAY_SECONDS
 
-    def befalls(self, node: Node, place: str, kinds: Mapping[Fault, float]) -> Fault | None:
+    def inject_fault(self, node: Node, call_id: str, weights: Mapping[InjectedFault, float]) -> InjectedFault | None:
         """The fault that befalls a port call of the node, which `numbered` has named."""
-        fault = self.faults.at(place, kinds) if node.name != PROVIDER else None
+        fault = self.faults.fault_for(call_id, weights) if node.name != PROVIDER_NODE else None
         if fault is not None:
-            self.tell(f"{place}: {fault}")
-        if fault is Fault.STOPS and node.alive:
-            self._stop(node)
+            self.log(f"{call_id}: {fault}")
+        if fault is InjectedFault.STOPS and node.is_alive:
+            self._pause(node)
         return fault
 
-    def slow(self, place: str) -> float:
-        return self.chance.between(f"slow {place} {self.loop.now}", *self._slow)
+    def slow_delay(self, call_id: str) -> float:
+        return self.seeded_random.uniform(f"slow {call_id} {self.loop.now}", *self._slow_seconds)
 
     def kill(self, node: Node) -> None:
-        if node.alive:
-            self.tell(f"{node.name} dies")
-            self.calls.append(DEATH)
+        if node.is_alive:
+            self.log(f"{node.name} dies")
+            self.calls.append(PROCESS_DEATH)
             self.loop.kill(node)
-            self.died(node)
+            self.on_process_death(node)
 
-    def _stop(self, node: Node) -> None:
-        if node.stopped:
+    def _pause(self, node: Node) -> None:
+        if node.is_paused:
             return
-        node.stopped = True
+        node.is_paused = True
 
-        def go_on() -> None:
-            node.stopped = False
+        def resume() -> None:
+            node.is_paused = False
 
-        self.loop.deliver(self.loop.outside, self.chance.between(f"stop {node.name} {self.loop.now}", *STOPPED), go_on)
+        self.loop.deliver(self.loop.outside, self.seeded_random.uniform(f"stop {node.name} {self.loop.now}", *PAUSE_SECONDS), resume)
 
     def _port_call(self, node: Node, run: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         """A transaction: at one moment, between two delays."""
-        label = LABEL.get()
-        place = self.faults.numbered(f"{node.name} {label}")
-        before, after, _, _ = self.delays(place)
-        fault = self.befalls(node, place, TRANSACTION if label.startswith("transaction") else READ)
-        if fault is Fault.SLOW:
-            before += self.slow(place)
+        label = TRANSACTION_LABEL.get()
+        call_id = self.faults.next_call_id(f"{node.name} {label}")
+        delay_before, delay_after, _, _ = self.delays(call_id)
+        fault = self.inject_fault(node, call_id, TRANSACTION_FAULTS if label.startswith("transaction") else READ_FAULTS)
+        if fault is InjectedFault.SLOW:
+            delay_before += self.slow_delay(call_id)
 
         def transaction() -> None:
-            if fault is Fault.DIES_BEFORE:
+            if fault is InjectedFault.DIES_BEFORE:
                 self.kill(node)
                 return
-            self._server.fault, self._server.at_commit = fault, False
-            self._server.now = self.loop.now + self._drift.get(node.name.partition("-")[0], 0.0)
+            self._conditions.fault, self._conditions.at_commit = fault, False
+            self._conditions.now = self.loop.now + self._clock_drift.get(node.name.partition("-")[0], 0.0)
             result, error = None, None
             try:
                 result = run()
             except Exception as raised:  # noqa: BLE001 - it is raised again where the result is awaited
                 error = raised
             finally:
-                self._server.fault = None
-            if fault in AT_COMMIT and not self._server.at_commit:
-                self.faults.had_no_effect(place)
-            if (result or label not in _POLLS) and label not in _TURNS:
-                self.calls.append(place)
-            self.tell(f"{place}{f' raised {type(error).__name__}' if error else ''}")
-            if fault is Fault.DIES_AFTER:
+                self._conditions.fault = None
+            if fault in COMMIT_FAULTS and not self._conditions.at_commit:
+                self.faults.discard(call_id)
+            if (result or label not in _POLLS) and label not in _LEASE_CHECKS:
+                self.calls.append(call_id)
+            self.log(f"{call_id}{f' raised {type(error).__name__}' if error else ''}")
+            if fault is InjectedFault.DIES_AFTER:
                 self.kill(node)
                 return
-            self.loop.deliver(node, after, settle, future, result, error)
+            self.loop.deliver(node, delay_after, complete_future, future, result, error)
 
-        self.loop.deliver(node, before, transaction)
+        self.loop.deliver(node, delay_before, transaction)
 
 
-def settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+def complete_future(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     """Completes a future, if nobody has."""
     if future.done():
         return

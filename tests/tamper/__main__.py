@@ -9,18 +9,18 @@ import sys
 import time
 from pathlib import Path
 
-from tallystick_server.process.databases import Databases
+from tallystick_server.process.databases import DatabaseUrls
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.migrate import Passwords, migrate
-from tests.interrupts import interruptible
+from tests.interrupts import exit_on_interrupt
 
-from .database import fill
-from .run import Result, Tampering
+from .database import fill_database
+from .run import Tampering, TamperingResult
 
 _FOLDER = Path(".data/tamper")
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -38,37 +38,37 @@ def main() -> None:
     options = parser.parse_args()
     if options.edits < 1:
         parser.error("--edits must be above 0: nothing would be proved")
-    with interruptible():
+    with exit_on_interrupt():
         result = _run(options.edits, options.seed, every_cell=options.every_cell, quick=options.quick)
     for edit in result.missed:
-        say(f"missed: {edit.table}.{edit.column}: {edit.what}")
+        print_progress(f"missed: {edit.table}.{edit.column}: {edit.description}")
     for edit, error in result.crashed:
-        say(f"crashed: {edit.table}.{edit.column}: {edit.what}: {error}")
-    found = result.as_dict()
-    print(json.dumps(found) if options.json else "\n".join(f"{name:>12}: {value}" for name, value in found.items()))
-    sys.exit(0 if result.found >= 0.99 * result.edits else 1)
+        print_progress(f"crashed: {edit.table}.{edit.column}: {edit.description}: {error}")
+    summary = result.as_dict()
+    print(json.dumps(summary) if options.json else "\n".join(f"{name:>12}: {value}" for name, value in summary.items()))
+    sys.exit(0 if result.found_count >= 0.99 * result.edit_count else 1)
 
 
-def _run(edits: int, seed: int, *, every_cell: bool, quick: bool) -> Result:
+def _run(edits: int, seed: int, *, every_cell: bool, quick: bool) -> TamperingResult:
     shutil.rmtree(_FOLDER, ignore_errors=True)
     postgres = EmbeddedPostgres(_FOLDER / "postgres", fsync=False)
     passwords = Passwords(_FOLDER / "passwords.json")
-    began = time.monotonic()
+    start_time = time.monotonic()
     try:
-        admin = postgres.start(say)
+        admin = postgres.start(print_progress)
         migrate(admin, passwords)
-        fill(Databases(admin, passwords, {}))
-        say(f"The database is filled after {time.monotonic() - began:.0f} s")
+        fill_database(DatabaseUrls(admin, passwords, {}))
+        print_progress(f"The database is filled after {time.monotonic() - start_time:.0f} s")
         tampering = Tampering(admin)
-        if not (before := tampering.report()).passed:
-            sys.exit(f"tamper: verify fails before the first edit.\n{before.as_text()}")
+        if not (initial_report := tampering.report()).passed:
+            sys.exit(f"tamper: verify fails before the first edit.\n{initial_report.as_text()}")
 
-        def progress(number: int, result: Result) -> None:
+        def progress(number: int, result: TamperingResult) -> None:
             if number % 100 == 0:
-                say(f"{time.monotonic() - began:5.0f} s: {number} edits, {len(result.missed)} missed, {len(result.crashed)} crashed")
+                print_progress(f"{time.monotonic() - start_time:5.0f} s: {number} edits, {len(result.missed)} missed, {len(result.crashed)} crashed")
 
         try:
-            return tampering.run_every(progress) if every_cell else tampering.run(edits, seed, progress, quick=quick)
+            return tampering.run_every_cell(progress) if every_cell else tampering.run(edits, seed, progress, stop_at_first=quick)
         finally:
             tampering.close()
     finally:

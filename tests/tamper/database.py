@@ -9,20 +9,23 @@ from tallystick import Client, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import RetryReason
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import Databases
-from tallystick_server.runtime.retry import Policy, Strategy
-from tests.conftest import eventually, serving
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tests.conftest import eventually, serve_platform
 
-_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
+_SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")
 # What waits keeps waiting, so that the database rests while it is edited.
-_RETRY = {("", Trouble.WATCHED): Policy(Strategy.FIXED, 0.2, 0.2, 5), ("", Trouble.WAITING): Policy(Strategy.FIXED, 3600, 3600, None)}
+_RETRY = {
+    ("", RetryReason.WATCHED): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 5),
+    ("", RetryReason.WAITING): RetryPolicy(RetryStrategy.FIXED, 3600, 3600, None),
+}
 _SETTINGS = Settings(
     retry=_RETRY, payout_approve_above={"EUR": 400}, payout_waiting_period=0, alert_after={"PENDING": 0}, events_alert_after=0.5, monitor_interval=0.2,
     sweep_interval=0.1,
 )  # fmt: skip
-_QUIET = """
+_QUIET_SQL = """
     (select count(*) from payment.outbox) + (select count(*) from wallet.outbox) + (select count(*) from payout.outbox)
         + (select count(*) from ledger.outbox) + (select h.sequence - r.sequence from ledger.head h join ledger.relayed r using (book)) = 0
     and (select bool_and(ledger_updated) from payment.unapplied_charge) and (select count(*) > 1 from payment.dead_letter)
@@ -32,38 +35,38 @@ _QUIET = """
 """
 
 
-def fill(databases: Databases) -> None:
+def fill_database(databases: DatabaseUrls) -> None:
     """Payments, payouts, destinations, batches, schedules, policies, holds, dead letters and alerts of each kind and end; then nothing is under way."""
-    with serving(databases, _SETTINGS) as platform, platform.client() as client:
-        _payments(client)
-        _wallets(client)
-        _payouts(client)
-        _alerts(databases, client)
+    with serve_platform(databases, _SETTINGS) as platform, platform.client() as client:
+        _add_payments(client)
+        _add_wallets(client)
+        _add_payouts(client)
+        _add_alerts(databases, client)
         assert eventually(lambda: _is_quiet(databases), 60), "the database does not come to rest"
 
 
-def _alerts(databases: Databases, client: Client) -> None:
+def _add_alerts(databases: DatabaseUrls, client: Client) -> None:
     """Of each service an alert that its events wait, and that has ended, as when EventService stands still."""
-    raised = [f"exists (select from {schema}.alert where kind = 'EVENTS_WAIT' and end_time is null)" for schema in _WITH_ALERTS]
-    with psycopg.connect(databases.admin) as still:
-        still.execute("lock table event.event")
+    alert_queries = [f"exists (select from {schema}.alert where kind = 'EVENTS_WAIT' and end_time is null)" for schema in _SERVICES_WITH_ALERTS]
+    with psycopg.connect(databases.admin) as blocking_connection:
+        blocking_connection.execute("lock table event.event")
         client.create_payment("c-unheard", [new_order("o-unheard", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_visa")
-        _destination(client, "d-unheard", "ba_ok")
-        assert eventually(lambda: _holds(databases, " and ".join(raised)), 30)
-    assert eventually(lambda: not _holds(databases, " or ".join(raised)), 30)
+        _add_destination(client, "d-unheard", "ba_ok")
+        assert eventually(lambda: _is_true(databases, " and ".join(alert_queries)), 30)
+    assert eventually(lambda: not _is_true(databases, " or ".join(alert_queries)), 30)
 
 
-def _holds(databases: Databases, condition: str) -> bool:
+def _is_true(databases: DatabaseUrls, condition: str) -> bool:
     with psycopg.connect(databases.admin) as connection:
         row = connection.execute(f"select {condition}".encode()).fetchone()
     return bool(row and row[0])
 
 
-def _is_quiet(databases: Databases) -> bool:
-    return _holds(databases, _QUIET)
+def _is_quiet(databases: DatabaseUrls) -> bool:
+    return _is_true(databases, _QUIET_SQL)
 
 
-def _payments(client: Client) -> None:
+def _add_payments(client: Client) -> None:
     for number in range(3):
         orders = [new_order(f"o-{number}-{k}", f"b-{number}", f"s-{k}", "10.00", "EUR", platform_fee="1.00") for k in range(2)]
         client.create_payment(f"c-{number}", orders, credit_card_info="tok_visa", buyer_info="Ada", seller_info="books", buyer_country="GB")
@@ -75,16 +78,16 @@ def _payments(client: Client) -> None:
     client.create_payment("c-again", [new_order("o-again", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_rejected", wait_for=2)
     client.create_payment("c-cancelled", [new_order("o-cancelled", "b", "s-0", "1.00", "EUR")], credit_card_info="tok_pending:action", wait_for=2)
     client.payment.CancelPayment(payment_service_pb2.CancelPaymentRequest(checkout_id="c-cancelled", reason="changed my mind"))
-    letters = eventually(lambda: [*client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()).dead_letters])
-    client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id=letters[0].dead_letter_id, reason="once more"))
-    order = "o-0-0"
+    dead_letters = eventually(lambda: [*client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()).dead_letters])
+    client.payment.RetryDeadLetter(payment_service_pb2.RetryDeadLetterRequest(dead_letter_id=dead_letters[0].dead_letter_id, reason="once more"))
+    order_id = "o-0-0"
     assert eventually(
-        lambda: client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order)).payment_order.ledger_updated
+        lambda: client.payment.GetPaymentOrder(payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order_id)).payment_order.ledger_updated
     )
-    client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order))
+    client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order_id))
 
 
-def _wallets(client: Client) -> None:
+def _add_wallets(client: Client) -> None:
     delay = Duration(seconds=3600)
     client.wallet.SetWalletPolicy(wallet_service_pb2.SetWalletPolicyRequest(seller_account="s-slow", currency="EUR", release_delay=delay))
     client.wallet.SetWalletPolicy(
@@ -103,7 +106,7 @@ def _wallets(client: Client) -> None:
     client.wallet.BatchReleaseHold(wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=["h-1", "h-never"]))
 
 
-def _payouts(client: Client) -> None:
+def _add_payouts(client: Client) -> None:
     for name, token, amount in (
         ("paid", "ba_ok", "1.00"),
         ("returned", "ba_returned_part", "2.00"),
@@ -113,40 +116,42 @@ def _payouts(client: Client) -> None:
         ("slow", "ba_slow:3600", "1.00"),
         ("cancelled", "ba_ok", "4.50"),
     ):
-        _destination(client, f"d-{name}", token)
+        _add_destination(client, f"d-{name}", token)
         request = payout_service_pb2.CreatePayoutRequest(
             payout_id=f"x-{name}", seller_account="s-1", currency="EUR", amount=amount, payout_destination_id=f"d-{name}"
         )
         client.payout.CreatePayout(request)
     client.payout.CancelPayout(payout_service_pb2.CancelPayoutRequest(payout_id="x-cancelled", reason="not yet"))
-    disable = payout_service_pb2.DisablePayoutDestinationRequest(payout_destination_id="d-declined", reason="closed")
-    client.payout.DisablePayoutDestination(disable)
+    disable_request = payout_service_pb2.DisablePayoutDestinationRequest(payout_destination_id="d-declined", reason="closed")
+    client.payout.DisablePayoutDestination(disable_request)
     for interval, terms in (("DAILY", {"fee": "0.10", "minimum_amount": "1.00"}), ("MANUAL", {"reserve": "0.50"})):
-        times = {"cut_off": "16:00", "time_zone": "Europe/Berlin"} if interval == "DAILY" else {}
+        cut_off = {"cut_off": "16:00", "time_zone": "Europe/Berlin"} if interval == "DAILY" else {}
         number = payout_pb2.PayoutInterval.Value(f"PAYOUT_INTERVAL_{interval}")
-        schedule = payout_service_pb2.SetPayoutScheduleRequest(seller_account="s-0", currency="EUR", interval=number, **times, **terms)  # type: ignore[arg-type]
+        schedule = payout_service_pb2.SetPayoutScheduleRequest(seller_account="s-0", currency="EUR", interval=number, **cut_off, **terms)  # type: ignore[arg-type]
         client.payout.SetPayoutSchedule(schedule)
     payouts = [
         payout_pb2.NewPayout(payout_id=f"x-list-{n}", seller_account="s-1", currency="EUR", amount=amount)
         for n, amount in enumerate(("0.25", "99.00"))
     ]
-    content = payout_service_pb2.PayoutList(payouts=payouts)
-    client.payout.CreatePayoutBatch(payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id="list", list=content))
-    ends = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
-    for name, paid in ends.items():
-        assert eventually(lambda: _came_to(client, name, paid), 30), name  # noqa: B023
+    payout_list = payout_service_pb2.PayoutList(payouts=payouts)
+    client.payout.CreatePayoutBatch(payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id="list", list=payout_list))
+    paid_amounts = {"paid": "1.00", "returned": "2.00", "late": "0.50", "declined": "0.00"}
+    for name, paid_amount in paid_amounts.items():
+        assert eventually(lambda: _is_payout_booked(client, name, paid_amount), 30), name  # noqa: B023
 
 
-def _destination(client: Client, name: str, token: str) -> None:
+def _add_destination(client: Client, name: str, token: str) -> None:
     request = payout_service_pb2.CreatePayoutDestinationRequest(
         payout_destination_id=name, seller_account="s-1", currency="EUR", bank_account_token=token, description="main account"
     )
     client.payout.CreatePayoutDestination(request)
-    got = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=name)
-    assert eventually(lambda: client.payout.GetPayoutDestination(got).payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+    get_request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=name)
+    assert eventually(
+        lambda: client.payout.GetPayoutDestination(get_request).payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
+    )
 
 
-def _came_to(client: Client, name: str, paid: str) -> bool:
+def _is_payout_booked(client: Client, name: str, paid_amount: str) -> bool:
     payout = client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=f"x-{name}")).payout
-    returned = "1.00" if name == "returned" else "0.00"
-    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (paid, returned)
+    returned_amount = "1.00" if name == "returned" else "0.00"
+    return payout.ledger_updated and (payout.paid_amount, payout.returned_amount) == (paid_amount, returned_amount)

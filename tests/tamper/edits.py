@@ -16,7 +16,7 @@ ROW = "(row)"
 """Stands for the column where a whole row is edited."""
 
 
-class Kind(StrEnum):
+class EditKind(StrEnum):
     """What is done to a row."""
 
     OTHER_VALUE = "other_value"
@@ -31,33 +31,33 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Column:
+class EditableColumn:
     schema: str
     table: str
     name: str
     type: str
-    in_key: bool
+    is_in_key: bool
 
     @property
-    def full_table(self) -> str:
+    def qualified_table(self) -> str:
         return f"{self.schema}.{self.table}"
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit that was made. `what` tells it to people."""
+    """One edit that was made. `description` tells it to people."""
 
     table: str
     column: str
-    kind: Kind
-    what: str
+    kind: EditKind
+    description: str
 
 
-_COLUMNS = """
+_COLUMNS_SQL = """
     select c.table_schema, c.table_name, c.column_name, c.udt_name,
         exists (
             select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey)
-            where i.indisprimary and i.indrelid = format('%%I.%%I', c.table_schema, c.table_name)::regclass and a.attname = c.column_name) as in_key
+            where i.indisprimary and i.indrelid = format('%%I.%%I', c.table_schema, c.table_name)::regclass and a.attname = c.column_name) as is_in_key
     from information_schema.columns c join information_schema.tables t using (table_schema, table_name)
     where c.table_schema = any (%s) and t.table_type = 'BASE TABLE' and c.is_generated = 'NEVER' and c.table_name <> 'alembic_version'
     order by c.table_schema, c.table_name, c.ordinal_position
@@ -78,7 +78,7 @@ _OTHER_VALUES = {
     "_int8": ["array_append({c}, 1)"],
     "jsonb": ["'{{}}'::jsonb"],
 }
-_RUBBISH = {
+_INVALID_VALUES = {
     "text": ["E'\\x01'", "repeat('x', 5000)", "'no such thing'", "null"],
     "bool": ["null"],
     "int2": ["32767", "-1", "null"],
@@ -95,45 +95,47 @@ _RUBBISH = {
     "jsonb": ["null"],
 }
 
-_NEAR = {
+_NEAR_VALUES = {
     "text": ["''", "{c} || 'x'"],
     "bool": ["not {c}"],
     **{number: ["{c} + 1", "{c} - 1", "0"] for number in ("int2", "int4", "int8", "numeric")},
     "timestamptz": [f"{{c}} {sign} interval '1 {unit}'" for sign in "+-" for unit in ("second", "microsecond")] + ["'infinity'::timestamptz"],
     "bytea": ["set_byte({c}, 0, 255 - get_byte({c}, 0))"],
 }
-"""What `every_edit` makes of a cell, besides null and what other rows have."""
-_MOST_OTHERS = 3
+"""What `each_edit` makes of a cell, besides null and what other rows have."""
+_MAX_OTHER_VALUES = 3
 
 
-def columns(connection: psycopg.Connection[Any]) -> list[Column]:
+def editable_columns(connection: psycopg.Connection[Any]) -> list[EditableColumn]:
     """Every column that can be edited, of every table of a service."""
-    return [Column(*row) for row in connection.execute(_COLUMNS, (list(SCHEMAS),)).fetchall()]
+    return [EditableColumn(*row) for row in connection.execute(_COLUMNS_SQL, (list(SCHEMAS),)).fetchall()]
 
 
-def make(connection: psycopg.Connection[Any], random: Random, column: Column, of_table: Sequence[Column]) -> Edit | None:
+def make_random_edit(
+    connection: psycopg.Connection[Any], random: Random, column: EditableColumn, table_columns: Sequence[EditableColumn]
+) -> Edit | None:
     """Makes one edit that has to do with a column, within the caller's transaction; None if the rows that are there, or a constraint, do not allow it."""
     table = sql.Identifier(column.schema, column.table)
     ctids = [row[0] for row in connection.execute(sql.SQL("select ctid::text from {} order by ctid").format(table)).fetchall()]
     if not ctids:
         return None
-    kind = random.choices([*Kind], [6, 2, 2, 1, 1])[0]
-    ctid, other = random.choice(ctids), random.choice(ctids)
+    kind = random.choices([*EditKind], [6, 2, 2, 1, 1])[0]
+    ctid, other_ctid = random.choice(ctids), random.choice(ctids)
     try:
         with connection.transaction():
-            made = _make(connection, random, kind, column, of_table, ctid, other)
+            description = _apply_edit(connection, random, kind, column, table_columns, ctid, other_ctid)
     except psycopg.Error:
         return None
-    whole = kind in (Kind.DELETE, Kind.INSERT)
-    return Edit(column.full_table, ROW if whole else column.name, kind, f"{kind} of {ctid}: {made}") if made else None
+    is_whole_row = kind in (EditKind.DELETE, EditKind.INSERT)
+    return Edit(column.qualified_table, ROW if is_whole_row else column.name, kind, f"{kind} of {ctid}: {description}") if description else None
 
 
-def first_edit(connection: psycopg.Connection[Any], column: Column) -> Edit | None:
+def first_edit(connection: psycopg.Connection[Any], column: EditableColumn) -> Edit | None:
     """Gives the first cell of a column that allows it a value next to its own or of another row, within the caller's transaction; None if none does."""
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
     rows = connection.execute(sql.SQL("select ctid::text, {c}::text from {t} order by ctid").format(c=name, t=table)).fetchall()
     others = dict.fromkeys(value for _, value in rows if value is not None)
-    values = [*(sql.SQL(one).format(c=name) for one in _OTHER_VALUES[column.type]), *map(sql.Literal, others)]
+    values = [*(sql.SQL(template).format(c=name) for template in _OTHER_VALUES[column.type]), *map(sql.Literal, others)]
     for ctid, before in rows:
         for value in values:
             statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}::text").format(t=table, c=name, e=value)
@@ -143,11 +145,11 @@ def first_edit(connection: psycopg.Connection[Any], column: Column) -> Edit | No
             except psycopg.Error:
                 continue
             if after is not None and after[0] != before:
-                return Edit(column.full_table, column.name, Kind.OTHER_VALUE, f"first cell, {ctid}: {before!r} -> {after[0]!r}")
+                return Edit(column.qualified_table, column.name, EditKind.OTHER_VALUE, f"first cell, {ctid}: {before!r} -> {after[0]!r}")
     return None
 
 
-def every_edit(connection: psycopg.Connection[Any], column: Column) -> Iterator[Edit]:
+def each_edit(connection: psycopg.Connection[Any], column: EditableColumn) -> Iterator[Edit]:
     """Gives each cell of a column each value next to its own, null, and those of some other rows; each is taken back when the next is asked for.
 
     An edit that a constraint refuses, or that changes nothing, is left out.
@@ -155,81 +157,94 @@ def every_edit(connection: psycopg.Connection[Any], column: Column) -> Iterator[
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
     rows = connection.execute(sql.SQL("select ctid::text, {c}::text from {t} order by ctid").format(c=name, t=table)).fetchall()
     others = list(dict.fromkeys(value for _, value in rows if value is not None))  # as text: 'infinity' is no datetime
-    for place, (ctid, before) in enumerate(rows):
-        near = [sql.SQL(one).format(c=name) for one in [*_NEAR[column.type], "null"]]
-        far = [sql.Literal(others[(place + n) % len(others)]) for n in range(min(_MOST_OTHERS, len(others)))]
+    for row_index, (ctid, before) in enumerate(rows):
+        near_values = [sql.SQL(template).format(c=name) for template in [*_NEAR_VALUES[column.type], "null"]]
+        other_values = [sql.Literal(others[(row_index + offset) % len(others)]) for offset in range(min(_MAX_OTHER_VALUES, len(others)))]
         if before is None and column.type == "timestamptz":
-            far.append(sql.Literal("2020-01-01 00:00:00Z"))
-        for expression in [*near, *far]:
+            other_values.append(sql.Literal("2020-01-01 00:00:00Z"))
+        for expression in [*near_values, *other_values]:
             statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}::text").format(t=table, c=name, e=expression)
             try:
                 after = connection.execute(statement, (ctid,)).fetchone()
                 if after is not None and after[0] != before:
-                    yield Edit(column.full_table, column.name, Kind.OTHER_VALUE, f"every cell, {ctid}: {before!r} -> {after[0]!r}")
+                    yield Edit(column.qualified_table, column.name, EditKind.OTHER_VALUE, f"every cell, {ctid}: {before!r} -> {after[0]!r}")
             except psycopg.Error:
                 pass
             finally:
                 connection.rollback()
 
 
-def _make(connection: psycopg.Connection[Any], random: Random, kind: Kind, column: Column, of_table: Sequence[Column], ctid: str, other: str) -> str:
+def _apply_edit(
+    connection: psycopg.Connection[Any],
+    random: Random,
+    kind: EditKind,
+    column: EditableColumn,
+    table_columns: Sequence[EditableColumn],
+    ctid: str,
+    other_ctid: str,
+) -> str:
     """Says what was changed; "" if nothing was."""
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
     match kind:
-        case Kind.DELETE:
+        case EditKind.DELETE:
             connection.execute(sql.SQL("delete from {} where ctid = %s::tid").format(table), (ctid,))
             return "deleted"
-        case Kind.INSERT:
-            return _insert(connection, random, column, of_table, ctid)
-        case Kind.SWAP:
+        case EditKind.INSERT:
+            return _insert_copy(connection, random, column, table_columns, ctid)
+        case EditKind.SWAP:
             statement = sql.SQL(
                 "update {t} x set {c} = y.{c} from {t} y where x.ctid in (%s::tid, %s::tid) and y.ctid in (%s::tid, %s::tid) and x.ctid <> y.ctid"
             )
-            values = _values(connection, column, (ctid, other))
+            values = _read_values(connection, column, (ctid, other_ctid))
             if len(values) < 2 or values[0] == values[1]:
                 return ""
-            connection.execute(statement.format(t=table, c=name), (ctid, other, ctid, other))
+            connection.execute(statement.format(t=table, c=name), (ctid, other_ctid, ctid, other_ctid))
             return f"{values[0]!r} <-> {values[1]!r}"
         case _:
-            (before,) = _values(connection, column, (ctid,))
-            after = _value(connection, random, kind, column, ctid, other)
-            return f"{before!r} -> {after!r}" if after is not _NOTHING and after != before else ""
+            (before,) = _read_values(connection, column, (ctid,))
+            after = _change_value(connection, random, kind, column, ctid, other_ctid)
+            return f"{before!r} -> {after!r}" if after is not _UNCHANGED and after != before else ""
 
 
-_NOTHING = object()
+_UNCHANGED = object()
 
 
-def _value(connection: psycopg.Connection[Any], random: Random, kind: Kind, column: Column, ctid: str, other: str) -> object:
+def _change_value(connection: psycopg.Connection[Any], random: Random, kind: EditKind, column: EditableColumn, ctid: str, other_ctid: str) -> object:
     """Gives a cell another value, and returns it."""
     table, name = sql.Identifier(column.schema, column.table), sql.Identifier(column.name)
-    choices = (_RUBBISH if kind is Kind.RUBBISH else _OTHER_VALUES).get(column.type, [])
-    if kind is Kind.OTHER_VALUE and random.random() < 0.5:
-        expression = sql.SQL("(select {c} from {t} where ctid = {o}::tid)").format(c=name, t=table, o=sql.Literal(other))
+    choices = (_INVALID_VALUES if kind is EditKind.RUBBISH else _OTHER_VALUES).get(column.type, [])
+    if kind is EditKind.OTHER_VALUE and random.random() < 0.5:
+        expression = sql.SQL("(select {c} from {t} where ctid = {o}::tid)").format(c=name, t=table, o=sql.Literal(other_ctid))
     elif choices:
         expression = sql.SQL(random.choice(choices)).format(c=name)
     else:
-        return _NOTHING
+        return _UNCHANGED
     statement = sql.SQL("update {t} set {c} = {e} where ctid = %s::tid returning {c}::text").format(t=table, c=name, e=expression)
     row = connection.execute(statement, (ctid,)).fetchone()
-    return row[0] if row else _NOTHING
+    return row[0] if row else _UNCHANGED
 
 
-def _insert(connection: psycopg.Connection[Any], random: Random, column: Column, of_table: Sequence[Column], ctid: str) -> str:
+def _insert_copy(
+    connection: psycopg.Connection[Any], random: Random, column: EditableColumn, table_columns: Sequence[EditableColumn], ctid: str
+) -> str:
     """A copy of a row under another key."""
-    keys = [one for one in of_table if one.in_key] or list(of_table)
-    changed = random.choice(keys)
-    expression = random.choice([e for e in _OTHER_VALUES.get(changed.type, []) if e != "''"] or ["{c}"])
-    selected = [sql.SQL(expression).format(c=sql.Identifier(one.name)) if one is changed else sql.Identifier(one.name) for one in of_table]
+    key_columns = [table_column for table_column in table_columns if table_column.is_in_key] or list(table_columns)
+    changed_column = random.choice(key_columns)
+    expression = random.choice([template for template in _OTHER_VALUES.get(changed_column.type, []) if template != "''"] or ["{c}"])
+    expressions = [
+        sql.SQL(expression).format(c=sql.Identifier(table_column.name)) if table_column is changed_column else sql.Identifier(table_column.name)
+        for table_column in table_columns
+    ]
     statement = sql.SQL("insert into {t} ({columns}) overriding system value select {selected} from {t} where ctid = %s::tid").format(
         t=sql.Identifier(column.schema, column.table),
-        columns=sql.SQL(", ").join(sql.Identifier(one.name) for one in of_table),
-        selected=sql.SQL(", ").join(selected),
+        columns=sql.SQL(", ").join(sql.Identifier(table_column.name) for table_column in table_columns),
+        selected=sql.SQL(", ").join(expressions),
     )
     connection.execute(statement, (ctid,))
-    return f"copied with another {changed.name}"
+    return f"copied with another {changed_column.name}"
 
 
-def _values(connection: psycopg.Connection[Any], column: Column, ctids: Sequence[str]) -> list[object]:
+def _read_values(connection: psycopg.Connection[Any], column: EditableColumn, ctids: Sequence[str]) -> list[object]:
     statement = sql.SQL("select {c}::text from {t} where ctid = any (%s::tid[]) order by ctid").format(
         c=sql.Identifier(column.name), t=sql.Identifier(column.schema, column.table)
     )

@@ -14,127 +14,127 @@ from pathlib import Path
 from typing import Any
 
 from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import Databases
+from tallystick_server.process.databases import DatabaseUrls
 from tallystick_server.process.embedded import EmbeddedPostgres
 from tallystick_server.process.migrate import Passwords, migrate
-from tests.interrupts import interruptible
+from tests.interrupts import exit_on_interrupt
 
-from .check import at_rest, check
-from .load import Load
-from .platform import LEASE_SECONDS, Platform
-from .proxy import Proxy
+from .check import check, is_at_rest
+from .load import TortureLoad
+from .platform import LEASE_SECONDS, ProcessCluster
+from .proxy import PostgresProxy
 
 _FOLDER = Path(".data/torture")
 _FIRST_PORT = 7_601
-_BETWEEN = 4.0  # seconds between two strokes
-_FREEZES = (4.0, 12.0)  # seconds for which PostgreSQL stands still
-_DATABASE_EVERY = 30.0
+_STRIKE_INTERVAL_SECONDS = 4.0  # seconds between two strokes
+_FREEZE_SECONDS = (4.0, 12.0)  # seconds for which PostgreSQL stands still
+_DATABASE_STRIKE_SECONDS = 30.0
 _MAX_SECONDS_TO_REST = 60.0
-_PATIENCE = 180.0  # seconds after which waiting for rest is given up
+_MAX_WAIT_SECONDS = 180.0  # seconds after which waiting for rest is given up
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 class Nemesis:
     """Strikes at times and places that its seed gives."""
 
-    def __init__(self, platform: Platform, proxy: Proxy, seed: int) -> None:
+    def __init__(self, platform: ProcessCluster, proxy: PostgresProxy, seed: int) -> None:
         self._platform = platform
         self._proxy = proxy
         self._random = random.Random(f"{seed}/nemesis")
         self.kills = self.stops = self.database_crashes = self.database_freezes = self._connection_freezes = 0
 
     async def run(self, seconds: float) -> None:
-        began = time.monotonic()
-        next_crash = began + _DATABASE_EVERY / 2
-        while (now := time.monotonic()) < began + seconds:
+        start_time = time.monotonic()
+        next_crash = start_time + _DATABASE_STRIKE_SECONDS / 2
+        while (now := time.monotonic()) < start_time + seconds:
             if now >= next_crash:
-                next_crash += _DATABASE_EVERY
+                next_crash += _DATABASE_STRIKE_SECONDS
                 await self._strike_database()
             else:
                 await self._strike()
-            say(
-                f"{now - began:5.0f} s: {self.kills} kills, {self.stops} stops, {self._proxy.cuts} cuts, {self._proxy.frozen} frozen connections, "
+            print_progress(
+                f"{now - start_time:5.0f} s: {self.kills} kills, {self.stops} stops, {self._proxy.cut_count} cuts, {self._proxy.frozen_count} frozen connections, "
                 f"{self.database_crashes} database crashes, {self.database_freezes} freezes"
             )
-            await asyncio.sleep(self._random.uniform(0.5, 1.5) * _BETWEEN)
+            await asyncio.sleep(self._random.uniform(0.5, 1.5) * _STRIKE_INTERVAL_SECONDS)
 
     async def _strike_database(self) -> None:
         """Crashes PostgreSQL, or has it stand still, or freezes the connections to it; in turns, so that a minute sees one and three minutes see all."""
-        turn = (self.database_crashes + self.database_freezes + self._connection_freezes) % 3
-        if turn == 0:
+        strike_kind = (self.database_crashes + self.database_freezes + self._connection_freezes) % 3
+        if strike_kind == 0:
             self.database_crashes += 1
             await asyncio.to_thread(self._platform.crash_database)
-        elif turn == 1:
+        elif strike_kind == 1:
             self._connection_freezes += 1
             self._proxy.freeze()
         else:
             self.database_freezes += 1
-            go_on = self._platform.freeze_database()
+            unfreeze = self._platform.freeze_database()
             try:
-                await asyncio.sleep(self._random.uniform(*_FREEZES))
+                await asyncio.sleep(self._random.uniform(*_FREEZE_SECONDS))
             finally:
-                go_on()
+                unfreeze()
 
     async def _strike(self) -> None:
         for _ in range(self._random.randint(0, 3)):
             self._proxy.arm(self._random.choice(["before", "after"]))
-        victim = self._random.choice([process for process in self._platform.processes if not process.stopped])
-        if self._random.random() < 0.15 and not any(process.stopped for process in self._platform.processes):
+        victim = self._random.choice([process for process in self._platform.processes if not process.is_stopped])
+        if self._random.random() < 0.15 and not any(process.is_stopped for process in self._platform.processes):
             self.stops += 1
-            victim.signal(signal.SIGSTOP)
-            asyncio.get_running_loop().call_later(LEASE_SECONDS * 1.5, victim.signal, signal.SIGCONT)
+            victim.send_signal(signal.SIGSTOP)
+            asyncio.get_running_loop().call_later(LEASE_SECONDS * 1.5, victim.send_signal, signal.SIGCONT)
             return
-        for one in dict.fromkeys([victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]):
+        for killed_process in dict.fromkeys([victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]):
             self.kills += 1
-            one.signal(signal.SIGKILL)
+            killed_process.send_signal(signal.SIGKILL)
 
 
-async def _keep_up(platform: Platform) -> None:
+async def _restart_processes(platform: ProcessCluster) -> None:
     while True:
-        platform.keep_up()
+        platform.ensure_running()
         await asyncio.sleep(0.3)
 
 
-async def _torture(platform: Platform, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int) -> dict[str, Any]:
-    proxy = Proxy(postgres._sockets / ".s.PGSQL.5432")
-    platform.set_up(await proxy.start(), _FIRST_PORT)
-    keeper = asyncio.create_task(_keep_up(platform))
-    load = Load(platform.address, platform.payout_address, seed, callers)
+async def _run_torture(platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int) -> dict[str, Any]:
+    proxy = PostgresProxy(postgres._socket_dir / ".s.PGSQL.5432")
+    platform.configure(await proxy.start(), _FIRST_PORT)
+    restarter = asyncio.create_task(_restart_processes(platform))
+    load = TortureLoad(platform.address, platform.payout_address, seed, callers)
     nemesis = Nemesis(platform, proxy, seed)
     try:
         await asyncio.sleep(5)
-        loading = asyncio.create_task(load.run())
+        load_task = asyncio.create_task(load.run())
         await nemesis.run(minutes * 60)
-        say("Healing")
+        print_progress("Healing")
         proxy.disarm()
         for process in platform.processes:
-            process.signal(signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)
         load.stop()
-        healed = time.monotonic()
-        await loading
-        rests = False
-        while not rests and time.monotonic() < healed + _PATIENCE:
+        healed_time = time.monotonic()
+        await load_task
+        reached_rest = False
+        while not reached_rest and time.monotonic() < healed_time + _MAX_WAIT_SECONDS:
             await asyncio.sleep(0.5)
-            rests = await asyncio.to_thread(at_rest, platform.databases.admin)
-        seconds_to_rest = time.monotonic() - healed
+            reached_rest = await asyncio.to_thread(is_at_rest, platform.databases.admin)
+        seconds_to_rest = time.monotonic() - healed_time
     finally:
-        keeper.cancel()
-        await asyncio.gather(keeper, return_exceptions=True)
-        platform.end()
+        restarter.cancel()
+        await asyncio.gather(restarter, return_exceptions=True)
+        platform.kill()
         await proxy.stop()
-    say("Checking")
-    found = check(platform.databases, load.told, load.paid_out)
-    if not rests:
-        found["violations"].append(f"no rest within {_PATIENCE:g} s")
+    print_progress("Checking")
+    summary = check(platform.databases, load.payment_calls, load.payout_calls)
+    if not reached_rest:
+        summary["violations"].append(f"no rest within {_MAX_WAIT_SECONDS:g} s")
     if seconds_to_rest > _MAX_SECONDS_TO_REST:
-        found["violations"].append(f"at rest only after {seconds_to_rest:.0f} s")
+        summary["violations"].append(f"at rest only after {seconds_to_rest:.0f} s")
     return {
-        "seed": seed, "minutes": minutes, "kills": nemesis.kills, "stops": nemesis.stops, "cuts": proxy.cuts, "frozen_connections": proxy.frozen,
+        "seed": seed, "minutes": minutes, "kills": nemesis.kills, "stops": nemesis.stops, "cuts": proxy.cut_count, "frozen_connections": proxy.frozen_count,
         "database_crashes": nemesis.database_crashes, "database_freezes": nemesis.database_freezes,
-        "calls": load.calls, "payments": len(load.told), "payouts": len(load.paid_out), **found, "seconds_to_rest": round(seconds_to_rest, 1),
+        "calls": load.call_count, "payments": len(load.payment_calls), "payouts": len(load.payout_calls), **summary, "seconds_to_rest": round(seconds_to_rest, 1),
     }  # fmt: skip
 
 
@@ -149,11 +149,15 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.minutes < 1e5 or options.callers < 1:
         parser.error("--minutes and --callers must be above 0: nothing would be proved")
-    with interruptible():
+    with exit_on_interrupt():
         result = _run(options)
     for line in result["violations"][:20]:
-        say(f"violation: {line}")
-    print(json.dumps({**result, "violations": len(result["violations"])}) if options.json else "\n".join(f"{k:>17}: {v}" for k, v in result.items()))
+        print_progress(f"violation: {line}")
+    print(
+        json.dumps({**result, "violations": len(result["violations"])})
+        if options.json
+        else "\n".join(f"{name:>17}: {value}" for name, value in result.items())
+    )
     sys.exit(1 if result["violations"] else 0)
 
 
@@ -162,10 +166,10 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     postgres = EmbeddedPostgres(_FOLDER / "postgres")
     passwords = Passwords(_FOLDER / "passwords.json")
     try:
-        admin = postgres.start(say)
+        admin = postgres.start(print_progress)
         migrate(admin, passwords)
-        databases = Databases(admin, passwords, Settings().service_database_url)
-        return asyncio.run(_torture(Platform(_FOLDER, postgres, databases), postgres, options.minutes, options.seed, options.callers))
+        databases = DatabaseUrls(admin, passwords, Settings().service_database_url)
+        return asyncio.run(_run_torture(ProcessCluster(_FOLDER, postgres, databases), postgres, options.minutes, options.seed, options.callers))
     finally:
         postgres.stop()
 

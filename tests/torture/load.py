@@ -10,124 +10,127 @@ from tallystick import AsyncClient, ClientSettings, TallystickError, new_order
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
-_TOKENS = {
+_CARD_TOKEN_WEIGHTS = {
     "tok_visa": 60, "tok_delay:100": 5, "tok_lost_before": 6, "tok_lost_after": 6, "tok_error_before": 3, "tok_error_after": 3, "tok_unreachable": 3,
     "tok_busy": 3, "tok_decline": 4, "tok_refused": 1, "tok_pending:paid": 3, "tok_pending:declined": 1, "tok_other_amount": 1, "tok_error_stored": 0.5,
     "tok_rejected": 0.3,
 }  # fmt: skip
-_BANKS = {
+_BANK_TOKEN_WEIGHTS = {
     "ba_ok": 50, "ba_slow": 8, "ba_returned": 6, "ba_returned_part": 4, "ba_decline:risk": 4, "ba_lost_before": 6, "ba_lost_after": 6, "ba_error_after": 3,
     "ba_unreachable": 3, "ba_busy": 3, "ba_batch_lost": 4, "ba_paid_late": 2, "ba_other_amount": 1, "ba_rejected": 0.3,
 }  # fmt: skip
-_NOT_YET = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE", "NOT_FOUND"})
+_EXPECTED_REASONS = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE", "NOT_FOUND"})
 """What a payout may be refused for: the seller has nothing, or the bank account is not verified yet."""
 
 
 @dataclass
-class PaidOut:
+class PayoutCalls:
     """What the calls for one payout were told."""
 
-    answers: list[payout_pb2.Payout] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
+    payouts: list[payout_pb2.Payout] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 @dataclass
-class Told:
+class PaymentCalls:
     """What the calls for one checkout were told: its latest answer, and how many calls ended so."""
 
     token: str
-    orders: int
-    answers: list[payment_pb2.Payment] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-    unknown: int = 0
+    order_count: int
+    payments: list[payment_pb2.Payment] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    unknown_count: int = 0
 
 
-class Load:
+class TortureLoad:
     """So many callers, each with one call under way at a time; a fifth of the calls are repeats."""
 
-    def __init__(self, address: str, payout_address: str, seed: int, callers: int) -> None:
+    def __init__(self, address: str, payout_address: str, seed: int, caller_count: int) -> None:
         self._address = address
         self._payout_address = payout_address
         self._random = random.Random(f"{seed}/load")
-        self._callers = callers
-        self._stopped = asyncio.Event()
-        self.told: dict[str, Told] = {}
-        self.paid_out: dict[str, PaidOut] = {}
-        self.calls = 0
+        self._caller_count = caller_count
+        self._stop_event = asyncio.Event()
+        self.payment_calls: dict[str, PaymentCalls] = {}
+        self.payout_calls: dict[str, PayoutCalls] = {}
+        self.call_count = 0
 
     async def run(self) -> None:
         settings = ClientSettings(deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0}, attempts=4, jitter=self._random.random)
         async with AsyncClient(self._address, payout=self._payout_address, settings=settings) as client:
-            lives = [self._caller(client, number) for number in range(self._callers)]
-            await asyncio.gather(*lives, *(self._teller(client, number) for number in range(self._callers // 4)))
+            callers = [self._run_caller(client, number) for number in range(self._caller_count)]
+            await asyncio.gather(*callers, *(self._run_payout_caller(client, number) for number in range(self._caller_count // 4)))
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stop_event.set()
 
-    async def _caller(self, client: AsyncClient, number: int) -> None:
+    async def _run_caller(self, client: AsyncClient, number: int) -> None:
         count = 0
-        while not self._stopped.is_set():
+        while not self._stop_event.is_set():
             count += 1
-            checkout = f"t-{number}-{count}"
-            token = self._random.choices([*_TOKENS], [*_TOKENS.values()])[0]
-            orders = self._random.randint(1, 3)
-            self.told[checkout] = Told(token, orders)
-            calls = [self._call(client, checkout) for _ in range(2 if self._random.random() < 0.2 else 1)]
+            checkout_id = f"t-{number}-{count}"
+            token = self._random.choices([*_CARD_TOKEN_WEIGHTS], [*_CARD_TOKEN_WEIGHTS.values()])[0]
+            order_count = self._random.randint(1, 3)
+            self.payment_calls[checkout_id] = PaymentCalls(token, order_count)
+            calls = [self._call_payment(client, checkout_id) for _ in range(2 if self._random.random() < 0.2 else 1)]
             if self._random.random() < 0.1:
-                calls.append(self._leave(client, checkout))
+                calls.append(self._call_and_cancel(client, checkout_id))
             await asyncio.gather(*calls)
-            if self.told[checkout].unknown and not self._stopped.is_set():  # as any caller would: the same id again
-                await self._call(client, checkout)
+            if self.payment_calls[checkout_id].unknown_count and not self._stop_event.is_set():  # as any caller would: the same id again
+                await self._call_payment(client, checkout_id)
 
-    async def _leave(self, client: AsyncClient, checkout: str) -> None:
+    async def _call_and_cancel(self, client: AsyncClient, checkout_id: str) -> None:
         """Calls, and goes away in the middle of it."""
-        call = asyncio.ensure_future(self._call(client, checkout))
+        call = asyncio.ensure_future(self._call_payment(client, checkout_id))
         await asyncio.wait((call,), timeout=self._random.uniform(0, 0.2))
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        self.told[checkout].unknown += 1
+        self.payment_calls[checkout_id].unknown_count += 1
 
-    async def _teller(self, client: AsyncClient, number: int) -> None:
+    async def _run_payout_caller(self, client: AsyncClient, number: int) -> None:
         """Pays sellers out, one after the other; an id whose call was not answered comes again."""
         count = 0
-        while not self._stopped.is_set():
+        while not self._stop_event.is_set():
             count += 1
-            payout, seller = f"w-{number}-{count}", f"seller-{self._random.randrange(7)}"
-            token = self._random.choices([*_BANKS], [*_BANKS.values()])[0]
-            told = self.paid_out[payout] = PaidOut()
+            payout_id, seller = f"w-{number}-{count}", f"seller-{self._random.randrange(7)}"
+            token = self._random.choices([*_BANK_TOKEN_WEIGHTS], [*_BANK_TOKEN_WEIGHTS.values()])[0]
+            calls = self.payout_calls[payout_id] = PayoutCalls()
             for _ in range(5):
-                if await self._pay_out(client, payout, seller, token, told) or self._stopped.is_set():
+                if await self._call_payout(client, payout_id, seller, token, calls) or self._stop_event.is_set():
                     break
                 await asyncio.sleep(0.3)
 
-    async def _pay_out(self, client: AsyncClient, payout: str, seller: str, token: str, told: PaidOut) -> bool:
+    async def _call_payout(self, client: AsyncClient, payout_id: str, seller: str, token: str, calls: PayoutCalls) -> bool:
         """Whether the payout was answered for."""
-        self.calls += 2
-        bank = {"payout_destination_id": f"{payout}-bank", "seller_account": seller, "currency": "EUR"}
+        self.call_count += 2
+        destination = {"payout_destination_id": f"{payout_id}-bank", "seller_account": seller, "currency": "EUR"}
         try:
-            await client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**bank, bank_account_token=token))
-            told.answers.append(await client.create_payout(payout, seller, "EUR", "1.25", payout_destination_id=bank["payout_destination_id"]))
+            await client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**destination, bank_account_token=token))
+            calls.payouts.append(
+                await client.create_payout(payout_id, seller, "EUR", "1.25", payout_destination_id=destination["payout_destination_id"])
+            )
         except TallystickError as error:
-            if not _is_unknown(error) and error.reason not in _NOT_YET:
-                told.refusals.append(f"{error.reason}: {error}")
+            if not _is_outcome_unknown(error) and error.reason not in _EXPECTED_REASONS:
+                calls.errors.append(f"{error.reason}: {error}")
             return False
         return True
 
-    async def _call(self, client: AsyncClient, checkout: str) -> None:
-        told = self.told[checkout]
-        self.calls += 1
+    async def _call_payment(self, client: AsyncClient, checkout_id: str) -> None:
+        calls = self.payment_calls[checkout_id]
+        self.call_count += 1
         orders = [
-            new_order(f"{checkout}-{n}", f"buyer-{checkout}", f"seller-{(len(checkout) + n) % 7}", f"{n + 1}.50", "EUR") for n in range(told.orders)
+            new_order(f"{checkout_id}-{n}", f"buyer-{checkout_id}", f"seller-{(len(checkout_id) + n) % 7}", f"{n + 1}.50", "EUR")
+            for n in range(calls.order_count)
         ]
         try:
-            told.answers.append(await client.create_payment(checkout, orders, credit_card_info=told.token))
+            calls.payments.append(await client.create_payment(checkout_id, orders, credit_card_info=calls.token))
         except TallystickError as error:
-            if _is_unknown(error):
-                told.unknown += 1
+            if _is_outcome_unknown(error):
+                calls.unknown_count += 1
             else:
-                told.refusals.append(f"{error.reason}: {error}")
+                calls.errors.append(f"{error.reason}: {error}")
 
 
-def _is_unknown(error: TallystickError) -> bool:
+def _is_outcome_unknown(error: TallystickError) -> bool:
     """Whether a call may have done what it was to do, or may come again."""
     return error.retry_after is not None or not error.reason or error.reason in ("INTERNAL", "DEADLINE_EXCEEDED")

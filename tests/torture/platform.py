@@ -14,107 +14,107 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from tallystick_core.provider import Trouble
-from tallystick_server.process.databases import Databases
+from tallystick_core.provider import RetryReason
+from tallystick_server.process.databases import DatabaseUrls
 from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.runtime.retry import Policy, Strategy
-from tests.policies import as_setting, scaled_defaults
+from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tests.policies import format_setting, scaled_defaults
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
-_SCALE = 1 / 20
+_RETRY_SCALE = 1 / 20
 """The default retry policies, so many times as fast; but what is polled once a day for a month is polled four times within seconds."""
-_QUICK = {
+_FAST_SETTINGS = {
     "TALLYSTICK_REUSE_PORT": "true",
     "TALLYSTICK_LEASE": "6",
     "TALLYSTICK_PROVIDER_TIMEOUT": "3",
     "TALLYSTICK_SWEEP_INTERVAL": "0.3",
     "TALLYSTICK_BREAKER_REST": "0.5",
     "TALLYSTICK_DRAIN": "2",
-    "TALLYSTICK_RETRY": as_setting({**scaled_defaults(_SCALE), Trouble.WATCHED: Policy(Strategy.FIXED, 1.0, 1.0, 4)}),
+    "TALLYSTICK_RETRY": format_setting({**scaled_defaults(_RETRY_SCALE), RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4)}),
     "TALLYSTICK_PAYOUT_WAITING_PERIOD": "0",
 }
 LEASE_SECONDS = 6.0
 
 
 @dataclass(eq=False)
-class Process:
+class SupervisedProcess:
     """One process that is started again whenever it has ended."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
     log: Path
-    running: subprocess.Popen[bytes] | None = None
-    stopped: bool = False
+    child: subprocess.Popen[bytes] | None = None
+    is_stopped: bool = False
     """By SIGSTOP."""
-    starts: int = field(default=0)
+    start_count: int = field(default=0)
 
-    def keep_up(self) -> None:
+    def ensure_running(self) -> None:
         """Starts it if it does not run."""
-        if self.running is None or self.running.poll() is not None:
+        if self.child is None or self.child.poll() is not None:
             with self.log.open("ab") as log:
-                self.running = subprocess.Popen(self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log)
-            self.stopped = False
-            self.starts += 1
+                self.child = subprocess.Popen(self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log)
+            self.is_stopped = False
+            self.start_count += 1
 
-    def signal(self, number: signal.Signals) -> None:
-        if self.running is not None and self.running.poll() is None:
-            self.running.send_signal(number)
-            self.stopped = number == signal.SIGSTOP or (self.stopped and number != signal.SIGCONT)
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(number)
+            self.is_stopped = number == signal.SIGSTOP or (self.is_stopped and number != signal.SIGCONT)
 
-    def end(self) -> None:
-        if self.running is not None:
-            self.signal(signal.SIGCONT)
-            self.signal(signal.SIGKILL)
-            self.running.wait(10)
+    def kill(self) -> None:
+        if self.child is not None:
+            self.send_signal(signal.SIGCONT)
+            self.send_signal(signal.SIGKILL)
+            self.child.wait(10)
 
 
-class Platform:
+class ProcessCluster:
     """Starts, keeps and ends the processes."""
 
-    def __init__(self, folder: Path, postgres: EmbeddedPostgres, databases: Databases) -> None:
+    def __init__(self, folder: Path, postgres: EmbeddedPostgres, databases: DatabaseUrls) -> None:
         self.databases = databases
         self._folder = folder
         self._postgres = postgres
-        self.processes: list[Process] = []
+        self.processes: list[SupervisedProcess] = []
         self.address = self.payout_address = ""
 
-    def set_up(self, proxy_port: int, first_port: int) -> None:
+    def configure(self, proxy_port: int, first_port: int) -> None:
         """Names the processes; `proxy_port` is where they reach PostgreSQL."""
-        addresses = {name: f"127.0.0.1:{first_port + place}" for place, name in enumerate(SERVICES)}
-        sandbox = first_port + len(SERVICES)
+        addresses = {name: f"127.0.0.1:{first_port + index}" for index, name in enumerate(SERVICES)}
+        sandbox_port = first_port + len(SERVICES)
         self.address, self.payout_address = addresses["payment"], addresses["payout"]
-        reached = ",".join(f"{name}={address}" for name, address in addresses.items())
+        service_addresses = ",".join(f"{name}={address}" for name, address in addresses.items())
         log = self._folder / "processes.log"
         for name in SERVICES:
             environment = {
-                **_QUICK,
+                **_FAST_SETTINGS,
                 "TALLYSTICK_SERVICE_DATABASE_URL": f"{name}={self._url(name, proxy_port)}",
                 "TALLYSTICK_LISTEN": addresses[name],
-                "TALLYSTICK_ADDRESS": reached,
-                "TALLYSTICK_SANDBOX_URL": f"http://127.0.0.1:{sandbox}",
+                "TALLYSTICK_ADDRESS": service_addresses,
+                "TALLYSTICK_SANDBOX_URL": f"http://127.0.0.1:{sandbox_port}",
                 "TALLYSTICK_DATA": str(self._folder),
             }
-            self.processes += [Process(f"{name}-{number}", [*_CLI, "serve", name], environment, log) for number in range(2)]
-        own = {"TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={self._url('sandbox', proxy_port)}", "TALLYSTICK_DATA": str(self._folder)}
-        self.sandbox = Process("sandbox", [*_CLI, "sandbox", "--port", str(sandbox)], own, log)
+            self.processes += [SupervisedProcess(f"{name}-{number}", [*_CLI, "serve", name], environment, log) for number in range(2)]
+        sandbox_environment = {"TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={self._url('sandbox', proxy_port)}", "TALLYSTICK_DATA": str(self._folder)}
+        self.sandbox = SupervisedProcess("sandbox", [*_CLI, "sandbox", "--port", str(sandbox_port)], sandbox_environment, log)
 
     def _url(self, name: str, port: int) -> str:
         """The service's login, by way of the proxy."""
         url = make_url(self.databases.service(name))
         return url.set(drivername="postgresql", host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
 
-    def keep_up(self) -> None:
+    def ensure_running(self) -> None:
         for process in (self.sandbox, *self.processes):
-            process.keep_up()
+            process.ensure_running()
 
     def crash_database(self) -> None:
         """Stops PostgreSQL at once, without a word to anybody, and starts it again."""
-        running = self._postgres._process
-        if running is not None:
-            running.send_signal(signal.SIGQUIT)
-            running.wait(30)
+        postmaster = self._postgres._process
+        if postmaster is not None:
+            postmaster.send_signal(signal.SIGQUIT)
+            postmaster.wait(30)
         self._postgres.stop()
         deadline = time.monotonic() + 60
         while True:
@@ -127,35 +127,35 @@ class Platform:
 
     def freeze_database(self) -> Callable[[], None]:
         """Stops every process of PostgreSQL by SIGSTOP; returns what lets them go on."""
-        return freeze(self._postgres)
+        return freeze_postgres(self._postgres)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         for process in (*self.processes, self.sandbox):
-            process.end()
+            process.kill()
 
 
-def freeze(postgres: EmbeddedPostgres) -> Callable[[], None]:
+def freeze_postgres(postgres: EmbeddedPostgres) -> Callable[[], None]:
     """Stops every process of a PostgreSQL by SIGSTOP; returns what lets them go on."""
-    server = postgres._process
-    if server is None or server.poll() is not None:
+    postmaster = postgres._process
+    if postmaster is None or postmaster.poll() is not None:
         return lambda: None
-    _signal_all([server.pid], signal.SIGSTOP)  # first, so that it starts none that is missed
-    children = _children(server.pid)
+    _signal_all([postmaster.pid], signal.SIGSTOP)  # first, so that it starts none that is missed
+    children = _child_pids(postmaster.pid)
     _signal_all(children, signal.SIGSTOP)
-    return lambda: _signal_all([*children, server.pid], signal.SIGCONT)
+    return lambda: _signal_all([*children, postmaster.pid], signal.SIGCONT)
 
 
-def _children(parent: int) -> list[int]:
+def _child_pids(parent_pid: int) -> list[int]:
     """The processes that a process has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    pids = []
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended meanwhile
-            if int(status.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(status.parent.name))
-    return found
+            if int(stat_file.read_text().rpartition(")")[2].split()[1]) == parent_pid:
+                pids.append(int(stat_file.parent.name))
+    return pids
 
 
-def _signal_all(processes: list[int], number: signal.Signals) -> None:
-    for process in processes:
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for process in pids:
         with suppress(ProcessLookupError):
             os.kill(process, number)

@@ -6,38 +6,38 @@ import asyncio
 from collections import deque
 from pathlib import Path
 
-_COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
-_WORK_SECONDS = 0.2  # in which a COMMIT that was handed on is made
+_COMMIT_MESSAGE = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+_COMMIT_SECONDS = 0.2  # in which a COMMIT that was handed on is made
 
 
-class Proxy:
+class PostgresProxy:
     """Listens on loopback, and hands everything on to the server's socket."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._server: asyncio.Server | None = None
-        self._armed: deque[str] = deque()
+        self._pending_cuts: deque[str] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: set[asyncio.Event] = set()
-        self.cuts = self.frozen = 0
+        self._open_connections: set[asyncio.Event] = set()
+        self.cut_count = self.frozen_count = 0
 
     async def start(self) -> int:
         """Returns the port."""
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._handle_connection, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     def arm(self, when: str) -> None:
         """The next COMMIT is cut "before" it reaches the server or "after" it has been made."""
-        self._armed.append(when)
+        self._pending_cuts.append(when)
 
     def freeze(self) -> None:
         """Every open connection passes nothing on any more, and is not closed: as one to a primary that a failover proxy has left. New ones work."""
-        self.frozen += len(self._open)
-        for flowing in self._open:
-            flowing.clear()
+        self.frozen_count += len(self._open_connections)
+        for flow_event in self._open_connections:
+            flow_event.clear()
 
     def disarm(self) -> None:
-        self._armed.clear()
+        self._pending_cuts.clear()
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -46,45 +46,48 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            upstream_reader, upstream = await asyncio.open_unix_connection(str(self._socket))
+            upstream_reader, upstream_writer = await asyncio.open_unix_connection(str(self._socket))
         except OSError:
             writer.close()
             return
-        flowing = asyncio.Event()
-        flowing.set()
-        self._open.add(flowing)
-        pumps = [asyncio.create_task(self._up(reader, upstream, flowing)), asyncio.create_task(self._down(upstream_reader, writer, flowing))]
+        flow_event = asyncio.Event()
+        flow_event.set()
+        self._open_connections.add(flow_event)
+        pumps = [
+            asyncio.create_task(self._pump_to_server(reader, upstream_writer, flow_event)),
+            asyncio.create_task(self._pump_to_client(upstream_reader, writer, flow_event)),
+        ]
         self._tasks.update(pumps)
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._open.discard(flowing)
+            self._open_connections.discard(flow_event)
             for pump in pumps:
                 pump.cancel()
                 self._tasks.discard(pump)
-            for end in (writer, upstream):
-                end.transport.abort()
+            for peer_writer in (writer, upstream_writer):
+                peer_writer.transport.abort()
 
-    async def _up(self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
+    async def _pump_to_server(self, reader: asyncio.StreamReader, upstream_writer: asyncio.StreamWriter, flow_event: asyncio.Event) -> None:
         """Ends, which cuts both sides, when the connection does or is to be cut."""
         while chunk := await reader.read(65_536):
-            if not flowing.is_set():
+            if not flow_event.is_set():
                 continue  # the other side has taken the bytes, as a kernel does; nobody reads them
-            if chunk.endswith(_COMMIT) and self._armed:
-                self.cuts += 1
-                if self._armed.popleft() == "before":
+            if chunk.endswith(_COMMIT_MESSAGE) and self._pending_cuts:
+                self.cut_count += 1
+                if self._pending_cuts.popleft() == "before":
                     return
-                upstream.write(chunk)
-                await upstream.drain()
-                await asyncio.sleep(_WORK_SECONDS)
+                upstream_writer.write(chunk)
+                await upstream_writer.drain()
+                await asyncio.sleep(_COMMIT_SECONDS)
                 return
-            upstream.write(chunk)
-            await upstream.drain()
+            upstream_writer.write(chunk)
+            await upstream_writer.drain()
 
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flowing: asyncio.Event) -> None:
+    async def _pump_to_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow_event: asyncio.Event) -> None:
         while chunk := await reader.read(65_536):
-            await flowing.wait()
+            await flow_event.wait()
             writer.write(chunk)
             await writer.drain()

@@ -17,11 +17,11 @@ def main(address: str) -> None:
 
         order = new_order(f"{checkout}-1", "buyer-1", "seller-1", "20.00", "USD")
         payment = client.create_payment(checkout, [order], credit_card_info="tok_decline:insufficient_funds")
-        failed = payment.payment_orders[0]
-        print(f"declined: {payment_pb2.FailureReason.Name(failed.failure_reason)} ({failed.decline_code})")
+        failed_order = payment.payment_orders[0]
+        print(f"declined: {payment_pb2.FailureReason.Name(failed_order.failure_reason)} ({failed_order.decline_code})")
 
-        again = client.create_payment(checkout, [order], credit_card_info="tok_decline:insufficient_funds")
-        print(f"the same call again: version {again.version}, as before: {again.version == payment.version}")
+        repeated = client.create_payment(checkout, [order], credit_card_info="tok_decline:insufficient_funds")
+        print(f"the same call again: version {repeated.version}, as before: {repeated.version == payment.version}")
         try:
             client.create_payment(checkout, [order], credit_card_info="tok_visa")
         except AlreadyExistsError as error:

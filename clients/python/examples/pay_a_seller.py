@@ -16,35 +16,35 @@ def main(address: str) -> None:
     with Client(address) as client:
         client.create_payment(f"{seller}-sale", [new_order(f"{seller}-sale-1", "buyer-ada", seller, "40.00", "EUR")], credit_card_info="tok_visa")
         client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=f"{seller}-sale-1"))
-        register = payout_service_pb2.CreatePayoutDestinationRequest(
+        create_destination = payout_service_pb2.CreatePayoutDestinationRequest(
             payout_destination_id=f"{seller}-bank", seller_account=seller, currency="EUR", bank_account_token=_ACCOUNT, description="her savings bank"
         )
-        client.payout.CreatePayoutDestination(register)
+        client.payout.CreatePayoutDestination(create_destination)
 
-        preview = wait_until_payable(client, seller, "40.00")
+        preview = wait_until_available(client, seller, "40.00")
         print(f"{seller} can be paid {preview.amount} EUR now")
-        held = client.create_payout(f"{seller}-1", seller, "EUR", "25.00")
-        print(f"held: {held.amount} {held.currency}")
-        for payout in client.watch_payout(held.payout_id):
+        new_payout = client.create_payout(f"{seller}-1", seller, "EUR", "25.00")
+        print(f"held: {new_payout.amount} {new_payout.currency}")
+        for payout in client.watch_payout(new_payout.payout_id):
             print(f"version {payout.version}: {payout_pb2.PayoutState.Name(payout.payout_state)}")
 
-        paid = client.wait_for_payout(held.payout_id)
-        again = client.create_payout(f"{seller}-1", seller, "EUR", "25.00")
-        print(f"the same call again pays nothing: version {again.version}, as before: {again.version == paid.version}")
+        final_payout = client.wait_for_payout(new_payout.payout_id)
+        repeated_payout = client.create_payout(f"{seller}-1", seller, "EUR", "25.00")
+        print(f"the same call again pays nothing: version {repeated_payout.version}, as before: {repeated_payout.version == final_payout.version}")
         try:
             client.create_payout(f"{seller}-2", seller, "EUR", "25.00")
         except FailedPreconditionError as error:
             print(f"refused: {error.reason}")
 
 
-def wait_until_payable(client: Client, seller: str, amount: str) -> payout_service_pb2.PreviewPayoutResponse:
+def wait_until_available(client: Client, seller: str, amount: str) -> payout_service_pb2.PreviewPayoutResponse:
     """The provider says whether it can pay there, and the wallet is told of the delivery, mostly at once."""
     for _ in range(100):
         preview = client.payout.PreviewPayout(payout_service_pb2.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
         if preview.amount == amount:
             return preview
         time.sleep(0.1)
-    raise TimeoutError(f"not payable yet: {[payout_pb2.PayoutLimit.Name(one.limit) for one in preview.shortfalls]}")
+    raise TimeoutError(f"not payable yet: {[payout_pb2.PayoutLimit.Name(shortfall.limit) for shortfall in preview.shortfalls]}")
 
 
 if __name__ == "__main__":

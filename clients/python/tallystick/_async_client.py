@@ -15,9 +15,18 @@ from google.protobuf.message import DecodeError
 from opentelemetry.trace import SpanKind
 from tenacity import AsyncRetrying
 
-from tallystick._errors import DeadlineExceededError, TallystickError, closed, closed_elsewhere, closed_meanwhile, elsewhere, from_rpc, unreadable
+from tallystick._errors import (
+    DeadlineExceededError,
+    TallystickError,
+    client_closed_error,
+    client_closed_in_flight_error,
+    closed_in_wrong_event_loop_error,
+    from_rpc,
+    unreadable_response_error,
+    wrong_event_loop_error,
+)
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, Reopening, Tries, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, CallAttempts, ClientSettings, StreamBackoff, ensure_request_id, get_tracer, short_name
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -38,14 +47,14 @@ class AsyncClient:
         self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
     ) -> None:
         self._settings = settings or ClientSettings()
-        self._life = _Life()
-        self._channels: dict[str, _Channel] = {}
+        self._state = _ClientState()
+        self._channels: dict[str, _AsyncChannel] = {}
 
-        def stub(make: Any, address: str) -> Any:
+        def stub(stub_class: Any, address: str) -> Any:
             address = address or target
             if address not in self._channels:
-                self._channels[address] = _Channel(partial(self._channel, address), self._settings, self._life)
-            return make(cast("grpc.aio.Channel", self._channels[address]))
+                self._channels[address] = _AsyncChannel(partial(self._channel, address), self._settings, self._state)
+            return stub_class(cast("grpc.aio.Channel", self._channels[address]))
 
         self.payment = stub(payment_service_pb2_grpc.PaymentServiceStub, target)
         self.ledger = stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger)
@@ -70,7 +79,7 @@ class AsyncClient:
 
         Raises TallystickError in another event loop than the client's while that is not closed.
         """
-        self._life.end()
+        self._state.close()
         for channel in self._channels.values():
             await channel.close()
 
@@ -93,11 +102,11 @@ class AsyncClient:
     def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncGenerator[payment_pb2.Payment, None]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
-        return self._watched(self.payment.WatchPayment, request, "payment")
+        return self._watch(self.payment.WatchPayment, request, "payment")
 
     async def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
         """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
-        return await self._waited(self.watch_payment(checkout_id), "payment", timeout) or await self.get_payment(checkout_id)
+        return await self._wait_until_final(self.watch_payment(checkout_id), "payment", timeout) or await self.get_payment(checkout_id)
 
     async def create_payout(self, payout_id: str, seller_account: str, currency: str, amount: str | Decimal = "", **values: Any) -> payout_pb2.Payout:
         """Pays a seller out, and waits until the money is held. `amount` in major units, "": whatever can be paid.
@@ -116,11 +125,11 @@ class AsyncClient:
     def watch_payout(self, payout_id: str, after_version: int = 0) -> AsyncGenerator[payout_pb2.Payout, None]:
         """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
-        return self._watched(self.payout.WatchPayout, request, "payout")
+        return self._watch(self.payout.WatchPayout, request, "payout")
 
     async def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
         """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
-        return await self._waited(self.watch_payout(payout_id), "payout", timeout) or await self.get_payout(payout_id)
+        return await self._wait_until_final(self.watch_payout(payout_id), "payout", timeout) or await self.get_payout(payout_id)
 
     async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncGenerator[event_pb2.Event, None]:
         """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end, however slowly it is read.
@@ -128,7 +137,7 @@ class AsyncClient:
         The stream is opened again from the last event when it ends early; `aclose()` ends it.
         """
         request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
-        async with aclosing(self._reopened(self.event.StreamEvents, request)) as responses:
+        async with aclosing(self._resume_stream(self.event.StreamEvents, request)) as responses:
             async for response in responses:
                 request.after_cursor = response.event.cursor
                 yield response.event
@@ -144,15 +153,15 @@ class AsyncClient:
                 return
             request.page_token = response.next_page_token
 
-    async def _watched(self, stream: Callable[..., Any], request: Any, field: str) -> AsyncGenerator[Any, None]:
+    async def _watch(self, stream: Callable[..., Any], request: Any, field: str) -> AsyncGenerator[Any, None]:
         """The versions of a resource, from the one after the request's on."""
-        async with aclosing(self._reopened(stream, request)) as responses:
+        async with aclosing(self._resume_stream(stream, request)) as responses:
             async for response in responses:
                 resource = getattr(response, field)
                 request.after_version = resource.version
                 yield resource
 
-    async def _waited(self, versions: AsyncGenerator[Any, None], field: str, timeout: float) -> Any:
+    async def _wait_until_final(self, versions: AsyncGenerator[Any, None], field: str, timeout: float) -> Any:
         """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
         last = None
         try:
@@ -163,154 +172,154 @@ class AsyncClient:
             raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
         return last
 
-    async def _reopened(self, stream: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
+    async def _resume_stream(self, stream: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
         """A stream's messages, over as many openings as it takes; the request is moved on by who reads them."""
-        reopening = Reopening(self._settings)
+        backoff = StreamBackoff(self._settings)
         while True:
             try:
-                reopening.opened()
+                backoff.mark_opened()
                 async with aclosing(stream(request)) as responses:
                     async for response in responses:
-                        reopening.went_well()
+                        backoff.reset()
                         yield response
                 return
             except TallystickError as error:
-                await self._life.rest(reopening.rest(error))
+                await self._state.sleep(backoff.delay(error))
 
 
-class _Life:
+class _ClientState:
     """What the channels of one client share: its event loop, which is that of its first call, and whether it is closed."""
 
     def __init__(self) -> None:
         self.is_closed = False
-        self._woken = asyncio.Event()
+        self._close_event = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def enter(self) -> None:
+    def check_usable(self) -> None:
         """Raises TallystickError in another event loop than the client's, and once it is closed."""
         if self.is_closed:
-            raise closed()
+            raise client_closed_error()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        if not self.is_here:
-            raise elsewhere()
+        if not self.is_current_loop:
+            raise wrong_event_loop_error()
 
     @property
-    def is_here(self) -> bool:
+    def is_current_loop(self) -> bool:
         """Whether the running event loop is the client's."""
         return self._loop is asyncio.get_running_loop()
 
-    async def rest(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         """Waits so long, or until the client is closed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._woken.wait()
+                await self._close_event.wait()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Closes the client. Raises TallystickError in another event loop than its own, unless nothing runs there any more."""
-        if self._loop is not None and not self.is_here and not self._loop.is_closed():
-            raise closed_elsewhere()
+        if self._loop is not None and not self.is_current_loop and not self._loop.is_closed():
+            raise closed_in_wrong_event_loop_error()
         self.is_closed = True
-        if self.is_here:
-            self._woken.set()
+        if self.is_current_loop:
+            self._close_event.set()
 
 
-class _Channel:
+class _AsyncChannel:
     """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and typed errors."""
 
-    def __init__(self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings, life: _Life) -> None:
+    def __init__(self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings, state: _ClientState) -> None:
         self._connect = connect
         self._settings = settings
-        self._life = life
+        self._state = state
         self._channel: grpc.aio.Channel | None = None
 
     async def close(self) -> None:
-        if self._channel is not None and self._life.is_here:
+        if self._channel is not None and self._state.is_current_loop:
             await self._channel.close()
         self._channel = None
 
     def _open(self) -> grpc.aio.Channel:
         """The channel. Raises TallystickError in another event loop than the client's, and once it is closed."""
-        self._life.enter()
+        self._state.check_usable()
         if self._channel is None:
             self._channel = self._connect()
         return self._channel
 
-    def _ended_by_close(self) -> bool:
+    def _is_cancelled_by_close(self) -> bool:
         """Whether it is closing the client that cancelled a call, which must not look as if somebody had cancelled the caller's task."""
         task = asyncio.current_task()
-        return self._life.is_closed and not (task is not None and task.cancelling())
+        return self._state.is_closed and not (task is not None and task.cancelling())
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         name = short_name(method)
-        made: list[Any] = []
+        multicallables: list[Any] = []
 
-        def send(*values: Any, **named: Any) -> Any:
+        def send(*values: Any, **keywords: Any) -> Any:
             channel = self._open()
-            if not made:
-                made.append(channel.unary_unary(method, *arguments, **options))
-            return made[0](*values, **named)
+            if not multicallables:
+                multicallables.append(channel.unary_unary(method, *arguments, **options))
+            return multicallables[0](*values, **keywords)
 
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
-            end = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
-            with tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
-                return await self._sent(send, complete(request), end, metadata)
+            deadline = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
+            with get_tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
+                return await self._send_with_retries(send, ensure_request_id(request), deadline, metadata)
 
         return call
 
-    async def _sent(self, send: Any, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> Any:
+    async def _send_with_retries(self, send: Any, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]) -> Any:
         """Sends once or more, within the deadline."""
         now = asyncio.get_running_loop().time
 
-        async def once() -> Any:
+        async def attempt() -> Any:
             pairs = self._settings.metadata(metadata)
             try:
-                return await send(request, timeout=max(end - now(), 0.001), metadata=pairs)
+                return await send(request, timeout=max(deadline - now(), 0.001), metadata=pairs)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
             except grpc.aio.UsageError:  # the channel is closed
-                raise closed() from None
+                raise client_closed_error() from None
             except DecodeError:
-                raise unreadable() from None
+                raise unreadable_response_error() from None
             except asyncio.CancelledError:
-                if self._ended_by_close():
-                    raise closed_meanwhile() from None
+                if self._is_cancelled_by_close():
+                    raise client_closed_in_flight_error() from None
                 raise
 
-        tries = Tries()
+        attempts = CallAttempts()
         try:
-            return await AsyncRetrying(sleep=self._life.rest, **self._settings.retries(end, now, tries))(once)
+            return await AsyncRetrying(sleep=self._state.sleep, **self._settings.retries(deadline, now, attempts))(attempt)
         except TallystickError as error:
-            explained = tries.explained(error)
-            raise explained from explained.__cause__
+            final_error = attempts.final_error(error)
+            raise final_error from final_error.__cause__
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        made: list[Any] = []
+        multicallables: list[Any] = []
 
         async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncGenerator[Any, None]:
             seconds = self._settings.seconds(method, self._settings.stream_seconds if timeout is None else timeout)
             pairs = self._settings.metadata(metadata)
             channel = self._open()
-            if not made:
-                made.append(channel.unary_stream(method, *arguments, **options))
-            opened: Any = None
+            if not multicallables:
+                multicallables.append(channel.unary_stream(method, *arguments, **options))
+            stream: Any = None
             try:
-                opened = made[0](request, timeout=seconds, metadata=pairs)
-                async with aclosing(aiter(opened)) as responses:
+                stream = multicallables[0](request, timeout=seconds, metadata=pairs)
+                async with aclosing(aiter(stream)) as responses:
                     async for response in responses:
                         yield response
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
             except grpc.aio.UsageError:  # the channel is closed
-                raise closed() from None
+                raise client_closed_error() from None
             except DecodeError:
-                raise unreadable() from None
+                raise unreadable_response_error() from None
             except asyncio.CancelledError:
-                if self._ended_by_close():
-                    raise closed_meanwhile() from None
+                if self._is_cancelled_by_close():
+                    raise client_closed_in_flight_error() from None
                 raise
             finally:
-                if isinstance(opened, grpc.aio.Call):
-                    opened.cancel()  # a stream that is read no further is not left open
+                if isinstance(stream, grpc.aio.Call):
+                    stream.cancel()  # a stream that is read no further is not left open
 
         return call

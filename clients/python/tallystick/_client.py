@@ -15,9 +15,9 @@ import grpc
 from opentelemetry.trace import SpanKind
 from tenacity import Retrying, sleep_using_event
 
-from tallystick._errors import DeadlineExceededError, TallystickError, closed, closed_meanwhile, from_rpc
+from tallystick._errors import DeadlineExceededError, TallystickError, client_closed_error, client_closed_in_flight_error, from_rpc
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, ClientSettings, Reopening, Tries, complete, short_name, tracer
+from tallystick._settings import CHANNEL_OPTIONS, CallAttempts, ClientSettings, StreamBackoff, ensure_request_id, get_tracer, short_name
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -36,7 +36,7 @@ class Client:
     ) -> None:
         self._settings = settings or ClientSettings()
         self._channels: dict[str, _Channel] = {}
-        self._closed = threading.Event()
+        self._close_event = threading.Event()
         self.payment = payment_service_pb2_grpc.PaymentServiceStub(self._channel(target))
         self.ledger = ledger_service_pb2_grpc.LedgerServiceStub(self._channel(ledger or target))
         self.wallet = wallet_service_pb2_grpc.WalletServiceStub(self._channel(wallet or target))
@@ -47,8 +47,8 @@ class Client:
         if target not in self._channels:
             credentials = self._settings.credentials
             options = CHANNEL_OPTIONS
-            plain = grpc.insecure_channel(target, options) if credentials is None else grpc.secure_channel(target, credentials, options)
-            self._channels[target] = _Channel(plain, self._settings, self._closed)
+            grpc_channel = grpc.insecure_channel(target, options) if credentials is None else grpc.secure_channel(target, credentials, options)
+            self._channels[target] = _Channel(grpc_channel, self._settings, self._close_event)
         return self._channels[target]
 
     def __enter__(self) -> Client:
@@ -59,7 +59,7 @@ class Client:
 
     def close(self) -> None:
         """Ends every connection. A call or a stream in flight, also one that waits before it is sent again, ends with TallystickError."""
-        self._closed.set()
+        self._close_event.set()
         for channel in self._channels.values():
             channel.close()
 
@@ -82,12 +82,12 @@ class Client:
     def watch_payment(self, checkout_id: str, after_version: int = 0) -> Generator[payment_pb2.Payment, None, None]:
         """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
-        return self._watched(self.payment.WatchPayment, request, "payment")
+        return self._watch(self.payment.WatchPayment, request, "payment")
 
     def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
         """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
-        return self._waited(self.payment.WatchPayment, request, "payment", timeout) or self.get_payment(checkout_id)
+        return self._wait_until_final(self.payment.WatchPayment, request, "payment", timeout) or self.get_payment(checkout_id)
 
     def create_payout(self, payout_id: str, seller_account: str, currency: str, amount: str | Decimal = "", **values: Any) -> payout_pb2.Payout:
         """Pays a seller out, and waits until the money is held. `amount` in major units, "": whatever can be paid.
@@ -106,12 +106,12 @@ class Client:
     def watch_payout(self, payout_id: str, after_version: int = 0) -> Generator[payout_pb2.Payout, None, None]:
         """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
-        return self._watched(self.payout.WatchPayout, request, "payout")
+        return self._watch(self.payout.WatchPayout, request, "payout")
 
     def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
         """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id)
-        return self._waited(self.payout.WatchPayout, request, "payout", timeout) or self.get_payout(payout_id)
+        return self._wait_until_final(self.payout.WatchPayout, request, "payout", timeout) or self.get_payout(payout_id)
 
     def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Generator[event_pb2.Event, None, None]:
         """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end, however slowly it is read.
@@ -119,7 +119,7 @@ class Client:
         The stream is opened again from the last event when it ends early; `close()` ends it.
         """
         request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
-        with closing(self._reopened(self.event.StreamEvents, request)) as responses:
+        with closing(self._resume_stream(self.event.StreamEvents, request)) as responses:
             for response in responses:
                 request.after_cursor = response.event.cursor
                 yield response.event
@@ -134,58 +134,60 @@ class Client:
                 return
             request.page_token = response.next_page_token
 
-    def _watched(self, stream: Callable[..., Any], request: Any, field: str, end: float = math.inf) -> Generator[Any, None, None]:
+    def _watch(self, stream: Callable[..., Any], request: Any, field: str, deadline: float = math.inf) -> Generator[Any, None, None]:
         """The versions of a resource, from the one after the request's on."""
-        with closing(self._reopened(stream, request, end)) as responses:
+        with closing(self._resume_stream(stream, request, deadline)) as responses:
             for response in responses:
                 resource = getattr(response, field)
                 request.after_version = resource.version
                 yield resource
 
-    def _waited(self, stream: Callable[..., Any], request: Any, field: str, timeout: float) -> Any:
+    def _wait_until_final(self, stream: Callable[..., Any], request: Any, field: str, timeout: float) -> Any:
         """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
-        end = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         last = None
         try:
-            for resource in self._watched(stream, request, field, end):
+            for resource in self._watch(stream, request, field, deadline):
                 last = resource
         except TallystickError as error:
-            if time.monotonic() < end:
+            if time.monotonic() < deadline:
                 raise
             raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
         return last
 
-    def _reopened(self, stream: Callable[..., Any], request: Any, end: float = math.inf) -> Generator[Any, None, None]:
-        """A stream's messages, over as many openings as it takes; the request is moved on by who reads them. `end`: when no more are waited for."""
-        reopening = Reopening(self._settings)
+    def _resume_stream(self, stream: Callable[..., Any], request: Any, deadline: float = math.inf) -> Generator[Any, None, None]:
+        """A stream's messages, over as many openings as it takes; the request is moved on by who
+        reads them. `deadline`: when no more are waited for.
+        """
+        backoff = StreamBackoff(self._settings)
         while True:
             try:
-                timeout = min(self._settings.stream_seconds, max(end - time.monotonic(), 0.001))
-                reopening.opened()
+                timeout = min(self._settings.stream_seconds, max(deadline - time.monotonic(), 0.001))
+                backoff.mark_opened()
                 with closing(stream(request, timeout=timeout)) as responses:
                     for response in responses:
-                        reopening.went_well()
+                        backoff.reset()
                         yield response
                 return
             except TallystickError as error:
-                if time.monotonic() >= end:
+                if time.monotonic() >= deadline:
                     raise
-                self._closed.wait(min(reopening.rest(error), max(end - time.monotonic(), 0)))
+                self._close_event.wait(min(backoff.delay(error), max(deadline - time.monotonic(), 0)))
 
 
 class _Channel(grpc.Channel):
     """A channel whose calls have deadlines, retries, credentials, traces and typed errors; generated stubs are made over it."""
 
-    def __init__(self, channel: grpc.Channel, settings: ClientSettings, is_closed: threading.Event) -> None:
+    def __init__(self, channel: grpc.Channel, settings: ClientSettings, close_event: threading.Event) -> None:
         self._channel = channel
         self._settings = settings
-        self._is_closed = is_closed
+        self._close_event = close_event
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings, self._is_closed)
+        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings, self._close_event)
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings, self._is_closed)
+        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings, self._close_event)
 
     def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._channel.stream_unary(method, *arguments, **options)
@@ -212,72 +214,72 @@ class _Channel(grpc.Channel):
 class _UnaryCall:
     """One method; a call of it is sent once or more, within one deadline."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings, is_closed: threading.Event) -> None:
+    def __init__(self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
-        self._is_closed = is_closed
+        self._close_event = close_event
 
     def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
         return self.with_call(request, timeout, metadata)[0]
 
     def with_call(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> tuple[Any, Any]:
         """The response and the call, whose trailing metadata tell of replays and the trace."""
-        end = time.monotonic() + self._settings.seconds(self._name, timeout)
-        tries = Tries()
-        retrying = Retrying(sleep=sleep_using_event(self._is_closed), **self._settings.retries(end, time.monotonic, tries))
-        with tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
+        deadline = time.monotonic() + self._settings.seconds(self._name, timeout)
+        attempts = CallAttempts()
+        retrying = Retrying(sleep=sleep_using_event(self._close_event), **self._settings.retries(deadline, time.monotonic, attempts))
+        with get_tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
             try:
-                return retrying(self._send, complete(request), end, metadata)
+                return retrying(self._send, ensure_request_id(request), deadline, metadata)
             except TallystickError as error:
-                explained = tries.explained(error)
-                raise explained from explained.__cause__
+                final_error = attempts.final_error(error)
+                raise final_error from final_error.__cause__
 
-    def _send(self, request: Any, end: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
-        left = max(end - time.monotonic(), 0.001)
+    def _send(self, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
+        remaining = max(deadline - time.monotonic(), 0.001)
         pairs = self._settings.metadata(metadata)
-        if self._is_closed.is_set():
-            raise closed()
+        if self._close_event.is_set():
+            raise client_closed_error()
         try:
-            return self._call.with_call(request, timeout=left, metadata=pairs)  # type: ignore[no-any-return]
+            return self._call.with_call(request, timeout=remaining, metadata=pairs)  # type: ignore[no-any-return]
         except grpc.RpcError as error:
-            raise _raised(error, self._is_closed) from None
+            raise _to_client_error(error, self._close_event) from None
         except ValueError:  # by gRPC, of a channel that was closed meanwhile
-            if self._is_closed.is_set():
-                raise closed() from None
+            if self._close_event.is_set():
+                raise client_closed_error() from None
             raise
 
 
 class _StreamCall:
     """One streaming method; a stream that breaks is opened again by who knows where it stood."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings, is_closed: threading.Event) -> None:
+    def __init__(self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
-        self._is_closed = is_closed
+        self._close_event = close_event
 
     def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Generator[Any, None, None]:
         seconds = self._settings.seconds(self._name, self._settings.stream_seconds if timeout is None else timeout)
         pairs = self._settings.metadata(metadata)
-        if self._is_closed.is_set():
-            raise closed()
+        if self._close_event.is_set():
+            raise client_closed_error()
         try:
             call = self._call(request, timeout=seconds, metadata=pairs)
         except ValueError:  # by gRPC, of a channel that was closed meanwhile
-            if self._is_closed.is_set():
-                raise closed() from None
+            if self._close_event.is_set():
+                raise client_closed_error() from None
             raise
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _raised(error, self._is_closed) from None
+            raise _to_client_error(error, self._close_event) from None
         finally:
             call.cancel()  # a stream that is read no further is not left open
 
 
-def _raised(error: grpc.RpcError, is_closed: threading.Event) -> TallystickError:
+def _to_client_error(error: grpc.RpcError, close_event: threading.Event) -> TallystickError:
     """The exception for what a stub raised; closing the client cancels what is in flight."""
-    if is_closed.is_set() and error.code() is grpc.StatusCode.CANCELLED:
-        return closed_meanwhile()
+    if close_event.is_set() and error.code() is grpc.StatusCode.CANCELLED:
+        return client_closed_in_flight_error()
     return from_rpc(error)

@@ -47,7 +47,7 @@ class TallystickError(Exception):
         self.retry_after = retry_after
         self.trace_id = trace_id
 
-    def again(self, message: str, reason: str = "") -> TallystickError:
+    def with_message(self, message: str, reason: str = "") -> TallystickError:
         """The same with another message, and another reason where one is given."""
         return type(self)(
             message,
@@ -129,27 +129,27 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
 }
 
 
-def closed() -> TallystickError:
+def client_closed_error() -> TallystickError:
     """The exception for a call by a client that was closed."""
     return TallystickError("the client is closed")
 
 
-def closed_meanwhile() -> TallystickError:
+def client_closed_in_flight_error() -> TallystickError:
     """The exception for a call that was in flight when its client was closed."""
     return TallystickError("the client is closed; this call was in flight, so its outcome is not known")
 
 
-def elsewhere() -> TallystickError:
+def wrong_event_loop_error() -> TallystickError:
     """The exception for a call in another event loop than the client's."""
     return TallystickError("this client is used in another event loop already; make an AsyncClient for each event loop")
 
 
-def closed_elsewhere() -> TallystickError:
+def closed_in_wrong_event_loop_error() -> TallystickError:
     """The exception for closing a client in another event loop than its own."""
     return TallystickError("this client is used in another event loop; close it there")
 
 
-def unreadable() -> TallystickError:
+def unreadable_response_error() -> TallystickError:
     """The exception for an answer whose bytes are no message of the contract."""
     return InternalError("the answer cannot be read")
 

@@ -12,25 +12,25 @@ from sqlalchemy import Connection, Row
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.event import MAX_AGGREGATE_ID, check_event, event_id
+from tallystick_core.event import MAX_AGGREGATE_ID, check_event, format_event_id
 from tallystick_core.identifier import parse_id, parse_text
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
 from tallystick_server.runtime.door import Access, Call
 from tallystick_server.runtime.fields import EnumNames, has_time
-from tallystick_server.runtime.follow import Numbered, Tail, Wanted
+from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
 from tallystick_server.runtime.items import check_batch
-from tallystick_server.runtime.stage import BATCHES_WAITING, Stage, by_halves
+from tallystick_server.runtime.stage import MAX_QUEUED_BATCHES, Batcher, bisect_on_error
 from tallystick_storage import event as store
 from tallystick_storage.database import Database
 
-_SEE_ALL = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
+_UNRESTRICTED_ROLES = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
 ACCESS: Access = {
     "BatchPublish": frozenset({Role.SERVICE}),
-    "StreamEvents": _SEE_ALL | {Role.TEAM, Role.PAYOUTS},
+    "StreamEvents": _UNRESTRICTED_ROLES | {Role.TEAM, Role.PAYOUTS},
 }
 _TYPES = EnumNames(event_pb2.EventType.DESCRIPTOR)
-_MOST_TYPES = len(event_pb2.EventType.DESCRIPTOR.values) - 1  # the one for unset is none
-_MOST_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
+_MAX_TYPES = len(event_pb2.EventType.DESCRIPTOR.values) - 1  # the one for unset is none
+_MAX_GROUPS = 4  # requests published in one transaction, of at most 1,000 events each
 
 
 class EventHandlers:
@@ -38,89 +38,91 @@ class EventHandlers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._tail = Tail(database, Numbered(store.end, _between, lambda row: int(row.cursor), lambda row: len(row.body)))
-        self._publish: Stage[Sequence[store.NewEvent], int] = Stage(
+        self._tail = SequenceTail(database, SequenceSource(store.last_cursor, _read_between, lambda row: int(row.cursor), lambda row: len(row.body)))
+        self._publish_batcher: Batcher[Sequence[store.NewEvent], int] = Batcher(
             "event.publish",
-            lambda groups: by_halves(self._number, groups),
-            most=_MOST_GROUPS,
-            longest_rest=0,
-            for_callers=True,
-            max_waiting=BATCHES_WAITING,
+            lambda groups: bisect_on_error(self._publish_groups, groups),
+            max_batch=_MAX_GROUPS,
+            max_linger=0,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_BATCHES,
         )  # what comes is batches already
 
     def start(self) -> None:
-        self._publish.start()
+        self._publish_batcher.start()
 
     async def stop(self) -> None:
-        await self._publish.stop()
+        await self._publish_batcher.stop()
 
     async def BatchPublish(self, request: pb.BatchPublishRequest, _call: Call) -> pb.BatchPublishResponse:
         check_batch(request.events, "events")
         events: dict[store.EventKey, store.NewEvent] = {}
-        for place, message in enumerate(request.events):
+        for index, message in enumerate(request.events):
             try:
                 event = _new_event(message)
-            except Refused as refused:
-                raise refused.below(f"events[{place}]") from None
+            except ApiError as error:
+                raise error.with_field_prefix(f"events[{index}]") from None
             if event.key in events:
-                raise Refused(Reason.DUPLICATE_ITEM, f"events[{place}] stands twice in the request.", field=f"events[{place}].event_id")
+                raise ApiError(ErrorReason.DUPLICATE_ITEM, f"events[{index}] stands twice in the request.", field=f"events[{index}].event_id")
             events[event.key] = event
         try:
-            return pb.BatchPublishResponse(published=await self._publish.submit(list(events.values())))
-        except store.Differs as differs:
-            place = list(events).index(differs.key)
-            raise key_reused(f"events[{place}].{_first_difference(events[differs.key].body, differs.body)}") from None
+            return pb.BatchPublishResponse(published=await self._publish_batcher.submit(list(events.values())))
+        except store.EventConflict as error:
+            index = list(events).index(error.key)
+            raise key_reused_error(f"events[{index}].{_first_difference(events[error.key].body, error.stored_body)}") from None
 
     async def StreamEvents(self, request: pb.StreamEventsRequest, call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
-        if len(request.types) > _MOST_TYPES:
-            raise Refused(Reason.TOO_MANY_ITEMS, f"types must have at most {_MOST_TYPES} items: each type once.", field="types")
-        types = frozenset(_TYPES.parse(number, f"types[{place}]") for place, number in enumerate(request.types))
-        owner = call.caller.owner if _SEE_ALL.isdisjoint(call.caller.roles) else ""
+        if len(request.types) > _MAX_TYPES:
+            raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"types must have at most {_MAX_TYPES} items: each type once.", field="types")
+        types = frozenset(_TYPES.parse(number, f"types[{index}]") for index, number in enumerate(request.types))
+        owner = call.caller.owner if _UNRESTRICTED_ROLES.isdisjoint(call.caller.roles) else ""
 
-        def fits(row: Row[Any]) -> bool:
+        def matches(row: Row[Any]) -> bool:
             return (not types or row.type in types) and aggregate in ("", row.aggregate_id) and owner in ("", row.owner)
 
-        wanted = Wanted(partial(_between, types=types, aggregate=aggregate, owner=owner), fits, call.caller.owner, indexed=bool(aggregate))
-        after, on = request.after_cursor, request.follow
+        stream_filter = StreamFilter(
+            partial(_read_between, types=types, aggregate=aggregate, owner=owner), matches, call.caller.owner, is_indexed=bool(aggregate)
+        )
+        after_cursor, follow = request.after_cursor, request.follow
         del request  # a stream keeps no body
-        async with aclosing(self._tail.follow(wanted, after, "after_cursor", on=on)) as rows:
+        async with aclosing(self._tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
                 event.cursor = row.cursor
                 yield pb.StreamEventsResponse(event=event)
 
-    async def _number(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
+    async def _publish_groups(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
         """Publishes groups together; an event in two of them counts for the first. Raises Differs, so that halves find its group."""
         unique: dict[store.EventKey, store.NewEvent] = {}
         for group in groups:
             for event in group:
                 first = unique.setdefault(event.key, event)
                 if first.body != event.body:
-                    raise store.Differs(event.key, first.body)
+                    raise store.EventConflict(event.key, first.body)
 
         def publish(connection: Connection) -> set[store.EventKey]:
             return store.publish(connection, list(unique.values()))
 
-        new = unique.keys() - await self._database.transact(publish)
+        new_keys = unique.keys() - await self._database.transact(publish)
         counts = []
         for group in groups:
-            keys = {event.key for event in group} & new
+            keys = {event.key for event in group} & new_keys
             counts.append(len(keys))
-            new -= keys
+            new_keys -= keys
         return counts
 
 
-def _between(
-    connection: Connection, after: int, until: int, most: int, types: Collection[str] = (), aggregate: str = "", owner: str = ""
+def _read_between(
+    connection: Connection, after: int, until: int, limit: int, types: Collection[str] = (), aggregate: str = "", owner: str = ""
 ) -> Sequence[Row[Any]]:
-    return store.between(connection, after, until, list(types), aggregate, owner, most)
+    return store.list_between(connection, after, until, list(types), aggregate, owner, limit)
 
 
 def _first_difference(sent: bytes, published: bytes) -> str:
     """The first field in which two events of one id differ."""
-    one, other = event_pb2.Event.FromString(sent), event_pb2.Event.FromString(published)
-    fields = (field.name for field in event_pb2.Event.DESCRIPTOR.fields if getattr(one, field.name) != getattr(other, field.name))
+    sent_event, published_event = event_pb2.Event.FromString(sent), event_pb2.Event.FromString(published)
+    fields = (field.name for field in event_pb2.Event.DESCRIPTOR.fields if getattr(sent_event, field.name) != getattr(published_event, field.name))
     return next(fields, "event_id")  # they differ in fields that are not known here
 
 
@@ -132,11 +134,11 @@ def _new_event(message: event_pb2.Event) -> store.NewEvent:
     if message.owner:
         parse_id(message.owner, "owner")
     if version < 1:
-        raise Refused(Reason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
-    if message.event_id != event_id(aggregate, version):
-        raise Refused(Reason.FIELD_INVALID, "event_id must be {aggregate_id}/{aggregate_version}.", field="event_id")
+        raise ApiError(ErrorReason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
+    if message.event_id != format_event_id(aggregate, version):
+        raise ApiError(ErrorReason.FIELD_INVALID, "event_id must be {aggregate_id}/{aggregate_version}.", field="event_id")
     if message.cursor:
-        raise Refused(Reason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
+        raise ApiError(ErrorReason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
     if not has_time(message, "create_time"):
-        raise Refused(Reason.FIELD_REQUIRED, "create_time is required.", field="create_time")
+        raise ApiError(ErrorReason.FIELD_REQUIRED, "create_time is required.", field="create_time")
     return store.NewEvent(aggregate, version, type_, message.owner, message.SerializeToString(deterministic=True))

@@ -13,19 +13,19 @@ from sqlalchemy import Connection, Row
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
 from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_text, parse_words
-from tallystick_core.ledger import Head, Posting, parse_account, parse_transaction_id, refuse_reversal, reversal, transaction_id
+from tallystick_core.identifier import parse_reason_text, parse_text
+from tallystick_core.ledger import Head, Posting, build_reversal, format_transaction_id, parse_account, parse_transaction_id, reject_irreversible
 from tallystick_core.money import format_amount, parse_currency
-from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.refusal import ApiError, ErrorReason, not_found_error
 from tallystick_server.ledger import messages
-from tallystick_server.ledger.post import Post, Posted
+from tallystick_server.ledger.post import PostedTransaction, TransactionPoster
 from tallystick_server.runtime import alerts
 from tallystick_server.runtime.alerts import AlertHandlers
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, page_size, parse_time, to_timestamp
-from tallystick_server.runtime.follow import Numbered, Tail, Wanted
-from tallystick_server.runtime.items import each, refusal
-from tallystick_server.runtime.stage import BATCHES_WAITING, Stage
+from tallystick_server.runtime.fields import PageToken, parse_page_size, parse_time, to_timestamp
+from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.runtime.items import process_items, to_item_status
+from tallystick_server.runtime.stage import MAX_QUEUED_BATCHES, Batcher
 from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
@@ -48,62 +48,62 @@ class LedgerHandlers(AlertHandlers):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database, pb)
-        post = Post(database)
-        self.recent = post.recent
-        self._tail = Tail(
+        poster = TransactionPoster(database)
+        self.recent = poster.recent
+        self._tail = SequenceTail(
             database,
-            Numbered(lambda connection: store.point(connection).sequence, _between, lambda found: found[0].sequence, _size),
+            SequenceSource(lambda connection: store.head_at(connection).sequence, _load_between, lambda row: row[0].sequence, _estimate_size),
         )
-        self._post: Stage[Sequence[Posting], Sequence[Posted | Exception]] = Stage(
-            "ledger.post", post.run, most=4, longest_rest=0, for_callers=True, max_waiting=BATCHES_WAITING
+        self._post_batcher: Batcher[Sequence[Posting], Sequence[PostedTransaction | Exception]] = Batcher(
+            "ledger.post", poster.post_groups, max_batch=4, max_linger=0, drop_abandoned=True, max_queued=MAX_QUEUED_BATCHES
         )  # what comes is batches already
 
     def start(self) -> None:
-        self._post.start()
+        self._post_batcher.start()
 
     async def stop(self) -> None:
-        await self._post.stop()
+        await self._post_batcher.stop()
 
     async def BatchPost(self, request: pb.BatchPostRequest, _call: Call) -> pb.BatchPostResponse:
-        shown = not request.outcome_only
-        results = await each(request.postings, "postings", messages.parse_posting, self._post.submit)
-        return pb.BatchPostResponse(results=[_result(result, shown=shown) for result in results])
+        include_transaction = not request.outcome_only
+        results = await process_items(request.postings, "postings", messages.parse_posting, self._post_batcher.submit)
+        return pb.BatchPostResponse(results=[_post_result(result, include_transaction=include_transaction) for result in results])
 
     async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
-        reason = parse_words(request.reason, "reason")
-        original = await self._posting(sequence)
-        refuse_reversal(original)
-        (made,) = await self._post.submit([reversal(original, sequence, reason, call.caller.name)])
-        if isinstance(made, Refused) and made.reason is Reason.KEY_REUSED:
-            raise Refused(Reason.ALREADY_REVERSED, "The transaction was reversed before, for another reason.")
-        if isinstance(made, Exception):
-            raise made
-        if made.replayed:
-            call.replayed()
-        return pb.ReverseTransactionResponse(transaction=made.transaction)
+        reason = parse_reason_text(request.reason, "reason")
+        original = await self._get_posting(sequence)
+        reject_irreversible(original)
+        (result,) = await self._post_batcher.submit([build_reversal(original, sequence, reason, call.caller.name)])
+        if isinstance(result, ApiError) and result.reason is ErrorReason.KEY_REUSED:
+            raise ApiError(ErrorReason.ALREADY_REVERSED, "The transaction was reversed before, for another reason.")
+        if isinstance(result, Exception):
+            raise result
+        if result.replayed:
+            call.mark_replayed()
+        return pb.ReverseTransactionResponse(transaction=result.transaction)
 
     async def GetTransaction(self, request: pb.GetTransactionRequest, _call: Call) -> pb.GetTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
-        return pb.GetTransactionResponse(transaction=messages.transaction(*await self._transaction(sequence)))
+        return pb.GetTransactionResponse(transaction=messages.transaction(*await self._get_transaction(sequence)))
 
     async def ListTransactions(self, request: pb.ListTransactionsRequest, _call: Call) -> pb.ListTransactionsResponse:
-        size = page_size(request.page_size)
-        wanted = _filter(request)
-        token = PageToken("ListTransactions", *("" if value is None else str(value) for value in _values(wanted)))
-        place = token.parse(request.page_token, int)
-        before = int(place[0]) if place else None
+        size = parse_page_size(request.page_size)
+        filters = _parse_filter(request)
+        token = PageToken("ListTransactions", *("" if value is None else str(value) for value in _filter_values(filters)))
+        cursor = token.parse(request.page_token, int)
+        before = int(cursor[0]) if cursor else None
 
-        def list_(connection: Connection) -> tuple[list[store.TransactionRow], int | None]:
-            sequences, looked_at = store.list_sequences(connection, replace(wanted, before=before), size + 1)
-            return store.transactions(connection, sequences), looked_at
+        def read_page(connection: Connection) -> tuple[list[store.TransactionRow], int | None]:
+            sequences, scanned_to = store.list_sequences(connection, replace(filters, before=before), size + 1)
+            return store.load_transactions(connection, sequences), scanned_to
 
-        rows, looked_at = await self._database.read(list_)
-        found = sorted(rows, key=lambda pair: -pair[0].sequence)
-        shown, following = token.page(found, size, lambda pair: messages.transaction(*pair), lambda pair: (pair[0].sequence,))
-        if not following and looked_at is not None:
-            following = token.make(looked_at)
-        return pb.ListTransactionsResponse(transactions=shown, next_page_token=following)
+        rows, scanned_to = await self._database.read(read_page)
+        newest_first = sorted(rows, key=lambda pair: -pair[0].sequence)
+        transactions, next_token = token.build_page(newest_first, size, lambda pair: messages.transaction(*pair), lambda pair: (pair[0].sequence,))
+        if not next_token and scanned_to is not None:
+            next_token = token.make(scanned_to)
+        return pb.ListTransactionsResponse(transactions=transactions, next_page_token=next_token)
 
     async def GetAccount(self, request: pb.GetAccountRequest, _call: Call) -> pb.GetAccountResponse:
         account = parse_account(request.account, "account")
@@ -111,91 +111,91 @@ class LedgerHandlers(AlertHandlers):
         as_of = parse_time(request, "as_of_time")
 
         def read(connection: Connection) -> tuple[Head, Row[Any] | None]:
-            head = store.point(connection, as_of)
+            head = store.head_at(connection, as_of)
             return head, store.account_at(connection, account, currency, head.sequence)
 
         head, row = await self._database.read(read)
         if row is None:
-            raise not_found("account", f"{account} in {currency}")
+            raise not_found_error("account", f"{account} in {currency}")
         return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, _call: Call) -> pb.ListAccountsResponse:
-        size = page_size(request.page_size)
+        size = parse_page_size(request.page_size)
         prefix = parse_text(request.prefix, "prefix", 255)
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListAccounts", prefix, currency)
-        after = _after(token.parse(request.page_token, str, str))
+        after = _account_cursor(token.parse(request.page_token, str, str))
         rows = await self._database.read(lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1))
-        accounts, following = token.page(rows, size, messages.account, lambda row: (row.account, row.currency))
-        return pb.ListAccountsResponse(accounts=accounts, next_page_token=following)
+        accounts, next_token = token.build_page(rows, size, messages.account, lambda row: (row.account, row.currency))
+        return pb.ListAccountsResponse(accounts=accounts, next_page_token=next_token)
 
     async def GetTrialBalance(self, request: pb.GetTrialBalanceRequest, _call: Call) -> pb.GetTrialBalanceResponse:
-        size = page_size(request.page_size)
+        size = parse_page_size(request.page_size)
         as_of = parse_time(request, "as_of_time")
         token = PageToken("GetTrialBalance")
-        place = token.parse(request.page_token, int, str, str, str)
-        sums = messages.parse_sums(str(place[3])) if place else {}
+        cursor = token.parse(request.page_token, int, str, str, str)
+        sums = messages.parse_sums(str(cursor[3])) if cursor else {}
 
         def read(connection: Connection) -> tuple[Head, Sequence[Row[Any]]]:
-            head = store.point_of(connection, int(place[0])) if place else store.point(connection, as_of)
-            return head, store.trial_lines(connection, head.sequence, _after(place[1:3] if place else None), size + 1)
+            head = store.head_after(connection, int(cursor[0])) if cursor else store.head_at(connection, as_of)
+            return head, store.list_trial_balance(connection, head.sequence, _account_cursor(cursor[1:3] if cursor else None), size + 1)
 
-        head, found = await self._database.read(read)
-        lines = [line for line in found[:size] if line.balance is not None]  # the others were opened later
+        head, rows = await self._database.read(read)
+        lines = [line for line in rows[:size] if line.balance is not None]  # the others were opened later
         for line in lines:
             sums[line.currency] = sums.get(line.currency, 0) + int(line.balance)
-        following = ""
-        if len(found) > size:
-            last = found[size - 1]
-            following = token.make(head.sequence, last.account, last.currency, messages.format_sums(sums))
+        next_token = ""
+        if len(rows) > size:
+            last = rows[size - 1]
+            next_token = token.make(head.sequence, last.account, last.currency, messages.format_sums(sums))
         return pb.GetTrialBalanceResponse(
             lines=[messages.account(line) for line in lines],
             sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sorted(sums.items())],
             sequence=head.sequence,
             chain_head=head.hash,
             as_of_time=to_timestamp(head.post_time),
-            next_page_token=following,
+            next_page_token=next_token,
         )
 
     async def StreamEntries(self, request: pb.StreamEntriesRequest, call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
         prefix = parse_text(request.account_prefix, "account_prefix", 255)
 
-        def fits(found: store.TransactionRow) -> bool:
-            return any(entry.account.startswith(prefix) for entry in found[1])
+        def matches(row: store.TransactionRow) -> bool:
+            return any(entry.account.startswith(prefix) for entry in row[1])
 
-        wanted = Wanted(partial(_between, prefix=prefix), fits, call.caller.owner)
-        after, on = request.after_sequence, request.follow
+        filters = StreamFilter(partial(_load_between, prefix=prefix), matches, call.caller.owner)
+        after, follow = request.after_sequence, request.follow
         del request  # a stream keeps no body
-        async with aclosing(self._tail.follow(wanted, after, "after_sequence", on=on)) as transactions:
+        async with aclosing(self._tail.stream(filters, after, "after_sequence", follow=follow)) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
 
-    async def _transaction(self, sequence: int) -> store.TransactionRow:
-        found = await self._database.read(lambda connection: store.transactions(connection, [sequence]))
-        if not found:
-            raise not_found("transaction", transaction_id(sequence))
-        return found[0]
+    async def _get_transaction(self, sequence: int) -> store.TransactionRow:
+        rows = await self._database.read(lambda connection: store.load_transactions(connection, [sequence]))
+        if not rows:
+            raise not_found_error("transaction", format_transaction_id(sequence))
+        return rows[0]
 
-    async def _posting(self, sequence: int) -> Posting:
+    async def _get_posting(self, sequence: int) -> Posting:
         """A stored transaction as it was posted."""
-        return messages.stored_posting(*await self._transaction(sequence))
+        return messages.stored_posting(*await self._get_transaction(sequence))
 
 
-def _size(found: store.TransactionRow) -> int:
-    return 300 * len(found[1])
+def _estimate_size(row: store.TransactionRow) -> int:
+    return 300 * len(row[1])
 
 
-def _between(connection: Connection, after: int, until: int, most: int, prefix: str = "") -> list[store.TransactionRow]:
-    return store.transactions(connection, store.sequences_between(connection, after, until, prefix, most))
+def _load_between(connection: Connection, after: int, until: int, limit: int, prefix: str = "") -> list[store.TransactionRow]:
+    return store.load_transactions(connection, store.list_sequences_between(connection, after, until, prefix, limit))
 
 
-def _result(made: Posted | Exception, *, shown: bool) -> pb.PostResult:
-    if isinstance(made, Exception):
-        return pb.PostResult(error=refusal(made))
-    return pb.PostResult(transaction=made.transaction if shown else None, replayed=made.replayed)
+def _post_result(result: PostedTransaction | Exception, *, include_transaction: bool) -> pb.PostResult:
+    if isinstance(result, Exception):
+        return pb.PostResult(error=to_item_status(result))
+    return pb.PostResult(transaction=result.transaction if include_transaction else None, replayed=result.replayed)
 
 
-def _filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
+def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
     return store.TransactionFilter(
         parse_account(request.account, "account") if request.account else None,
         parse_currency(request.currency) if request.currency else None,
@@ -206,9 +206,9 @@ def _filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
     )
 
 
-def _values(wanted: store.TransactionFilter) -> tuple[object, ...]:
-    return (wanted.account, wanted.currency, wanted.kind, wanted.cause_id, wanted.post_time_from, wanted.post_time_until)
+def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
+    return (filters.account, filters.currency, filters.kind, filters.cause_id, filters.post_time_from, filters.post_time_until)
 
 
-def _after(place: Sequence[str | int] | None) -> tuple[str, str]:
-    return (str(place[0]), str(place[1])) if place else ("", "")
+def _account_cursor(cursor: Sequence[str | int] | None) -> tuple[str, str]:
+    return (str(cursor[0]), str(cursor[1])) if cursor else ("", "")

@@ -10,65 +10,65 @@ from sqlalchemy import Row
 
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
-from tallystick_core.booking import Kind, Line
+from tallystick_core.booking import JournalLine, PostingKind
 from tallystick_core.identifier import parse_id, parse_text
-from tallystick_core.ledger import MOST_ENTRIES, Chained, Posting, check_balanced, parse_account, transaction_id
+from tallystick_core.ledger import MAX_ENTRIES, ChainedTransaction, Posting, check_balanced, format_transaction_id, parse_account
 from tallystick_core.money import format_amount, parse_amount, parse_currency
-from tallystick_core.refusal import Reason, Refused
-from tallystick_server.runtime.fields import EnumNames, bad_token, parse_time, to_timestamp
+from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_server.runtime.fields import EnumNames, invalid_page_token, parse_time, to_timestamp
 
 KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 _DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
-_LONGEST_DESCRIPTION = 255
+_MAX_DESCRIPTION_LENGTH = 255
 _SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
 
 
 def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
     """A stored transaction as it was posted."""
-    lines = tuple(Line(entry.account, entry.currency, entry.amount) for entry in entries)
-    return Posting(Kind(row.kind), row.cause_id, row.caller, lines, row.description)
+    lines = tuple(JournalLine(entry.account, entry.currency, entry.amount) for entry in entries)
+    return Posting(PostingKind(row.kind), row.cause_id, row.caller, lines, row.description)
 
 
 def parse_posting(message: pb.Posting) -> Posting:
     """A posting. Raises Refused with the path of the first field that is wrong."""
-    kind = Kind(KINDS.parse(message.kind, "kind"))
-    if kind is Kind.REVERSAL:
-        raise Refused(Reason.FIELD_INVALID, "kind must not be REVERSAL; use ReverseTransaction.", field="kind")
+    kind = PostingKind(KINDS.parse(message.kind, "kind"))
+    if kind is PostingKind.REVERSAL:
+        raise ApiError(ErrorReason.FIELD_INVALID, "kind must not be REVERSAL; use ReverseTransaction.", field="kind")
     cause = parse_id(message.cause_id, "cause_id")
     caller = parse_id(message.caller, "caller")
     if not message.entries:
-        raise Refused(Reason.FIELD_REQUIRED, "entries must have at least two.", field="entries")
+        raise ApiError(ErrorReason.FIELD_REQUIRED, "entries must have at least two.", field="entries")
     if len(message.entries) == 1:
-        raise Refused(Reason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries")
-    if len(message.entries) > MOST_ENTRIES:
-        raise Refused(Reason.TOO_MANY_ITEMS, f"entries must have at most {MOST_ENTRIES}.", field="entries")
-    lines = tuple(_line(entry, place) for place, entry in enumerate(message.entries))
+        raise ApiError(ErrorReason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries")
+    if len(message.entries) > MAX_ENTRIES:
+        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"entries must have at most {MAX_ENTRIES}.", field="entries")
+    lines = tuple(_parse_line(entry, index) for index, entry in enumerate(message.entries))
     check_balanced(lines)
-    description = parse_text(message.description, "description", _LONGEST_DESCRIPTION)
+    description = parse_text(message.description, "description", _MAX_DESCRIPTION_LENGTH)
     return Posting(kind, cause, caller, lines, description, parse_time(message, "effective_time"))
 
 
-def _line(entry: ledger_pb2.Entry, place: int) -> Line:
+def _parse_line(entry: ledger_pb2.Entry, index: int) -> JournalLine:
     try:
         account = parse_account(entry.account, "account")
         currency = parse_currency(entry.currency)
         amount = parse_amount(entry.amount, currency)
         credit = _DIRECTIONS.parse(entry.direction, "direction") == "CREDIT"
-    except Refused as refused:
-        raise refused.below(f"entries[{place}]") from None
-    return Line(account, currency, amount if credit else -amount)
+    except ApiError as refused:
+        raise refused.with_field_prefix(f"entries[{index}]") from None
+    return JournalLine(account, currency, amount if credit else -amount)
 
 
-def chained(item: Chained) -> ledger_pb2.Transaction:
+def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
     """A transaction that was just posted."""
     posting = item.posting
     message = ledger_pb2.Transaction(
-        transaction_id=transaction_id(item.sequence),
+        transaction_id=format_transaction_id(item.sequence),
         sequence=item.sequence,
         kind=KINDS.number(posting.kind),
         cause_id=posting.cause_id,
         description=posting.description,
-        reverses_transaction_id=transaction_id(posting.reverses) if posting.reverses else "",
+        reverses_transaction_id=format_transaction_id(posting.reverses) if posting.reverses else "",
         effective_time=to_timestamp(item.effective_time),
         post_time=to_timestamp(item.post_time),
         previous_hash=item.previous_hash,
@@ -83,13 +83,13 @@ def chained(item: Chained) -> ledger_pb2.Transaction:
 def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transaction:
     """A stored transaction."""
     message = ledger_pb2.Transaction(
-        transaction_id=transaction_id(row.sequence),
+        transaction_id=format_transaction_id(row.sequence),
         sequence=row.sequence,
         kind=KINDS.number(row.kind),
         cause_id=row.cause_id,
         description=row.description,
-        reverses_transaction_id=transaction_id(row.reverses) if row.reverses else "",
-        reversed_by_transaction_id=transaction_id(row.reversed_by) if row.reversed_by else "",
+        reverses_transaction_id=format_transaction_id(row.reverses) if row.reverses else "",
+        reversed_by_transaction_id=format_transaction_id(row.reversed_by) if row.reversed_by else "",
         effective_time=to_timestamp(row.effective_time),
         post_time=to_timestamp(row.post_time),
         previous_hash=bytes(row.previous_hash),
@@ -128,7 +128,7 @@ def format_sums(sums: Mapping[str, int]) -> str:
 
 def parse_sums(text: str) -> dict[str, int]:
     """What `format_sums` made. Raises PAGE_TOKEN_INVALID."""
-    found = [_SUM.match(part) for part in text.split()]
-    if not all(found):
-        raise bad_token()
-    return {parse_currency(match[1]): int(match[2]) for match in found if match}
+    matches = [_SUM.match(part) for part in text.split()]
+    if not all(matches):
+        raise invalid_page_token()
+    return {parse_currency(match[1]): int(match[2]) for match in matches if match}

@@ -10,22 +10,22 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from tallystick.ledger.v1 import ledger_pb2
-from tallystick_core.ledger import Chained, Head, Posting, chain, first_difference
+from tallystick_core.ledger import ChainedTransaction, Head, Posting, append_posting, first_difference
 from tallystick_core.money import MAX_BALANCE
-from tallystick_core.refusal import Reason, Refused, key_reused
+from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
 from tallystick_server.ledger import messages
-from tallystick_server.runtime.stage import in_groups, once_per_key
+from tallystick_server.runtime.stage import deduplicate_by_key, run_flattened
 from tallystick_storage import ledger as store
 from tallystick_storage.database import Database
 
-_MOST_KNOWN = 200_000
-_MOST_RECENT = 10_000
+_MAX_CACHED_IDS = 200_000
+_MAX_RECENT = 10_000
 
 AccountKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Posted:
+class PostedTransaction:
     """A transaction that is in the book. `replayed`: it was before."""
 
     transaction: ledger_pb2.Transaction
@@ -33,128 +33,132 @@ class Posted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Before:
+class _KnownPostings:
     """What of a batch is in the book already: by (kind, cause_id) the sequence and fingerprint, by sequence the transaction."""
 
-    known: dict[tuple[str, str], tuple[int, bytes]]
-    stored: dict[int, store.TransactionRow]
+    fingerprints: dict[tuple[str, str], tuple[int, bytes]]
+    transactions: dict[int, store.TransactionRow]
 
     @classmethod
-    def of(cls, connection: Connection, postings: Sequence[Posting]) -> _Before:
-        known = store.posted(connection, [(posting.kind, posting.cause_id) for posting in postings])
-        found = store.transactions(connection, [sequence for sequence, _ in known.values()]) if known else []
-        return cls(known, {row.sequence: (row, entries) for row, entries in found})
+    def load(cls, connection: Connection, postings: Sequence[Posting]) -> _KnownPostings:
+        fingerprints = store.find_posted(connection, [(posting.kind, posting.cause_id) for posting in postings])
+        rows = store.load_transactions(connection, [sequence for sequence, _ in fingerprints.values()]) if fingerprints else []
+        return cls(fingerprints, {row.sequence: (row, entries) for row, entries in rows})
 
 
-class Recent:
+class RecentTransactions:
     """Transactions that this process has just posted, with their callers, so that its relay need not read them back."""
 
     def __init__(self) -> None:
-        self._posted: OrderedDict[int, tuple[ledger_pb2.Transaction, str]] = OrderedDict()
+        self._transactions: OrderedDict[int, tuple[ledger_pb2.Transaction, str]] = OrderedDict()
 
     def add(self, transaction: ledger_pb2.Transaction, caller: str) -> None:
         """Keeps a committed transaction; the oldest goes when there are too many."""
-        self._posted[transaction.sequence] = (transaction, caller)
-        if len(self._posted) > _MOST_RECENT:
-            self._posted.popitem(last=False)
+        self._transactions[transaction.sequence] = (transaction, caller)
+        if len(self._transactions) > _MAX_RECENT:
+            self._transactions.popitem(last=False)
 
-    def after(self, sequence: int, most: int) -> list[tuple[ledger_pb2.Transaction, str]]:
+    def after(self, sequence: int, limit: int) -> list[tuple[ledger_pb2.Transaction, str]]:
         """The transactions that follow a sequence without a gap, as far as they are known here; those before them are let go."""
-        while self._posted and next(iter(self._posted)) <= sequence:
-            self._posted.popitem(last=False)
-        found: list[tuple[ledger_pb2.Transaction, str]] = []
-        while len(found) < most and (one := self._posted.get(sequence + len(found) + 1)) is not None:
-            found.append(one)
-        return found
+        while self._transactions and next(iter(self._transactions)) <= sequence:
+            self._transactions.popitem(last=False)
+        transactions: list[tuple[ledger_pb2.Transaction, str]] = []
+        while len(transactions) < limit and (item := self._transactions.get(sequence + len(transactions) + 1)) is not None:
+            transactions.append(item)
+        return transactions
 
     def clear(self) -> None:
         """Lets all of them go."""
-        self._posted.clear()
+        self._transactions.clear()
 
 
-class Post:
+class TransactionPoster:
     """The post stage's work. It remembers the ids of accounts; each use compares them with the accounts' names, since a restore may change them."""
 
     def __init__(self, database: Database) -> None:
-        self.recent = Recent()
+        self.recent = RecentTransactions()
         self._database = database
-        self._ids: dict[AccountKey, int] = {}
+        self._account_ids: dict[AccountKey, int] = {}
 
-    async def run(self, groups: Sequence[Sequence[Posting]]) -> Sequence[Sequence[Posted | Exception] | Exception]:
+    async def post_groups(self, groups: Sequence[Sequence[Posting]]) -> Sequence[Sequence[PostedTransaction | Exception] | Exception]:
         """One list of results for each list of postings."""
 
         def key(posting: Posting) -> tuple[Hashable, bytes]:
             return (posting.kind, posting.cause_id), posting.fingerprint
 
-        return await in_groups(groups, lambda flat: once_per_key(flat, key, self._post))
+        return await run_flattened(groups, lambda flat: deduplicate_by_key(flat, key, self._post))
 
-    async def _post(self, postings: Sequence[Posting]) -> Sequence[Posted | Exception]:
+    async def _post(self, postings: Sequence[Posting]) -> Sequence[PostedTransaction | Exception]:
         accounts = {(line.account, line.currency) for posting in postings for line in posting.lines}
         try:
-            return await self._post_known(postings, await self._known(accounts))
+            return await self._post_with_ids(postings, await self._resolve_account_ids(accounts))
         except store.AccountsChanged:
-            self._ids.clear()
-            return await self._post_known(postings, await self._known(accounts))
+            self._account_ids.clear()
+            return await self._post_with_ids(postings, await self._resolve_account_ids(accounts))
 
-    async def _post_known(self, postings: Sequence[Posting], known: Mapping[AccountKey, int]) -> Sequence[Posted | Exception]:
+    async def _post_with_ids(self, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]) -> Sequence[PostedTransaction | Exception]:
         """Posts with the ids of all accounts. Raises AccountsChanged."""
 
-        def post(connection: Connection) -> list[Posted | Exception]:
+        def post_batch(connection: Connection) -> list[PostedTransaction | Exception]:
             head, now = store.lock_head(connection)
-            before = _Before.of(connection, postings)
-            fresh = [posting for posting in postings if (posting.kind, posting.cause_id) not in before.known]
-            ids = {key: known[key] for key in {(line.account, line.currency) for posting in fresh for line in posting.lines}}
-            balances, counts = store.lock_accounts(connection, ids)
-            outcome = _chain_all(head, now, fresh, balances)
-            chained = [item for item in outcome.values() if isinstance(item, Chained)]
+            existing = _KnownPostings.load(connection, postings)
+            new_postings = [posting for posting in postings if (posting.kind, posting.cause_id) not in existing.fingerprints]
+            ids = {key: account_ids[key] for key in {(line.account, line.currency) for posting in new_postings for line in posting.lines}}
+            balances, entry_counts = store.lock_accounts(connection, ids)
+            outcomes = _chain_all(head, now, new_postings, balances)
+            chained = [item for item in outcomes.values() if isinstance(item, ChainedTransaction)]
             if chained:
-                store.append(connection, chained, ids, counts)
-            return [_result(posting, before, outcome) for posting in postings]
+                store.append(connection, chained, ids, entry_counts)
+            return [_build_result(posting, existing, outcomes) for posting in postings]
 
-        results = await self._database.transact(post)
+        results = await self._database.transact(post_batch)
         for posting, result in zip(postings, results, strict=True):
-            if isinstance(result, Posted) and not result.replayed:
+            if isinstance(result, PostedTransaction) and not result.replayed:
                 self.recent.add(result.transaction, posting.caller)
         return results
 
-    async def _known(self, accounts: set[AccountKey]) -> dict[AccountKey, int]:
+    async def _resolve_account_ids(self, accounts: set[AccountKey]) -> dict[AccountKey, int]:
         """The ids of accounts; those that are missing are opened in a transaction of their own."""
-        known = {account: self._ids[account] for account in accounts if account in self._ids}
-        missing = sorted(accounts - known.keys())
+        account_ids = {account: self._account_ids[account] for account in accounts if account in self._account_ids}
+        missing = sorted(accounts - account_ids.keys())
         if not missing:
-            return known
+            return account_ids
 
         def open_accounts(connection: Connection) -> dict[AccountKey, int]:
             store.open_accounts(connection, missing)
-            return store.account_ids(connection, missing)
+            return store.find_account_ids(connection, missing)
 
-        found = await self._database.transact(open_accounts)
-        if len(self._ids) > _MOST_KNOWN:
-            self._ids.clear()
-        self._ids.update(found)
-        return known | found
+        opened_ids = await self._database.transact(open_accounts)
+        if len(self._account_ids) > _MAX_CACHED_IDS:
+            self._account_ids.clear()
+        self._account_ids.update(opened_ids)
+        return account_ids | opened_ids
 
 
-def _chain_all(head: Head, now: datetime, postings: Sequence[Posting], balances: dict[AccountKey, int]) -> dict[tuple[str, str], Chained | Refused]:
+def _chain_all(
+    head: Head, now: datetime, postings: Sequence[Posting], balances: dict[AccountKey, int]
+) -> dict[tuple[str, str], ChainedTransaction | ApiError]:
     """Chains postings one behind the other; one that would outgrow a balance is refused and leaves no gap."""
-    outcome: dict[tuple[str, str], Chained | Refused] = {}
+    outcomes: dict[tuple[str, str], ChainedTransaction | ApiError] = {}
     for posting in postings:
         key = (posting.kind, posting.cause_id)
         if any(abs(balances[line.account, line.currency]) + abs(line.amount) > MAX_BALANCE for line in posting.lines):
-            outcome[key] = Refused(Reason.BALANCE_OUT_OF_RANGE, "A balance would outgrow what can be booked.")
+            outcomes[key] = ApiError(ErrorReason.BALANCE_OUT_OF_RANGE, "A balance would outgrow what can be booked.")
             continue
-        item = chain(head, posting, now, balances)
-        outcome[key] = item
+        item = append_posting(head, posting, now, balances)
+        outcomes[key] = item
         head = Head(item.sequence, item.hash, item.post_time)
-    return outcome
+    return outcomes
 
 
-def _result(posting: Posting, before: _Before, outcome: dict[tuple[str, str], Chained | Refused]) -> Posted | Exception:
+def _build_result(
+    posting: Posting, existing: _KnownPostings, outcomes: dict[tuple[str, str], ChainedTransaction | ApiError]
+) -> PostedTransaction | Exception:
     key = (posting.kind, posting.cause_id)
-    if key in before.known:
-        sequence, fingerprint = before.known[key]
+    if key in existing.fingerprints:
+        sequence, fingerprint = existing.fingerprints[key]
         if fingerprint != posting.fingerprint:
-            return key_reused(first_difference(posting, messages.stored_posting(*before.stored[sequence])))
-        return Posted(messages.transaction(*before.stored[sequence]), replayed=True)
-    made = outcome[key]
-    return made if isinstance(made, Refused) else Posted(messages.chained(made), replayed=False)
+            return key_reused_error(first_difference(posting, messages.stored_posting(*existing.transactions[sequence])))
+        return PostedTransaction(messages.transaction(*existing.transactions[sequence]), replayed=True)
+    result = outcomes[key]
+    return result if isinstance(result, ApiError) else PostedTransaction(messages.new_transaction(result), replayed=False)

@@ -13,73 +13,76 @@ from sqlalchemy import Connection, Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment import (
-    Cause,
-    Charging,
+    ChargeMode,
+    CheckoutRequest,
     FeeRates,
-    Happening,
     MethodType,
-    OnPartial,
     Order,
-    PaymentEvent,
-    Status,
-    charge_id,
+    OrderStatus,
+    PartialFailurePolicy,
+    PaymentTransitionReason,
+    PaymentTrigger,
     first_difference,
-    move,
-    refuse_siblings,
+    format_charge_id,
+    reject_siblings,
+    transition,
 )
 from tallystick_core.provider import FailureReason
-from tallystick_core.refusal import Reason, Refused, id_taken, key_reused
+from tallystick_core.refusal import ApiError, ErrorReason, id_taken_error, key_reused_error
 from tallystick_core.risk import RiskCheck
 from tallystick_server.payment import encode, events
-from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, new_charges
-from tallystick_server.payment.move import tell_closed
-from tallystick_server.runtime.relay import telling
-from tallystick_server.runtime.stage import once_per_key
+from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
+from tallystick_server.payment.move import add_closed_payments
+from tallystick_server.runtime.relay import record_events
+from tallystick_server.runtime.stage import deduplicate_by_key
 from tallystick_server.runtime.telemetry import SpanContext
-from tallystick_storage.database import Database, DataRefused
+from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payment import orders as store
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class CreatePaymentCommand:
     """A payment event that has come in."""
 
-    event: PaymentEvent
+    request: CheckoutRequest
     fingerprint: bytes
     traceparent: str
     context: SpanContext
-    refused: Refused | None = None
+    error: ApiError | None = None
     """Why it is not stored, unless it was before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """The payment is on disk. `replayed`: it was before. `moving`: charges of it have just been handed on."""
+class CreatePaymentResult:
+    """The payment is on disk. `replayed`: it was before. `in_progress`: charges of it have just been handed on."""
 
     checkout_id: str
     replayed: bool
-    moving: bool = False
+    in_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many more charges may wait while their provider fails. `probe`: one payment is taken besides, to find out whether it answers again."""
+class ChargeCapacity:
+    """How many more charges may wait while their provider fails.
+
+    `allows_probe`: one payment is taken besides, to find out whether it answers again.
+    """
 
     charges: int
-    probe: bool
+    allows_probe: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _RiskCheckedPayment:
     """An arrival with its orders as risk judged them, the message of each, and the charges for those that passed."""
 
-    arrival: Arrival
+    command: CreatePaymentCommand
     checkout: store.NewCheckout
     orders: list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]
     charges: list[Charge]
 
 
-class Accept:
+class PaymentCreator:
     """The accept stage's work. Each charge it has stored is handed on, leased to this process."""
 
     def __init__(
@@ -89,203 +92,209 @@ class Accept:
         fees: FeeRates,
         provider: str,
         environment: str,
-        lease: float,
-        hand_on: Callable[[Charge], None],
-        room: Callable[[Connection, float], Room | None],
+        lease_seconds: float,
+        start_operation: Callable[[Charge], None],
+        remaining_capacity: Callable[[Connection, float], ChargeCapacity | None],
     ) -> None:
         self._database = database
         self._risk = risk
         self._fees = fees
         self._provider = provider
         self._environment = environment
-        self._lease = lease
-        self._hand_on = hand_on
-        self._room = room
+        self._lease_seconds = lease_seconds
+        self._start_operation = start_operation
+        self._remaining_capacity = remaining_capacity
 
-    async def run(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
+    async def run(self, commands: Sequence[CreatePaymentCommand]) -> Sequence[CreatePaymentResult | Exception]:
         """One result for each arrival: accepted, KEY_REUSED or ID_TAKEN."""
-        return await once_per_key(
-            arrivals,
-            lambda arrival: (arrival.event.checkout_id, arrival.fingerprint),
-            self._accept,
+        return await deduplicate_by_key(
+            commands,
+            lambda command: (command.request.checkout_id, command.fingerprint),
+            self._create,
         )
 
-    async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
+    async def _create(self, commands: Sequence[CreatePaymentCommand]) -> Sequence[CreatePaymentResult | Exception]:
         now = asyncio.get_running_loop().time()
-        deadline = now + self._lease
-        times: dict[str, datetime] = {}
+        deadline = now + self._lease_seconds
+        create_times: dict[str, datetime] = {}
 
-        def accept(connection: Connection) -> tuple[dict[str, Accepted | Exception], list[_Judged]]:
-            known = _find(connection, arrivals)
-            known |= {one.event.checkout_id: one.refused for one in arrivals if one.refused is not None and one.event.checkout_id not in known}
-            fresh = [arrival for arrival in arrivals if arrival.event.checkout_id not in known]
-            judged = self._judge(connection, fresh, deadline)
-            full = _beyond(judged, self._room(connection, now))
-            known |= {one.arrival.event.checkout_id: provider_unavailable() for one in full}
-            judged = judged[: len(judged) - len(full)]
-            inserted = self._insert(connection, judged) if judged else {}
-            late = [one.arrival for one in judged if one.arrival.event.checkout_id not in inserted]
-            if late:  # another process stored them since we looked; the next statement sees them
-                known |= _find(connection, late)
-            stored = [one for one in judged if one.arrival.event.checkout_id in inserted]
-            _tell(connection, stored, inserted)
-            times.update({checkout_id: row.create_time for checkout_id, row in inserted.items()})
-            return known, stored
+        def create(connection: Connection) -> tuple[dict[str, CreatePaymentResult | Exception], list[_RiskCheckedPayment]]:
+            results = _find_existing(connection, commands)
+            results |= {
+                payment.request.checkout_id: payment.error
+                for payment in commands
+                if payment.error is not None and payment.request.checkout_id not in results
+            }
+            new_commands = [command for command in commands if command.request.checkout_id not in results]
+            payments = self._check_risk(connection, new_commands, deadline)
+            overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
+            results |= {payment.command.request.checkout_id: provider_unavailable() for payment in overflow}
+            payments = payments[: len(payments) - len(overflow)]
+            rows = self._insert(connection, payments) if payments else {}
+            concurrent_commands = [payment.command for payment in payments if payment.command.request.checkout_id not in rows]
+            if concurrent_commands:  # another process stored them since we looked; the next statement sees them
+                results |= _find_existing(connection, concurrent_commands)
+            new_payments = [payment for payment in payments if payment.command.request.checkout_id in rows]
+            _emit_created(connection, new_payments, rows)
+            create_times.update({checkout_id: row.create_time for checkout_id, row in rows.items()})
+            return results, new_payments
 
         try:
-            results, stored = await self._database.transact(accept)
-        except DataRefused as error:
-            if error.sqlstate != "23505" or len(arrivals) > 1:
+            results, new_payments = await self._database.transact(create)
+        except ConstraintViolation as error:
+            if error.sqlstate != "23505" or len(commands) > 1:
                 raise
-            results, stored = await self._database.transact(accept)  # an order id was taken while we stored; now it is found
-        for one in stored:
-            results[one.arrival.event.checkout_id] = Accepted(one.arrival.event.checkout_id, replayed=False, moving=bool(one.charges))
-            for charge in one.charges:
-                self._hand_on(self._until_it_expires(charge, one, times))
-        return [results[arrival.event.checkout_id] for arrival in arrivals]
+            results, new_payments = await self._database.transact(create)  # an order id was taken while we stored; now it is found
+        for payment in new_payments:
+            results[payment.command.request.checkout_id] = CreatePaymentResult(
+                payment.command.request.checkout_id, replayed=False, in_progress=bool(payment.charges)
+            )
+            for charge in payment.charges:
+                self._start_operation(self._with_expiry(charge, payment, create_times))
+        return [results[command.request.checkout_id] for command in commands]
 
-    def _until_it_expires(self, charge: Charge, one: _Judged, times: Mapping[str, datetime]) -> Charge:
+    def _with_expiry(self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]) -> Charge:
         """The charge with the time of the loop that its payment's expiry is at, by the database's clock."""
-        expiry = one.arrival.event.expire_time
+        expiry = payment.command.request.expire_time
         if expiry is None:
             return charge
-        expires_at = charge.lease_deadline - self._lease + (expiry - times[charge.checkout_id]).total_seconds()
-        return replace(charge, expires_at=expires_at, look_by=expires_at)
+        expires_at = charge.lease_deadline - self._lease_seconds + (expiry - create_times[charge.checkout_id]).total_seconds()
+        return replace(charge, expires_at=expires_at, next_poll_deadline=expires_at)
 
-    def _judge(self, connection: Connection, arrivals: Sequence[Arrival], deadline: float) -> list[_Judged]:
+    def _check_risk(self, connection: Connection, commands: Sequence[CreatePaymentCommand], lease_deadline: float) -> list[_RiskCheckedPayment]:
         """Asks risk; the orders of this batch count for those after them."""
         recent: Counter[str] = Counter()
-        if self._risk.velocity_window is not None and arrivals:
-            buyers = sorted({order.buyer_account for arrival in arrivals for order in arrival.event.orders})
-            recent.update(store.recent_orders(connection, buyers, self._risk.velocity_window))
-        judged = []
-        for arrival in arrivals:
-            event = arrival.event
-            refused = refuse_siblings(event, self._risk.check(event, recent))
-            recent.update(order.buyer_account for order in event.orders)
-            orders = [self._order(event, order, refused.get(order.payment_order_id)) for order in event.orders]
+        if self._risk.velocity_window is not None and commands:
+            buyers = sorted({order.buyer_account for command in commands for order in command.request.orders})
+            recent.update(store.count_recent_orders(connection, buyers, self._risk.velocity_window))
+        payments = []
+        for command in commands:
+            request = command.request
+            failures = reject_siblings(request, self._risk.check(request, recent))
+            recent.update(order.buyer_account for order in request.orders)
+            orders = [self._new_order(request, order, failures.get(order.payment_order_id)) for order in request.orders]
             with_messages = [(order, encode.new_order(order)) for order in orders]
-            charges = new_charges(event, with_messages, self._environment, deadline, arrival.traceparent, arrival.context)
-            judged.append(_Judged(arrival, self._checkout(arrival, len(refused)), with_messages, charges))
-        return judged
+            charges = build_charges(request, with_messages, self._environment, lease_deadline, command.traceparent, command.context)
+            payments.append(_RiskCheckedPayment(command, self._new_checkout(command, len(failures)), with_messages, charges))
+        return payments
 
-    def _insert(self, connection: Connection, judged: Sequence[_Judged]) -> dict[str, Row[Any]]:
+    def _insert(self, connection: Connection, payments: Sequence[_RiskCheckedPayment]) -> dict[str, Row[Any]]:
         attempts = [
             store.NewAttempt(charge.charge_id, charge.checkout_id, charge.provider, charge.provider_key, charge.amount, charge.currency)
-            for one in judged
-            for charge in one.charges
+            for payment in payments
+            for charge in payment.charges
         ]
-        orders = [order for one in judged for order, _ in one.orders]
-        rows = store.insert(connection, [one.checkout for one in judged], orders, attempts, self._lease)
+        orders = [order for payment in payments for order, _ in payment.orders]
+        rows = store.insert(connection, [payment.checkout for payment in payments], orders, attempts, self._lease_seconds)
         return {row.checkout_id: row for row in rows}
 
-    def _checkout(self, arrival: Arrival, refused: int) -> store.NewCheckout:
-        event = arrival.event
+    def _new_checkout(self, command: CreatePaymentCommand, rejected_count: int) -> store.NewCheckout:
+        request = command.request
         return store.NewCheckout(
-            checkout_id=event.checkout_id,
-            caller=event.caller,
-            owner=event.owner,
-            fingerprint=arrival.fingerprint.hex(),
-            buyer_info=event.buyer_info,
-            seller_info=event.seller_info,
-            buyer_country=event.buyer_country,
-            payment_token=event.payment_token,
-            payment_method_type=event.payment_method_type,
-            charging=event.charging,
-            on_partial=event.on_partial,
+            checkout_id=request.checkout_id,
+            caller=request.caller,
+            owner=request.owner,
+            fingerprint=command.fingerprint.hex(),
+            buyer_info=request.buyer_info,
+            seller_info=request.seller_info,
+            buyer_country=request.buyer_country,
+            payment_token=request.payment_token,
+            payment_method_type=request.payment_method_type,
+            charging=request.charging,
+            on_partial=request.on_partial,
             provider=self._provider,
-            traceparent=arrival.traceparent,
-            expire_time=event.expire_time,
-            order_count=len(event.orders),
-            open_orders=len(event.orders) - refused,
+            traceparent=command.traceparent,
+            expire_time=request.expire_time,
+            order_count=len(request.orders),
+            open_orders=len(request.orders) - rejected_count,
         )
 
-    def _order(self, event: PaymentEvent, order: Order, reason: FailureReason | None) -> store.NewOrder:
-        verdict = Happening.RISK_REFUSED if reason else Happening.RISK_PASSED
+    def _new_order(self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None) -> store.NewOrder:
+        trigger = PaymentTrigger.RISK_REFUSED if failure_reason else PaymentTrigger.RISK_PASSED
         return store.NewOrder(
             payment_order_id=order.payment_order_id,
-            checkout_id=event.checkout_id,
-            charge_id=charge_id(event, order),
+            checkout_id=request.checkout_id,
+            charge_id=format_charge_id(request, order),
             buyer_account=order.buyer_account,
             seller_account=order.seller_account,
             amount=order.amount,
             currency=order.currency,
             asked_fee=order.platform_fee,
-            platform_fee=self._fees.fee(order),
-            status=move(Status.NOT_STARTED, verdict),
-            cause=Cause.RISK_REFUSED if reason else Cause.RISK_PASSED,
-            failure_reason=reason or "",
-            provider="" if reason else self._provider,
-            attempt_count=0 if reason else FIRST_ATTEMPT,
+            platform_fee=self._fees.compute_fee(order),
+            status=transition(OrderStatus.NOT_STARTED, trigger),
+            cause=PaymentTransitionReason.RISK_REFUSED if failure_reason else PaymentTransitionReason.RISK_PASSED,
+            failure_reason=failure_reason or "",
+            provider="" if failure_reason else self._provider,
+            attempt_count=0 if failure_reason else FIRST_ATTEMPT,
         )
 
 
-def _beyond(judged: Sequence[_Judged], room: Room | None) -> Sequence[_Judged]:
+def _over_capacity(payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None) -> Sequence[_RiskCheckedPayment]:
     """Those whose charges find no room any more."""
-    if room is None:
+    if capacity is None:
         return ()
-    left, probe = room.charges, room.probe
-    for place, one in enumerate(judged):
-        if probe and one.charges:
-            probe = False
+    remaining, allows_probe = capacity.charges, capacity.allows_probe
+    for index, payment in enumerate(payments):
+        if allows_probe and payment.charges:
+            allows_probe = False
             continue
-        left -= len(one.charges)
-        if left < 0:
-            return judged[place:]
+        remaining -= len(payment.charges)
+        if remaining < 0:
+            return payments[index:]
     return ()
 
 
-def provider_unavailable() -> Refused:
+def provider_unavailable() -> ApiError:
     """The refusal of a new payment while its provider fails, and enough payments wait for it."""
     message = "The provider does not answer, and enough payments wait for it. Nothing was stored."
-    return Refused(Reason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
+    return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
 
-def _tell(connection: Connection, stored: Sequence[_Judged], inserted: Mapping[str, Row[Any]]) -> None:
+def _emit_created(connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]) -> None:
     """Tells of new payments: each order is first stored, then judged."""
-    with telling(connection, inserted.values()) as told:
-        for one in stored:
-            checkout = one.checkout
-            payment = encode.new_payment(checkout, inserted[checkout.checkout_id].create_time)
-            events.payment_created(told, payment, checkout.traceparent)
-            for order, message in one.orders:
+    with record_events(connection, rows.values()) as event_batch:
+        for item in payments:
+            checkout = item.checkout
+            payment = encode.new_payment(checkout, rows[checkout.checkout_id].create_time)
+            events.add_payment_created(event_batch, payment, checkout.traceparent)
+            for order, message in item.orders:
                 message.create_time.CopyFrom(payment.create_time)
                 message.update_time.CopyFrom(payment.create_time)
-                events.order_changed(told, message, checkout)
-                encode.judge_order(message, order)
-                events.order_changed(told, message, checkout)
-        closed = {row.checkout_id for row in inserted.values() if row.closed}
-        if closed:
-            tell_closed(connection, told, closed, (message for one in stored for _, message in one.orders))
+                events.add_order_changed(event_batch, message, checkout)
+                encode.apply_risk_decision(message, order)
+                events.add_order_changed(event_batch, message, checkout)
+        closed_ids = {row.checkout_id for row in rows.values() if row.closed}
+        if closed_ids:
+            add_closed_payments(connection, event_batch, closed_ids, (message for item in payments for _, message in item.orders))
 
 
-def _find(connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, Accepted | Exception]:
+def _find_existing(connection: Connection, commands: Sequence[CreatePaymentCommand]) -> dict[str, CreatePaymentResult | Exception]:
     """The answers to those whose ids exist already, by checkout id."""
-    checkouts = [arrival.event.checkout_id for arrival in arrivals]
-    orders = [order.payment_order_id for arrival in arrivals for order in arrival.event.orders]
-    found = store.taken(connection, checkouts, orders)
-    by_checkout = {row.id: row for row in found if row.what == "checkout"}
-    by_order = {row.id: row for row in found if row.what == "order"}
-    known: dict[str, Accepted | Exception] = {}
-    for arrival in arrivals:
-        event = arrival.event
-        if event.checkout_id in by_checkout:
-            known[event.checkout_id] = _repeat(connection, arrival, by_checkout[event.checkout_id])
-        elif (taken := next((order for order in event.orders if order.payment_order_id in by_order), None)) is not None:
-            known[event.checkout_id] = _order_taken(event, taken, by_order[taken.payment_order_id])
-    return known
+    checkout_ids = [command.request.checkout_id for command in commands]
+    order_ids = [order.payment_order_id for command in commands for order in command.request.orders]
+    rows = store.find_existing(connection, checkout_ids, order_ids)
+    by_checkout = {row.id: row for row in rows if row.what == "checkout"}
+    by_order = {row.id: row for row in rows if row.what == "order"}
+    results: dict[str, CreatePaymentResult | Exception] = {}
+    for command in commands:
+        request = command.request
+        if request.checkout_id in by_checkout:
+            results[request.checkout_id] = _replay_or_conflict(connection, command, by_checkout[request.checkout_id])
+        elif (taken_order := next((order for order in request.orders if order.payment_order_id in by_order), None)) is not None:
+            results[request.checkout_id] = _order_conflict(request, taken_order, by_order[taken_order.payment_order_id])
+    return results
 
 
-def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted | Exception:
+def _replay_or_conflict(connection: Connection, command: CreatePaymentCommand, row: Row[Any]) -> CreatePaymentResult | Exception:
     """The answer to an id that exists: the payment, or why not."""
-    if row.owner != arrival.event.owner:
-        return id_taken("checkout_id")
-    if bytes(row.fingerprint) == arrival.fingerprint:
-        return Accepted(row.id, replayed=True)
-    rows = store.stored_event(connection, row.id)
+    if row.owner != command.request.owner:
+        return id_taken_error("checkout_id")
+    if bytes(row.fingerprint) == command.fingerprint:
+        return CreatePaymentResult(row.id, replayed=True)
+    rows = store.load_request(connection, row.id)
     orders = tuple(Order(r.payment_order_id, r.buyer_account, r.seller_account, r.amount, r.currency, r.asked_fee) for r in rows)
     first = rows[0]
-    stored = PaymentEvent(
+    stored_request = CheckoutRequest(
         checkout_id=first.checkout_id,
         caller=first.caller,
         owner=first.owner,
@@ -294,17 +303,17 @@ def _repeat(connection: Connection, arrival: Arrival, row: Row[Any]) -> Accepted
         buyer_country=first.buyer_country,
         payment_token=first.payment_token,
         payment_method_type=MethodType(first.payment_method_type),
-        charging=Charging(first.charging),
-        on_partial=OnPartial(first.on_partial),
+        charging=ChargeMode(first.charging),
+        on_partial=PartialFailurePolicy(first.on_partial),
         orders=orders,
         expire_time=first.expire_time,
     )
-    return key_reused(first_difference(arrival.event, stored))
+    return key_reused_error(first_difference(command.request, stored_request))
 
 
-def _order_taken(event: PaymentEvent, order: Order, row: Row[Any]) -> Exception:
+def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> Exception:
     """The answer to an order id that belongs to another checkout."""
-    path = f"payment_orders[{order.place}].payment_order_id"
-    if row.owner != event.owner:
-        return id_taken(path)
-    return Refused(Reason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})
+    path = f"payment_orders[{order.index}].payment_order_id"
+    if row.owner != request.owner:
+        return id_taken_error(path)
+    return ApiError(ErrorReason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})

@@ -10,8 +10,8 @@ from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.money import format_amount
-from tallystick_core.payment import Status
-from tallystick_server.payment.decode import METHOD_TYPES, STATES
+from tallystick_core.payment import OrderStatus
+from tallystick_server.payment.decode import METHOD_TYPES, PAYMENT_STATES
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_storage.payment import orders as store
 
@@ -21,22 +21,22 @@ _FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
 _UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
 _OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
 
-ACCEPTED_VERSION = 2
+CREATED_VERSION = 2
 """An order's version when it is accepted: it was NOT_STARTED, and risk has judged it."""
 
 
 def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
     """A payment with its orders, whose rows have its columns too."""
-    versions = sum(order.version for order in orders)
-    updated = max(order.update_time for order in orders)
-    message = _payment(orders[0], versions, updated)
+    version_sum = sum(order.version for order in orders)
+    update_time = max(order.update_time for order in orders)
+    message = _payment(orders[0], version_sum, update_time)
     message.payment_orders.extend(payment_order(order) for order in orders)
     return message
 
 
-def closed_payment(head: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
+def closed_payment(row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
     """A payment at its end, without its orders."""
-    return _payment(head, sum(order.version for order in orders), head.done_time)
+    return _payment(row, sum(order.version for order in orders), row.done_time)
 
 
 def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.PaymentOrder]) -> None:
@@ -44,24 +44,24 @@ def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.Paymen
     payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
 
 
-def payment_head(row: Row[Any]) -> payment_pb2.Payment:
+def payment_summary(row: Row[Any]) -> payment_pb2.Payment:
     """A payment without its orders; the row has the sum of their versions and their last update."""
     return _payment(row, row.versions, row.update_time)
 
 
-def _payment(row: Row[Any], versions: int, updated: datetime) -> payment_pb2.Payment:
+def _payment(row: Row[Any], version_sum: int, update_time: datetime) -> payment_pb2.Payment:
     return payment_pb2.Payment(
-        **_sent(row),
-        payment_state=STATES.number(row.payment_state),
+        **_checkout_fields(row),
+        payment_state=PAYMENT_STATES.number(row.payment_state),
         is_payment_done=row.is_payment_done,
-        version=row.checkout_version + int(versions),
+        version=row.checkout_version + int(version_sum),
         create_time=to_timestamp(row.checkout_create_time),
-        update_time=to_timestamp(updated),
+        update_time=to_timestamp(update_time),
         done_time=to_timestamp(row.done_time) if row.done_time else None,
     )
 
 
-def _sent(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
+def _checkout_fields(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
     """What never changes of a payment, but for when it was created."""
     return {
         "checkout_id": checkout.checkout_id,
@@ -75,22 +75,22 @@ def _sent(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
     }
 
 
-def new_payment(checkout: store.NewCheckout, created: datetime) -> payment_pb2.Payment:
+def new_payment(checkout: store.NewCheckout, create_time: datetime) -> payment_pb2.Payment:
     """A payment without its orders, as accept stores it."""
-    at = to_timestamp(created)
+    timestamp = to_timestamp(create_time)
     return payment_pb2.Payment(
-        **_sent(checkout),
+        **_checkout_fields(checkout),
         payment_state=payment_pb2.PAYMENT_STATE_OPEN,
-        version=1 + ACCEPTED_VERSION * checkout.order_count,
-        create_time=at,
-        update_time=at,
+        version=1 + CREATED_VERSION * checkout.order_count,
+        create_time=timestamp,
+        update_time=timestamp,
     )
 
 
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """An order as it stands; a row of any of the order queries."""
     message = stored_order(row)
-    if row.next_attempt_time is not None and row.status in (Status.EXECUTING, Status.PENDING):
+    if row.next_attempt_time is not None and row.status in (OrderStatus.EXECUTING, OrderStatus.PENDING):
         message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
     return message
 
@@ -98,7 +98,7 @@ def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """An order as it stands, without the time of its next attempt."""
     return payment_pb2.PaymentOrder(
-        **_asked(row),
+        **_order_fields(row),
         payment_order_status=_STATUSES.number(row.status),
         wallet_updated=row.wallet_updated,
         ledger_updated=row.ledger_updated,
@@ -118,10 +118,10 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
     """An order as it is first stored, but for its times."""
-    return payment_pb2.PaymentOrder(**_asked(order), payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED, version=1)
+    return payment_pb2.PaymentOrder(**_order_fields(order), payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED, version=1)
 
 
-def _asked(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
+def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
     """What never changes of an order, but for when it was created."""
     return {
         "payment_order_id": order.payment_order_id,
@@ -136,24 +136,24 @@ def _asked(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
     }
 
 
-def judge_order(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:
+def apply_risk_decision(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:
     """Makes the message of a new order say what risk decided."""
     message.payment_order_status = _STATUSES.number(order.status)
     message.failure_reason = _FAILURE_REASONS.number(order.failure_reason)
     message.attempt_count = order.attempt_count
-    message.version = ACCEPTED_VERSION
+    message.version = CREATED_VERSION
 
 
-def move_order(message: payment_pb2.PaymentOrder, move: store.OrderMove, row: Row[Any]) -> None:
+def apply_transition(message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow, row: Row[Any]) -> None:
     """Makes the message of an order say what a move has made of it."""
-    message.payment_order_status = _STATUSES.number(move.status)
-    message.wallet_updated = message.ledger_updated = move.settled
-    message.pending_reason = _PENDING_REASONS.number(move.pending_reason)
-    message.next_action_url = move.next_action_url
-    message.failure_reason = _FAILURE_REASONS.number(move.failure_reason)
-    message.decline_code = move.decline_code
-    if move.provider_reference:
-        message.provider_reference = move.provider_reference
+    message.payment_order_status = _STATUSES.number(transition.status)
+    message.wallet_updated = message.ledger_updated = transition.settled
+    message.pending_reason = _PENDING_REASONS.number(transition.pending_reason)
+    message.next_action_url = transition.next_action_url
+    message.failure_reason = _FAILURE_REASONS.number(transition.failure_reason)
+    message.decline_code = transition.decline_code
+    if transition.provider_reference:
+        message.provider_reference = transition.provider_reference
     if row.resolve_by_time:
         message.resolve_by_time.CopyFrom(to_timestamp(row.resolve_by_time))
     else:

@@ -8,33 +8,33 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import Cause, FeeRates, Happening, PaymentEvent, move
-from tallystick_core.provider import Declined, FailureReason, Outcome, Pending, PendingReason, Provider
-from tallystick_core.refusal import Refused, overloaded, seller_taken
+from tallystick_core.payment import CheckoutRequest, FeeRates, PaymentTransitionReason, PaymentTrigger, transition
+from tallystick_core.provider import ChargeOutcome, Declined, FailureReason, PaymentProvider, Pending, PendingReason
+from tallystick_core.refusal import ApiError, overloaded_error, seller_taken_error
 from tallystick_core.risk import RiskCheck
-from tallystick_server.payment.accept import Accept, Accepted, Arrival
-from tallystick_server.payment.charge import SUBJECTS, Charge, stored_charges
-from tallystick_server.payment.deliver import Deliver
-from tallystick_server.payment.move import Move, Moved, move_orders
-from tallystick_server.payment.record import Record, Recorded
-from tallystick_server.payment.sellers import KnownSellers
-from tallystick_server.payment.settle import Settle
-from tallystick_server.payment.storable import Storable
-from tallystick_server.payment.unapplied import BookUnapplied
-from tallystick_server.payment.watch import Watch, watch
+from tallystick_server.payment.accept import CreatePaymentCommand, CreatePaymentResult, PaymentCreator
+from tallystick_server.payment.charge import RESOURCE_PREFIX, Charge, charges_from_rows
+from tallystick_server.payment.deliver import DeliveryConfirmation
+from tallystick_server.payment.move import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.payment.record import PaymentOutcomeRecorder, RecordResult
+from tallystick_server.payment.sellers import SellerOwnerCache
+from tallystick_server.payment.settle import PaymentBooking
+from tallystick_server.payment.storable import PaymentAdmission
+from tallystick_server.payment.unapplied import UnappliedChargeBooking
+from tallystick_server.payment.watch import FailedChargePoller, schedule_polls
 from tallystick_server.runtime.bulkhead import Bulkhead
-from tallystick_server.runtime.changes import Changes
-from tallystick_server.runtime.dead_letters import end_demands
-from tallystick_server.runtime.demand import Answered
-from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
+from tallystick_server.runtime.changes import ChangeNotifier
+from tallystick_server.runtime.dead_letters import requeue_to_end
+from tallystick_server.runtime.demand import OperationResult
+from tallystick_server.runtime.flow import DOWNSTREAM_CONCURRENCY, OperationWorker, WorkerSettings
 from tallystick_server.runtime.operator import DeadLetters
-from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.peers import ServiceClient
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.postpone import Troubled
+from tallystick_server.runtime.postpone import FailedStep
 from tallystick_server.runtime.sellers import SellerOwners
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
+from tallystick_server.runtime.stage import MAX_QUEUED_CALLS, Batcher
 from tallystick_server.runtime.telemetry import current_context, traceparent
-from tallystick_server.runtime.wire import MOST_ITEMS
+from tallystick_server.runtime.wire import MAX_ITEMS
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
@@ -43,111 +43,128 @@ _PLATFORM = "platform"
 """Who ends a dead letter that nobody has asked for."""
 
 
-class PayIn(Flow[Charge, Moved]):
-    """Charges on their way. `provider`: who charges new payments; `environment`: what its keys begin with; `waiting_depth`: how many charges may wait
-    for a provider that fails, before new ones are refused; `resolve_within`: seconds that an order has for what it waits for;
-    `seller_check_interval`: seconds after which a seller's owner is asked for again; `holder` names this process."""
+class PaymentWorker(OperationWorker[Charge, TransitionResult]):
+    """Charges on their way.
+
+    `provider`: who charges new payments; `environment`: what its keys begin with;
+    `max_queued_charges`: how many charges may wait for a provider that fails, before new ones are
+    refused; `resolve_within`: seconds that an order has for what it waits for;
+    `seller_check_interval`: seconds after which a seller's owner is asked for again; `owner_id`
+    names this process.
+    """
 
     def __init__(
         self,
         database: Database,
         risk: RiskCheck,
         fees: FeeRates,
-        providers: Mapping[str, Provider],
-        peers: Peers,
+        providers: Mapping[str, PaymentProvider],
+        service_client: ServiceClient,
         wallet_address: str,
         ledger_address: str,
-        settings: FlowSettings,
+        settings: WorkerSettings,
         *,
         provider: str,
         environment: str,
-        waiting_depth: int,
+        max_queued_charges: int,
         resolve_within: Mapping[PendingReason, float],
         seller_check_interval: float,
-        holder: UUID,
+        owner_id: UUID,
     ) -> None:
         super().__init__("payment", database, providers, settings)
-        self.changes: Changes[payment_pb2.Payment] = Changes()
+        self.notifier: ChangeNotifier[payment_pb2.Payment] = ChangeNotifier()
         self.dead_letters = DeadLetters(database, self)
-        self._policies = settings.policies
-        self._unstored = Bulkhead(settings.max_in_flight, settings.owner_share)  # orders
-        self._storable = Storable(database, self.execute, provider, waiting_depth)
-        accept = Accept(database, risk, fees, provider, environment, settings.lease, self.take, self._storable.room)
-        self._accept: Stage[Arrival, Accepted] = Stage(
+        self._retry_policies = settings.retry_policies
+        self._create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
+        self._admission = PaymentAdmission(database, self.gateway, provider, max_queued_charges)
+        creator = PaymentCreator(
+            database, risk, fees, provider, environment, settings.lease_seconds, self.start_operation, self._admission.remaining_capacity
+        )
+        self._create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
             "payment.accept",
-            accept.run,
-            most=MOST_ITEMS,
-            weight=lambda one: len(one.event.orders),
-            for_callers=True,
-            max_waiting=CALLERS_WAITING,
+            creator.run,
+            max_batch=MAX_ITEMS,
+            size_of=lambda command: len(command.request.orders),
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
-        self._record: Stage[Answered[Charge, Outcome], Recorded] = Stage(
-            "payment.record", Record(database, resolve_within).run, most=MOST_ITEMS, weight=lambda one: one.item.weight
+        self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], RecordResult] = Batcher(
+            "payment.record",
+            PaymentOutcomeRecorder(database, resolve_within).run,
+            max_batch=MAX_ITEMS,
+            size_of=lambda command: command.operation.weight,
         )
-        settle = Settle(database, peers, wallet_address, ledger_address)
-        self._settle: Stage[Charge, payment_pb2.Payment | None] = Stage(
-            "payment.settle", settle.run, most=MOST_ITEMS, weight=lambda one: one.weight, lanes=TELLING_LANES
+        booking = PaymentBooking(database, service_client, wallet_address, ledger_address)
+        self._booking_batcher: Batcher[Charge, payment_pb2.Payment | None] = Batcher(
+            "payment.settle", booking.run, max_batch=MAX_ITEMS, size_of=lambda command: command.weight, concurrency=DOWNSTREAM_CONCURRENCY
         )
-        deliver = Deliver(database, peers, wallet_address)
-        watcher = Watch(database, self.execute, settings.policies, providers, self.record, self.turn_to_watch(holder))
-        self.watching = Periodic("payment.watch", settings.sweep_interval, watcher.turn)
-        self._releases = Periodic("payment.release", settings.sweep_interval, deliver.turn)
-        self._deliver: Stage[str, bool] = Stage("payment.deliver", deliver.run, for_callers=True, max_waiting=CALLERS_WAITING)
-        self._sellers = KnownSellers(database, SellerOwners(peers, wallet_address), seller_check_interval)
-        self._stages += [self._storable.stage, *self._sellers.stages, self._accept, self._record, self._settle, self._deliver]
-        self._periodic += [
-            Periodic("payment.unapplied", settings.sweep_interval, BookUnapplied(database, peers, ledger_address).turn),
-            self.watching,
-            Periodic("payment.overdue", settings.sweep_interval, self.end_overdue),
+        delivery = DeliveryConfirmation(database, service_client, wallet_address)
+        poller = FailedChargePoller(database, self.gateway, settings.retry_policies, providers, self.record, self.make_poll_lease_acquirer(owner_id))
+        self.polling = Periodic("payment.watch", settings.scan_interval_seconds, poller.run_once)
+        self._releases = Periodic("payment.release", settings.scan_interval_seconds, delivery.run_once)
+        self._delivery_batcher: Batcher[str, bool] = Batcher("payment.deliver", delivery.run, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS)
+        self._seller_owners = SellerOwnerCache(database, SellerOwners(service_client, wallet_address), seller_check_interval)
+        self._batchers += [
+            self._admission.batcher,
+            *self._seller_owners.batchers,
+            self._create_batcher,
+            self._record_batcher,
+            self._booking_batcher,
+            self._delivery_batcher,
+        ]
+        self._periodic_tasks += [
+            Periodic("payment.unapplied", settings.scan_interval_seconds, UnappliedChargeBooking(database, service_client, ledger_address).run_once),
+            self.polling,
+            Periodic("payment.overdue", settings.scan_interval_seconds, self.end_overdue),
             self._releases,
         ]
 
-    async def accept(self, event: PaymentEvent) -> Accepted:
+    async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
         """Stores a payment or finds it; its charges are under way when this returns.
 
         Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE, OVERLOADED: one owner's orders that wait to be stored leave room for those of others.
         """
-        self.refuse_overload()
-        owner, orders = event.owner, len(event.orders)
-        if not self._unstored.try_take(owner, orders):
-            raise overloaded("orders wait to be stored")
+        self.reject_overload()
+        owner, order_count = request.owner, len(request.orders)
+        if not self._create_bulkhead.try_acquire(owner, order_count):
+            raise overloaded_error("orders wait to be stored")
         try:
-            refused = await self._refuse_sellers(event)
-            return await self._accept.submit(Arrival(event, event.fingerprint(), traceparent(), current_context(), refused))
+            error = await self._reject_sellers(request)
+            return await self._create_batcher.submit(CreatePaymentCommand(request, request.fingerprint(), traceparent(), current_context(), error))
         finally:
-            self._unstored.release(owner, orders)
+            self._create_bulkhead.release(owner, order_count)
 
-    async def _refuse_sellers(self, event: PaymentEvent) -> Refused | None:
+    async def _reject_sellers(self, request: CheckoutRequest) -> ApiError | None:
         """Why the event may not name its sellers. One that is stored already is answered all the same."""
         try:
-            others = await self._sellers.of_others(
-                event.owner, {order.seller_account for order in event.orders}, lambda: self._storable.require(event)
+            foreign_sellers = await self._seller_owners.find_foreign_sellers(
+                request.owner, {order.seller_account for order in request.orders}, lambda: self._admission.check(request)
             )
-        except Refused as refused:
-            return refused
-        place = min((order.place for order in event.orders if order.seller_account in others), default=None)
-        return None if place is None else seller_taken(f"payment_orders[{place}].seller_account")
+        except ApiError as error:
+            return error
+        index = min((order.index for order in request.orders if order.seller_account in foreign_sellers), default=None)
+        return None if index is None else seller_taken_error(f"payment_orders[{index}].seller_account")
 
     async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
         """Cancels a payment that is open, whose charges are taken up at once, dead letters as well; what stands, as `store.cancel` has it."""
 
         def cancel(connection: Connection) -> tuple[str, bool]:
-            stands, now = store.cancel(connection, checkout_id, reason)
-            if now:
-                charges = {f"{SUBJECTS}{id_}": id_ for id_ in store.open_charges(connection, checkout_id)}
-                end_demands(connection, charges, caller, f"the payment was cancelled: {reason}")
-            return stands, now
+            cancel_reason, newly_canceled = store.cancel(connection, checkout_id, reason)
+            if newly_canceled:
+                charges = {f"{RESOURCE_PREFIX}{id_}": id_ for id_ in store.list_open_charges(connection, checkout_id)}
+                requeue_to_end(connection, charges, caller, f"the payment was cancelled: {reason}")
+            return cancel_reason, newly_canceled
 
-        stands = await self._database.transact(cancel)
+        result = await self._database.transact(cancel)
         self.wake()
-        return stands
+        return result
 
     async def end_overdue(self) -> None:
         """Takes up the dead letters whose payments have expired since, or whose buyers did not act in time: their charges are to be ended."""
 
         def end(connection: Connection) -> bool:
-            charges = {f"{SUBJECTS}{id_}": id_ for id_ in due.overdue(connection, MOST_ITEMS)}
-            end_demands(connection, charges, _PLATFORM, "the time of the payment is up")
+            charges = {f"{RESOURCE_PREFIX}{id_}": id_ for id_ in due.lock_overdue(connection, MAX_ITEMS)}
+            requeue_to_end(connection, charges, _PLATFORM, "the time of the payment is up")
             return bool(charges)
 
         if await self._database.transact(end):
@@ -155,60 +172,72 @@ class PayIn(Flow[Charge, Moved]):
 
     async def confirm_delivery(self, payment_order_id: str) -> bool:
         """Notes that an order was delivered; whether that was not noted before. An order that is not settled is left alone."""
-        noted = await self._deliver.submit(payment_order_id)
+        newly_confirmed = await self._delivery_batcher.submit(payment_order_id)
         self._releases.wake()
-        return noted
+        return newly_confirmed
 
-    def demand_id(self, subject: str) -> str:
-        return subject.removeprefix(SUBJECTS)
+    def operation_id(self, resource_name: str) -> str:
+        return resource_name.removeprefix(RESOURCE_PREFIX)
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
-        return stored_charges(store.charges(connection, list(tokens)), tokens, now, self.lease)
+        return charges_from_rows(store.load_charges(connection, list(tokens)), tokens, now, self.lease_seconds)
 
-    async def record(self, item: Charge, outcome: Outcome) -> Charge:
-        recorded = await self._record.submit(Answered(item, outcome), item.context)
-        rests = isinstance(outcome, Declined | Pending) or recorded.closed is not None
-        self.changes.happened(item.checkout_id, rest=rests, closed=recorded.closed)
-        return recorded.charge
+    async def record(self, operation: Charge, outcome: ChargeOutcome) -> Charge:
+        result = await self._record_batcher.submit(OperationResult(operation, outcome), operation.context)
+        has_result = isinstance(outcome, Declined | Pending) or result.closed_payment is not None
+        self.notifier.notify(operation.checkout_id, has_result=has_result, final=result.closed_payment)
+        return result.charge
 
-    async def settle(self, item: Charge) -> None:
-        closed = await self._settle.submit(item, item.context)
-        self.changes.happened(item.checkout_id, rest=True, closed=closed)
+    async def book_operation(self, operation: Charge) -> None:
+        closed_payment = await self._booking_batcher.submit(operation, operation.context)
+        self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
 
-    def fail(self, connection: Connection, given_up: Sequence[Troubled[Charge]]) -> Moved:
-        reasons = [(troubled.item, troubled.give_up or FailureReason.PROVIDER_UNREACHABLE) for troubled in given_up]
-        moves = [one for charge, reason in reasons for one in _failed(charge, Happening.GIVEN_UP, Cause.GIVEN_UP, reason)]
-        return self._watched(connection, moves, [charge for charge, _ in reasons])
+    def fail(self, connection: Connection, failures: Sequence[FailedStep[Charge]]) -> TransitionResult:
+        reasons = [(failure.operation, failure.failure_reason or FailureReason.PROVIDER_UNREACHABLE) for failure in failures]
+        transitions = [
+            order_transition
+            for charge, reason in reasons
+            for order_transition in _failure_transitions(charge, PaymentTrigger.GIVEN_UP, PaymentTransitionReason.GIVEN_UP, reason)
+        ]
+        return self._fail_and_watch(connection, transitions, [charge for charge, _ in reasons])
 
-    def close(self, connection: Connection, item: Charge, operator: str, reason: str) -> Moved:  # the dead letter keeps by whom and why
-        return self._watched(connection, _failed(item, Happening.CLOSED, Cause.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR), [item])
+    def close(
+        self, connection: Connection, operation: Charge, operator: str, reason: str
+    ) -> TransitionResult:  # the dead letter keeps by whom and why
+        return self._fail_and_watch(
+            connection,
+            _failure_transitions(operation, PaymentTrigger.CLOSED, PaymentTransitionReason.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR),
+            [operation],
+        )
 
-    def _watched(self, connection: Connection, moves: Sequence[Move], charges: Sequence[Charge]) -> Moved:
+    def _fail_and_watch(self, connection: Connection, transitions: Sequence[OrderTransition], charges: Sequence[Charge]) -> TransitionResult:
         """Fails charges; what may have been charged all the same is watched."""
-        moved = move_orders(connection, moves)
-        watch(connection, self._policies, [charge for charge in charges if charge.orders[0].payment_order_id in moved.orders])
-        return moved
+        result = transition_orders(connection, transitions)
+        schedule_polls(connection, self._retry_policies, [charge for charge in charges if charge.orders[0].payment_order_id in result.orders])
+        return result
 
-    def failed(self, item: Charge, made: Moved) -> None:
-        closed = made.closed.get(item.checkout_id)
-        if closed is not None:
-            self.changes.happened(item.checkout_id, rest=True, closed=closed)
+    def after_failure(self, operation: Charge, result: TransitionResult) -> None:
+        closed_payment = result.closed_payments.get(operation.checkout_id)
+        if closed_payment is not None:
+            self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
 
 
-def _failed(charge: Charge, happening: Happening, cause: Cause, reason: FailureReason) -> list[Move]:
+def _failure_transitions(
+    charge: Charge, trigger: PaymentTrigger, transition_reason: PaymentTransitionReason, failure_reason: FailureReason
+) -> list[OrderTransition]:
     """The moves that fail a charge's orders."""
     return [
-        Move(
+        OrderTransition(
             charge,
             order,
-            store.OrderMove(
+            store.OrderTransitionRow(
                 payment_order_id=order.payment_order_id,
                 charge_id=charge.charge_id,
                 lease_token=charge.lease_token,
                 version=order.version,
-                status=move(order.status, happening),
-                cause=cause,
-                failure_reason=reason,
+                status=transition(order.status, trigger),
+                cause=transition_reason,
+                failure_reason=failure_reason,
             ),
         )
         for order in charge.orders

@@ -13,17 +13,17 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id, parse_words
-from tallystick_core.payment import Happening, Status, move
-from tallystick_core.refusal import Reason, Refused, key_reused
-from tallystick_core.table import Verb, forbidden
+from tallystick_core.identifier import parse_id, parse_reason_text
+from tallystick_core.payment import OrderStatus, PaymentTrigger, transition
+from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
+from tallystick_core.table import Verb, invalid_state_error
 from tallystick_server.payment import decode, encode
-from tallystick_server.payment.flow import PayIn
-from tallystick_server.payment.operator import OperatorHandlers
+from tallystick_server.payment.flow import PaymentWorker
+from tallystick_server.payment.operator import PaymentOperatorHandlers
 from tallystick_server.runtime import operator
 from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, page_size
-from tallystick_server.runtime.stage import Stage
+from tallystick_server.runtime.fields import PageToken, parse_page_size
+from tallystick_server.runtime.stage import Batcher
 from tallystick_storage.database import Database
 from tallystick_storage.payment import conflict
 from tallystick_storage.payment import reads as store
@@ -42,87 +42,93 @@ ACCESS: Access = {
     "AcknowledgeCharge": frozenset({Role.OPERATOR}),
 }
 
-_LOOK_AGAIN_AT_REST = 2.0  # seconds; another process may have moved the payment
+_POLL_INTERVAL_SECONDS = 2.0  # seconds; another process may have moved the payment
 
-_READ_AT_ONCE = 100  # payments, each of which may have 200 orders
-_MANY_ORDERS = 20
+_MAX_READ_BATCH = 100  # payments, each of which may have 200 orders
+_YIELD_ABOVE_ORDERS = 20
 _CANCEL = Verb("CANCEL", "cancelled")
 
-_RESTING = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
+_RESULT_STATUSES = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
 
 
-class PaymentHandlers(OperatorHandlers):
+class PaymentHandlers(PaymentOperatorHandlers):
     """Handlers only decode, await and encode: a call that is cancelled changes nothing."""
 
-    def __init__(self, database: Database, flow: PayIn) -> None:
-        super().__init__(database, flow)
+    def __init__(self, database: Database, worker: PaymentWorker) -> None:
+        super().__init__(database, worker)
         # no limit of its own: calls read after their commit as well, when "nothing was stored" would be false; the slots of the door bound them
-        self._reads: Stage[str, payment_pb2.Payment | None] = Stage("payment.read", self._read, most=_READ_AT_ONCE, lanes=2, for_callers=True)
+        self._read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
+            "payment.read", self._load_payments, max_batch=_MAX_READ_BATCH, concurrency=2, drop_abandoned=True
+        )
 
     def start(self) -> None:
-        self._reads.start()
+        self._read_batcher.start()
 
     async def stop(self) -> None:
-        await self._reads.stop()
+        await self._read_batcher.stop()
 
     async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
-        wait_for = decode.WAITS.parse(request.wait_for, "wait_for", "RESULT")
-        event = decode.payment_event(request, call.caller)
-        with self._flow.changes.of(event.checkout_id, only_rest=True) as waiter:
-            accepted = await self._flow.accept(event)
-            if accepted.replayed:
-                call.replayed()
-            look = partial(self._payment, event.checkout_id)
-            del request, event  # a wait keeps no body
-            with call.waiting() if wait_for == "RESULT" else nullcontext(False) as waits:
-                until = call.answers_by if waits else 0.0  # a caller above the limit is answered as if it had asked for ACCEPTANCE
-                look_first = not accepted.moving or not waits
-                payment = await waiter.outlast(_is_on_its_way, look, until, look_first=look_first, every=_LOOK_AGAIN_AT_REST)
+        wait_for = decode.WAIT_CONDITIONS.parse(request.wait_for, "wait_for", "RESULT")
+        checkout = decode.checkout_request(request, call.caller)
+        with self._worker.notifier.subscribe(checkout.checkout_id, only_results=True) as subscription:
+            result = await self._worker.create_payment(checkout)
+            if result.replayed:
+                call.mark_replayed()
+            load = partial(self._load_payment, checkout.checkout_id)
+            del request, checkout  # a wait keeps no body
+            with call.waiting_slot() if wait_for == "RESULT" else nullcontext(False) as may_wait:
+                deadline = call.response_deadline if may_wait else 0.0  # a caller above the limit is answered as if it had asked for ACCEPTANCE
+                load_first = not result.in_progress or not may_wait
+                payment = await subscription.wait_until(_is_in_progress, load, deadline, load_first=load_first, poll_seconds=_POLL_INTERVAL_SECONDS)
         return pb.CreatePaymentResponse(payment=payment)
 
     async def CancelPayment(self, request: pb.CancelPaymentRequest, call: Call) -> pb.CancelPaymentResponse:
-        reason = parse_words(request.reason, "reason")
-        payment = await self._visible(request.checkout_id, call)
-        with self._flow.changes.of(payment.checkout_id) as waiter:
-            stands, now = await self._flow.cancel(payment.checkout_id, call.caller.name, reason)
-            if not stands:
-                payment = await self._visible(request.checkout_id, call)  # it ended since it was read
-                state = decode.STATES.parse(payment.payment_state, "payment_state")
-                raise forbidden("payment", state, _CANCEL)
-            if stands != reason:
-                raise key_reused("reason")
-            if not now:
-                call.replayed()
+        reason = parse_reason_text(request.reason, "reason")
+        payment = await self._get_visible_payment(request.checkout_id, call)
+        with self._worker.notifier.subscribe(payment.checkout_id) as subscription:
+            cancel_reason, newly_canceled = await self._worker.cancel(payment.checkout_id, call.caller.name, reason)
+            if not cancel_reason:
+                payment = await self._get_visible_payment(request.checkout_id, call)  # it ended since it was read
+                state = decode.PAYMENT_STATES.parse(payment.payment_state, "payment_state")
+                raise invalid_state_error("payment", state, _CANCEL)
+            if cancel_reason != reason:
+                raise key_reused_error("reason")
+            if not newly_canceled:
+                call.mark_replayed()
             del request  # a wait keeps no body
-            with call.waiting() as waits:
-                ended = await waiter.outlast(_is_open, lambda: self._payment(payment.checkout_id), call.answers_by if waits else 0.0)
-            return pb.CancelPaymentResponse(payment=ended)
+            with call.waiting_slot() as may_wait:
+                latest = await subscription.wait_until(
+                    _is_open, lambda: self._load_payment(payment.checkout_id), call.response_deadline if may_wait else 0.0
+                )
+            return pb.CancelPaymentResponse(payment=latest)
 
     async def ConfirmDelivery(self, request: pb.ConfirmDeliveryRequest, call: Call) -> pb.ConfirmDeliveryResponse:
-        order, _, _ = await self._visible_order(request.payment_order_id, call)
-        move(Status(order.status), Happening.DELIVERED)  # refuses what was not paid
+        order, _, _ = await self._get_visible_order(request.payment_order_id, call)
+        transition(OrderStatus(order.status), PaymentTrigger.DELIVERED)  # refuses what was not paid
         if not order.ledger_updated:
-            raise Refused(Reason.CONFLICT, "The order is being settled; come back.", retry_after=0.2)
-        if not await self._flow.confirm_delivery(order.payment_order_id):
-            call.replayed()
-        confirmed, _, _ = await self._visible_order(request.payment_order_id, call, changed=True)
-        return pb.ConfirmDeliveryResponse(payment_order=encode.payment_order(confirmed))
+            raise ApiError(ErrorReason.CONFLICT, "The order is being settled; come back.", retry_after=0.2)
+        if not await self._worker.confirm_delivery(order.payment_order_id):
+            call.mark_replayed()
+        updated_order, _, _ = await self._get_visible_order(request.payment_order_id, call, changed=True)
+        return pb.ConfirmDeliveryResponse(payment_order=encode.payment_order(updated_order))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
-        return pb.GetPaymentResponse(payment=await self._visible(request.checkout_id, call))
+        return pb.GetPaymentResponse(payment=await self._get_visible_payment(request.checkout_id, call))
 
     async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
-        size = page_size(request.page_size)
-        wanted = decode.payment_filter(request, None if call.caller.sees_all else call.caller.owner)
-        token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(wanted)))
-        before = token.before(request.page_token)
-        rows, low = await self._database.read(lambda connection: store.list_(connection, wanted, before, size + 1))
-        shown, following = token.page(rows, size, encode.payment_head, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id))
-        return pb.ListPaymentsResponse(payments=shown, next_page_token=following or token.below(low))
+        size = parse_page_size(request.page_size)
+        filters = decode.payment_filter(request, None if call.caller.can_see_all else call.caller.owner)
+        token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(filters)))
+        cursor = token.parse_time_cursor(request.page_token)
+        rows, scanned_to = await self._database.read(lambda connection: store.list_payments(connection, filters, cursor, size + 1))
+        payments, next_token = token.build_page(
+            rows, size, encode.payment_summary, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id)
+        )
+        return pb.ListPaymentsResponse(payments=payments, next_page_token=next_token or token.next_token(scanned_to))
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
-        order, history, attempts = await self._visible_order(request.payment_order_id, call)
-        reports = await self._database.read(lambda connection: conflict.reports(connection, order.charge_id))
+        order, history, attempts = await self._get_visible_order(request.payment_order_id, call)
+        reports = await self._database.read(lambda connection: conflict.list_reports(connection, order.charge_id))
         return pb.GetPaymentOrderResponse(
             payment_order=encode.payment_order(order),
             history=encode.transitions(history),
@@ -131,35 +137,35 @@ class PaymentHandlers(OperatorHandlers):
         )
 
     async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:
-        checkout_id, after, moved = request.checkout_id, request.after_version, self._flow.changes.versions
+        checkout_id, after_version, versions = request.checkout_id, request.after_version, self._worker.notifier.watch_versions
         del request  # a stream keeps no body
-        async with aclosing(moved(checkout_id, lambda: self._visible(checkout_id, call), after, _is_open)) as payments:
+        async with aclosing(versions(checkout_id, lambda: self._get_visible_payment(checkout_id, call), after_version, _is_open)) as payments:
             async for payment in payments:
                 yield pb.WatchPaymentResponse(payment=payment)
 
-    async def _visible_order(self, payment_order_id: str, call: Call, *, changed: bool = False) -> store.OrderStory:
+    async def _get_visible_order(self, payment_order_id: str, call: Call, *, changed: bool = False) -> store.OrderDetails:
         """The order, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
         order_id = parse_id(payment_order_id, "payment_order_id")
-        found = await self._database.read(lambda connection: store.order(connection, order_id), changed=changed)
-        order, history, attempts = found or (None, (), ())
-        return call.visible(order, "payment order", order_id), history, attempts
+        result = await self._database.read(lambda connection: store.load_order(connection, order_id), changed=changed)
+        order, history, attempts = result or (None, (), ())
+        return call.require_visible(order, "payment order", order_id), history, attempts
 
-    async def _visible(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
+    async def _get_visible_payment(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        return call.visible(await self._payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id)
+        return call.require_visible(await self._load_payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id)
 
-    async def _payment(self, checkout_id: str) -> payment_pb2.Payment | None:
-        return await self._reads.submit(checkout_id)
+    async def _load_payment(self, checkout_id: str) -> payment_pb2.Payment | None:
+        return await self._read_batcher.submit(checkout_id)
 
-    async def _read(self, checkout_ids: Sequence[str]) -> Sequence[payment_pb2.Payment | None]:
-        def payments(connection: Connection) -> dict[str, list[store.OrderRow]]:
-            return store.payments(connection, sorted(set(checkout_ids)))
+    async def _load_payments(self, checkout_ids: Sequence[str]) -> Sequence[payment_pb2.Payment | None]:
+        def load(connection: Connection) -> dict[str, list[store.OrderRow]]:
+            return store.load_payments(connection, sorted(set(checkout_ids)))
 
-        found = await self._database.load(payments)
+        orders_by_checkout = await self._database.load(load)
         messages = {}
-        for checkout_id, orders in found.items():
+        for checkout_id, orders in orders_by_checkout.items():
             messages[checkout_id] = encode.payment(orders)
-            if len(orders) > _MANY_ORDERS:
+            if len(orders) > _YIELD_ABOVE_ORDERS:
                 await asyncio.sleep(0)  # other calls have their turn of the loop
         return [messages.get(checkout_id) for checkout_id in checkout_ids]
 
@@ -168,10 +174,10 @@ def _is_open(payment: payment_pb2.Payment) -> bool:
     return payment.payment_state == payment_pb2.PAYMENT_STATE_OPEN
 
 
-def _is_on_its_way(payment: payment_pb2.Payment) -> bool:
+def _is_in_progress(payment: payment_pb2.Payment) -> bool:
     """Whether an order is neither pending, nor final and settled."""
-    return not all(_rests(order) for order in payment.payment_orders)
+    return not all(_has_result(order) for order in payment.payment_orders)
 
 
-def _rests(order: payment_pb2.PaymentOrder) -> bool:
-    return order.payment_order_status in _RESTING or (order.wallet_updated and order.ledger_updated)
+def _has_result(order: payment_pb2.PaymentOrder) -> bool:
+    return order.payment_order_status in _RESULT_STATUSES or (order.wallet_updated and order.ledger_updated)

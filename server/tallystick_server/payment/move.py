@@ -12,73 +12,75 @@ from sqlalchemy import Connection
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
 from tallystick_server.payment import encode, events
-from tallystick_server.payment.charge import Charge, ChargedOrder
-from tallystick_server.runtime.relay import telling
+from tallystick_server.payment.charge import Charge, OrderInCharge
+from tallystick_server.runtime.relay import record_events
 from tallystick_storage.payment import orders as store
 from tallystick_storage.payment import reads
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class OrderTransition:
     """A move of an order that this process holds."""
 
     charge: Charge
-    order: ChargedOrder
-    to: store.OrderMove
+    order: OrderInCharge
+    update: store.OrderTransitionRow
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class TransitionResult:
     """What has moved: orders by id, as they stand now, and by checkout id the payments that came to their end by it."""
 
-    orders: dict[str, ChargedOrder] = field(default_factory=dict)
-    closed: dict[str, payment_pb2.Payment] = field(default_factory=dict)
+    orders: dict[str, OrderInCharge] = field(default_factory=dict)
+    closed_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
 
-    def of(self, charge: Charge) -> Charge:
+    def apply_to(self, charge: Charge) -> Charge:
         """The charge with its orders as they stand now; once they have moved it has not been tried in vain."""
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
             return charge
-        left = inf if charge.overdue else orders[0].waits_for_buyer()
-        return replace(charge, orders=orders, tries={}, look_by=asyncio.get_running_loop().time() + left)
+        seconds_left = inf if charge.overdue else orders[0].buyer_action_seconds()
+        return replace(charge, orders=orders, tries={}, next_poll_deadline=asyncio.get_running_loop().time() + seconds_left)
 
 
-def move_orders(connection: Connection, moves: Sequence[Move]) -> Moved:
+def transition_orders(connection: Connection, transitions: Sequence[OrderTransition]) -> TransitionResult:
     """Moves orders, as far as their leases and versions still hold."""
-    rows = store.move_orders(connection, [move.to for move in moves]) if moves else ()
-    asked = {(move.order.payment_order_id, move.charge.lease_token): move for move in moves}
-    moved = Moved()
-    closed = set()
-    with telling(connection, rows) as told:
+    rows = store.transition_orders(connection, [transition.update for transition in transitions]) if transitions else ()
+    transitions_by_key = {(transition.order.payment_order_id, transition.charge.lease_token): transition for transition in transitions}
+    result = TransitionResult()
+    closed_ids = set()
+    with record_events(connection, rows) as event_batch:
         for row in rows:
             if row.payment_order_id is None:
-                closed.add(row.checkout_id)
+                closed_ids.add(row.checkout_id)
                 continue
-            move = asked[row.payment_order_id, row.lease_token]
-            order = move.order.moved(move.to, row)
-            moved.orders[row.payment_order_id] = order
-            events.order_changed(told, order.message, move.charge)
-        if closed:
-            moved.closed.update(tell_closed(connection, told, closed, [order.message for order in moved.orders.values()]))
-    return moved
+            transition = transitions_by_key[row.payment_order_id, row.lease_token]
+            order = transition.order.apply_transition(transition.update, row)
+            result.orders[row.payment_order_id] = order
+            events.add_order_changed(event_batch, order.message, transition.charge)
+        if closed_ids:
+            result.closed_payments.update(
+                add_closed_payments(connection, event_batch, closed_ids, [order.message for order in result.orders.values()])
+            )
+    return result
 
 
-def tell_closed(
-    connection: Connection, told: BatchPublishRequest, checkout_ids: set[str], known: Iterable[payment_pb2.PaymentOrder]
+def add_closed_payments(
+    connection: Connection, event_batch: BatchPublishRequest, checkout_ids: set[str], current_orders: Iterable[payment_pb2.PaymentOrder]
 ) -> dict[str, payment_pb2.Payment]:
-    """Adds payments that have just come to their end to what is told; returns them, by id. `known`: orders as they stand."""
+    """Adds payments that have just come to their end to what is told; returns them, by id. `current_orders`: orders as they stand."""
     orders: dict[str, list[payment_pb2.PaymentOrder]] = {checkout_id: [] for checkout_id in checkout_ids}
-    for order in known:
+    for order in current_orders:
         if order.checkout_id in orders:
             orders[order.checkout_id].append(order)
-    heads = reads.checkouts(connection, sorted(checkout_ids))
-    others = [head.checkout_id for head in heads if head.order_count > len(orders[head.checkout_id])]
-    for checkout_id, rows in (reads.payments(connection, others) if others else {}).items():
+    checkouts = reads.load_checkouts(connection, sorted(checkout_ids))
+    incomplete_ids = [checkout.checkout_id for checkout in checkouts if checkout.order_count > len(orders[checkout.checkout_id])]
+    for checkout_id, rows in (reads.load_payments(connection, incomplete_ids) if incomplete_ids else {}).items():
         orders[checkout_id] = [encode.payment_order(row) for row in rows]
-    closed = {}
-    for head in heads:
-        payment = encode.closed_payment(head, orders[head.checkout_id])
-        events.payment_closed(told, payment, head.traceparent)
-        encode.add_orders(payment, orders[head.checkout_id])
-        closed[head.checkout_id] = payment
-    return closed
+    closed_payments = {}
+    for checkout in checkouts:
+        payment = encode.closed_payment(checkout, orders[checkout.checkout_id])
+        events.add_payment_closed(event_batch, payment, checkout.traceparent)
+        encode.add_orders(payment, orders[checkout.checkout_id])
+        closed_payments[checkout.checkout_id] = payment
+    return closed_payments

@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 from tallystick.payment.v1 import payment_service_pb2 as pb
-from tallystick_core.identifier import parse_id, parse_words
+from tallystick_core.identifier import parse_id, parse_reason_text
 from tallystick_core.payment import parse_charge_id
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_server.payment import encode, unapplied
-from tallystick_server.payment.flow import PayIn
+from tallystick_server.payment.flow import PaymentWorker
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
-from tallystick_server.runtime.fields import PageToken, page_size
+from tallystick_server.runtime.fields import PageToken, parse_page_size
 from tallystick_storage.database import Database
 from tallystick_storage.payment import reads as store
 from tallystick_storage.payment import unapplied as unapplied_store
 
 
-class OperatorHandlers(operator.OperatorHandlers):
+class PaymentOperatorHandlers(operator.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
-    def __init__(self, database: Database, flow: PayIn) -> None:
-        super().__init__(database, flow.dead_letters, pb)
-        self._flow = flow
+    def __init__(self, database: Database, worker: PaymentWorker) -> None:
+        super().__init__(database, worker.dead_letters, pb)
+        self._worker = worker
 
     async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, _call: Call) -> pb.GetDeadLetterResponse:
-        row = await self._letters.find(operator.parse_dead_letter_id(request.dead_letter_id))
-        charge = self._letters.demand_id(row)
-        orders = await self._database.read(lambda connection: store.orders_of(connection, charge))
-        return pb.GetDeadLetterResponse(dead_letter=dead_letters.message(row), payment_orders=[encode.payment_order(order) for order in orders])
+        row = await self._dead_letters.find(operator.parse_dead_letter_id(request.dead_letter_id))
+        charge_id = self._dead_letters.operation_id(row)
+        orders = await self._database.read(lambda connection: store.list_charge_orders(connection, charge_id))
+        return pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row), payment_orders=[encode.payment_order(order) for order in orders])
 
     async def ListUnappliedCharges(self, request: pb.ListUnappliedChargesRequest, _call: Call) -> pb.ListUnappliedChargesResponse:
-        size = page_size(request.page_size)
+        size = parse_page_size(request.page_size)
         token = PageToken("ListUnappliedCharges", int(request.acknowledged))
-        before = token.before(request.page_token)
-        rows = await self._database.read(lambda connection: unapplied_store.list_(connection, before, size + 1, acknowledged=request.acknowledged))
-        shown, following = token.page(rows, size, encode.unapplied_charge, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id))
-        return pb.ListUnappliedChargesResponse(unapplied_charges=shown, next_page_token=following)
+        cursor = token.parse_time_cursor(request.page_token)
+        rows = await self._database.read(
+            lambda connection: unapplied_store.list_unapplied_charges(connection, cursor, size + 1, include_acknowledged=request.acknowledged)
+        )
+        charges, next_token = token.build_page(
+            rows, size, encode.unapplied_charge, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id)
+        )
+        return pb.ListUnappliedChargesResponse(unapplied_charges=charges, next_page_token=next_token)
 
     async def AcknowledgeUnappliedCharge(self, request: pb.AcknowledgeUnappliedChargeRequest, call: Call) -> pb.AcknowledgeUnappliedChargeResponse:
-        id_, reason = parse_id(request.unapplied_charge_id, "unapplied_charge_id"), parse_words(request.reason, "reason")
+        id_, reason = parse_id(request.unapplied_charge_id, "unapplied_charge_id"), parse_reason_text(request.reason, "reason")
         row, replayed = await unapplied.acknowledge(self._database, id_, call.caller.name, reason)
         if replayed:
-            call.replayed()
+            call.mark_replayed()
         return pb.AcknowledgeUnappliedChargeResponse(unapplied_charge=encode.unapplied_charge(row))
 
     async def AcknowledgeCharge(self, request: pb.AcknowledgeChargeRequest, call: Call) -> pb.AcknowledgeChargeResponse:
         charge_id = parse_charge_id(request.charge_id)
         if request.report_number < 1:
-            raise Refused(Reason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
-        reason = parse_words(request.reason, "reason")
+            raise ApiError(ErrorReason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
+        reason = parse_reason_text(request.reason, "reason")
         row, replayed = await unapplied.acknowledge_report(self._database, charge_id, request.report_number, call.caller.name, reason)
         if replayed:
-            call.replayed()
+            call.mark_replayed()
         return pb.AcknowledgeChargeResponse(conflicting_report=encode.conflicting_report(row))

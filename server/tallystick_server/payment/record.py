@@ -9,103 +9,116 @@ from typing import Any
 from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import FINAL, Cause, happening, judge, move
-from tallystick_core.provider import Declined, Outcome, Pending, PendingReason, Succeeded
-from tallystick_server.payment.charge import Charge, ChargedOrder, stored_answer
-from tallystick_server.payment.move import Move, Moved, move_orders
-from tallystick_server.payment.unapplied import find_unapplied
-from tallystick_server.runtime.dead_letters import go_on
-from tallystick_server.runtime.demand import Answered, to_store
-from tallystick_server.runtime.stage import by_halves
+from tallystick_core.payment import TERMINAL_STATUSES, PaymentTransitionReason, check_amount, transition, trigger_for
+from tallystick_core.provider import ChargeOutcome, Declined, Pending, PendingReason, Succeeded
+from tallystick_server.payment.charge import Charge, OrderInCharge, outcome_from_attempt
+from tallystick_server.payment.move import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.payment.unapplied import record_unapplied
+from tallystick_server.runtime.dead_letters import resolve_and_requeue
+from tallystick_server.runtime.demand import OperationResult, attempt_result
+from tallystick_server.runtime.stage import bisect_on_error
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordResult:
     """The charge as it stands after the answer, and its payment if that came to its end by it."""
 
     charge: Charge
-    closed: payment_pb2.Payment | None
+    closed_payment: payment_pb2.Payment | None
 
 
-class Record:
+class PaymentOutcomeRecorder:
     """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move only under it."""
 
     def __init__(self, database: Database, resolve_within: Mapping[PendingReason, float]) -> None:
         self._database = database
         self._resolve_within = resolve_within
 
-    async def run(self, items: Sequence[Answered[Charge, Outcome]]) -> Sequence[Recorded | Exception]:
+    async def run(self, items: Sequence[OperationResult[Charge, ChargeOutcome]]) -> Sequence[RecordResult | Exception]:
         """What became of each charge."""
-        return await by_halves(self._record, items)
+        return await bisect_on_error(self._record_batch, items)
 
-    async def _record(self, items: Sequence[Answered[Charge, Outcome]]) -> Sequence[Recorded | Exception]:
-        answers = [to_store(item.item, happening(item.outcome), item.outcome) for item in items]
+    async def _record_batch(self, items: Sequence[OperationResult[Charge, ChargeOutcome]]) -> Sequence[RecordResult | Exception]:
+        attempts = [attempt_result(item.operation, trigger_for(item.outcome), item.outcome) for item in items]
 
-        def record(connection: Connection) -> Moved:
-            final = due.record_answers(connection, answers)
-            stand = [_as_it_stands(item, answer, final) for item, answer in zip(items, answers, strict=True)]
-            moved = move_orders(connection, [one for item in stand for one in _moves(item, self._resolve_within)])
-            _note_rest(connection, [item for item, stands in zip(items, stand, strict=True) if stands is not item or not _applied(item, moved)])
-            return moved
+        def record(connection: Connection) -> TransitionResult:
+            final_results = due.record_attempt_results(connection, attempts)
+            authoritative_items = [_authoritative_outcome(item, attempt, final_results) for item, attempt in zip(items, attempts, strict=True)]
+            result = transition_orders(
+                connection, [order_transition for item in authoritative_items for order_transition in _transitions_for(item, self._resolve_within)]
+            )
+            _record_remainder(
+                connection,
+                [
+                    item
+                    for item, authoritative_item in zip(items, authoritative_items, strict=True)
+                    if authoritative_item is not item or not _is_fully_applied(item, result)
+                ],
+            )
+            return result
 
-        moved = await self._database.transact(record)
-        return [Recorded(moved.of(item.item), moved.closed.get(item.item.checkout_id)) for item in items]
+        result = await self._database.transact(record)
+        return [RecordResult(result.apply_to(item.operation), result.closed_payments.get(item.operation.checkout_id)) for item in items]
 
 
-def _as_it_stands(item: Answered[Charge, Outcome], told: due.Answer, final: Mapping[tuple[str, int], due.Answer]) -> Answered[Charge, Outcome]:
+def _authoritative_outcome(
+    item: OperationResult[Charge, ChargeOutcome], attempt: due.AttemptResult, final_results: Mapping[tuple[str, int], due.AttemptResult]
+) -> OperationResult[Charge, ChargeOutcome]:
     """The charge with the answer that counts: the first final one that was written down, whoever heard it."""
-    stands = final.get((told.demand_id, told.number), told)
-    outcome = item.outcome if stands is told else stored_answer(stands)
+    stored_result = final_results.get((attempt.demand_id, attempt.number), attempt)
+    outcome = item.outcome if stored_result is attempt else outcome_from_attempt(stored_result)
     return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)
 
 
-def _applied(item: Answered[Charge, Outcome], moved: Moved) -> bool:
+def _is_fully_applied(item: OperationResult[Charge, ChargeOutcome], result: TransitionResult) -> bool:
     """Whether there is nothing more to an answer than what has moved."""
     if not isinstance(item.outcome, Succeeded | Declined):
         return True
-    return _judged(item) is item.outcome and item.item.orders[0].payment_order_id in moved.orders
+    return _checked_outcome(item) is item.outcome and item.operation.orders[0].payment_order_id in result.orders
 
 
-def _note_rest(connection: Connection, items: Sequence[Answered[Charge, Outcome]]) -> None:
+def _record_remainder(connection: Connection, items: Sequence[OperationResult[Charge, ChargeOutcome]]) -> None:
     """Of final answers that moved no order, or not all of the money: what fits none is unapplied, and what was set aside goes on."""
     if not items:
         return
-    find_unapplied(connection, [(item.item, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
-    go_on(connection, [item.item for item in items])
+    record_unapplied(connection, [(item.operation, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
+    resolve_and_requeue(connection, [item.operation for item in items])
 
 
-def _judged(item: Answered[Charge, Outcome]) -> Outcome:
-    return judge(item.outcome, item.item.amount, item.item.currency)
+def _checked_outcome(item: OperationResult[Charge, ChargeOutcome]) -> ChargeOutcome:
+    return check_amount(item.outcome, item.operation.amount, item.operation.currency)
 
 
-def _moves(item: Answered[Charge, Outcome], resolve_within: Mapping[PendingReason, float]) -> list[Move]:
-    outcome = _judged(item)
-    told = _told(outcome, resolve_within)
-    charge = item.item
-    moves = []
+def _transitions_for(item: OperationResult[Charge, ChargeOutcome], resolve_within: Mapping[PendingReason, float]) -> list[OrderTransition]:
+    outcome = _checked_outcome(item)
+    fields = _order_fields(outcome, resolve_within)
+    charge = item.operation
+    transitions = []
     for order in charge.orders:
-        if order.status in FINAL:  # money that comes later is none of its
+        if order.status in TERMINAL_STATUSES:  # money that comes later is none of its
             continue
-        status = move(order.status, happening(outcome))
-        if status != order.status or (isinstance(outcome, Pending) and _waits_for_else(order, outcome)):
-            to = store.OrderMove(order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, Cause.PROVIDER_ANSWER, **told)
-            moves.append(Move(charge, order, to))
-    return moves
+        status = transition(order.status, trigger_for(outcome))
+        if status != order.status or (isinstance(outcome, Pending) and _has_pending_change(order, outcome)):
+            update = store.OrderTransitionRow(
+                order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, PaymentTransitionReason.PROVIDER_ANSWER, **fields
+            )
+            transitions.append(OrderTransition(charge, order, update))
+    return transitions
 
 
-def _waits_for_else(order: ChargedOrder, outcome: Pending) -> bool:
+def _has_pending_change(order: OrderInCharge, outcome: Pending) -> bool:
     """Whether a pending order waits for something else than it did, or for the same elsewhere; the same again changes nothing."""
-    known, reason = order.message, payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}")
-    return (known.pending_reason, known.next_action_url) != (reason, outcome.next_action_url) or outcome.reference not in (
+    message, reason = order.message, payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}")
+    return (message.pending_reason, message.next_action_url) != (reason, outcome.next_action_url) or outcome.reference not in (
         "",
-        known.provider_reference,
+        message.provider_reference,
     )
 
 
-def _told(outcome: Outcome, resolve_within: Mapping[PendingReason, float]) -> dict[str, Any]:
+def _order_fields(outcome: ChargeOutcome, resolve_within: Mapping[PendingReason, float]) -> dict[str, Any]:
     """What an outcome says of each order of its charge."""
     match outcome:
         case Succeeded():

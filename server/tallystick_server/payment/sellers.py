@@ -8,145 +8,154 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tallystick_core.refusal import Reason, Refused
-from tallystick_server.runtime.peers import PeerRefused
+from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_server.runtime.peers import ServiceCallRejected
 from tallystick_server.runtime.sellers import SellerOwners
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage, by_halves
-from tallystick_server.runtime.wire import MOST_ITEMS
+from tallystick_server.runtime.stage import MAX_QUEUED_CALLS, Batcher, bisect_on_error
+from tallystick_server.runtime.wire import MAX_ITEMS
 from tallystick_storage.database import Database
 from tallystick_storage.payment import sellers as store
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT = 5.0
-_KNOWN_TIMEOUT = 1.0
+_TIMEOUT_SECONDS = 5.0
+_REFRESH_TIMEOUT_SECONDS = 1.0
 """For known sellers, which are sold for without an answer as well."""
-_AWAY = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
-_MAX_KNOWN = 100_000
+_UNAVAILABLE_SECONDS = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
+_MAX_CACHED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _OwnershipQuery:
     """Sellers that an owner's order names, of which this process is not sure."""
 
     owner: str
     sellers: tuple[str, ...]
-    stored: Mapping[str, str]
+    stored_owners: Mapping[str, str]
     """Their owners as they were last known here."""
 
     @property
-    def known(self) -> bool:
+    def matches_stored(self) -> bool:
         """Whether all of them were its owner's when WalletService was last asked."""
-        return all(self.stored.get(seller) == self.owner for seller in self.sellers)
+        return all(self.stored_owners.get(seller) == self.owner for seller in self.sellers)
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _CachedOwner:
     owner: str
-    until: float
+    expires_at: float
     """The loop's time until which it is believed."""
 
 
-class KnownSellers:
-    """Asks WalletService about a seller at most every `interval` seconds, so that an assignment takes effect here within that time.
+class SellerOwnerCache:
+    """Asks WalletService about a seller at most every `refresh_seconds` seconds, so that an assignment takes effect here within that time.
 
     A known seller stays usable while WalletService does not answer; that a seller belongs to somebody else is never believed without asking.
     """
 
-    def __init__(self, database: Database, owners: SellerOwners, interval: float) -> None:
+    def __init__(self, database: Database, owners: SellerOwners, refresh_seconds: float) -> None:
         self._database = database
         self._owners = owners
-        self._interval = interval
-        self._known: dict[str, _Known] = {}
-        self._away_until = 0.0
-        self.looking: Stage[tuple[str, ...], Mapping[str, str]] = Stage(
-            "payment.stored_sellers", self._look, most=MOST_ITEMS, weight=len, lanes=2, for_callers=True, max_waiting=CALLERS_WAITING
+        self._refresh_seconds = refresh_seconds
+        self._cache: dict[str, _CachedOwner] = {}
+        self._unavailable_until = 0.0
+        self.lookup_batcher: Batcher[tuple[str, ...], Mapping[str, str]] = Batcher(
+            "payment.stored_sellers",
+            self._load_stored,
+            max_batch=MAX_ITEMS,
+            size_of=len,
+            concurrency=2,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
         # what needs an answer of WalletService, and so waits while that hangs, delays nobody who can do without
-        self.asking = self._stage("payment.new_sellers")
-        self.refreshing = self._stage("payment.known_sellers")
+        self.claim_batcher = self._make_batcher("payment.new_sellers")
+        self.refresh_batcher = self._make_batcher("payment.known_sellers")
 
-    def _stage(self, name: str) -> Stage[_Question, Mapping[str, str]]:
-        return Stage(
+    def _make_batcher(self, name: str) -> Batcher[_OwnershipQuery, Mapping[str, str]]:
+        return Batcher(
             name,
-            lambda questions: by_halves(self._answer, questions),
-            most=MOST_ITEMS,
-            weight=lambda question: len(question.sellers),
-            lanes=2,
-            for_callers=True,
-            max_waiting=CALLERS_WAITING,
+            lambda queries: bisect_on_error(self._resolve_owners, queries),
+            max_batch=MAX_ITEMS,
+            size_of=lambda query: len(query.sellers),
+            concurrency=2,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
 
     @property
-    def stages(self) -> tuple[Stage[Any, Any], ...]:
-        return (self.looking, self.refreshing, self.asking)
+    def batchers(self) -> tuple[Batcher[Any, Any], ...]:
+        return (self.lookup_batcher, self.refresh_batcher, self.claim_batcher)
 
-    async def of_others(self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]) -> set[str]:
+    async def find_foreign_sellers(self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]) -> set[str]:
         """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now.
 
         `require_storable` raises Refused before sellers are claimed for a payment that will not be stored. Raises that, and DEPENDENCY_UNAVAILABLE.
         """
         now = asyncio.get_running_loop().time()
-        unsure = tuple(sorted(seller for seller in sellers if not self._is_sure(seller, owner, now)))
-        if not unsure:
+        uncertain_sellers = tuple(sorted(seller for seller in sellers if not self._is_owned_by(seller, owner, now)))
+        if not uncertain_sellers:
             return set()
-        stored = await self.looking.submit(unsure)
-        question = _Question(owner, unsure, {seller: stored[seller] for seller in unsure if seller in stored})
-        if not question.known:
+        stored_owners = await self.lookup_batcher.submit(uncertain_sellers)
+        query = _OwnershipQuery(owner, uncertain_sellers, {seller: stored_owners[seller] for seller in uncertain_sellers if seller in stored_owners})
+        if not query.matches_stored:
             await require_storable()
-        found = await (self.refreshing if question.known else self.asking).submit(question)
-        others = {seller for seller in unsure if found.get(seller, owner) != owner}
-        return others or {seller for seller in unsure if seller not in found}  # claimed by nobody: never stored
+        owners = await (self.refresh_batcher if query.matches_stored else self.claim_batcher).submit(query)
+        foreign_sellers = {seller for seller in uncertain_sellers if owners.get(seller, owner) != owner}
+        return foreign_sellers or {seller for seller in uncertain_sellers if seller not in owners}  # claimed by nobody: never stored
 
-    def _is_sure(self, seller: str, owner: str, now: float) -> bool:
-        known = self._known.get(seller)
-        return known is not None and known.owner == owner and now < known.until
+    def _is_owned_by(self, seller: str, owner: str, now: float) -> bool:
+        entry = self._cache.get(seller)
+        return entry is not None and entry.owner == owner and now < entry.expires_at
 
-    async def _look(self, sellers: Sequence[tuple[str, ...]]) -> Sequence[Mapping[str, str]]:
+    async def _load_stored(self, groups: Sequence[tuple[str, ...]]) -> Sequence[Mapping[str, str]]:
         """The owners that are stored here, by seller, the same for each."""
-        names = sorted({seller for one in sellers for seller in one})
-        stored = await self._database.load(lambda connection: store.stored(connection, names))
-        return [stored] * len(sellers)
+        seller_ids = sorted({seller for group in groups for seller in group})
+        owners = await self._database.load(lambda connection: store.find_owners(connection, seller_ids))
+        return [owners] * len(groups)
 
-    async def _answer(self, questions: Sequence[_Question]) -> Sequence[Mapping[str, str] | Exception]:
-        """Owners by seller for each question, or why they cannot be known. Raises PeerRefused for several questions, one of which may be at fault."""
+    async def _resolve_owners(self, queries: Sequence[_OwnershipQuery]) -> Sequence[Mapping[str, str] | Exception]:
+        """Owners by seller for each question, or why they cannot be known.
+
+        Raises ServiceCallRejected for several questions, one of which may be at fault.
+        """
         now = asyncio.get_running_loop().time()
-        names = sorted({seller for question in questions for seller in question.sellers})
-        known = all(question.known for question in questions)
-        if known and now < self._away_until:
-            return [question.stored for question in questions]
+        seller_ids = sorted({seller for query in queries for seller in query.sellers})
+        all_stored = all(query.matches_stored for query in queries)
+        if all_stored and now < self._unavailable_until:
+            return [query.stored_owners for query in queries]
         try:
-            async with asyncio.timeout(_KNOWN_TIMEOUT if known else _TIMEOUT):
-                owners = await self._ask(questions, names)
-        except (TimeoutError, Refused, PeerRefused) as error:
-            if isinstance(error, PeerRefused):
-                if len(questions) > 1:
+            async with asyncio.timeout(_REFRESH_TIMEOUT_SECONDS if all_stored else _TIMEOUT_SECONDS):
+                owners = await self._query_owners(queries, seller_ids)
+        except (TimeoutError, ApiError, ServiceCallRejected) as error:
+            if isinstance(error, ServiceCallRejected):
+                if len(queries) > 1:
                     raise
                 log.warning("whom a seller belongs to is not known: %s", error)
             else:
-                self._away_until = asyncio.get_running_loop().time() + _AWAY
+                self._unavailable_until = asyncio.get_running_loop().time() + _UNAVAILABLE_SECONDS
             message = "It cannot be known now whom a seller belongs to. Nothing was stored."
-            refused = error if isinstance(error, Refused) else Refused(Reason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
-            return [one.stored if one.known else refused for one in questions]
-        self._away_until = 0.0
-        await self._keep(owners, {seller: owner for one in questions for seller, owner in one.stored.items()})
-        return [owners] * len(questions)
+            api_error = error if isinstance(error, ApiError) else ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
+            return [query.stored_owners if query.matches_stored else api_error for query in queries]
+        self._unavailable_until = 0.0
+        await self._store_owners(owners, {seller: owner for query in queries for seller, owner in query.stored_owners.items()})
+        return [owners] * len(queries)
 
-    async def _ask(self, questions: Sequence[_Question], names: Sequence[str]) -> dict[str, str]:
+    async def _query_owners(self, queries: Sequence[_OwnershipQuery], seller_ids: Sequence[str]) -> dict[str, str]:
         """Owners by seller. A payment claims all of its sellers, or none where one of them is somebody else's."""
-        owners = await self._owners.of(names)
-        if all(seller in owners for seller in names):
+        owners = await self._owners.find_owners(seller_ids)
+        if all(seller in owners for seller in seller_ids):
             return owners
-        claims = [(seller, question.owner, group) for group, question in enumerate(questions, start=1) for seller in question.sellers]
+        claims = [(seller, query.owner, group) for group, query in enumerate(queries, start=1) for seller in query.sellers]
         return await self._owners.claim(claims)
 
-    async def _keep(self, owners: Mapping[str, str], stored: Mapping[str, str]) -> None:
-        until = asyncio.get_running_loop().time() + self._interval
+    async def _store_owners(self, owners: Mapping[str, str], stored_owners: Mapping[str, str]) -> None:
+        expires_at = asyncio.get_running_loop().time() + self._refresh_seconds
         for seller, owner in owners.items():
-            self._known.pop(seller, None)
-            self._known[seller] = _Known(owner, until)
-        while len(self._known) > _MAX_KNOWN:
-            del self._known[next(iter(self._known))]
-        new = {seller: owner for seller, owner in owners.items() if stored.get(seller) != owner}
-        if new:
-            await self._database.transact(lambda connection: store.store(connection, new))
+            self._cache.pop(seller, None)
+            self._cache[seller] = _CachedOwner(owner, expires_at)
+        while len(self._cache) > _MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        changed_owners = {seller: owner for seller, owner in owners.items() if stored_owners.get(seller) != owner}
+        if changed_owners:
+            await self._database.transact(lambda connection: store.save_owners(connection, changed_owners))

@@ -7,68 +7,75 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from tallystick_core.payment import PaymentEvent, charge_id
-from tallystick_core.refusal import Refused, id_taken
-from tallystick_server.payment.accept import Room, provider_unavailable
-from tallystick_server.runtime.execute import Execute
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
-from tallystick_server.runtime.wire import MOST_ITEMS
+from tallystick_core.payment import CheckoutRequest, format_charge_id
+from tallystick_core.refusal import ApiError, id_taken_error
+from tallystick_server.payment.accept import ChargeCapacity, provider_unavailable
+from tallystick_server.runtime.execute import ProviderGateway
+from tallystick_server.runtime.stage import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.runtime.wire import MAX_ITEMS
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
 
-_KEPT = 1.0
+_MAX_COUNT_AGE_SECONDS = 1.0
 """Seconds for which a count of the charges that wait answers those who only want to know whether to go on."""
 
 
-class Storable:
+class PaymentAdmission:
     """The storable stage: one read, and at most one count in a second, for all payments that ask at once."""
 
-    def __init__(self, database: Database, execute: Execute, provider: str, waiting_depth: int) -> None:
+    def __init__(self, database: Database, gateway: ProviderGateway, provider: str, max_queued_charges: int) -> None:
         self._database = database
-        self._execute = execute
+        self._gateway = gateway
         self._provider = provider
-        self._depth = waiting_depth
-        self._counted: tuple[float, int] | None = None
-        self.stage: Stage[PaymentEvent, None] = Stage(
-            "payment.storable", self._answer, most=MOST_ITEMS, weight=lambda event: len(event.orders), for_callers=True, max_waiting=CALLERS_WAITING
+        self._max_queued_charges = max_queued_charges
+        self._cached_count: tuple[float, int] | None = None
+        self.batcher: Batcher[CheckoutRequest, None] = Batcher(
+            "payment.storable",
+            self._check_batch,
+            max_batch=MAX_ITEMS,
+            size_of=lambda request: len(request.orders),
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
 
-    async def require(self, event: PaymentEvent) -> None:
+    async def check(self, request: CheckoutRequest) -> None:
         """Raises the refusal of a payment that is not stored whoever its sellers belong to; one whose ids exist is answered by what is stored."""
-        await self.stage.submit(event)
+        await self.batcher.submit(request)
 
-    def room(self, connection: Connection, now: float, *, kept: float = 0.0) -> Room | None:
-        """What may be accepted at this time of the loop, while the provider of new charges fails; None: anything.
+    def remaining_capacity(self, connection: Connection, now: float, *, max_age_seconds: float = 0.0) -> ChargeCapacity | None:
+        """What may be accepted at this time of the loop, while the provider of new charges fails;
+        None: anything.
 
-        `kept`: how many seconds old the count may be. Of those that wait perhaps none is to be sent soon, or at all: then a new one has to find out
-        whether the provider answers again.
+        `max_age_seconds`: how many seconds old the count may be. Of those that wait perhaps none is
+        to be sent soon, or at all: then a new one has to find out whether the provider answers
+        again.
         """
-        if not self._execute.is_held_back(self._provider):
+        if not self._gateway.is_circuit_open(self._provider):
             return None
-        counted = self._counted
-        if counted is None or now - counted[0] >= kept:
-            counted = self._counted = (now, due.backlog(connection, self._provider, "", max(self._depth, 1)))
-        waiting = counted[1]
-        probe = self._execute.lacks_probe(self._provider, now, others_wait=waiting > 0)
-        return Room(max(self._depth - waiting, 0), probe)
+        cached_count = self._cached_count
+        if cached_count is None or now - cached_count[0] >= max_age_seconds:
+            cached_count = self._cached_count = (now, due.count_backlog(connection, self._provider, "", max(self._max_queued_charges, 1)))
+        queued_count = cached_count[1]
+        allows_probe = self._gateway.needs_probe(self._provider, now, others_waiting=queued_count > 0)
+        return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe)
 
-    async def _answer(self, events: Sequence[PaymentEvent]) -> Sequence[Refused | None]:
+    async def _check_batch(self, requests: Sequence[CheckoutRequest]) -> Sequence[ApiError | None]:
         now = asyncio.get_running_loop().time()
-        checkouts = [event.checkout_id for event in events]
-        orders = [order.payment_order_id for event in events for order in event.orders]
+        checkout_ids = [request.checkout_id for request in requests]
+        order_ids = [order.payment_order_id for request in requests for order in request.orders]
 
-        def look(connection: Connection) -> tuple[set[tuple[str, str]], Room | None]:
-            taken = {(row.what, row.id) for row in store.taken(connection, checkouts, orders)}
-            return taken, self.room(connection, now, kept=_KEPT)
+        def load(connection: Connection) -> tuple[set[tuple[str, str]], ChargeCapacity | None]:
+            existing_ids = {(row.what, row.id) for row in store.find_existing(connection, checkout_ids, order_ids)}
+            return existing_ids, self.remaining_capacity(connection, now, max_age_seconds=_MAX_COUNT_AGE_SECONDS)
 
-        taken, room = await self._database.load(look)
-        return [_refusal(event, taken, room) for event in events]
+        existing_ids, capacity = await self._database.load(load)
+        return [_admission_error(request, existing_ids, capacity) for request in requests]
 
 
-def _refusal(event: PaymentEvent, taken: set[tuple[str, str]], room: Room | None) -> Refused | None:
-    ids = {("checkout", event.checkout_id), *(("order", order.payment_order_id) for order in event.orders)}
-    if ids & taken:
-        return id_taken("checkout_id")
-    charges = len({charge_id(event, order) for order in event.orders})
-    return provider_unavailable() if room is not None and not room.probe and room.charges < charges else None
+def _admission_error(request: CheckoutRequest, existing_ids: set[tuple[str, str]], capacity: ChargeCapacity | None) -> ApiError | None:
+    ids = {("checkout", request.checkout_id), *(("order", order.payment_order_id) for order in request.orders)}
+    if ids & existing_ids:
+        return id_taken_error("checkout_id")
+    charge_count = len({format_charge_id(request, order) for order in request.orders})
+    return provider_unavailable() if capacity is not None and not capacity.allows_probe and capacity.charges < charge_count else None

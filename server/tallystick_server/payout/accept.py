@@ -14,156 +14,158 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.payable import Funds, amount_to_pay
+from tallystick_core.payable import WalletBalance, quote_amount
 from tallystick_core.payout import NewPayout, first_difference
-from tallystick_core.refusal import Refused, id_taken, key_reused
+from tallystick_core.refusal import ApiError, id_taken_error, key_reused_error
 from tallystick_server.payout import events
-from tallystick_server.payout.grounds import Grounds, owner_of_seller, place_of
-from tallystick_server.payout.payout import Payout, new_payout
-from tallystick_server.runtime.relay import telling
-from tallystick_server.runtime.stage import once_per_key
+from tallystick_server.payout.grounds import PayoutContext, readiness_of, require_seller_owner
+from tallystick_server.payout.payout import PayoutOperation, build_operation
+from tallystick_server.runtime.relay import record_events
+from tallystick_server.runtime.stage import deduplicate_by_key
 from tallystick_server.runtime.telemetry import SpanContext
 from tallystick_storage.database import Database
 from tallystick_storage.payout import payouts as store
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A payout that has been asked for. `funds` None: they are still to be read from the wallet."""
+class CreatePayoutCommand:
+    """A payout that has been asked for. `balance` None: it is still to be read from the wallet."""
 
     payout: NewPayout
     traceparent: str
     context: SpanContext
-    funds: Funds | None = None
+    balance: WalletBalance | None = None
     payout_batch_id: str = ""
 
     @property
-    def key(self) -> tuple[str, str]:
+    def wallet_key(self) -> tuple[str, str]:
         return self.payout.seller_account, self.payout.currency
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class CreatePayoutResult:
     """The payout is on disk. `replayed`: it was before."""
 
     payout_id: str
     replayed: bool
 
 
-Result = Accepted | Refused
+CreatePayoutOutcome = CreatePayoutResult | ApiError
 
 
 @dataclass(slots=True)
-class Judged:
+class PayoutCreationPlan:
     """What is to be stored, and what is answered already: refusals, and payouts that exist. By payout id."""
 
-    results: dict[str, Result] = field(default_factory=dict)
-    new: dict[str, tuple[Arrival, store.NewPayout, str]] = field(default_factory=dict)
+    results: dict[str, CreatePayoutOutcome] = field(default_factory=dict)
+    to_create: dict[str, tuple[CreatePayoutCommand, store.NewPayoutRow, str]] = field(default_factory=dict)
     """With the token of the bank account."""
 
-    def without(self, payout_ids: AbstractSet[str]) -> Judged:
+    def excluding(self, payout_ids: AbstractSet[str]) -> PayoutCreationPlan:
         """The same, but for some payouts that are not to be stored after all."""
         results = {id_: result for id_, result in self.results.items() if id_ not in payout_ids}
-        return Judged(results, {id_: new for id_, new in self.new.items() if id_ not in payout_ids})
+        return PayoutCreationPlan(results, {id_: entry for id_, entry in self.to_create.items() if id_ not in payout_ids})
 
 
 @dataclass(slots=True)
-class Stored:
+class CreatedPayouts:
     """What a transaction has stored, and the results of all that it was to store."""
 
-    results: dict[str, Result] = field(default_factory=dict)
-    payouts: list[Payout] = field(default_factory=list)
+    results: dict[str, CreatePayoutOutcome] = field(default_factory=dict)
+    operations: list[PayoutOperation] = field(default_factory=list)
 
 
-class Accept:
+class PayoutCreator:
     """The accept stage's work. Each payout it has stored is handed on, leased to this process.
 
-    `funds`: reads what wallets hold, by (seller, currency); `owners`: whom sellers belong to.
+    `read_balances`: reads what wallets hold, by (seller, currency); `resolve_owners`: whom sellers belong to.
     """
 
     def __init__(
         self,
         database: Database,
-        funds: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], Funds]]],
-        owners: Callable[[Sequence[str]], Awaitable[Mapping[str, str]]],
+        read_balances: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], WalletBalance]]],
+        resolve_owners: Callable[[Sequence[str]], Awaitable[Mapping[str, str]]],
         environment: str,
-        lease: float,
-        hand_on: Callable[[Payout], None],
+        lease_seconds: float,
+        start_operation: Callable[[PayoutOperation], None],
     ) -> None:
         self._database = database
-        self._funds = funds
-        self._owners = owners
+        self._read_balances = read_balances
+        self._resolve_owners = resolve_owners
         self._environment = environment
-        self._lease = lease
-        self._hand_on = hand_on
+        self._lease_seconds = lease_seconds
+        self._start_operation = start_operation
 
-    async def run(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
+    async def run(self, commands: Sequence[CreatePayoutCommand]) -> Sequence[CreatePayoutResult | Exception]:
         """One result for each arrival: accepted, KEY_REUSED, ID_TAKEN, or why it cannot be paid."""
-        return await once_per_key(
-            arrivals,
-            lambda arrival: (arrival.payout.payout_id, arrival.payout.fingerprint()),
-            self._accept,
+        return await deduplicate_by_key(
+            commands,
+            lambda command: (command.payout.payout_id, command.payout.fingerprint()),
+            self._create,
         )
 
-    async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | Exception]:
-        judged = await self.judge(arrivals)
-        results = dict(judged.results)
-        if judged.new:
-            deadline = self.deadline()
-            stored = await self._database.transact(lambda connection: self.insert(connection, judged, deadline))
-            results |= stored.results
-            self.hand_on(stored.payouts)
-        return [results[arrival.payout.payout_id] for arrival in arrivals]
+    async def _create(self, commands: Sequence[CreatePayoutCommand]) -> Sequence[CreatePayoutResult | Exception]:
+        plan = await self.plan_creation(commands)
+        results = dict(plan.results)
+        if plan.to_create:
+            lease_deadline = self.lease_deadline()
+            created_payouts = await self._database.transact(lambda connection: self.insert(connection, plan, lease_deadline))
+            results |= created_payouts.results
+            self.start_operations(created_payouts.operations)
+        return [results[command.payout.payout_id] for command in commands]
 
-    def deadline(self) -> float:
+    def lease_deadline(self) -> float:
         """The loop's time at which a lease ends that begins now."""
-        return asyncio.get_running_loop().time() + self._lease
+        return asyncio.get_running_loop().time() + self._lease_seconds
 
-    def hand_on(self, payouts: Sequence[Payout]) -> None:
+    def start_operations(self, operations: Sequence[PayoutOperation]) -> None:
         """Takes payouts on their way that were stored, once that is committed."""
-        for payout in payouts:
-            self._hand_on(payout)
+        for operation in operations:
+            self._start_operation(operation)
 
-    async def judge(self, arrivals: Sequence[Arrival]) -> Judged:
+    async def plan_creation(self, commands: Sequence[CreatePayoutCommand]) -> PayoutCreationPlan:
         """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure of the money."""
-        ids = sorted(arrival.payout.payout_id for arrival in arrivals)
-        taken = await self._database.load(lambda connection: store.taken(connection, ids))
-        judged = Judged()
-        fresh = []
-        for arrival in arrivals:
-            row = taken.get(arrival.payout.payout_id)
+        ids = sorted(command.payout.payout_id for command in commands)
+        existing_rows = await self._database.load(lambda connection: store.find_existing(connection, ids))
+        plan = PayoutCreationPlan()
+        new_commands = []
+        for command in commands:
+            row = existing_rows.get(command.payout.payout_id)
             if row is not None:
-                judged.results[row.payout_id] = _repeat(arrival.payout, row)
+                plan.results[row.payout_id] = _replay_or_conflict(command.payout, row)
             else:
-                fresh.append(arrival)
-        if fresh:
-            unread = sorted({arrival.key for arrival in fresh if arrival.funds is None})
-            known = await self._funds(unread) if unread else {}
-            owners = await self._owners(sorted({arrival.payout.seller_account for arrival in fresh}))
-            keys = sorted({arrival.key for arrival in fresh})
-            named = sorted({arrival.payout.payout_destination_id for arrival in fresh} - {""})
-            grounds = await self._database.load(lambda connection: Grounds.read(connection, keys, owners, named))
-            taken_now: Counter[tuple[str, str]] = Counter()
-            for arrival in sorted(fresh, key=lambda one: one.payout.amount is None):  # whatever can be paid is what the others leave
-                funds = arrival.funds or known.get(arrival.key, Funds())
-                left = funds.without(taken_now[arrival.key]) if arrival.payout.amount is None else funds
-                taken_now[arrival.key] += self._judge(judged, arrival, left, grounds, owners)
-        return judged
+                new_commands.append(command)
+        if new_commands:
+            missing_keys = sorted({command.wallet_key for command in new_commands if command.balance is None})
+            balances = await self._read_balances(missing_keys) if missing_keys else {}
+            owners = await self._resolve_owners(sorted({command.payout.seller_account for command in new_commands}))
+            keys = sorted({command.wallet_key for command in new_commands})
+            destination_ids = sorted({command.payout.payout_destination_id for command in new_commands} - {""})
+            payout_context = await self._database.load(lambda connection: PayoutContext.read(connection, keys, owners, destination_ids))
+            allocated_amounts: Counter[tuple[str, str]] = Counter()
+            for command in sorted(new_commands, key=lambda command: command.payout.amount is None):  # whatever can be paid is what the others leave
+                balance = command.balance or balances.get(command.wallet_key, WalletBalance())
+                remaining_balance = balance.with_hold(allocated_amounts[command.wallet_key]) if command.payout.amount is None else balance
+                allocated_amounts[command.wallet_key] += self._plan_payout(plan, command, remaining_balance, payout_context, owners)
+        return plan
 
-    def _judge(self, judged: Judged, arrival: Arrival, funds: Funds, grounds: Grounds, owners: Mapping[str, str]) -> int:
+    def _plan_payout(
+        self, plan: PayoutCreationPlan, command: CreatePayoutCommand, balance: WalletBalance, payout_context: PayoutContext, owners: Mapping[str, str]
+    ) -> int:
         """What it takes from its wallet."""
-        payout = arrival.payout
-        terms = grounds.terms(arrival.key)
+        payout = command.payout
+        terms = payout_context.terms(command.wallet_key)
         try:
-            owner = owner_of_seller(payout.seller_account, payout.owner, owners)
-            to = grounds.destination(payout, owner)
-            amount = amount_to_pay(payout.amount, funds, terms, place_of(to))
-        except Refused as refused:
-            judged.results[payout.payout_id] = refused
+            owner = require_seller_owner(payout.seller_account, payout.owner, owners)
+            destination = payout_context.find_destination(payout, owner)
+            amount = quote_amount(payout.amount, balance, terms, readiness_of(destination))
+        except ApiError as error:
+            plan.results[payout.payout_id] = error
             return 0
-        if to is None:
-            raise TypeError("amount_to_pay lets nothing pass without a destination")
-        new = store.NewPayout(
+        if destination is None:
+            raise TypeError("quote_amount lets nothing pass without a destination")
+        new = store.NewPayoutRow(
             payout_id=payout.payout_id,
             caller=payout.caller,
             owner=owner,
@@ -175,37 +177,37 @@ class Accept:
             fee=terms.fee,
             reserve=terms.reserve,
             currency=payout.currency,
-            payout_destination_id=to.payout_destination_id,
-            payout_batch_id=arrival.payout_batch_id,
-            provider=to.provider,
-            traceparent=arrival.traceparent,
+            payout_destination_id=destination.payout_destination_id,
+            payout_batch_id=command.payout_batch_id,
+            provider=destination.provider,
+            traceparent=command.traceparent,
         )
-        judged.new[payout.payout_id] = (arrival, new, to.bank_account_token)
+        plan.to_create[payout.payout_id] = (command, new, destination.bank_account_token)
         return amount
 
-    def insert(self, connection: Connection, judged: Judged, deadline: float) -> Stored:
-        """Stores what is new, in the transaction of whoever asks; `deadline` is the loop's time at which the lease ends."""
-        rows = store.insert(connection, [new for _, new, _ in judged.new.values()], self._lease)
-        stored = Stored()
-        with telling(connection, rows.values()) as told:
+    def insert(self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> CreatedPayouts:
+        """Stores what is new, in the transaction of whoever asks; `lease_deadline` is the loop's time at which the lease ends."""
+        rows = store.insert(connection, [new for _, new, _ in plan.to_create.values()], self._lease_seconds)
+        created_payouts = CreatedPayouts()
+        with record_events(connection, rows.values()) as event_batch:
             for payout_id, row in rows.items():
-                arrival, new, token = judged.new[payout_id]
-                payout = new_payout(new, row, token, self._environment, deadline, arrival.context)
-                events.payout_changed(told, payout.message, new.traceparent)
-                stored.payouts.append(payout)
-                stored.results[payout_id] = Accepted(payout_id, replayed=False)
-        late = sorted(judged.new.keys() - rows.keys())
-        if late:  # another process stored them since we looked; the next statement sees them
-            for payout_id, row in store.taken(connection, late).items():
-                stored.results[payout_id] = _repeat(judged.new[payout_id][0].payout, row)
-        return stored
+                command, new, bank_account_token = plan.to_create[payout_id]
+                operation = build_operation(new, row, bank_account_token, self._environment, lease_deadline, command.context)
+                events.add_payout_changed(event_batch, operation.message, new.traceparent)
+                created_payouts.operations.append(operation)
+                created_payouts.results[payout_id] = CreatePayoutResult(payout_id, replayed=False)
+        concurrent_ids = sorted(plan.to_create.keys() - rows.keys())
+        if concurrent_ids:  # another process stored them since we looked; the next statement sees them
+            for payout_id, row in store.find_existing(connection, concurrent_ids).items():
+                created_payouts.results[payout_id] = _replay_or_conflict(plan.to_create[payout_id][0].payout, row)
+        return created_payouts
 
 
-def _repeat(sent: NewPayout, row: Row[Any]) -> Result:
+def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutcome:
     """The answer to an id that exists: the payout, or why not."""
-    if sent.owner not in ("", row.owner):
-        return id_taken("payout_id")
-    if bytes(row.fingerprint) == sent.fingerprint():
-        return Accepted(row.payout_id, replayed=True)
+    if requested.owner not in ("", row.owner):
+        return id_taken_error("payout_id")
+    if bytes(row.fingerprint) == requested.fingerprint():
+        return CreatePayoutResult(row.payout_id, replayed=True)
     stored = NewPayout(row.payout_id, row.caller, row.owner, row.seller_account, row.asked_amount, row.currency, row.asked_destination)
-    return key_reused(first_difference(sent, stored))
+    return key_reused_error(first_difference(requested, stored))

@@ -8,18 +8,18 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.identifier import parse_id, parse_words
-from tallystick_core.refusal import Reason, Refused, key_reused, not_found
+from tallystick_core.identifier import parse_id, parse_reason_text
+from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error, not_found_error
 from tallystick_server.payout import encode, events
 from tallystick_server.payout.standing import transfer_of
 from tallystick_server.runtime.fields import to_timestamp
-from tallystick_server.runtime.relay import telling
+from tallystick_server.runtime.relay import record_events
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgement as store
 from tallystick_storage.payout import payouts
 from tallystick_storage.payout import transfer as transfers
 
-_BOOKED_WITHIN = 1.0  # seconds
+_RETRY_AFTER_SECONDS = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,62 +41,68 @@ def decode(request: pb.AcknowledgePayoutRequest, operator: str) -> Acknowledgeme
         case "provider_reference":
             reference = request.provider_reference  # the provider's own text: it is compared, and never stored
             if not reference:
-                raise Refused(Reason.FIELD_REQUIRED, "provider_reference is required: that of the transfer.", field="provider_reference")
+                raise ApiError(ErrorReason.FIELD_REQUIRED, "provider_reference is required: that of the transfer.", field="provider_reference")
         case "report_number":
             number = request.report_number
             if number < 1:
-                raise Refused(Reason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
+                raise ApiError(ErrorReason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
         case _:
-            raise Refused(Reason.FIELD_REQUIRED, "subject is required: set provider_reference or report_number.", field="subject")
-    return Acknowledgement(payout_id, reference, number, operator, parse_words(request.reason, "reason"))
+            raise ApiError(ErrorReason.FIELD_REQUIRED, "subject is required: set provider_reference or report_number.", field="subject")
+    return Acknowledgement(payout_id, reference, number, operator, parse_reason_text(request.reason, "reason"))
 
 
-async def acknowledge(database: Database, what: Acknowledgement) -> bool:
+async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> bool:
     """Whether it is acknowledged now; it was before for the same reason, if not. Raises NOT_FOUND, STATE_FORBIDS, CONFLICT, KEY_REUSED."""
 
     def acknowledge(connection: Connection) -> bool:
-        row = payouts.lock(connection, [what.payout_id]).get(what.payout_id)  # what becomes known meanwhile waits
+        row = payouts.lock(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id)  # what becomes known meanwhile waits
         if row is None:
-            raise not_found("payout", what.payout_id)
-        subject = _transfer(connection, what) if what.provider_reference else _report(connection, what)
+            raise not_found_error("payout", acknowledgement.payout_id)
+        subject = _find_transfer(connection, acknowledgement) if acknowledgement.provider_reference else _find_report(connection, acknowledgement)
         if subject.acknowledged_by:
-            if subject.acknowledge_reason != what.reason:
-                raise key_reused("reason")
+            if subject.acknowledge_reason != acknowledgement.reason:
+                raise key_reused_error("reason")
             return False
         if not row.settled:
-            raise Refused(Reason.CONFLICT, "The payout is being settled; acknowledge it once wallet and ledger show it.", retry_after=_BOOKED_WITHIN)
-        if what.provider_reference:
-            changed = store.acknowledge_transfer(connection, what.payout_id, what.provider_reference, what.operator, what.reason)
+            raise ApiError(
+                ErrorReason.CONFLICT, "The payout is being settled; acknowledge it once wallet and ledger show it.", retry_after=_RETRY_AFTER_SECONDS
+            )
+        if acknowledgement.provider_reference:
+            changes = store.acknowledge_transfer(
+                connection, acknowledgement.payout_id, acknowledgement.provider_reference, acknowledgement.operator, acknowledgement.reason
+            )
         else:
-            changed = store.acknowledge_report(connection, what.payout_id, what.report_number, what.operator, what.reason)
-        with telling(connection, changed) as told:
-            for one in changed:
+            changes = store.acknowledge_report(
+                connection, acknowledgement.payout_id, acknowledgement.report_number, acknowledgement.operator, acknowledgement.reason
+            )
+        with record_events(connection, changes) as event_batch:
+            for change in changes:
                 message = encode.payout(row)
-                message.version = one.version
-                message.update_time.CopyFrom(to_timestamp(one.update_time))
-                events.payout_changed(told, message, row.traceparent)
+                message.version = change.version
+                message.update_time.CopyFrom(to_timestamp(change.update_time))
+                events.add_payout_changed(event_batch, message, row.traceparent)
         return True
 
     return await database.transact(acknowledge)
 
 
-def _transfer(connection: Connection, what: Acknowledgement) -> Row[Any]:
-    known = transfers.of(connection, [what.payout_id]).get(what.payout_id, ())
-    row = next((row for row in known if row.provider_reference == what.provider_reference), None)
+def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> Row[Any]:
+    candidates = transfers.load_transfers(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id, ())
+    row = next((row for row in candidates if row.provider_reference == acknowledgement.provider_reference), None)
     if row is None:
-        raise not_found("transfer", f"of payout {what.payout_id} by this provider_reference")
-    if transfer_of(row).matches:
+        raise not_found_error("transfer", f"of payout {acknowledgement.payout_id} by this provider_reference")
+    if transfer_of(row).is_as_requested:
         message = "The transfer was paid as asked; there is nothing to acknowledge."
-        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": row.fit, "verb": "ACKNOWLEDGE"})
+        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": row.fit, "verb": "ACKNOWLEDGE"})
     return row
 
 
-def _report(connection: Connection, what: Acknowledgement) -> Row[Any]:
-    known = store.reports(connection, [what.payout_id]).get(what.payout_id, ())
-    row = next((row for row in known if row.number == what.report_number), None)
-    if row is None and not known:
+def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> Row[Any]:
+    candidates = store.load_reports(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id, ())
+    row = next((row for row in candidates if row.number == acknowledgement.report_number), None)
+    if row is None and not candidates:
         message = "No report of the provider conflicts with another about this payout; there is nothing to acknowledge."
-        raise Refused(Reason.STATE_FORBIDS, message, metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"})
+        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"})
     if row is None:
-        raise not_found("conflicting report", f"{what.report_number} of payout {what.payout_id}")
+        raise not_found_error("conflicting report", f"{acknowledgement.report_number} of payout {acknowledgement.payout_id}")
     return row

@@ -11,20 +11,20 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.batch import AFTER, BatchState, ItemState, NewBatch, made_payout_id, run_id
-from tallystick_core.payable import Funds
+from tallystick_core.batch import NEXT_STATE, BatchState, ItemState, NewBatch, derive_payout_id, format_run_id
+from tallystick_core.payable import WalletBalance
 from tallystick_core.payout import NewPayout
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_core.schedule import Schedule, next_time
-from tallystick_server.payout.accept import Accept, Arrival, Judged, Result, Stored
-from tallystick_server.payout.batches import insert, tell
-from tallystick_server.payout.funds import Funding
-from tallystick_server.payout.schedules import stored_schedule
+from tallystick_server.payout.accept import CreatedPayouts, CreatePayoutCommand, CreatePayoutOutcome, PayoutCreationPlan, PayoutCreator
+from tallystick_server.payout.batches import emit_batch_changed, insert_batch
+from tallystick_server.payout.funds import WalletReader
+from tallystick_server.payout.schedules import schedule_from_row
 from tallystick_server.runtime.errors import to_status
-from tallystick_server.runtime.flow import Apart
-from tallystick_server.runtime.peers import PeerRefused
-from tallystick_server.runtime.stage import by_halves
-from tallystick_server.runtime.telemetry import context_of
+from tallystick_server.runtime.flow import DetachedRunner
+from tallystick_server.runtime.peers import ServiceCallRejected
+from tallystick_server.runtime.stage import bisect_on_error
+from tallystick_server.runtime.telemetry import parse_traceparent
 from tallystick_storage import duty
 from tallystick_storage.database import Database
 from tallystick_storage.payout import batch as store
@@ -34,264 +34,284 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_MOST_AT_ONCE = 500
-_MOST_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
-_MOST_BATCHES = 20
-_TURN = 5.0  # seconds after which another process goes on; two at a time would do no harm
-_MOST_IN_HAND = 4000  # payouts of this process that are under way, before more are made
-_LOOK_AGAIN = 0.05
-_OF_ALL = ""  # owners: a run of the platform pays the sellers of all of them
+_MAX_PAGE_SIZE = 500
+_MAX_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
+_MAX_BATCHES = 20
+_LEADER_LEASE_SECONDS = 5.0  # seconds after which another process goes on; two at a time would do no harm
+_MAX_IN_FLIGHT = 4000  # payouts of this process that are under way, before more are made
+_POLL_SECONDS = 0.05
+_ANY_OWNER = ""  # owners: a run of the platform pays the sellers of all of them
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
-    """A part of a batch: its payouts, and where to go on; `last`: there is no more."""
+class _CommandPage:
+    """A part of a batch: its payouts, and where to go on; `is_last`: there is no more."""
 
-    arrivals: Sequence[Arrival]
-    place: str
-    last: bool
+    commands: Sequence[CreatePayoutCommand]
+    cursor: str
+    is_last: bool
 
 
-class Collect:
+class BatchGenerator:
     """Runs schedules whose cut-off has come, and collects batches.
 
-    `holder` names this process, `in_hand` says how much it works on, `apart` runs work to its end though the turn is cancelled.
+    `owner_id` names this process, `in_flight_count` says how much it works on, `run_detached` runs work to its end though the turn is cancelled.
     """
 
-    def __init__(self, database: Database, accept: Accept, funding: Funding, holder: UUID, in_hand: Callable[[], int], apart: Apart) -> None:
+    def __init__(
+        self,
+        database: Database,
+        creator: PayoutCreator,
+        wallet_reader: WalletReader,
+        owner_id: UUID,
+        in_flight_count: Callable[[], int],
+        run_detached: DetachedRunner,
+    ) -> None:
         self._database = database
-        self._accept = accept
-        self._funding = funding
-        self._holder = holder
-        self._in_hand = in_hand
-        self._apart = apart
-        self._looked_at = ""
+        self._creator = creator
+        self._wallet_reader = wallet_reader
+        self._owner_id = owner_id
+        self._in_flight_count = in_flight_count
+        self._run_detached = run_detached
+        self._last_open_batch_id = ""
         """The last open batch that was looked at: some stay open for days, and keep no other waiting."""
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
         """Goes on with all that is to be collected, if it is this process's turn."""
-        if not await self._database.transact(self._is_ours):
+        if not await self._database.transact(self._is_leader):
             return
-        for default, cut_offs in await self._readable(
-            await self._database.load(lambda connection: schedule.due(connection, _MOST_BATCHES, default=True))
+        for default, cut_offs in await self._parse_schedules(
+            await self._database.load(lambda connection: schedule.list_due(connection, _MAX_BATCHES, defaults_only=True))
         ):
-            await self._begin(default, cut_offs)
+            await self._start_run(default, cut_offs)
 
-        def look(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
-            sellers = schedule.due(connection, _MOST_AT_ONCE, default=False)
-            return sellers, store.collecting(connection, _MOST_BATCHES), store.open_(connection, self._looked_at, _MOST_BATCHES)
+        def load(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
+            sellers = schedule.list_due(connection, _MAX_PAGE_SIZE, defaults_only=False)
+            return sellers, store.list_generating(connection, _MAX_BATCHES), store.list_open(connection, self._last_open_batch_id, _MAX_BATCHES)
 
-        sellers, new, open_ = await self._database.load(look)
+        sellers, new, open_ = await self._database.load(load)
         try:
-            while sellers and await self._pay_sellers(sellers) and len(sellers) == _MOST_AT_ONCE:
-                sellers, new, open_ = await self._database.load(look)
-        except (Refused, PeerRefused) as error:  # as while the wallet is away: batches may come on meanwhile
+            while sellers and await self._pay_sellers(sellers) and len(sellers) == _MAX_PAGE_SIZE:
+                sellers, new, open_ = await self._database.load(load)
+        except (ApiError, ServiceCallRejected) as error:  # as while the wallet is away: batches may come on meanwhile
             log.warning("the schedules of %d sellers wait: %s", len(sellers), error)
-        self._looked_at = open_[-1].payout_batch_id if len(open_) == _MOST_BATCHES else ""
+        self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""
         for row in (*new, *open_):
             try:
-                await self._bring_on(row)
+                await self._advance(row)
             except Exception as error:  # noqa: BLE001 - what is wrong with one batch keeps no other waiting; an alert tells of it
-                _say(f"batch {row.payout_batch_id}", error)
-                await self._put_off(row.payout_batch_id)
+                _log_failure(f"batch {row.payout_batch_id}", error)
+                await self._postpone_batch(row.payout_batch_id)
 
-    async def _put_off(self, payout_batch_id: str) -> None:
+    async def _postpone_batch(self, payout_batch_id: str) -> None:
         """Has a batch that cannot be collected looked at again later, so that it keeps no other waiting."""
         await self._database.transact(lambda connection: store.postpone(connection, payout_batch_id))
 
-    async def _bring_on(self, row: Row[Any]) -> None:
+    async def _advance(self, row: Row[Any]) -> None:
         """Takes a batch as far as it comes now."""
         batch: Row[Any] | None = row
         while batch is not None and batch.state == BatchState.COLLECTING:
-            batch = await self._collect(batch)
+            batch = await self._generate(batch)
         if batch is not None and batch.state == BatchState.OPEN:
-            await self._close(batch)
+            await self._finish(batch)
 
-    def _is_ours(self, connection: Connection) -> bool:
-        return duty.take_turn(connection, "collect", self._holder, _TURN)
+    def _is_leader(self, connection: Connection) -> bool:
+        return duty.try_acquire_lease(connection, "collect", self._owner_id, _LEADER_LEASE_SECONDS)
 
-    async def _begin(self, row: Row[Any], cut_offs: Schedule) -> None:
+    async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:
         """Makes a batch of a default schedule whose cut-off has come: one, also if it was missed for days."""
 
-        def begin(connection: Connection) -> None:
-            if self._is_ours(connection) and schedule.advance(connection, [(row, next_time(cut_offs, schedule.now(connection)))]):
-                new = NewBatch(run_id(row.currency, row.next_time), row.caller, _OF_ALL, currency=row.currency)
-                insert(connection, new, row.traceparent, row.next_time)
+        def start(connection: Connection) -> None:
+            if self._is_leader(connection) and schedule.advance(connection, [(row, next_time(cut_offs, schedule.now(connection)))]):
+                new = NewBatch(format_run_id(row.currency, row.next_time), row.caller, _ANY_OWNER, currency=row.currency)
+                insert_batch(connection, new, row.traceparent, row.next_time)
 
         try:
-            await self._database.transact(begin)
+            await self._database.transact(start)
         except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting; an alert tells of it
-            _say(f"the run of all sellers in {row.currency}", error)
-            await self._postpone([row])
+            _log_failure(f"the run of all sellers in {row.currency}", error)
+            await self._postpone_schedules([row])
 
-    async def _readable(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
+    async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
         """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, is looked at again later; an alert tells of it."""
-        found, unreadable = [], []
+        schedules, invalid_rows = [], []
         for row in rows:
             try:
-                found.append((row, stored_schedule(row)))
+                schedules.append((row, schedule_from_row(row)))
             except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting
-                _say(f"the schedule of {row.seller_account or 'all'} in {row.currency}", error)
-                unreadable.append(row)
-        await self._postpone(unreadable)
-        return found
+                _log_failure(f"the schedule of {row.seller_account or 'all'} in {row.currency}", error)
+                invalid_rows.append(row)
+        await self._postpone_schedules(invalid_rows)
+        return schedules
 
-    async def _postpone(self, rows: Sequence[Row[Any]]) -> None:
+    async def _postpone_schedules(self, rows: Sequence[Row[Any]]) -> None:
         """Has schedules that cannot be run looked at again later, so that they keep no other waiting."""
         if rows:
             await self._database.transact(lambda connection: schedule.postpone(connection, rows))
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
         """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether any was ours to do."""
-        await self._room()
-        readable = await self._readable(rows)
+        await self._wait_for_capacity()
+        schedules = await self._parse_schedules(rows)
         try:
-            paid = await by_halves(self._pay, readable)
-        except (Refused, PeerRefused):  # of all
+            results = await bisect_on_error(self._pay, schedules)
+        except (ApiError, ServiceCallRejected):  # of all
             raise
         except Exception:
-            log.exception("the payouts of %d schedules cannot be made together; each is made alone", len(readable))
-            paid = await self._pay_each(readable)
-        for (row, _), refused in zip(readable, paid, strict=True):
-            if isinstance(refused, Exception):
-                _say(f"the schedule of {row.seller_account} in {row.currency}", refused)
-        await self._postpone([row for (row, _), one in zip(readable, paid, strict=True) if isinstance(one, Exception)])
-        return any(one is True for one in paid)
+            log.exception("the payouts of %d schedules cannot be made together; each is made alone", len(schedules))
+            results = await self._pay_one_by_one(schedules)
+        for (row, _), result in zip(schedules, results, strict=True):
+            if isinstance(result, Exception):
+                _log_failure(f"the schedule of {row.seller_account} in {row.currency}", result)
+        await self._postpone_schedules([row for (row, _), result in zip(schedules, results, strict=True) if isinstance(result, Exception)])
+        return any(result is True for result in results)
 
-    async def _pay_each(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
+    async def _pay_one_by_one(self, schedules: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
         """Makes the payouts one by one, so that whatever is wrong with one keeps no other waiting."""
-        paid: list[bool | Exception] = []
-        for one in due:
+        results: list[bool | Exception] = []
+        for entry in schedules:
             try:
-                paid += await self._pay([one])
+                results += await self._pay([entry])
             except Exception as error:  # noqa: BLE001 - it is said by who asked
-                paid.append(error)
-        return paid
+                results.append(error)
+        return results
 
-    async def _pay(self, due: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
-        arrivals = [_arrival(row, run_id(row.currency, row.next_time), _OF_ALL, row.seller_account, None, "") for row, _ in due]
+    async def _pay(self, schedules: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
+        commands = [
+            _build_seller_command(row, format_run_id(row.currency, row.next_time), _ANY_OWNER, row.seller_account, None, "") for row, _ in schedules
+        ]
 
-        def pay(connection: Connection, judged: Judged, deadline: float) -> tuple[Stored, set[tuple[str, str]]]:
+        def pay(connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
             now = schedule.now(connection)
-            standing = schedule.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in due])
-            moved = {arrival.payout.payout_id for arrival in arrivals if arrival.key not in standing}  # set meanwhile: these are looked at again
-            return self._accept.insert(connection, judged.without(moved), deadline), standing
+            advanced_keys = schedule.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules])
+            skipped_ids = {
+                command.payout.payout_id for command in commands if command.wallet_key not in advanced_keys
+            }  # set meanwhile: these are looked at again
+            return self._creator.insert(connection, plan.excluding(skipped_ids), lease_deadline), advanced_keys
 
-        standing = await self._make(arrivals, pay) or set()
-        return [arrival.key in standing for arrival in arrivals]
+        advanced_keys = await self._create_payouts(commands, pay) or set()
+        return [command.wallet_key in advanced_keys for command in commands]
 
-    async def _collect(self, row: Row[Any]) -> Row[Any] | None:
+    async def _generate(self, row: Row[Any]) -> Row[Any] | None:
         """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""
-        await self._room()
-        page = await self._page(row)
+        await self._wait_for_capacity()
+        page = await self._next_page(row)
         is_default = row.is_run and not row.seller_account
 
-        def collect(connection: Connection, judged: Judged, deadline: float) -> tuple[Stored, bool]:
-            locked = store.lock(connection, row.payout_batch_id)
-            if (locked.state, locked.place, locked.collected_count) != (row.state, row.place, row.collected_count):
-                return Stored(), False
-            stored = self._accept.insert(connection, judged, deadline)
-            results = judged.results | stored.results
-            kept = [one for one in page.arrivals if not (is_default and _has_too_little(results[one.payout.payout_id]))]
-            items = [_item(row.payout_batch_id, arrival, results[arrival.payout.payout_id]) for arrival in kept]
-            store.collected(connection, row.payout_batch_id, items, len(page.arrivals) - len(kept), page.place)
-            if page.last:
-                _move(connection, row)
-            return stored, True
+        def generate(connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> tuple[CreatedPayouts, bool]:
+            batch = store.lock(connection, row.payout_batch_id)
+            if (batch.state, batch.place, batch.collected_count) != (row.state, row.place, row.collected_count):
+                return CreatedPayouts(), False
+            created_payouts = self._creator.insert(connection, plan, lease_deadline)
+            results = plan.results | created_payouts.results
+            item_commands = [command for command in page.commands if not (is_default and _has_insufficient_funds(results[command.payout.payout_id]))]
+            items = [_to_batch_item(row.payout_batch_id, command, results[command.payout.payout_id]) for command in item_commands]
+            store.record_generated(connection, row.payout_batch_id, items, len(page.commands) - len(item_commands), page.cursor)
+            if page.is_last:
+                _transition(connection, row)
+            return created_payouts, True
 
-        if not await self._make(page.arrivals, collect):
+        if not await self._create_payouts(page.commands, generate):
             return None
         return await self._database.load(lambda connection: store.find(connection, row.payout_batch_id))
 
-    async def _page(self, row: Row[Any]) -> _Page:
+    async def _next_page(self, row: Row[Any]) -> _CommandPage:
         """What a batch is to pay next."""
         if not row.is_run:
-            asked = await self._database.load(lambda connection: store.asked(connection, row.payout_batch_id, _MOST_AT_ONCE))
-            arrivals = [_asked(row, one) for one in asked]
-            return _Page(arrivals, "", last=len(asked) < _MOST_AT_ONCE)
+            requested_items = await self._database.load(lambda connection: store.list_requested(connection, row.payout_batch_id, _MAX_PAGE_SIZE))
+            commands = [_build_item_command(row, item) for item in requested_items]
+            return _CommandPage(commands, "", is_last=len(requested_items) < _MAX_PAGE_SIZE)
         if row.seller_account:
-            return _Page([_arrival(row, row.payout_batch_id, row.owner, row.seller_account, None, row.payout_batch_id)], "", last=True)
-        funds, place = await self._funds(row.currency, row.place)
-        sellers = sorted(funds)
-        own = await self._database.load(lambda connection: schedule.with_own(connection, sellers, row.currency))
-        payable = [seller for seller in sellers if seller not in own]
-        arrivals = [_arrival(row, row.payout_batch_id, row.owner, seller, funds[seller], row.payout_batch_id) for seller in payable]
-        return _Page(arrivals, place, last=not place)
+            return _CommandPage(
+                [_build_seller_command(row, row.payout_batch_id, row.owner, row.seller_account, None, row.payout_batch_id)], "", is_last=True
+            )
+        balances, cursor = await self._next_balances(row.currency, row.place)
+        sellers = sorted(balances)
+        sellers_with_schedule = await self._database.load(lambda connection: schedule.find_sellers_with_schedule(connection, sellers, row.currency))
+        payees = [seller for seller in sellers if seller not in sellers_with_schedule]
+        commands = [_build_seller_command(row, row.payout_batch_id, row.owner, seller, balances[seller], row.payout_batch_id) for seller in payees]
+        return _CommandPage(commands, cursor, is_last=not cursor)
 
-    async def _funds(self, currency: str, place: str) -> tuple[dict[str, Funds], str]:
+    async def _next_balances(self, currency: str, cursor: str) -> tuple[dict[str, WalletBalance], str]:
         """The next sellers who have something to be paid, and where to go on; "": that was all."""
-        found: dict[str, Funds] = {}
-        for _ in range(_MOST_PAGES):
-            page = await self._funding.page(currency, place)
-            found |= {seller: funds for seller, funds in page.funds.items() if funds.available > 0}
-            place = page.place
-            if not place or len(found) >= _MOST_AT_ONCE:
+        balances: dict[str, WalletBalance] = {}
+        for _ in range(_MAX_PAGES):
+            page = await self._wallet_reader.read_page(currency, cursor)
+            balances |= {seller: balance for seller, balance in page.balances.items() if balance.available > 0}
+            cursor = page.cursor
+            if not cursor or len(balances) >= _MAX_PAGE_SIZE:
                 break
-        return found, place
+        return balances, cursor
 
-    async def _make(self, arrivals: Sequence[Arrival], make: Callable[[Connection, Judged, float], tuple[Stored, T]]) -> T | None:
-        """Makes payouts as `make` stores them in a transaction, and returns what it says of it; None: it was not ours to do."""
-        judged = await self._accept.judge(arrivals)
-        deadline = self._accept.deadline()
+    async def _create_payouts(
+        self, commands: Sequence[CreatePayoutCommand], insert_payouts: Callable[[Connection, PayoutCreationPlan, float], tuple[CreatedPayouts, T]]
+    ) -> T | None:
+        """Makes payouts as `insert_payouts` stores them in a transaction, and returns what it says of it; None: it was not ours to do."""
+        plan = await self._creator.plan_creation(commands)
+        lease_deadline = self._creator.lease_deadline()
 
-        async def hand_over() -> T | None:
-            made = await self._database.transact(lambda connection: make(connection, judged, deadline) if self._is_ours(connection) else None)
-            if made is None:
+        async def commit_and_start() -> T | None:
+            commit_result = await self._database.transact(
+                lambda connection: insert_payouts(connection, plan, lease_deadline) if self._is_leader(connection) else None
+            )
+            if commit_result is None:
                 return None
-            stored, result = made
-            self._accept.hand_on(stored.payouts)
+            created_payouts, result = commit_result
+            self._creator.start_operations(created_payouts.operations)
             return result
 
-        return await self._apart(hand_over)
+        return await self._run_detached(commit_and_start)
 
-    async def _room(self) -> None:
+    async def _wait_for_capacity(self) -> None:
         """Waits until this process has not too much in hand."""
-        while self._in_hand() >= _MOST_IN_HAND:  # noqa: ASYNC110 - payouts come to rest by many ways
-            await asyncio.sleep(_LOOK_AGAIN)
+        while self._in_flight_count() >= _MAX_IN_FLIGHT:  # noqa: ASYNC110 - payouts come to rest by many ways
+            await asyncio.sleep(_POLL_SECONDS)
 
-    async def _close(self, row: Row[Any]) -> None:
+    async def _finish(self, row: Row[Any]) -> None:
         """Ends a batch whose payouts have all come to rest."""
 
-        def close(connection: Connection) -> None:
-            if not store.is_under_way(connection, row.payout_batch_id):
-                _move(connection, row)
+        def finish(connection: Connection) -> None:
+            if not store.is_in_progress(connection, row.payout_batch_id):
+                _transition(connection, row)
 
-        await self._database.transact(close)
+        await self._database.transact(finish)
 
 
-def _say(what: str, error: Exception) -> None:
+def _log_failure(subject: str, error: Exception) -> None:
     """Logs why something waits; with a traceback unless it is a refusal that says all."""
-    if isinstance(error, Refused):
-        log.warning("%s waits: %s", what, error)
+    if isinstance(error, ApiError):
+        log.warning("%s waits: %s", subject, error)
     else:
-        log.error("%s does not come on", what, exc_info=error)
+        log.error("%s does not come on", subject, exc_info=error)
 
 
-def _move(connection: Connection, row: Row[Any]) -> None:
+def _transition(connection: Connection, row: Row[Any]) -> None:
     """Takes a batch into its next state, and tells of it, unless somebody else has."""
-    moved = store.move(connection, row.payout_batch_id, row.state, AFTER[BatchState(row.state)])
-    if moved is not None:
-        tell(connection, moved)
+    updated_row = store.transition(connection, row.payout_batch_id, row.state, NEXT_STATE[BatchState(row.state)])
+    if updated_row is not None:
+        emit_batch_changed(connection, updated_row)
 
 
-def _arrival(row: Row[Any], run: str, owner: str, seller: str, funds: Funds | None, batch_id: str) -> Arrival:
+def _build_seller_command(row: Row[Any], run: str, owner: str, seller: str, balance: WalletBalance | None, batch_id: str) -> CreatePayoutCommand:
     """Whatever can be paid to a seller, as a schedule or a batch of its run has it; `owner`: whose the seller must be, "": anybody's."""
-    payout = NewPayout(made_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
-    return Arrival(payout, row.traceparent, context_of(row.traceparent), funds, batch_id)
+    payout = NewPayout(derive_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
+    return CreatePayoutCommand(payout, row.traceparent, parse_traceparent(row.traceparent), balance, batch_id)
 
 
-def _asked(row: Row[Any], one: Row[Any]) -> Arrival:
-    payout = NewPayout(one.payout_id, row.caller, row.owner, one.seller_account, one.amount, one.currency, one.payout_destination_id)
-    return Arrival(payout, row.traceparent, context_of(row.traceparent), None, row.payout_batch_id)
+def _build_item_command(batch: Row[Any], item: Row[Any]) -> CreatePayoutCommand:
+    payout = NewPayout(item.payout_id, batch.caller, batch.owner, item.seller_account, item.amount, item.currency, item.payout_destination_id)
+    return CreatePayoutCommand(payout, batch.traceparent, parse_traceparent(batch.traceparent), None, batch.payout_batch_id)
 
 
-def _has_too_little(result: Result) -> bool:
+def _has_insufficient_funds(result: CreatePayoutOutcome) -> bool:
     """Whether a seller only has too little to be paid, such as less than the minimum. A run of all sellers counts those, without a row for each."""
-    return isinstance(result, Refused) and result.reason is Reason.INSUFFICIENT_FUNDS
+    return isinstance(result, ApiError) and result.reason is ErrorReason.INSUFFICIENT_FUNDS
 
 
-def _item(batch_id: str, arrival: Arrival, result: Result) -> store.Item:
-    payout = arrival.payout
-    refusal = to_status(result).SerializeToString().hex() if isinstance(result, Refused) else None
+def _to_batch_item(batch_id: str, command: CreatePayoutCommand, result: CreatePayoutOutcome) -> store.BatchItemRow:
+    payout = command.payout
+    refusal = to_status(result).SerializeToString().hex() if isinstance(result, ApiError) else None
     state = ItemState.MADE if refusal is None else ItemState.REFUSED
-    return store.Item(batch_id, payout.payout_id, payout.seller_account, payout.amount, payout.currency, payout.payout_destination_id, state, refusal)
+    return store.BatchItemRow(
+        batch_id, payout.payout_id, payout.seller_account, payout.amount, payout.currency, payout.payout_destination_id, state, refusal
+    )

@@ -8,20 +8,20 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.payable import VERIFICATIONS, DestinationHappening, DestinationState, move_destination
-from tallystick_core.payout import UNSENT, Cause, Happening, demanded, destination_demand
-from tallystick_core.provider import Declined, FailureReason, Verification
-from tallystick_core.recovery import Circuit, Step
+from tallystick_core.payable import DESTINATION_TRIGGERS, DestinationState, DestinationTrigger, transition_destination
+from tallystick_core.payout import NOT_SENT, PayoutTransitionReason, PayoutTrigger, format_destination_operation_id, split_operation_ids
+from tallystick_core.provider import Declined, FailureReason, VerificationOutcome
+from tallystick_core.recovery import Circuit, NextAction
 from tallystick_server.payout import encode, events
-from tallystick_server.payout.move import Move, move_payouts
-from tallystick_server.payout.payout import stored_payouts
-from tallystick_server.payout.standing import Turn
-from tallystick_server.payout.submit import Port
-from tallystick_server.runtime.dead_letters import go_on, resolve
-from tallystick_server.runtime.demand import Answered, InHand, stored_tries
-from tallystick_server.runtime.relay import telling
-from tallystick_server.runtime.stage import by_halves
-from tallystick_server.runtime.telemetry import context_of
+from tallystick_server.payout.move import PayoutChange, transition_payouts
+from tallystick_server.payout.payout import operations_from_rows
+from tallystick_server.payout.standing import PayoutTransition
+from tallystick_server.payout.submit import BatchingPayoutProvider
+from tallystick_server.runtime.dead_letters import resolve, resolve_and_requeue
+from tallystick_server.runtime.demand import LeasedOperation, OperationResult, parse_tries
+from tallystick_server.runtime.relay import record_events
+from tallystick_server.runtime.stage import bisect_on_error
+from tallystick_server.runtime.telemetry import parse_traceparent
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as store
@@ -29,7 +29,7 @@ from tallystick_storage.payout import payouts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unverified(InHand):
+class DestinationVerification(LeasedOperation):
     """A destination whose provider is asked whether it can pay there. Asking again is harmless."""
 
     payout_destination_id: str
@@ -38,11 +38,11 @@ class Unverified(InHand):
     state: DestinationState
 
     @property
-    def subject(self) -> str:
+    def resource_name(self) -> str:
         return f"payoutDestinations/{self.payout_destination_id}"
 
     @property
-    def to_settle(self) -> bool:
+    def needs_booking(self) -> bool:
         return False
 
     @property
@@ -50,41 +50,41 @@ class Unverified(InHand):
         return "VERIFYING"
 
     @property
-    def waits(self) -> bool:
+    def awaits_provider(self) -> bool:
         return False
 
-    def ending(self, now: float) -> FailureReason | None:
+    def failure_if_not_sent(self, now: float) -> FailureReason | None:
         return None
 
-    def key_honoured(self, key_window: float, lease: float) -> bool:
+    def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
         return True  # it has none: to ask again is harmless
 
-    def step(self, now: float, key_window: float, lease: float) -> Step:
-        return Step.LOOK_UP if self.looking else Step.SEND
+    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
+        return NextAction.LOOK_UP if self.lookup_only else NextAction.SEND
 
-    def circuit(self, step: Step) -> Circuit:
+    def circuit(self, action: NextAction) -> Circuit:
         return Circuit.VERIFICATIONS  # whichever step it is
 
-    def ask(self, provider: Port, step: Step) -> Awaitable[Verification]:
+    def call_provider(self, provider: BatchingPayoutProvider, action: NextAction) -> Awaitable[VerificationOutcome]:
         return provider.verify(self.bank_account_token, self.currency)
 
 
-def unverified(rows: Iterable[Row[Any]], tokens: Mapping[str, int], deadline: float) -> list[Unverified]:
-    """Destinations out of the database, claimed under `tokens` until `deadline` (the loop's time)."""
+def verifications_from_rows(rows: Iterable[Row[Any]], tokens: Mapping[str, int], lease_deadline: float) -> list[DestinationVerification]:
+    """Destinations out of the database, claimed under `tokens` until `lease_deadline` (the loop's time)."""
     return [
-        Unverified(
-            demand_id=destination_demand(row.payout_destination_id),
+        DestinationVerification(
+            operation_id=format_destination_operation_id(row.payout_destination_id),
             caller=row.caller,
-            number=1,
+            attempt_number=1,
             provider=row.provider,
             provider_key="",
-            lease_token=tokens[destination_demand(row.payout_destination_id)],
-            lease_deadline=deadline,
+            lease_token=tokens[format_destination_operation_id(row.payout_destination_id)],
+            lease_deadline=lease_deadline,
             traceparent=row.traceparent,
-            context=context_of(row.traceparent),
+            context=parse_traceparent(row.traceparent),
             maybe_sent=True,  # so that it never fails for want of an answer
-            looking=row.looking,
-            tries=stored_tries(row.tries),
+            lookup_only=row.looking,
+            tries=parse_tries(row.tries),
             payout_destination_id=row.payout_destination_id,
             currency=row.currency,
             bank_account_token=row.bank_account_token,
@@ -94,74 +94,94 @@ def unverified(rows: Iterable[Row[Any]], tokens: Mapping[str, int], deadline: fl
     ]
 
 
-class Verify:
+class VerificationRecorder:
     """The verify stage's work: what providers said of destinations, written down."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, items: Sequence[Answered[Unverified, Verification]]) -> Sequence[Unverified | Exception]:
+    async def run(
+        self, results: Sequence[OperationResult[DestinationVerification, VerificationOutcome]]
+    ) -> Sequence[DestinationVerification | Exception]:
         """Each destination as it stands after it."""
-        return await by_halves(self._record, items)
+        return await bisect_on_error(self._record_outcomes, results)
 
-    async def _record(self, items: Sequence[Answered[Unverified, Verification]]) -> Sequence[Unverified | Exception]:
-        moved: dict[str, DestinationState] = {}
+    async def _record_outcomes(
+        self, results: Sequence[OperationResult[DestinationVerification, VerificationOutcome]]
+    ) -> Sequence[DestinationVerification | Exception]:
+        new_states: dict[str, DestinationState] = {}
 
         def record(connection: Connection) -> None:
-            moved.clear()
-            rows = store.lock(connection, sorted({one.item.payout_destination_id for one in items}))
-            moves = {}
-            for one in items:
-                id_, happening = one.item.payout_destination_id, VERIFICATIONS[type(one.outcome)]
-                before = DestinationState(rows[id_].state)
-                if before is DestinationState.PENDING_VERIFICATION:  # what has ended, or is verified, stays so
-                    after = move_destination(before, happening)
-                    if after is not before:
-                        code = one.outcome.code if isinstance(one.outcome, Declined) else ""
-                        moves[id_] = store.DestinationMove(id_, after, code)
-                        moved[id_] = after
-            move_destinations(connection, list(moves.values()))
-            go_on(connection, [one.item for one in items if one.item.payout_destination_id in moved])
+            new_states.clear()
+            rows = store.lock(connection, sorted({result.operation.payout_destination_id for result in results}))
+            transitions = {}
+            for result in results:
+                id_, trigger = result.operation.payout_destination_id, DESTINATION_TRIGGERS[type(result.outcome)]
+                current_state = DestinationState(rows[id_].state)
+                if current_state is DestinationState.PENDING_VERIFICATION:  # what has ended, or is verified, stays so
+                    new_state = transition_destination(current_state, trigger)
+                    if new_state is not current_state:
+                        code = result.outcome.code if isinstance(result.outcome, Declined) else ""
+                        transitions[id_] = store.DestinationTransitionRow(id_, new_state, code)
+                        new_states[id_] = new_state
+            transition_destinations(connection, list(transitions.values()))
+            resolve_and_requeue(connection, [result.operation for result in results if result.operation.payout_destination_id in new_states])
 
         await self._database.transact(record)
-        return [replace(one.item, state=moved.get(one.item.payout_destination_id, one.item.state)) for one in items]
+        return [replace(result.operation, state=new_states.get(result.operation.payout_destination_id, result.operation.state)) for result in results]
 
 
-def move_destinations(connection: Connection, moves: Sequence[store.DestinationMove]) -> Sequence[Row[Any]]:
+def transition_destinations(connection: Connection, transitions: Sequence[store.DestinationTransitionRow]) -> Sequence[Row[Any]]:
     """Moves locked destinations, and tells of them."""
-    rows = store.move(connection, moves) if moves else ()
-    with telling(connection, rows) as told:
+    rows = store.transition(connection, transitions) if transitions else ()
+    with record_events(connection, rows) as event_batch:
         for row in rows:
-            events.destination_changed(told, encode.destination(row), row.traceparent)
+            events.add_destination_changed(event_batch, encode.destination(row), row.traceparent)
     return rows
 
 
 def end_destinations(
-    connection: Connection, ids: Sequence[str], happening: DestinationHappening, *, actor: str = "", reason: str = "", others: Sequence[str] = ()
+    connection: Connection,
+    destination_ids: Sequence[str],
+    trigger: DestinationTrigger,
+    *,
+    actor: str = "",
+    reason: str = "",
+    other_operation_ids: Sequence[str] = (),
 ) -> None:
     """Ends destinations, the dead letters of their verifications, and the payouts whose money is held for them; those are settled by a sweep.
 
-    `others`: demands whose due work the transaction locks later; all of it is locked here, in one pass. Raises STATE_FORBIDS.
+    `other_operation_ids`: demands whose due work the transaction locks later; all of it is locked here, in one pass. Raises STATE_FORBIDS.
     """
-    moves = []
-    locked = store.lock(connection, sorted(ids))
-    for id_, row in locked.items():
-        before = DestinationState(row.state)
-        after = move_destination(before, happening)
-        if after is not before:
-            moves.append(store.DestinationMove(id_, after, disabled_by=actor, disable_reason=reason))
-    ended = {move.payout_destination_id: locked[move.payout_destination_id] for move in moves}
-    unsent = [demand for id_ in ended for demand in payouts.unsent(connection, id_)]  # none is added: what is held for a destination locks it first
-    due.lock(connection, [*map(destination_demand, ended), *unsent, *others])
-    move_destinations(connection, moves)
-    resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended.items()})
-    _cancel_unsent(connection, unsent)
+    transitions = []
+    rows = store.lock(connection, sorted(destination_ids))
+    for id_, row in rows.items():
+        current_state = DestinationState(row.state)
+        new_state = transition_destination(current_state, trigger)
+        if new_state is not current_state:
+            transitions.append(store.DestinationTransitionRow(id_, new_state, disabled_by=actor, disable_reason=reason))
+    ended_rows = {transition.payout_destination_id: rows[transition.payout_destination_id] for transition in transitions}
+    unsent_ids = [
+        operation_id for id_ in ended_rows for operation_id in payouts.list_unsent(connection, id_)
+    ]  # none is added: what is held for a destination locks it first
+    due.lock(connection, [*map(format_destination_operation_id, ended_rows), *unsent_ids, *other_operation_ids])
+    transition_destinations(connection, transitions)
+    resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended_rows.items()})
+    _cancel_unsent(connection, unsent_ids)
 
 
-def _cancel_unsent(connection: Connection, demand_ids: Sequence[str]) -> None:
-    tokens = due.take_over(connection, demand_ids, 0.0) if demand_ids else {}
+def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None:
+    tokens = due.renew_leases(connection, operation_ids, 0.0) if operation_ids else {}
     if tokens:
-        items = stored_payouts(payouts.to_do(connection, demanded(tokens)[0]), tokens, "")
-        ended = [item for item in items if item.state in UNSENT]  # but what was decided since they were found
-        resolve(connection, {item.subject: (item.caller, item.traceparent) for item in ended})
-        move_payouts(connection, [Move(item, (Turn(item.standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED),)) for item in ended])
+        items = operations_from_rows(payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, "")
+        unsent_items = [item for item in items if item.state in NOT_SENT]  # but what was decided since they were found
+        resolve(connection, {item.resource_name: (item.caller, item.traceparent) for item in unsent_items})
+        transition_payouts(
+            connection,
+            [
+                PayoutChange(
+                    item, (PayoutTransition(item.snapshot.apply(PayoutTrigger.DESTINATION_ENDED), PayoutTransitionReason.DESTINATION_ENDED),)
+                )
+                for item in unsent_items
+            ],
+        )

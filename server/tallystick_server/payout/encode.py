@@ -12,7 +12,7 @@ from sqlalchemy import Row
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.batch import ItemState
 from tallystick_core.money import format_amount
-from tallystick_server.payout.standing import Standing, stands
+from tallystick_server.payout.standing import PayoutSnapshot, snapshot_of
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
 from tallystick_storage.payout import payouts as store
 
@@ -21,22 +21,22 @@ DESTINATION_STATES = EnumNames(payout_pb2.PayoutDestinationState.DESCRIPTOR)
 BATCH_STATES = EnumNames(payout_pb2.PayoutBatchState.DESCRIPTOR)
 INTERVALS = EnumNames(payout_pb2.PayoutInterval.DESCRIPTOR)
 WEEKDAYS = EnumNames(payout_pb2.Weekday.DESCRIPTOR)
-_FAILURES = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
+_FAILURE_REASONS = EnumNames(payout_pb2.PayoutFailureReason.DESCRIPTOR)
 _OUTCOMES = EnumNames(payout_pb2.PayoutOutcome.DESCRIPTOR)
-_FITS = EnumNames(payout_pb2.TransferFit.DESCRIPTOR)
+_TRANSFER_MATCHES = EnumNames(payout_pb2.TransferFit.DESCRIPTOR)
 
 
-def new_payout(new: store.NewPayout, created: datetime) -> payout_pb2.Payout:
+def new_payout(new: store.NewPayoutRow, create_time: datetime) -> payout_pb2.Payout:
     """A payout as it is first stored."""
-    return _payout(new, Standing(), created, created)
+    return _payout(new, PayoutSnapshot(), create_time, create_time)
 
 
 def payout(row: Row[Any]) -> payout_pb2.Payout:
     """A stored payout, without the time of its next attempt."""
-    return _payout(row, stands(row), row.create_time, row.update_time)
+    return _payout(row, snapshot_of(row), row.create_time, row.update_time)
 
 
-def shown_payout(row: Row[Any]) -> payout_pb2.Payout:
+def payout_with_schedule(row: Row[Any]) -> payout_pb2.Payout:
     """A stored payout as it stands; the row has next_attempt_time too."""
     message = payout(row)
     if row.next_attempt_time is not None:
@@ -44,37 +44,37 @@ def shown_payout(row: Row[Any]) -> payout_pb2.Payout:
     return message
 
 
-def _payout(of: Row[Any] | store.NewPayout, standing: Standing, created: datetime, updated: datetime) -> payout_pb2.Payout:
+def _payout(source: Row[Any] | store.NewPayoutRow, snapshot: PayoutSnapshot, create_time: datetime, update_time: datetime) -> payout_pb2.Payout:
     message = payout_pb2.Payout(
-        payout_id=of.payout_id,
-        seller_account=of.seller_account,
-        amount=format_amount(of.amount, of.currency),
-        currency=of.currency,
-        fee=format_amount(of.fee, of.currency),
-        net_amount=format_amount(of.amount - of.fee, of.currency),
-        payout_destination_id=of.payout_destination_id,
-        payout_batch_id=of.payout_batch_id,
-        provider=of.provider,
-        caller=of.caller,
-        owner=of.owner,
-        create_time=to_timestamp(created),
+        payout_id=source.payout_id,
+        seller_account=source.seller_account,
+        amount=format_amount(source.amount, source.currency),
+        currency=source.currency,
+        fee=format_amount(source.fee, source.currency),
+        net_amount=format_amount(source.amount - source.fee, source.currency),
+        payout_destination_id=source.payout_destination_id,
+        payout_batch_id=source.payout_batch_id,
+        provider=source.provider,
+        caller=source.caller,
+        owner=source.owner,
+        create_time=to_timestamp(create_time),
     )
-    stand(message, standing, updated)
+    apply_snapshot(message, snapshot, update_time)
     return message
 
 
-def stand(message: payout_pb2.Payout, standing: Standing, updated: datetime) -> None:
+def apply_snapshot(message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime) -> None:
     """Makes the message of a payout say where it stands."""
-    message.payout_state = STATES.number(standing.state)
-    message.wallet_updated = message.ledger_updated = standing.settled
-    message.failure_reason = _FAILURES.number(standing.failure_reason)
-    message.decline_code = standing.decline_code
-    message.provider_reference = standing.provider_reference
-    message.attempt_count = standing.attempt_count
-    message.paid_amount = format_amount(standing.paid_amount, message.currency)
-    message.returned_amount = format_amount(standing.returned_amount, message.currency)
-    message.version = standing.version
-    message.update_time.CopyFrom(to_timestamp(updated))
+    message.payout_state = STATES.number(snapshot.state)
+    message.wallet_updated = message.ledger_updated = snapshot.settled
+    message.failure_reason = _FAILURE_REASONS.number(snapshot.failure_reason)
+    message.decline_code = snapshot.decline_code
+    message.provider_reference = snapshot.provider_reference
+    message.attempt_count = snapshot.attempt_count
+    message.paid_amount = format_amount(snapshot.paid_amount, message.currency)
+    message.returned_amount = format_amount(snapshot.returned_amount, message.currency)
+    message.version = snapshot.version
+    message.update_time.CopyFrom(to_timestamp(update_time))
 
 
 def destination(row: Row[Any]) -> payout_pb2.PayoutDestination:
@@ -132,7 +132,7 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
         payout_pb2.PayoutTransfer(
             provider=row.provider,
             provider_reference=row.provider_reference,
-            fit=_FITS.number(row.fit),
+            fit=_TRANSFER_MATCHES.number(row.fit),
             amount=format_amount(row.amount, row.currency),
             currency=row.currency,
             returned_amount="" if row.returned_amount is None else format_amount(row.returned_amount, row.returned_currency),
@@ -221,12 +221,12 @@ def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
 
 def batch_items(rows: Iterable[Row[Any]], payouts: Mapping[str, Row[Any]]) -> list[payout_pb2.PayoutBatchItem]:
     """The lines of a batch's report, with the payouts as they stand."""
-    lines = []
+    items = []
     for row in rows:
-        line = payout_pb2.PayoutBatchItem(payout_id=row.payout_id, seller_account=row.seller_account)
+        item = payout_pb2.PayoutBatchItem(payout_id=row.payout_id, seller_account=row.seller_account)
         if row.item_state == ItemState.MADE:
-            line.payout.CopyFrom(shown_payout(payouts[row.payout_id]))
+            item.payout.CopyFrom(payout_with_schedule(payouts[row.payout_id]))
         else:
-            line.error.CopyFrom(status_pb2.Status.FromString(bytes(row.refusal)))
-        lines.append(line)
-    return lines
+            item.error.CopyFrom(status_pb2.Status.FromString(bytes(row.refusal)))
+        items.append(item)
+    return items

@@ -5,30 +5,42 @@ from __future__ import annotations
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payout.v1 import payout_pb2
-from tallystick_server.runtime.relay import tell
+from tallystick_server.runtime.relay import add_event
 
 
-def payout_changed(told: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str) -> None:
+def add_payout_changed(event_batch: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str) -> None:
     """Adds a payout's change, or a new payout, to what is told."""
     type_ = event_pb2.EVENT_TYPE_PAYOUT_CREATED if payout.version == 1 else event_pb2.EVENT_TYPE_PAYOUT_CHANGED
-    tell(told, type_, f"payouts/{payout.payout_id}", payout.version, payout.update_time, payout.caller, traceparent, payout.owner, payout=payout)
+    add_event(
+        event_batch, type_, f"payouts/{payout.payout_id}", payout.version, payout.update_time, payout.caller, traceparent, payout.owner, payout=payout
+    )
 
 
-def destination_changed(told: BatchPublishRequest, destination: payout_pb2.PayoutDestination, traceparent: str) -> None:
+def add_destination_changed(event_batch: BatchPublishRequest, destination: payout_pb2.PayoutDestination, traceparent: str) -> None:
     """Adds a destination that was registered or has changed; it comes without the bank account's token."""
-    aggregate, at = f"payoutDestinations/{destination.payout_destination_id}", destination.update_time
+    aggregate, update_time = f"payoutDestinations/{destination.payout_destination_id}", destination.update_time
     type_ = event_pb2.EVENT_TYPE_PAYOUT_DESTINATION_CHANGED
-    tell(told, type_, aggregate, destination.version, at, destination.caller, traceparent, destination.owner, payout_destination=destination)
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        destination.version,
+        update_time,
+        destination.caller,
+        traceparent,
+        destination.owner,
+        payout_destination=destination,
+    )
 
 
-def batch_changed(told: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str) -> None:
+def add_batch_changed(event_batch: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str) -> None:
     """Adds a batch that was accepted or has come into another state; it comes without its totals."""
     type_, aggregate = event_pb2.EVENT_TYPE_PAYOUT_BATCH_CHANGED, f"payoutBatches/{batch.payout_batch_id}"
-    tell(told, type_, aggregate, batch.version, batch.update_time, batch.caller, traceparent, batch.owner, payout_batch=batch)
+    add_event(event_batch, type_, aggregate, batch.version, batch.update_time, batch.caller, traceparent, batch.owner, payout_batch=batch)
 
 
-def schedule_changed(told: BatchPublishRequest, schedule: payout_pb2.PayoutSchedule, owner: str, traceparent: str) -> None:
+def add_schedule_changed(event_batch: BatchPublishRequest, schedule: payout_pb2.PayoutSchedule, owner: str, traceparent: str) -> None:
     """Adds a schedule as it was set; `owner`: the seller's, "": the platform's default."""
     aggregate = f"payoutSchedules/{schedule.seller_account or '-'}/{schedule.currency}"
     type_ = event_pb2.EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED
-    tell(told, type_, aggregate, schedule.version, schedule.update_time, schedule.caller, traceparent, owner, payout_schedule=schedule)
+    add_event(event_batch, type_, aggregate, schedule.version, schedule.update_time, schedule.caller, traceparent, owner, payout_schedule=schedule)

@@ -10,40 +10,47 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from tallystick.payout.v1 import payout_pb2
-from tallystick_core.payable import DestinationHappening, DestinationState, move_destination
-from tallystick_core.payout import Cause, Happening, PayoutState, demanded, destination_demand, payout_demand
-from tallystick_core.provider import PayoutFailure, PayoutProvider, Trouble
-from tallystick_core.recovery import Step
-from tallystick_server.payout.accept import Accept, Accepted, Arrival
-from tallystick_server.payout.collect import Collect
-from tallystick_server.payout.decide import Decide
-from tallystick_server.payout.destination import Unverified, Verify, move_destinations, unverified
-from tallystick_server.payout.funds import Funding
-from tallystick_server.payout.move import Move, move_payouts
-from tallystick_server.payout.payout import Payout, stored_payouts
-from tallystick_server.payout.prepare import Prepare
-from tallystick_server.payout.record import Record
-from tallystick_server.payout.settle import Settle
-from tallystick_server.payout.standing import Turn
-from tallystick_server.payout.submit import Port
-from tallystick_server.payout.watch import Watch
-from tallystick_server.runtime.changes import Changes
-from tallystick_server.runtime.demand import Answered
-from tallystick_server.runtime.execute import UNCONFIGURED_WAIT
-from tallystick_server.runtime.flow import TELLING_LANES, Flow, FlowSettings
+from tallystick_core.payable import DestinationState, DestinationTrigger, transition_destination
+from tallystick_core.payout import (
+    PayoutState,
+    PayoutTransitionReason,
+    PayoutTrigger,
+    format_destination_operation_id,
+    format_payout_operation_id,
+    split_operation_ids,
+)
+from tallystick_core.provider import PayoutFailure, PayoutProvider, RetryReason
+from tallystick_core.recovery import NextAction
+from tallystick_server.payout.accept import CreatePayoutCommand, CreatePayoutResult, PayoutCreator
+from tallystick_server.payout.collect import BatchGenerator
+from tallystick_server.payout.decide import PayoutDecisions
+from tallystick_server.payout.destination import DestinationVerification, VerificationRecorder, transition_destinations, verifications_from_rows
+from tallystick_server.payout.funds import WalletReader
+from tallystick_server.payout.move import PayoutChange, transition_payouts
+from tallystick_server.payout.payout import PayoutOperation, operations_from_rows
+from tallystick_server.payout.prepare import HoldPlacer
+from tallystick_server.payout.record import PayoutOutcomeRecorder
+from tallystick_server.payout.settle import PayoutBooking
+from tallystick_server.payout.standing import PayoutTransition
+from tallystick_server.payout.submit import BatchingPayoutProvider
+from tallystick_server.payout.watch import CompletedPayoutPoller
+from tallystick_server.runtime.changes import ChangeNotifier
+from tallystick_server.runtime.demand import OperationResult
+from tallystick_server.runtime.execute import UNCONFIGURED_RETRY_SECONDS
+from tallystick_server.runtime.flow import DOWNSTREAM_CONCURRENCY, OperationWorker, WorkerSettings
 from tallystick_server.runtime.operator import DeadLetters
-from tallystick_server.runtime.peers import Peers
+from tallystick_server.runtime.peers import ServiceClient
 from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.runtime.postpone import Troubled
+from tallystick_server.runtime.postpone import FailedStep
 from tallystick_server.runtime.sellers import SellerOwners
-from tallystick_server.runtime.stage import CALLERS_WAITING, Stage
-from tallystick_server.runtime.wire import MOST_ITEMS
+from tallystick_server.runtime.stage import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.runtime.wire import MAX_ITEMS
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import payouts as store
 
-Item = Payout | Unverified
+Operation = PayoutOperation | DestinationVerification
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,136 +61,170 @@ class PayoutSettings:
     """Who pays new payouts."""
     environment: str
     """What the provider's keys begin with."""
-    approve_above: Mapping[str, int]
+    approval_thresholds: Mapping[str, int]
     """By currency, in minor units, the amount above which a second person has to approve."""
-    waiting_period: float
+    destination_cooldown_seconds: float
     """Seconds that a new destination waits before it is used."""
-    destination_approve_above: Mapping[str, int]
+    destination_approval_thresholds: Mapping[str, int]
     """By currency, in minor units, the available money of a seller above which a second person has to approve a new destination."""
 
 
-class PayOut(Flow[Item, Mapping[str, Item]]):
-    """Payouts and destinations on their way. `holder` names this process."""
+class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
+    """Payouts and destinations on their way. `owner_id` names this process."""
 
     def __init__(
         self,
         database: Database,
         providers: Mapping[str, PayoutProvider],
-        peers: Peers,
+        service_client: ServiceClient,
         wallet_address: str,
         ledger_address: str,
-        settings: FlowSettings,
-        own: PayoutSettings,
-        holder: UUID,
+        settings: WorkerSettings,
+        payout_settings: PayoutSettings,
+        owner_id: UUID,
     ) -> None:
-        self._ports = {name: Port(provider, settings.provider_timeout) for name, provider in providers.items()}
-        super().__init__("payout", database, self._ports, settings)
-        self.changes: Changes[payout_pb2.Payout] = Changes()
+        self._batching_providers = {name: BatchingPayoutProvider(provider, settings.provider_timeout_seconds) for name, provider in providers.items()}
+        super().__init__("payout", database, self._batching_providers, settings)
+        self.notifier: ChangeNotifier[payout_pb2.Payout] = ChangeNotifier()
         self.dead_letters = DeadLetters(database, self)
-        self.settings = own
-        self.funding = Funding(peers, wallet_address)
-        self.sellers = SellerOwners(peers, wallet_address)
-        self.accept = Accept(database, self.funding.of, self.sellers.of, own.environment, settings.lease, self.take)
-        self.decide = Decide(database, own.environment, settings.lease, self.take, self.apart)
-        self._accept: Stage[Arrival, Accepted] = Stage(
-            "payout.accept", self.accept.run, most=MOST_ITEMS, for_callers=True, max_waiting=CALLERS_WAITING
+        self.settings = payout_settings
+        self.wallet_reader = WalletReader(service_client, wallet_address)
+        self.seller_owners = SellerOwners(service_client, wallet_address)
+        self.creator = PayoutCreator(
+            database,
+            self.wallet_reader.read_balances,
+            self.seller_owners.find_owners,
+            payout_settings.environment,
+            settings.lease_seconds,
+            self.start_operation,
         )
-        self._prepare: Stage[Payout, Payout] = Stage(
-            "payout.prepare", Prepare(database, peers, wallet_address, own.approve_above).run, most=MOST_ITEMS, lanes=TELLING_LANES
+        self.decisions = PayoutDecisions(database, payout_settings.environment, settings.lease_seconds, self.start_operation, self.run_detached)
+        self._create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
+            "payout.accept", self.creator.run, max_batch=MAX_ITEMS, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS
         )
-        record = Record(database)
-        self._record: Stage[Answered[Payout, Any], Payout] = Stage("payout.record", record.run, most=MOST_ITEMS)
-        self._settle: Stage[Payout, Payout] = Stage(
-            "payout.settle", Settle(database, peers, wallet_address, ledger_address, settings.policies).run, most=MOST_ITEMS, lanes=TELLING_LANES
+        self._hold_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
+            "payout.prepare",
+            HoldPlacer(database, service_client, wallet_address, payout_settings.approval_thresholds).run,
+            max_batch=MAX_ITEMS,
+            concurrency=DOWNSTREAM_CONCURRENCY,
         )
-        self._verify: Stage[Answered[Unverified, Any], Unverified] = Stage("payout.verify", Verify(database).run)
-        self._stages += [self._accept, self._prepare, self._record, self._settle, self._verify]
-        watch = Watch(database, self.execute, settings.policies, self.record, record.note_anothers, self.turn_to_watch(holder))
-        self.watching = Periodic("payout.watch", settings.sweep_interval, watch.turn)
-        collect = Collect(database, self.accept, self.funding, holder, lambda: self.in_hand, self.apart)
-        self.collecting = Periodic("payout.collect", settings.sweep_interval, collect.turn)
-        self._periodic += [self.watching, self.collecting]
+        recorder = PayoutOutcomeRecorder(database)
+        self._record_batcher: Batcher[OperationResult[PayoutOperation, Any], PayoutOperation] = Batcher(
+            "payout.record", recorder.run, max_batch=MAX_ITEMS
+        )
+        self._booking_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
+            "payout.settle",
+            PayoutBooking(database, service_client, wallet_address, ledger_address, settings.retry_policies).run,
+            max_batch=MAX_ITEMS,
+            concurrency=DOWNSTREAM_CONCURRENCY,
+        )
+        self._verification_batcher: Batcher[OperationResult[DestinationVerification, Any], DestinationVerification] = Batcher(
+            "payout.verify", VerificationRecorder(database).run
+        )
+        self._batchers += [self._create_batcher, self._hold_batcher, self._record_batcher, self._booking_batcher, self._verification_batcher]
+        poller = CompletedPayoutPoller(
+            database, self.gateway, settings.retry_policies, self.record, recorder.record_misdirected, self.make_poll_lease_acquirer(owner_id)
+        )
+        self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
+        generator = BatchGenerator(database, self.creator, self.wallet_reader, owner_id, lambda: self.in_flight_count, self.run_detached)
+        self.generation = Periodic("payout.collect", settings.scan_interval_seconds, generator.run_once)
+        self._periodic_tasks += [self.polling, self.generation]
 
     def start(self) -> None:
-        for port in self._ports.values():
-            port.start()
+        for provider in self._batching_providers.values():
+            provider.start()
         super().start()
 
     async def stop(self) -> None:
         await super().stop()
-        for port in self._ports.values():
-            await port.stop()
+        for provider in self._batching_providers.values():
+            await provider.stop()
 
-    async def pay(self, arrival: Arrival) -> Accepted:
+    async def create_payout(self, command: CreatePayoutCommand) -> CreatePayoutResult:
         """Stores a payout or finds it; it is under way when this returns. Raises Refused, and then nothing was stored."""
-        self.refuse_overload()
-        return await self._accept.submit(arrival)
+        self.reject_overload()
+        return await self._create_batcher.submit(command)
 
-    async def bring_on(self, item: Item) -> None:
-        if isinstance(item, Payout) and item.state in (PayoutState.CREATED, PayoutState.READY):
-            if not self.execute.knows(item.provider):  # no money is held, nor an attempt begun, for what cannot be sent
-                why = f"the provider {item.provider} is not configured"
-                await self._postponed(Troubled(item, Trouble.HELD_BACK, why, Step.PREPARE, UNCONFIGURED_WAIT))
+    async def advance(self, operation: Operation) -> None:
+        if isinstance(operation, PayoutOperation) and operation.state in (PayoutState.CREATED, PayoutState.READY):
+            if not self.gateway.is_configured(operation.provider):  # no money is held, nor an attempt begun, for what cannot be sent
+                detail = f"the provider {operation.provider} is not configured"
+                await self._reschedule(FailedStep(operation, RetryReason.HELD_BACK, detail, NextAction.PREPARE, UNCONFIGURED_RETRY_SECONDS))
                 return
-            prepared = await self.told(item, self._prepare.submit(item, item.context))
-            if prepared is None or prepared.standing == item.standing:  # the lease was lost: whoever has it goes on
+            prepared_operation = await self.call_downstream(operation, self._hold_batcher.submit(operation, operation.context))
+            if prepared_operation is None or prepared_operation.snapshot == operation.snapshot:  # the lease was lost: whoever has it goes on
                 return
-            item = prepared
-            self._happened(item)
-            if item.state is PayoutState.AWAITING_APPROVAL:
+            operation = prepared_operation
+            self._notify(operation)
+            if operation.state is PayoutState.AWAITING_APPROVAL:
                 return
-        await super().bring_on(item)
+        await super().advance(operation)
 
-    def demand_id(self, subject: str) -> str:
-        collection, _, id_ = subject.partition("/")
-        return payout_demand(id_) if collection == "payouts" else destination_demand(id_)
+    def operation_id(self, resource_name: str) -> str:
+        collection, _, id_ = resource_name.partition("/")
+        return format_payout_operation_id(id_) if collection == "payouts" else format_destination_operation_id(id_)
 
-    def lock_undecided(self, connection: Connection, demand_ids: list[str], others: Sequence[str] = ()) -> set[str]:
-        payouts, ends = demanded(demand_ids)
-        undecided = {destination_demand(id_) for id_ in destinations.lock_undecided(connection, ends)} if ends else set()
-        due.lock(connection, [*demand_ids, *others])
-        return undecided | ({payout_demand(id_) for id_ in store.lock_undecided(connection, payouts)} if payouts else set())
+    def lock_unresolved(self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()) -> set[str]:
+        payout_ids, destination_ids = split_operation_ids(operation_ids)
+        unresolved = (
+            {format_destination_operation_id(id_) for id_ in destinations.lock_unresolved(connection, destination_ids)} if destination_ids else set()
+        )
+        due.lock(connection, [*operation_ids, *other_ids])
+        return unresolved | ({format_payout_operation_id(id_) for id_ in store.lock_unresolved(connection, payout_ids)} if payout_ids else set())
 
-    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Item]:
-        payouts, ends = demanded(tokens)
-        deadline = now + self.lease
-        found = stored_payouts(store.to_do(connection, payouts), tokens, self.settings.environment, deadline) if payouts else []
-        return [*found, *(unverified(destinations.to_do(connection, ends), tokens, deadline) if ends else ())]
+    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Operation]:
+        payout_ids, destination_ids = split_operation_ids(tokens)
+        lease_deadline = now + self.lease_seconds
+        operations = (
+            operations_from_rows(store.load_operations(connection, payout_ids), tokens, self.settings.environment, lease_deadline)
+            if payout_ids
+            else []
+        )
+        return [
+            *operations,
+            *(verifications_from_rows(destinations.load_operations(connection, destination_ids), tokens, lease_deadline) if destination_ids else ()),
+        ]
 
-    async def record(self, item: Item, outcome: object) -> Item:
-        if isinstance(item, Unverified):
-            return await self._verify.submit(Answered(item, outcome), item.context)
-        recorded = await self._record.submit(Answered(item, outcome), item.context)
-        self._happened(recorded)
-        return recorded
+    async def record(self, operation: Operation, outcome: object) -> Operation:
+        if isinstance(operation, DestinationVerification):
+            return await self._verification_batcher.submit(OperationResult(operation, outcome), operation.context)
+        payout = await self._record_batcher.submit(OperationResult(operation, outcome), operation.context)
+        self._notify(payout)
+        return payout
 
-    async def settle(self, item: Item) -> None:
-        if isinstance(item, Payout):
-            self._happened(await self._settle.submit(item, item.context))
+    async def book_operation(self, operation: Operation) -> None:
+        if isinstance(operation, PayoutOperation):
+            self._notify(await self._booking_batcher.submit(operation, operation.context))
 
-    def fail(self, connection: Connection, given_up: Sequence[Troubled[Item]]) -> Mapping[str, Item]:
-        payouts = [one.item for one in given_up if isinstance(one.item, Payout)]
-        unreached = {"failure_reason": PayoutFailure.PROVIDER_UNREACHABLE}
-        return _failed(connection, [(item, Turn(item.standing.after(Happening.GIVEN_UP, **unreached), Cause.GIVEN_UP)) for item in payouts])
+    def fail(self, connection: Connection, failures: Sequence[FailedStep[Operation]]) -> Mapping[str, Operation]:
+        payouts = [failure.operation for failure in failures if isinstance(failure.operation, PayoutOperation)]
+        snapshot_changes = {"failure_reason": PayoutFailure.PROVIDER_UNREACHABLE}
+        return _fail_payouts(
+            connection,
+            [
+                (item, PayoutTransition(item.snapshot.apply(PayoutTrigger.GIVEN_UP, **snapshot_changes), PayoutTransitionReason.GIVEN_UP))
+                for item in payouts
+            ],
+        )
 
-    def close(self, connection: Connection, item: Item, operator: str, reason: str) -> Mapping[str, Item]:
-        if isinstance(item, Payout):
-            after = item.standing.after(Happening.CLOSED, failure_reason=PayoutFailure.CLOSED_BY_OPERATOR)
-            return _failed(connection, [(item, Turn(after, Cause.CLOSED_BY_OPERATOR, operator, reason))])
-        ended = move_destination(DestinationState(item.state), DestinationHappening.CLOSED)
-        move_destinations(connection, [destinations.DestinationMove(item.payout_destination_id, ended)])
+    def close(self, connection: Connection, operation: Operation, operator: str, reason: str) -> Mapping[str, Operation]:
+        if isinstance(operation, PayoutOperation):
+            snapshot = operation.snapshot.apply(PayoutTrigger.CLOSED, failure_reason=PayoutFailure.CLOSED_BY_OPERATOR)
+            return _fail_payouts(connection, [(operation, PayoutTransition(snapshot, PayoutTransitionReason.CLOSED_BY_OPERATOR, operator, reason))])
+        new_state = transition_destination(DestinationState(operation.state), DestinationTrigger.CLOSED)
+        transition_destinations(connection, [destinations.DestinationTransitionRow(operation.payout_destination_id, new_state)])
         return {}
 
-    def failed(self, item: Item, made: Mapping[str, Item]) -> None:
-        moved = made.get(item.demand_id)
-        if isinstance(moved, Payout):
-            self._happened(moved)
-            self.take(moved)  # its hold is to be released
+    def after_failure(self, operation: Operation, result: Mapping[str, Operation]) -> None:
+        payout = result.get(operation.operation_id)
+        if isinstance(payout, PayoutOperation):
+            self._notify(payout)
+            self.start_operation(payout)  # its hold is to be released
 
-    def _happened(self, item: Payout) -> None:
-        self.changes.happened(item.payout_id, rest=True)
+    def _notify(self, item: PayoutOperation) -> None:
+        self.notifier.notify(item.payout_id, has_result=True)
 
 
-def _failed(connection: Connection, ends: Sequence[tuple[Payout, Turn]]) -> Mapping[str, Item]:
-    moved = move_payouts(connection, [Move(item, (turn,)) for item, turn in ends])
-    return {one.demand_id: one for one in moved.values()}
+def _fail_payouts(connection: Connection, failures: Sequence[tuple[PayoutOperation, PayoutTransition]]) -> Mapping[str, Operation]:
+    payouts = transition_payouts(connection, [PayoutChange(item, (transition,)) for item, transition in failures])
+    return {payout.operation_id: payout for payout in payouts.values()}

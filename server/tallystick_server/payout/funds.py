@@ -9,48 +9,48 @@ from typing import Any
 
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import MAX_BALANCE, parse_amount
-from tallystick_core.payable import Funds
-from tallystick_server.runtime.peers import Peers
+from tallystick_core.payable import WalletBalance
+from tallystick_server.runtime.peers import ServiceClient
 
-_PAGE = 200
-_AT_ONCE = 50
+_PAGE_SIZE = 200
+_MAX_CONCURRENT_CALLS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class WalletPage:
     """Wallets in one currency, and where to go on reading; "": that was all."""
 
-    funds: Mapping[str, Funds]
+    balances: Mapping[str, WalletBalance]
     """By seller."""
-    place: str
+    cursor: str
 
 
-class Funding:
+class WalletReader:
     """Reads wallets. What it says may be old at once: only a hold makes sure of money."""
 
-    def __init__(self, peers: Peers, wallet_address: str) -> None:
-        self._peers = peers
-        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
-        self._room = asyncio.Semaphore(_AT_ONCE)
+    def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
+        self._service_client = service_client
+        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
-    async def of(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Funds]:
+    async def read_balances(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], WalletBalance]:
         """What the wallets of each (seller, currency) hold; those that do not exist are missing. Raises DEPENDENCY_UNAVAILABLE."""
-        pages = await asyncio.gather(*(self._read(seller, currency, "", 1) for seller, currency in keys))
-        return {key: page.funds[key[0]] for key, page in zip(keys, pages, strict=True) if key[0] in page.funds}
+        pages = await asyncio.gather(*(self._list_wallets(seller, currency, "", 1) for seller, currency in keys))
+        return {key: page.balances[key[0]] for key, page in zip(keys, pages, strict=True) if key[0] in page.balances}
 
-    async def page(self, currency: str, place: str) -> Page:
+    async def read_page(self, currency: str, cursor: str) -> WalletPage:
         """The next wallets in a currency, by seller. Raises DEPENDENCY_UNAVAILABLE."""
-        return await self._read("", currency, place, _PAGE)
+        return await self._list_wallets("", currency, cursor, _PAGE_SIZE)
 
-    async def _read(self, seller: str, currency: str, place: str, size: int) -> Page:
-        request = wallet_service_pb2.ListWalletsRequest(seller_account=seller, currency=currency, page_size=size, page_token=place)
-        async with self._room:
-            answer = await self._peers.ask(self._wallet.ListWallets, request)
-        return Page({wallet.seller_account: _funds(wallet) for wallet in answer.wallets}, answer.next_page_token)
+    async def _list_wallets(self, seller: str, currency: str, cursor: str, page_size: int) -> WalletPage:
+        request = wallet_service_pb2.ListWalletsRequest(seller_account=seller, currency=currency, page_size=page_size, page_token=cursor)
+        async with self._semaphore:
+            response = await self._service_client.call_or_unavailable(self._wallet.ListWallets, request)
+        return WalletPage({wallet.seller_account: _to_balance(wallet) for wallet in response.wallets}, response.next_page_token)
 
 
-def _funds(wallet: wallet_pb2.Wallet) -> Funds:
-    def units(text: str) -> int:
-        return parse_amount(text, wallet.currency, least=0, most=MAX_BALANCE)
+def _to_balance(wallet: wallet_pb2.Wallet) -> WalletBalance:
+    def parse_part(text: str) -> int:
+        return parse_amount(text, wallet.currency, min_amount=0, max_amount=MAX_BALANCE)
 
-    return Funds(units(wallet.pending), units(wallet.available), units(wallet.held), units(wallet.owed), wallet.frozen)
+    return WalletBalance(parse_part(wallet.pending), parse_part(wallet.available), parse_part(wallet.held), parse_part(wallet.owed), wallet.frozen)

@@ -8,57 +8,59 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.payable import Destination, DestinationState, Terms
+from tallystick_core.payable import DestinationReadiness, DestinationState, PayoutTerms
 from tallystick_core.payout import NewPayout
-from tallystick_core.refusal import Reason, Refused, not_found
+from tallystick_core.refusal import ApiError, ErrorReason, not_found_error
 from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import schedule as schedules
 
 
 @dataclass(frozen=True, slots=True)
-class Grounds:
+class PayoutContext:
     """By (seller, currency) the schedules that hold and the current destinations, and by id the destinations that are named."""
 
     schedules: Mapping[tuple[str, str], Row[Any]]
-    current: Mapping[tuple[str, str], Row[Any]]
-    named: Mapping[str, Row[Any]]
+    current_destinations: Mapping[tuple[str, str], Row[Any]]
+    requested_destinations: Mapping[str, Row[Any]]
 
     @classmethod
-    def read(cls, connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str], destination_ids: Sequence[str]) -> Grounds:
+    def read(
+        cls, connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str], destination_ids: Sequence[str]
+    ) -> PayoutContext:
         """`owners`: by seller, those that belong to somebody."""
-        named = destinations.named(connection, destination_ids) if destination_ids else {}
-        return cls(schedules.holding(connection, keys), destinations.current(connection, keys, owners), named)
+        requested_rows = destinations.find_with_readiness(connection, destination_ids) if destination_ids else {}
+        return cls(schedules.find_effective_schedules(connection, keys), destinations.find_current(connection, keys, owners), requested_rows)
 
-    def terms(self, key: tuple[str, str]) -> Terms:
+    def terms(self, key: tuple[str, str]) -> PayoutTerms:
         """On what terms a seller is paid."""
         row = self.schedules.get(key)
-        return Terms() if row is None else Terms(row.minimum_amount, row.fee, row.reserve)
+        return PayoutTerms() if row is None else PayoutTerms(row.minimum_amount, row.fee, row.reserve)
 
-    def destination(self, payout: NewPayout, owner: str) -> Row[Any] | None:
+    def find_destination(self, payout: NewPayout, owner: str) -> Row[Any] | None:
         """Where it is to be paid, a destination of the seller's owner. Raises NOT_FOUND, FIELD_INVALID for one that is named and cannot be it."""
         if not payout.payout_destination_id:
-            return self.current.get((payout.seller_account, payout.currency))
-        row = self.named.get(payout.payout_destination_id)
+            return self.current_destinations.get((payout.seller_account, payout.currency))
+        row = self.requested_destinations.get(payout.payout_destination_id)
         if row is None or row.owner != owner:
-            raise not_found("payout destination", payout.payout_destination_id, "payout_destination_id")
+            raise not_found_error("payout destination", payout.payout_destination_id, "payout_destination_id")
         if (row.seller_account, row.currency) != (payout.seller_account, payout.currency):
             message = "payout_destination_id must be a destination of the seller in this currency."
-            raise Refused(Reason.FIELD_INVALID, message, field="payout_destination_id")
+            raise ApiError(ErrorReason.FIELD_INVALID, message, field="payout_destination_id")
         return row
 
 
-def place_of(destination: Row[Any] | None) -> Destination | None:
+def readiness_of(destination: Row[Any] | None) -> DestinationReadiness | None:
     """A destination as the rules know it."""
     return (
         None
         if destination is None
-        else Destination(DestinationState(destination.state), waits=destination.waits, awaits_approval=destination.awaits_approval)
+        else DestinationReadiness(DestinationState(destination.state), in_cooldown=destination.waits, awaits_approval=destination.awaits_approval)
     )
 
 
-def owner_of_seller(seller_account: str, owner: str, owners: Mapping[str, str]) -> str:
+def require_seller_owner(seller_account: str, owner: str, owners: Mapping[str, str]) -> str:
     """Whom a seller belongs to, if that is the owner that names it; "": whoever it is. Raises NOT_FOUND for another's, and for nobody's."""
-    found = owners.get(seller_account, "")
-    if not found or owner not in ("", found):
-        raise not_found("seller", seller_account)
-    return found
+    seller_owner = owners.get(seller_account, "")
+    if not seller_owner or owner not in ("", seller_owner):
+        raise not_found_error("seller", seller_account)
+    return seller_owner

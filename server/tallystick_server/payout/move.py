@@ -10,81 +10,92 @@ from sqlalchemy import Connection
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_server.payout import encode, events
-from tallystick_server.payout.payout import Payout
-from tallystick_server.payout.standing import Standing, Turn
-from tallystick_server.runtime.relay import telling
+from tallystick_server.payout.payout import PayoutOperation
+from tallystick_server.payout.standing import PayoutSnapshot, PayoutTransition
+from tallystick_server.runtime.relay import record_events
 from tallystick_storage.payout import payouts as store
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """A move of a payout, in one turn or several. `fact`: it happens whoever holds the lease; the rest as in `store.PayoutMove`."""
+class PayoutChange:
+    """A move of a payout, in one turn or several. `ignores_lease`: it happens whoever holds the lease; the rest as in `store.PayoutUpdateRow`."""
 
-    item: Payout
-    turns: tuple[Turn, ...]
-    fact: bool = False
+    item: PayoutOperation
+    transitions: tuple[PayoutTransition, ...]
+    ignores_lease: bool = False
     waits: bool = False
     watch_after: float | None = None
 
     @property
-    def to(self) -> Standing:
-        return self.turns[-1].standing
+    def snapshot(self) -> PayoutSnapshot:
+        return self.transitions[-1].snapshot
 
 
-def move_payouts(connection: Connection, moves: Sequence[Move]) -> dict[str, Payout]:
+def transition_payouts(connection: Connection, changes: Sequence[PayoutChange]) -> dict[str, PayoutOperation]:
     """Moves payouts, as far as their leases and versions still hold; those that moved, as they stand now, by payout id."""
-    if not moves:
+    if not changes:
         return {}
-    rows = store.move(connection, [_to_store(one) for one in moves], [step for one in moves for step in _steps(one)])
-    moved = {}
-    with telling(connection, rows.values()) as told:
-        for one in moves:
-            row = rows.get(one.item.payout_id)
+    rows = store.transition(
+        connection, [_to_row(change) for change in changes], [transition_row for change in changes for transition_row in _transition_rows(change)]
+    )
+    payouts = {}
+    with record_events(connection, rows.values()) as event_batch:
+        for change in changes:
+            row = rows.get(change.item.payout_id)
             if row is None:
                 continue
-            message = one.item.message
-            for turn in one.turns:
-                message = _after(message, turn.standing, row.update_time)
-                events.payout_changed(told, message, one.item.traceparent)
-            begun = one.to.attempt_count > one.item.standing.attempt_count  # before that nothing can have been sent
-            sent = one.item.maybe_sent and not begun
+            message = change.item.message
+            for transition in change.transitions:
+                message = _with_snapshot(message, transition.snapshot, row.update_time)
+                events.add_payout_changed(event_batch, message, change.item.traceparent)
+            begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count  # before that nothing can have been sent
+            maybe_sent = change.item.maybe_sent and not begins_attempt
             # what has moved was not tried in vain
-            moved[one.item.payout_id] = replace(one.item, standing=one.to, message=message, tries={}, maybe_sent=sent)
-    return moved
+            payouts[change.item.payout_id] = replace(change.item, snapshot=change.snapshot, message=message, tries={}, maybe_sent=maybe_sent)
+    return payouts
 
 
-def _after(before: payout_pb2.Payout, standing: Standing, updated: datetime) -> payout_pb2.Payout:
+def _with_snapshot(previous_message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime) -> payout_pb2.Payout:
     message = payout_pb2.Payout()
-    message.CopyFrom(before)
-    encode.stand(message, standing, updated)
+    message.CopyFrom(previous_message)
+    encode.apply_snapshot(message, snapshot, update_time)
     return message
 
 
-def _to_store(one: Move) -> store.PayoutMove:
-    item, to = one.item, one.to
-    return store.PayoutMove(
+def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
+    item, snapshot = change.item, change.snapshot
+    return store.PayoutUpdateRow(
         payout_id=item.payout_id,
-        lease_token=None if one.fact else item.lease_token,
+        lease_token=None if change.ignores_lease else item.lease_token,
         reported_under=item.lease_token,
-        from_version=item.standing.version,
-        version=to.version,
-        state=to.state,
-        settled=to.settled,
-        failure_reason=to.failure_reason,
-        decline_code=to.decline_code,
-        provider_reference=to.provider_reference,
-        attempt_count=to.attempt_count,
-        paid_amount=to.paid_amount,
-        returned_amount=to.returned_amount,
-        provider_key=item.provider_key if to.attempt_count > item.standing.attempt_count else "",
-        waits=one.waits,
-        watch_after=one.watch_after,
+        from_version=item.snapshot.version,
+        version=snapshot.version,
+        state=snapshot.state,
+        settled=snapshot.settled,
+        failure_reason=snapshot.failure_reason,
+        decline_code=snapshot.decline_code,
+        provider_reference=snapshot.provider_reference,
+        attempt_count=snapshot.attempt_count,
+        paid_amount=snapshot.paid_amount,
+        returned_amount=snapshot.returned_amount,
+        provider_key=item.provider_key if snapshot.attempt_count > item.snapshot.attempt_count else "",
+        waits=change.waits,
+        watch_after=change.watch_after,
     )
 
 
-def _steps(one: Move) -> Iterator[store.Step]:
-    before = one.item.standing.state
-    for turn in one.turns:
-        after = turn.standing
-        yield store.Step(one.item.payout_id, after.version, before, after.state, turn.cause, after.settled, turn.actor, turn.reason)
-        before = after.state
+def _transition_rows(change: PayoutChange) -> Iterator[store.PayoutTransitionRow]:
+    from_state = change.item.snapshot.state
+    for transition in change.transitions:
+        snapshot = transition.snapshot
+        yield store.PayoutTransitionRow(
+            change.item.payout_id,
+            snapshot.version,
+            from_state,
+            snapshot.state,
+            transition.cause,
+            snapshot.settled,
+            transition.actor,
+            transition.reason,
+        )
+        from_state = snapshot.state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_server.payout import acknowledge, encode
-from tallystick_server.payout.flow import PayOut
+from tallystick_server.payout.flow import PayoutWorker
 from tallystick_server.runtime import dead_letters, operator
 from tallystick_server.runtime.door import Call
 from tallystick_storage.database import Database
@@ -12,28 +12,28 @@ from tallystick_storage.payout import destination as destinations
 from tallystick_storage.payout import reads as store
 
 
-class OperatorHandlers(operator.OperatorHandlers):
+class PayoutOperatorHandlers(operator.OperatorHandlers):
     """Handlers only decode, await and encode."""
 
-    def __init__(self, database: Database, flow: PayOut) -> None:
-        super().__init__(database, flow.dead_letters, pb)
-        self._flow = flow
+    def __init__(self, database: Database, worker: PayoutWorker) -> None:
+        super().__init__(database, worker.dead_letters, pb)
+        self._worker = worker
 
     async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, _call: Call) -> pb.GetDeadLetterResponse:
-        row = await self._letters.find(operator.parse_dead_letter_id(request.dead_letter_id))
+        row = await self._dead_letters.find(operator.parse_dead_letter_id(request.dead_letter_id))
         collection, _, id_ = row.subject.partition("/")
-        answer = pb.GetDeadLetterResponse(dead_letter=dead_letters.message(row))
+        response = pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row))
         if collection == "payouts":
-            payouts = await self._database.read(lambda connection: store.shown(connection, [id_]))
-            answer.payout.CopyFrom(encode.shown_payout(payouts[id_]))
+            payouts = await self._database.read(lambda connection: store.load_payouts(connection, [id_]))
+            response.payout.CopyFrom(encode.payout_with_schedule(payouts[id_]))
         else:
-            found = await self._database.read(lambda connection: destinations.find(connection, [id_]))
-            answer.payout_destination.CopyFrom(encode.destination(found[id_]))
-        return answer
+            rows = await self._database.read(lambda connection: destinations.find(connection, [id_]))
+            response.payout_destination.CopyFrom(encode.destination(rows[id_]))
+        return response
 
     async def AcknowledgePayout(self, request: pb.AcknowledgePayoutRequest, call: Call) -> pb.AcknowledgePayoutResponse:
-        what = acknowledge.decode(request, call.caller.name)
-        if not await acknowledge.acknowledge(self._database, what):
-            call.replayed()
-        payouts = await self._database.read(lambda connection: store.shown(connection, [what.payout_id]), changed=True)
-        return pb.AcknowledgePayoutResponse(payout=encode.shown_payout(payouts[what.payout_id]))
+        acknowledgement = acknowledge.decode(request, call.caller.name)
+        if not await acknowledge.acknowledge(self._database, acknowledgement):
+            call.mark_replayed()
+        payouts = await self._database.read(lambda connection: store.load_payouts(connection, [acknowledgement.payout_id]), changed=True)
+        return pb.AcknowledgePayoutResponse(payout=encode.payout_with_schedule(payouts[acknowledgement.payout_id]))

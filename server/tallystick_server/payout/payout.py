@@ -10,26 +10,26 @@ from typing import Any
 from sqlalchemy import Row
 
 from tallystick.payout.v1 import payout_pb2
-from tallystick_core.payout import AT_REST, PayoutState, payout_demand
-from tallystick_core.provider import FailureReason, PayoutDemand, PayoutFound, provider_key
-from tallystick_core.recovery import Step
+from tallystick_core.payout import TERMINAL_STATES, PayoutState, format_payout_operation_id
+from tallystick_core.provider import FailureReason, PayoutLookupOutcome, PayoutRequest, format_provider_key
+from tallystick_core.recovery import NextAction
 from tallystick_server.payout import encode
-from tallystick_server.payout.standing import Standing, stands
-from tallystick_server.payout.submit import Port
-from tallystick_server.runtime.demand import InHand, stored_tries
-from tallystick_server.runtime.telemetry import SpanContext, context_of
+from tallystick_server.payout.standing import PayoutSnapshot, snapshot_of
+from tallystick_server.payout.submit import BatchingPayoutProvider
+from tallystick_server.runtime.demand import LeasedOperation, parse_tries
+from tallystick_server.runtime.telemetry import SpanContext, parse_traceparent
 from tallystick_storage.payout import payouts as store
 
 # What accept stores of a new payout, and what this process therefore knows without reading it back.
-FIRST_TOKEN = 1
-ATTEMPT = 1
+FIRST_LEASE_TOKEN = 1
+ATTEMPT_NUMBER = 1
 """A payout is demanded once, under one key: after FAILED the caller makes a new one."""
 
-_PREPARED = frozenset({PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY})
+_BEFORE_SUBMISSION = frozenset({PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Payout(InHand):
+class PayoutOperation(LeasedOperation):
     """One payment to a seller's bank. Amounts in minor units; `message` is what was last told of it."""
 
     payout_id: str
@@ -40,66 +40,68 @@ class Payout(InHand):
     currency: str
     payout_destination_id: str
     bank_account_token: str
-    standing: Standing
+    snapshot: PayoutSnapshot
     message: payout_pb2.Payout
 
     @property
-    def subject(self) -> str:
+    def resource_name(self) -> str:
         return f"payouts/{self.payout_id}"
 
     @property
     def state(self) -> PayoutState:
-        return self.standing.state
+        return self.snapshot.state
 
     @property
     def net_amount(self) -> int:
         return self.amount - self.fee
 
     @property
-    def to_settle(self) -> bool:
-        return self.state in AT_REST and not self.standing.settled
+    def needs_booking(self) -> bool:
+        return self.state in TERMINAL_STATES and not self.snapshot.settled
 
     @property
     def phase(self) -> str:
-        return self.state if self.waits else ""
+        return self.state if self.awaits_provider else ""
 
     @property
-    def waits(self) -> bool:
+    def awaits_provider(self) -> bool:
         return self.state in (PayoutState.SUBMITTED, PayoutState.IN_TRANSIT)
 
-    def ending(self, now: float) -> FailureReason | None:
+    def failure_if_not_sent(self, now: float) -> FailureReason | None:
         return None
 
-    def step(self, now: float, key_window: float, lease: float) -> Step:
-        if self.state in _PREPARED:
-            return Step.PREPARE
-        if self.state in AT_REST:
-            return Step.SETTLE
-        sends = self.state is PayoutState.SUBMITTING and not self.looking and self.key_honoured(key_window, lease)
-        return Step.SEND if sends else Step.LOOK_UP
+    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
+        if self.state in _BEFORE_SUBMISSION:
+            return NextAction.PREPARE
+        if self.state in TERMINAL_STATES:
+            return NextAction.SETTLE
+        may_send = self.state is PayoutState.SUBMITTING and not self.lookup_only and self.is_key_honored(key_window_seconds, lease_seconds)
+        return NextAction.SEND if may_send else NextAction.LOOK_UP
 
-    def demand(self) -> PayoutDemand:
+    def to_request(self) -> PayoutRequest:
         """What the provider is asked."""
-        return PayoutDemand(self.provider_key, self.payout_id, self.net_amount, self.currency, self.bank_account_token)
+        return PayoutRequest(self.provider_key, self.payout_id, self.net_amount, self.currency, self.bank_account_token)
 
-    def ask(self, provider: Port, step: Step) -> Awaitable[PayoutFound]:
-        return provider.send(self.demand()) if step is Step.SEND else provider.look_up(self.demand())
+    def call_provider(self, provider: BatchingPayoutProvider, action: NextAction) -> Awaitable[PayoutLookupOutcome]:
+        return provider.send(self.to_request()) if action is NextAction.SEND else provider.look_up(self.to_request())
 
-    def as_stored(self, row: Row[Any]) -> Payout:
+    def updated_from(self, row: Row[Any]) -> PayoutOperation:
         """The same payout as it stands in a row."""
-        return replace(self, standing=stands(row), message=encode.payout(row))
+        return replace(self, snapshot=snapshot_of(row), message=encode.payout(row))
 
 
-def new_payout(new: store.NewPayout, row: Row[Any], bank_account_token: str, environment: str, deadline: float, context: SpanContext) -> Payout:
+def build_operation(
+    new: store.NewPayoutRow, row: Row[Any], bank_account_token: str, environment: str, lease_deadline: float, context: SpanContext
+) -> PayoutOperation:
     """A payout that was accepted just now, leased to this process."""
-    return Payout(
-        demand_id=payout_demand(new.payout_id),
+    return PayoutOperation(
+        operation_id=format_payout_operation_id(new.payout_id),
         caller=new.caller,
-        number=ATTEMPT,
+        attempt_number=ATTEMPT_NUMBER,
         provider=new.provider,
-        provider_key=provider_key(environment, payout_demand(new.payout_id), ATTEMPT),
-        lease_token=FIRST_TOKEN,
-        lease_deadline=deadline,
+        provider_key=format_provider_key(environment, format_payout_operation_id(new.payout_id), ATTEMPT_NUMBER),
+        lease_token=FIRST_LEASE_TOKEN,
+        lease_deadline=lease_deadline,
         traceparent=new.traceparent,
         context=context,
         payout_id=new.payout_id,
@@ -110,28 +112,28 @@ def new_payout(new: store.NewPayout, row: Row[Any], bank_account_token: str, env
         currency=new.currency,
         payout_destination_id=new.payout_destination_id,
         bank_account_token=bank_account_token,
-        standing=Standing(),
+        snapshot=PayoutSnapshot(),
         message=encode.new_payout(new, row.create_time),
     )
 
 
-def stored_payouts(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environment: str, deadline: float = inf) -> list[Payout]:
-    """Payouts out of the database, claimed under `tokens` until `deadline` (the loop's time); without a token only to look at."""
+def operations_from_rows(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environment: str, lease_deadline: float = inf) -> list[PayoutOperation]:
+    """Payouts out of the database, claimed under `tokens` until `lease_deadline` (the loop's time); without a token only to look at."""
     return [
-        Payout(
-            demand_id=payout_demand(row.payout_id),
+        PayoutOperation(
+            operation_id=format_payout_operation_id(row.payout_id),
             caller=row.caller,
-            number=ATTEMPT,
+            attempt_number=ATTEMPT_NUMBER,
             provider=row.provider,
-            provider_key=row.provider_key or provider_key(environment, payout_demand(row.payout_id), ATTEMPT),
-            lease_token=tokens.get(payout_demand(row.payout_id), 0),
-            lease_deadline=deadline,
+            provider_key=row.provider_key or format_provider_key(environment, format_payout_operation_id(row.payout_id), ATTEMPT_NUMBER),
+            lease_token=tokens.get(format_payout_operation_id(row.payout_id), 0),
+            lease_deadline=lease_deadline,
             traceparent=row.traceparent,
-            context=context_of(row.traceparent),
-            age=float(row.age or 0.0),
+            context=parse_traceparent(row.traceparent),
+            age_seconds=float(row.age or 0.0),
             maybe_sent=bool(row.maybe_sent),
-            looking=bool(row.looking),
-            tries=stored_tries(row.tries),
+            lookup_only=bool(row.looking),
+            tries=parse_tries(row.tries),
             payout_id=row.payout_id,
             seller_account=row.seller_account,
             amount=row.amount,
@@ -140,7 +142,7 @@ def stored_payouts(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environm
             currency=row.currency,
             payout_destination_id=row.payout_destination_id,
             bank_account_token=row.bank_account_token,
-            standing=stands(row),
+            snapshot=snapshot_of(row),
             message=encode.payout(row),
         )
         for row in rows

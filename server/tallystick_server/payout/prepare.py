@@ -9,55 +9,68 @@ from sqlalchemy import Connection
 
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.money import format_amount
-from tallystick_core.payable import ENDED, DestinationState
-from tallystick_core.payout import UNSENT, Cause, Happening, PayoutState, hold_failure, needs_approval, payout_hold_id
+from tallystick_core.payable import TERMINAL_DESTINATION_STATES, DestinationState
+from tallystick_core.payout import (
+    NOT_SENT,
+    PayoutState,
+    PayoutTransitionReason,
+    PayoutTrigger,
+    classify_hold_failure,
+    format_payout_hold_id,
+    needs_approval,
+)
 from tallystick_core.provider import PayoutFailure
-from tallystick_core.refusal import Refused
-from tallystick_server.payout.move import Move, move_payouts
-from tallystick_server.payout.payout import Payout
-from tallystick_server.payout.standing import Turn
-from tallystick_server.runtime.flow import SettlingRefused
-from tallystick_server.runtime.items import refusals
-from tallystick_server.runtime.peers import Peers
-from tallystick_server.runtime.stage import by_halves
+from tallystick_core.refusal import ApiError
+from tallystick_server.payout.move import PayoutChange, transition_payouts
+from tallystick_server.payout.payout import PayoutOperation
+from tallystick_server.payout.standing import PayoutTransition
+from tallystick_server.runtime.flow import BookingRejected
+from tallystick_server.runtime.items import errors_by_key
+from tallystick_server.runtime.peers import ServiceClient
+from tallystick_server.runtime.stage import bisect_on_error
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destination as destinations
 
 
-class Prepare:
-    """The prepare stage's work. `thresholds`: by currency, the amount above which a payout needs a second person, in minor units."""
+class HoldPlacer:
+    """The prepare stage's work. `approval_thresholds`: by currency, the amount above which a payout needs a second person, in minor units."""
 
-    def __init__(self, database: Database, peers: Peers, wallet_address: str, thresholds: Mapping[str, int]) -> None:
+    def __init__(self, database: Database, service_client: ServiceClient, wallet_address: str, approval_thresholds: Mapping[str, int]) -> None:
         self._database = database
-        self._peers = peers
-        self._wallet: Any = peers.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
-        self._thresholds = thresholds
+        self._service_client = service_client
+        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._approval_thresholds = approval_thresholds
 
-    async def run(self, items: Sequence[Payout]) -> Sequence[Payout | Exception]:
-        """Each payout as it stands after it, or SettlingRefused. Raises DEPENDENCY_UNAVAILABLE for all of them."""
-        return await by_halves(self._prepare, items)
+    async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
+        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for all of them."""
+        return await bisect_on_error(self._place_holds, items)
 
-    async def _prepare(self, items: Sequence[Payout]) -> Sequence[Payout | Exception]:
-        refusals = await self._hold([item for item in items if item.state is PayoutState.CREATED])
-        failures = {payout_id: hold_failure(refused.reason) for payout_id, refused in refusals.items()}
-        ours = {id_: SettlingRefused(f"the hold of {id_}: {refusals[id_].message}") for id_, failure in failures.items() if failure is None}
-        able = [item for item in items if item.payout_id not in ours]
+    async def _place_holds(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
+        rejections = await self._request_holds([item for item in items if item.state is PayoutState.CREATED])
+        failures = {payout_id: classify_hold_failure(error.reason) for payout_id, error in rejections.items()}
+        booking_errors = {
+            id_: BookingRejected(f"the hold of {id_}: {rejections[id_].message}") for id_, failure in failures.items() if failure is None
+        }
+        eligible_items = [item for item in items if item.payout_id not in booking_errors]
 
-        def prepare(connection: Connection) -> dict[str, Payout]:
-            states = destinations.states(connection, sorted({item.payout_destination_id for item in able}))
-            moves = [prepared(item, failures.get(item.payout_id), states[item.payout_destination_id], self._thresholds) for item in able]
-            return move_payouts(connection, moves)
+        def apply_results(connection: Connection) -> dict[str, PayoutOperation]:
+            states = destinations.lock_states(connection, sorted({item.payout_destination_id for item in eligible_items}))
+            changes = [
+                plan_change(item, failures.get(item.payout_id), states[item.payout_destination_id], self._approval_thresholds)
+                for item in eligible_items
+            ]
+            return transition_payouts(connection, changes)
 
-        moved = await self._database.transact(prepare) if able else {}
-        return [ours.get(item.payout_id) or moved.get(item.payout_id, item) for item in items]
+        payouts = await self._database.transact(apply_results) if eligible_items else {}
+        return [booking_errors.get(item.payout_id) or payouts.get(item.payout_id, item) for item in items]
 
-    async def _hold(self, items: Sequence[Payout]) -> dict[str, Refused]:
+    async def _request_holds(self, items: Sequence[PayoutOperation]) -> dict[str, ApiError]:
         """Places the holds; what the wallet refused, by payout id."""
         if not items:
             return {}
         holds = [
             wallet_service_pb2.NewHold(
-                hold_id=payout_hold_id(item.payout_id),
+                hold_id=format_payout_hold_id(item.payout_id),
                 caller=item.caller,
                 seller_account=item.seller_account,
                 amount=format_amount(item.amount, item.currency),
@@ -67,27 +80,33 @@ class Prepare:
             )
             for item in items
         ]
-        answer = await self._peers.call(self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
-        return refusals([item.payout_id for item in items], answer.results)
+        response = await self._service_client.call(self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
+        return errors_by_key([item.payout_id for item in items], response.results)
 
 
-def prepared(item: Payout, failure: PayoutFailure | None, destination: DestinationState, thresholds: Mapping[str, int]) -> Move:
+def plan_change(
+    item: PayoutOperation, failure: PayoutFailure | None, destination_state: DestinationState, approval_thresholds: Mapping[str, int]
+) -> PayoutChange:
     """What becomes of a payout that is CREATED, with the wallet's verdict, or READY: an attempt, committed before it is sent, if its way is free."""
-    turns: list[Turn] = []
-    standing = item.standing
-    if standing.state is PayoutState.CREATED:
-        turns.append(_held(item, failure, thresholds))
-        standing = turns[-1].standing
-    if standing.state in UNSENT and destination in ENDED:  # it can be paid nowhere any more
-        turns.append(Turn(standing.after(Happening.DESTINATION_ENDED), Cause.DESTINATION_ENDED))
-    elif standing.state is PayoutState.READY:
-        turns.append(Turn(standing.after(Happening.SENDING, attempt_count=standing.attempt_count + 1), Cause.SENDING))
-    return Move(item, tuple(turns), waits=turns[-1].standing.state is PayoutState.AWAITING_APPROVAL)
+    transitions: list[PayoutTransition] = []
+    snapshot = item.snapshot
+    if snapshot.state is PayoutState.CREATED:
+        transitions.append(_hold_transition(item, failure, approval_thresholds))
+        snapshot = transitions[-1].snapshot
+    if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:  # it can be paid nowhere any more
+        transitions.append(PayoutTransition(snapshot.apply(PayoutTrigger.DESTINATION_ENDED), PayoutTransitionReason.DESTINATION_ENDED))
+    elif snapshot.state is PayoutState.READY:
+        transitions.append(
+            PayoutTransition(snapshot.apply(PayoutTrigger.SENDING, attempt_count=snapshot.attempt_count + 1), PayoutTransitionReason.SENDING)
+        )
+    return PayoutChange(item, tuple(transitions), waits=transitions[-1].snapshot.state is PayoutState.AWAITING_APPROVAL)
 
 
-def _held(item: Payout, failure: PayoutFailure | None, thresholds: Mapping[str, int]) -> Turn:
+def _hold_transition(item: PayoutOperation, failure: PayoutFailure | None, approval_thresholds: Mapping[str, int]) -> PayoutTransition:
     """What the wallet's verdict makes of a payout."""
     if failure is not None:
-        return Turn(item.standing.after(Happening.HOLD_REFUSED, failure_reason=failure), Cause.HOLD_REFUSED)
-    approval = needs_approval(item.amount, item.currency, thresholds)
-    return Turn(item.standing.after(Happening.HELD_FOR_APPROVAL if approval else Happening.FUNDS_HELD), Cause.FUNDS_HELD)
+        return PayoutTransition(item.snapshot.apply(PayoutTrigger.HOLD_REFUSED, failure_reason=failure), PayoutTransitionReason.HOLD_REFUSED)
+    approval_required = needs_approval(item.amount, item.currency, approval_thresholds)
+    return PayoutTransition(
+        item.snapshot.apply(PayoutTrigger.HELD_FOR_APPROVAL if approval_required else PayoutTrigger.FUNDS_HELD), PayoutTransitionReason.FUNDS_HELD
+    )

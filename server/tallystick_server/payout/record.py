@@ -11,18 +11,18 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.payable import DestinationHappening, account_refused
-from tallystick_core.payout import HAPPENINGS, Cause, Happening, payout_demand
+from tallystick_core.payable import DestinationTrigger, is_account_rejected
+from tallystick_core.payout import TRIGGERS, PayoutTransitionReason, PayoutTrigger, format_payout_operation_id
 from tallystick_core.provider import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
-from tallystick_core.recovery import MOST_OPEN_REPORTS
-from tallystick_core.transfer import Known, Transfer, Verdict, cause_of, judge
+from tallystick_core.recovery import MAX_OPEN_REPORTS
+from tallystick_core.transfer import OutcomeEffect, PayoutRecord, Transfer, apply_outcome, posting_id
 from tallystick_server.payout.destination import end_destinations
-from tallystick_server.payout.move import Move, move_payouts
-from tallystick_server.payout.payout import Payout
-from tallystick_server.payout.standing import Turn, transfer_of
-from tallystick_server.runtime.dead_letters import go_on
-from tallystick_server.runtime.demand import Answered, to_store
-from tallystick_server.runtime.stage import by_halves
+from tallystick_server.payout.move import PayoutChange, transition_payouts
+from tallystick_server.payout.payout import PayoutOperation
+from tallystick_server.payout.standing import PayoutTransition, transfer_of
+from tallystick_server.runtime.dead_letters import resolve_and_requeue
+from tallystick_server.runtime.demand import OperationResult, attempt_result
+from tallystick_server.runtime.stage import bisect_on_error
 from tallystick_storage import due
 from tallystick_storage.database import Database
 from tallystick_storage.payout import acknowledgement
@@ -30,169 +30,183 @@ from tallystick_storage.payout import payouts as store
 from tallystick_storage.payout import transfer as transfers
 from tallystick_storage.payout.acknowledgement import NewReport
 
-_CAUSES = {Happening.STRAY: Cause.STRAY_TRANSFER}
-_LONGEST_REPORT = 255
-_ANOTHERS = ", which is the transfer of another payout"
+_TRANSITION_REASONS = {PayoutTrigger.STRAY: PayoutTransitionReason.STRAY_TRANSFER}
+_MAX_REPORT_LENGTH = 255
+_MISDIRECTED_SUFFIX = ", which is the transfer of another payout"
 
 
-class Record:
+class PayoutOutcomeRecorder:
     """The record stage's work. An answer is a fact: it is judged by what is on disk, locked, and counts whoever brings it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, items: Sequence[Answered[Payout, PayoutOutcome]]) -> Sequence[Payout | Exception]:
+    async def run(self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]) -> Sequence[PayoutOperation | Exception]:
         """Each payout as it stands after the answers."""
-        return await by_halves(self._record, items)
+        return await bisect_on_error(self._record_outcomes, results)
 
-    async def _record(self, items: Sequence[Answered[Payout, PayoutOutcome]]) -> Sequence[Payout | Exception]:
-        ids = sorted({item.item.payout_id for item in items})
-        refused = sorted({item.item.payout_destination_id for item in items if account_refused(item.outcome)})
+    async def _record_outcomes(self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]) -> Sequence[PayoutOperation | Exception]:
+        ids = sorted({result.operation.payout_id for result in results})
+        rejected_destination_ids = sorted({result.operation.payout_destination_id for result in results if is_account_rejected(result.outcome)})
 
-        def record(connection: Connection) -> dict[str, Payout]:
-            due.record_answers(connection, [to_store(item.item, HAPPENINGS[type(item.outcome)], item.outcome) for item in items])
-            if refused:  # attempts are locked before what is due, as everywhere
-                end_destinations(connection, refused, DestinationHappening.ACCOUNT_REFUSED, others=[payout_demand(id_) for id_ in ids])
+        def record(connection: Connection) -> dict[str, PayoutOperation]:
+            due.record_attempt_results(
+                connection, [attempt_result(result.operation, TRIGGERS[type(result.outcome)], result.outcome) for result in results]
+            )
+            if rejected_destination_ids:  # attempts are locked before what is due, as everywhere
+                end_destinations(
+                    connection,
+                    rejected_destination_ids,
+                    DestinationTrigger.ACCOUNT_REFUSED,
+                    other_operation_ids=[format_payout_operation_id(id_) for id_ in ids],
+                )
             rows = store.lock(connection, ids)
-            known = transfers.of(connection, ids)
-            books = {item.item.payout_id: _Book(item.item, rows[item.item.payout_id], known.get(item.item.payout_id, ())) for item in items}
-            for item in items:
-                books[item.item.payout_id].take(item.outcome)
-            return _write(connection, list(books.values()))
+            transfer_rows = transfers.load_transfers(connection, ids)
+            updates = {
+                result.operation.payout_id: _PayoutUpdate(
+                    result.operation, rows[result.operation.payout_id], transfer_rows.get(result.operation.payout_id, ())
+                )
+                for result in results
+            }
+            for result in results:
+                updates[result.operation.payout_id].apply(result.outcome)
+            return _store_updates(connection, list(updates.values()))
 
-        stand = await self._database.transact(record)
-        return [_as(item.item, stand[item.item.payout_id]) for item in items]
+        payouts = await self._database.transact(record)
+        return [_with_current_state(result.operation, payouts[result.operation.payout_id]) for result in results]
 
-    async def note_anothers(self, item: Payout, outcome: PayoutOutcome) -> None:
+    async def record_misdirected(self, item: PayoutOperation, outcome: PayoutOutcome) -> None:
         """Stores for an operator that the provider reports another payout's transfer of a payout at rest. It moves no money."""
 
-        def note(connection: Connection) -> None:
+        def record(connection: Connection) -> None:
             rows = store.lock(connection, [item.payout_id])
-            book = _Book(item, rows[item.payout_id], transfers.of(connection, [item.payout_id]).get(item.payout_id, ()))
-            book.conflicts.append(f"{_report(outcome)}{_ANOTHERS}"[:_LONGEST_REPORT])
-            _write(connection, [book])
+            update = _PayoutUpdate(item, rows[item.payout_id], transfers.load_transfers(connection, [item.payout_id]).get(item.payout_id, ()))
+            update.conflicts.append(f"{_describe_report(outcome)}{_MISDIRECTED_SUFFIX}"[:_MAX_REPORT_LENGTH])
+            _store_updates(connection, [update])
 
-        await self._database.transact(note)
+        await self._database.transact(record)
 
 
-def _as(item: Payout, now: Payout) -> Payout:
+def _with_current_state(item: PayoutOperation, current_item: PayoutOperation) -> PayoutOperation:
     """A payout in hand, under the lease it is held by, as it stands now."""
-    return replace(item, standing=now.standing, message=now.message, tries=now.tries)
+    return replace(item, snapshot=current_item.snapshot, message=current_item.message, tries=current_item.tries)
 
 
-class _Book:
+class _PayoutUpdate:
     """One payout under its lock, with all that the batch tells of it, in order."""
 
-    def __init__(self, item: Payout, row: Row[Any], known: Sequence[Row[Any]]) -> None:
-        self.item = item if item.standing.version == row.version else item.as_stored(row)  # mostly nobody has moved it meanwhile
-        self.rested = row.settled
-        self.turns: list[Turn] = []
-        self.told: dict[str, Transfer] = {}
+    def __init__(self, item: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]) -> None:
+        self.item = item if item.snapshot.version == row.version else item.updated_from(row)  # mostly nobody has moved it meanwhile
+        self.was_booked = row.settled
+        self.transitions: list[PayoutTransition] = []
+        self.reported_transfers: dict[str, Transfer] = {}
         self.conflicts: list[str] = []
         """What the provider reports otherwise than before."""
-        self.heard = False
+        self.is_conclusive = False
         """Whether something definite was said, so that what was set aside goes on."""
-        self._standing = self.item.standing
-        self._transfers = {one.provider_reference: transfer_of(one) for one in known}
+        self._snapshot = self.item.snapshot
+        self._transfers = {transfer_row.provider_reference: transfer_of(transfer_row) for transfer_row in transfer_rows}
 
-    def take(self, outcome: PayoutOutcome) -> None:
+    def apply(self, outcome: PayoutOutcome) -> None:
         """What an answer makes of it."""
-        known = Known(self._standing.state, self.item.net_amount, self.item.currency, self._transfers)
-        verdict = judge(known, outcome)
-        self._transfers |= {one.reference: one for one in verdict.transfers}
-        self.told |= {one.reference: one for one in verdict.transfers}
-        self.heard = self.heard or isinstance(outcome, Submitted | InTransit | Succeeded | Returned | Declined)
-        for happening in verdict.happenings:
-            self._turn(happening, outcome, verdict)
-        if verdict.contradicted:
-            self.conflicts.append(_report(outcome))
+        payout_record = PayoutRecord(self._snapshot.state, self.item.net_amount, self.item.currency, self._transfers)
+        effect = apply_outcome(payout_record, outcome)
+        self._transfers |= {transfer.reference: transfer for transfer in effect.transfers}
+        self.reported_transfers |= {transfer.reference: transfer for transfer in effect.transfers}
+        self.is_conclusive = self.is_conclusive or isinstance(outcome, Submitted | InTransit | Succeeded | Returned | Declined)
+        for trigger in effect.triggers:
+            self._add_transition(trigger, outcome, effect)
+        if effect.is_conflicting:
+            self.conflicts.append(_describe_report(outcome))
 
-    def _turn(self, happening: Happening, outcome: PayoutOutcome, verdict: Verdict) -> None:
-        before = self._standing
-        after = before.after(happening, **self._changes(happening, outcome, verdict))
-        if happening is not Happening.STRAY and after.state is before.state:
+    def _add_transition(self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect) -> None:
+        previous_snapshot = self._snapshot
+        snapshot = previous_snapshot.apply(trigger, **self._snapshot_changes(trigger, outcome, effect))
+        if trigger is not PayoutTrigger.STRAY and snapshot.state is previous_snapshot.state:
             return  # the same again
-        self._standing = after
-        self.turns.append(Turn(after, _CAUSES.get(happening, Cause.PROVIDER_ANSWER)))
+        self._snapshot = snapshot
+        self.transitions.append(PayoutTransition(snapshot, _TRANSITION_REASONS.get(trigger, PayoutTransitionReason.PROVIDER_ANSWER)))
 
-    def _changes(self, happening: Happening, outcome: PayoutOutcome, verdict: Verdict) -> dict[str, Any]:
+    def _snapshot_changes(self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect) -> dict[str, Any]:
         """What an answer says of the payout beside its state."""
         changes: dict[str, Any] = {}
         if reference := getattr(outcome, "reference", ""):
-            changes["provider_reference"] = self._standing.provider_reference or reference
+            changes["provider_reference"] = self._snapshot.provider_reference or reference
         if code := getattr(outcome, "code", ""):
             changes["decline_code"] = code
-        if happening is Happening.DECLINED:
-            changes["failure_reason"] = verdict.failure
-        ours = [one for one in self._transfers.values() if one.currency == self.item.currency]
-        changes["paid_amount"] = sum(one.amount for one in ours)
-        if happening in (Happening.RETURNED, Happening.STRAY):
-            changes["returned_amount"] = sum(one.returned_amount or 0 for one in ours if one.returned_currency == self.item.currency)
+        if trigger is PayoutTrigger.DECLINED:
+            changes["failure_reason"] = effect.failure
+        currency_transfers = [transfer for transfer in self._transfers.values() if transfer.currency == self.item.currency]
+        changes["paid_amount"] = sum(transfer.amount for transfer in currency_transfers)
+        if trigger in (PayoutTrigger.RETURNED, PayoutTrigger.STRAY):
+            changes["returned_amount"] = sum(
+                transfer.returned_amount or 0 for transfer in currency_transfers if transfer.returned_currency == self.item.currency
+            )
         return changes
 
-    def new_reports(self, known: Sequence[Row[Any]]) -> list[NewReport]:
+    def new_reports(self, stored_reports: Sequence[Row[Any]]) -> list[NewReport]:
         """The conflicting reports that are news, each a version of the payout; where the money is stays as it was reported first.
 
         What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert. What it says again after something
         else is, though it was acknowledged before.
         """
-        open_ = {row.report for row in known if not row.acknowledged_by}
-        last = known[-1].report if known else ""
+        open_reports = {row.report for row in stored_reports if not row.acknowledged_by}
+        last_report = stored_reports[-1].report if stored_reports else ""
         reports: list[str] = []
-        for one in self.conflicts:
-            if one != last and one not in open_ and len(open_) < MOST_OPEN_REPORTS:
-                reports.append(one)
-                open_.add(one)
-                last = one
+        for report in self.conflicts:
+            if report != last_report and report not in open_reports and len(open_reports) < MAX_OPEN_REPORTS:
+                reports.append(report)
+                open_reports.add(report)
+                last_report = report
         for _ in reports:
-            self._standing = self._standing.after(Happening.STRAY)
-            self.turns.append(Turn(self._standing, Cause.STRAY_TRANSFER))
-        return [NewReport(self.item.payout_id, number, one) for number, one in enumerate(reports, len(known) + 1)]
+            self._snapshot = self._snapshot.apply(PayoutTrigger.STRAY)
+            self.transitions.append(PayoutTransition(self._snapshot, PayoutTransitionReason.STRAY_TRANSFER))
+        return [NewReport(self.item.payout_id, number, report) for number, report in enumerate(reports, len(stored_reports) + 1)]
 
 
-def _report(outcome: PayoutOutcome) -> str:
+def _describe_report(outcome: PayoutOutcome) -> str:
     """What is reported, in a line: the same for the same."""
-    said = (str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code"))
-    return " ".join([type(outcome).__name__, *filter(None, said)])[:_LONGEST_REPORT]
+    parts = (str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code"))
+    return " ".join([type(outcome).__name__, *filter(None, parts)])[:_MAX_REPORT_LENGTH]
 
 
-def _note_conflicts(connection: Connection, books: Sequence[_Book]) -> None:
+def _record_conflicts(connection: Connection, updates: Sequence[_PayoutUpdate]) -> None:
     """Stores for an operator what conflicts with earlier reports, and was not reported before."""
-    conflicting = [book for book in books if book.conflicts]
-    if not conflicting:
+    conflicting_updates = [update for update in updates if update.conflicts]
+    if not conflicting_updates:
         return
-    known = acknowledgement.reports(connection, [book.item.payout_id for book in conflicting])
-    new = [report for book in conflicting for report in book.new_reports(known.get(book.item.payout_id, ()))]
-    if new:
-        acknowledgement.report(connection, new)
+    stored_reports = acknowledgement.load_reports(connection, [update.item.payout_id for update in conflicting_updates])
+    new_reports = [report for update in conflicting_updates for report in update.new_reports(stored_reports.get(update.item.payout_id, ()))]
+    if new_reports:
+        acknowledgement.insert_reports(connection, new_reports)
 
 
-def _write(connection: Connection, books: Sequence[_Book]) -> dict[str, Payout]:
+def _store_updates(connection: Connection, updates: Sequence[_PayoutUpdate]) -> dict[str, PayoutOperation]:
     """Writes all of it down; the payouts as they stand."""
-    _note_conflicts(connection, books)
-    told = [_told(book.item, one) for book in books for one in book.told.values()]
-    if told:
-        transfers.tell(connection, told)
-    reopened = [book.item.payout_id for book in books if book.rested and book.turns]
-    if reopened:
-        store.reopen(connection, reopened)
-    moves = [Move(book.item, tuple(book.turns), fact=True) for book in books if book.turns]
-    moved = move_payouts(connection, moves)
-    if len(moved) < len(moves):
+    _record_conflicts(connection, updates)
+    reported_transfers = [_to_reported_transfer(update.item, transfer) for update in updates for transfer in update.reported_transfers.values()]
+    if reported_transfers:
+        transfers.upsert_transfers(connection, reported_transfers)
+    reopened_ids = [update.item.payout_id for update in updates if update.was_booked and update.transitions]
+    if reopened_ids:
+        store.reopen(connection, reopened_ids)
+    changes = [PayoutChange(update.item, tuple(update.transitions), ignores_lease=True) for update in updates if update.transitions]
+    payouts = transition_payouts(connection, changes)
+    if len(payouts) < len(changes):
         raise RuntimeError("a fact about a locked payout was not written down")
-    go_on(connection, [book.item for book in books if book.heard])
-    return {book.item.payout_id: moved.get(book.item.payout_id, book.item) for book in books}
+    resolve_and_requeue(connection, [update.item for update in updates if update.is_conclusive])
+    return {update.item.payout_id: payouts.get(update.item.payout_id, update.item) for update in updates}
 
 
-def _told(item: Payout, one: Transfer) -> transfers.ToldTransfer:
-    return transfers.ToldTransfer(
+def _to_reported_transfer(item: PayoutOperation, transfer: Transfer) -> transfers.ReportedTransfer:
+    return transfers.ReportedTransfer(
         provider=item.provider,
-        provider_reference=one.reference,
+        provider_reference=transfer.reference,
         payout_id=item.payout_id,
-        fit=one.fit,
-        cause_id=cause_of(item.payout_id, item.provider, one),
-        amount=one.amount,
-        currency=one.currency,
-        returned_amount=one.returned_amount,
-        returned_currency=one.returned_currency,
+        fit=transfer.fit,
+        cause_id=posting_id(item.payout_id, item.provider, transfer),
+        amount=transfer.amount,
+        currency=transfer.currency,
+        returned_amount=transfer.returned_amount,
+        returned_currency=transfer.returned_currency,
     )

@@ -10,17 +10,17 @@ from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.money import format_amount
-from tallystick_core.payable import Terms
-from tallystick_core.refusal import version_mismatch
+from tallystick_core.payable import PayoutTerms
+from tallystick_core.refusal import version_mismatch_error
 from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
 from tallystick_server.payout import encode, events
-from tallystick_server.runtime.relay import telling
+from tallystick_server.runtime.relay import record_events
 from tallystick_storage.database import Database
 from tallystick_storage.payout import schedule as store
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ScheduleUpdate:
     """A schedule as a caller sets it, parsed; `seller_account` "": the default. `cut_off` and `time_zone` as they were sent."""
 
     seller_account: str
@@ -28,7 +28,7 @@ class Wanted:
     schedule: Schedule
     cut_off: str
     time_zone: str
-    terms: Terms
+    terms: PayoutTerms
     caller: str
     traceparent: str
     sets_terms: bool
@@ -37,28 +37,28 @@ class Wanted:
     """The version that it is to replace, 0: none; None: whichever there is."""
 
 
-class Schedules:
+class PayoutSchedules:
     """When sellers are paid, and on what terms."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set(self, wanted: Wanted, owner: str) -> bool:
+    async def set(self, update: ScheduleUpdate, owner: str) -> bool:
         """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "": the default is the platform's.
 
         Raises VERSION_MISMATCH where another version than the expected one would be replaced.
         """
 
         def set_(connection: Connection) -> bool:
-            new = _to_store(wanted, owner, store.now(connection))
-            row = store.set_(connection, new)
+            new = _to_row(update, owner, store.now(connection))
+            row = store.upsert(connection, new)
             if row is not None:
-                with telling(connection, [row]) as told:
-                    events.schedule_changed(told, encode.schedule(row), owner, row.traceparent)
-            elif wanted.expected_version is not None:
-                version, equal = store.stands(connection, new)
-                if not equal:
-                    raise version_mismatch(version)
+                with record_events(connection, [row]) as event_batch:
+                    events.add_schedule_changed(event_batch, encode.schedule(row), owner, row.traceparent)
+            elif update.expected_version is not None:
+                version, is_equal = store.compare_stored(connection, new)
+                if not is_equal:
+                    raise version_mismatch_error(version)
             return row is not None
 
         return await self._database.transact(set_)
@@ -66,36 +66,36 @@ class Schedules:
     async def get(self, seller_account: str, currency: str, *, changed: bool = False) -> payout_pb2.PayoutSchedule:
         """The schedule that holds; MANUAL without any terms where none was set. `changed` as in `Database.read`."""
         key = (seller_account, currency)
-        held = await self._database.read(lambda connection: store.holding(connection, [key]), changed=changed)
-        if key in held:
-            return encode.schedule(held[key])
+        rows = await self._database.read(lambda connection: store.find_effective_schedules(connection, [key]), changed=changed)
+        if key in rows:
+            return encode.schedule(rows[key])
         zero = format_amount(0, currency)
         return payout_pb2.PayoutSchedule(currency=currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL, minimum_amount=zero, fee=zero, reserve=zero)
 
 
-def _to_store(wanted: Wanted, owner: str, now: datetime) -> store.NewSchedule:
-    schedule = wanted.schedule
+def _to_row(update: ScheduleUpdate, owner: str, now: datetime) -> store.NewSchedule:
+    schedule = update.schedule
     return store.NewSchedule(
-        seller_account=wanted.seller_account,
-        currency=wanted.currency,
+        seller_account=update.seller_account,
+        currency=update.currency,
         interval=schedule.interval,
         weekday=schedule.weekday or "",
         day_of_month=schedule.day_of_month,
-        cut_off=wanted.cut_off,
-        time_zone=wanted.time_zone,
-        minimum_amount=wanted.terms.minimum_amount,
-        fee=wanted.terms.fee,
-        reserve=wanted.terms.reserve,
-        sets_terms=wanted.sets_terms,
+        cut_off=update.cut_off,
+        time_zone=update.time_zone,
+        minimum_amount=update.terms.minimum_amount,
+        fee=update.terms.fee,
+        reserve=update.terms.reserve,
+        sets_terms=update.sets_terms,
         owner=owner,
         next_time=next_time(schedule, now),
-        caller=wanted.caller,
-        traceparent=wanted.traceparent,
-        expected_version=wanted.expected_version,
+        caller=update.caller,
+        traceparent=update.traceparent,
+        expected_version=update.expected_version,
     )
 
 
-def stored_schedule(row: Row[Any]) -> Schedule:
+def schedule_from_row(row: Row[Any]) -> Schedule:
     """The cut-offs of a stored schedule."""
     weekday = Weekday(row.weekday) if row.weekday else None
     return parse_schedule(Interval(row.interval), weekday, row.day_of_month, row.cut_off, row.time_zone)

@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from tallystick_core.payout import Cause, Happening, PayoutState, move
-from tallystick_core.transfer import Fit, Transfer
+from tallystick_core.payout import PayoutState, PayoutTransitionReason, PayoutTrigger, transition
+from tallystick_core.transfer import Transfer, TransferMatch
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PayoutSnapshot:
     """A payout at a version. Amounts in minor units."""
 
     version: int = 1
@@ -25,25 +25,25 @@ class Standing:
     paid_amount: int = 0
     returned_amount: int = 0
 
-    def after(self, happening: Happening, **changes: Any) -> Standing:
+    def apply(self, trigger: PayoutTrigger, **changes: Any) -> PayoutSnapshot:
         """Where it stands after what happened. Raises STATE_FORBIDS."""
-        state = move(self.state, happening)
-        return replace(self, version=self.version + 1, state=state, settled=happening is Happening.SETTLED, **changes)
+        state = transition(self.state, trigger)
+        return replace(self, version=self.version + 1, state=state, settled=trigger is PayoutTrigger.SETTLED, **changes)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class PayoutTransition:
     """One step of a move: where the payout stands after it, what caused it, and who decided it and why, where somebody did."""
 
-    standing: Standing
-    cause: Cause
+    snapshot: PayoutSnapshot
+    cause: PayoutTransitionReason
     actor: str = ""
     reason: str = ""
 
 
-def stands(row: Row[Any]) -> Standing:
+def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
     """Where a stored payout stands."""
-    return Standing(
+    return PayoutSnapshot(
         version=row.version,
         state=PayoutState(row.state),
         settled=row.settled,
@@ -58,4 +58,4 @@ def stands(row: Row[Any]) -> Standing:
 
 def transfer_of(row: Row[Any]) -> Transfer:
     """A stored transfer."""
-    return Transfer(row.provider_reference, row.amount, row.currency, Fit(row.fit), row.returned_amount, row.returned_currency)
+    return Transfer(row.provider_reference, row.amount, row.currency, TransferMatch(row.fit), row.returned_amount, row.returned_currency)

@@ -9,101 +9,101 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from tallystick_core.payout import WATCHED
-from tallystick_core.provider import Answer, NotFound, NotSent, Trouble, Unknown
-from tallystick_core.recovery import Step
-from tallystick_core.refusal import Refused
-from tallystick_server.payout.payout import Payout, stored_payouts
-from tallystick_server.runtime.execute import Execute, HeldBack
-from tallystick_server.runtime.flow import is_anothers_money
-from tallystick_server.runtime.retry import Policies
-from tallystick_storage.database import Database, DataRefused
+from tallystick_core.payout import POLLED_AFTER_COMPLETION
+from tallystick_core.provider import NotFound, NotSent, ProviderOutcome, RetryReason, Unknown
+from tallystick_core.recovery import NextAction
+from tallystick_core.refusal import ApiError
+from tallystick_server.payout.payout import PayoutOperation, operations_from_rows
+from tallystick_server.runtime.execute import CircuitOpen, ProviderGateway
+from tallystick_server.runtime.flow import is_duplicate_reference
+from tallystick_server.runtime.retry import RetryPolicies
+from tallystick_storage.database import ConstraintViolation, Database
 from tallystick_storage.payout import payouts as store
 
 log = logging.getLogger(__name__)
 
-_MOST_WATCHED = 200
+_MAX_POLLED = 200
 
 
-def _answered(outcome: Answer | HeldBack) -> bool:
+def _is_conclusive(outcome: ProviderOutcome | CircuitOpen) -> bool:
     """Whether the provider has said something, be it that it knows nothing of the payout."""
     match outcome:
-        case HeldBack() | NotSent():
+        case CircuitOpen() | NotSent():
             return False
         case Unknown():
-            return outcome.trouble is Trouble.REJECTED
+            return outcome.retry_reason is RetryReason.REJECTED
         case _:
             return True
 
 
-class Watch:
+class CompletedPayoutPoller:
     """Asks what became of payouts, as often as the policy for what is watched says. Asking is harmless, so it needs no lease.
 
-    `is_ours`: whether it is this process's turn to ask.
+    `is_leader`: whether it is this process's turn to ask.
     """
 
     def __init__(
         self,
         database: Database,
-        execute: Execute,
-        policies: Policies,
-        record: Callable[[Payout, object], Awaitable[object]],
-        note_anothers: Callable[[Payout, Any], Awaitable[object]],
-        is_ours: Callable[[Connection], bool],
+        gateway: ProviderGateway,
+        retry_policies: RetryPolicies,
+        record_outcome: Callable[[PayoutOperation, object], Awaitable[object]],
+        record_misdirected: Callable[[PayoutOperation, Any], Awaitable[object]],
+        is_leader: Callable[[Connection], bool],
     ) -> None:
         self._database = database
-        self._execute = execute
-        self._policies = policies
-        self._record = record
-        self._note_anothers = note_anothers
-        self._is_ours = is_ours
+        self._gateway = gateway
+        self._retry_policies = retry_policies
+        self._record_outcome = record_outcome
+        self._record_misdirected = record_misdirected
+        self._is_leader = is_leader
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
         """Asks once about each that is due, if it is this process's turn."""
 
-        def read(connection: Connection) -> list[tuple[Payout, int]]:
-            looks = store.to_watch(connection, _MOST_WATCHED)
-            items = stored_payouts(store.to_do(connection, list(looks)), {}, "") if looks else ()
-            return [(item, looks[item.payout_id]) for item in items]
+        def load(connection: Connection) -> list[tuple[PayoutOperation, int]]:
+            poll_counts = store.list_pollable(connection, _MAX_POLLED)
+            items = operations_from_rows(store.load_operations(connection, list(poll_counts)), {}, "") if poll_counts else ()
+            return [(item, poll_counts[item.payout_id]) for item in items]
 
-        watched = await self._database.load(read)
-        if not watched or not await self._database.transact(self._is_ours):
+        due_payouts = await self._database.load(load)
+        if not due_payouts or not await self._database.transact(self._is_leader):
             return
-        again = await asyncio.gather(*(self.look(item, looks) for item, looks in watched))
+        next_polls = await asyncio.gather(*(self.poll(item, poll_count) for item, poll_count in due_payouts))
 
-        def note(connection: Connection) -> None:
-            store.watch_again(connection, again)
+        def store_polls(connection: Connection) -> None:
+            store.schedule_polls(connection, next_polls)
 
-        await self._database.transact(note)
+        await self._database.transact(store_polls)
 
-    async def look(self, item: Payout, looks: int) -> store.Look:  # noqa: PLR0911 - one for each that can come of it
+    async def poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:  # noqa: PLR0911 - one for each that can come of it
         """When it is looked at again, and how often it has been; what is not answered counts for nothing."""
-        policy = self._policies.of(item.provider, Trouble.WATCHED)
-        if item.state not in WATCHED:
-            return store.Look(item.payout_id, None, looks)
+        policy = self._retry_policies.policy_for(item.provider, RetryReason.WATCHED)
+        if item.state not in POLLED_AFTER_COMPLETION:
+            return store.NextPayoutPoll(item.payout_id, None, poll_count)
         try:
-            outcome = await self._execute.ask(item, Step.LOOK_UP)
+            outcome = await self._gateway.call(item, NextAction.LOOK_UP)
         except Exception:  # what is wrong with one payout keeps no other from being looked at
-            log.exception("%s cannot be looked up; it is asked again", item.subject)
-            return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
-        if not _answered(outcome):
-            return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
+            log.exception("%s cannot be looked up; it is asked again", item.resource_name)
+            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count)
+        if not _is_conclusive(outcome):
+            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count)
         if isinstance(outcome, NotFound):  # which says nothing of its money
-            return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
+            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1)
         try:
-            await self._recorded(item, outcome)
+            await self._record_or_report(item, outcome)
         except Exception as error:  # what one payout's answer does keeps no other from being looked at
-            if isinstance(error, Refused) and error.retry_after is not None:  # the database is away, as the end of this turn will tell
-                return store.Look(item.payout_id, 0.0, looks)
-            log.exception("what %s came to cannot be recorded; it is asked again", item.subject)
-            return store.Look(item.payout_id, policy.delay(looks + 1, item.demand_id), looks)
-        return store.Look(item.payout_id, policy.delay(looks + 2, item.demand_id), looks + 1)
+            if isinstance(error, ApiError) and error.retry_after is not None:  # the database is away, as the end of this turn will tell
+                return store.NextPayoutPoll(item.payout_id, 0.0, poll_count)
+            log.exception("what %s came to cannot be recorded; it is asked again", item.resource_name)
+            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count)
+        return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1)
 
-    async def _recorded(self, item: Payout, outcome: Answer | HeldBack) -> None:
+    async def _record_or_report(self, item: PayoutOperation, outcome: ProviderOutcome | CircuitOpen) -> None:
         """Records an answer, or for an operator that its reference is another payout's transfer."""
         try:
-            await self._record(item, outcome)
-        except DataRefused as error:
-            if not is_anothers_money(error):
+            await self._record_outcome(item, outcome)
+        except ConstraintViolation as error:
+            if not is_duplicate_reference(error):
                 raise
-            await self._note_anothers(item, outcome)
+            await self._record_misdirected(item, outcome)

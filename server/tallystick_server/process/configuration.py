@@ -16,19 +16,19 @@ from urllib.parse import urlsplit
 from tallystick_core.caller import Caller, Role
 from tallystick_core.identifier import parse_country, parse_id
 from tallystick_core.money import parse_amount, parse_currency
-from tallystick_core.payment import ALERT_AFTER
-from tallystick_core.payout import ALERT_AFTER as PAYOUT_ALERT_AFTER
-from tallystick_core.provider import Trouble
-from tallystick_core.refusal import Refused
-from tallystick_server.process.failure import Failure
-from tallystick_server.runtime.execute import LEASE_MARGIN
-from tallystick_server.runtime.retry import DEFAULTS, FORM, OWED, Policy, parse_policy
+from tallystick_core.payment import ALERT_AFTER_SECONDS
+from tallystick_core.payout import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_core.provider import RetryReason
+from tallystick_core.refusal import ApiError
+from tallystick_server.process.failure import StartupError
+from tallystick_server.runtime.execute import LEASE_MARGIN_SECONDS
+from tallystick_server.runtime.retry import DEFAULT_POLICIES, POLICY_FORMAT, UNLIMITED_REASONS, RetryPolicy, parse_policy
 
 log = logging.getLogger(__name__)
 
-SERVED = ("payment", "ledger", "wallet", "payout", "event")
+SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 """The services that can be served alone."""
-DEFAULT_WAITING_PERIOD = 259_200.0
+DEFAULT_DESTINATION_COOLDOWN = 259_200.0
 """Seconds that a new destination waits where callers are told apart, unless it is set."""
 
 
@@ -130,7 +130,7 @@ class Settings:
     """Seconds after a charge may last have been sent: from then on it proves something that the sandbox does not know it."""
     provider_not_found_times: int = 2
     """How often it has to say so."""
-    retry: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
+    retry: Mapping[tuple[str, RetryReason], RetryPolicy] = field(default_factory=dict)
     """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12; 0 tries: no bound."""
     pending_action: float = 86_400.0
     """Seconds a buyer has for what an order waits for; after that it is cancelled at the provider."""
@@ -171,29 +171,29 @@ class Settings:
     (`drain`, if that is shorter): so a process takes up to 7 s longer than this to stop."""
 
 
-class _Bad(Exception):
+class _InvalidValue(Exception):
     """A value that cannot be; says what would be right."""
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Bad("must be text")
+        raise _InvalidValue("must be text")
     return value
 
 
-def _one_of(*known: str) -> Callable[[Any], str]:
+def _one_of(*choices: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
-        if value not in known:
-            raise _Bad(f"must be one of {', '.join(known)}")
+        if value not in choices:
+            raise _InvalidValue(f"must be one of {', '.join(choices)}")
         return str(value)
 
     return parse
 
 
-def _matching(pattern: str, what: str) -> Callable[[Any], str]:
+def _matching(pattern: str, description: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if not re.fullmatch(pattern, _text(value), re.ASCII):
-            raise _Bad(f"must be {what}")
+            raise _InvalidValue(f"must be {description}")
         return str(value)
 
     return parse
@@ -204,60 +204,62 @@ def _url(value: Any) -> str:
     text = _text(value)
     try:
         parts = urlsplit(text)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        fits = False
-    if text and not (fits and re.fullmatch(r"[!-~]+", text) and text.count("@") < 2 and not parts.query and not parts.fragment):
-        raise _Bad("must be a URL that begins with http:// or https://, without a query; in a password @ : / ? # are written as %40 and so on")
+        is_valid = False
+    if text and not (is_valid and re.fullmatch(r"[!-~]+", text) and text.count("@") < 2 and not parts.query and not parts.fragment):
+        raise _InvalidValue(
+            "must be a URL that begins with http:// or https://, without a query; in a password @ : / ? # are written as %40 and so on"
+        )
     return text
 
 
-def _number(least: float, most: float, kind: type = float, of: str = "") -> Callable[[Any], Any]:
+def _number(min_value: float, max_value: float, kind: type = float, unit: str = "") -> Callable[[Any], Any]:
     def parse(value: Any) -> Any:
         try:
             number = kind(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError):
             number = None
-        if number is None or not least <= number <= most or (kind is int and isinstance(value, float)):
-            raise _Bad(f"must be a {'whole ' if kind is int else ''}number{of} from {least:,.10g} to {most:,.10g}")
+        if number is None or not min_value <= number <= max_value or (kind is int and isinstance(value, float)):
+            raise _InvalidValue(f"must be a {'whole ' if kind is int else ''}number{unit} from {min_value:,.10g} to {max_value:,.10g}")
         return number
 
     return parse
 
 
-def _seconds(least: float, most: float, kind: type = float) -> Callable[[Any], Any]:
-    return _number(least, most, kind, " of seconds")
+def _seconds(min_value: float, max_value: float, kind: type = float) -> Callable[[Any], Any]:
+    return _number(min_value, max_value, kind, " of seconds")
 
 
 def _rate(value: Any) -> int:
     if not re.fullmatch(r"0(\.[0-9]{1,6})?", str(value), re.ASCII):
-        raise _Bad('must be a decimal from 0 to 0.999999 such as "0.025"')
+        raise _InvalidValue('must be a decimal from 0 to 0.999999 such as "0.025"')
     return int((str(value).partition(".")[2] + "000000")[:6])
 
 
-def _table(parse: Callable[[Any], Any], keys: Callable[[str], str] = str) -> Callable[[Any], dict[str, Any]]:
+def _table(parse: Callable[[Any], Any], parse_key: Callable[[str], str] = str) -> Callable[[Any], dict[str, Any]]:
     """A table; in the environment "key=value,key=value"."""
 
     def parse_table(value: Any) -> dict[str, Any]:
         if isinstance(value, str):
             pairs = [pair.split("=", 1) for pair in value.split(",") if pair]
             if any(len(pair) != 2 for pair in pairs):
-                raise _Bad("must look like key=value,key=value")
+                raise _InvalidValue("must look like key=value,key=value")
             value = dict(pairs)
         if not isinstance(value, dict):
-            raise _Bad("must be a table")
-        return {keys(key): parse(item) for key, item in value.items()}
+            raise _InvalidValue("must be a table")
+        return {parse_key(key): parse(item) for key, item in value.items()}
 
     return parse_table
 
 
-def _switch(value: Any) -> bool:
-    known = {"true": True, "1": True, "false": False, "0": False}
+def _boolean(value: Any) -> bool:
+    boolean_by_text = {"true": True, "1": True, "false": False, "0": False}
     if isinstance(value, bool):
         return value
-    if str(value).lower() not in known:
-        raise _Bad("must be true or false")
-    return known[str(value).lower()]
+    if str(value).lower() not in boolean_by_text:
+        raise _InvalidValue("must be true or false")
+    return boolean_by_text[str(value).lower()]
 
 
 def _set(parse: Callable[[str, str], str]) -> Callable[[Any], frozenset[str]]:
@@ -266,27 +268,27 @@ def _set(parse: Callable[[str, str], str]) -> Callable[[Any], frozenset[str]]:
     def parse_set(value: Any) -> frozenset[str]:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise _Bad("must be a list of texts")
+            raise _InvalidValue("must be a list of texts")
         try:
             return frozenset(parse(item.strip(), "each") for item in items if item.strip())
-        except Refused as refused:
-            raise _Bad(f"holds what it cannot: {refused.message.rstrip('.')}") from None
+        except ApiError as error:
+            raise _InvalidValue(f"holds what it cannot: {error.message.rstrip('.')}") from None
 
     return parse_set
 
 
 def _service(name: str) -> str:
-    if name not in (*SERVED, "sandbox"):
-        raise _Bad(f"has a key that is none of {', '.join(SERVED)}")  # which is not shown: it may be a part of a URL
+    if name not in (*SERVICES, "sandbox"):
+        raise _InvalidValue(f"has a key that is none of {', '.join(SERVICES)}")  # which is not shown: it may be a part of a URL
     return name
 
 
-def _limits(value: Any) -> dict[str, int]:
+def _amount_by_currency(value: Any) -> dict[str, int]:
     texts = _table(str)(value)
     try:
         return {parse_currency(currency): parse_amount(amount, currency) for currency, amount in texts.items()}
-    except Refused as refused:
-        raise _Bad(f"must give an amount for each currency: {refused.message}") from None
+    except ApiError as error:
+        raise _InvalidValue(f"must give an amount for each currency: {error.message}") from None
 
 
 def _callers(value: Any) -> dict[str, Caller]:
@@ -295,49 +297,49 @@ def _callers(value: Any) -> dict[str, Caller]:
     if isinstance(value, str):
         parts = [entry.split(":", 2) for entry in value.split(",") if entry]
         if any(len(part) != 3 for part in parts):
-            raise _Bad("must look like name:role+role:token,…")
-        named = [(*name.partition("@")[::2], roles, token) for name, roles, token in parts]
-        value = [{"name": name, "roles": roles.split("+"), "tokens": [token], "owner": owner or name} for name, owner, roles, token in named]
+            raise _InvalidValue("must look like name:role+role:token,…")
+        caller_fields = [(*name.partition("@")[::2], roles, token) for name, roles, token in parts]
+        value = [{"name": name, "roles": roles.split("+"), "tokens": [token], "owner": owner or name} for name, owner, roles, token in caller_fields]
     callers: dict[str, Caller] = {}
     for number, entry in enumerate(value if isinstance(value, list) else [None], 1):
         if not isinstance(entry, dict) or set(entry) - {"owner"} != {"name", "roles", "tokens"}:
-            raise _Bad("must be a list of tables with name, roles and tokens, and where callers share one, owner")
+            raise _InvalidValue("must be a list of tables with name, roles and tokens, and where callers share one, owner")
         try:
             name = parse_id(entry["name"], "name")
             caller = Caller(name, frozenset(Role(role) for role in entry["roles"]), parse_id(entry.get("owner", name), "owner"))
-        except (Refused, ValueError, TypeError):
-            known = ", ".join(Role)  # what stands there is not shown: it may be a token in the wrong place
-            raise _Bad(f"must give caller number {number} a name and an owner that are ids, and roles among {known}") from None
+        except (ApiError, ValueError, TypeError):
+            role_names = ", ".join(Role)  # what stands there is not shown: it may be a token in the wrong place
+            raise _InvalidValue(f"must give caller number {number} a name and an owner that are ids, and roles among {role_names}") from None
         if not isinstance(entry["tokens"], list):
-            raise _Bad(f"must give caller number {number} a list of tokens")
+            raise _InvalidValue(f"must give caller number {number} a list of tokens")
         for token in entry["tokens"]:
             if not isinstance(token, str) or len(token) < 16 or token in callers:
-                raise _Bad(f"gives caller number {number} a token that is shorter than 16 characters or stands twice")
+                raise _InvalidValue(f"gives caller number {number} a token that is shorter than 16 characters or stands twice")
             callers[token] = caller
     return callers
 
 
-def _policies(value: Any) -> dict[tuple[str, Trouble], Policy]:
+def _policies(value: Any) -> dict[tuple[str, RetryReason], RetryPolicy]:
     parsed = {}
     for key, text in _table(_text)(value).items():
-        provider, _, trouble = key.rpartition(".")
-        if trouble.upper() not in DEFAULTS:
-            raise _Bad(f"names no trouble by {key}; there are {', '.join(DEFAULTS).lower()}")
+        provider, _, retry_reason = key.rpartition(".")
+        if retry_reason.upper() not in DEFAULT_POLICIES:
+            raise _InvalidValue(f"names no trouble by {key}; there are {', '.join(DEFAULT_POLICIES).lower()}")
         if provider not in ("", *_PROVIDERS):
-            raise _Bad(f"names no provider by {key}; there are {', '.join(_PROVIDERS)}")
+            raise _InvalidValue(f"names no provider by {key}; there are {', '.join(_PROVIDERS)}")
         try:
-            parsed[provider, Trouble(trouble.upper())] = parse_policy(text)
+            parsed[provider, RetryReason(retry_reason.upper())] = parse_policy(text)
         except ValueError:
-            raise _Bad(f"must give {key} as {FORM}") from None
-        if Trouble(trouble.upper()) in OWED and parsed[provider, Trouble(trouble.upper())].tries is not None:
-            raise _Bad(f"must give {key} 0 tries, which is without end: the wallet and the ledger are the platform's own")
+            raise _InvalidValue(f"must give {key} as {POLICY_FORMAT}") from None
+        if RetryReason(retry_reason.upper()) in UNLIMITED_REASONS and parsed[provider, RetryReason(retry_reason.upper())].max_attempts is not None:
+            raise _InvalidValue(f"must give {key} 0 tries, which is without end: the wallet and the ledger are the platform's own")
     return parsed
 
 
 _PROVIDERS = ("sandbox",)
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 _ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
-_NOT_SETTINGS = frozenset({"config", "python", "token"})  # where the settings are, what scripts/setup runs, and an operator's own
+_NON_SETTING_NAMES = frozenset({"config", "python", "token"})  # where the settings are, what scripts/setup runs, and an operator's own
 _SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)", re.ASCII)
 """The variables that Kubernetes and Docker set for a service called tallystick, or tallystick-…, after "TALLYSTICK_"."""
 _PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -345,7 +347,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "database_url": _text,
     "environment": _matching(r"[a-z0-9]{1,16}", "1 to 16 of a-z 0-9"),
     "listen": _ADDRESS,
-    "reuse_port": _switch,
+    "reuse_port": _boolean,
     "address": _table(_ADDRESS, _service),
     "service_database_url": _table(_text, _service),
     "reader_database_url": _table(_text, _service),
@@ -366,9 +368,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "database_patience": _seconds(0, 86_400),
     "provider": _one_of(*_PROVIDERS),
     "payout_provider": _one_of(*_PROVIDERS),
-    "payout_approve_above": _limits,
+    "payout_approve_above": _amount_by_currency,
     "payout_waiting_period": _seconds(0, 31_536_000),
-    "destination_approve_above": _limits,
+    "destination_approve_above": _amount_by_currency,
     "seller_check_interval": _seconds(0, 3600),
     "payout_alert_after": _table(_seconds(0, 31_536_000), _one_of(*PAYOUT_ALERT_AFTER)),
     "sandbox_url": _url,
@@ -387,7 +389,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "retry": _policies,
     "pending_action": _seconds(0.01, 31_536_000),
     "pending_review": _seconds(0.01, 31_536_000),
-    "alert_after": _table(_seconds(0, 31_536_000), _one_of(*ALERT_AFTER)),
+    "alert_after": _table(_seconds(0, 31_536_000), _one_of(*ALERT_AFTER_SECONDS)),
     "events_alert_after": _seconds(0, 31_536_000),
     "monitor_interval": _seconds(0.01, 3600),
     "sweep_interval": _seconds(0.01, 3600),
@@ -395,7 +397,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "fee_rate": _rate,
     "seller_fee_rates": _table(_rate),
     "release_delay": _seconds(0, 31_536_000, int),
-    "risk_amount_limits": _limits,
+    "risk_amount_limits": _amount_by_currency,
     "risk_velocity_limit": _number(0, 1_000_000, int),
     "risk_velocity_window": _seconds(1, 31_536_000),
     "risk_blocked_accounts": _set(parse_id),
@@ -410,57 +412,57 @@ def load(environment: Mapping[str, str] | None = None, path: str | None = None) 
     """The settings. Raises Failure that names what is wrong."""
     environment = os.environ if environment is None else environment
     path = path or environment.get("TALLYSTICK_CONFIG")
-    raw = _read(path) if path else {}
-    known = {f.name for f in fields(Settings)}
-    for name in sorted(raw.keys() - known):
-        raise Failure(f"{path}: there is no setting '{name}'.")
+    raw = _read_toml(path) if path else {}
+    setting_names = {f.name for f in fields(Settings)}
+    for name in sorted(raw.keys() - setting_names):
+        raise StartupError(f"{path}: there is no setting '{name}'.")
     for variable in sorted(environment):
         name = variable.removeprefix("TALLYSTICK_")
-        if variable.startswith("TALLYSTICK_") and name.lower() not in known | _NOT_SETTINGS and _SERVICE_LINK.fullmatch(name) is None:
+        if variable.startswith("TALLYSTICK_") and name.lower() not in setting_names | _NON_SETTING_NAMES and _SERVICE_LINK.fullmatch(name) is None:
             log.warning("%s in the environment is not a setting; it is ignored.", variable)
-    values = {name: _parse(name, value, f"{path}: {name}") for name, value in raw.items()}
-    for name in known:
+    values = {name: _parse_setting(name, value, f"{path}: {name}") for name, value in raw.items()}
+    for name in setting_names:
         variable = f"TALLYSTICK_{name.upper()}"
         if variable in environment:
-            values[name] = _parse(name, environment[variable], variable)
+            values[name] = _parse_setting(name, environment[variable], variable)
     settings = Settings(**values)
-    _check(settings)
+    _check_combinations(settings)
     return settings
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text())
     except OSError as error:
-        raise Failure(f"The configuration {path} cannot be read: {error.strerror}.") from None
+        raise StartupError(f"The configuration {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise Failure(f"The configuration {path} is no TOML: {error}.") from None
+        raise StartupError(f"The configuration {path} is no TOML: {error}.") from None
 
 
-def _parse(name: str, value: Any, where: str) -> Any:
+def _parse_setting(name: str, value: Any, location: str) -> Any:
     try:
         return _PARSERS[name](value)
-    except _Bad as bad:
-        raise Failure(f"{where} {str(bad).rstrip('.')}.") from None
+    except _InvalidValue as error:
+        raise StartupError(f"{location} {str(error).rstrip('.')}.") from None
 
 
-def _check(settings: Settings) -> None:
+def _check_combinations(settings: Settings) -> None:
     """What no setting can tell alone."""
     if settings.authentication == "none" and not is_loopback(settings.listen):
-        raise Failure("listen (TALLYSTICK_LISTEN) must be a loopback address while authentication is none.")
+        raise StartupError("listen (TALLYSTICK_LISTEN) must be a loopback address while authentication is none.")
     if settings.authentication == "tokens":
         if not settings.callers:
-            raise Failure("callers (TALLYSTICK_CALLERS) must name at least one caller while authentication is tokens.")
-        own = settings.callers.get(settings.service_token)
-        if own is None or Role.SERVICE not in own.roles:
-            raise Failure("service_token (TALLYSTICK_SERVICE_TOKEN) must be a token of a caller with the role service.")
+            raise StartupError("callers (TALLYSTICK_CALLERS) must name at least one caller while authentication is tokens.")
+        service_caller = settings.callers.get(settings.service_token)
+        if service_caller is None or Role.SERVICE not in service_caller.roles:
+            raise StartupError("service_token (TALLYSTICK_SERVICE_TOKEN) must be a token of a caller with the role service.")
         services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
         if settings.payout_service and settings.payout_service not in services:
-            raise Failure("payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller with the role service, or empty.")
-    if settings.provider_timeout + LEASE_MARGIN >= settings.lease:
-        raise Failure(f"lease (TALLYSTICK_LEASE) must be more than {LEASE_MARGIN:g} seconds longer than provider_timeout.")
+            raise StartupError("payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller with the role service, or empty.")
+    if settings.provider_timeout + LEASE_MARGIN_SECONDS >= settings.lease:
+        raise StartupError(f"lease (TALLYSTICK_LEASE) must be more than {LEASE_MARGIN_SECONDS:g} seconds longer than provider_timeout.")
     if settings.provider_key_window <= settings.lease:  # what is sent must be recorded before its key is forgotten
-        raise Failure("provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease.")
+        raise StartupError("provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease.")
 
 
 def is_loopback(address: str) -> bool:

@@ -17,30 +17,30 @@ from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import RetryReason
 from tallystick_server.process import configuration, serve
-from tallystick_server.process.configuration import SERVED, Settings
-from tallystick_server.process.databases import Databases, databases
-from tallystick_server.process.failure import Failure, unread
+from tallystick_server.process.configuration import SERVICES, Settings
+from tallystick_server.process.databases import DatabaseUrls, open_databases
+from tallystick_server.process.failure import StartupError, exit_on_broken_pipe
 from tallystick_server.process.migrate import migrate
 from tallystick_server.process.verify import verify
 from tallystick_server.runtime import telemetry
-from tallystick_server.runtime.retry import Policy, Strategy
+from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
 
 _SELLERS = ("seller-books", "seller-music")
 _ACCOUNTS = {"seller-books": "ba_slow", "seller-music": "ba_returned"}
 """The bank accounts of the sellers, whose tokens tell the sandbox how they behave."""
-_LATENCY = 0.15
+_SANDBOX_LATENCY_SECONDS = 0.15
 
-Wallets = Mapping[str, wallet_pb2.Wallet]
+WalletsBySeller = Mapping[str, wallet_pb2.Wallet]
 """The sellers' wallets."""
 
 
-def say(line: str = "") -> None:
+def print_line(line: str = "") -> None:
     print(line, flush=True)
 
 
-def _progress(line: str) -> None:
+def _print_status(line: str) -> None:
     print(f"  … {line}", file=sys.stderr, flush=True)
 
 
@@ -53,266 +53,272 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = _settings(configuration.load())
-        with databases(settings, _progress) as known:
-            if known.admin and settings.database_url:
-                _progress("Bringing the schemas up to date")
-                migrate(known.admin, known.passwords)
-            serve.run(_run(settings, known, once=options.once))
-    except Failure as failure:
+        with open_databases(settings, _print_status) as database_urls:
+            if database_urls.admin and settings.database_url:
+                _print_status("Bringing the schemas up to date")
+                migrate(database_urls.admin, database_urls.passwords)
+            serve.run(_run(settings, database_urls, once=options.once))
+    except StartupError as failure:
         sys.exit(f"demo: {failure}")
     except TallystickError as error:
         sys.exit(f"demo: a call failed, which it must not: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        unread()
+        exit_on_broken_pipe()
 
 
-def _settings(given: Settings) -> Settings:
+def _settings(base: Settings) -> Settings:
     """Sales wait for their delivery here, and what takes days at banks is asked for after moments."""
-    soon = Policy(Strategy.FIXED, 0.4, 0.4, 50)
-    retry = {**given.retry, ("", Trouble.WAITING): soon, ("", Trouble.WATCHED): soon}
+    short_retry = RetryPolicy(RetryStrategy.FIXED, 0.4, 0.4, 50)
+    retry = {**base.retry, ("", RetryReason.WAITING): short_retry, ("", RetryReason.WATCHED): short_retry}
     return replace(
-        given,
+        base,
         authentication="none",
         retry=retry,
         release_delay=604_800,
         payout_waiting_period=0.0,
         sweep_interval=0.1,
-        sandbox_latency=_LATENCY,
+        sandbox_latency=_SANDBOX_LATENCY_SECONDS,
     )
 
 
-async def _run(settings: Settings, known: Databases, *, once: bool) -> None:
+async def _run(settings: Settings, database_urls: DatabaseUrls, *, once: bool) -> None:
     flush = telemetry.configure("tallystick-demo", settings.otlp_endpoint, settings.trace_ratio)
-    stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    _progress("Starting PaymentService, LedgerService, WalletService, PayoutService and EventService")
-    running = await serve.start(SERVED, settings, known.all())
+    stop_event = asyncio.Event()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stop_event.set)
+    _print_status("Starting PaymentService, LedgerService, WalletService, PayoutService and EventService")
+    server = await serve.start(SERVICES, settings, database_urls.all())
     try:
-        async with AsyncClient(running.address) as client:
-            await _tell(client, known)
+        async with AsyncClient(server.address) as client:
+            await _run_story(client, database_urls)
         if once:
             return
-        _look_closer(running.address)
+        _print_grpcurl_hints(server.address)
         logging.getLogger().setLevel(logging.WARNING)  # the story is told; from now on alerts are shown
-        say("\nEverything stays up until Ctrl-C.")
-        await serve.until(stopped, known.has_ended)
-        say("Stopping")
+        print_line("\nEverything stays up until Ctrl-C.")
+        await serve.wait_for_stop(stop_event, database_urls.has_ended)
+        print_line("Stopping")
     finally:
-        await running.stop(settings.drain)
+        await server.stop(settings.drain)
         await asyncio.to_thread(flush)
 
 
-async def _tell(client: AsyncClient, known: Databases) -> None:
+async def _run_story(client: AsyncClient, database_urls: DatabaseUrls) -> None:
     """The story. Raises Failure at the first step that does not hold."""
     checkout = f"demo-{secrets.token_hex(4)}"
-    say(f"\n1  A buyer checks out with two sellers ({checkout})")
-    before = await _wallets(client)
+    print_line(f"\n1  A buyer checks out with two sellers ({checkout})")
+    before = await _load_wallets(client)
     orders = [
         new_order(f"{checkout}-1", "buyer-ada", _SELLERS[0], "24.90", "EUR", platform_fee="1.25"),
         new_order(f"{checkout}-2", "buyer-ada", _SELLERS[1], "9.50", "EUR", platform_fee="0.48"),
     ]
     for order in orders:
         share = f"of which {order.platform_fee} are the platform's fee"
-        say(f"     {order.payment_order_id}: {order.amount} {order.currency} from {order.buyer_account} to {order.seller_account}, {share}")
-    accepted = await client.create_payment(
+        print_line(f"     {order.payment_order_id}: {order.amount} {order.currency} from {order.buyer_account} to {order.seller_account}, {share}")
+    accepted_payment = await client.create_payment(
         checkout, orders, credit_card_info="tok_visa", buyer_country="GB", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE
     )
-    say(f"     accepted and on disk: {_state(accepted)}")
+    print_line(f"     accepted and on disk: {_format_state(accepted_payment)}")
 
-    say("\n2  The provider is asked, the wallets are credited, the ledger is posted to")
+    print_line("\n2  The provider is asked, the wallets are credited, the ledger is posted to")
     payment = await client.wait_for_payment(checkout, timeout=30)
     await _show_history(client, payment)
-    _require(payment.is_payment_done, f"the payment should be done, but is {_state(payment)}")
-    say(f"     the payment is {_state(payment)}, is_payment_done = {str(payment.is_payment_done).lower()}")
+    _require(payment.is_payment_done, f"the payment should be done, but is {_format_state(payment)}")
+    print_line(f"     the payment is {_format_state(payment)}, is_payment_done = {str(payment.is_payment_done).lower()}")
 
-    say("\n3  The sellers' wallets, before and after")
-    after = await _wallets(client)
+    print_line("\n3  The sellers' wallets, before and after")
+    after = await _load_wallets(client)
     for seller in _SELLERS:
-        say(f"     {seller:<14} {_parts(before[seller]):>28} → {_parts(after[seller]):>28}")
+        print_line(f"     {seller:<14} {_format_wallet(before[seller]):>28} → {_format_wallet(after[seller]):>28}")
 
-    say("\n4  What the ledger booked")
+    print_line("\n4  What the ledger booked")
     await _show_ledger(client, payment)
 
-    say("\n5  The same call again charges nothing")
-    again = await client.create_payment(checkout, orders, credit_card_info="tok_visa", buyer_country="GB")
-    _require(again.version == payment.version, "a repeated call should not change the payment")
-    say(f"     the answer is the payment as it stands: {_state(again)}, version {again.version} as before")
+    print_line("\n5  The same call again charges nothing")
+    repeated_payment = await client.create_payment(checkout, orders, credit_card_info="tok_visa", buyer_country="GB")
+    _require(repeated_payment.version == payment.version, "a repeated call should not change the payment")
+    print_line(f"     the answer is the payment as it stands: {_format_state(repeated_payment)}, version {repeated_payment.version} as before")
 
-    await _deliver(client, payment)
+    await _confirm_delivery(client, payment)
     await _pay_out(client, checkout)
 
-    say("\n9  tallystick verify recomputes everything")
-    report = await asyncio.to_thread(verify, known)
+    print_line("\n9  tallystick verify recomputes everything")
+    report = await asyncio.to_thread(verify, database_urls)
     for line in report.as_text().splitlines():
-        say(f"     {line}")
+        print_line(f"     {line}")
     _require(report.passed, "verify should pass")
 
 
-async def _deliver(client: AsyncClient, payment: payment_pb2.Payment) -> None:
-    say("\n6  The goods are delivered: what is pending becomes available")
+async def _confirm_delivery(client: AsyncClient, payment: payment_pb2.Payment) -> None:
+    print_line("\n6  The goods are delivered: what is pending becomes available")
     for order in payment.payment_orders:
         await client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=order.payment_order_id))
-    await _until(lambda: _released(client, payment), "what was delivered should be available")
+    await _wait_until(lambda: _is_released(client, payment), "what was delivered should be available")
     await _show_wallets(client)
 
 
-async def _released(client: AsyncClient, payment: payment_pb2.Payment) -> bool:
+async def _is_released(client: AsyncClient, payment: payment_pb2.Payment) -> bool:
     """Whether each order's money has become available; what else is in the wallets may be of a run before."""
     for order in payment.payment_orders:
         request = wallet_service_pb2.ListWalletEntriesRequest(seller_account=order.seller_account, currency=order.currency, page_size=200)
         entries = (await client.wallet.ListWalletEntries(request)).entries
-        released = {entry.cause for entry in entries if entry.kind == wallet_pb2.WALLET_ENTRY_KIND_RELEASE}
-        if f"PAY_IN/{order.payment_order_id}" not in released:
+        released_causes = {entry.cause for entry in entries if entry.kind == wallet_pb2.WALLET_ENTRY_KIND_RELEASE}
+        if f"PAY_IN/{order.payment_order_id}" not in released_causes:
             return False
     return True
 
 
 async def _pay_out(client: AsyncClient, checkout: str) -> None:
     """A run of the schedule pays both sellers; the bank of one of them sends the money back."""
-    say("\n7  Each seller has a bank account, and the schedule pays what can be paid; here its run is asked for before its cut-off")
+    print_line("\n7  Each seller has a bank account, and the schedule pays what can be paid; here its run is asked for before its cut-off")
     for seller, token in _ACCOUNTS.items():
-        await _register(client, f"{checkout}-{seller}", seller, token)
+        await _create_destination(client, f"{checkout}-{seller}", seller, token)
     schedule = await client.payout.SetPayoutSchedule(
         payout_service_pb2.SetPayoutScheduleRequest(
             currency="EUR", interval=payout_pb2.PAYOUT_INTERVAL_DAILY, cut_off="16:00", time_zone="Europe/Berlin", fee="0.25", minimum_amount="1.00"
         )
     )
-    say(f"     daily at {schedule.payout_schedule.cut_off} in {schedule.payout_schedule.time_zone}, fee {schedule.payout_schedule.fee} EUR")
-    run = payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id=f"{checkout}-run", run=payout_service_pb2.NewPayoutRun(currency="EUR"))
-    await client.payout.CreatePayoutBatch(run)
-    await _until(lambda: _is_done(client, f"{checkout}-run"), "the run should be done")
+    print_line(f"     daily at {schedule.payout_schedule.cut_off} in {schedule.payout_schedule.time_zone}, fee {schedule.payout_schedule.fee} EUR")
+    create_request = payout_service_pb2.CreatePayoutBatchRequest(
+        payout_batch_id=f"{checkout}-run", run=payout_service_pb2.NewPayoutRun(currency="EUR")
+    )
+    await client.payout.CreatePayoutBatch(create_request)
+    await _wait_until(lambda: _is_batch_done(client, f"{checkout}-run"), "the run should be done")
     request = payout_service_pb2.GetPayoutBatchRequest(payout_batch_id=f"{checkout}-run", page_size=200)
-    lines = [line async for line in client.pages(client.payout.GetPayoutBatch, request, "items")]
-    payouts = {line.seller_account: line.payout.payout_id for line in lines if line.WhichOneof("result") == "payout"}
+    items = [item async for item in client.pages(client.payout.GetPayoutBatch, request, "items")]
+    payouts = {item.seller_account: item.payout.payout_id for item in items if item.WhichOneof("result") == "payout"}
     _require(set(_SELLERS) <= payouts.keys(), f"both sellers should have been paid, and {sorted(payouts)} were")
     books, music = (payouts[seller] for seller in _SELLERS)
     await _show_payout(client, books)
-    paid = (await client.get_payout(books)).payout_state
-    _require(paid == payout_pb2.PAYOUT_STATE_PAID, f"the payout to {_SELLERS[0]} should be PAID, but is {payout_pb2.PayoutState.Name(paid)}")
+    books_state = (await client.get_payout(books)).payout_state
+    _require(
+        books_state == payout_pb2.PAYOUT_STATE_PAID, f"the payout to {_SELLERS[0]} should be PAID, but is {payout_pb2.PayoutState.Name(books_state)}"
+    )
 
-    say(f"\n8  The bank of {_SELLERS[1]} sends the money back, and the wallet has it again, but for the fee")
-    await _until(lambda: _came_back(client, music), f"the payout to {_SELLERS[1]} should come back")
+    print_line(f"\n8  The bank of {_SELLERS[1]} sends the money back, and the wallet has it again, but for the fee")
+    await _wait_until(lambda: _is_returned(client, music), f"the payout to {_SELLERS[1]} should come back")
     await _show_payout(client, music)
     await _show_wallets(client)
 
 
-async def _register(client: AsyncClient, id_: str, seller: str, token: str) -> None:
-    new = {"payout_destination_id": id_, "seller_account": seller, "currency": "EUR", "bank_account_token": token}
-    await client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**new))
-    get = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=id_)
+async def _create_destination(client: AsyncClient, id_: str, seller: str, token: str) -> None:
+    fields = {"payout_destination_id": id_, "seller_account": seller, "currency": "EUR", "bank_account_token": token}
+    await client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**fields))
+    get_request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=id_)
 
-    async def verified() -> bool:
-        state = (await client.payout.GetPayoutDestination(get)).payout_destination.state
+    async def is_verified() -> bool:
+        state = (await client.payout.GetPayoutDestination(get_request)).payout_destination.state
         return state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
 
-    await _until(verified, f"the bank account of {seller} should be verified")
-    say(f"     {seller:<14} is paid at the account {token}, which the provider has verified")
+    await _wait_until(is_verified, f"the bank account of {seller} should be verified")
+    print_line(f"     {seller:<14} is paid at the account {token}, which the provider has verified")
 
 
-async def _is_done(client: AsyncClient, batch_id: str) -> bool:
-    answer = await client.payout.GetPayoutBatch(payout_service_pb2.GetPayoutBatchRequest(payout_batch_id=batch_id, page_size=1))
-    return answer.payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE
+async def _is_batch_done(client: AsyncClient, batch_id: str) -> bool:
+    response = await client.payout.GetPayoutBatch(payout_service_pb2.GetPayoutBatchRequest(payout_batch_id=batch_id, page_size=1))
+    return response.payout_batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE
 
 
-async def _came_back(client: AsyncClient, payout_id: str) -> bool:
+async def _is_returned(client: AsyncClient, payout_id: str) -> bool:
     payout = await client.get_payout(payout_id)
     return payout.payout_state == payout_pb2.PAYOUT_STATE_RETURNED and payout.ledger_updated
 
 
 async def _show_payout(client: AsyncClient, payout_id: str) -> None:
-    found = await client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
-    payout = found.payout
-    say(f"     {payout.seller_account}: {payout.amount} {payout.currency} leave the wallet")
-    say(f"       {payout.net_amount} reach the bank as {payout.provider_reference}")
-    for step in found.history:
-        state = payout_pb2.PayoutState.Name(step.to_state).removeprefix("PAYOUT_STATE_")
-        say(f"       {_clock(step)}  {state:<12} {step.cause}")
+    response = await client.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
+    payout = response.payout
+    print_line(f"     {payout.seller_account}: {payout.amount} {payout.currency} leave the wallet")
+    print_line(f"       {payout.net_amount} reach the bank as {payout.provider_reference}")
+    for transition in response.history:
+        state = payout_pb2.PayoutState.Name(transition.to_state).removeprefix("PAYOUT_STATE_")
+        print_line(f"       {_format_time(transition)}  {state:<12} {transition.cause}")
     request = ledger_service_pb2.ListTransactionsRequest(cause_id=payout_id)
     for transaction in reversed((await client.ledger.ListTransactions(request)).transactions):
-        _say_transaction(transaction)
+        _print_transaction(transaction)
 
 
-async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
+async def _wait_until(condition: Callable[[], Awaitable[bool]], message: str) -> None:
     """Waits for a step, for half a minute at most."""
     for _ in range(300):
-        if await holds():
+        if await condition():
             return
         await asyncio.sleep(0.1)
-    _require(False, what)
+    _require(False, message)
 
 
-async def _wallets(client: AsyncClient) -> Wallets:
-    found = {}
+async def _load_wallets(client: AsyncClient) -> WalletsBySeller:
+    wallets_by_seller = {}
     for seller in _SELLERS:
         wallets = [w async for w in client.pages(client.wallet.ListWallets, wallet_service_pb2.ListWalletsRequest(seller_account=seller), "wallets")]
-        found[seller] = next((wallet for wallet in wallets if wallet.currency == "EUR"), wallet_pb2.Wallet(available="0.00", pending="0.00"))
-    return found
+        wallets_by_seller[seller] = next(
+            (wallet for wallet in wallets if wallet.currency == "EUR"), wallet_pb2.Wallet(available="0.00", pending="0.00")
+        )
+    return wallets_by_seller
 
 
 async def _show_wallets(client: AsyncClient) -> None:
-    for seller, wallet in (await _wallets(client)).items():
-        say(f"     {seller:<14} {_parts(wallet):>28}")
+    for seller, wallet in (await _load_wallets(client)).items():
+        print_line(f"     {seller:<14} {_format_wallet(wallet):>28}")
 
 
-def _parts(wallet: wallet_pb2.Wallet) -> str:
+def _format_wallet(wallet: wallet_pb2.Wallet) -> str:
     return f"{wallet.available} available, {wallet.pending} pending"
 
 
 async def _show_history(client: AsyncClient, payment: payment_pb2.Payment) -> None:
     for order in payment.payment_orders:
         request = payment_service_pb2.GetPaymentOrderRequest(payment_order_id=order.payment_order_id)
-        found = await client.payment.GetPaymentOrder(request)
-        say(f"     {order.payment_order_id}   charged by {order.provider} as {order.provider_reference}")
-        for step in found.history:
-            status = payment_pb2.PaymentOrderStatus.Name(step.to_status).removeprefix("PAYMENT_ORDER_STATUS_")
-            settled = "   wallet_updated, ledger_updated" if step.cause == "SETTLED" else ""
-            say(f"       {_clock(step)}  {status:<12} {step.cause}{settled}")
+        response = await client.payment.GetPaymentOrder(request)
+        print_line(f"     {order.payment_order_id}   charged by {order.provider} as {order.provider_reference}")
+        for transition in response.history:
+            status = payment_pb2.PaymentOrderStatus.Name(transition.to_status).removeprefix("PAYMENT_ORDER_STATUS_")
+            booked_flags = "   wallet_updated, ledger_updated" if transition.cause == "SETTLED" else ""
+            print_line(f"       {_format_time(transition)}  {status:<12} {transition.cause}{booked_flags}")
 
 
 async def _show_ledger(client: AsyncClient, payment: payment_pb2.Payment) -> None:
     for order in payment.payment_orders:
         request = ledger_service_pb2.ListTransactionsRequest(kind=ledger_pb2.TRANSACTION_KIND_PAY_IN, cause_id=order.payment_order_id)
-        found = (await client.ledger.ListTransactions(request)).transactions
-        _require(len(found) == 1, f"there should be one transaction for {order.payment_order_id}, not {len(found)}")
-        _say_transaction(found[0])
+        transactions = (await client.ledger.ListTransactions(request)).transactions
+        _require(len(transactions) == 1, f"there should be one transaction for {order.payment_order_id}, not {len(transactions)}")
+        _print_transaction(transactions[0])
     trial = await client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest(page_size=200))
     for total in trial.sums:
         _require(not total.amount.strip("0."), f"the trial balance should be zero, but is {total.amount} {total.currency}")
-        say(f"     trial balance of the whole book: {total.amount} {total.currency}, at transaction {trial.sequence}")
+        print_line(f"     trial balance of the whole book: {total.amount} {total.currency}, at transaction {trial.sequence}")
 
 
-def _say_transaction(transaction: ledger_pb2.Transaction) -> None:
+def _print_transaction(transaction: ledger_pb2.Transaction) -> None:
     kind = ledger_pb2.TransactionKind.Name(transaction.kind).removeprefix("TRANSACTION_KIND_")
-    say(f"     {transaction.transaction_id}  {kind} {transaction.cause_id}  hash {transaction.hash.hex()[:16]}…")
+    print_line(f"     {transaction.transaction_id}  {kind} {transaction.cause_id}  hash {transaction.hash.hex()[:16]}…")
     for entry in transaction.entries:
         side = "debit " if entry.direction == ledger_pb2.DIRECTION_DEBIT else "credit"
-        say(f"       {side} {entry.amount:>10} {entry.currency}  {entry.account:<26} balance {entry.balance_after:>12}")
+        print_line(f"       {side} {entry.amount:>10} {entry.currency}  {entry.account:<26} balance {entry.balance_after:>12}")
 
 
-def _clock(step: Any) -> str:
-    return str(step.create_time.ToDatetime().strftime("%H:%M:%S.%f")[:-3])
+def _format_time(transition: Any) -> str:
+    return str(transition.create_time.ToDatetime().strftime("%H:%M:%S.%f")[:-3])
 
 
-def _state(payment: payment_pb2.Payment) -> str:
+def _format_state(payment: payment_pb2.Payment) -> str:
     return payment_pb2.PaymentState.Name(payment.payment_state).removeprefix("PAYMENT_STATE_")
 
 
-def _require(holds: Any, what: str) -> None:
+def _require(condition: Any, message: str) -> None:
     """Ends the story where a step does not hold."""
-    if not holds:
-        raise Failure(f"a step did not hold: {what}.")
+    if not condition:
+        raise StartupError(f"a step did not hold: {message}.")
 
 
-def _look_closer(address: str) -> None:
-    say("\nTo look closer, with grpcurl (go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest):")
-    say(f"     grpcurl -plaintext {address} list")
-    say(f"     grpcurl -plaintext {address} tallystick.payment.v1.PaymentService/ListPayments")
-    say(f"     grpcurl -plaintext {address} tallystick.ledger.v1.LedgerService/GetTrialBalance")
-    say(f"     grpcurl -plaintext {address} tallystick.payout.v1.PayoutService/ListPayouts")
-    say(f"     grpcurl -plaintext {address} tallystick.event.v1.EventService/StreamEvents")
+def _print_grpcurl_hints(address: str) -> None:
+    print_line("\nTo look closer, with grpcurl (go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest):")
+    print_line(f"     grpcurl -plaintext {address} list")
+    print_line(f"     grpcurl -plaintext {address} tallystick.payment.v1.PaymentService/ListPayments")
+    print_line(f"     grpcurl -plaintext {address} tallystick.ledger.v1.LedgerService/GetTrialBalance")
+    print_line(f"     grpcurl -plaintext {address} tallystick.payout.v1.PayoutService/ListPayouts")
+    print_line(f"     grpcurl -plaintext {address} tallystick.event.v1.EventService/StreamEvents")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import sys
 from typing import NoReturn
 
 
-class Failure(Exception):
+class StartupError(Exception):
     """Shown to the person at the terminal as it is, without a traceback; the command exits 1."""
 
 
-def unread() -> NoReturn:
+def exit_on_broken_pipe() -> NoReturn:
     """Ends a command whose output nobody reads any more, as `head` does, in silence."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at the exit
     sys.exit(141)  # as a program that SIGPIPE has ended

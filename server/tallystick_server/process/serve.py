@@ -22,35 +22,35 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tallystick_core.caller import Role
-from tallystick_server.process.configuration import SERVED, Settings
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.configuration import SERVICES, Settings
+from tallystick_server.process.failure import StartupError
 from tallystick_server.process.readiness import DatabaseHealth, await_databases, serve_not_ready
-from tallystick_server.process.wiring import Ports, Service, Wiring, full_names
+from tallystick_server.process.wiring import Dependencies, Service, Wiring, full_names
 from tallystick_server.runtime import telemetry
-from tallystick_server.runtime.authentication import Authenticator, BearerTokens, Development
-from tallystick_server.runtime.beside import Beside
+from tallystick_server.runtime.authentication import Authenticator, BearerTokens, NoAuthentication
+from tallystick_server.runtime.beside import AuxiliaryServices
 from tallystick_server.runtime.bulkhead import CallLimits
-from tallystick_server.runtime.door import BATCH_BYTES, LONGEST_DEADLINE, STREAM_TIME, Door
-from tallystick_server.runtime.peers import Peers
-from tallystick_server.runtime.reflected import Symbols
+from tallystick_server.runtime.door import MAX_BATCH_BYTES, MAX_DEADLINE_SECONDS, MAX_STREAM_SECONDS, RpcServer
+from tallystick_server.runtime.peers import ServiceClient
+from tallystick_server.runtime.reflected import SymbolDescriptorPool
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_LOOK_AT_DATABASE = 1.0  # seconds
+_DATABASE_POLL_SECONDS = 1.0  # seconds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_MOST_UNREAD = 10_000
-_LONGEST_UNREAD = int(LONGEST_DEADLINE) + 15  # seconds; the longest deadline that the door grants ends before
-UNREAD = [
-    ("grpc.server.max_pending_requests", _MOST_UNREAD),
-    ("grpc.server.max_pending_requests_hard_limit", _MOST_UNREAD),
-    ("grpc.server_max_unrequested_time_in_server", _LONGEST_UNREAD),
+_MAX_PENDING_REQUESTS = 10_000
+_MAX_PENDING_SECONDS = int(MAX_DEADLINE_SECONDS) + 15  # seconds; the longest deadline that the door grants ends before
+PENDING_REQUEST_OPTIONS = [
+    ("grpc.server.max_pending_requests", _MAX_PENDING_REQUESTS),
+    ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_REQUESTS),
+    ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
 ]
 """Options of a server: of calls it has not read yet gRPC drops those beyond 1,000, and those that have waited for 30 s, without a reason."""
-_AGE = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
+_MAX_CONNECTION_AGE_SECONDS = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
 CONNECTIONS = [
-    ("grpc.max_connection_age_ms", _AGE * 1000),
-    ("grpc.max_connection_age_grace_ms", int(STREAM_TIME + LONGEST_DEADLINE) * 1000),  # no call of ours takes longer, so none is cut
+    ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_SECONDS * 1000),
+    ("grpc.max_connection_age_grace_ms", int(MAX_STREAM_SECONDS + MAX_DEADLINE_SECONDS) * 1000),  # no call of ours takes longer, so none is cut
     ("grpc.keepalive_time_ms", 30_000),  # a caller that has vanished is noticed
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # while the kernel of a process that is frozen still acknowledges
@@ -60,88 +60,90 @@ CONNECTIONS = [
     ("grpc.max_concurrent_streams", 10_000),
 ]
 """Options of a server: how long a connection lives, and how often its caller may ping."""
-_CALLERS_FIRST = ("payment", "payout", "wallet", "ledger", "event")
+_STOP_ORDER = ("payment", "payout", "wallet", "ledger", "event")
 """The order in which services stop: each before those that it calls."""
-_LETTING_GO = 5.0  # seconds within which gRPC closes connections that have ended
-_LOOK_AGAIN = 0.01
-_WORKERS = 5.0
+_DISCONNECT_TIMEOUT_SECONDS = 5.0  # seconds within which gRPC closes connections that have ended
+_POLL_INTERVAL_SECONDS = 0.01
+_MIN_WORKER_DRAIN_SECONDS = 5.0
 """Seconds that work in progress has after the calls, however long these take; the drain's own time, where that is shorter."""
-_FAREWELL = 0.05  # seconds in which the last answers are written
-_HEALTH_NOTICE = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
+_FLUSH_SECONDS = 0.05  # seconds in which the last answers are written
+_HEALTH_NOTICE_SECONDS = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
 
 
 @dataclass
-class Running:
+class RunningServer:
     """Services that are being served; `address` is the one they are reached at."""
 
     address: str
     _services: Sequence[Service]
-    _servers: Sequence[grpc.aio.Server]
-    _doors: Sequence[Door]
-    _health: health.aio.HealthServicer
-    _peers: Peers
-    _folder: str | None
+    _grpc_servers: Sequence[grpc.aio.Server]
+    _rpc_servers: Sequence[RpcServer]
+    _health_servicer: health.aio.HealthServicer
+    _service_client: ServiceClient
+    _socket_folder: str | None
     _database_health: DatabaseHealth
 
-    async def stop(self, patience: float) -> None:
-        """Drains: health goes NOT_SERVING, no call is taken any more, streams end, then the calls in flight, then the work in progress.
+    async def stop(self, drain_timeout_seconds: float) -> None:
+        """Drains: health goes NOT_SERVING, no call is taken any more, streams end, then the calls
+        in flight, then the work in progress.
 
-        Streams end within a second, whether they are read or not: they resume from their cursors. Calls have `patience` seconds; work in progress has
-        what they leave of it, and at least a reserve of 5 s, or of `patience` if that is shorter.
+        Streams end within a second, whether they are read or not: they resume from their cursors.
+        Calls have `drain_timeout_seconds` seconds; work in progress has what they leave of it, and
+        at least a reserve of 5 s, or of `drain_timeout_seconds` if that is shorter.
         """
-        await self._health.enter_graceful_shutdown()
+        await self._health_servicer.enter_graceful_shutdown()
         await self._database_health.stop()
-        await asyncio.sleep(_HEALTH_NOTICE)
-        deadline = asyncio.get_running_loop().time() + patience
-        self._doors[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
-        await self._doors[0].quiet(patience)
-        left = max(deadline - asyncio.get_running_loop().time(), min(_WORKERS, patience), 0.1)
-        await asyncio.gather(*(service.drain(left) for service in self._services))  # while the services that they call still run
-        for service in sorted(self._services, key=lambda one: _CALLERS_FIRST.index(one.name)):
+        await asyncio.sleep(_HEALTH_NOTICE_SECONDS)
+        deadline = asyncio.get_running_loop().time() + drain_timeout_seconds
+        self._rpc_servers[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
+        await self._rpc_servers[0].wait_until_idle(drain_timeout_seconds)
+        remaining_seconds = max(deadline - asyncio.get_running_loop().time(), min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds), 0.1)
+        await asyncio.gather(*(service.drain(remaining_seconds) for service in self._services))  # while the services that they call still run
+        for service in sorted(self._services, key=lambda s: _STOP_ORDER.index(s.name)):
             await service.stop()
-        for door, server in zip(self._doors[1:], self._servers[1:], strict=True):
-            door.close()
-            await server.stop(1)
-        await asyncio.sleep(_FAREWELL)
-        await _hang_up(self.address)
-        await self._servers[0].stop(None)
-        await self._peers.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        for rpc_server, grpc_server in zip(self._rpc_servers[1:], self._grpc_servers[1:], strict=True):
+            rpc_server.close()
+            await grpc_server.stop(1)
+        await asyncio.sleep(_FLUSH_SECONDS)
+        await _disconnect_clients(self.address)
+        await self._grpc_servers[0].stop(None)
+        await self._service_client.close()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
 
-async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str], ports: Ports | None = None) -> Running:
+async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str], dependencies: Dependencies | None = None) -> RunningServer:
     """Starts services. Together they reach each other over a unix socket with a door of its own, alone at the configured addresses."""
     _check_payout_service(names, settings)
-    authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else Development()
-    peers = Peers(settings.service_token)
-    folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
-    inside = f"unix:{Path(folder) / 'inside'}" if folder else ""
-    addresses = {name: inside if name in names and folder else settings.address.get(name, "") for name in SERVED}
+    authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else NoAuthentication()
+    service_client = ServiceClient(settings.service_token)
+    socket_folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
+    internal_address = f"unix:{Path(socket_folder) / 'inside'}" if socket_folder else ""
+    addresses = {name: internal_address if name in names and socket_folder else settings.address.get(name, "") for name in SERVICES}
     _check_addresses(names, addresses)
-    services = Wiring(settings, urls, addresses, peers, ports).build(names)
-    doors, servers = [], []
-    monitor = health.aio.HealthServicer()
-    for listen in (settings.listen, *([inside] if inside else [])):
-        door = Door(authenticator, _limits(settings))
-        servers.append(_server(services, door, monitor, reuse_port=settings.reuse_port))
-        doors.append(door)
+    services = Wiring(settings, urls, addresses, service_client, dependencies).build(names)
+    rpc_servers, servers = [], []
+    health_servicer = health.aio.HealthServicer()
+    for listen_address in (settings.listen, *([internal_address] if internal_address else [])):
+        rpc_server = RpcServer(authenticator, _call_limits(settings))
+        servers.append(_create_server(services, rpc_server, health_servicer, reuse_port=settings.reuse_port))
+        rpc_servers.append(rpc_server)
         try:
-            _listen(servers[-1], listen)
-        except Failure:
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+            _listen(servers[-1], listen_address)
+        except StartupError:
+            if socket_folder is not None:
+                shutil.rmtree(socket_folder, ignore_errors=True)
             raise
     for service in services:
         service.start()
     for server in reversed(servers):
         await server.start()
-    database_health = DatabaseHealth(monitor, {name: urls[name] for name in names}, {s.name: s.descriptor.full_name for s in services})
+    database_health = DatabaseHealth(health_servicer, {name: urls[name] for name in names}, {s.name: s.descriptor.full_name for s in services})
     await database_health.start()
-    return Running(settings.listen, services, servers, doors, monitor, peers, folder, database_health)
+    return RunningServer(settings.listen, services, servers, rpc_servers, health_servicer, service_client, socket_folder, database_health)
 
 
-def _limits(settings: Settings) -> CallLimits:
+def _call_limits(settings: Settings) -> CallLimits:
     return CallLimits(
         writes=settings.most_calls,
         reads=settings.most_reads,
@@ -154,81 +156,92 @@ def _limits(settings: Settings) -> CallLimits:
 
 
 def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
-    of_flow = ("wallet", "ledger", "event")
-    needs = {"payment": of_flow, "payout": of_flow, "ledger": ("event",), "wallet": ("event",)}
+    booking_services = ("wallet", "ledger", "event")
+    dependencies = {"payment": booking_services, "payout": booking_services, "ledger": ("event",), "wallet": ("event",)}
     for name in names:
-        for other in needs.get(name, ()):
-            if not addresses[other]:
-                raise Failure(f'TALLYSTICK_ADDRESS must say where {name} reaches {other}, such as "{other}=127.0.0.1:7071".')
+        for dependency in dependencies.get(name, ()):
+            if not addresses[dependency]:
+                raise StartupError(f'TALLYSTICK_ADDRESS must say where {name} reaches {dependency}, such as "{dependency}=127.0.0.1:7071".')
 
 
 def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
     """Refuses to start a WalletService that would refuse the calls of PayoutService, or a PayoutService whose calls would be refused."""
     if settings.authentication == "none":
         return
-    own = settings.callers.get(settings.service_token)
+    service_caller = settings.callers.get(settings.service_token)
     services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
-    if "payout" in names and own is not None and settings.payout_service not in ("", own.name):
-        raise Failure(f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {own.name}, the caller of this PayoutService's service_token, or empty.")
+    if "payout" in names and service_caller is not None and settings.payout_service not in ("", service_caller.name):
+        raise StartupError(
+            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {service_caller.name}, the caller of this PayoutService's service_token, or empty."
+        )
     if "wallet" in names and "payout" not in names and not settings.payout_service and len(services) > 1:
-        known = ", ".join(sorted(services))
-        raise Failure(
-            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, among those with the role service: {known}."
+        candidates = ", ".join(sorted(services))
+        raise StartupError(
+            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, among those with the role service: {candidates}."
         )
 
 
-def _server(services: Sequence[Service], door: Door, monitor: health.aio.HealthServicer, *, reuse_port: bool) -> grpc.aio.Server:
-    received = 2 * BATCH_BYTES  # so that it is the door that refuses what is too large, by its name
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", received), ("grpc.so_reuseport", int(reuse_port)), *UNREAD, *CONNECTIONS])
+def _create_server(
+    services: Sequence[Service], rpc_server: RpcServer, health_servicer: health.aio.HealthServicer, *, reuse_port: bool
+) -> grpc.aio.Server:
+    max_message_bytes = 2 * MAX_BATCH_BYTES  # so that it is the door that refuses what is too large, by its name
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.so_reuseport", int(reuse_port)),
+            *PENDING_REQUEST_OPTIONS,
+            *CONNECTIONS,
+        ]
+    )
     for service in services:
-        door.bind(server, service.descriptor, service.servicer, service.access)
-    beside: Any = Beside(server)
-    health_pb2_grpc.add_HealthServicer_to_server(monitor, beside)
+        rpc_server.add_service(server, service.descriptor, service.servicer, service.access)
+    auxiliary_services: Any = AuxiliaryServices(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, auxiliary_services)
     names = [s.descriptor.full_name for s in services]
-    told = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], pool=Symbols())
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(told, beside)  # type: ignore[no-untyped-call]
-    door.bind_unknown(server)
+    reflection_servicer = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], pool=SymbolDescriptorPool())
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection_servicer, auxiliary_services)  # type: ignore[no-untyped-call]
+    rpc_server.add_fallback(server)
     return server
 
 
-async def _hang_up(address: str) -> None:
+async def _disconnect_clients(address: str) -> None:
     """Ends the connections of a server that answers nobody any more, and returns once gRPC has let go of them.
 
     Their callers see a lost connection; a call on a connection that is open while the server stops would be cancelled without a reason.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _LETTING_GO
-    while _end_connections(address) and loop.time() < deadline:  # noqa: ASYNC110 - gRPC says nothing when it closes one
-        await asyncio.sleep(_LOOK_AGAIN)
+    deadline = loop.time() + _DISCONNECT_TIMEOUT_SECONDS
+    while _shut_down_sockets(address) and loop.time() < deadline:  # noqa: ASYNC110 - gRPC says nothing when it closes one
+        await asyncio.sleep(_POLL_INTERVAL_SECONDS)
 
 
-def _end_connections(address: str) -> bool:
+def _shut_down_sockets(address: str) -> bool:
     """Takes no more connections at an address, and reads no more from those there are. Whether there are any."""
     path = address.removeprefix("unix:") if address.startswith("unix:") else ""
-    found = False
+    has_connections = False
     for name in os.listdir("/dev/fd"):
         with suppress(OSError):  # it is no socket, is not connected, or has been closed
             copy = os.dup(int(name))
             try:
-                one = socket.socket(fileno=copy)
+                sock = socket.socket(fileno=copy)
             except OSError:
                 os.close(copy)
                 raise
-            with one:
-                if one.family == socket.AF_UNIX:
-                    ours = path and one.getsockname() == path
+            with sock:
+                if sock.family == socket.AF_UNIX:
+                    is_ours = path and sock.getsockname() == path
                 else:
-                    ours = not path and one.getsockname()[1] == int(address.rpartition(":")[2])
-                if not ours:
+                    is_ours = not path and sock.getsockname()[1] == int(address.rpartition(":")[2])
+                if not is_ours:
                     continue
-                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    with socket.socket() as idle:  # in its place, so that gRPC finds no closed one and complains
-                        os.dup2(idle.fileno(), int(name))
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    with socket.socket() as placeholder:  # in its place, so that gRPC finds no closed one and complains
+                        os.dup2(placeholder.fileno(), int(name))
                     continue
-                one.getpeername()
-                found = True
-                one.shutdown(socket.SHUT_RD)  # so that what is being written is written
-    return found
+                sock.getpeername()
+                has_connections = True
+                sock.shutdown(socket.SHUT_RD)  # so that what is being written is written
+    return has_connections
 
 
 def _listen(server: grpc.aio.Server, address: str) -> None:
@@ -237,7 +250,7 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
     except RuntimeError:
         bound = 0
     if not bound:
-        raise Failure(
+        raise StartupError(
             f"Nothing can listen on {address}: another program does, the address is not this machine's, or its folder is not there. "
             "Set TALLYSTICK_LISTEN to another."
         )
@@ -257,43 +270,47 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-async def serve(names: Sequence[str], settings: Settings, urls: Mapping[str, str], say: Callable[[str], None], has_ended: Callable[[], bool]) -> None:
+async def serve(
+    names: Sequence[str], settings: Settings, urls: Mapping[str, str], print_status: Callable[[str], None], has_ended: Callable[[], bool]
+) -> None:
     """Serves until SIGTERM or SIGINT, then drains. Raises Failure if the embedded database `has_ended` meanwhile."""
     flush = telemetry.configure("tallystick-" + ("all" if len(names) > 1 else names[0]), settings.otlp_endpoint, settings.trace_ratio)
-    stopped = asyncio.Event()
+    stop_event = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await _until_ready(names, settings, urls, stopped, say)
-    if stopped.is_set():
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop_event.set)
+    await _wait_until_ready(names, settings, urls, stop_event, print_status)
+    if stop_event.is_set():
         return
-    running = await start(names, settings, urls)
-    say(f"Serving {', '.join(names)} on {running.address}")
-    await until(stopped, has_ended)
-    say("Draining")
-    await running.stop(0 if has_ended() else settings.drain)
+    server = await start(names, settings, urls)
+    print_status(f"Serving {', '.join(names)} on {server.address}")
+    await wait_for_stop(stop_event, has_ended)
+    print_status("Draining")
+    await server.stop(0 if has_ended() else settings.drain)
     await asyncio.to_thread(flush)
     if has_ended():
-        raise Failure("The embedded PostgreSQL has ended, and with it every service here: see the log in its folder, and run the command again.")
-    say("Stopped")
+        raise StartupError("The embedded PostgreSQL has ended, and with it every service here: see the log in its folder, and run the command again.")
+    print_status("Stopped")
 
 
-async def _until_ready(names: Sequence[str], settings: Settings, urls: Mapping[str, str], stopped: asyncio.Event, say: Callable[[str], None]) -> None:
+async def _wait_until_ready(
+    names: Sequence[str], settings: Settings, urls: Mapping[str, str], stop_event: asyncio.Event, print_status: Callable[[str], None]
+) -> None:
     """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises Failure."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.reuse_port))])
     _listen(server, settings.listen)
     await serve_not_ready(server, full_names(names))
     try:
-        await await_databases(urls, settings.database_patience, stopped, say)
+        await await_databases(urls, settings.database_patience, stop_event, print_status)
     finally:
         await server.stop(None)
 
 
-async def until(stopped: asyncio.Event, has_ended: Callable[[], bool]) -> None:
+async def wait_for_stop(stop_event: asyncio.Event, has_ended: Callable[[], bool]) -> None:
     """Waits until the process is told to stop, or the embedded database has ended."""
-    while not stopped.is_set() and not has_ended():
+    while not stop_event.is_set() and not has_ended():
         try:
-            async with asyncio.timeout(_LOOK_AT_DATABASE):
-                await stopped.wait()
+            async with asyncio.timeout(_DATABASE_POLL_SECONDS):
+                await stop_event.wait()
         except TimeoutError:
             continue

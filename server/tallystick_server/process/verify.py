@@ -13,73 +13,75 @@ from functools import partial
 import psycopg
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from tallystick_server.process.checks.book import check_book, check_causes
-from tallystick_server.process.checks.events import check_due, check_events, check_versions
+from tallystick_server.process.checks.book import check_ledger, check_unique_postings
+from tallystick_server.process.checks.events import check_events, check_operations, check_versions
 from tallystick_server.process.checks.payments import (
+    check_booking,
     check_charges,
     check_checkouts,
     check_deliveries,
     check_orders,
-    check_settlement,
     check_unapplied,
 )
-from tallystick_server.process.checks.payouts import check_facts, check_holds, check_payouts, check_transfers
-from tallystick_server.process.checks.report import Check, Read, Report
+from tallystick_server.process.checks.payouts import check_holds, check_money_movements, check_payouts, check_transfers
+from tallystick_server.process.checks.report import Check, QueryRunner, Report
 from tallystick_server.process.checks.seals import check_derived, check_seals
 from tallystick_server.process.checks.wallets import check_wallets, check_wallets_against_ledger
-from tallystick_server.process.databases import Databases
-from tallystick_server.process.failure import Failure
+from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.process.failure import StartupError
 from tallystick_server.process.migrate import first_line
 from tallystick_storage.verification import Reader
 
-_CHECKS_AT_ONCE = 5
+_MAX_CONCURRENT_CHECKS = 5
 """The database does most of the work, each check in a connection's process of its own."""
 
 
-def verify(databases: Databases) -> Report:
+def verify(database_urls: DatabaseUrls) -> Report:
     """Runs every check over the whole database. Raises Failure if it cannot be read."""
-    reader = Reader(databases.reader)
+    reader = Reader(database_urls.reader)
     try:
-        with reader.at_one_moment() as read:
-            return verify_by(read, at_once=_CHECKS_AT_ONCE)
+        with reader.open_snapshot() as read:
+            return run_checks(read, concurrency=_MAX_CONCURRENT_CHECKS)
     except SQLAlchemyError as error:
-        raise Failure(f"The database cannot be read: {first_line(error)}") from error
+        raise StartupError(f"The database cannot be read: {first_line(error)}") from error
     finally:
         reader.close()
 
 
-def verify_by(read: Read, *, at_once: int = 1, checks: Sequence[Callable[[Read], Check]] | None = None) -> Report:
-    """Runs checks, by default all, over what `read` gives, `at_once` of them in threads of their own. The costly ones are last, and begun first."""
-    with ThreadPoolExecutor(at_once) as threads:
-        return Report([*threads.map(partial(_run, read=read), reversed(CHECKS if checks is None else checks))][::-1])
+def run_checks(read: QueryRunner, *, concurrency: int = 1, checks: Sequence[Callable[[QueryRunner], Check]] | None = None) -> Report:
+    """Runs checks, by default all, over what `read` gives, `concurrency` of them in threads of
+    their own. The costly ones are last, and begun first.
+    """
+    with ThreadPoolExecutor(concurrency) as executor:
+        return Report([*executor.map(partial(_run_check, read=read), reversed(CHECKS if checks is None else checks))][::-1])
 
 
-def _run(check: Callable[[Read], Check], read: Read) -> Check:
+def _run_check(check: Callable[[QueryRunner], Check], read: QueryRunner) -> Check:
     """A check's findings; content that no rule can take is a finding, for its row is broken too: `check_seals` and the other checks name it."""
     try:
         return check(read)
     except (DataError, psycopg.DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        stopped = Check(check.__name__.removeprefix("check_"), "")
-        stopped.fail(f"check {stopped.name}", f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}")
-        return stopped
+        failed_check = Check(check.__name__.removeprefix("check_"), "")
+        failed_check.fail(f"check {failed_check.name}", f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}")
+        return failed_check
 
 
-CHECKS: list[Callable[[Read], Check]] = [
-    check_book,
-    check_causes,
+CHECKS: list[Callable[[QueryRunner], Check]] = [
+    check_ledger,
+    check_unique_postings,
     check_wallets,
     check_wallets_against_ledger,
     check_orders,
     check_charges,
-    check_due,
+    check_operations,
     check_unapplied,
     check_deliveries,
     check_checkouts,
-    check_settlement,
+    check_booking,
     check_payouts,
     check_holds,
     check_transfers,
-    check_facts,
+    check_money_movements,
     check_events,
     check_versions,
     check_derived,

@@ -6,43 +6,43 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tallystick_core.money import MAX_AMOUNT
-from tallystick_core.payout import payout_demand
+from tallystick_core.payout import format_payout_operation_id
 from tallystick_core.provider import (
-    ChargeDemand,
+    ChargeLookupOutcome,
+    ChargeOutcome,
+    ChargeRequest,
     Declined,
     FailureReason,
     FinalNotFound,
-    Found,
     InTransit,
     NotFound,
     NotSent,
-    Outcome,
-    PayoutDemand,
     PayoutFailure,
-    PayoutFound,
+    PayoutLookupOutcome,
     PayoutOutcome,
+    PayoutRequest,
     Pending,
     PendingReason,
+    RetryReason,
     Returned,
     Submitted,
     Succeeded,
-    Trouble,
     Unknown,
-    Verification,
+    VerificationOutcome,
     Verified,
 )
 from tallystick_sandbox.payouts import SandboxPayouts
-from tallystick_sandbox.rules import NOT_FOUND, UNREACHED, Reply
+from tallystick_sandbox.rules import CONNECTION_REFUSED, NOT_FOUND, Reply
 from tallystick_sandbox.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from tallystick_server.providers.http import Http
+    from tallystick_server.providers.http import HttpClient
 
 NAME = "sandbox"
-MOST_AT_ONCE = 100
+MAX_BATCH_SIZE = 100
 """The most payouts of one submission."""
 
-_DECLINES = {
+_DECLINE_REASONS = {
     "insufficient_funds": FailureReason.INSUFFICIENT_FUNDS,
     "expired_card": FailureReason.PAYMENT_METHOD_INVALID,
     "authentication_failed": FailureReason.AUTHENTICATION_FAILED,
@@ -50,13 +50,13 @@ _DECLINES = {
 }
 
 
-FINAL_NOT_FOUND = FinalNotFound(60.0, times=2)
+FINAL_NOT_FOUND = FinalNotFound(60.0, min_responses=2)
 """No charge is on its way to the sandbox for as long as this."""
-_REFUSALS = frozenset({"amount_too_small"})
+_REJECTION_CODES = frozenset({"amount_too_small"})
 """Codes by which a provider surely charges nothing, however often it is asked."""
 
 
-class InProcess:
+class InProcessSandbox:
     """The sandbox as an object of this process."""
 
     name = NAME
@@ -66,37 +66,37 @@ class InProcess:
         self.final_not_found = final_not_found
         self._sandbox = sandbox
 
-    async def send(self, demand: ChargeDemand) -> Outcome:
-        return outcome(await self._sandbox.charge(demand))
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
+        return to_outcome(await self._sandbox.charge(request))
 
-    async def look_up(self, demand: ChargeDemand) -> Found:
-        return found(await self._sandbox.look_up(demand.charge_id))
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return to_lookup_outcome(await self._sandbox.look_up(request.charge_id))
 
-    async def cancel(self, demand: ChargeDemand) -> Found:
-        return found(await self._sandbox.cancel(demand.charge_id))
-
-
-def _http(url: str) -> Http:
-    from tallystick_server.providers.http import Http  # noqa: PLC0415 - slow to import, and needed only where the sandbox is a server of its own
-
-    return Http(url)
+    async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return to_lookup_outcome(await self._sandbox.cancel(request.charge_id))
 
 
-def _read(status: int, body: Any, retry_after: float) -> Reply:
+def _new_http_client(url: str) -> HttpClient:
+    from tallystick_server.providers.http import HttpClient  # noqa: PLC0415 - slow to import, and needed only where the sandbox is a server of its own
+
+    return HttpClient(url)
+
+
+def _parse_reply(status: int, body: Any, retry_after: float) -> Reply:
     """An answer to one demand. Raises KeyError, TypeError."""
     return Reply(
         status, body["reference"], body["amount"], body["currency"], body["code"], retry_after, body.get("state", ""), body.get("subject", "")
     )
 
 
-def _seconds(value: Any) -> float:
+def _parse_retry_after(value: Any) -> float:
     """What to wait after one answer of many, at most a day. Raises ValueError for what is no number of seconds."""
     if type(value) not in (int, float) or value < 0:
         raise ValueError("retry_after is no number of seconds")
     return min(float(value), 86_400.0)
 
 
-class OverHttp:
+class HttpSandbox:
     """The sandbox as a server of its own."""
 
     name = NAME
@@ -104,136 +104,143 @@ class OverHttp:
     def __init__(self, url: str, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND) -> None:
         self.key_window = key_window
         self.final_not_found = final_not_found
-        self._http = _http(url)
+        self._http = _new_http_client(url)
         self.close = self._http.close
 
-    async def send(self, demand: ChargeDemand) -> Outcome:
+    async def send(self, request: ChargeRequest) -> ChargeOutcome:
         body = {
-            "charge_id": demand.charge_id,
-            "amount": demand.amount,
-            "currency": demand.currency,
-            "payment_token": demand.payment_token,
-            "method": demand.method,
+            "charge_id": request.charge_id,
+            "amount": request.amount,
+            "currency": request.currency,
+            "payment_token": request.payment_token,
+            "method": request.method,
         }
-        return await self._http.ask("POST", "/charges", _outcome, json=body, headers={"Idempotency-Key": demand.key})
+        return await self._http.request("POST", "/charges", _parse_outcome, json=body, headers={"Idempotency-Key": request.key})
 
-    async def look_up(self, demand: ChargeDemand) -> Found:
-        return await self._http.ask("GET", f"/charges/{demand.charge_id}", _found)
+    async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return await self._http.request("GET", f"/charges/{request.charge_id}", _parse_lookup_outcome)
 
-    async def cancel(self, demand: ChargeDemand) -> Found:
-        return await self._http.ask("POST", f"/charges/{demand.charge_id}/cancel", _found)
-
-
-def _outcome(status: int, body: Any, retry_after: float) -> Outcome:
-    return outcome(_read(status, body, retry_after))
+    async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
+        return await self._http.request("POST", f"/charges/{request.charge_id}/cancel", _parse_lookup_outcome)
 
 
-def _found(status: int, body: Any, retry_after: float) -> Found:
-    return found(_read(status, body, retry_after))
+def _parse_outcome(status: int, body: Any, retry_after: float) -> ChargeOutcome:
+    return to_outcome(_parse_reply(status, body, retry_after))
 
 
-class PayoutsInProcess:
+def _parse_lookup_outcome(status: int, body: Any, retry_after: float) -> ChargeLookupOutcome:
+    return to_lookup_outcome(_parse_reply(status, body, retry_after))
+
+
+class InProcessSandboxPayouts:
     """The sandbox's payouts as an object of this process."""
 
     name = NAME
-    most_at_once = MOST_AT_ONCE
+    max_batch_size = MAX_BATCH_SIZE
 
     def __init__(self, sandbox: SandboxPayouts, key_window: float) -> None:
         self.key_window = key_window
         self._sandbox = sandbox
 
-    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
-        return [payout_outcome(reply) for reply in await self._sandbox.submit(demands)]
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        return [to_payout_outcome(reply) for reply in await self._sandbox.submit(requests)]
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
-        return payout_found(await self._sandbox.look_up(demand.payout_id))
+    async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
+        return to_payout_lookup_outcome(await self._sandbox.look_up(request.payout_id))
 
-    async def verify(self, bank_account_token: str, currency: str) -> Verification:
-        return verification(await self._sandbox.verify(bank_account_token))
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
+        return to_verification_outcome(await self._sandbox.verify(bank_account_token))
 
 
-class PayoutsOverHttp:
+class HttpSandboxPayouts:
     """The sandbox's payouts by a server of its own."""
 
     name = NAME
-    most_at_once = MOST_AT_ONCE
+    max_batch_size = MAX_BATCH_SIZE
 
     def __init__(self, url: str, key_window: float) -> None:
         self.key_window = key_window
-        self._http = _http(url)
+        self._http = _new_http_client(url)
         self.close = self._http.close
 
-    async def submit(self, demands: Sequence[PayoutDemand]) -> Sequence[PayoutOutcome]:
-        def read(status: int, body: Any, retry_after: float) -> Sequence[PayoutOutcome]:
+    async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        def parse(status: int, body: Any, retry_after: float) -> Sequence[PayoutOutcome]:
             if status != 200:
-                return [payout_outcome(_read(status, body, retry_after))] * len(demands)
-            if len(body) != len(demands):
+                return [to_payout_outcome(_parse_reply(status, body, retry_after))] * len(requests)
+            if len(body) != len(requests):
                 raise ValueError("another number of answers than of demands")
-            return [payout_outcome(_read(one["status"], one, _seconds(one["retry_after"]))) for one in body]
+            return [to_payout_outcome(_parse_reply(item["status"], item, _parse_retry_after(item["retry_after"]))) for item in body]
 
         items = [
             {
-                "key": demand.key,
-                "payout_id": demand.payout_id,
-                "amount": demand.amount,
-                "currency": demand.currency,
-                "bank_account_token": demand.bank_account_token,
+                "key": request.key,
+                "payout_id": request.payout_id,
+                "amount": request.amount,
+                "currency": request.currency,
+                "bank_account_token": request.bank_account_token,
             }
-            for demand in demands
+            for request in requests
         ]
-        answer = await self._http.ask("POST", "/payouts", read, json=items)
-        return [answer] * len(demands) if isinstance(answer, NotSent | Unknown) else answer
+        result = await self._http.request("POST", "/payouts", parse, json=items)
+        return [result] * len(requests) if isinstance(result, NotSent | Unknown) else result
 
-    async def look_up(self, demand: PayoutDemand) -> PayoutFound:
-        return await self._http.ask("GET", f"/payouts/{demand.payout_id}", lambda *answer: payout_found(_read(*answer)))
+    async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
+        return await self._http.request("GET", f"/payouts/{request.payout_id}", lambda *answer: to_payout_lookup_outcome(_parse_reply(*answer)))
 
-    async def verify(self, bank_account_token: str, currency: str) -> Verification:
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         body = {"bank_account_token": bank_account_token, "currency": currency}
-        return await self._http.ask("POST", "/accounts/verify", lambda *answer: verification(_read(*answer)), json=body)
+        return await self._http.request("POST", "/accounts/verify", lambda *answer: to_verification_outcome(_parse_reply(*answer)), json=body)
 
 
-def outcome(reply: Reply) -> Outcome:
+def to_outcome(reply: Reply) -> ChargeOutcome:
     """What an answer means. What is no definite and well-formed answer is Unknown, never a decline."""
     match reply.status:
         case 200 | 202 | 402:
-            return _definite(reply) if _well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
-        case 400 if reply.code in _REFUSALS:
+            return _to_definite_outcome(reply) if _is_well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
+        case 400 if reply.code in _REJECTION_CODES:
             return Declined(FailureReason.PROVIDER_REFUSED, reply.code)
         case _:
-            return _trouble(reply)
+            return _to_inconclusive_outcome(reply)
 
 
-def found(reply: Reply) -> Found:
+def to_lookup_outcome(reply: Reply) -> ChargeLookupOutcome:
     """What an answer to a look-up, or a cancellation, means. That the sandbox does not know the charge is only what it says in so many words."""
-    return NotFound() if _knows_nothing(reply) else outcome(reply)
+    return NotFound() if _is_not_found(reply) else to_outcome(reply)
 
 
-def _knows_nothing(reply: Reply) -> bool:
+def _is_not_found(reply: Reply) -> bool:
     return reply.status == NOT_FOUND.status and reply.code == NOT_FOUND.code
 
 
-def _trouble(reply: Reply) -> NotSent | Unknown:
+def _to_inconclusive_outcome(reply: Reply) -> NotSent | Unknown:
     """What an answer means that says nothing of the demand."""
-    if reply == UNREACHED:
+    if reply == CONNECTION_REFUSED:
         return NotSent("the connection was refused")
-    other = Trouble.SERVER_ERROR if reply.status >= 500 else Trouble.NO_ANSWER
-    return Unknown(f"status {reply.status} {reply.code}".strip(), _TROUBLES.get(reply.status, other), reply.retry_after)
+    default_reason = RetryReason.SERVER_ERROR if reply.status >= 500 else RetryReason.NO_ANSWER
+    return Unknown(f"status {reply.status} {reply.code}".strip(), _RETRY_REASONS.get(reply.status, default_reason), reply.retry_after)
 
 
-def _definite(reply: Reply) -> Outcome:
+def _to_definite_outcome(reply: Reply) -> ChargeOutcome:
     if reply.status == 200:
         return Succeeded(reply.reference, reply.amount, reply.currency, reply.subject)
     if reply.status == 402:
-        return Declined(_DECLINES.get(reply.code, FailureReason.PROVIDER_DECLINED), reply.code, reply.reference, reply.subject)
-    action = reply.code == "action"
-    url = f"https://sandbox.invalid/act/{reply.reference}" if action else ""
-    return Pending(PendingReason.BUYER_ACTION if action else PendingReason.PROVIDER_REVIEW, reply.reference, url, reply.subject)
+        return Declined(_DECLINE_REASONS.get(reply.code, FailureReason.PROVIDER_DECLINED), reply.code, reply.reference, reply.subject)
+    needs_action = reply.code == "action"
+    url = f"https://sandbox.invalid/act/{reply.reference}" if needs_action else ""
+    return Pending(PendingReason.BUYER_ACTION if needs_action else PendingReason.PROVIDER_REVIEW, reply.reference, url, reply.subject)
 
 
-_TROUBLES = {400: Trouble.REJECTED, 401: Trouble.FORBIDDEN, 403: Trouble.FORBIDDEN, 404: Trouble.REJECTED, 409: Trouble.BUSY, 429: Trouble.BUSY}
+_RETRY_REASONS = {
+    400: RetryReason.REJECTED,
+    401: RetryReason.FORBIDDEN,
+    403: RetryReason.FORBIDDEN,
+    404: RetryReason.REJECTED,
+    409: RetryReason.BUSY,
+    429: RetryReason.BUSY,
+}
 
 
-def _well_formed(reply: Reply) -> bool:
+def _is_well_formed(reply: Reply) -> bool:
     """Whether the answer's values are of their kinds and can be stored. Over HTTP they are whatever was sent."""
     amount: object = reply.amount
     texts: tuple[object, ...] = (reply.reference, reply.currency, reply.code, reply.subject)
@@ -242,46 +249,58 @@ def _well_formed(reply: Reply) -> bool:
     return all(isinstance(text, str) and len(text) <= 255 and text.isascii() and (text == "" or text.isprintable()) for text in texts)
 
 
-def payout_outcome(reply: Reply) -> PayoutOutcome:
+def to_payout_outcome(reply: Reply) -> PayoutOutcome:
     """What an answer to a payout means. What is no definite and well-formed answer is Unknown, never a decline."""
     match reply.status:
         case 200 | 402:
-            return _definite_payout(reply) if _well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
-        case 400 if reply.code in _REFUSALS:
+            return (
+                _to_definite_payout_outcome(reply) if _is_well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
+            )
+        case 400 if reply.code in _REJECTION_CODES:
             return Declined(PayoutFailure.PROVIDER_REFUSED, reply.code)
         case _:
-            return _trouble(reply)
+            return _to_inconclusive_outcome(reply)
 
 
-def payout_found(reply: Reply) -> PayoutFound:
+def to_payout_lookup_outcome(reply: Reply) -> PayoutLookupOutcome:
     """What an answer to a look-up means."""
-    return NotFound() if _knows_nothing(reply) else payout_outcome(reply)
+    return NotFound() if _is_not_found(reply) else to_payout_outcome(reply)
 
 
-def _definite_payout(reply: Reply) -> PayoutOutcome:
-    whose = payout_demand(reply.subject) if reply.subject else ""
+def _to_definite_payout_outcome(reply: Reply) -> PayoutOutcome:
+    client_reference = format_payout_operation_id(reply.subject) if reply.subject else ""
     if reply.status == 402:
-        account = reply.code in _ACCOUNT_REFUSED
-        return Declined(PayoutFailure.DESTINATION_REFUSED if account else PayoutFailure.PROVIDER_DECLINED, reply.code, reply.reference, whose)
+        is_account_rejected = reply.code in _ACCOUNT_REJECTED_CODES
+        return Declined(
+            PayoutFailure.DESTINATION_REFUSED if is_account_rejected else PayoutFailure.PROVIDER_DECLINED,
+            reply.code,
+            reply.reference,
+            client_reference,
+        )
     match reply.state:
         case "SUBMITTED":
-            return Submitted(reply.reference, whose)
+            return Submitted(reply.reference, client_reference)
         case "IN_TRANSIT":
-            return InTransit(reply.reference, whose)
+            return InTransit(reply.reference, client_reference)
         case "PAID":
-            return Succeeded(reply.reference, reply.amount, reply.currency, whose)
+            return Succeeded(reply.reference, reply.amount, reply.currency, client_reference)
         case "RETURNED":
             return Returned(
-                reply.reference, reply.amount, reply.currency, reply.code, account_refused=reply.code in _ACCOUNT_REFUSED, belongs_to=whose
+                reply.reference,
+                reply.amount,
+                reply.currency,
+                reply.code,
+                account_rejected=reply.code in _ACCOUNT_REJECTED_CODES,
+                client_reference=client_reference,
             )
         case _:
             return Unknown("a state that is not known")
 
 
-_ACCOUNT_REFUSED = frozenset({"account_closed", "no_account"})
+_ACCOUNT_REJECTED_CODES = frozenset({"account_closed", "no_account"})
 
 
-def verification(reply: Reply) -> Verification:
+def to_verification_outcome(reply: Reply) -> VerificationOutcome:
     """Whether an account can be paid to."""
     match reply.status:
         case 200:
@@ -291,4 +310,4 @@ def verification(reply: Reply) -> Verification:
         case 402 if isinstance(reply.code, str) and reply.code.isascii():
             return Declined(PayoutFailure.DESTINATION_REFUSED, reply.code[:255])
         case _:
-            return _trouble(reply)
+            return _to_inconclusive_outcome(reply)

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from tallystick_core.caller import Caller, Role
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
 DEVELOPER = "dev"
 """Who everyone is without authentication."""
@@ -21,14 +21,14 @@ class Authenticator(Protocol):
         ...
 
 
-class Development:
+class NoAuthentication:
     """Everyone is `dev` and may do everything. For loopback addresses only, which the configuration checks."""
 
     def __init__(self) -> None:
-        self._dev = Caller(DEVELOPER, frozenset(Role))
+        self._caller = Caller(DEVELOPER, frozenset(Role))
 
     def authenticate(self, metadata: Mapping[str, str], peer_identities: Mapping[str, Iterable[bytes]]) -> Caller:
-        return self._dev
+        return self._caller
 
 
 class BearerTokens:
@@ -41,14 +41,14 @@ class BearerTokens:
         header = metadata.get("authorization", "")
         scheme, _, token = header.partition(" ")
         if not header:
-            raise Refused(
-                Reason.CREDENTIALS_MISSING,
+            raise ApiError(
+                ErrorReason.CREDENTIALS_MISSING,
                 'The call has no credentials: send the metadata "authorization: Bearer TOKEN", with a token from the platform\'s setting callers.',
             )
         caller = self._callers.get(sha256(token.encode()).digest()) if scheme.lower() == "bearer" else None
         if caller is None:
-            raise Refused(
-                Reason.CREDENTIALS_INVALID,
+            raise ApiError(
+                ErrorReason.CREDENTIALS_INVALID,
                 "The metadata authorization must be Bearer and a token that the platform's setting callers names; this one is not known.",
             )
         return caller

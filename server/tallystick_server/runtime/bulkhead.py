@@ -33,28 +33,28 @@ class Bulkhead:
     is free then: a half, a quarter, an eighth. Where an owner is refused, one that holds more is refused as well.
     """
 
-    def __init__(self, most: int, share: float) -> None:
-        self._most = most
-        self._share = share
-        self._each: dict[str, int] = {}
-        self.taken = 0
+    def __init__(self, capacity: int, owner_share: float) -> None:
+        self._capacity = capacity
+        self._owner_share = owner_share
+        self._used_by_owner: dict[str, int] = {}
+        self.used = 0
 
-    def try_take(self, owner: str, weight: int = 1) -> bool:
+    def try_acquire(self, owner: str, weight: int = 1) -> bool:
         """Takes a slot, if the owner may have one. Whether it was taken; the first of all is always given, whatever its weight."""
-        free = self._most - self.taken
-        if self.taken and (weight > free or self._each.get(owner, 0) * (1 - self._share) >= free * self._share):
+        free = self._capacity - self.used
+        if self.used and (weight > free or self._used_by_owner.get(owner, 0) * (1 - self._owner_share) >= free * self._owner_share):
             return False
-        self.take(owner, weight)
+        self.force_acquire(owner, weight)
         return True
 
-    def take(self, owner: str, weight: int = 1) -> None:
+    def force_acquire(self, owner: str, weight: int = 1) -> None:
         """Takes a slot, also above the limit."""
-        self.taken += weight
-        self._each[owner] = self._each.get(owner, 0) + weight
+        self.used += weight
+        self._used_by_owner[owner] = self._used_by_owner.get(owner, 0) + weight
 
     def release(self, owner: str, weight: int = 1) -> None:
         """Gives back what was taken."""
-        self.taken -= weight
-        self._each[owner] -= weight
-        if not self._each[owner]:
-            del self._each[owner]
+        self.used -= weight
+        self._used_by_owner[owner] -= weight
+        if not self._used_by_owner[owner]:
+            del self._used_by_owner[owner]

@@ -9,97 +9,97 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 
 M = TypeVar("M", bound=Message)
 
-_LOOK_AGAIN = 0.5  # seconds; another process may have made the change
+_POLL_SECONDS = 0.5  # seconds; another process may have made the change
 
 
-class Waiter(Generic[M]):
-    """One call's wait for a resource. A change is a hint to look again, but for `closed`: the resource at its end, as committed."""
+class Subscription(Generic[M]):
+    """One call's wait for a resource. A change is a hint to look again, but for `final`: the resource at its end, as committed."""
 
-    def __init__(self, *, only_rest: bool) -> None:
-        self.closed: M | None = None
-        self._only_rest = only_rest
+    def __init__(self, *, only_results: bool) -> None:
+        self.final: M | None = None
+        self._only_results = only_results
         self._changed = asyncio.Event()
 
-    def happened(self, *, rest: bool, closed: M | None) -> None:
-        self.closed = closed or self.closed
-        if rest or not self._only_rest:
+    def notify(self, *, has_result: bool, final: M | None) -> None:
+        self.final = final or self.final
+        if has_result or not self._only_results:
             self._changed.set()
 
     async def wait(self, seconds: float) -> None:
         """Waits for a change, or for so many seconds."""
-        end = asyncio.get_running_loop().call_later(seconds, self._changed.set)
+        timer = asyncio.get_running_loop().call_later(seconds, self._changed.set)
         try:
             await self._changed.wait()
         finally:
-            end.cancel()
+            timer.cancel()
         self._changed.clear()
 
-    async def outlast(
+    async def wait_until(
         self,
-        moves: Callable[[M], bool],
-        look: Callable[[], Awaitable[M | None]],
-        until: float,
+        is_in_progress: Callable[[M], bool],
+        load: Callable[[], Awaitable[M | None]],
+        deadline: float,
         *,
-        look_first: bool = True,
-        every: float = _LOOK_AGAIN,
+        load_first: bool = True,
+        poll_seconds: float = _POLL_SECONDS,
     ) -> M | None:
         """The resource once it does not move any more, or as it stands when the time (the loop's) is up; None if there is none.
 
-        `look_first`: whether it may be so already. `every`: how long to wait for a change, in seconds, before looking all the same.
+        `load_first`: whether it may be so already. `poll_seconds`: how long to wait for a change, in seconds, before looking all the same.
         """
         loop = asyncio.get_running_loop()
         while True:
-            if look_first:
-                found = await look()
-                if found is None or not moves(found) or loop.time() >= until:
-                    return found
-            look_first = True
-            await self.wait(max(min(until - loop.time(), every), 0))
-            if self.closed is not None:
-                return self.closed
+            if load_first:
+                resource = await load()
+                if resource is None or not is_in_progress(resource) or loop.time() >= deadline:
+                    return resource
+            load_first = True
+            await self.wait(max(min(deadline - loop.time(), poll_seconds), 0))
+            if self.final is not None:
+                return self.final
 
 
-class Changes(Generic[M]):
+class ChangeNotifier(Generic[M]):
     """Who waits for which resource, by its id."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[Waiter[M]]] = {}
+        self._subscriptions: dict[str, set[Subscription[M]]] = {}
 
     @contextmanager
-    def of(self, key: str, *, only_rest: bool = False) -> Iterator[Waiter[M]]:
+    def subscribe(self, key: str, *, only_results: bool = False) -> Iterator[Subscription[M]]:
         """Hears of each change of the resource until the block ends, or only of those that bring a demand for it to rest."""
-        waiter = Waiter[M](only_rest=only_rest)
-        waiters = self._waiting.setdefault(key, set())
-        waiters.add(waiter)
+        subscription = Subscription[M](only_results=only_results)
+        subscriptions = self._subscriptions.setdefault(key, set())
+        subscriptions.add(subscription)
         try:
-            yield waiter
+            yield subscription
         finally:
-            waiters.discard(waiter)
-            if not waiters:
-                self._waiting.pop(key, None)
+            subscriptions.discard(subscription)
+            if not subscriptions:
+                self._subscriptions.pop(key, None)
 
-    def happened(self, key: str, *, rest: bool, closed: M | None = None) -> None:
-        """Wakes those who wait for the resource. `rest`: a demand for it has come to rest; `closed`: so have all."""
-        for waiter in self._waiting.get(key, ()):
-            waiter.happened(rest=rest, closed=closed)
+    def notify(self, key: str, *, has_result: bool, final: M | None = None) -> None:
+        """Wakes those who wait for the resource. `has_result`: a demand for it has come to rest; `final`: so have all."""
+        for subscription in self._subscriptions.get(key, ()):
+            subscription.notify(has_result=has_result, final=final)
 
-    async def versions(
-        self, key: str, look: Callable[[], Awaitable[Any]], after_version: int, moves: Callable[[Any], bool]
+    async def watch_versions(
+        self, key: str, load: Callable[[], Awaitable[Any]], after_version: int, is_in_progress: Callable[[Any], bool]
     ) -> AsyncGenerator[Any, None]:
         """Each version of the resource that is seen after a given one, until it does not move any more. Raises FIELD_INVALID."""
         if after_version < 0:
-            raise Refused(Reason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
-        seen = after_version
-        with self.of(key) as waiter:
+            raise ApiError(ErrorReason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
+        last_version = after_version
+        with self.subscribe(key) as subscription:
             while True:
-                found = await look()
-                if found.version > seen:
-                    seen = found.version
-                    yield found
-                if not moves(found):
+                resource = await load()
+                if resource.version > last_version:
+                    last_version = resource.version
+                    yield resource
+                if not is_in_progress(resource):
                     return
-                await waiter.wait(_LOOK_AGAIN)
+                await subscription.wait(_POLL_SECONDS)

@@ -11,17 +11,17 @@ from tallystick.event.v1 import event_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick_core.dead_letter import DeadLetterState
 from tallystick_server.runtime import alerts
-from tallystick_server.runtime.demand import InHand
+from tallystick_server.runtime.demand import LeasedOperation
 from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_server.runtime.relay import tell, telling
+from tallystick_server.runtime.relay import add_event, record_events
 from tallystick_storage import dead_letter, due
 
-_LONGEST_REASON = 255
-_ALERT = "DEAD_LETTER"
+_MAX_REASON_LENGTH = 255
+_ALERT_KIND = "DEAD_LETTER"
 STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
 
 
-def message(row: Row[Any]) -> recovery_pb2.DeadLetter:
+def to_message(row: Row[Any]) -> recovery_pb2.DeadLetter:
     return recovery_pb2.DeadLetter(
         dead_letter_id=row.dead_letter_id,
         subject=row.subject,
@@ -38,37 +38,37 @@ def message(row: Row[Any]) -> recovery_pb2.DeadLetter:
     )
 
 
-def tell_changed(connection: Connection, rows: Sequence[Row[Any]], on_behalf: Callable[[Row[Any]], tuple[str, str]]) -> None:
-    """Tells of dead letters that are new or have ended; `on_behalf` gives the caller and the traceparent of each. Ended ones end their alert."""
-    with telling(connection, rows) as told:
+def emit_changed(connection: Connection, rows: Sequence[Row[Any]], origin_of: Callable[[Row[Any]], tuple[str, str]]) -> None:
+    """Tells of dead letters that are new or have ended; `origin_of` gives the caller and the traceparent of each. Ended ones end their alert."""
+    with record_events(connection, rows) as events:
         for row in rows:
-            letter, version = message(row), 2 if row.end_time else 1
-            at = letter.end_time if row.end_time else letter.create_time
+            letter, version = to_message(row), 2 if row.end_time else 1
+            event_time = letter.end_time if row.end_time else letter.create_time
             type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
-            tell(told, type_, aggregate, version, at, *on_behalf(row), dead_letter=letter)
-    ended = [f"deadLetters/{row.dead_letter_id}" for row in rows if row.end_time]
-    if ended:
-        alerts.end_of(connection, _ALERT, ended)
+            add_event(events, type_, aggregate, version, event_time, *origin_of(row), dead_letter=letter)
+    resource_names = [f"deadLetters/{row.dead_letter_id}" for row in rows if row.end_time]
+    if resource_names:
+        alerts.end_alerts(connection, _ALERT_KIND, resource_names)
 
 
-def end_demands(connection: Connection, demands: Mapping[str, str], by: str, reason: str) -> None:
-    """Takes up again those demands, by subject, that were set aside and are to be ended, never to be sent; `by`: who has decided so."""
-    ended = dead_letter.end(connection, sorted(demands), DeadLetterState.RETRIED, by, reason[:_LONGEST_REASON]) if demands else ()
-    tell_changed(connection, ended, lambda _: (by, ""))
-    due.revive(connection, [demands[row.subject] for row in ended])
+def requeue_to_end(connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str) -> None:
+    """Takes up again those demands, by subject, that were set aside and are to be ended, never to be sent; `operator`: who has decided so."""
+    rows = dead_letter.end(connection, sorted(operation_ids), DeadLetterState.RETRIED, operator, reason[:_MAX_REASON_LENGTH]) if operation_ids else ()
+    emit_changed(connection, rows, lambda _: (operator, ""))
+    due.requeue(connection, [operation_ids[row.subject] for row in rows])
 
 
-def go_on(connection: Connection, items: Iterable[InHand]) -> None:
+def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOperation]) -> None:
     """Ends the dead letters of demands of which something definite became known; what was set aside goes on."""
-    known = {item.subject: item for item in items}
-    if not known:
+    by_resource_name = {item.resource_name: item for item in operations}
+    if not by_resource_name:
         return
-    resolved = resolve(connection, {subject: (item.caller, item.traceparent) for subject, item in known.items()})
-    due.revive(connection, [known[row.subject].demand_id for row in resolved])
+    rows = resolve(connection, {subject: (item.caller, item.traceparent) for subject, item in by_resource_name.items()})
+    due.requeue(connection, [by_resource_name[row.subject].operation_id for row in rows])
 
 
-def resolve(connection: Connection, subjects: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:
+def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:
     """Ends the dead letters of subjects that nobody has to decide on any more; those that ended. By subject: its caller and its traceparent."""
-    resolved = dead_letter.end(connection, sorted(subjects), DeadLetterState.RESOLVED) if subjects else ()
-    tell_changed(connection, resolved, lambda row: subjects[row.subject])
-    return resolved
+    rows = dead_letter.end(connection, sorted(origins), DeadLetterState.RESOLVED) if origins else ()
+    emit_changed(connection, rows, lambda row: origins[row.subject])
+    return rows

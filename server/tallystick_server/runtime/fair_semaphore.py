@@ -15,54 +15,54 @@ class FairSemaphore:
     """
 
     def __init__(self, permits: int) -> None:
-        self._free = permits
-        self._waiting: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
+        self._available = permits
+        self._waiters: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
         """The waiting callers of each owner; the first owner is the next."""
 
     @asynccontextmanager
     async def permit(self, owner: str) -> AsyncIterator[None]:
         """Waits for a permit, and has it until the block ends."""
-        if self._free:
-            self._free -= 1
+        if self._available:
+            self._available -= 1
         else:
             await self._wait(owner)
         try:
             yield
         finally:
-            self._pass_on()
+            self._release()
 
-    def waiting(self) -> int:
+    def waiting_count(self) -> int:
         """How many callers wait."""
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._waiters.values()))
 
     async def _wait(self, owner: str) -> None:
-        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, OrderedDict())[permit] = None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(owner, OrderedDict())[waiter] = None
         try:
-            await permit
+            await waiter
         except asyncio.CancelledError:
-            if permit.done() and not permit.cancelled():  # it came at the same moment
-                self._pass_on()
+            if waiter.done() and not waiter.cancelled():  # it came at the same moment
+                self._release()
             else:
-                self._forget(owner, permit)
+                self._remove_waiter(owner, waiter)
             raise
 
-    def _forget(self, owner: str, permit: asyncio.Future[None]) -> None:
-        waiting = self._waiting.get(owner, OrderedDict())
-        waiting.pop(permit, None)
-        if not waiting:
-            self._waiting.pop(owner, None)
+    def _remove_waiter(self, owner: str, waiter: asyncio.Future[None]) -> None:
+        waiters = self._waiters.get(owner, OrderedDict())
+        waiters.pop(waiter, None)
+        if not waiters:
+            self._waiters.pop(owner, None)
 
-    def _pass_on(self) -> None:
+    def _release(self) -> None:
         """Gives a permit to the next who waits, if anybody does."""
-        while self._waiting:
-            owner, waiting = next(iter(self._waiting.items()))
-            permit, _ = waiting.popitem(last=False)
-            if waiting:
-                self._waiting.move_to_end(owner)
+        while self._waiters:
+            owner, waiters = next(iter(self._waiters.items()))
+            waiter, _ = waiters.popitem(last=False)
+            if waiters:
+                self._waiters.move_to_end(owner)
             else:
-                del self._waiting[owner]
-            if not permit.done():
-                permit.set_result(None)
+                del self._waiters[owner]
+            if not waiter.done():
+                waiter.set_result(None)
                 return
-        self._free += 1
+        self._available += 1

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from google.rpc import status_pb2
 
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_server.runtime.errors import from_status, to_status
-from tallystick_server.runtime.peers import PeerRefused
+from tallystick_server.runtime.peers import ServiceCallRejected
 from tallystick_server.runtime.telemetry import trace_id
-from tallystick_server.runtime.wire import MOST_ITEMS
-from tallystick_storage.database import DataRefused
+from tallystick_server.runtime.wire import MAX_ITEMS
+from tallystick_storage.database import ConstraintViolation
 
 log = logging.getLogger(__name__)
 
@@ -26,60 +26,64 @@ R = TypeVar("R")
 def check_batch(items: Sequence[object], field: str) -> None:
     """1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
     if not items:
-        raise Refused(Reason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field)
-    if len(items) > MOST_ITEMS:
-        raise Refused(Reason.TOO_MANY_ITEMS, f"{field} must have at most {MOST_ITEMS} items.", field=field)
+        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field)
+    if len(items) > MAX_ITEMS:
+        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"{field} must have at most {MAX_ITEMS} items.", field=field)
 
 
-async def each(
-    items: Sequence[M], field: str, parse: Callable[[M], T], run: Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
+async def process_items(
+    items: Sequence[M], field: str, parse: Callable[[M], T], process: Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
 ) -> list[R | Exception]:
-    """One result for each item of `field`, in order: its refusal, or what `run` made of it. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    """One result for each item of `field`, in order: its refusal, or what `process` made of it. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
     check_batch(items, field)
     results: list[R | Exception | None] = []
     parsed = []
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         try:
             parsed.append(parse(item))
             results.append(None)
-        except Refused as refused:
-            results.append(refused.below(f"{field}[{place}]"))
-    made = iter(await run(parsed) if parsed else ())
-    return [next(made) if result is None else result for result in results]
+        except ApiError as error:
+            results.append(error.with_field_prefix(f"{field}[{index}]"))
+    processed_results = iter(await process(parsed) if parsed else ())
+    return [next(processed_results) if result is None else result for result in results]
 
 
-def refusal(error: Exception) -> status_pb2.Status:
+def to_item_status(error: Exception) -> status_pb2.Status:
     """An item's refusal as its result tells it; what is none of the item's is raised."""
-    if isinstance(error, DataRefused):
+    if isinstance(error, ConstraintViolation):
         log.error("the database refused an item: %s (trace %s)", error, trace_id())
-        return to_status(Refused(Reason.INTERNAL, "The database refused the item.", metadata={"trace_id": trace_id()}))
-    if not isinstance(error, Refused):
+        return to_status(ApiError(ErrorReason.INTERNAL, "The database refused the item.", metadata={"trace_id": trace_id()}))
+    if not isinstance(error, ApiError):
         raise error
     return to_status(error)
 
 
-def refusals(keys: Iterable[K], results: Iterable[Any]) -> dict[K, Refused]:
+def errors_by_key(keys: Iterable[K], results: Iterable[Any]) -> dict[K, ApiError]:
     """What another service refused of a batch, by the keys of its items, which stand in the order of the results."""
-    answered = zip(keys, results, strict=True)
-    return {key: from_status(result.error) for key, result in answered if result.WhichOneof("result") == "error"}
+    pairs = zip(keys, results, strict=True)
+    return {key: from_status(result.error) for key, result in pairs if result.WhichOneof("result") == "error"}
 
 
-class ItemRefused(Exception):
+class ItemRejected(Exception):
     """Another service refused one item of a batch, for good."""
 
 
-def outcomes(results: Iterable[Any]) -> list[ItemRefused | None]:
+def item_errors(results: Iterable[Any]) -> list[ItemRejected | None]:
     """What another service made of each item of a batch; None: it was done."""
-    return [ItemRefused(from_status(result.error).message) if result.WhichOneof("result") == "error" else None for result in results]
+    return [ItemRejected(from_status(result.error).message) if result.WhichOneof("result") == "error" else None for result in results]
 
 
-def refused_items(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:
+def rejections_by_key(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:
     """Why items were refused, each by itself, by their keys."""
-    return {key: str(result) for key, result in zip(keys, results, strict=True) if isinstance(result, ItemRefused | PeerRefused | DataRefused)}
+    return {
+        key: str(result)
+        for key, result in zip(keys, results, strict=True)
+        if isinstance(result, ItemRejected | ServiceCallRejected | ConstraintViolation)
+    }
 
 
-def raise_unavailable(results: Iterable[object]) -> None:
+def raise_if_unavailable(results: Iterable[object]) -> None:
     """Raises why items were not answered, if some were not."""
     for result in results:
-        if isinstance(result, Refused):
+        if isinstance(result, ApiError):
             raise result

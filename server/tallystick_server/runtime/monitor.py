@@ -13,31 +13,31 @@ from tallystick_server.runtime.periodic import Periodic
 from tallystick_storage import alert, duty
 from tallystick_storage.database import Database
 
-_TURNS_MISSED = 3
+_LEASE_INTERVALS = 3
 
 
 class Monitor:
-    """Raises the alerts of a service, and ends them. `holder` names this process."""
+    """Raises the alerts of a service, and ends them. `owner_id` names this process."""
 
-    def __init__(self, service: str, database: Database, holder: UUID, findings: Sequence[alert.Finding], interval: float) -> None:
+    def __init__(self, service: str, database: Database, owner_id: UUID, alert_queries: Sequence[alert.AlertQuery], interval_seconds: float) -> None:
         self._database = database
-        self._holder = holder
-        self._findings = findings
-        self._interval = interval
-        self._periodic = Periodic(f"{service}.monitor", interval, self.turn)
+        self._owner_id = owner_id
+        self._alert_queries = alert_queries
+        self._interval_seconds = interval_seconds
+        self._periodic_task = Periodic(f"{service}.monitor", interval_seconds, self.run_once)
 
     def start(self) -> None:
-        self._periodic.start()
+        self._periodic_task.start()
 
     async def stop(self) -> None:
-        await self._periodic.stop()
+        await self._periodic_task.stop()
 
-    async def turn(self) -> None:
+    async def run_once(self) -> None:
         """Looks once, if it is this process's turn."""
 
-        def look(connection: Connection) -> Sequence[Row[Any]]:
-            if not duty.take_turn(connection, "monitor", self._holder, self._interval * _TURNS_MISSED):
+        def refresh_alerts(connection: Connection) -> Sequence[Row[Any]]:
+            if not duty.try_acquire_lease(connection, "monitor", self._owner_id, self._interval_seconds * _LEASE_INTERVALS):
                 return ()
-            return alerts.apply(connection, self._findings)
+            return alerts.reconcile(connection, self._alert_queries)
 
-        alerts.announce(await self._database.transact(look))
+        alerts.announce(await self._database.transact(refresh_alerts))

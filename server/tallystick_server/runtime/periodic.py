@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from tallystick_core.refusal import Refused
+from tallystick_core.refusal import ApiError
 
 log = logging.getLogger(__name__)
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 class Periodic:
     """Runs one function every so many seconds, and when it is woken. A failure is logged, and the next round comes all the same."""
 
-    def __init__(self, name: str, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, name: str, interval_seconds: float, work: Callable[[], Awaitable[object]]) -> None:
         self._name = name
-        self._seconds = seconds
+        self._interval_seconds = interval_seconds
         self._work = work
-        self._wake = asyncio.Event()
+        self._wake_event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -31,22 +31,22 @@ class Periodic:
 
     def wake(self) -> None:
         """Has the next round come now."""
-        self._wake.set()
+        self._wake_event.set()
 
-    async def _rest(self) -> None:
-        end = asyncio.get_running_loop().call_later(self._seconds, self._wake.set)
+    async def _wait(self) -> None:
+        timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._wake_event.set)
         try:
-            await self._wake.wait()
+            await self._wake_event.wait()
         finally:
-            end.cancel()
-        self._wake.clear()
+            timer.cancel()
+        self._wake_event.clear()
 
     async def _run(self) -> None:
         while True:
-            await self._rest()
+            await self._wait()
             try:
                 await self._work()
-            except Refused as error:
+            except ApiError as error:
                 log.warning("%s waits: %s", self._name, error)
             except Exception:
                 log.exception("%s failed; it goes on", self._name)

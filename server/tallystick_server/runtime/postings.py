@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
-from tallystick_core.booking import Kind, Line
+from tallystick_core.booking import JournalLine, PostingKind
 from tallystick_core.money import format_amount
 from tallystick_server.runtime.fields import EnumNames
 
 _KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 
 
-def add_posting(request: ledger_service_pb2.BatchPostRequest, kind: Kind, cause_id: str, caller: str, lines: Iterable[Line]) -> None:
+def add_posting(request: ledger_service_pb2.BatchPostRequest, kind: PostingKind, cause_id: str, caller: str, lines: Iterable[JournalLine]) -> None:
     """Adds a posting to what is to be posted."""
     posting = request.postings.add(kind=_KINDS.number(kind), cause_id=cause_id, caller=caller)
     for line in lines:

@@ -11,189 +11,217 @@ from typing import Generic, TypeVar
 from sqlalchemy import Connection
 
 from tallystick_core.provider import (
-    Answer,
     Declined,
     FailureReason,
     InTransit,
     NotFound,
     NotSent,
     Pending,
+    ProviderOutcome,
+    RetryReason,
     Returned,
     Submitted,
     Succeeded,
-    Trouble,
     Unknown,
     Verified,
 )
-from tallystick_core.recovery import Resort, Step, resort
-from tallystick_server.runtime.dead_letters import tell_changed
-from tallystick_server.runtime.demand import InHand
-from tallystick_server.runtime.retry import Policies
-from tallystick_server.runtime.stage import by_halves
+from tallystick_core.recovery import ExhaustedAction, NextAction, when_exhausted
+from tallystick_server.runtime.dead_letters import emit_changed
+from tallystick_server.runtime.demand import LeasedOperation
+from tallystick_server.runtime.retry import RetryPolicies
+from tallystick_server.runtime.stage import bisect_on_error
 from tallystick_storage import dead_letter, due
 from tallystick_storage.database import Database
 
-H = TypeVar("H", bound=InHand)
+H = TypeVar("H", bound=LeasedOperation)
 G = TypeVar("G")
 
-_LONGEST_DETAIL = 255
+_MAX_DETAIL_LENGTH = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Troubled(Generic[H]):
+class FailedStep(Generic[H]):
     """A demand that did not come on, and why."""
 
-    item: H
-    trouble: Trouble
+    operation: H
+    retry_reason: RetryReason
     detail: str
-    step: Step
+    action: NextAction
     """What was tried."""
     retry_after: float = 0.0
     """Seconds before which the provider wants to hear nothing."""
-    not_found: bool = False
+    is_not_found: bool = False
     """Whether the provider does not know it."""
-    give_up: FailureReason | None = None
+    failure_reason: FailureReason | None = None
     """Surely nothing was charged, and it is not wanted any more: why it is to fail."""
 
     @property
-    def is_decided(self) -> bool:
+    def has_recorded_outcome(self) -> bool:
         """Whether what became of it is stored already: only what follows from that is still to be done."""
-        return self.item.to_settle or self.step is Step.JUDGE
+        return self.operation.needs_booking or self.action is NextAction.JUDGE
 
 
-def troubled(item: H, outcome: Answer, step: Step, *, key_honoured: bool) -> Troubled[H] | None:
-    """What an outcome means for a demand that it does not bring to an end. `key_honoured`: whether the demand may be sent again."""
+def classify_failure(operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool) -> FailedStep[H] | None:
+    """What an outcome means for a demand that it does not bring to an end. `key_honored`: whether the demand may be sent again."""
     match outcome:
         case Pending():
-            return Troubled(item, Trouble.WAITING, f"the provider waits: {outcome.reason}", step)
+            return FailedStep(operation, RetryReason.WAITING, f"the provider waits: {outcome.reason}", action)
         case Submitted() | InTransit():
-            return Troubled(item, Trouble.WAITING, f"the provider works on it: {type(outcome).__name__}", step)
+            return FailedStep(operation, RetryReason.WAITING, f"the provider works on it: {type(outcome).__name__}", action)
         case NotSent():
-            return Troubled(item, trouble_of(item, Trouble.NOT_SENT, step, key_honoured=key_honoured), outcome.detail, step)
+            return FailedStep(operation, retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored), outcome.detail, action)
         case Unknown():
-            return Troubled(item, trouble_of(item, outcome.trouble, step, key_honoured=key_honoured), outcome.detail, step, outcome.retry_after)
+            return FailedStep(
+                operation, retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored), outcome.detail, action, outcome.retry_after
+            )
         case Succeeded() | Declined() | Returned() | Verified() | NotFound():
             return None
 
 
-def trouble_of(item: InHand, trouble: Trouble, step: Step, *, key_honoured: bool) -> Trouble:
+def retry_reason(operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool) -> RetryReason:
     """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing, whatever the reason."""
-    if step is Step.SEND or trouble is Trouble.MISDIRECTED:
-        return trouble
-    if item.waits:
-        return Trouble.WAITING
-    if not key_honoured:
-        return Trouble.UNRESOLVED
-    return trouble if trouble is Trouble.NOT_FOUND else Trouble.UNANSWERED
+    if action is NextAction.SEND or reason is RetryReason.MISDIRECTED:
+        return reason
+    if operation.awaits_provider:
+        return RetryReason.WAITING
+    if not key_honored:
+        return RetryReason.UNRESOLVED
+    return reason if reason is RetryReason.NOT_FOUND else RetryReason.UNANSWERED
 
 
-class Postpone(Generic[H, G]):
+class Rescheduler(Generic[H, G]):
     """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead letter.
 
-    `lock_undecided`: which demands nobody has an answer to, so that none is written down meanwhile, with the due work of them and of others locked;
+    `lock_unresolved`: which demands nobody has an answer to, so that none is written down meanwhile, with the due work of them and of others locked;
     `fail`: fails those that surely moved nothing.
     """
 
     def __init__(
         self,
         database: Database,
-        policies: Policies,
-        lock_undecided: Callable[[Connection, list[str], Sequence[str]], set[str]],
-        fail: Callable[[Connection, Sequence[Troubled[H]]], G],
+        retry_policies: RetryPolicies,
+        lock_unresolved: Callable[[Connection, list[str], Sequence[str]], set[str]],
+        fail: Callable[[Connection, Sequence[FailedStep[H]]], G],
     ) -> None:
         self._database = database
-        self._policies = policies
-        self._lock_undecided = lock_undecided
+        self._retry_policies = retry_policies
+        self._lock_unresolved = lock_unresolved
         self._fail = fail
 
-    async def run(self, items: Sequence[Troubled[H]]) -> Sequence[G | Exception]:
+    async def run(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
         """What `fail` made of the batch, for each of it."""
-        return await by_halves(self._postpone, items)
+        return await bisect_on_error(self._reschedule, failed_steps)
 
-    async def _postpone(self, items: Sequence[Troubled[H]]) -> Sequence[G | Exception]:
+    async def _reschedule(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
         now = asyncio.get_running_loop().time()
-        decided = [(one, self._decide(one, now)) for one in items]
-        again = [decision for _, decision in decided if isinstance(decision, due.Again)]
-        given_up = [one for one, decision in decided if decision is Resort.FAIL]
-        aside = [one for one, decision in decided if decision is Resort.SET_ASIDE]
+        decisions = [(step, self._decide(step, now)) for step in failed_steps]
+        reschedules = [decision for _, decision in decisions if isinstance(decision, due.Reschedule)]
+        failures = [step for step, decision in decisions if decision is ExhaustedAction.FAIL]
+        dead_lettered_steps = [step for step, decision in decisions if decision is ExhaustedAction.SET_ASIDE]
 
-        def postpone(connection: Connection) -> G:
+        def store(connection: Connection) -> G:
             # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
-            undecided = [one.item.demand_id for one in (*given_up, *aside) if not one.is_decided]
-            open_ = self._lock_undecided(connection, undecided, [one.item.demand_id for one in items]) if given_up or aside else set()
-            failed = self._fail(connection, [one for one in given_up if one.item.demand_id in open_])
-            if again:
-                due.again_later(connection, again)
-            if aside:
-                self._set_aside(connection, [one for one in aside if one.is_decided or one.item.demand_id in open_], now)
-            return failed
+            unresolved_ids = [step.operation.operation_id for step in (*failures, *dead_lettered_steps) if not step.has_recorded_outcome]
+            open_ids = (
+                self._lock_unresolved(connection, unresolved_ids, [step.operation.operation_id for step in failed_steps])
+                if failures or dead_lettered_steps
+                else set()
+            )
+            result = self._fail(connection, [step for step in failures if step.operation.operation_id in open_ids])
+            if reschedules:
+                due.reschedule(connection, reschedules)
+            if dead_lettered_steps:
+                self._create_dead_letters(
+                    connection, [step for step in dead_lettered_steps if step.has_recorded_outcome or step.operation.operation_id in open_ids], now
+                )
+            return result
 
-        failed = await self._database.transact(postpone)
-        return [failed] * len(items)
+        result = await self._database.transact(store)
+        return [result] * len(failed_steps)
 
-    def _decide(self, one: Troubled[H], now: float) -> due.Again | Resort:
+    def _decide(self, failed_step: FailedStep[H], now: float) -> due.Reschedule | ExhaustedAction:
         """When it is taken up again, at this time of the loop, or its last resort."""
-        item = one.item
-        if one.give_up is not None:
-            return Resort.FAIL
-        if one.trouble is Trouble.HELD_BACK:
-            return _again(one, _in_time(one.retry_after, item.look_by - now), looking=item.looking)
-        policy = self._policies.of(item.provider, one.trouble)
-        delay = policy.delay(item.tries.get(one.trouble, 0) + 1, item.demand_id)
+        operation = failed_step.operation
+        if failed_step.failure_reason is not None:
+            return ExhaustedAction.FAIL
+        if failed_step.retry_reason is RetryReason.HELD_BACK:
+            return _build_reschedule(
+                failed_step, _cap_delay(failed_step.retry_after, operation.next_poll_deadline - now), lookup_only=operation.lookup_only
+            )
+        policy = self._retry_policies.policy_for(operation.provider, failed_step.retry_reason)
+        delay = policy.delay(operation.tries.get(failed_step.retry_reason, 0) + 1, operation.operation_id)
         if delay is None:
-            last = resort(one.trouble, maybe_sent=item.maybe_sent)
-            if last is Resort.LOOK_UP:
-                return _again(one, one.retry_after, looking=True)
-            if last is not Resort.GO_ON:
-                return last
-            delay = policy.rest
-        return _again(one, max(_in_time(delay, item.look_by - now), one.retry_after), looking=False)
+            exhausted_action = when_exhausted(failed_step.retry_reason, maybe_sent=operation.maybe_sent)
+            if exhausted_action is ExhaustedAction.LOOK_UP:
+                return _build_reschedule(failed_step, failed_step.retry_after, lookup_only=True)
+            if exhausted_action is not ExhaustedAction.GO_ON:
+                return exhausted_action
+            delay = policy.exhausted_interval_seconds
+        return _build_reschedule(failed_step, max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after), lookup_only=False)
 
-    def _set_aside(self, connection: Connection, troubled: Sequence[Troubled[H]], now: float) -> None:
+    def _create_dead_letters(self, connection: Connection, failed_steps: Sequence[FailedStep[H]], now: float) -> None:
         """Makes dead letters of demands whose leases still hold. One whose cancellation came meanwhile is not set aside: it is due."""
-        aside = due.again_later(connection, [_aside(one, now) for one in troubled])
-        subjects = {one.item.subject: one for one in troubled if aside.get(one.item.demand_id, False)}
-        new = [
-            dead_letter.NewDeadLetter(subject, one.trouble, _why(one, now), sum(_tries(one).values()), one.item.provider)
-            for subject, one in sorted(subjects.items())
+        is_dead_lettered = due.reschedule(connection, [_reschedule_at_deadline(step, now) for step in failed_steps])
+        steps_by_resource = {step.operation.resource_name: step for step in failed_steps if is_dead_lettered.get(step.operation.operation_id, False)}
+        new_dead_letters = [
+            dead_letter.NewDeadLetter(
+                resource_name, step.retry_reason, _dead_letter_detail(step, now), sum(_count_tries(step).values()), step.operation.provider
+            )
+            for resource_name, step in sorted(steps_by_resource.items())
         ]
-        tell_changed(
-            connection, dead_letter.insert(connection, new), lambda row: (subjects[row.subject].item.caller, subjects[row.subject].item.traceparent)
+        emit_changed(
+            connection,
+            dead_letter.insert(connection, new_dead_letters),
+            lambda row: (steps_by_resource[row.subject].operation.caller, steps_by_resource[row.subject].operation.traceparent),
         )
 
 
-def _in_time(delay: float, left: float) -> float:
+def _cap_delay(delay: float, remaining_seconds: float) -> float:
     """A wait that does not go past the time that is left; none, if that has passed since the demand was taken up."""
-    return min(delay, max(left, 0.0))
+    return min(delay, max(remaining_seconds, 0.0))
 
 
-def _aside(one: Troubled[H], now: float) -> due.Again:
+def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> due.Reschedule:
     """A demand that nobody takes up again before its time is up. Where that has passed since it was taken up, it is ended at once."""
-    left = one.item.look_by - now
-    return replace(_again(one, None, looking=one.item.looking), recheck_after=max(left, 0.0) if left < inf else None)
+    remaining_seconds = failed_step.operation.next_poll_deadline - now
+    return replace(
+        _build_reschedule(failed_step, None, lookup_only=failed_step.operation.lookup_only),
+        recheck_after=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,
+    )
 
 
-def _why(one: Troubled[H], now: float) -> str:
+def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
     """What a dead letter says: also that its demand is to end."""
-    ending = one.item.ending(now)
-    return _detail(one.detail if ending is None else f"{ending}, and not ended: {one.detail}")
+    failure_reason = failed_step.operation.failure_if_not_sent(now)
+    return _sanitize_detail(failed_step.detail if failure_reason is None else f"{failure_reason}, and not ended: {failed_step.detail}")
 
 
-def _again(one: Troubled[H], delay: float | None, *, looking: bool) -> due.Again:
-    item = one.item
-    sent = one.step is Step.SEND and one.trouble not in (Trouble.NOT_SENT, Trouble.HELD_BACK)
-    not_found = 0 if sent else item.not_found + one.not_found
-    return due.Again(item.demand_id, item.lease_token, delay, sent, not_found, looking, _tries(one), one.trouble, _detail(one.detail), item.phase)
+def _build_reschedule(failed_step: FailedStep[H], delay: float | None, *, lookup_only: bool) -> due.Reschedule:
+    operation = failed_step.operation
+    was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (RetryReason.NOT_SENT, RetryReason.HELD_BACK)
+    not_found_count = 0 if was_sent else operation.not_found_count + failed_step.is_not_found
+    return due.Reschedule(
+        operation.operation_id,
+        operation.lease_token,
+        delay,
+        was_sent,
+        not_found_count,
+        lookup_only,
+        _count_tries(failed_step),
+        failed_step.retry_reason,
+        _sanitize_detail(failed_step.detail),
+        operation.phase,
+    )
 
 
-def _detail(text: str) -> str:
+def _sanitize_detail(text: str) -> str:
     """What can be stored of a text that may hold whatever a provider sent."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text[:_LONGEST_DETAIL])
+    return "".join(character if character.isprintable() else "?" for character in text[:_MAX_DETAIL_LENGTH])
 
 
-def _tries(one: Troubled[H]) -> dict[str, int]:
+def _count_tries(failed_step: FailedStep[H]) -> dict[str, int]:
     """How often each kind of trouble has come, this one included; to be held back is no try."""
-    tries = {str(trouble): count for trouble, count in one.item.tries.items()}
-    if one.trouble is not Trouble.HELD_BACK:
-        tries[str(one.trouble)] = tries.get(str(one.trouble), 0) + 1
+    tries = {str(reason): count for reason, count in failed_step.operation.tries.items()}
+    if failed_step.retry_reason is not RetryReason.HELD_BACK:
+        tries[str(failed_step.retry_reason)] = tries.get(str(failed_step.retry_reason), 0) + 1
     return tries

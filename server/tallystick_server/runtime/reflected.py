@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf import descriptor_pool
 
 
-class Symbols:
+class SymbolDescriptorPool:
     """A descriptor pool whose files are found by whatever symbol they define."""
 
     def __init__(self) -> None:
@@ -21,15 +21,15 @@ class Symbols:
         try:
             return self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
-            owner, _, name = symbol.rpartition(".")
-            if name not in self._members(owner):
+            parent, _, name = symbol.rpartition(".")
+            if name not in self._find_members(parent):
                 raise
-            return self._pool.FindFileContainingSymbol(owner)
+            return self._pool.FindFileContainingSymbol(parent)
 
-    def _members(self, owner: str) -> Any:
+    def _find_members(self, parent: str) -> Any:
         """What a service or a message defines, by name. Raises KeyError."""
         try:
-            return self._pool.FindServiceByName(owner).methods_by_name
+            return self._pool.FindServiceByName(parent).methods_by_name
         except KeyError:
-            message = self._pool.FindMessageTypeByName(owner)
+            message = self._pool.FindMessageTypeByName(parent)
             return {**message.fields_by_name, **message.oneofs_by_name}

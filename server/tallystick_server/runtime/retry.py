@@ -11,10 +11,10 @@ from typing import Any
 from tenacity import RetryCallState, wait_exponential, wait_fixed, wait_incrementing, wait_none
 from tenacity.wait import wait_base
 
-from tallystick_core.provider import Trouble
+from tallystick_core.provider import RetryReason
 
 
-class Strategy(StrEnum):
+class RetryStrategy(StrEnum):
     """How the waits between tries go."""
 
     IMMEDIATE = "immediate"
@@ -34,107 +34,109 @@ class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
         self._seed = seed
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        chance = random.Random(f"{self._seed}/{retry_state.attempt_number}").random()  # noqa: S311 - no secret
-        return self._wait(retry_state) * (1 - chance / 2)
+        fraction = random.Random(f"{self._seed}/{retry_state.attempt_number}").random()  # noqa: S311 - no secret
+        return self._wait(retry_state) * (1 - fraction / 2)
 
 
-def spread(seconds: float, seed: str) -> float:
+def jitter(seconds: float, seed: str) -> float:
     """A part of so many seconds, by chance, the same for the same seed: what waits together does not come back together."""
     return seconds * random.Random(seed).random()  # noqa: S311 - no secret
 
 
-_REST = 60.0  # seconds, of a policy without waits of its own
+_DEFAULT_INTERVAL_SECONDS = 60.0  # seconds, of a policy without waits of its own
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """A strategy with its seconds: `first` the first wait, or each, `longest` the longest one; at most `tries` tries, None: no bound."""
+class RetryPolicy:
+    """A strategy with its seconds: `initial_interval_seconds` the first wait, or each,
+    `max_interval_seconds` the longest one; at most `max_attempts` tries, None: no bound.
+    """
 
-    strategy: Strategy
-    first: float = 0.0
-    longest: float = 0.0
-    tries: int | None = 1
+    strategy: RetryStrategy
+    initial_interval_seconds: float = 0.0
+    max_interval_seconds: float = 0.0
+    max_attempts: int | None = 1
 
-    def delay(self, tries: int, seed: str) -> float | None:
+    def delay(self, attempts: int, seed: str) -> float | None:
         """Seconds until the next try after so many; None: there is none."""
-        if self.strategy is Strategy.CANCEL or (self.tries is not None and tries >= self.tries):
+        if self.strategy is RetryStrategy.CANCEL or (self.max_attempts is not None and attempts >= self.max_attempts):
             return None
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
-        state.attempt_number = tries
-        return float(self._wait(seed)(state))
+        state.attempt_number = attempts
+        return float(self._wait_strategy(seed)(state))
 
     @property
-    def rest(self) -> float:
+    def exhausted_interval_seconds(self) -> float:
         """Seconds between tries where there have to be more of them than the policy has."""
-        return max(self.first, self.longest) or _REST
+        return max(self.initial_interval_seconds, self.max_interval_seconds) or _DEFAULT_INTERVAL_SECONDS
 
-    def _wait(self, seed: str) -> wait_base:
+    def _wait_strategy(self, seed: str) -> wait_base:
         match self.strategy:
-            case Strategy.FIXED:
-                return wait_fixed(self.first)
-            case Strategy.INCREMENTAL:
-                return wait_incrementing(self.first, self.first, self.longest)
-            case Strategy.EXPONENTIAL:
-                return wait_seeded(wait_exponential(self.first, max=self.longest), seed)
+            case RetryStrategy.FIXED:
+                return wait_fixed(self.initial_interval_seconds)
+            case RetryStrategy.INCREMENTAL:
+                return wait_incrementing(self.initial_interval_seconds, self.initial_interval_seconds, self.max_interval_seconds)
+            case RetryStrategy.EXPONENTIAL:
+                return wait_seeded(wait_exponential(self.initial_interval_seconds, max=self.max_interval_seconds), seed)
             case _:
                 return wait_none()
 
 
-DEFAULTS: Mapping[Trouble, Policy] = {
-    Trouble.NOT_SENT: Policy(Strategy.EXPONENTIAL, 1, 60, 120),  # an hour without the provider fails nobody
-    Trouble.NO_ANSWER: Policy(Strategy.EXPONENTIAL, 2, 300, 5),  # then it is looked up, and sent again if that tells nothing
-    Trouble.SERVER_ERROR: Policy(Strategy.EXPONENTIAL, 1, 10, 4),
-    Trouble.BUSY: Policy(Strategy.EXPONENTIAL, 1, 60, 60),
-    Trouble.FORBIDDEN: Policy(Strategy.EXPONENTIAL, 30, 600, 100),
-    Trouble.REJECTED: Policy(Strategy.CANCEL),
-    Trouble.WAITING: Policy(Strategy.INCREMENTAL, 30, 3600, None),
-    Trouble.WATCHED: Policy(Strategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
-    Trouble.NOT_FOUND: Policy(Strategy.EXPONENTIAL, 1, 300, None),
-    Trouble.UNANSWERED: Policy(Strategy.EXPONENTIAL, 5, 600, None),
-    Trouble.MISDIRECTED: Policy(Strategy.CANCEL),
-    Trouble.UNRESOLVED: Policy(Strategy.EXPONENTIAL, 60, 3600, 12),
-    Trouble.APPLYING_FAILED: Policy(Strategy.EXPONENTIAL, 1, 600, 30),  # as SETTLING_FAILED
-    Trouble.UNSETTLED: Policy(Strategy.EXPONENTIAL, 1, 60, None),  # ORDER_STUCK and PAYOUT_STUCK tell that it waits
-    Trouble.CALLER_REJECTED: Policy(Strategy.EXPONENTIAL, 1, 60, None),
-    Trouble.SETTLING_FAILED: Policy(Strategy.EXPONENTIAL, 1, 600, 30),  # two to three hours
-    Trouble.SETTLING_REFUSED: Policy(Strategy.CANCEL),
+DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
+    RetryReason.NOT_SENT: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 120),  # an hour without the provider fails nobody
+    RetryReason.NO_ANSWER: RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 5),  # then it is looked up, and sent again if that tells nothing
+    RetryReason.SERVER_ERROR: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 10, 4),
+    RetryReason.BUSY: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 60),
+    RetryReason.FORBIDDEN: RetryPolicy(RetryStrategy.EXPONENTIAL, 30, 600, 100),
+    RetryReason.REJECTED: RetryPolicy(RetryStrategy.CANCEL),
+    RetryReason.WAITING: RetryPolicy(RetryStrategy.INCREMENTAL, 30, 3600, None),
+    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
+    RetryReason.NOT_FOUND: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 300, None),
+    RetryReason.UNANSWERED: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
+    RetryReason.MISDIRECTED: RetryPolicy(RetryStrategy.CANCEL),
+    RetryReason.UNRESOLVED: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
+    RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),  # as SETTLING_FAILED
+    RetryReason.UNSETTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),  # ORDER_STUCK and PAYOUT_STUCK tell that it waits
+    RetryReason.CALLER_REJECTED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
+    RetryReason.SETTLING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),  # two to three hours
+    RetryReason.SETTLING_REFUSED: RetryPolicy(RetryStrategy.CANCEL),
 }
 
-OWED = frozenset({Trouble.UNSETTLED, Trouble.CALLER_REJECTED})
+UNLIMITED_REASONS = frozenset({RetryReason.UNSETTLED, RetryReason.CALLER_REJECTED})
 """What the platform owes to itself: it is tried until it is done, whatever a policy says of tries."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policies:
+class RetryPolicies:
     """The policy of each kind of trouble, and those of single providers over it."""
 
-    own: Mapping[tuple[str, Trouble], Policy] = field(default_factory=dict)
+    overrides: Mapping[tuple[str, RetryReason], RetryPolicy] = field(default_factory=dict)
     """(provider, trouble); the provider is "" for what holds for all."""
 
-    def of(self, provider: str, trouble: Trouble) -> Policy:
-        policy = self.own.get((provider, trouble)) or self.own.get(("", trouble)) or DEFAULTS[trouble]
-        return replace(policy, tries=None) if trouble in OWED else policy
+    def policy_for(self, provider: str, retry_reason: RetryReason) -> RetryPolicy:
+        policy = self.overrides.get((provider, retry_reason)) or self.overrides.get(("", retry_reason)) or DEFAULT_POLICIES[retry_reason]
+        return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else policy
 
 
-_FORMS: dict[str, tuple[Any, ...]] = {
-    Strategy.IMMEDIATE: (int,),
-    Strategy.FIXED: (float, int),
-    Strategy.INCREMENTAL: (float, float, int),
-    Strategy.EXPONENTIAL: (float, float, int),
-    Strategy.CANCEL: (),
+_ARGUMENT_TYPES: dict[str, tuple[Any, ...]] = {
+    RetryStrategy.IMMEDIATE: (int,),
+    RetryStrategy.FIXED: (float, int),
+    RetryStrategy.INCREMENTAL: (float, float, int),
+    RetryStrategy.EXPONENTIAL: (float, float, int),
+    RetryStrategy.CANCEL: (),
 }
-FORM = "cancel, immediate:TRIES, fixed:SECONDS:TRIES, incremental:SECONDS:LONGEST:TRIES or exponential:SECONDS:LONGEST:TRIES"
+POLICY_FORMAT = "cancel, immediate:TRIES, fixed:SECONDS:TRIES, incremental:SECONDS:LONGEST:TRIES or exponential:SECONDS:LONGEST:TRIES"
 
 
-def parse_policy(text: str) -> Policy:
+def parse_policy(text: str) -> RetryPolicy:
     """A policy as the configuration writes it (FORM); 0 tries: no bound. Raises ValueError."""
     name, *values = text.split(":")
-    kinds = _FORMS[Strategy(name)]
-    if len(values) != len(kinds):
+    types = _ARGUMENT_TYPES[RetryStrategy(name)]
+    if len(values) != len(types):
         raise ValueError(text)
-    numbers = [kind(value) for kind, value in zip(kinds, values, strict=True)]
+    numbers = [parse(value) for parse, value in zip(types, values, strict=True)]
     if not all(0 <= number <= 604_800 for number in numbers):  # a week
         raise ValueError(text)
-    *seconds, tries = numbers or [1]
-    first, longest = (*seconds, *seconds[-1:], 0.0, 0.0)[:2]
-    return Policy(Strategy(name), first, longest, tries or None)
+    *seconds, max_attempts = numbers or [1]
+    initial_interval, max_interval = (*seconds, *seconds[-1:], 0.0, 0.0)[:2]
+    return RetryPolicy(RetryStrategy(name), initial_interval, max_interval, max_attempts or None)

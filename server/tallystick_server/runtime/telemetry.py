@@ -26,50 +26,50 @@ SpanContext = trace.SpanContext
 
 _tracer = trace.get_tracer("tallystick")
 _propagator = TraceContextTextMapPropagator()
-_random = random.Random()  # noqa: S311 - no secrets; and not the global one, whose sequence belongs to whoever has seeded it
-_exports = False
+_id_random = random.Random()  # noqa: S311 - no secrets; and not the global one, whose sequence belongs to whoever has seeded it
+_is_exporting = False
 
 
-class Ids(IdGenerator):
+class SeedableIdGenerator(IdGenerator):
     """Ids of traces and spans; zero is none."""
 
     def generate_trace_id(self) -> int:
-        return _random.getrandbits(128) or 1
+        return _id_random.getrandbits(128) or 1
 
     def generate_span_id(self) -> int:
-        return _random.getrandbits(64) or 1
+        return _id_random.getrandbits(64) or 1
 
 
-_ids = Ids()
+_id_generator = SeedableIdGenerator()
 
 
 def seed(number: int) -> None:
     """From now on ids follow from a number, as a run that can be repeated wants it."""
-    _random.seed(number)
+    _id_random.seed(number)
 
 
-def configure(service: str, endpoint: str | None, ratio: float) -> Callable[[], None]:
+def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callable[[], None]:
     """Starts tracing for the process: spans go to an OTLP endpoint if there is one. Returns what flushes and ends it.
 
-    `ratio`: the part of new traces that is recorded; a trace that came recorded stays so.
+    `sample_ratio`: the part of new traces that is recorded; a trace that came recorded stays so.
     """
-    global _exports  # noqa: PLW0603 - tracing is the process's
-    _exports = bool(endpoint)
-    sampler = ParentBased(TraceIdRatioBased(ratio if endpoint else 0.0))
-    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": service}), id_generator=_ids)
+    global _is_exporting  # noqa: PLW0603 - tracing is the process's
+    _is_exporting = bool(endpoint)
+    sampler = ParentBased(TraceIdRatioBased(sample_ratio if endpoint else 0.0))
+    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": service}), id_generator=_id_generator)
     if endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
 
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_name_errors)
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_redact_errors)
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
     trace.set_tracer_provider(provider)
     return provider.shutdown
 
 
-def _name_errors(record: logging.LogRecord) -> bool:
+def _redact_errors(record: logging.LogRecord) -> bool:
     """Leaves of an error that is logged its kind: its text may show the URL, and there may be a password or a token in that."""
     if isinstance(record.args, tuple):
-        record.args = tuple(type(one).__name__ if isinstance(one, Exception) else one for one in record.args)
+        record.args = tuple(type(argument).__name__ if isinstance(argument, Exception) else argument for argument in record.args)
     return True
 
 
@@ -89,9 +89,9 @@ def traceparent() -> str:
     return carrier.get("traceparent", "")
 
 
-def context_of(parent: str) -> SpanContext:
+def parse_traceparent(header: str) -> SpanContext:
     """The span context behind a stored traceparent."""
-    context = _propagator.extract({"traceparent": parent})
+    context = _propagator.extract({"traceparent": header})
     return trace.get_current_span(context).get_span_context()
 
 
@@ -99,9 +99,11 @@ def context_of(parent: str) -> SpanContext:
 def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
     """The span of an incoming call, below the caller's. Where none is ever recorded it is only its ids, for errors and for whom we call."""
     carrier = {"traceparent": metadata.get("traceparent", "")}
-    above = context_of(carrier["traceparent"]) if carrier["traceparent"] else trace.INVALID_SPAN_CONTEXT
-    if not _exports and not above.trace_flags.sampled:
-        span = trace.NonRecordingSpan(SpanContext(above.trace_id or _ids.generate_trace_id(), _ids.generate_span_id(), is_remote=False))
+    caller_context = parse_traceparent(carrier["traceparent"]) if carrier["traceparent"] else trace.INVALID_SPAN_CONTEXT
+    if not _is_exporting and not caller_context.trace_flags.sampled:
+        span = trace.NonRecordingSpan(
+            SpanContext(caller_context.trace_id or _id_generator.generate_trace_id(), _id_generator.generate_span_id(), is_remote=False)
+        )
         token = attach(trace.set_span_in_context(span))
         try:
             yield span
@@ -110,18 +112,18 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
         return
     parent = _propagator.extract(carrier)
     attributes = {"rpc.system": "grpc", "rpc.method": method}
-    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, attributes, record_exception=False) as recorded:
-        yield recorded
+    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, attributes, record_exception=False) as recording_span:
+        yield recording_span
 
 
 @contextmanager
 def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
     """The span of an outgoing call, below the current span or the given one; only the parent itself where that is not recorded."""
-    above = trace.get_current_span() if parent is None else trace.NonRecordingSpan(parent)
-    if not above.get_span_context().trace_flags.sampled:
-        yield above
+    parent_span = trace.get_current_span() if parent is None else trace.NonRecordingSpan(parent)
+    if not parent_span.get_span_context().trace_flags.sampled:
+        yield parent_span
         return
-    context = trace.set_span_in_context(above)
+    context = trace.set_span_in_context(parent_span)
     with _tracer.start_as_current_span(name, context, SpanKind.CLIENT) as span:
         yield span
 
@@ -129,17 +131,17 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
 @contextmanager
 def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
     """The span of a batch, if any of its members is recorded: below the first one's, linked to the others."""
-    recorded = list({member.span_id: member for member in members if member.trace_flags.sampled}.values())
-    if not recorded:
+    sampled_members = list({member.span_id: member for member in members if member.trace_flags.sampled}.values())
+    if not sampled_members:
         yield
         return
-    context = trace.set_span_in_context(trace.NonRecordingSpan(recorded[0]))
-    links = [Link(member) for member in recorded[1:]]
+    context = trace.set_span_in_context(trace.NonRecordingSpan(sampled_members[0]))
+    links = [Link(member) for member in sampled_members[1:]]
     with _tracer.start_as_current_span(name, context, links=links, attributes={"batch.size": len(members)}):
         yield
 
 
-def failed(span: Span, code: str, reason: str) -> None:
+def mark_failed(span: Span, code: str, reason: str) -> None:
     """Marks a span as ended by a refusal."""
     span.set_attribute("rpc.grpc.status_code", code)
     span.set_attribute("tallystick.reason", reason)

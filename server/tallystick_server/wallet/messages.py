@@ -11,10 +11,10 @@ from sqlalchemy import Row
 
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
-from tallystick_core.booking import Kind
-from tallystick_core.identifier import parse_id, parse_words, refuse_card_id
+from tallystick_core.booking import PostingKind
+from tallystick_core.identifier import parse_id, parse_reason_text, reject_card_id
 from tallystick_core.money import format_amount, parse_amount, parse_currency
-from tallystick_core.refusal import Reason, Refused
+from tallystick_core.refusal import ApiError, ErrorReason
 from tallystick_core.seller import NewAssignment, SellerClaim
 from tallystick_core.wallet import EntryKind, Instruction, parse_hold_id, require_hold_namespace
 from tallystick_server.runtime.fields import EnumNames, parse_time, to_timestamp
@@ -25,39 +25,39 @@ _HOLD_STATES = EnumNames(wallet_pb2.HoldState.DESCRIPTOR)
 _PURPOSES = EnumNames(wallet_pb2.HoldPurpose.DESCRIPTOR)
 _ASSIGNMENT_STATES = EnumNames(wallet_pb2.SellerAssignmentState.DESCRIPTOR)
 _CAUSE = re.compile(r"\A([A-Z_]+)/[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
-_LONGEST_DELAY = 365 * 86_400
+_MAX_DELAY_SECONDS = 365 * 86_400
 
 
-def _cause(text: str) -> str:
-    found = _CAUSE.match(text)
-    if found is None or found[1] not in Kind.__members__:
-        reason = Reason.FIELD_INVALID if text else Reason.FIELD_REQUIRED
-        raise Refused(reason, "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.", field="cause")
-    refuse_card_id(text.rpartition("/")[2], "cause")
+def _parse_cause(text: str) -> str:
+    match = _CAUSE.match(text)
+    if match is None or match[1] not in PostingKind.__members__:
+        reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
+        raise ApiError(reason, "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.", field="cause")
+    reject_card_id(text.rpartition("/")[2], "cause")
     return text
 
 
 def parse_credit(message: pb.Credit) -> Instruction:
     """A credit. Raises Refused with the first field that is wrong."""
-    return _movement(EntryKind.CREDIT, message, pending=message.pending)
+    return _parse_movement(EntryKind.CREDIT, message, pending=message.pending)
 
 
 def parse_release(message: pb.Release) -> Instruction:
     """A release. Raises Refused with the first field that is wrong."""
-    return Instruction(EntryKind.RELEASE, _cause(message.cause), parse_id(message.caller, "caller"))
+    return Instruction(EntryKind.RELEASE, _parse_cause(message.cause), parse_id(message.caller, "caller"))
 
 
 def parse_debit(message: pb.Debit) -> Instruction:
     """A debit. Raises Refused with the first field that is wrong."""
-    return _movement(EntryKind.DEBIT, message, as_fact=message.as_fact)
+    return _parse_movement(EntryKind.DEBIT, message, allow_owed=message.as_fact)
 
 
-def _movement(kind: EntryKind, message: pb.Credit | pb.Debit, *, pending: bool = False, as_fact: bool = False) -> Instruction:
-    cause = _cause(message.cause)
+def _parse_movement(kind: EntryKind, message: pb.Credit | pb.Debit, *, pending: bool = False, allow_owed: bool = False) -> Instruction:
+    cause = _parse_cause(message.cause)
     caller = parse_id(message.caller, "caller")
     seller = parse_id(message.seller_account, "seller_account")
     currency = parse_currency(message.currency)
-    return Instruction(kind, cause, caller, seller, currency, parse_amount(message.amount, currency), pending, as_fact)
+    return Instruction(kind, cause, caller, seller, currency, parse_amount(message.amount, currency), pending, allow_owed)
 
 
 def parse_hold(message: pb.NewHold) -> Instruction:
@@ -71,9 +71,19 @@ def parse_hold(message: pb.NewHold) -> Instruction:
     require_hold_namespace(hold_id, purpose)
     expire_time = parse_time(message, "expire_time")
     if expire_time is not None and purpose == "PAYOUT":
-        raise Refused(Reason.FIELD_INVALID, "expire_time must be unset: a payout's hold never expires.", field="expire_time")
-    keep = parse_amount(message.keep_available, currency, "keep_available", least=0) if message.keep_available else 0
-    return Instruction(EntryKind.HOLD_PLACED, hold_id, caller, seller, currency, amount, purpose=purpose, expire_time=expire_time, keep=keep)
+        raise ApiError(ErrorReason.FIELD_INVALID, "expire_time must be unset: a payout's hold never expires.", field="expire_time")
+    minimum_remaining = parse_amount(message.keep_available, currency, "keep_available", min_amount=0) if message.keep_available else 0
+    return Instruction(
+        EntryKind.HOLD_PLACED,
+        hold_id,
+        caller,
+        seller,
+        currency,
+        amount,
+        purpose=purpose,
+        expire_time=expire_time,
+        minimum_remaining=minimum_remaining,
+    )
 
 
 def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int | None]:
@@ -81,11 +91,11 @@ def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int |
     frozen = message.frozen if message.HasField("frozen") else None
     if not message.HasField("release_delay"):
         if frozen is None:
-            raise Refused(Reason.FIELD_REQUIRED, "frozen or release_delay must be set; what is unset stays as it is.", field="frozen")
+            raise ApiError(ErrorReason.FIELD_REQUIRED, "frozen or release_delay must be set; what is unset stays as it is.", field="frozen")
         return frozen, None
     delay = message.release_delay
-    if delay.nanos or not 0 <= delay.seconds <= _LONGEST_DELAY:
-        raise Refused(Reason.FIELD_INVALID, "release_delay must be whole seconds from 0 to 365 days.", field="release_delay")
+    if delay.nanos or not 0 <= delay.seconds <= _MAX_DELAY_SECONDS:
+        raise ApiError(ErrorReason.FIELD_INVALID, "release_delay must be whole seconds from 0 to 365 days.", field="release_delay")
     return frozen, delay.seconds
 
 
@@ -128,7 +138,7 @@ def entry(row: Row[Any]) -> wallet_pb2.WalletEntry:
     )
 
 
-def new_entry(item: store.Decided, created: datetime) -> wallet_pb2.WalletEntry:
+def new_entry(item: store.DecidedInstruction, create_time: datetime) -> wallet_pb2.WalletEntry:
     """An entry that is being made."""
     wallet, instruction = item.change.wallet, item.instruction
 
@@ -146,7 +156,7 @@ def new_entry(item: store.Decided, created: datetime) -> wallet_pb2.WalletEntry:
         available_after=text(wallet.balances.available),
         held_after=text(wallet.balances.held),
         owed_after=text(wallet.balances.owed),
-        create_time=to_timestamp(created),
+        create_time=to_timestamp(create_time),
     )
 
 
@@ -178,7 +188,7 @@ def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) ->
         parse_id(message.seller_account, "seller_account"),
         parse_id(message.owner, "owner"),
         caller,
-        parse_words(message.reason, "reason"),
+        parse_reason_text(message.reason, "reason"),
     )
 
 

@@ -4,50 +4,57 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from tallystick_core.refusal import version_mismatch
-from tallystick_server.runtime.relay import telling
+from tallystick_core.refusal import version_mismatch_error
+from tallystick_server.runtime.relay import record_events
 from tallystick_server.wallet import events
 from tallystick_storage import wallet as store
 from tallystick_storage.database import Database
 
 
-class Policies:
-    """Sets them. A wallet that is not there yet is opened, with `release_delay` in seconds as whoever sets nothing has it."""
+class WalletPolicies:
+    """Sets them. A wallet that is not there yet is opened, with `default_release_delay_seconds` in seconds as whoever sets nothing has it."""
 
-    def __init__(self, database: Database, release_delay: int) -> None:
+    def __init__(self, database: Database, default_release_delay_seconds: int) -> None:
         self._database = database
-        self._release_delay = release_delay
+        self._default_release_delay_seconds = default_release_delay_seconds
 
     async def set(
-        self, key: store.WalletKey, *, frozen: bool | None, release_delay: int | None, expected_version: int | None, caller: str, traceparent: str
+        self,
+        key: store.WalletKey,
+        *,
+        frozen: bool | None,
+        release_delay_seconds: int | None,
+        expected_version: int | None,
+        caller: str,
+        traceparent: str,
     ) -> bool:
         """Has a policy hold from now on, of which None stays as it is; equal values held before, if not.
 
         Raises VERSION_MISMATCH where another version would be replaced.
         """
 
-        def open_(connection: Connection) -> None:
-            store.open_wallets(connection, [key], self._release_delay)
+        def open_wallet(connection: Connection) -> None:
+            store.open_wallets(connection, [key], self._default_release_delay_seconds)
 
-        def set_(connection: Connection) -> bool:
+        def set_policy(connection: Connection) -> bool:
             wallet = store.set_policy(
                 connection,
                 key,
                 frozen=frozen,
-                release_delay=release_delay,
+                release_delay_seconds=release_delay_seconds,
                 expected_version=expected_version,
                 caller=caller,
                 traceparent=traceparent,
             )
             if wallet is not None:
-                with telling(connection, [wallet]) as told:
-                    events.policy_set(told, wallet, caller, traceparent)
+                with record_events(connection, [wallet]) as event_batch:
+                    events.add_policy_changed(event_batch, wallet, caller, traceparent)
             elif expected_version is not None:
-                holds = store.wallets(connection, [key]).get(key)
-                if holds is None or frozen not in (None, holds.frozen) or release_delay not in (None, holds.release_delay):
-                    raise version_mismatch(0 if holds is None else holds.policy_version)
+                current = store.find_wallets(connection, [key]).get(key)
+                if current is None or frozen not in (None, current.frozen) or release_delay_seconds not in (None, current.release_delay):
+                    raise version_mismatch_error(0 if current is None else current.policy_version)
             return wallet is not None
 
         if not expected_version:  # a wallet that has a policy is there
-            await self._database.transact(open_)
-        return await self._database.transact(set_)
+            await self._database.transact(open_wallet)
+        return await self._database.transact(set_policy)

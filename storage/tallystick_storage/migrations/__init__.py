@@ -8,26 +8,26 @@ from typing import Any
 from alembic import op
 from sqlalchemy import text
 
-_NEXT = """
+_RULE_CHECK = """
     if exists ({}) then
         raise exception '{}' using errcode = 'P0001';
     end if;"""
 
 
-def statement_rule(name: str, table: str, *breaks: tuple[str, str], on: Sequence[str] = ("insert",), before: bool = False) -> str:
-    """A rule that each statement on a table has to keep. `breaks`: a select of the rows that break it, and what is said then.
+def statement_rule(name: str, table: str, *violations: tuple[str, str], on: Sequence[str] = ("insert",), with_old_rows: bool = False) -> str:
+    """A rule that each statement on a table has to keep. `violations`: a select of the rows that break it, and what is said then.
 
-    A select sees all rows of the statement as `changed`, and with `before`, on an update, what they were. It looks what belongs to each up by its
+    A select sees all rows of the statement as `changed`, and with `with_old_rows`, on an update, what they were. It looks what belongs to each up by its
     key, where "offset 0" keeps the look-up one: on tables that grow fast the planner's statistics are old, and as a join it would read them whole, or
     once for each row.
 
     A session plans it once (custom plans cost a millisecond a trigger and batch), perhaps while the tables are all but empty and a scan is cheapest, and
     keeps the plan until they are analyzed: by such a plan a look-up of one key took 189 ms once there were 200,000 rows. So none may scan.
     """
-    body = "".join(_NEXT.format(select.strip(), said) for select, said in breaks)
+    body = "".join(_RULE_CHECK.format(select.strip(), message) for select, message in violations)
     triggers = "".join(
         f"create trigger {event}_{name} after {event} on {table} referencing {'old' if event == 'delete' else 'new'} table as changed"
-        f"{' old table as before' if before else ''} for each statement execute function {name}();\n"
+        f"{' old table as before' if with_old_rows else ''} for each statement execute function {name}();\n"
         for event in on
     )
     return f"""
@@ -39,29 +39,29 @@ end $$;
 {triggers}"""
 
 
-def untold(subject: str, version: str = "version", *, where: str = "true") -> str:
+def changes_without_event(subject: str, version: str = "version", *, where: str = "true") -> str:
     """E1: the changes of a statement that no event of its transaction tells of."""
     return f"select {subject}, {version} from changed where {where} except select * from told"
 
 
-def has_event(table: str, what: str, subject: str, version: str = "version", *, where: str = "true") -> str:
-    """E1: a rule that no row of a table is written without its event. `what` it is, in its message; `where`: the rows that are told."""
-    said = f"{what} changed without its event"
-    return statement_rule(f"{table}_has_event", table, (untold(subject, version, where=where), said), on=("insert", "update"))
+def require_event(table: str, noun: str, subject: str, version: str = "version", *, where: str = "true") -> str:
+    """E1: a rule that no row of a table is written without its event. `noun` it is, in its message; `where`: the rows that are told."""
+    message = f"{noun} changed without its event"
+    return statement_rule(f"{table}_has_event", table, (changes_without_event(subject, version, where=where), message), on=("insert", "update"))
 
 
-def event_has_change(found_by: Mapping[str, str]) -> str:
-    """E1: a rule that no event tells of what has not changed. `found_by`: by collection, a select of version x.version of what {id} names."""
+def require_change(change_selects: Mapping[str, str]) -> str:
+    """E1: a rule that no event tells of what has not changed. `change_selects`: by collection, a select of version x.version of what {id} names."""
     cases = "".join(
         f"""
             when x.aggregate_id like '{collection}/%' then exists ({select.replace("{id}", f"substr(x.aggregate_id, {len(collection) + 2})")} offset 0)"""
-        for collection, select in found_by.items()
+        for collection, select in change_selects.items()
     )
-    told = f"select from changed, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case{cases} end) is not true"
-    return statement_rule("event_has_change", "outbox", (told, "an event tells of no change"))
+    unmatched_events = f"select from changed, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case{cases} end) is not true"
+    return statement_rule("event_has_change", "outbox", (unmatched_events, "an event tells of no change"))
 
 
-_EVERY_SCHEMA = """
+_COMMON_OBJECTS = """
 -- The only clock. The simulation replaces it.
 create function clock() returns timestamptz language sql volatile as 'select clock_timestamp()';
 
@@ -147,7 +147,7 @@ grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_t
 """
 
 
-DEMANDS = """
+OPERATIONS = """
 -- A demand on a provider under one key, numbered and committed before it is sent; sent once or more.
 create table attempt (
     demand_id text collate "C" not null,
@@ -233,7 +233,7 @@ create trigger ends_once before update on dead_letter for each row when (old.sta
 create trigger never_deleted before delete or truncate on dead_letter for each statement execute function refuse_change();
 
 grant select, insert, update (state, operator, reason, evidence, end_time) on dead_letter to {service};
-""" + has_event("dead_letter", "a dead letter", "'deadLetters/' || dead_letter_id", "case when state = 'OPEN' then 1 else 2 end")
+""" + require_event("dead_letter", "a dead letter", "'deadLetters/' || dead_letter_id", "case when state = 'OPEN' then 1 else 2 end")
 """The dead letters of a schema that has due work; after its outbox."""
 
 ALERTS = """
@@ -260,10 +260,10 @@ grant select, insert, update (end_time) on alert to {service};
 -- Work that one process does at a time for all of them.
 create table duty (name text primary key, holder uuid not null, until_time timestamptz not null);
 grant select, insert, update on duty to {service};
-""" + has_event("alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end")
+""" + require_event("alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end")
 """The alerts of a schema, and whose turn it is to raise them; after its outbox."""
 
-OPERATED = {
+SHARED_CHANGE_SELECTS = {
     "deadLetters": "select from dead_letter d where d.dead_letter_id = {id} and x.version = case when d.state = 'OPEN' then 1 else 2 end",
     "alerts": "select from alert a where a.alert_id = {id} and x.version = case when a.end_time is null then 1 else 2 end",
 }
@@ -304,10 +304,10 @@ create trigger z_sealed before {events} on {table} for each row when (session_us
 
 def create(schema: str, *scripts: str) -> None:
     """The first migration of a schema. Each of its tables is sealed, but for those that `UNSEALED` names."""
-    run(schema, _EVERY_SCHEMA, *scripts)
+    run(schema, _COMMON_OBJECTS, *scripts)
     if schema in UNSEALED:
-        made = re.findall(r"^create table (\w+)", "\n".join(scripts), re.MULTILINE)
-        run(schema, _SEAL, *[seal(schema, table) for table in made if table not in UNSEALED[schema]])
+        tables = re.findall(r"^create table (\w+)", "\n".join(scripts), re.MULTILINE)
+        run(schema, _SEAL, *[seal(schema, table) for table in tables if table not in UNSEALED[schema]])
 
 
 def seal(schema: str, table: str) -> str:
@@ -315,25 +315,25 @@ def seal(schema: str, table: str) -> str:
     return _SEALED.replace("{table}", table).replace("{events}", "update" if f"{schema}.{table}" in SEALED_ON_UPDATE else "insert or update")
 
 
-_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+_script_collector: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
-def scripts_of(upgrade: Callable[[], None]) -> list[str]:
+def collect_scripts(upgrade: Callable[[], None]) -> list[str]:
     """The SQL that a migration runs; none of it is run."""
-    collected: list[str] = []
-    before = _collected.set(collected)
+    scripts: list[str] = []
+    token = _script_collector.set(scripts)
     try:
         upgrade()
     finally:
-        _collected.reset(before)
-    return collected
+        _script_collector.reset(token)
+    return scripts
 
 
 def run(schema: str, *scripts: str) -> None:
     """Runs SQL in the schema as its owner; {schema} stands for its name, {service} and {reader} for the service's role and its read-only role."""
-    collected = _collected.get()
-    if collected is not None:
-        collected += [schema, *scripts]
+    collector = _script_collector.get()
+    if collector is not None:
+        collector += [schema, *scripts]
         return
     connection = op.get_bind()
     roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
@@ -349,9 +349,9 @@ def build_index(schema: str, name: str, definition: str, *, unique: bool = False
     A migration that builds one does nothing else.
     """
     statement = f"create {'unique ' if unique else ''}index concurrently if not exists {name} on {definition}"
-    collected = _collected.get()
-    if collected is not None:
-        collected += [schema, statement]
+    collector = _script_collector.get()
+    if collector is not None:
+        collector += [schema, statement]
         return
     with op.get_context().autocommit_block():
         driver: Any = op.get_bind().connection.driver_connection

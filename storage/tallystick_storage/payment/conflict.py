@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.recovery import MOST_OPEN_REPORTS
-from tallystick_storage.database import rows
-from tallystick_storage.payment.unapplied import Charged
+from tallystick_core.recovery import MAX_OPEN_REPORTS
+from tallystick_storage.database import encode_rows
+from tallystick_storage.payment.unapplied import NewUnappliedCharge
 
 # What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert.
-_REPORT = text("""
+_INSERT_REPORTS = text("""
     with r as (
         select distinct on (charge_id) * from json_to_recordset(cast(:charged as json)) as r (charge_id text collate "C", provider text, provider_reference text,
             amount bigint, currency text) order by charge_id),
@@ -38,21 +38,21 @@ _REPORT = text("""
         select from conflicting_report p where p.charge_id = c.charge_id and p.report = c.report and (p.acknowledged_by = '' or p.number = l.number))
     order by c.charge_id on conflict do nothing
 """)
-_REPORTS = text("select * from conflicting_report where charge_id = :charge_id order by number")
+_LIST_REPORTS = text("select * from conflicting_report where charge_id = :charge_id order by number")
 _ACKNOWLEDGE = text("""
     update conflicting_report set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = clock()
     where charge_id = :charge_id and number = :number and acknowledged_by = ''
 """)
 
 
-def report(connection: Connection, charged: Sequence[Charged]) -> None:
+def insert_reports(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> None:
     """Stores those of the charges that took another charge's money, or were told of in another amount before."""
-    connection.execute(_REPORT, {"charged": rows(charged), "most": MOST_OPEN_REPORTS})
+    connection.execute(_INSERT_REPORTS, {"charged": encode_rows(charges), "most": MAX_OPEN_REPORTS})
 
 
-def reports(connection: Connection, charge_id: str) -> Sequence[Row[Any]]:
+def list_reports(connection: Connection, charge_id: str) -> Sequence[Row[Any]]:
     """The conflicting reports of a charge, oldest first."""
-    return connection.execute(_REPORTS, {"charge_id": charge_id}).all()
+    return connection.execute(_LIST_REPORTS, {"charge_id": charge_id}).all()
 
 
 def acknowledge(connection: Connection, charge_id: str, number: int, operator: str, reason: str) -> bool:

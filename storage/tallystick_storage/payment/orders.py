@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.payment import Cause, Status
-from tallystick_storage.alert import Finding, of_demands
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_core.payment import OrderStatus, PaymentTransitionReason
+from tallystick_storage.alert import AlertQuery, operation_alert_queries
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class NewAttempt:
 
 
 @dataclass(slots=True)
-class OrderMove:
+class OrderTransitionRow:
     """A move of an order from `version` on. It happens only under the charge's lease and from that version."""
 
     payment_order_id: str
@@ -89,7 +89,7 @@ class OrderMove:
     """Seconds that an order has which waits for something else from now on; None: it may wait."""
 
 
-_TAKEN = text("""
+_FIND_EXISTING = text("""
     select 'checkout' as what, checkout_id as id, checkout_id, owner, fingerprint
     from checkout where checkout_id = any (cast(:checkouts as text[]))
     union all
@@ -99,22 +99,22 @@ _TAKEN = text("""
 """)
 
 
-def taken(connection: Connection, checkout_ids: list[str], order_ids: list[str]) -> Sequence[Row[Any]]:
+def find_existing(connection: Connection, checkout_ids: list[str], order_ids: list[str]) -> Sequence[Row[Any]]:
     """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, owner, fingerprint."""
-    return connection.execute(_TAKEN, {"checkouts": checkout_ids, "orders": order_ids}).all()
+    return connection.execute(_FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}).all()
 
 
-_RECENT = text("""
+_COUNT_RECENT_ORDERS = text("""
     select b.buyer, (
         select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > (select clock()) - cast(:window as interval)) as orders
     from unnest(cast(:buyers as text[])) as b (buyer)
 """)
 
 
-def recent_orders(connection: Connection, buyers: list[str], window: float) -> dict[str, int]:
-    """Each buyer's number of orders within the last `window` seconds."""
-    found = connection.execute(_RECENT, {"buyers": buyers, "window": f"{window} seconds"})
-    return {row.buyer: row.orders for row in found}
+def count_recent_orders(connection: Connection, buyers: list[str], window_seconds: float) -> dict[str, int]:
+    """Each buyer's number of orders within the last `window_seconds` seconds."""
+    result = connection.execute(_COUNT_RECENT_ORDERS, {"buyers": buyers, "window": f"{window_seconds} seconds"})
+    return {row.buyer: row.orders for row in result}
 
 
 # Only what the first insert returns is stored with it: a checkout that another process stored meanwhile brings nothing along.
@@ -163,30 +163,30 @@ _INSERT = text(f"""
         select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
         union all
         select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v),
-    {told("changed", "aggregate_id")}
+    {insert_into_outbox("changed", "aggregate_id")}
     select checkout_id, create_time, version = 2 as closed, sequence as told from new_checkout, told
 """)
 
 
 def insert(
-    connection: Connection, checkouts: Sequence[NewCheckout], orders: Sequence[NewOrder], attempts: Sequence[NewAttempt], lease: float
+    connection: Connection, checkouts: Sequence[NewCheckout], orders: Sequence[NewOrder], attempts: Sequence[NewAttempt], lease_seconds: float
 ) -> Sequence[Row[Any]]:
-    """Stores checkouts with all that belongs to them, their charges leased for `lease` seconds under token 1.
+    """Stores checkouts with all that belongs to them, their charges leased for `lease_seconds` seconds under token 1.
 
     Returns a row for each that was new: checkout_id, create_time, closed, and the outbox row in which all that was stored is to be told.
     """
     parameters = {
-        "checkouts": rows(checkouts),
-        "orders": rows(orders),
-        "attempts": rows(attempts),
-        "lease": f"{lease} seconds",
-        "first_status": Status.NOT_STARTED,
-        "first_cause": Cause.ACCEPTED,
+        "checkouts": encode_rows(checkouts),
+        "orders": encode_rows(orders),
+        "attempts": encode_rows(attempts),
+        "lease": f"{lease_seconds} seconds",
+        "first_status": OrderStatus.NOT_STARTED,
+        "first_cause": PaymentTransitionReason.ACCEPTED,
     }
     return connection.execute(_INSERT, parameters).all()
 
 
-_STORED = text("""
+_LOAD_REQUEST = text("""
     select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country, c.payment_token, c.payment_method_type, c.charging, c.on_partial,
         c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.asked_fee
     from checkout c join payment_order o on o.checkout_id = c.checkout_id
@@ -194,13 +194,13 @@ _STORED = text("""
 """)
 
 
-def stored_event(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]:
+def load_request(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]:
     """What the caller sent, a row for each order."""
-    return connection.execute(_STORED, {"checkout_id": checkout_id}).all()
+    return connection.execute(_LOAD_REQUEST, {"checkout_id": checkout_id}).all()
 
 
 # Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
-_MOVE = text(f"""
+_TRANSITION_ORDERS = text(f"""
     with claimed as materialized (
         select r.*, d.ours
         from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text collate "C", charge_id text collate "C", lease_token bigint, version int,
@@ -250,20 +250,20 @@ _MOVE = text(f"""
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
-    {told("changed", "aggregate_id")}
+    {insert_into_outbox("changed", "aggregate_id")}
     select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time, sequence as told from moved, told
     union all
     select null, null, checkout_id, 2, null, null, sequence from counted, told where version = 2
 """)
 
 
-def move_orders(connection: Connection, moves: Sequence[OrderMove]) -> Sequence[Row[Any]]:
+def transition_orders(connection: Connection, transitions: Sequence[OrderTransitionRow]) -> Sequence[Row[Any]]:
     """Moves orders, and closes their checkouts and due work where they come to rest. A charge whose answer moves nothing, as another holds its lease, is due at once.
 
     Returns a row for each order that moved: its ids, the lease it moved under, its new version, update_time and resolve_by_time, and the outbox row in which all that changed is to be told;
     and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
     """
-    return connection.execute(_MOVE, {"moves": rows(moves), "answered": Cause.PROVIDER_ANSWER}).all()
+    return connection.execute(_TRANSITION_ORDERS, {"moves": encode_rows(transitions), "answered": PaymentTransitionReason.PROVIDER_ANSWER}).all()
 
 
 _CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")
@@ -274,10 +274,10 @@ _CANCEL_DUE = text("""
         order by demand_id for update)
     update due d set next_attempt_time = clock(), recheck = true from l where d.demand_id = l.demand_id and d.next_attempt_time is not null
 """)
-_OPEN_CHARGES = text(
+_LIST_OPEN_CHARGES = text(
     "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING') order by charge_id"
 )
-_CANCELLED = text("select cancel_reason from checkout where checkout_id = :checkout_id")
+_CANCEL_REASON = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
 
 def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, bool]:
@@ -286,13 +286,13 @@ def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, 
     Returns the reason that stands, "" if it had ended before, and whether it stands only now.
     """
     connection.execute(_CANCEL_DUE, {"checkout_id": checkout_id})
-    noted = connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason}).rowcount
-    return str(connection.execute(_CANCELLED, {"checkout_id": checkout_id}).scalar_one()), bool(noted)
+    updated = connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason}).rowcount
+    return str(connection.execute(_CANCEL_REASON, {"checkout_id": checkout_id}).scalar_one()), bool(updated)
 
 
-def open_charges(connection: Connection, checkout_id: str) -> list[str]:
+def list_open_charges(connection: Connection, checkout_id: str) -> list[str]:
     """The charges of a payment that have not come to their end."""
-    return list(connection.execute(_OPEN_CHARGES, {"checkout_id": checkout_id}).scalars())
+    return list(connection.execute(_LIST_OPEN_CHARGES, {"checkout_id": checkout_id}).scalars())
 
 
 _CHARGE = """
@@ -309,22 +309,22 @@ _CHARGE = """
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {which}
     order by o.charge_id, o.payment_order_id
 """
-_CHARGES = text(_CHARGE.format(due="join due", which="o.status <> 'FAILED'"))
-_FAILED_CHARGES = text(_CHARGE.format(due="left join due", which="o.status = 'FAILED' and o.attempt_count > 0"))  # risk did not refuse them
+_LOAD_CHARGES = text(_CHARGE.format(due="join due", which="o.status <> 'FAILED'"))
+_LOAD_FAILED_CHARGES = text(_CHARGE.format(due="left join due", which="o.status = 'FAILED' and o.attempt_count > 0"))  # risk did not refuse them
 
 
-def charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+def load_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
     """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
-    return connection.execute(_CHARGES, {"charges": charge_ids}).all()
+    return connection.execute(_LOAD_CHARGES, {"charges": charge_ids}).all()
 
 
-def failed_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
+def load_failed_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
     """The orders of charges that failed, in the same form."""
-    return connection.execute(_FAILED_CHARGES, {"charges": charge_ids}).all()
+    return connection.execute(_LOAD_FAILED_CHARGES, {"charges": charge_ids}).all()
 
 
 @dataclass(slots=True)
-class Look:
+class NextPoll:
     """When a failed charge is looked at again, in seconds, None: no more; and how often it has been."""
 
     charge_id: str
@@ -332,33 +332,33 @@ class Look:
     looks: int
 
 
-_WATCH = text("""
+_SCHEDULE_POLLS = text("""
     insert into watch (charge_id, provider, next_time, looks)
     select r.charge_id, a.provider, clock() + make_interval(secs => r.delay), r.looks
     from json_to_recordset(cast(:looks as json)) as r (charge_id text collate "C", delay float, looks int)
     join attempt a on a.demand_id = r.charge_id and a.number = 1 order by r.charge_id
     on conflict (charge_id) do update set next_time = excluded.next_time, looks = excluded.looks
 """)
-_TO_WATCH = text("""
+_LIST_POLLABLE = text("""
     select charge_id, looks from watch where next_time <= (select clock()) and provider = any (cast(:providers as text[]))
     order by next_time, charge_id limit :most
 """)
-_UNWATCH = text("delete from watch where charge_id = any (cast(:ids as text[]))")
+_STOP_POLLS = text("delete from watch where charge_id = any (cast(:ids as text[]))")
 
 
-def watch(connection: Connection, looks: Sequence[Look]) -> None:
+def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
     """Has failed charges looked at, or no more."""
-    connection.execute(_WATCH, {"looks": rows([look for look in looks if look.delay is not None])})
-    connection.execute(_UNWATCH, {"ids": [look.charge_id for look in looks if look.delay is None]})
+    connection.execute(_SCHEDULE_POLLS, {"looks": encode_rows([poll for poll in polls if poll.delay is not None])})
+    connection.execute(_STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay is None]})
 
 
-def to_watch(connection: Connection, providers: Sequence[str], most: int) -> dict[str, int]:
+def list_pollable(connection: Connection, providers: Sequence[str], limit: int) -> dict[str, int]:
     """Failed charges of which these providers are to be asked now, and how often they have been."""
-    return {row.charge_id: row.looks for row in connection.execute(_TO_WATCH, {"providers": list(providers), "most": most})}
+    return {row.charge_id: row.looks for row in connection.execute(_LIST_POLLABLE, {"providers": list(providers), "most": limit})}
 
 
 # The orders of what has waited for so long, the longest first.
-_WAITING = """
+_WAITING_ORDERS = """
     (select demand_id, trouble from due
      where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval) and next_attempt_time is not null
      order by since limit :most_looked_at) d
@@ -366,19 +366,19 @@ _WAITING = """
     cross join lateral (
         select o.* from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = d.demand_id and o.status <> 'FAILED' offset 0) o
 """
-_STUCK = f"""
+_STUCK_ORDERS = f"""
     select 'paymentOrders/' || o.payment_order_id as subject, o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
             || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
-    from {_WAITING}
+    from {_WAITING_ORDERS}
     where o.update_time < (select clock()) - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
         else cast(:success as interval) end
 """
-_FINDINGS = (
+_ALERT_QUERIES = (
     (
         "ORDER_STUCK",
         "paymentOrders",
         " union all ".join(
-            f"({_STUCK.format(phase=phase, limit=limit)})"
+            f"({_STUCK_ORDERS.format(phase=phase, limit=limit)})"
             for phase, limit in (("", "executing"), ("PENDING", "pending"), ("REVIEW", "pending"), ("SUCCESS", "success"))
         ),
     ),
@@ -386,7 +386,7 @@ _FINDINGS = (
         "REVIEW_OVERDUE",
         "paymentOrders",
         f"""
-    select 'paymentOrders/' || o.payment_order_id as subject, o.pending_reason as detail from {_WAITING.format(phase="REVIEW", limit="review")}
+    select 'paymentOrders/' || o.payment_order_id as subject, o.pending_reason as detail from {_WAITING_ORDERS.format(phase="REVIEW", limit="review")}
     where o.pending_reason not in ('', 'BUYER_ACTION') and o.update_time < (select clock()) - cast(:review as interval)
 """,
     ),
@@ -419,8 +419,8 @@ _FINDINGS = (
 )
 
 
-def findings(alert_after: Mapping[str, float], review: float, events_wait: float) -> Sequence[Finding]:
-    """What a person should know of; `alert_after`: seconds that an order may rest in a status; `review`: seconds that a review may take;
-    `events_wait`: that an event may wait to be published."""
-    limits = {str(status): alert_after[status] for status in (Status.EXECUTING, Status.PENDING, Status.SUCCESS)}
-    return of_demands(_FINDINGS, "charges", {**limits, "review": review}, events_wait)
+def alert_queries(alert_after_seconds: Mapping[str, float], review_seconds: float, max_event_delay_seconds: float) -> Sequence[AlertQuery]:
+    """What a person should know of; `alert_after_seconds`: seconds that an order may rest in a status; `review_seconds`: seconds that a review may take;
+    `max_event_delay_seconds`: that an event may wait to be published."""
+    limits = {str(status): alert_after_seconds[status] for status in (OrderStatus.EXECUTING, OrderStatus.PENDING, OrderStatus.SUCCESS)}
+    return operation_alert_queries(_ALERT_QUERIES, "charges", {**limits, "review": review_seconds}, max_event_delay_seconds)

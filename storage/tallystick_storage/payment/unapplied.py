@@ -9,12 +9,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 
 @dataclass(slots=True)
-class Charged:
+class NewUnappliedCharge:
     """What a provider says it charged, in minor units; `mismatch`: not what was demanded."""
 
     unapplied_charge_id: str
@@ -57,15 +57,15 @@ _INSERT = text(f"""
         select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, false, 1, t.now, t.now
         from fits_none, (select clock() as now) t where cause is not null order by unapplied_charge_id
         on conflict do nothing returning *),
-    {told("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
+    {insert_into_outbox("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """)
-_TO_BOOK = text(f"""
+_LIST_UNBOOKED = text(f"""
     select {_COLUMNS} from unapplied_charge u where not ledger_updated
         and not exists (select from unbooked b where b.unapplied_charge_id = u.unapplied_charge_id and b.next_attempt_time > (select clock()))
     order by create_time, unapplied_charge_id limit :most
 """)
-_REFUSED = text("""
+_MARK_BOOKING_REJECTED = text("""
     with noted as (
         insert into unbooked (unapplied_charge_id, refused, tries, next_attempt_time)
         select r.id, r.message, 1, clock() + interval '1 second' from json_to_recordset(cast(:refused as json)) as r (id text collate "C", message text) order by r.id
@@ -74,15 +74,15 @@ _REFUSED = text("""
         returning unapplied_charge_id, tries)
     select unapplied_charge_id from noted where tries = 1 order by unapplied_charge_id
 """)
-_FORGET_REFUSED = text("delete from unbooked where unapplied_charge_id = any (cast(:ids as text[]))")
-_BOOKED = text(f"""
+_CLEAR_REJECTIONS = text("delete from unbooked where unapplied_charge_id = any (cast(:ids as text[]))")
+_MARK_BOOKED = text(f"""
     with l as materialized (
         select unapplied_charge_id from unapplied_charge where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
         order by unapplied_charge_id for update),
     booked as (
         update unapplied_charge u set ledger_updated = true, version = 2, update_time = greatest(u.update_time, clock())
         from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
-    {told("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
+    {insert_into_outbox("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
     select {_COLUMNS}, sequence as told from booked, told
 """)
 _ACKNOWLEDGE = text(f"""
@@ -92,7 +92,7 @@ _ACKNOWLEDGE = text(f"""
         update unapplied_charge u set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = greatest(u.update_time, t.now),
             version = 3, update_time = greatest(u.update_time, t.now)
         from l, (select clock() as now) t where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
-    {told("acknowledged", "'unappliedCharges/' || unapplied_charge_id", "3")}
+    {insert_into_outbox("acknowledged", "'unappliedCharges/' || unapplied_charge_id", "3")}
     select {_COLUMNS}, sequence as told from acknowledged, told
 """)
 _FIND = text(f"select {_COLUMNS} from unapplied_charge where unapplied_charge_id = :id")
@@ -104,26 +104,26 @@ _LIST = f"""
 _LIST_OPEN, _LIST_ALL = text(_LIST.format(which="acknowledged_by = ''")), text(_LIST.format(which="true"))
 
 
-def insert(connection: Connection, charged: Sequence[Charged]) -> Sequence[Row[Any]]:
+def insert(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> Sequence[Row[Any]]:
     """Stores those of the charges that fit no order; each with the outbox row in which all are to be told. Their attempts must be locked."""
-    return connection.execute(_INSERT, {"charged": rows(charged)}).all()
+    return connection.execute(_INSERT, {"charged": encode_rows(charges)}).all()
 
 
-def to_book(connection: Connection, most: int) -> Sequence[Row[Any]]:
+def list_unbooked(connection: Connection, limit: int) -> Sequence[Row[Any]]:
     """Those that are to be posted to the ledger now, oldest first."""
-    return connection.execute(_TO_BOOK, {"most": most}).all()
+    return connection.execute(_LIST_UNBOOKED, {"most": limit}).all()
 
 
-def booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
+def mark_booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
     """Marks as booked; those that were not, each with the outbox row in which all are to be told."""
-    connection.execute(_FORGET_REFUSED, {"ids": list(ids)})
-    return connection.execute(_BOOKED, {"ids": list(ids)}).all()
+    connection.execute(_CLEAR_REJECTIONS, {"ids": list(ids)})
+    return connection.execute(_MARK_BOOKED, {"ids": list(ids)}).all()
 
 
-def refused(connection: Connection, messages: Mapping[str, str]) -> list[str]:
+def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -> list[str]:
     """Keeps what the ledger said, by id, and when each is tried again: after 1 s, doubling up to 300 s; those that it had not refused before."""
-    items = rows([{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())])
-    return list(connection.execute(_REFUSED, {"refused": items}).scalars())
+    items = encode_rows([{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())])
+    return list(connection.execute(_MARK_BOOKING_REJECTED, {"refused": items}).scalars())
 
 
 def acknowledge(connection: Connection, unapplied_charge_id: str, operator: str, reason: str) -> Sequence[Row[Any]]:
@@ -135,7 +135,11 @@ def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
     return connection.execute(_FIND, {"id": unapplied_charge_id}).one_or_none()
 
 
-def list_(connection: Connection, before: tuple[datetime, str] | None, most: int, *, acknowledged: bool) -> Sequence[Row[Any]]:
+def list_unapplied_charges(
+    connection: Connection, before: tuple[datetime, str] | None, limit: int, *, include_acknowledged: bool
+) -> Sequence[Row[Any]]:
     """Those that nobody has acknowledged, or all, newest first, before a given (create_time, id)."""
-    time, charge = before or (None, "")
-    return connection.execute(_LIST_ALL if acknowledged else _LIST_OPEN, {"before_time": time, "before_id": charge, "most": most}).all()
+    before_time, before_id = before or (None, "")
+    return connection.execute(
+        _LIST_ALL if include_acknowledged else _LIST_OPEN, {"before_time": before_time, "before_id": before_id, "most": limit}
+    ).all()

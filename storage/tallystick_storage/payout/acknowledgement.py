@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.payout import Cause
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_core.payout import PayoutTransitionReason
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 
 @dataclass(slots=True)
@@ -22,25 +22,25 @@ class NewReport:
     report: str
 
 
-_REPORTS = text("select * from conflicting_report where payout_id = any (cast(:ids as text[])) order by payout_id, number")
-_REPORT = text("""
+_LOAD_REPORTS = text("select * from conflicting_report where payout_id = any (cast(:ids as text[])) order by payout_id, number")
+_INSERT_REPORTS = text("""
     insert into conflicting_report (payout_id, number, report, create_time)
     select payout_id, number, report, t.now
     from json_to_recordset(cast(:reports as json)) as r (payout_id text collate "C", number int, report text), (select clock() as now) t order by payout_id, number
 """)
 
 
-def reports(connection: Connection, payout_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
+def load_reports(connection: Connection, payout_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
     """The conflicting reports of payouts, oldest first, by payout id; payouts without any are missing."""
-    found: dict[str, list[Row[Any]]] = {}
-    for row in connection.execute(_REPORTS, {"ids": list(payout_ids)}):
-        found.setdefault(row.payout_id, []).append(row)
-    return found
+    by_payout: dict[str, list[Row[Any]]] = {}
+    for row in connection.execute(_LOAD_REPORTS, {"ids": list(payout_ids)}):
+        by_payout.setdefault(row.payout_id, []).append(row)
+    return by_payout
 
 
-def report(connection: Connection, new: Sequence[NewReport]) -> None:
+def insert_reports(connection: Connection, reports: Sequence[NewReport]) -> None:
     """Stores conflicting reports of locked payouts."""
-    connection.execute(_REPORT, {"reports": rows(new)})
+    connection.execute(_INSERT_REPORTS, {"reports": encode_rows(reports)})
 
 
 _ACKNOWLEDGE = f"""
@@ -49,11 +49,11 @@ _ACKNOWLEDGE = f"""
         from (select clock() as now) t where p.payout_id = :payout_id and p.settled returning p.payout_id, p.version, p.state, p.update_time),
     history as (
         insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
-        select payout_id, version, state, state, '{Cause.ACKNOWLEDGED}', true, :operator, :reason, update_time from p),
+        select payout_id, version, state, state, '{PayoutTransitionReason.ACKNOWLEDGED}', true, :operator, :reason, update_time from p),
     acknowledged as (
         update {{table}} a set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = p.update_time
         from p where a.payout_id = p.payout_id and a.{{key}} = :key),
-    {told("p", "'payouts/' || payout_id")}
+    {insert_into_outbox("p", "'payouts/' || payout_id")}
     select p.*, sequence as told from p, told
 """
 _ACKNOWLEDGE_TRANSFER = text(_ACKNOWLEDGE.format(table="transfer", key="provider_reference"))

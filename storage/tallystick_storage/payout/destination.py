@@ -10,15 +10,15 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from tallystick_core.payable import DestinationState
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 _COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency, description, provider, traceparent, state, usable_time, decline_code,
     awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, create_time, update_time"""
 
 
 @dataclass(slots=True)
-class NewDestination:
+class NewDestinationRow:
     """A destination to store, pending; `fingerprint` in hex."""
 
     payout_destination_id: str
@@ -35,7 +35,7 @@ class NewDestination:
 
 
 @dataclass(slots=True)
-class DestinationMove:
+class DestinationTransitionRow:
     """What becomes of a locked destination."""
 
     payout_destination_id: str
@@ -58,16 +58,16 @@ _INSERT = text(f"""
     to_do as (
         insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, phase)
         select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING' from new),
-    {told("new", "'payoutDestinations/' || payout_destination_id", "1")}
+    {insert_into_outbox("new", "'payoutDestinations/' || payout_destination_id", "1")}
     select {_COLUMNS}, bank_account_token, false as looking, cast(null as jsonb) as tries, sequence as told from new, told
 """)
 _LOCK = text(f"""
     select {_COLUMNS} from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for update
 """)
-_SHARE = text("""
+_LOCK_STATES = text("""
     select payout_destination_id, state from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for share
 """)
-_MOVE = text(f"""
+_TRANSITION = text(f"""
     with moved as (
         update payout_destination d set state = r.state, decline_code = r.decline_code, disabled_by = r.disabled_by, disable_reason = r.disable_reason,
             verified_time = case when r.state = 'VERIFIED' then t.now else d.verified_time end, version = d.version + 1,
@@ -76,25 +76,25 @@ _MOVE = text(f"""
             (select clock() as now) t
         where d.payout_destination_id = r.payout_destination_id returning d.*),
     done as (delete from due where demand_id = any (array(select 'd-' || payout_destination_id from moved))),
-    {told("moved", "'payoutDestinations/' || payout_destination_id")}
+    {insert_into_outbox("moved", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as told from moved, told
 """)
 _APPROVE = text(f"""
     with approved as (
         update payout_destination set awaits_approval = false, approved_by = :approved_by, approve_reason = :reason, version = version + 1,
             update_time = greatest(update_time, clock()) where payout_destination_id = :id returning *),
-    {told("approved", "'payoutDestinations/' || payout_destination_id")}
+    {insert_into_outbox("approved", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as told from approved, told
 """)
-_TO_DO = text("""
+_LOAD_OPERATIONS = text("""
     select s.*, d.looking, d.tries from unnest(cast(:ids as text[])) as g (id)
     join payout_destination s on s.payout_destination_id = g.id join due d on d.demand_id = 'd-' || g.id order by s.payout_destination_id
 """)
-_UNDECIDED = text("""
+_LOCK_UNRESOLVED = text("""
     select payout_destination_id from payout_destination where payout_destination_id = any (cast(:ids as text[])) and state = 'PENDING_VERIFICATION'
     order by payout_destination_id for update
 """)
-_CURRENT = text("""
+_FIND_CURRENT = text("""
     select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.waits, c.awaits_approval, c.bank_account_token, c.provider
     from unnest(cast(:sellers as text[]), cast(:currencies as text[]), cast(:owners as text[])) as g (seller_account, currency, owner)
     cross join lateral (
@@ -105,17 +105,17 @@ _CURRENT = text("""
         order by (d.state = 'VERIFIED' and not d.awaits_approval and d.usable_time <= (select clock())) desc, d.create_time desc,
             d.payout_destination_id desc limit 1) c
 """)
-_NAMED = text("""
+_FIND_WITH_READINESS = text("""
     select payout_destination_id, owner, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, awaits_approval,
         bank_account_token, provider
     from payout_destination where payout_destination_id = any (cast(:ids as text[]))
 """)
 
 
-def insert(connection: Connection, new: NewDestination, wait: float, lease: float) -> Row[Any] | None:
-    """Stores a destination that is not used before `wait` seconds; it with the outbox row in which it is to be told, or None if the id exists."""
+def insert(connection: Connection, new: NewDestinationRow, cooldown_seconds: float, lease_seconds: float) -> Row[Any] | None:
+    """Stores a destination that is not used before `cooldown_seconds` seconds; it with the outbox row in which it is to be told, or None if the id exists."""
     values = {field: getattr(new, field) for field in new.__slots__}
-    values |= {"state": DestinationState.PENDING_VERIFICATION, "wait": wait, "lease": f"{lease} seconds"}
+    values |= {"state": DestinationState.PENDING_VERIFICATION, "wait": cooldown_seconds, "lease": f"{lease_seconds} seconds"}
     return connection.execute(_INSERT, values).one_or_none()
 
 
@@ -128,14 +128,14 @@ def lock(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
     return {row.payout_destination_id: row for row in connection.execute(_LOCK, {"ids": ids})}
 
 
-def states(connection: Connection, ids: list[str]) -> dict[str, DestinationState]:
+def lock_states(connection: Connection, ids: list[str]) -> dict[str, DestinationState]:
     """The states of destinations, which stay as they are until the transaction ends."""
-    return {row.payout_destination_id: DestinationState(row.state) for row in connection.execute(_SHARE, {"ids": ids})}
+    return {row.payout_destination_id: DestinationState(row.state) for row in connection.execute(_LOCK_STATES, {"ids": ids})}
 
 
-def move(connection: Connection, moves: Sequence[DestinationMove]) -> Sequence[Row[Any]]:
+def transition(connection: Connection, transitions: Sequence[DestinationTransitionRow]) -> Sequence[Row[Any]]:
     """Moves locked destinations, whose verification is not due any more; each with the outbox row in which all are to be told."""
-    return connection.execute(_MOVE, {"moves": rows(moves)}).all()
+    return connection.execute(_TRANSITION, {"moves": encode_rows(transitions)}).all()
 
 
 def approve(connection: Connection, payout_destination_id: str, approved_by: str, reason: str) -> Row[Any]:
@@ -143,29 +143,29 @@ def approve(connection: Connection, payout_destination_id: str, approved_by: str
     return connection.execute(_APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}).one()
 
 
-def to_do(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
+def load_operations(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
     """Destinations whose verification is due."""
-    return connection.execute(_TO_DO, {"ids": ids}).all()
+    return connection.execute(_LOAD_OPERATIONS, {"ids": ids}).all()
 
 
-def lock_undecided(connection: Connection, ids: list[str]) -> set[str]:
+def lock_unresolved(connection: Connection, ids: list[str]) -> set[str]:
     """Those of the destinations that the provider has said nothing about, locked."""
-    return set(connection.execute(_UNDECIDED, {"ids": ids}).scalars())
+    return set(connection.execute(_LOCK_UNRESOLVED, {"ids": ids}).scalars())
 
 
-def current(connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]) -> dict[tuple[str, str], Row[Any]]:
+def find_current(connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]) -> dict[tuple[str, str], Row[Any]]:
     """The destination of each (seller, currency) that its owner has: the newest that can be paid to, else the newest that has not ended.
 
     `waits`: its time to be used has not come.
     """
-    owned = [(seller, currency, owners[seller]) for seller, currency in keys if seller in owners]
-    values = {"sellers": [one[0] for one in owned], "currencies": [one[1] for one in owned], "owners": [one[2] for one in owned]}
-    return {(row.seller_account, row.currency): row for row in connection.execute(_CURRENT, values)}
+    owned_keys = [(seller, currency, owners[seller]) for seller, currency in keys if seller in owners]
+    values = {"sellers": [key[0] for key in owned_keys], "currencies": [key[1] for key in owned_keys], "owners": [key[2] for key in owned_keys]}
+    return {(row.seller_account, row.currency): row for row in connection.execute(_FIND_CURRENT, values)}
 
 
-def named(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
+def find_with_readiness(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
     """Destinations by id, with `waits` as in `current`."""
-    return {row.payout_destination_id: row for row in connection.execute(_NAMED, {"ids": list(ids)})}
+    return {row.payout_destination_id: row for row in connection.execute(_FIND_WITH_READINESS, {"ids": list(ids)})}
 
 
 _LIST = text(f"""
@@ -177,7 +177,7 @@ _LIST = text(f"""
 """)
 
 
-def list_(connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, most: int) -> Sequence[Row[Any]]:
+def list_destinations(connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, limit: int) -> Sequence[Row[Any]]:
     """Destinations, newest first, before a given (create_time, id); a filter "" does not filter."""
-    time, before_id = before or (None, "")
-    return connection.execute(_LIST, {**filters, "before_time": time, "before_id": before_id, "most": most}).all()
+    before_time, before_id = before or (None, "")
+    return connection.execute(_LIST, {**filters, "before_time": before_time, "before_id": before_id, "most": limit}).all()

@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.payout import Cause, PayoutState
-from tallystick_storage.alert import Finding, of_demands
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_core.payout import PayoutState, PayoutTransitionReason
+from tallystick_storage.alert import AlertQuery, operation_alert_queries
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
     p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code, p.provider_reference, p.attempt_count, p.paid_amount,
@@ -19,7 +19,7 @@ COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, 
 
 
 @dataclass(slots=True)
-class NewPayout:
+class NewPayoutRow:
     """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units, `asked_amount` None: whatever could be paid."""
 
     payout_id: str
@@ -40,7 +40,7 @@ class NewPayout:
 
 
 @dataclass(slots=True)
-class Step:
+class PayoutTransitionRow:
     """One version of a payout that a move makes."""
 
     payout_id: str
@@ -54,7 +54,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class PayoutMove:
+class PayoutUpdateRow:
     """A move of a payout from `from_version` to what it is after it, in one step or several.
 
     It happens only from that version, and only under the lease of `lease_token`; None: it is a fact, and happens whoever holds the lease.
@@ -82,7 +82,7 @@ class PayoutMove:
 
 
 @dataclass(slots=True)
-class Look:
+class NextPayoutPoll:
     """When a payout at rest is looked at again, in seconds, None: no more; and how often it has been."""
 
     payout_id: str
@@ -90,15 +90,15 @@ class Look:
     looks: int
 
 
-_TAKEN = text("""
+_FIND_EXISTING = text("""
     select payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account, currency from payout
     where payout_id = any (cast(:ids as text[]))
 """)
 
 
-def taken(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+def find_existing(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
     """Which of the ids exist, with what their callers had asked for."""
-    return {row.payout_id: row for row in connection.execute(_TAKEN, {"ids": payout_ids})}
+    return {row.payout_id: row for row in connection.execute(_FIND_EXISTING, {"ids": payout_ids})}
 
 
 # Only what the first insert returns is stored with it: a payout that another process stored meanwhile brings nothing along.
@@ -123,18 +123,23 @@ _INSERT = text(f"""
             payout_batch_id, payout_destination_id)
         select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '', payout_batch_id,
             payout_destination_id from new),
-    {told("new", "'payouts/' || payout_id", "1")}
+    {insert_into_outbox("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as told from new, told
 """)
 
 
-def insert(connection: Connection, payouts: Sequence[NewPayout], lease: float) -> dict[str, Row[Any]]:
-    """Stores payouts, leased for `lease` seconds under token 1; those that were new, each with its create_time and the outbox row in which all are to be told."""
-    values = {"payouts": rows(payouts), "lease": f"{lease} seconds", "state": PayoutState.CREATED, "cause": Cause.ACCEPTED}
+def insert(connection: Connection, payouts: Sequence[NewPayoutRow], lease_seconds: float) -> dict[str, Row[Any]]:
+    """Stores payouts, leased for `lease_seconds` seconds under token 1; those that were new, each with its create_time and the outbox row in which all are to be told."""
+    values = {
+        "payouts": encode_rows(payouts),
+        "lease": f"{lease_seconds} seconds",
+        "state": PayoutState.CREATED,
+        "cause": PayoutTransitionReason.ACCEPTED,
+    }
     return {row.payout_id: row for row in connection.execute(_INSERT, values)}
 
 
-_MOVE = text(f"""
+_TRANSITION = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*
@@ -177,19 +182,19 @@ _MOVE = text(f"""
         insert into watch (payout_id, next_time, looks)
         select payout_id, t.now + make_interval(secs => watch_after), 0 from locked, t where watch_after is not null
         on conflict (payout_id) do update set next_time = excluded.next_time),
-    {told("history", "'payouts/' || payout_id")}
+    {insert_into_outbox("history", "'payouts/' || payout_id")}
     select payout_id, version, update_time, sequence as told from moved, told
 """)
 
 
-def move(connection: Connection, moves: Sequence[PayoutMove], steps: Sequence[Step]) -> dict[str, Row[Any]]:
+def transition(connection: Connection, updates: Sequence[PayoutUpdateRow], transitions: Sequence[PayoutTransitionRow]) -> dict[str, Row[Any]]:
     """Moves payouts, one move for each.
 
     Returns for each that moved its version, update_time, and the outbox row in which all is to be told. One that is missing had lost its lease, or had
     moved already.
     """
-    found = connection.execute(_MOVE, {"moves": rows(moves), "steps": rows(steps)})
-    return {row.payout_id: row for row in found}
+    result = connection.execute(_TRANSITION, {"moves": encode_rows(updates), "steps": encode_rows(transitions)})
+    return {row.payout_id: row for row in result}
 
 
 _LOCKED_DUE = (
@@ -218,7 +223,7 @@ def reopen(connection: Connection, payout_ids: list[str]) -> None:
     connection.execute(_REOPEN, {"ids": payout_ids})
 
 
-_TO_DO = text(f"""
+_LOAD_OPERATIONS = text(f"""
     select {COLUMNS}, s.bank_account_token, a.provider_key, extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
     from unnest(cast(:ids as text[])) as g (id)
     join payout p on p.payout_id = g.id
@@ -227,68 +232,68 @@ _TO_DO = text(f"""
     left join attempt a on a.demand_id = 'p-' || g.id and a.number = 1
     order by p.payout_id
 """)
-_UNDECIDED = text(f"""
+_LOCK_UNRESOLVED = text(f"""
     with locked_due as materialized ({_LOCKED_DUE})
     select payout_id from payout p
     where payout_id = any (cast(:ids as text[])) and state in ('CREATED', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT')
         and (select count(*) from locked_due) >= 0 order by payout_id for update
 """)
-_UNSENT = text("""
+_LIST_UNSENT = text("""
     select d.demand_id from due d cross join lateral (
         select p.state from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
     where d.payout_destination_id = :destination and d.payout_destination_id <> '' and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
 """)
 
 
-def to_do(connection: Connection, payout_ids: list[str]) -> Sequence[Row[Any]]:
+def load_operations(connection: Connection, payout_ids: list[str]) -> Sequence[Row[Any]]:
     """Payouts with what it takes to go on with them; `age` of the attempt in seconds."""
-    return connection.execute(_TO_DO, {"ids": payout_ids}).all()
+    return connection.execute(_LOAD_OPERATIONS, {"ids": payout_ids}).all()
 
 
-def lock_undecided(connection: Connection, payout_ids: list[str]) -> set[str]:
+def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
     """Those of the payouts under way whose provider has not told an end, locked: also those it was not asked for yet."""
-    return set(connection.execute(_UNDECIDED, {"ids": payout_ids}).scalars())
+    return set(connection.execute(_LOCK_UNRESOLVED, {"ids": payout_ids}).scalars())
 
 
-def unsent(connection: Connection, payout_destination_id: str) -> list[str]:
+def list_unsent(connection: Connection, payout_destination_id: str) -> list[str]:
     """The demand ids of payouts to a destination whose money is held and that have not been sent."""
-    return list(connection.execute(_UNSENT, {"destination": payout_destination_id}).scalars())
+    return list(connection.execute(_LIST_UNSENT, {"destination": payout_destination_id}).scalars())
 
 
-_RETRIED = text("select caller, reason from payout_retry where payout_id = :payout_id and request_id = :request_id")
-_RETRY = text("insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock())")
+_FIND_RETRY = text("select caller, reason from payout_retry where payout_id = :payout_id and request_id = :request_id")
+_INSERT_RETRY = text("insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock())")
 
 
-def retried(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
+def find_retry(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
     """The retry of that id, with its caller and reason."""
-    return connection.execute(_RETRIED, {"payout_id": payout_id, "request_id": request_id}).one_or_none()
+    return connection.execute(_FIND_RETRY, {"payout_id": payout_id, "request_id": request_id}).one_or_none()
 
 
-def retry(connection: Connection, payout_id: str, request_id: str, caller: str, reason: str) -> None:
+def insert_retry(connection: Connection, payout_id: str, request_id: str, caller: str, reason: str) -> None:
     """Notes a retry of a locked payout."""
-    connection.execute(_RETRY, {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason})
+    connection.execute(_INSERT_RETRY, {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason})
 
 
-_TO_WATCH = text("select payout_id, looks from watch where next_time <= (select clock()) order by next_time, payout_id limit :most")
-_WATCH = text("""
+_LIST_POLLABLE = text("select payout_id, looks from watch where next_time <= (select clock()) order by next_time, payout_id limit :most")
+_SCHEDULE_POLLS = text("""
     update watch w set next_time = clock() + make_interval(secs => r.delay), looks = r.looks
     from json_to_recordset(cast(:again as json)) as r (payout_id text collate "C", delay float, looks int) where w.payout_id = r.payout_id
 """)
-_UNWATCH = text("delete from watch where payout_id = any (cast(:ids as text[]))")
+_STOP_POLLS = text("delete from watch where payout_id = any (cast(:ids as text[]))")
 
 
-def to_watch(connection: Connection, most: int) -> dict[str, int]:
+def list_pollable(connection: Connection, limit: int) -> dict[str, int]:
     """Payouts at rest of which the provider is to be asked now, and how often it has been."""
-    return {row.payout_id: row.looks for row in connection.execute(_TO_WATCH, {"most": most})}
+    return {row.payout_id: row.looks for row in connection.execute(_LIST_POLLABLE, {"most": limit})}
 
 
-def watch_again(connection: Connection, looks: Sequence[Look]) -> None:
+def schedule_polls(connection: Connection, polls: Sequence[NextPayoutPoll]) -> None:
     """Has payouts looked at again, or no more."""
-    connection.execute(_WATCH, {"again": rows([look for look in looks if look.delay is not None])})
-    connection.execute(_UNWATCH, {"ids": [look.payout_id for look in looks if look.delay is None]})
+    connection.execute(_SCHEDULE_POLLS, {"again": encode_rows([poll for poll in polls if poll.delay is not None])})
+    connection.execute(_STOP_POLLS, {"ids": [poll.payout_id for poll in polls if poll.delay is None]})
 
 
-_STUCK = """
+_STUCK_PAYOUTS = """
     select 'payouts/' || p.payout_id as subject, p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
             || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
     from (select demand_id, trouble from due
@@ -298,17 +303,17 @@ _STUCK = """
         select p.* from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
     where p.update_time < (select clock()) - cast(:{limit} as interval)
 """
-_FINDINGS = (
+_ALERT_QUERIES = (
     (
         "APPROVAL_OVERDUE",
         "payouts",
-        _STUCK.format(phase="AWAITING_APPROVAL", limit="awaiting_approval") + " and p.state = 'AWAITING_APPROVAL'",
+        _STUCK_PAYOUTS.format(phase="AWAITING_APPROVAL", limit="awaiting_approval") + " and p.state = 'AWAITING_APPROVAL'",
     ),
     (
         "PAYOUT_STUCK",
         "payouts",
         " union all ".join(
-            f"({_STUCK.format(phase=phase, limit=limit)} and p.state <> 'AWAITING_APPROVAL')"
+            f"({_STUCK_PAYOUTS.format(phase=phase, limit=limit)} and p.state <> 'AWAITING_APPROVAL')"
             for phase, limit in (("", "moving"), ("SUBMITTED", "submitted"), ("IN_TRANSIT", "in_transit"))
         ),
     ),
@@ -361,6 +366,6 @@ _FINDINGS = (
 )
 
 
-def findings(alert_after: Mapping[str, float], events_wait: float) -> Sequence[Finding]:
-    """What a person should know of; `alert_after`: seconds that a payout may rest in a state."""
-    return of_demands(_FINDINGS, "payouts", alert_after, events_wait)
+def alert_queries(alert_after_seconds: Mapping[str, float], max_event_delay_seconds: float) -> Sequence[AlertQuery]:
+    """What a person should know of; `alert_after_seconds`: seconds that a payout may rest in a state."""
+    return operation_alert_queries(_ALERT_QUERIES, "payouts", alert_after_seconds, max_event_delay_seconds)

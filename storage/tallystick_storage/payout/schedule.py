@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import rows
-from tallystick_storage.outbox import told
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ _COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_mon
     s.caller, s.traceparent, s.version, s.update_time"""
 _DEFAULT = "left join payout_schedule d on d.seller_account = '' and d.currency = s.currency"
 
-_HOLDING = text(f"""
+_FIND_EFFECTIVE_SCHEDULES = text(f"""
     select g.seller, g.currency as of_currency, {_COLUMNS}
     from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller, currency)
     cross join lateral (
@@ -55,7 +55,7 @@ _HOLDING = text(f"""
     {_DEFAULT}
 """)
 _NOW = text("select clock()")
-_SET = text(f"""
+_UPSERT = text(f"""
     with new as (
         insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
             own_terms, owner, next_time, look_time, caller, traceparent, version, update_time)
@@ -85,16 +85,16 @@ _SET = text(f"""
                 or excluded.own_terms and (payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve, payout_schedule.own_terms)
                     <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true))
         returning *),
-    {told("new", "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency")}
+    {insert_into_outbox("new", "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency")}
     select {_COLUMNS}, sequence as told from told, new s {_DEFAULT}
 """)
-_AMOUNTS = ("minimum_amount", "fee", "reserve")
-_STANDS = text("select * from payout_schedule where seller_account = :seller_account and currency = :currency")
-_DUE = """
+_AMOUNT_COLUMNS = ("minimum_amount", "fee", "reserve")
+_FIND = text("select * from payout_schedule where seller_account = :seller_account and currency = :currency")
+_LIST_DUE = """
     select * from payout_schedule where look_time <= (select clock()) and {which} order by look_time, seller_account, currency limit :most
 """  # each is written out, because only so it follows a partial index
-_DUE_DEFAULTS, _DUE_OF_SELLERS = text(_DUE.format(which="seller_account = ''")), text(_DUE.format(which="seller_account <> ''"))
-_AS_READ = """
+_LIST_DUE_DEFAULTS, _LIST_DUE_OF_SELLERS = text(_LIST_DUE.format(which="seller_account = ''")), text(_LIST_DUE.format(which="seller_account <> ''"))
+_LOCK_UNCHANGED = """
     l as materialized (
         select s.seller_account, s.currency, r.next_time from payout_schedule s
         join json_to_recordset(cast(:times as json)) as r (seller_account text collate "C", currency text collate "C", version int, old_time timestamptz,
@@ -103,23 +103,25 @@ _AS_READ = """
         order by s.seller_account, s.currency for update of s)
 """
 _ADVANCE = text(f"""
-    with {_AS_READ}
+    with {_LOCK_UNCHANGED}
     update payout_schedule s set next_time = l.next_time, look_time = l.next_time, failures = 0
     from l where s.seller_account = l.seller_account and s.currency = l.currency
     returning s.seller_account, s.currency
 """)
 _POSTPONE = text(f"""
-    with {_AS_READ}
+    with {_LOCK_UNCHANGED}
     update payout_schedule s set failures = s.failures + 1, look_time = clock() + {BACK_OFF}
     from l where s.seller_account = l.seller_account and s.currency = l.currency
 """)
-_OWN = text("select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))")
+_SELLERS_WITH_SCHEDULE = text(
+    "select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))"
+)
 
 
-def holding(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
+def find_effective_schedules(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
     """The schedule that holds for each (seller, currency): its own, else the default; those without any are missing."""
     values = {"sellers": [seller for seller, _ in keys], "currencies": [currency for _, currency in keys]}
-    return {(row.seller, row.of_currency): row for row in connection.execute(_HOLDING, values)}
+    return {(row.seller, row.of_currency): row for row in connection.execute(_FIND_EFFECTIVE_SCHEDULES, values)}
 
 
 def now(connection: Connection) -> datetime:
@@ -128,42 +130,42 @@ def now(connection: Connection) -> datetime:
     return time
 
 
-def set_(connection: Connection, new: NewSchedule) -> Row[Any] | None:
+def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:
     """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values hold already, or another version than the expected one."""
-    return connection.execute(_SET, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
+    return connection.execute(_UPSERT, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
 
 
-def stands(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
+def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
     """The version of the schedule that is set, 0: none, and whether it has the values of a new one."""
-    row = connection.execute(_STANDS, {"seller_account": new.seller_account, "currency": new.currency}).one_or_none()
+    row = connection.execute(_FIND, {"seller_account": new.seller_account, "currency": new.currency}).one_or_none()
     if row is None:
         return 0, False
-    names = ("interval", "weekday", "day_of_month", "cut_off", "time_zone", "owner", *(_AMOUNTS if new.sets_terms else ()))
-    equal = all(getattr(row, name) == getattr(new, name) for name in names)
-    return row.version, equal and (row.own_terms or not new.sets_terms)
+    columns = ("interval", "weekday", "day_of_month", "cut_off", "time_zone", "owner", *(_AMOUNT_COLUMNS if new.sets_terms else ()))
+    is_equal = all(getattr(row, name) == getattr(new, name) for name in columns)
+    return row.version, is_equal and (row.own_terms or not new.sets_terms)
 
 
-def due(connection: Connection, most: int, *, default: bool) -> Sequence[Row[Any]]:
+def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequence[Row[Any]]:
     """Schedules whose cut-off has come and that are to be looked at now, in that order: defaults, or those of single sellers."""
-    return connection.execute(_DUE_DEFAULTS if default else _DUE_OF_SELLERS, {"most": most}).all()
+    return connection.execute(_LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"most": limit}).all()
 
 
 def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> set[tuple[str, str]]:
     """Sets the next cut-offs of schedules that were read as given; the (seller, currency) of those that still stood so. The others stay as they are."""
-    items = [_as_read(row) | {"next_time": following} for row, following in times]
-    return {(row.seller_account, row.currency) for row in connection.execute(_ADVANCE, {"times": rows(items)})}
+    items = [_identify_read(row) | {"next_time": next_time} for row, next_time in times]
+    return {(row.seller_account, row.currency) for row in connection.execute(_ADVANCE, {"times": encode_rows(items)})}
 
 
-def postpone(connection: Connection, read: Sequence[Row[Any]]) -> None:
+def postpone(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
     """Has schedules that could not be run looked at again later, as batches are; those that were set meanwhile stay as they are."""
-    connection.execute(_POSTPONE, {"times": rows([_as_read(row) for row in read])})
+    connection.execute(_POSTPONE, {"times": encode_rows([_identify_read(row) for row in schedules])})
 
 
-def _as_read(row: Row[Any]) -> dict[str, Any]:
+def _identify_read(row: Row[Any]) -> dict[str, Any]:
     """What tells whether a schedule still stands as it was read."""
     return {"seller_account": row.seller_account, "currency": row.currency, "version": row.version, "old_time": row.next_time}
 
 
-def with_own(connection: Connection, sellers: list[str], currency: str) -> set[str]:
+def find_sellers_with_schedule(connection: Connection, sellers: list[str], currency: str) -> set[str]:
     """Those of the sellers who have a schedule of their own in the currency."""
-    return set(connection.execute(_OWN, {"sellers": sellers, "currency": currency}).scalars())
+    return set(connection.execute(_SELLERS_WITH_SCHEDULE, {"sellers": sellers, "currency": currency}).scalars())

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_storage.database import DataRefused, rows
+from tallystick_storage.database import ConstraintViolation, encode_rows
 
 
 @dataclass(slots=True)
-class ToldTransfer:
+class ReportedTransfer:
     """A transfer as the provider tells of it now, in minor units; `returned_amount` None: nothing came back."""
 
     provider: str
@@ -26,8 +26,8 @@ class ToldTransfer:
     returned_currency: str
 
 
-_OF = text("select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, create_time, provider_reference")
-_TELL = text("""
+_LOAD_TRANSFERS = text("select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, create_time, provider_reference")
+_UPSERT_TRANSFERS = text("""
     insert into transfer (provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, create_time,
         return_time)
     select provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, t.now,
@@ -43,16 +43,16 @@ _TELL = text("""
 """)
 
 
-def of(connection: Connection, payout_ids: list[str]) -> dict[str, list[Row[Any]]]:
+def load_transfers(connection: Connection, payout_ids: list[str]) -> dict[str, list[Row[Any]]]:
     """The transfers of payouts, oldest first, by payout id; those without any are missing."""
-    found: dict[str, list[Row[Any]]] = {}
-    for row in connection.execute(_OF, {"ids": payout_ids}):
-        found.setdefault(row.payout_id, []).append(row)
-    return found
+    by_payout: dict[str, list[Row[Any]]] = {}
+    for row in connection.execute(_LOAD_TRANSFERS, {"ids": payout_ids}):
+        by_payout.setdefault(row.payout_id, []).append(row)
+    return by_payout
 
 
-def tell(connection: Connection, transfers: Sequence[ToldTransfer]) -> None:
+def upsert_transfers(connection: Connection, transfers: Sequence[ReportedTransfer]) -> None:
     """Stores transfers that are new, or have come back, of locked payouts. Raises DataRefused for a reference that belongs to another payout."""
-    told = connection.execute(_TELL, {"transfers": rows(transfers)}).all()
-    if len(told) != len(transfers):
-        raise DataRefused("23505", "transfer_pkey", "a provider's reference names transfers of two payouts")
+    stored = connection.execute(_UPSERT_TRANSFERS, {"transfers": encode_rows(transfers)}).all()
+    if len(stored) != len(transfers):
+        raise ConstraintViolation("23505", "transfer_pkey", "a provider's reference names transfers of two payouts")

@@ -4,7 +4,7 @@ from tallystick_storage.verification import ledger, payment, payout, wallet
 from tallystick_storage.verification.reader import QUERIES, Reader, statement
 from tallystick_storage.verification.shared import SEALED_SCHEMAS, broken_seals
 
-WRONG = (*payment.WRONG, *payout.WRONG, *ledger.WRONG, *wallet.WRONG)
+INCONSISTENCY_QUERIES = (*payment.INCONSISTENCY_QUERIES, *payout.INCONSISTENCY_QUERIES, *ledger.INCONSISTENCY_QUERIES, *wallet.INCONSISTENCY_QUERIES)
 """The names of the queries that find rows that are not what follows from others of their schema."""
 
-__all__ = ["QUERIES", "SEALED_SCHEMAS", "WRONG", "Reader", "broken_seals", "statement"]
+__all__ = ["INCONSISTENCY_QUERIES", "QUERIES", "SEALED_SCHEMAS", "Reader", "broken_seals", "statement"]

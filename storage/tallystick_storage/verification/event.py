@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import VERSIONS, seals
+from tallystick_storage.verification.shared import VERSIONS, seal_queries
 
 QUERIES = {
-    **seals("event"),
+    **seal_queries("event"),
     "event.head": "select cursor from head",
     "event.count": "select count(*) as rows, coalesce(max(cursor), 0) as last from event",
     "event.gaps": """

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import ALERTS, LINES, UNPUBLISHED, canonical, micros, seals
+from tallystick_storage.verification.shared import ALERTS, LINES, UNPUBLISHED_VERSIONS, canonical_text, seal_queries, to_microseconds
 
-WRONG = {
+INCONSISTENCY_QUERIES = {
     "ledger.wrong_accounts": """
         select 'ledger.account ' || account || ' ' || currency as name, 'was opened at no time' as what
         from account where not isfinite(create_time) order by 1""",
@@ -12,9 +12,9 @@ WRONG = {
 """Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
 
 QUERIES = {
-    **seals("ledger"),
+    **seal_queries("ledger"),
     "ledger.last_versions": f"""select * from ({ALERTS.format(schema="ledger")}) v order by aggregate_id collate "C" """,
-    "ledger.outbox": UNPUBLISHED,
+    "ledger.outbox": UNPUBLISHED_VERSIONS,
     "ledger.heads": "select book, sequence, hash, post_time from head order by book",
     "ledger.relayed": "select book, sequence from relayed order by book",
     "ledger.tx_count": "select count(*) as rows from tx",
@@ -26,14 +26,16 @@ QUERIES = {
                 lag(t.hash, 1, cast(:genesis as bytea)) over b as hash_before, lag(t.post_time) over b as time_before,
                 t.kind = any(:kinds) as known_kind,
                 t.fingerprint = sha256(convert_to({
-        canonical("t.kind", "t.cause_id", "t.description", "''", "coalesce(t.reverses, 0)")
+        canonical_text("t.kind", "t.cause_id", "t.description", "''", "coalesce(t.reverses, 0)")
     } || e.lines, 'UTF8'))
                     and t.effective_time = t.post_time
                 or t.fingerprint = sha256(convert_to(
-                    {canonical("t.kind", "t.cause_id", "t.description", micros("t.effective_time"), "coalesce(t.reverses, 0)")} || e.lines, 'UTF8'))
+                    {
+        canonical_text("t.kind", "t.cause_id", "t.description", to_microseconds("t.effective_time"), "coalesce(t.reverses, 0)")
+    } || e.lines, 'UTF8'))
                     as has_fingerprint,
                 t.hash = sha256(t.previous_hash || convert_to({
-        canonical(
+        canonical_text(
             "'main'",
             "t.sequence",
             "t.kind",
@@ -41,15 +43,15 @@ QUERIES = {
             "t.caller",
             "t.description",
             "coalesce(t.reverses, 0)",
-            micros("t.effective_time"),
-            micros("t.post_time"),
+            to_microseconds("t.effective_time"),
+            to_microseconds("t.post_time"),
         )
     } || e.lines, 'UTF8')) as has_hash
             from tx t left join (
                 select e.book, e.sequence, count(*) as n, min(e.place) = 1 and max(e.place) = count(*) as numbered,
                     case when min(e.currency) = max(e.currency) then sum(e.amount) = 0 else not exists (
                         select from entry s where s.book = e.book and s.sequence = e.sequence group by s.currency having sum(s.amount) <> 0) end as balanced,
-                    string_agg({canonical("coalesce(a.account, '')", "e.currency", "e.amount")}, '' order by e.place) as lines
+                    string_agg({canonical_text("coalesce(a.account, '')", "e.currency", "e.amount")}, '' order by e.place) as lines
                 from entry e left join account a on a.account_id = e.account_id group by e.book, e.sequence) e
                 on e.book = t.book and e.sequence = t.sequence
             window b as (order by t.book, t.sequence)) t
@@ -110,5 +112,5 @@ QUERIES = {
     "ledger.payouts": f"""
         select (t.kind || '/' || t.cause_id) collate "C" as cause, {LINES} as lines
         from tx t where t.kind in ('PAYOUT', 'PAYOUT_RETURN') or (t.kind = 'UNAPPLIED' and t.cause_id like 't-%') order by cause, t.sequence""",
-    **WRONG,
+    **INCONSISTENCY_QUERIES,
 }

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import OPERATED, UNPUBLISHED, VERSIONS, canonical, micros, seals
+from tallystick_storage.verification.shared import (
+    ALERTS_AND_DEAD_LETTERS,
+    UNPUBLISHED_VERSIONS,
+    VERSIONS,
+    canonical_text,
+    seal_queries,
+    to_microseconds,
+)
 
-WRONG = {
+INCONSISTENCY_QUERIES = {
     "payment.wrong_orders": """
         select 'payment.payment_order ' || o.payment_order_id as name, w.what
         from payment_order o left join order_history f on f.payment_order_id = o.payment_order_id and f.version = 1
@@ -29,15 +36,15 @@ WRONG = {
         from checkout c
         join (
             select o.checkout_id, string_agg({
-        canonical("o.payment_order_id", "o.buyer_account", "o.seller_account", "o.amount", "o.currency", "coalesce(o.asked_fee::text, '')")
+        canonical_text("o.payment_order_id", "o.buyer_account", "o.seller_account", "o.amount", "o.currency", "coalesce(o.asked_fee::text, '')")
     }, '' order by o.payment_order_id) as lines
             from payment_order o group by o.checkout_id) o on o.checkout_id = c.checkout_id
         cross join lateral (
             select case when c.expire_time is null then '' when isfinite(c.expire_time) then {
-        micros("c.expire_time")
+        to_microseconds("c.expire_time")
     }::text else 'never' end as micros) t
         where c.fingerprint is distinct from sha256(convert_to({
-        canonical(
+        canonical_text(
             "c.checkout_id",
             "c.owner",
             "c.buyer_info",
@@ -76,7 +83,7 @@ WRONG = {
 """Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
 
 QUERIES = {
-    **seals("payment"),
+    **seal_queries("payment"),
     "payment.checkout_count": "select count(*) as rows from checkout",
     "payment.order_count": "select count(*) as rows from payment_order",
     "payment.attempt_count": "select count(*) as rows from attempt",
@@ -195,10 +202,10 @@ QUERIES = {
         select 'paymentOrders/' || payment_order_id as aggregate_id, {VERSIONS.format("version")} from order_history
         group by payment_order_id, block order by payment_order_id, block""",
     # The version of each thing that has no history of its own: its last event has the same.
-    "payment.last_versions": f"""select * from ({OPERATED.format(schema="payment")}
+    "payment.last_versions": f"""select * from ({ALERTS_AND_DEAD_LETTERS.format(schema="payment")}
         union all select 'payments/' || checkout_id, version, 'payment.checkout' from checkout
         union all select 'unappliedCharges/' || unapplied_charge_id, version, 'payment.unapplied_charge' from unapplied_charge) v
         order by aggregate_id collate "C" """,
-    "payment.outbox": UNPUBLISHED,
-    **WRONG,
+    "payment.outbox": UNPUBLISHED_VERSIONS,
+    **INCONSISTENCY_QUERIES,
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import OPERATED, UNPUBLISHED, VERSIONS, seals
+from tallystick_storage.verification.shared import ALERTS_AND_DEAD_LETTERS, UNPUBLISHED_VERSIONS, VERSIONS, seal_queries
 
-WRONG = {
+INCONSISTENCY_QUERIES = {
     "payout.wrong_attempts": """
         select 'payout.attempt p-' || p.payout_id as name, 'has ' || a.n || ' attempts as its payout is, which counts ' || p.attempt_count as what
         from payout p cross join lateral (
@@ -28,7 +28,7 @@ WRONG = {
 """Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
 
 QUERIES = {
-    **seals("payout"),
+    **seal_queries("payout"),
     "payout.payout_count": "select count(*) as rows from payout",
     "payout.payouts": "select payout_id, state, settled, version, seller_account, currency, amount from payout order by payout_id",
     "payout.wrong_history": """
@@ -83,12 +83,12 @@ QUERIES = {
         select 'payouts/' || payout_id as aggregate_id, {VERSIONS.format("version")} from payout_history
         group by payout_id, block order by payout_id, block""",
     # The version of each thing that has no history of its own: its last event has the same.
-    "payout.last_versions": f"""select * from ({OPERATED.format(schema="payout")}
+    "payout.last_versions": f"""select * from ({ALERTS_AND_DEAD_LETTERS.format(schema="payout")}
         union all select 'payoutDestinations/' || payout_destination_id, version, 'payout.payout_destination' from payout_destination
         union all select 'payoutBatches/' || payout_batch_id, version, 'payout.payout_batch' from payout_batch
         union all select 'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency, version,
             'payout.payout_schedule' from payout_schedule) v
         order by aggregate_id collate "C" """,
-    "payout.outbox": UNPUBLISHED,
-    **WRONG,
+    "payout.outbox": UNPUBLISHED_VERSIONS,
+    **INCONSISTENCY_QUERIES,
 }

@@ -10,11 +10,11 @@ from sqlalchemy import URL, Connection, Engine, Row, TextClause, create_engine, 
 
 from tallystick_storage.verification import event, ledger, payment, payout, wallet
 
-_ROWS_AT_ONCE = 5000
+_FETCH_SIZE = 5000
 _SCHEMAS = ("payment", "payout", "wallet", "ledger", "event")
 """In the order in which their moments are taken."""
-_MAY_REST = "set local idle_in_transaction_session_timeout = 0"  # a transaction idles while a check reads another's rows
-_PLANNED_FOR_ALL_ROWS = "set local work_mem = '32MB'; set local cursor_tuple_fraction = 1; set local jit = off"
+_DISABLE_IDLE_TIMEOUT = "set local idle_in_transaction_session_timeout = 0"  # a transaction idles while a check reads another's rows
+_PLANNER_SETTINGS = "set local work_mem = '32MB'; set local cursor_tuple_fraction = 1; set local jit = off"
 
 QUERIES = {**ledger.QUERIES, **wallet.QUERIES, **payment.QUERIES, **payout.QUERIES, **event.QUERIES}
 """Every query, by its schema and name: "{schema}.{name}" is in the file of its schema."""
@@ -28,26 +28,26 @@ class Reader:
         self._engines: dict[str, Engine] = {}
 
     @contextmanager
-    def at_one_moment(self) -> Iterator[Callable[..., Iterator[Row[Any]]]]:
+    def open_snapshot(self) -> Iterator[Callable[..., Iterator[Row[Any]]]]:
         """What opens queries, each on a connection of its own, from any thread: rows in the query's order, without holding them.
 
         All that lies in one database is read as it stood at one moment, whatever goes on meanwhile. Each further database has a moment of its own,
         that of events the last, so that whatever was relayed before another's moment is among them.
         """
         snapshots: dict[URL, str] = {}
-        with ExitStack() as held:
+        with ExitStack() as stack:
             for schema in _SCHEMAS:
                 engine = self._engine(schema)
                 if _database(engine) not in snapshots:
-                    first = held.enter_context(engine.connect())  # a snapshot lasts as long as its transaction
-                    first.exec_driver_sql(_MAY_REST)
-                    snapshots[_database(engine)] = first.execute(text("select pg_export_snapshot()")).scalar_one()
+                    snapshot_connection = stack.enter_context(engine.connect())  # a snapshot lasts as long as its transaction
+                    snapshot_connection.exec_driver_sql(_DISABLE_IDLE_TIMEOUT)
+                    snapshots[_database(engine)] = snapshot_connection.execute(text("select pg_export_snapshot()")).scalar_one()
 
             def read(name: str, **parameters: Any) -> Iterator[Row[Any]]:
                 engine = self._engine(name.partition(".")[0])
                 with engine.connect() as connection:
                     connection.exec_driver_sql(f"set transaction snapshot '{snapshots[_database(engine)]}'")
-                    connection.exec_driver_sql(f"{_MAY_REST}; {_PLANNED_FOR_ALL_ROWS}")
+                    connection.exec_driver_sql(f"{_DISABLE_IDLE_TIMEOUT}; {_PLANNER_SETTINGS}")
                     yield from _rows(connection, name, parameters)
 
             yield read
@@ -67,7 +67,7 @@ def _database(engine: Engine) -> URL:
 
 
 def _rows(connection: Connection, name: str, parameters: dict[str, Any]) -> Iterator[Row[Any]]:
-    options = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
+    options = {"stream_results": True, "yield_per": _FETCH_SIZE}
     yield from connection.execution_options(**options).execute(statement(name, parameters), parameters)
 
 

@@ -23,25 +23,25 @@ _BROKEN_SEALS = """
 
 def broken_seals(schema: str, table: str, key: str, content: str) -> str:
     """The query for the rows of a table that are not as their service wrote them; the other arguments are as `sealed_tables` gives them."""
-    new = SEALED_ON_UPDATE.get(f"{schema}.{table}", "false")
-    return _BROKEN_SEALS.format(table=table, key=key, content=content, unsealed=f"not (t.seal is null and coalesce({new}, false))")
+    unsealed_condition = SEALED_ON_UPDATE.get(f"{schema}.{table}", "false")
+    return _BROKEN_SEALS.format(table=table, key=key, content=content, unsealed=f"not (t.seal is null and coalesce({unsealed_condition}, false))")
 
 
-def canonical(*expressions: str) -> str:
+def canonical_text(*expressions: str) -> str:
     """The SQL for the canonical text of some values, as `tallystick_core.canonical` makes it."""
-    return " || ".join(f"octet_length({one}::text) || ':' || {one}" for one in expressions)
+    return " || ".join(f"octet_length({expression}::text) || ':' || {expression}" for expression in expressions)
 
 
-def micros(time: str) -> str:
+def to_microseconds(time: str) -> str:
     return f"trunc(extract(epoch from {time}) * 1000000)"
 
 
-# A transaction's entries as one text, as `tallystick_server.process.checks.report.text_of` writes them.
+# A transaction's entries as one text, as `tallystick_server.process.checks.report.format_entries` writes them.
 LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', ' order by e.place)
             from entry e join account a on a.account_id = e.account_id where e.book = t.book and e.sequence = t.sequence)"""
 # The versions of something, as one text for each thousand, so that no row grows without bound.
 VERSIONS = "{0} / 1000 as block, string_agg({0}::text, ' ' order by {0}) as versions"
-UNPUBLISHED = f"""
+UNPUBLISHED_VERSIONS = f"""
     select aggregate_id, {VERSIONS.format("version")}
     from (
         select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version from outbox
@@ -50,11 +50,11 @@ UNPUBLISHED = f"""
 ALERTS = """
         select 'alerts/' || alert_id as aggregate_id, case when end_time is null then 1 else 2 end as version, '{schema}.alert' as name from alert"""
 """The versions of alerts, which a schema has besides its own; {schema}: its name."""
-OPERATED = f"""{ALERTS}
+ALERTS_AND_DEAD_LETTERS = f"""{ALERTS}
         union all select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1 else 2 end, '{{schema}}.dead_letter' from dead_letter"""
 """The versions of dead letters and alerts."""
 
 
-def seals(schema: str) -> dict[str, str]:
+def seal_queries(schema: str) -> dict[str, str]:
     """The queries of a schema whose rows are sealed: its tables, and, by a statement that comes with the call, the rows of one that are not as they were written."""
     return {f"{schema}.sealed_tables": _SEALED_TABLES, f"{schema}.broken_seals": ""}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tallystick_storage.verification.shared import ALERTS, UNPUBLISHED, VERSIONS, seals
+from tallystick_storage.verification.shared import ALERTS, UNPUBLISHED_VERSIONS, VERSIONS, seal_queries
 
-WRONG = {
+INCONSISTENCY_QUERIES = {
     "wallet.wrong_holds": """
         select 'wallet.hold ' || e.cause as name, 'is not what wallet.wallet_entry says: placed for ' || e.amount as what
         from wallet_entry e left join hold h on h.hold_id = e.cause
@@ -41,7 +41,7 @@ WRONG = {
 """Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
 
 QUERIES = {
-    **seals("wallet"),
+    **seal_queries("wallet"),
     "wallet.wallet_count": "select count(*) as rows from wallet",
     "wallet.balances": "select seller_account, currency, balance from wallet order by seller_account, currency",
     "wallet.wrong_entries": """
@@ -113,6 +113,6 @@ QUERIES = {
         union all select 'walletPolicies/' || seller_account || '/' || currency, policy_version, 'wallet.wallet_policy' from wallet where policy_version > 0
         union all select 'sellers/' || seller_account, version, 'wallet.seller' from seller) v
         order by aggregate_id collate "C" """,
-    "wallet.outbox": UNPUBLISHED,
-    **WRONG,
+    "wallet.outbox": UNPUBLISHED_VERSIONS,
+    **INCONSISTENCY_QUERIES,
 }

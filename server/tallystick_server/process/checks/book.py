@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tallystick_core.booking import Kind
+from tallystick_core.booking import PostingKind
 from tallystick_core.ledger import BOOK, GENESIS
-from tallystick_server.process.checks.report import Check, Read, counted
+from tallystick_server.process.checks.report import Check, QueryRunner, sum_counts
 
 
-def check_book(read: Read) -> Check:
+def check_ledger(read: QueryRunner) -> Check:
     """From the first transaction to the head: the chain of hashes, sums, currencies and running balances. The database recomputes them."""
-    check = Check("the book recomputes from its first transaction", "L1 L2 L3 L6 L7", counted(read("ledger.tx_count")))
-    check.fail_each(read("ledger.wrong_transactions", kinds=[*map(str, Kind)], genesis=GENESIS))
+    check = Check("the book recomputes from its first transaction", "L1 L2 L3 L6 L7", sum_counts(read("ledger.tx_count")))
+    check.fail_each(read("ledger.wrong_transactions", kinds=[*map(str, PostingKind)], genesis=GENESIS))
     check.fail_each(read("ledger.wrong_entries"))
     check.fail_each(read("ledger.strays"))
     _check_head(check, read)
@@ -19,16 +19,16 @@ def check_book(read: Read) -> Check:
     return check
 
 
-def _check_head(check: Check, read: Read) -> None:
+def _check_head(check: Check, read: QueryRunner) -> None:
     """The head is at the last transaction, and the relay not beyond it."""
     heads, relays, last = [*read("ledger.heads")], [*read("ledger.relayed")], next(iter([*read("ledger.last")]), None)
-    sequence, end = (last.sequence, bytes(last.hash)) if last is not None else (0, GENESIS)
+    sequence, last_hash = (last.sequence, bytes(last.hash)) if last is not None else (0, GENESIS)
     if [head.book for head in heads] != [BOOK]:
         check.fail("ledger.head", f"has {len(heads)} rows, and must have one, of the book {BOOK}")
     for head in heads:
         if last is not None and head.post_time != last.post_time:
             check.fail(f"ledger.head {head.book}", f"is of {head.post_time}, but the last transaction was posted at {last.post_time}")
-        if (head.sequence, bytes(head.hash)) != (sequence, end):
+        if (head.sequence, bytes(head.hash)) != (sequence, last_hash):
             check.fail(f"ledger.head {head.book}", f"is at {head.sequence}, but the book ends at {sequence}")
     if [row.book for row in relays] != [BOOK]:
         check.fail("ledger.relayed", f"has {len(relays)} rows, and must have one, of the book {BOOK}")
@@ -37,9 +37,9 @@ def _check_head(check: Check, read: Read) -> None:
             check.fail(f"ledger.relayed {row.book}", f"is at {row.sequence}, but the book ends at {sequence}")
 
 
-def check_causes(read: Read) -> Check:
+def check_unique_postings(read: QueryRunner) -> Check:
     """Each fact is booked once, and a reversal names what it reverses."""
-    check = Check("each fact is booked once", "L5 L8", counted(read("ledger.tx_count")))
+    check = Check("each fact is booked once", "L5 L8", sum_counts(read("ledger.tx_count")))
     check.fail_each(read("ledger.repeated"))
     check.fail_each(read("ledger.wrong_reversals"))
     return check

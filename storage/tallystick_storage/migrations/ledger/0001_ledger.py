@@ -1,6 +1,6 @@
 """The book: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import ALERTS, OPERATED, OUTBOX, create, event_has_change, statement_rule
+from tallystick_storage.migrations import ALERTS, OUTBOX, SHARED_CHANGE_SELECTS, create, require_change, statement_rule
 
 revision = "ledger_0001"
 down_revision = None
@@ -160,7 +160,7 @@ grant select, insert on account, tx, entry to {service};
 grant select, update (sequence) on relayed to {service};
 """
 
-EVENTS = event_has_change({"alerts": OPERATED["alerts"]})
+EVENTS = require_change({"alerts": SHARED_CHANGE_SELECTS["alerts"]})
 
 
 def upgrade() -> None:

@@ -3,15 +3,15 @@
 from tallystick_storage.migrations import (
     ALERTS,
     DEAD_LETTERS,
-    DEMANDS,
-    OPERATED,
+    OPERATIONS,
     OUTBOX,
+    SHARED_CHANGE_SELECTS,
+    changes_without_event,
     conflicting_reports,
     create,
-    event_has_change,
-    has_event,
+    require_change,
+    require_event,
     statement_rule,
-    untold,
 )
 
 revision = "payment_0001"
@@ -190,16 +190,16 @@ create index unapplied_charge_to_book on unapplied_charge (create_time, unapplie
 """
 
 
-def _claims_money(table: str, charge_id: str, event: str, which: str) -> str:
+def _claim_money_trigger(table: str, charge_id: str, event: str, condition: str) -> str:
     """P1: the rows of a statement on a table claim what their provider charged for their charge, or are refused. The second select sees what was committed while the first waited."""
     return f"""
 create function {table}_claims_money() returns trigger language plpgsql security definer
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
     insert into provider_money (provider, provider_reference, charge_id)
-    select a.provider, a.provider_reference, a.{charge_id} from changed a where {which} order by a.provider, a.provider_reference collate "C"
+    select a.provider, a.provider_reference, a.{charge_id} from changed a where {condition} order by a.provider, a.provider_reference collate "C"
     on conflict do nothing;
-    if exists (select from changed a where {which} and not exists (
+    if exists (select from changed a where {condition} and not exists (
             select from provider_money m where m.provider = a.provider and m.provider_reference = a.provider_reference and m.charge_id = a.{charge_id} offset 0)) then
         raise exception 'what the provider charged is the money of another charge' using errcode = '23505', constraint = 'provider_money_pkey';
     end if;
@@ -268,7 +268,7 @@ execute function refuse_move();
                     select p.to_status from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1) end) is not true""",
             "a history row does not follow its order",
         ),
-        (untold("'paymentOrders/' || payment_order_id"), "a change that no event tells of"),
+        (changes_without_event("'paymentOrders/' || payment_order_id"), "a change that no event tells of"),
     )
     + """
 -- Booked, then acknowledged: each once, in versions of their own.
@@ -305,8 +305,8 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
             "an attempt does not demand the sum of its orders",
         ),
     )
-    + _claims_money("attempt", "demand_id", "update", "a.outcome = 'SUCCEEDED'")
-    + _claims_money("unapplied_charge", "charge_id", "insert", "true")
+    + _claim_money_trigger("attempt", "demand_id", "update", "a.outcome = 'SUCCEEDED'")
+    + _claim_money_trigger("unapplied_charge", "charge_id", "insert", "true")
     + """
 create function unpaid_are_listed() returns trigger language plpgsql security definer
 set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -332,16 +332,16 @@ create trigger never_deleted before delete or truncate on unapplied_charge for e
 )
 
 EVENTS = (
-    event_has_change(
+    require_change(
         {
             "paymentOrders": "select from order_history h where h.payment_order_id = {id} and h.version = x.version",
             "payments": "select from checkout c where c.checkout_id = {id} and x.version between 1 and c.version",
-            **OPERATED,
+            **SHARED_CHANGE_SELECTS,
             "unappliedCharges": "select from unapplied_charge u where u.unapplied_charge_id = {id} and u.version = x.version",
         }
     )
-    + has_event("checkout", "a checkout", "'payments/' || checkout_id", where="tg_op = 'INSERT' or version = 2")
-    + has_event("unapplied_charge", "an unapplied charge", "'unappliedCharges/' || unapplied_charge_id")
+    + require_event("checkout", "a checkout", "'payments/' || checkout_id", where="tg_op = 'INSERT' or version = 2")
+    + require_event("unapplied_charge", "an unapplied charge", "'unappliedCharges/' || unapplied_charge_id")
 )
 
 GRANTS = """
@@ -358,4 +358,4 @@ grant select, insert, delete, update (next_time, looks) on watch to {service};
 
 
 def upgrade() -> None:
-    create("payment", DEMANDS, TABLES, conflicting_reports("charge_id"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
+    create("payment", OPERATIONS, TABLES, conflicting_reports("charge_id"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)

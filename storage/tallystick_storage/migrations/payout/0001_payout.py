@@ -3,15 +3,15 @@
 from tallystick_storage.migrations import (
     ALERTS,
     DEAD_LETTERS,
-    DEMANDS,
-    OPERATED,
+    OPERATIONS,
     OUTBOX,
+    SHARED_CHANGE_SELECTS,
+    changes_without_event,
     conflicting_reports,
     create,
-    event_has_change,
-    has_event,
+    require_change,
+    require_event,
     statement_rule,
-    untold,
 )
 
 revision = "payout_0001"
@@ -326,9 +326,11 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
                         ('IN_TRANSIT', 'PAID'), ('IN_TRANSIT', 'FAILED'), ('PAID', 'RETURNED')) end)) is not true""",
             "a history row does not follow its payout",
         ),
-        (untold("'payouts/' || payout_id"), "a change that no event tells of"),
+        (changes_without_event("'payouts/' || payout_id"), "a change that no event tells of"),
     )
-    + statement_rule("new_batch_has_event", "payout_batch", (untold("'payoutBatches/' || payout_batch_id"), "a batch was made without its event"))
+    + statement_rule(
+        "new_batch_has_event", "payout_batch", (changes_without_event("'payoutBatches/' || payout_batch_id"), "a batch was made without its event")
+    )
     + statement_rule(
         "moved_batch_has_event",
         "payout_batch",
@@ -339,7 +341,7 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
             "a batch changed without its event",
         ),
         on=("update",),
-        before=True,
+        with_old_rows=True,
     )
     # An attempt demands what its payout is to give to the bank.
     + statement_rule(
@@ -379,16 +381,16 @@ create trigger never_deleted before delete or truncate on payout_batch_item for 
 """
 )
 
-EVENTS = event_has_change(
+EVENTS = require_change(
     {
         "payouts": "select from payout_history h where h.payout_id = {id} and h.version = x.version",
         "payoutDestinations": "select from payout_destination d where d.payout_destination_id = {id} and d.version = x.version",
         "payoutBatches": "select from payout_batch b where b.payout_batch_id = {id} and b.version = x.version",
         "payoutSchedules": """select from payout_schedule s where s.version = x.version and s.currency = split_part({id}, '/', 2)
                 and s.seller_account = case split_part({id}, '/', 1) when '-' then '' else split_part({id}, '/', 1) end""",
-        **OPERATED,
+        **SHARED_CHANGE_SELECTS,
     }
-) + has_event("payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id")
+) + require_event("payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id")
 
 GRANTS = """
 grant usage on sequence reopening to {service};
@@ -408,4 +410,4 @@ grant update (state, refusal) on payout_batch_item to {service};
 
 
 def upgrade() -> None:
-    create("payout", DEMANDS, TABLES, conflicting_reports("payout_id", "references payout"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
+    create("payout", OPERATIONS, TABLES, conflicting_reports("payout_id", "references payout"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)

@@ -1,6 +1,15 @@
 """Wallets, their entries, holds, policies; whom sellers belong to."""
 
-from tallystick_storage.migrations import ALERTS, OPERATED, OUTBOX, create, event_has_change, has_event, statement_rule, untold
+from tallystick_storage.migrations import (
+    ALERTS,
+    OUTBOX,
+    SHARED_CHANGE_SELECTS,
+    changes_without_event,
+    create,
+    require_change,
+    require_event,
+    statement_rule,
+)
 
 revision = "wallet_0001"
 down_revision = None
@@ -189,7 +198,7 @@ create trigger never_changed before update or truncate on pending_credit for eac
                 ) is not true""",
             "an entry does not follow its wallet",
         ),
-        (untold("'wallets/' || seller_account || '/' || currency", "number"), "a change that no event tells of"),
+        (changes_without_event("'wallets/' || seller_account || '/' || currency", "number"), "a change that no event tells of"),
     )
     + statement_rule(
         "policy_has_wallet",
@@ -204,7 +213,7 @@ create trigger never_changed before update or truncate on pending_credit for eac
                 ) is not true""",
             "a policy does not follow its wallet",
         ),
-        (untold("'walletPolicies/' || seller_account || '/' || currency"), "a change that no event tells of"),
+        (changes_without_event("'walletPolicies/' || seller_account || '/' || currency"), "a change that no event tells of"),
     )
     # W3: what is held is the sum of the open holds, since each entry of a hold adds its amount or takes it away, and each hold has its entries.
     + statement_rule(
@@ -267,18 +276,18 @@ create trigger never_deleted before delete or truncate on hold for each statemen
 
 _OF_SELLER = "seller_account = split_part({id}, '/', 1) and currency = split_part({id}, '/', 2)"
 EVENTS = (
-    event_has_change(
+    require_change(
         {
             "wallets": f"select from wallet_entry where {_OF_SELLER} and number = x.version",
             "walletPolicies": f"select from wallet_policy where {_OF_SELLER} and version = x.version",
-            "alerts": OPERATED["alerts"],
+            "alerts": SHARED_CHANGE_SELECTS["alerts"],
             "sellers": "select from seller where seller_account = {id} and version = x.version",
             "sellerAssignments": """select from seller_assignment a
                 where a.seller_assignment_id = {id} and x.version = case when a.state = 'REQUESTED' then 1 else 2 end""",
         }
     )
-    + has_event("seller", "a seller", "'sellers/' || seller_account")
-    + has_event(
+    + require_event("seller", "a seller", "'sellers/' || seller_account")
+    + require_event(
         "seller_assignment", "an assignment", "'sellerAssignments/' || seller_assignment_id", "case when state = 'REQUESTED' then 1 else 2 end"
     )
 )
