@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.rows import TupleRow
 from sqlalchemy import make_url
 
 from tallystick import Client, ClientSettings
@@ -222,6 +223,19 @@ def scratch_database(admin_url: str, tmp_path: Path) -> Iterator[DatabaseUrls]:
         yield databases
 
 
+def _run_without_sessions(admin: psycopg.Connection[TupleRow], database_name: str, statement: str) -> None:
+    """Ends the sessions of a database and runs a statement that tolerates none; once more if a session was just being opened, which the end did not reach."""
+    for attempt in range(5):
+        admin.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (database_name,))
+        try:
+            admin.execute(statement)
+        except psycopg.errors.ObjectInUse:
+            if attempt == 4:
+                raise
+        else:
+            return
+
+
 def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], None]:
     """Copies a database, under whatever uses it; what is returned puts the copy in its place."""
     database_name, copy_name = str(make_url(databases.admin).database), f"tally_{secrets.token_hex(4)}"
@@ -229,9 +243,8 @@ def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], Non
     def run_exclusively(*statements: str) -> None:
         with psycopg.connect(admin_url, autocommit=True) as admin:
             admin.execute(f"alter database {database_name} connection limit 0")  # for all but superusers
-            admin.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (database_name,))
             for statement in statements:
-                admin.execute(statement)
+                _run_without_sessions(admin, database_name, statement)
 
     def allow_connections() -> None:
         with psycopg.connect(admin_url, autocommit=True) as admin:
