@@ -7,7 +7,7 @@ import json
 import sys
 
 from benchmarks import growth, ledger, pay_in, payouts
-from tallystick_server.process.failure import StartupError
+from tallystick_server.app.errors import StartupError
 
 _BENCHMARKS = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payouts.bench}
 

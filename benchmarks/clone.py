@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 
-from tallystick_server.process.failure import StartupError
+from tallystick_server.app.errors import StartupError
 
 TABLES = "select oid from pg_class where relkind = 'r' and relnamespace::regnamespace::text in ('payment', 'payout', 'wallet', 'ledger', 'event')"
 """SQL for the tables that are seeded."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from tallystick_server.process.serve import PENDING_REQUEST_OPTIONS, run
+from tallystick_server.app.serve import PENDING_REQUEST_OPTIONS, run
 
 
 async def _echo(raw: bytes, _context: Any) -> bytes:

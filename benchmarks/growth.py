@@ -30,18 +30,21 @@ from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.payment import ALERT_AFTER_SECONDS
-from tallystick_core.payout import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
-from tallystick_server.process import serve
-from tallystick_server.process.configuration import SERVICES, Settings
-from tallystick_server.process.databases import DatabaseUrls, open_databases
-from tallystick_server.process.verify import verify
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.runtime.fields import PageToken
-from tallystick_storage import alert, due, ledger
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_server.app import serve
+from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.rpc.pagination import PageToken
+from tallystick_server.verify.run import verify
+from tallystick_storage import alerts as alert_store
+from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database, open_engine, prune_commit_markers
+from tallystick_storage.ledger import postings
 from tallystick_storage.payment import orders
-from tallystick_storage.payout import batch, payouts, schedule
+from tallystick_storage.payout import batches, payouts
+from tallystick_storage.payout import schedules as schedule_store
 
 _FOLDER = Path(".data/growth")
 _REPETITIONS = 5
@@ -156,10 +159,10 @@ def _find_alerts(schema: str) -> DatabaseWork:
     queries_by_schema = {
         "payment": orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300),
         "payout": payouts.alert_queries(PAYOUT_ALERT_AFTER, 300),
-        "wallet": alert.event_alert_queries(300),
-        "ledger": ledger.alert_queries(300),
+        "wallet": alert_store.event_alert_queries(300),
+        "ledger": postings.alert_queries(300),
     }
-    return lambda connection: alert.evaluate(connection, queries_by_schema[schema])
+    return lambda connection: alert_store.evaluate(connection, queries_by_schema[schema])
 
 
 MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
@@ -170,24 +173,24 @@ MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
 }
 """What the monitors look for, by schema."""
 WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
-    "claim of charges": ("payment", lambda connection: due.claim(connection, "sandbox", 200, 60.0)),
-    "claim of payouts": ("payout", lambda connection: due.claim(connection, "sandbox", 200, 60.0)),
-    "backlog of charges": ("payment", lambda connection: due.count_backlog(connection, "sandbox", "", 1000)),
+    "claim of charges": ("payment", lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0)),
+    "claim of payouts": ("payout", lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0)),
+    "backlog of charges": ("payment", lambda connection: operation_store.count_backlog(connection, "sandbox", "", 1000)),
     "payouts to watch": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
-    "payouts under way of a batch": ("payout", lambda connection: batch.is_in_progress(connection, "b-none")),
-    "schedules of sellers that are due": ("payout", lambda connection: schedule.list_due(connection, 500, defaults_only=False)),
-    "default schedules that are due": ("payout", lambda connection: schedule.list_due(connection, 20, defaults_only=True)),
+    "payouts under way of a batch": ("payout", lambda connection: batches.is_in_progress(connection, "b-none")),
+    "schedules of sellers that are due": ("payout", lambda connection: schedule_store.list_due(connection, 500, defaults_only=False)),
+    "default schedules that are due": ("payout", lambda connection: schedule_store.list_due(connection, 20, defaults_only=True)),
     "schedules that hold": (
         "payout",
-        lambda connection: schedule.find_effective_schedules(connection, [(f"s-{number}", "EUR") for number in range(80)]),
+        lambda connection: schedule_store.find_effective_schedules(connection, [(f"s-{number}", "EUR") for number in range(80)]),
     ),
     "sellers with a schedule of their own": (
         "payout",
-        lambda connection: schedule.find_sellers_with_schedule(connection, [f"s-{number}" for number in range(80)], "EUR"),
+        lambda connection: schedule_store.find_sellers_with_schedule(connection, [f"s-{number}" for number in range(80)], "EUR"),
     ),
-    "batches to collect": ("payout", lambda connection: batch.list_generating(connection, 20)),
-    "batches to close": ("payout", lambda connection: batch.list_open(connection, "", 20)),
-    "payouts of a batch to make": ("payout", lambda connection: batch.list_requested(connection, "batch-1", 500)),
+    "batches to collect": ("payout", lambda connection: batches.list_generating(connection, 20)),
+    "batches to close": ("payout", lambda connection: batches.list_open(connection, "", 20)),
+    "payouts of a batch to make": ("payout", lambda connection: batches.list_requested(connection, "batch-1", 500)),
     "unsent payouts to a destination": ("payout", lambda connection: payouts.list_unsent(connection, "d-s-1")),
 }
 """What processes do all the time, by schema."""

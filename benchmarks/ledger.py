@@ -18,11 +18,11 @@ import psycopg
 
 from benchmarks.measure import Call, LoadResult, figures, measure_interleaved, peak_mb, server
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
-from tallystick_core.canonical import digest_text
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import open_databases
-from tallystick_server.process.failure import StartupError
-from tallystick_server.process.serve import run
+from tallystick_core.fingerprint import digest_text
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import open_databases
+from tallystick_server.app.errors import StartupError
+from tallystick_server.app.serve import run
 
 _ADDRESS = "127.0.0.1:7281"
 _SELLERS = 1000
@@ -48,7 +48,7 @@ def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -
         print_status(f"INSERTs     {upper_bound:8.1f}/s")
         urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
         environment = {"TALLYSTICK_SERVICE_DATABASE_URL": urls, "TALLYSTICK_LISTEN": _ADDRESS}
-        with server(["-m", "tallystick_server.process.cli", "serve", "all"], environment, _ADDRESS) as pid:
+        with server(["-m", "tallystick_server.cli.main", "serve", "all"], environment, _ADDRESS) as pid:
             loads = run(_measure(in_flight, seconds, print_status))
             memory = peak_mb(pid)
         upper_bound = (upper_bound + _measure_inserts(database_urls.admin, min(seconds, 5))) / 2

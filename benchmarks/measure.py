@@ -18,7 +18,7 @@ from pathlib import Path
 
 import grpc
 
-from tallystick_server.process.failure import StartupError
+from tallystick_server.app.errors import StartupError
 
 _STARTUP_TIMEOUT_SECONDS = 60
 _ROUND_SECONDS = 5.0

@@ -17,18 +17,18 @@ import grpc
 
 from benchmarks.measure import Call, LoadResult, figures, measure_interleaved, peak_mb, server
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick_core.canonical import digest_text
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import open_databases
-from tallystick_server.process.failure import StartupError
-from tallystick_server.process.serve import run
+from tallystick_core.fingerprint import digest_text
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import open_databases
+from tallystick_server.app.errors import StartupError
+from tallystick_server.app.serve import run
 
 _ADDRESS, _ECHO_ADDRESS = "127.0.0.1:7271", "127.0.0.1:7272"
 _DOWNSTREAM_ADDRESS = "unix:.data/bench.sock"  # the two processes share a machine
 _SELLERS = 1000
 _DEFAULT_IN_FLIGHT = 768
 _FOLDER = Path(".data/bench")
-_SERVE = ["-m", "tallystick_server.process.cli", "serve"]
+_SERVE = ["-m", "tallystick_server.cli.main", "serve"]
 
 
 def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -> dict[str, Any]:

@@ -20,18 +20,18 @@ from benchmarks.measure import LoadResult, measure_interleaved, peak_mb, server
 from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2, payout_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
-from tallystick_core.booking import JournalLine, PostingKind
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls, open_databases
-from tallystick_server.process.failure import StartupError
-from tallystick_server.process.serve import run
-from tallystick_server.process.verify import verify
-from tallystick_server.runtime.postings import add_posting
+from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.errors import StartupError
+from tallystick_server.app.serve import run
+from tallystick_server.rpc.postings import add_posting
+from tallystick_server.verify.run import verify
 
 _ADDRESS, _ECHO_ADDRESS = "127.0.0.1:7291", "127.0.0.1:7292"
 _DOWNSTREAM_ADDRESS = "unix:.data/bench.sock"  # the two processes share a machine
 _FOLDER = Path(".data/bench")
-_SERVE = ["-m", "tallystick_server.process.cli", "serve"]
+_SERVE = ["-m", "tallystick_server.cli.main", "serve"]
 _DEFAULT_SELLERS = 100_000
 _PAGE_SIZE = 1000
 _SALE_AMOUNT = 2_500  # minor units

@@ -28,14 +28,16 @@ from tallystick import AsyncClient, new_order
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as payouts_pb
-from tallystick_core.booking import JournalLine, PostingKind, pay_in_lines, payout_lines
-from tallystick_core.ledger import BOOK, Head, Posting, append_posting
-from tallystick_core.provider import RetryReason
-from tallystick_server.process import serve
-from tallystick_server.process.configuration import SERVICES, Settings, load
-from tallystick_server.process.databases import DatabaseUrls, open_databases
-from tallystick_server.process.failure import StartupError
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tallystick_core.ledger.hash_chain import Head, append_posting
+from tallystick_core.ledger.identifiers import BOOK
+from tallystick_core.ledger.posting import Posting
+from tallystick_core.ledger.posting_rules import JournalLine, PostingKind, pay_in_lines, payout_lines
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app import serve
+from tallystick_server.app.configuration import SERVICES, Settings, load
+from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.errors import StartupError
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 
 StatusPrinter = Callable[[str], None]
 

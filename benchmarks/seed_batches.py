@@ -15,7 +15,7 @@ from benchmarks.clone import RowCloner, canonical_sql, fingerprint_sql, template
 from tallystick import AsyncClient
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.payout import MAX_PAYOUTS
+from tallystick_core.payout.request import MAX_PAYOUTS
 
 _BATCH_ID = "t-batch"
 _FAILED_COUNT = 10

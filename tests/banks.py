@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from tallystick_core.provider import (
+from tallystick_core.provider.outcome import (
     NotFound,
     PayoutLookupOutcome,
     PayoutOutcome,
-    PayoutRequest,
     RetryReason,
     Succeeded,
     Unknown,
     VerificationOutcome,
     Verified,
 )
+from tallystick_core.provider.payout_provider import PayoutRequest
 
 
 class ScriptedPayoutProvider:

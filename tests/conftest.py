@@ -27,17 +27,18 @@ from psycopg.rows import TupleRow
 from sqlalchemy import make_url
 
 from tallystick import Client, ClientSettings
-from tallystick_core.canonical import digest_text
-from tallystick_core.provider import RetryReason
-from tallystick_server.payment.flow import PaymentWorker
-from tallystick_server.process import cli, serve
-from tallystick_server.process.configuration import SERVICES, Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import SCHEMAS, Passwords, migrate, role_names
-from tallystick_server.process.serve import RunningServer
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tallystick_core.fingerprint import digest_text
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app import serve
+from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.database.migrate import SCHEMAS, Passwords, migrate, role_names
+from tallystick_server.app.serve import RunningServer
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.cli import main
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.payment.worker import PaymentWorker
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,7 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
-            cli.main(arguments)
+            main.main(arguments)
         except SystemExit as exit_error:
             exit_code = int(exit_error.code or 0)
         finally:

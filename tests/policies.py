@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tallystick_core.provider import RetryReason
-from tallystick_server.runtime.retry import DEFAULT_POLICIES, RetryPolicy, RetryStrategy
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPolicy, RetryStrategy
 
 
 def scaled_defaults(factor: float) -> dict[RetryReason, RetryPolicy]:

@@ -20,13 +20,13 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.caller import Caller, Role
+from tallystick_core.access import Caller, Role
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.wiring import Dependencies
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
 from tallystick_server.payment import handlers as payment
 from tallystick_server.payout import handlers as payout
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.wiring import Dependencies
 from tallystick_server.wallet import handlers as wallet
 
 from .banks import ScriptedPayoutProvider

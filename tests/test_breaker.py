@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.payable import DestinationState
-from tallystick_core.provider import ChargeOutcome, ChargeRequest, Succeeded, Unknown
-from tallystick_core.recovery import NextAction
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payout.destination import DestinationState
+from tallystick_core.provider.outcome import ChargeOutcome, Succeeded, Unknown
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_server.observability.tracing import current_context
 from tallystick_server.payment.charge import Charge
-from tallystick_server.payout.destination import DestinationVerification
-from tallystick_server.runtime.breaker import Breaker, BreakerSettings
-from tallystick_server.runtime.execute import CircuitOpen, ProviderGateway
-from tallystick_server.runtime.telemetry import current_context
+from tallystick_server.payout.destination_verification import DestinationVerification
+from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
+from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
 
 SETTINGS = BreakerSettings(failure_threshold=3, reset_timeout_seconds=10, max_reset_timeout_seconds=40)
 

@@ -14,9 +14,9 @@ from sqlalchemy import make_url
 from tallystick import new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.payment import TRANSITIONS, PaymentTrigger
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
+from tallystick_core.payment.state import TRANSITIONS, PaymentTrigger
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
 
 from .conftest import eventually, fresh_database, serve_platform
 

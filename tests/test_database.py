@@ -12,12 +12,12 @@ from psycopg import sql
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from tallystick_core.recovery import NextAction
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.breaker import BreakerSettings
-from tallystick_server.runtime.execute import ProviderGateway
-from tallystick_server.runtime.peers import ServiceClient
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.operations.next_action import NextAction
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.providers.circuit_breaker import BreakerSettings
+from tallystick_server.providers.gateway import ProviderGateway
+from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage import database as module
 from tallystick_storage.database import ConstraintViolation, Database, in_transaction
 
@@ -287,7 +287,9 @@ def test_no_network_call_is_made_inside_a_transaction(event_database: Database) 
 
     def work(_: Connection) -> None:
         inside.append(in_transaction())
-        execute = ProviderGateway({}, lambda _: None, max_calls_per_provider=1, timeout_seconds=1, breaker_settings=BreakerSettings())  # type: ignore[arg-type, return-value]
+        execute: ProviderGateway = ProviderGateway(
+            {}, lambda _: asyncio.sleep(0, result=True), max_calls_per_provider=1, timeout_seconds=1, breaker_settings=BreakerSettings()
+        )
         for call in (ServiceClient().call(None, None), execute.call(None, NextAction.SEND)):  # type: ignore[arg-type]
             with pytest.raises(RuntimeError, match="inside a transaction"):
                 asyncio.run(call)

@@ -18,14 +18,14 @@ from tallystick.ledger.v1 import ledger_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_core.provider import RetryReason
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings, load
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.errors import StartupError
 from tallystick_server.ledger.handlers import LedgerHandlers
-from tallystick_server.process.configuration import Settings, load
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.failure import StartupError
-from tallystick_server.process.verify import verify
-from tallystick_server.runtime.retry import DEFAULT_POLICIES, RetryPolicies, RetryPolicy, RetryStrategy
+from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPolicies, RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import verify
 from tallystick_server.wallet.handlers import WalletHandlers
 
 from .conftest import eventually, payment_worker_of, run_command, serve_platform

@@ -32,18 +32,18 @@ from tallystick.ledger.v1 import ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.caller import Caller, Role
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.access import Caller, Role
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
 from tallystick_server.payment import handlers as payment
 from tallystick_server.payout import handlers as payout
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.authentication import NoAuthentication
-from tallystick_server.runtime.bulkhead import Bulkhead, CallLimits
-from tallystick_server.runtime.door import Call, RpcServer
-from tallystick_server.runtime.errors import CODE_BY_REASON, from_status, to_status
+from tallystick_server.rpc.authentication import NoAuthentication
+from tallystick_server.rpc.bulkhead import Bulkhead, CallLimits
+from tallystick_server.rpc.errors import CODE_BY_REASON, from_status, to_status
+from tallystick_server.rpc.server import Call, RpcServer
 from tallystick_server.wallet import handlers as wallet
 
 from .conftest import ServedPlatform, eventually, free_address, serve_platform

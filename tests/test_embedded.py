@@ -14,11 +14,11 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import open_databases, open_databases_read_only
-from tallystick_server.process.embedded import EmbeddedPostgres, _find_binaries
-from tallystick_server.process.failure import StartupError
-from tallystick_server.process.verify import verify
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import open_databases, open_databases_read_only
+from tallystick_server.app.database.embedded import EmbeddedPostgres, _find_binaries
+from tallystick_server.app.errors import StartupError
+from tallystick_server.verify.run import verify
 
 from .conftest import ROOT, eventually
 
@@ -119,7 +119,7 @@ def test_a_role_keeps_a_password_that_is_not_known_here(cluster_copy: Path) -> N
     """A migration from another folder does not shut out who uses the database; only --new-passwords does."""
     with open_databases(Settings(data=cluster_copy), lambda _: None, fsync=False) as local_databases:
         environment = {**os.environ, "TALLYSTICK_DATABASE_URL": local_databases.admin, "TALLYSTICK_DATA": str(cluster_copy / "elsewhere")}
-        command = [sys.executable, "-m", "tallystick_server.process.cli", "migrate"]
+        command = [sys.executable, "-m", "tallystick_server.cli.main", "migrate"]
         rejected_command = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert rejected_command.returncode == 1
         assert "its password is not the one in" in rejected_command.stderr
@@ -142,7 +142,7 @@ def test_serve_ends_with_its_database_and_leaves_none_behind(cluster_copy: Path)
     """When the embedded PostgreSQL dies, serve says so and exits 1; SIGTERM at any moment leaves no server running."""
     environment = {**os.environ, "TALLYSTICK_DATA": str(cluster_copy), "TALLYSTICK_LISTEN": f"unix:{cluster_copy}/s"}
     environment.pop("TALLYSTICK_DATABASE_URL", None)
-    command = [sys.executable, "-m", "tallystick_server.process.cli", "serve", "all"]
+    command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     for line in server.stderr:

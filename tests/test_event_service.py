@@ -20,13 +20,13 @@ from sqlalchemy import Connection, Row
 from tallystick import Client, InvalidArgumentError, TallystickError, new_order
 from tallystick.event.v1 import event_pb2, event_service_pb2
 from tallystick.payment.v1 import payment_pb2
+from tallystick_core.errors import ApiError
 from tallystick_core.event import EVENT_SUBJECTS
-from tallystick_core.refusal import ApiError
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
-from tallystick_server.runtime.relay import merge_batches
-from tallystick_storage import event as store
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.outbox.relay import merge_batches
+from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_storage.database import Database
+from tallystick_storage.event import events as store
 from tallystick_storage.outbox import OutboxRow as Told
 
 from .conftest import eventually, unique_id

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection
 
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
 from tallystick_storage.database import Database
 
 KIBIBYTE = 1024

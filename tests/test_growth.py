@@ -34,16 +34,19 @@ from tallystick import AsyncClient, Client
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.payment import ALERT_AFTER_SECONDS
-from tallystick_core.payout import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
-from tallystick_server.runtime import alerts
-from tallystick_storage import alert, ledger, outbox
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations import alerts
+from tallystick_server.verify.run import verify
+from tallystick_storage import alerts as alert_store
+from tallystick_storage import outbox
 from tallystick_storage.database import prune_commit_markers
-from tallystick_storage.payment import orders, unapplied
-from tallystick_storage.payout import batch, payouts, schedule
+from tallystick_storage.ledger import postings
+from tallystick_storage.payment import orders, unapplied_charges
+from tallystick_storage.payout import batches, payouts
+from tallystick_storage.payout import schedules as schedule_store
 
 from .conftest import ServedPlatform, fresh_database, is_replayed, payment_worker_of, serve_platform
 
@@ -221,7 +224,7 @@ def test_a_list_of_what_is_rare_looks_at_so_many(large_platform: LargePlatform, 
 @pytest.mark.parametrize("name", MONITOR_QUERIES)
 def test_the_monitor_looks_at_what_has_rested_too_long(seeded_database: DatabaseUrls, name: str) -> None:
     """The monitor reads what it finds, up to so many of a kind, and nothing of what waits in time."""
-    assert excessive_reads(plans_of_work(seeded_database, *MONITOR_QUERIES[name]), 2 * alert.MAX_PER_KIND + 10) == []
+    assert excessive_reads(plans_of_work(seeded_database, *MONITOR_QUERIES[name]), 2 * alert_store.MAX_PER_KIND + 10) == []
 
 
 @pytest.mark.parametrize("name", WORKER_QUERIES)
@@ -334,16 +337,16 @@ def plan_nodes(databases: DatabaseUrls, schema: str, prepare: Sequence[str], wor
     return nodes
 
 
-def _find_alerts(kind: str, findings: Sequence[alert.AlertQuery]) -> DatabaseWork:
+def _find_alerts(kind: str, findings: Sequence[alert_store.AlertQuery]) -> DatabaseWork:
     (finding,) = [finding for finding in findings if finding.kind == kind]
-    return lambda connection: alert.evaluate(connection, [finding])
+    return lambda connection: alert_store.evaluate(connection, [finding])
 
 
 @pytest.mark.parametrize(
     ("schema", "work"),
     [
-        ("payment", lambda connection: unapplied.list_unapplied_charges(connection, None, 51, include_acknowledged=False)),
-        ("payment", lambda connection: unapplied.list_unapplied_charges(connection, None, 51, include_acknowledged=True)),
+        ("payment", lambda connection: unapplied_charges.list_unapplied_charges(connection, None, 51, include_acknowledged=False)),
+        ("payment", lambda connection: unapplied_charges.list_unapplied_charges(connection, None, 51, include_acknowledged=True)),
         ("payment", _find_alerts("UNAPPLIED_CHARGE", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300))),
         ("payout", _find_alerts("STRAY_TRANSFER", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
         ("payout", _find_alerts("PAYOUT_CONTRADICTED", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
@@ -373,8 +376,8 @@ _DELIVERED_SQL = (
 @pytest.mark.parametrize(
     ("schema", "prepare", "work"),
     [
-        ("payout", _DUE_SCHEDULES_SQL, lambda connection: schedule.list_due(connection, 200, defaults_only=True)),
-        ("payout", _DUE_SCHEDULES_SQL, lambda connection: schedule.list_due(connection, 200, defaults_only=False)),
+        ("payout", _DUE_SCHEDULES_SQL, lambda connection: schedule_store.list_due(connection, 200, defaults_only=True)),
+        ("payout", _DUE_SCHEDULES_SQL, lambda connection: schedule_store.list_due(connection, 200, defaults_only=False)),
         ("payment", _DELIVERED_SQL, _find_alerts("RELEASE_STUCK", orders.alert_queries(ALERT_AFTER_SECONDS, REVIEW_SECONDS, 300))),
     ],
     ids=["default schedules", "schedules of sellers", "RELEASE_STUCK"],
@@ -403,24 +406,24 @@ _SCHEDULE_KEYS = [(f"X{n}", "EUR") for n in range(200)] + [(f"due-{n}", f"X{n}")
 
 
 def _due_schedules(connection: Connection) -> Sequence[Row[Any]]:
-    return schedule.list_due(connection, 500, defaults_only=False)
+    return schedule_store.list_due(connection, 500, defaults_only=False)
 
 
 @pytest.mark.parametrize(
     ("prepare", "work"),
     [
-        (_RUNS_SQL, lambda connection: batch.load_report(connection, "batch-2", "", "FAILED", 51, rejected_only=False)),
-        (_RUNS_SQL, lambda connection: batch.load_report(connection, "batch-2", "q-1", "", 51, rejected_only=False)),
-        (_RUNS_SQL, lambda connection: batch.load_report(connection, "batch-2", "", "", 51, rejected_only=True)),
-        (_RUNS_SQL, lambda connection: batch.list_generating(connection, 20)),
-        (_RUNS_SQL, lambda connection: batch.list_open(connection, "run-1", 20)),
-        (_RUNS_SQL, lambda connection: batch.is_in_progress(connection, "batch-2")),
-        (_RUNS_SQL, lambda connection: batch.postpone(connection, "run-40")),
+        (_RUNS_SQL, lambda connection: batches.load_report(connection, "batch-2", "", "FAILED", 51, rejected_only=False)),
+        (_RUNS_SQL, lambda connection: batches.load_report(connection, "batch-2", "q-1", "", 51, rejected_only=False)),
+        (_RUNS_SQL, lambda connection: batches.load_report(connection, "batch-2", "", "", 51, rejected_only=True)),
+        (_RUNS_SQL, lambda connection: batches.list_generating(connection, 20)),
+        (_RUNS_SQL, lambda connection: batches.list_open(connection, "run-1", 20)),
+        (_RUNS_SQL, lambda connection: batches.is_in_progress(connection, "batch-2")),
+        (_RUNS_SQL, lambda connection: batches.postpone(connection, "run-40")),
         (_RUNS_SQL, _find_alerts("BATCH_STUCK", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
-        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule.postpone(connection, _due_schedules(connection))),
-        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule.advance(connection, [(row, row.next_time + _ADVANCE_BY) for row in _due_schedules(connection)])),
-        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule.find_effective_schedules(connection, _SCHEDULE_KEYS)),
-        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule.find_sellers_with_schedule(connection, [seller for seller, _ in _SCHEDULE_KEYS], "X160")),
+        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule_store.postpone(connection, _due_schedules(connection))),
+        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule_store.advance(connection, [(row, row.next_time + _ADVANCE_BY) for row in _due_schedules(connection)])),
+        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule_store.find_effective_schedules(connection, _SCHEDULE_KEYS)),
+        ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), lambda connection: schedule_store.find_sellers_with_schedule(connection, [seller for seller, _ in _SCHEDULE_KEYS], "X160")),
         ((_FORCE_INDEX_SQL, *_DUE_SCHEDULES_SQL), _find_alerts("SCHEDULE_OVERDUE", payouts.alert_queries(PAYOUT_ALERT_AFTER, 300))),
     ],
     ids=[
@@ -495,14 +498,14 @@ def last_plan(databases: DatabaseUrls, accounts: int, work: Callable[[Connection
 def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUrls) -> None:
     """However far the book is ahead of what EventService has, and however many events of alerts wait, the monitor looks up the oldest of either."""
 
-    def look(connection: Connection) -> list[alert.AlertCondition]:
+    def look(connection: Connection) -> list[alert_store.AlertCondition]:
         connection.exec_driver_sql("update relayed set sequence = 7")
         connection.exec_driver_sql(
             "insert into outbox (aggregate_ids, versions, request) select array['alerts/x-' || n], array[1], 'x' from generate_series(1, 5000) n"
         )
         connection.exec_driver_sql("analyze outbox")
-        (finding,) = [finding for finding in ledger.alert_queries(0) if finding.kind == "EVENTS_WAIT"]
-        return alert.evaluate(connection, [finding])[0]
+        (finding,) = [finding for finding in postings.alert_queries(0) if finding.kind == "EVENTS_WAIT"]
+        return alert_store.evaluate(connection, [finding])[0]
 
     findings, plan = last_plan(seeded_database, 0, look)
     assert [alert_finding.subject for alert_finding in findings] == ["services/event"]
@@ -512,7 +515,7 @@ def test_the_oldest_event_of_the_ledger_is_looked_up(seeded_database: DatabaseUr
 
 def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls) -> None:
     """A page of accounts of a prefix reads no index entries of the accounts before it, however many there are."""
-    rows, plan = last_plan(seeded_database, 50_000, lambda connection: ledger.list_accounts(connection, "sellers/", "", ("", ""), 51))
+    rows, plan = last_plan(seeded_database, 50_000, lambda connection: postings.list_accounts(connection, "sellers/", "", ("", ""), 51))
     assert len(rows) == 51
     assert {row.account.split("/")[0] for row in rows} == {"sellers"}
     assert blocks_read(plan) < 150
@@ -521,7 +524,7 @@ def test_accounts_of_a_prefix_are_read_from_it_on(seeded_database: DatabaseUrls)
 def test_a_posting_reads_its_accounts_alone(seeded_database: DatabaseUrls) -> None:
     """A batch that posts to two hundred accounts looks these up, and does not read the thousands of others to merge them with."""
     names = [(f"a/{number}", "EUR") for number in range(1, 3000, 15)]
-    _, plan = last_plan(seeded_database, 3000, lambda connection: ledger.lock_accounts(connection, ledger.find_account_ids(connection, names)))
+    _, plan = last_plan(seeded_database, 3000, lambda connection: postings.lock_accounts(connection, postings.find_account_ids(connection, names)))
     assert [node for node in flatten(plan) if node.get("Relation Name") == "account" and rows_read(node) > _MAX_ROWS] == []
 
 
@@ -533,7 +536,7 @@ def test_many_of_a_kind_are_one_alert(seeded_database: DatabaseUrls) -> None:
 
     def look(connection: Connection) -> None:
         raised_subjects.extend([row.subject for row in alerts.reconcile(connection, findings) if row.kind == "ORDER_STUCK"] for _ in range(2))
-        ended_subjects.extend(row.subject for row in alert.end_cleared(connection, [], [], 1000) if row.kind == "ORDER_STUCK")
+        ended_subjects.extend(row.subject for row in alert_store.end_cleared(connection, [], [], 1000) if row.kind == "ORDER_STUCK")
 
     time_execution(seeded_database, "payment", look)
     assert raised_subjects == [["paymentOrders/-"], []]

@@ -10,8 +10,8 @@ import pytest
 
 from tallystick import AlreadyExistsError, AsyncClient, ClientSettings, new_order
 from tallystick.payment.v1 import payment_pb2
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.verify.run import verify
 
 from .conftest import free_address
 from .test_pay_in import charge_log

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick_core.card_numbers import contains_card_number, has_valid_check_digit, is_bank_account_number, is_card_number
-from tallystick_core.identifier import is_id, parse_bank_account_token, parse_country, parse_id, parse_text, parse_token, reject_card_number
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.validation import is_id, parse_bank_account_token, parse_country, parse_id, parse_text, parse_token, reject_card_number
 
 # Numbers that providers publish for tests, of each issuer; none is anybody's card.
 TEST_CARDS = [

@@ -19,11 +19,11 @@ from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.ledger.events import LedgerEvents
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
-from tallystick_server.runtime.relay import EventBatch
+from tallystick_server.outbox.relay import EventBatch
+from tallystick_server.verify.run import verify
 
 from .conftest import ROOT, backup_database, eventually, serve_platform, unique_id
 

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick_core.currencies import EXPONENTS
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import MAX_AMOUNT, apply_rate, format_amount, parse_amount, parse_currency
-from tallystick_core.payment import FeeRates, Order
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.payment.checkout import Order
+from tallystick_core.payment.fees import FeeRates
 
 CURRENCIES = st.sampled_from(sorted(EXPONENTS))
 

@@ -22,12 +22,12 @@ from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2, ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2, payout_service_pb2_grpc
-from tallystick_core.refusal import ErrorReason
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.runtime.flow import _MAX_TEAM_DETACHED_TASKS
-from tallystick_server.runtime.stage import MAX_QUEUED_CALLS, Batcher
+from tallystick_core.errors import ErrorReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.operations.worker import _MAX_TEAM_DETACHED_TASKS
 from tallystick_storage.database import Database
 
 from .conftest import ServedPlatform, eventually, free_address, serve_platform, unique_id

@@ -26,14 +26,14 @@ from tallystick import Client, ClientSettings, UnavailableError, new_order
 from tallystick._errors import from_rpc
 from tallystick.event.v1 import event_service_pb2, event_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick_core.caller import Caller, Role
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.runtime.authentication import BearerTokens
-from tallystick_server.runtime.bulkhead import CallLimits
-from tallystick_server.runtime.door import Call, RpcServer
-from tallystick_server.runtime.fair_semaphore import FairSemaphore
+from tallystick_core.access import Caller, Role
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.rpc.authentication import BearerTokens
+from tallystick_server.rpc.bulkhead import CallLimits
+from tallystick_server.rpc.fair_semaphore import FairSemaphore
+from tallystick_server.rpc.server import Call, RpcServer
 from tallystick_storage.database import Database
 
 from .conftest import ServedPlatform, eventually, payment_worker_of, serve_platform, unique_id

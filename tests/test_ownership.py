@@ -22,10 +22,10 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as wb
-from tallystick_core.caller import Caller, Role
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.wiring import Dependencies
+from tallystick_core.access import Caller, Role
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
 from tallystick_server.wallet.handlers import WalletHandlers
 
 from .banks import ScriptedPayoutProvider

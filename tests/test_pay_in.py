@@ -17,13 +17,13 @@ from tallystick import AlreadyExistsError, Client, NotFoundError, TallystickErro
 from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.caller import Caller, Role
-from tallystick_server.payment.deliver import DeliveryConfirmation
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
-from tallystick_server.runtime.fields import PageToken
-from tallystick_server.runtime.peers import ServiceClient
+from tallystick_core.access import Caller, Role
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.payment.confirm_delivery import DeliveryConfirmation
+from tallystick_server.rpc.pagination import PageToken
+from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.verify.run import verify
 
 from .conftest import ServedPlatform, eventually, payment_worker_of, serve_platform, unique_id
 

@@ -9,28 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.identifier import reject_card_number
-from tallystick_core.payment import (
-    TERMINAL_STATUSES,
-    TRANSITIONS,
-    VERBS,
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.payment.charge import check_amount, derive_unapplied_charge_id
+from tallystick_core.payment.checkout import (
     ChargeMode,
     CheckoutRequest,
     MethodType,
     Order,
-    OrderStatus,
     PartialFailurePolicy,
-    PaymentTrigger,
-    check_amount,
-    derive_unapplied_charge_id,
     first_difference,
     normalize,
     reject_siblings,
-    transition,
 )
-from tallystick_core.provider import Declined, FailureReason, NotSent, Pending, PendingReason, Succeeded, Unknown
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_core.risk import BuiltInRiskCheck, RiskRules
+from tallystick_core.payment.risk import BuiltInRiskCheck, RiskRules
+from tallystick_core.payment.state import TERMINAL_STATUSES, TRANSITIONS, VERBS, OrderStatus, PaymentTrigger, transition
+from tallystick_core.provider.outcome import Declined, FailureReason, NotSent, Pending, PendingReason, Succeeded, Unknown
+from tallystick_core.validation import reject_card_number
 
 ORDERS = tuple(Order(f"o-{n}", "buyer", f"seller-{n}", 1000 + n, "EUR", None, n) for n in range(3))
 PAYMENT_EVENT = CheckoutRequest("c-1", "dev", "shop", "b", "s", "GB", "tok", MethodType.CARD, ChargeMode.PER_ORDER, PartialFailurePolicy.KEEP, ORDERS)

@@ -16,20 +16,31 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.payout import PayoutState
-from tallystick_core.provider import Declined, InTransit, NotFound, PayoutFailure, PayoutOutcome, RetryReason, Returned, Submitted, Succeeded, Unknown
-from tallystick_core.recovery import NextAction
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_server.payout.payout import PayoutOperation, operations_from_rows
-from tallystick_server.payout.settle import PayoutBooking
-from tallystick_server.payout.watch import CompletedPayoutPoller
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.runtime.postpone import FailedStep
-from tallystick_server.runtime.retry import RetryPolicies, RetryPolicy, RetryStrategy
-from tallystick_storage.due import Reschedule, reschedule
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payout.state import PayoutState
+from tallystick_core.provider.outcome import (
+    Declined,
+    InTransit,
+    NotFound,
+    PayoutFailure,
+    PayoutOutcome,
+    RetryReason,
+    Returned,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.retry_policy import RetryPolicies, RetryPolicy, RetryStrategy
+from tallystick_server.payout.booking import PayoutBooking
+from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
+from tallystick_server.payout.poll_completed import CompletedPayoutPoller
+from tallystick_server.verify.run import verify
+from tallystick_storage.operations import Reschedule, reschedule
 from tallystick_storage.payout import payouts as store
 
 from .banks import ScriptedPayoutProvider

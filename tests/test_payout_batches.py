@@ -19,12 +19,12 @@ from tallystick._errors import from_status
 from tallystick.event.v1 import event_service_pb2
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.provider import Declined, PayoutFailure, Submitted
-from tallystick_server.payout import collect
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.wiring import Dependencies
-from tallystick_storage.payout import schedule
+from tallystick_core.provider.outcome import Declined, PayoutFailure, Submitted
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.payout import batch_generator
+from tallystick_storage.payout import schedules as schedule_store
 
 from .banks import ScriptedPayoutProvider
 from .conftest import ServedPlatform, eventually, serve_platform, unique_id
@@ -243,7 +243,7 @@ def test_batches_that_stay_open_keep_no_other_waiting(
     payout_client: Client, payout_provider: ScriptedPayoutProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Payouts may be on their way for days: however many batches wait for theirs, a new one is collected, and one whose payouts are at rest is DONE."""
-    monkeypatch.setattr(collect, "_MAX_BATCHES", 1)
+    monkeypatch.setattr(batch_generator, "_MAX_BATCHES", 1)
     for slow in (True, True, False, True, False):
         seller = create_sale(payout_client, "10.00")
         to = create_destination(payout_client, seller)
@@ -265,7 +265,7 @@ def test_a_schedule_that_is_set_during_its_run_holds(
     create_destination(payout_client, seller)
     of = seller if whose == "his own" else ""
     set_daily_schedule(payout_client, of)
-    real, sets = schedule.now, [1]
+    real, sets = schedule_store.now, [1]
 
     def fake_now(connection: Connection) -> Any:
         if sets:  # what the run does between its look and its payouts
@@ -274,7 +274,7 @@ def test_a_schedule_that_is_set_during_its_run_holds(
             payout_client.payout.SetPayoutSchedule(pb.SetPayoutScheduleRequest(seller_account=of, currency="EUR", **weekly))  # type: ignore[arg-type]
         return real(connection)
 
-    monkeypatch.setattr(schedule, "now", fake_now)
+    monkeypatch.setattr(schedule_store, "now", fake_now)
     make_schedules_due(payout_platform.databases)
     (payout,) = eventually(
         lambda: list(payout_client.pages(payout_client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))
@@ -295,7 +295,7 @@ def test_a_schedule_that_is_set_again_and_again_keeps_no_other_waiting(
     for seller in (restless, other_seller):
         create_destination(payout_client, seller)
         set_daily_schedule(payout_client, seller)
-    real, setting_done, setting = schedule.now, Event(), Lock()
+    real, setting_done, setting = schedule_store.now, Event(), Lock()
     zones = cycle(("Europe/Berlin", "UTC"))
 
     def fake_now(connection: Connection) -> Any:
@@ -310,7 +310,7 @@ def test_a_schedule_that_is_set_again_and_again_keeps_no_other_waiting(
     def payouts(seller: str) -> list[payout_pb2.Payout]:
         return list(payout_client.pages(payout_client.payout.ListPayouts, pb.ListPayoutsRequest(seller_account=seller), "payouts"))
 
-    monkeypatch.setattr(schedule, "now", fake_now)
+    monkeypatch.setattr(schedule_store, "now", fake_now)
     make_schedules_due(payout_platform.databases)
     (paid_payout,) = eventually(lambda: payouts(other_seller))
     wait_for_state(payout_client, paid_payout.payout_id, "PAID")
@@ -419,7 +419,7 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(payout_client: C
         admin.execute("""
             create trigger no_report before update on payout.payout_batch_item for each row when (new.payout_batch_id like 'bad%')
             execute function payout.refuse_change()""")
-        bad = [unique_id("bad") for _ in range(collect._MAX_BATCHES + 5)]
+        bad = [unique_id("bad") for _ in range(batch_generator._MAX_BATCHES + 5)]
         for id_ in bad:
             create(id_, poor)
         create(id_ := unique_id("b"), seller)
@@ -432,7 +432,9 @@ def test_batches_that_cannot_be_collected_keep_no_other_waiting(payout_client: C
 
 
 @pytest.mark.parametrize(
-    "change", [lambda c, rows: schedule.advance(c, [(row, row.next_time) for row in rows]), schedule.postpone], ids=["advance", "postpone"]
+    "change",
+    [lambda c, rows: schedule_store.advance(c, [(row, row.next_time) for row in rows]), schedule_store.postpone],
+    ids=["advance", "postpone"],
 )
 def test_schedules_are_locked_in_order(scratch_database: DatabaseUrls, change: Callable[[Connection, Sequence[Any]], object]) -> None:
     """Schedules that are changed together are locked by seller, whatever order they are stored and given in, so that two changes never wait for each other."""
@@ -455,7 +457,9 @@ def test_schedules_are_locked_in_order(scratch_database: DatabaseUrls, change: C
         def run() -> None:
             with engine.connect() as connection:
                 connection.exec_driver_sql("set session_replication_role = replica")
-                change(connection, sorted(schedule.list_due(connection, 3, defaults_only=False), key=lambda row: row.seller_account, reverse=True))
+                change(
+                    connection, sorted(schedule_store.list_due(connection, 3, defaults_only=False), key=lambda row: row.seller_account, reverse=True)
+                )
                 connection.rollback()
 
         changing = pool.submit(run)
@@ -472,7 +476,7 @@ def test_schedules_that_cannot_be_run_keep_no_later_one_waiting(
     payout_client: Client, payout_platform: ServedPlatform, monkeypatch: pytest.MonkeyPatch, poison: str
 ) -> None:
     """More schedules than are looked at at a time cannot be read, or their payouts cannot be stored: a later one is run, and they once that is set right."""
-    monkeypatch.setattr(collect, "_MAX_PAGE_SIZE", 2)
+    monkeypatch.setattr(batch_generator, "_MAX_PAGE_SIZE", 2)
     closed_sellers, own_seller = [create_sale(payout_client, "8.00") for _ in range(5)], create_sale(payout_client, "8.00")
     for seller in (*closed_sellers, own_seller):
         create_destination(payout_client, seller)

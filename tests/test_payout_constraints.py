@@ -11,10 +11,10 @@ import pytest
 from tallystick import new_order
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.payable import DESTINATION_TRANSITIONS
-from tallystick_core.payout import TRANSITIONS, PayoutTrigger
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
+from tallystick_core.payout.destination import DESTINATION_TRANSITIONS
+from tallystick_core.payout.state import TRANSITIONS, PayoutTrigger
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
 
 from .conftest import eventually, fresh_database, serve_platform
 from .test_constraints import EMPTY_TEXT, ZERO_HASH, execute_as, insert_event

@@ -18,13 +18,12 @@ from tallystick.payout.v1 import payout_pb2, payout_service_pb2_grpc
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.caller import Caller, Role
-from tallystick_core.payable import DestinationTrigger
-from tallystick_core.provider import (
+from tallystick_core.access import Caller, Role
+from tallystick_core.payout.destination import DestinationTrigger
+from tallystick_core.provider.outcome import (
     Declined,
     PayoutFailure,
     PayoutLookupOutcome,
-    PayoutRequest,
     Pending,
     PendingReason,
     RetryReason,
@@ -33,12 +32,13 @@ from tallystick_core.provider import (
     Succeeded,
     Unknown,
 )
-from tallystick_server.payout.destination import end_destinations
-from tallystick_server.payout.flow import PayoutWorker
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.verify import verify
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.payout.destination_verification import end_destinations
+from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.verify.run import verify
 
 from .banks import ScriptedPayoutProvider
 from .conftest import FAST_RETRY, ServedPlatform, eventually, fresh_database, is_replayed, run_command, serve_platform, unique_id

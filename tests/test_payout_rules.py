@@ -11,28 +11,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.batch import NewBatch, derive_payout_id, format_run_id, parse_batch_id
-from tallystick_core.booking import JournalLine, PostingKind
-from tallystick_core.identifier import is_id, reject_card_number
-from tallystick_core.ledger import check_balanced
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.ledger.posting import check_balanced
+from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
 from tallystick_core.money import MAX_AMOUNT
-from tallystick_core.payable import (
+from tallystick_core.payout.approval import needs_approval, require_second_approver
+from tallystick_core.payout.batch import NewBatch, derive_payout_id, format_run_id, parse_batch_id
+from tallystick_core.payout.destination import (
     DESTINATION_TRANSITIONS,
     DESTINATION_VERBS,
     TERMINAL_DESTINATION_STATES,
-    DestinationReadiness,
     DestinationState,
     DestinationTrigger,
-    PayoutBlocker,
-    PayoutTerms,
-    WalletBalance,
+    NewDestination,
     is_account_rejected,
-    quote_amount,
-    quote_payout,
     require_approvable,
     transition_destination,
 )
-from tallystick_core.payout import (
+from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.payout.quote import DestinationReadiness, PayoutBlocker, PayoutTerms, WalletBalance, quote_amount, quote_payout
+from tallystick_core.payout.reported_transfer import (
+    MoneyMovement,
+    OutcomeEffect,
+    PayoutRecord,
+    Transfer,
+    TransferMatch,
+    apply_outcome,
+    money_movements,
+)
+from tallystick_core.payout.request import NewPayout, classify_hold_failure, first_difference, parse_payout_id
+from tallystick_core.payout.state import (
     HOLD_CAPTURED,
     HOLD_OPEN,
     HOLD_RELEASED,
@@ -40,19 +48,12 @@ from tallystick_core.payout import (
     TERMINAL_STATES,
     TRANSITIONS,
     VERBS,
-    NewDestination,
-    NewPayout,
     PayoutState,
     PayoutTrigger,
-    classify_hold_failure,
-    first_difference,
-    format_payout_operation_id,
-    needs_approval,
-    parse_payout_id,
-    require_second_approver,
     transition,
 )
-from tallystick_core.provider import (
+from tallystick_core.provider.idempotency_key import format_provider_key
+from tallystick_core.provider.outcome import (
     Declined,
     FailureReason,
     InTransit,
@@ -63,10 +64,8 @@ from tallystick_core.provider import (
     Submitted,
     Succeeded,
     Unknown,
-    format_provider_key,
 )
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_core.transfer import MoneyMovement, OutcomeEffect, PayoutRecord, Transfer, TransferMatch, apply_outcome, money_movements
+from tallystick_core.validation import is_id, reject_card_number
 
 PAYOUT = NewPayout("po-1", "dev", "shop", "seller", 1000, "EUR")
 NEXT_STATES = {  # money.md: what may follow each state

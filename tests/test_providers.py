@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from tallystick_core.payment import PaymentTrigger, trigger_for
-from tallystick_core.provider import Declined, NotSent, Pending, RetryReason, Succeeded, Unknown
+from tallystick_core.payment.charge import trigger_for
+from tallystick_core.payment.state import PaymentTrigger
+from tallystick_core.provider.outcome import Declined, NotSent, Pending, RetryReason, Succeeded, Unknown
 from tallystick_sandbox.rules import CONNECTION_REFUSED, Reply
-from tallystick_server.providers.sandbox import to_outcome
+from tallystick_server.providers.sandbox.provider import to_outcome
 
 
 @pytest.mark.parametrize(

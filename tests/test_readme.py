@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tallystick import new_order
-from tallystick_server.process.databases import DatabaseUrls
+from tallystick_server.app.database.connections import DatabaseUrls
 
 from .conftest import ROOT, eventually, serve_platform
 

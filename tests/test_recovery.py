@@ -35,10 +35,10 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.provider import (
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     ChargeOutcome,
-    ChargeRequest,
     Declined,
     FailureReason,
     FinalNotFound,
@@ -50,22 +50,22 @@ from tallystick_core.provider import (
     Succeeded,
     Unknown,
 )
-from tallystick_core.recovery import NextAction
+from tallystick_core.provider.payment_provider import ChargeRequest
 from tallystick_sandbox.sandbox import Sandbox
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.wiring import Dependencies
+from tallystick_server.operations.operation import OperationResult
+from tallystick_server.operations.reschedule import FailedStep, Rescheduler
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tallystick_server.payment.charge import Charge, charges_from_rows
-from tallystick_server.payment.flow import PaymentWorker
-from tallystick_server.payment.unapplied import record_unapplied
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
-from tallystick_server.process.wiring import Dependencies
-from tallystick_server.providers.sandbox import InProcessSandbox
-from tallystick_server.runtime.demand import OperationResult
-from tallystick_server.runtime.postpone import FailedStep, Rescheduler
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
-from tallystick_storage import duty
+from tallystick_server.payment.unapplied_charges import record_unapplied
+from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.providers.sandbox.provider import InProcessSandbox
+from tallystick_server.verify.run import verify
+from tallystick_storage import leader_lease
 from tallystick_storage.database import ConstraintViolation, Database
-from tallystick_storage.due import AttemptResult, claim_dead_lettered, find_held, record_attempt_results
+from tallystick_storage.operations import AttemptResult, claim_dead_lettered, find_held, record_attempt_results
 from tallystick_storage.payment import orders as payment_store
 
 from .banks import ScriptedPayoutProvider
@@ -1546,7 +1546,7 @@ def test_two_monitors_take_turns(scratch_database: DatabaseUrls) -> None:
     first, second = uuid4(), uuid4()
 
     def try_acquire(owner_id: UUID, seconds: float) -> bool:
-        return asyncio.run(database.transact(lambda connection: duty.try_acquire_lease(connection, "monitor", owner_id, seconds)))
+        return asyncio.run(database.transact(lambda connection: leader_lease.try_acquire_lease(connection, "monitor", owner_id, seconds)))
 
     assert try_acquire(first, 60)
     assert not try_acquire(second, 60)
@@ -1905,7 +1905,7 @@ def _waiting_charges(client: Client, count: int) -> list[str]:
 
 def test_a_full_sweep_is_followed_by_another_at_once(scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is due is taken up without a pause for as long as there is more of it than one sweep claims."""
-    monkeypatch.setattr("tallystick_server.runtime.flow._MAX_CLAIMED", 3)
+    monkeypatch.setattr("tallystick_server.operations.worker._MAX_CLAIMED", 3)
     at_once = {("", RetryReason.NOT_SENT): RetryPolicy(RetryStrategy.FIXED, 0.0, 0.0, 1000)}
     with (
         serve_platform(scratch_database, Settings(retry=at_once, sweep_interval=3600, breaker_failures=1000)) as platform,

@@ -14,23 +14,24 @@ from hypothesis import strategies as st
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2
-from tallystick_core.payable import DestinationState
-from tallystick_core.payment import OrderStatus, next_action
-from tallystick_core.payout import TERMINAL_STATES, PayoutState
-from tallystick_core.provider import FinalNotFound, NotSent, RetryReason, Succeeded, Unknown
-from tallystick_core.recovery import ExhaustedAction, NextAction, when_exhausted
+from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
+from tallystick_core.payment.charge import next_action
+from tallystick_core.payment.state import OrderStatus
+from tallystick_core.payout.destination import DestinationState
+from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
+from tallystick_core.provider.outcome import FinalNotFound, NotSent, RetryReason, Succeeded, Unknown
+from tallystick_server.observability.tracing import current_context
+from tallystick_server.operations.operator_handlers import parse_dead_letter_id
+from tallystick_server.operations.reschedule import FailedStep, Rescheduler, classify_failure
+from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPolicies, RetryPolicy, RetryStrategy, parse_policy
 from tallystick_server.payment.charge import Charge, OrderInCharge
-from tallystick_server.payout.destination import DestinationVerification
-from tallystick_server.payout.payout import PayoutOperation
-from tallystick_server.payout.prepare import plan_change
-from tallystick_server.payout.standing import PayoutSnapshot
-from tallystick_server.payout.watch import CompletedPayoutPoller
-from tallystick_server.runtime.operator import parse_dead_letter_id
-from tallystick_server.runtime.postpone import FailedStep, Rescheduler, classify_failure
-from tallystick_server.runtime.retry import DEFAULT_POLICIES, RetryPolicies, RetryPolicy, RetryStrategy, parse_policy
-from tallystick_server.runtime.telemetry import current_context
+from tallystick_server.payout.destination_verification import DestinationVerification
+from tallystick_server.payout.operation import PayoutOperation
+from tallystick_server.payout.place_hold import plan_change
+from tallystick_server.payout.poll_completed import CompletedPayoutPoller
+from tallystick_server.payout.snapshot import PayoutSnapshot
 from tallystick_storage.database import ConstraintViolation
-from tallystick_storage.due import Reschedule
+from tallystick_storage.operations import Reschedule
 from tallystick_storage.payout.payouts import NextPayoutPoll
 
 BOUNDED_STRATEGIES = [strategy for strategy in RetryStrategy if strategy is not RetryStrategy.CANCEL]

@@ -17,12 +17,12 @@ from tallystick.ledger.v1 import ledger_pb2, ledger_service_pb2
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
-from tallystick_core.ledger import format_transaction_id
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.ledger.identifiers import format_transaction_id
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
 from tallystick_server.event.handlers import EventHandlers
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
+from tallystick_server.verify.run import verify
 
 from .conftest import eventually, serve_platform
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.provider import (
+from tallystick_core.provider.outcome import (
     Declined,
     InTransit,
     NotFound,
@@ -24,7 +24,6 @@ from tallystick_core.provider import (
     PayoutFailure,
     PayoutLookupOutcome,
     PayoutOutcome,
-    PayoutRequest,
     Pending,
     RetryReason,
     Returned,
@@ -33,14 +32,15 @@ from tallystick_core.provider import (
     Unknown,
     Verified,
 )
+from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Fault, Reply, next_transfer_state
 from tallystick_sandbox.sandbox import Sandbox
 from tallystick_sandbox.server import create_app
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.providers.sandbox import HttpSandboxPayouts, InProcessSandboxPayouts, to_payout_outcome, to_verification_outcome
+from tallystick_sandbox.store import LoggedRequest
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.providers.sandbox.provider import HttpSandboxPayouts, InProcessSandboxPayouts, to_payout_outcome, to_verification_outcome
 from tallystick_storage.database import Database
-from tallystick_storage.sandbox import LoggedRequest
 
 from .conftest import unique_id
 

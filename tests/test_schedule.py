@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule, parse_zone
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.payout.schedule import Interval, Schedule, Weekday, next_time, parse_schedule, parse_zone
 
 TIME_ZONES = frozenset(files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
 """Every name of the IANA database, but the one that stands for a zone that nobody has set."""

@@ -32,11 +32,11 @@ from tallystick import (
 )
 from tallystick._settings import CHANNEL_OPTIONS, CONCLUSIVE_REASONS, NOT_STARTED_REASONS
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.errors import CODE_BY_REASON, to_status
-from tallystick_server.runtime.peers import SERVICE_CHANNEL_OPTIONS
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.rpc.errors import CODE_BY_REASON, to_status
+from tallystick_server.rpc.service_client import SERVICE_CHANNEL_OPTIONS
 
 from .conftest import ROOT, ServedPlatform, eventually, free_address, serve_platform, unique_id
 

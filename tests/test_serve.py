@@ -33,21 +33,22 @@ from sqlalchemy import make_url
 from tallystick import Client, ClientSettings, TallystickError, new_order
 from tallystick._errors import from_rpc
 from tallystick.payment.v1 import payment_service_pb2, payment_service_pb2_grpc
-from tallystick_core.caller import Caller, Role
-from tallystick_server.process import schema, serve
-from tallystick_server.process.configuration import SERVICES, Settings, load
-from tallystick_server.process.databases import DatabaseUrls, open_databases
-from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.failure import StartupError
-from tallystick_server.process.migrate import SCHEMAS, Passwords, driver_url, migrate, role_names
-from tallystick_server.process.verify import verify
+from tallystick_core.access import Caller, Role
+from tallystick_server.app import serve
+from tallystick_server.app.configuration import SERVICES, Settings, load
+from tallystick_server.app.database import schema
+from tallystick_server.app.database.connections import DatabaseUrls, open_databases
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.database.migrate import SCHEMAS, Passwords, driver_url, migrate, role_names
+from tallystick_server.app.errors import StartupError
+from tallystick_server.verify.run import verify
 
 from .conftest import ROOT, eventually, free_address, fresh_database, run_command
 from .conftest import serve_platform as platform_of
 from .torture.platform import freeze_postgres
 
 _PING, _GOAWAY = 6, 7  # types of HTTP/2 frames
-CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
+CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 
 
 @contextmanager
@@ -803,7 +804,7 @@ def test_a_service_alone_must_know_its_peers(database: DatabaseUrls, service: st
 def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"}
     return subprocess.run(
-        [sys.executable, "-m", "tallystick_server.process.demo", "--once"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-m", "tallystick_server.cli.demo", "--once"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
         env={**given, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": free_address(), **environment},
     )  # fmt: skip
 
@@ -850,7 +851,7 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
         "TALLYSTICK_LISTEN": free_address(),
     }
     idle_process = subprocess.Popen(
-        [sys.executable, "-m", "tallystick_server.process.demo"],
+        [sys.executable, "-m", "tallystick_server.cli.demo"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tallystick_core.provider import PayoutOutcome, PayoutRequest, Succeeded, Unknown, VerificationOutcome
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_server.payout.submit import BatchingPayoutProvider
-from tallystick_server.runtime.stage import Batcher, bisect_on_error, deduplicate_by_key
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.provider.outcome import PayoutOutcome, Succeeded, Unknown, VerificationOutcome
+from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_server.operations.batcher import Batcher, bisect_on_error, deduplicate_by_key
+from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_storage.database import ConstraintViolation
 
 

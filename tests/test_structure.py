@@ -23,17 +23,20 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.batch import BatchState
-from tallystick_core.booking import PostingKind
-from tallystick_core.dead_letter import DeadLetterState
-from tallystick_core.payable import DestinationState, PayoutBlocker
-from tallystick_core.payment import TRIGGERS, ChargeMode, MethodType, OrderStatus, PartialFailurePolicy
-from tallystick_core.payout import TRIGGERS as PAYOUT_HAPPENINGS
-from tallystick_core.payout import PayoutState
-from tallystick_core.provider import ChargeOutcome, FailureReason, PayoutFailure, PayoutOutcome, PendingReason
-from tallystick_core.schedule import Interval, Weekday
-from tallystick_core.transfer import TransferMatch
-from tallystick_core.wallet import EntryKind, HoldState
+from tallystick_core.ledger.posting_rules import PostingKind
+from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.payment.charge import TRIGGERS
+from tallystick_core.payment.checkout import ChargeMode, MethodType, PartialFailurePolicy
+from tallystick_core.payment.state import OrderStatus
+from tallystick_core.payout.batch import BatchState
+from tallystick_core.payout.destination import DestinationState
+from tallystick_core.payout.quote import PayoutBlocker
+from tallystick_core.payout.reported_transfer import TransferMatch
+from tallystick_core.payout.schedule import Interval, Weekday
+from tallystick_core.payout.state import TRIGGERS as PAYOUT_HAPPENINGS
+from tallystick_core.payout.state import PayoutState
+from tallystick_core.provider.outcome import ChargeOutcome, FailureReason, PayoutFailure, PayoutOutcome, PendingReason
+from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_server.event import handlers as event
 from tallystick_server.ledger import handlers as ledger
 from tallystick_server.payment import handlers as payment

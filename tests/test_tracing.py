@@ -24,9 +24,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tallystick import Client, new_order
 from tallystick._errors import from_rpc
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.stage import Batcher
-from tallystick_server.runtime.telemetry import SeedableIdGenerator
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.observability.tracing import SeedableIdGenerator
+from tallystick_server.operations.batcher import Batcher
 
 from .conftest import ServedPlatform, eventually, free_address, unique_id
 from .test_door import rpc_client
@@ -166,7 +166,7 @@ def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: Database
             "TALLYSTICK_LISTEN": (address := free_address()), "TALLYSTICK_TRACE_RATIO": "1",
             "TALLYSTICK_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
         }  # fmt: skip
-        command = [sys.executable, "-m", "tallystick_server.process.cli", "serve", "all"]
+        command = [sys.executable, "-m", "tallystick_server.cli.main", "serve", "all"]
         with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as server:
             try:
                 assert server.stderr is not None
@@ -183,8 +183,8 @@ def test_spans_are_exported_when_an_endpoint_is_given(scratch_database: Database
 _EXPORT_SCRIPT = """
 import sys
 from opentelemetry import trace
-from tallystick_server.runtime import telemetry
-flush = telemetry.configure("x", sys.argv[1], 1.0)
+from tallystick_server.observability import tracing
+flush = tracing.configure("x", sys.argv[1], 1.0)
 with trace.get_tracer("x").start_as_current_span("one"):
     pass
 flush()

@@ -21,13 +21,13 @@ from tallystick import Client, FailedPreconditionError, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.provider import RetryReason
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.migrate import role_names
-from tallystick_server.process.verify import run_checks, verify
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
-from tallystick_storage.verification import Reader
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.migrate import role_names
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.verify.run import run_checks, verify
+from tallystick_storage.verify import Reader
 
 from .conftest import eventually, fresh_database, run_command, serve_platform
 from .tamper.run import Tampering

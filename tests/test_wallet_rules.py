@@ -10,24 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.canonical import fingerprint
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_core.seller import SellerClaim, grant_claims
-from tallystick_core.wallet import (
-    HOLD_TRANSITIONS,
-    Balances,
-    Credit,
-    EntryKind,
-    Hold,
-    HoldState,
-    Instruction,
-    Wallet,
-    WalletChange,
-    can_open_wallet,
-    is_already_released,
-    repay_then_add_available,
-)
-from tallystick_core.wallet import apply_instruction as apply_at
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.fingerprint import fingerprint
+from tallystick_core.wallet.balances import Balances, Wallet, WalletChange, can_open_wallet, is_already_released, repay_then_add_available
+from tallystick_core.wallet.balances import apply_instruction as apply_at
+from tallystick_core.wallet.holds import Hold
+from tallystick_core.wallet.instructions import Credit, Instruction
+from tallystick_core.wallet.seller_ownership import SellerClaim, grant_claims
+from tallystick_core.wallet.state import HOLD_TRANSITIONS, EntryKind, HoldState
 
 _NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

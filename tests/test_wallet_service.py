@@ -15,11 +15,12 @@ from tallystick import Client, NotFoundError, TallystickError
 from tallystick._errors import from_status
 from tallystick.wallet.v1 import wallet_pb2
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
-from tallystick_core.wallet import EntryKind, Instruction
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.periodic import Periodic
-from tallystick_server.wallet.change import InstructionRequest, InstructionResult, WalletInstructions
+from tallystick_core.wallet.instructions import Instruction
+from tallystick_core.wallet.state import EntryKind
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations.periodic import Periodic
+from tallystick_server.wallet.apply_instructions import InstructionRequest, InstructionResult, WalletInstructions
 
 from .conftest import ServedPlatform, backup_database, eventually, is_replayed, serve_platform, unique_id
 

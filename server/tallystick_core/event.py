@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tallystick_core.identifier import parse_id, reject_card_id
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.validation import parse_id, reject_card_id
 
 MAX_AGGREGATE_ID = 255
 

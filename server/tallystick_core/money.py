@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from tallystick_core.currencies import EXPONENTS
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason
 
 MAX_AMOUNT = 10**18 - 1
 """The largest amount of one order or entry, in minor units; it fits a bigint with room to spare."""

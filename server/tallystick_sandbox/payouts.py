@@ -9,12 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from tallystick_core.canonical import fingerprint
-from tallystick_core.provider import PayoutRequest
-from tallystick_sandbox import rules
-from tallystick_sandbox.keys import IdempotencyKeys, reference_for, with_generation
+from tallystick_core.fingerprint import fingerprint
+from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_sandbox import rules, store
+from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for, with_generation
 from tallystick_sandbox.rules import Behavior, Fault, Plan, Reply
-from tallystick_storage import sandbox as store
 from tallystick_storage.database import Database
 
 

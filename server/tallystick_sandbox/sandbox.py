@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from tallystick_core.canonical import fingerprint
-from tallystick_core.provider import ChargeRequest
-from tallystick_sandbox import rules
-from tallystick_sandbox.keys import IdempotencyKeys, reference_for
+from tallystick_core.fingerprint import fingerprint
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_sandbox import rules, store
+from tallystick_sandbox.idempotency import IdempotencyKeys, reference_for
 from tallystick_sandbox.rules import Behavior, Fault, Plan, Reply
-from tallystick_storage import sandbox as store
 from tallystick_storage.database import Database
 
 

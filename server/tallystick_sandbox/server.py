@@ -7,8 +7,9 @@ from typing import Any
 
 from aiohttp import web
 
-from tallystick_core.provider import ChargeRequest, PayoutRequest
-from tallystick_core.refusal import ApiError
+from tallystick_core.errors import ApiError
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox

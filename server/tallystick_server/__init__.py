@@ -1,1 +1,5 @@
-"""The services, each a room of its own, on one runtime."""
+"""The services, the packages they share, and the process around them."""
+
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what goes wrong is said by us

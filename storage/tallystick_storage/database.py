@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from tallystick_core.refusal import ApiError, ErrorReason
+from tallystick_core.errors import ApiError, ErrorReason
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -8,26 +8,27 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from tallystick import AsyncClient, ClientSettings
-from tallystick_core.caller import Caller, Role
-from tallystick_core.provider import (
+from tallystick_core.access import Caller, Role
+from tallystick_core.provider.outcome import (
     ChargeLookupOutcome,
     ChargeOutcome,
-    ChargeRequest,
     FinalNotFound,
     NotSent,
     PayoutLookupOutcome,
     PayoutOutcome,
-    PayoutRequest,
     RetryReason,
     Unknown,
     VerificationOutcome,
 )
+from tallystick_core.provider.payment_provider import ChargeRequest
+from tallystick_core.provider.payout_provider import PayoutRequest
 from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.wiring import Dependencies, Service, Wiring
-from tallystick_server.providers.sandbox import (
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.wiring import Dependencies, Service, Wiring
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
+from tallystick_server.providers.sandbox.provider import (
     MAX_BATCH_SIZE,
     to_lookup_outcome,
     to_outcome,
@@ -35,10 +36,9 @@ from tallystick_server.providers.sandbox import (
     to_payout_outcome,
     to_verification_outcome,
 )
-from tallystick_server.runtime.authentication import BearerTokens
-from tallystick_server.runtime.door import RpcServer
-from tallystick_server.runtime.peers import ServiceClient
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tallystick_server.rpc.authentication import BearerTokens
+from tallystick_server.rpc.server import RpcServer
+from tallystick_server.rpc.service_client import ServiceClient
 from tests.policies import scaled_defaults
 
 from .database import EngineCache, SimulatedDatabase

@@ -12,11 +12,11 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection, Engine, Row, create_engine, event
 
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.migrate import SCHEMAS
-from tallystick_server.runtime.telemetry import TracedDatabase
-from tallystick_storage import verification
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.migrate import SCHEMAS
+from tallystick_server.observability.tracing import TracedDatabase
 from tallystick_storage.database import open_engine
+from tallystick_storage.verify import statement
 
 from .faults import InjectedFault
 
@@ -133,7 +133,7 @@ class VerifyReader:
             # each world empties the tables, which ends every plan: none is worth keeping
             engine = create_engine(self._databases.reader(schema), isolation_level="AUTOCOMMIT", connect_args={"prepare_threshold": None})
             self._connections[schema] = engine.connect()
-        return iter(self._connections[schema].execute(verification.statement(name, parameters), parameters).fetchall())
+        return iter(self._connections[schema].execute(statement(name, parameters), parameters).fetchall())
 
     def close(self) -> None:
         for connection in self._connections.values():

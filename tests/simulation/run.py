@@ -16,9 +16,9 @@ from tallystick import AsyncClient, TallystickError
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_service_pb2
 from tallystick.recovery.v1 import recovery_pb2
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import run_checks
-from tallystick_server.runtime import telemetry
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.observability import tracing
+from tallystick_server.verify.run import run_checks
 from tests.torture.check import OPEN_WORK_SQL
 
 from .alerts import audit_alerts
@@ -133,7 +133,7 @@ class Simulation:
 
     def _run_world(self, plan: SimulationPlan, result: SimulationResult) -> World:
         self._tables.reset()
-        telemetry.seed(plan.seed)
+        tracing.seed(plan.seed)
         seeded_random = SeededRandom(plan.seed)
         faults = FaultInjector(seeded_random, plan.share or 0.0, plan.without_faults, plan.planned)
         clock_drift = {service: seeded_random.uniform(f"drift of {service}", -5, 5) for service in SERVICES}

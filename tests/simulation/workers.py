@@ -15,9 +15,9 @@ from pathlib import Path
 import psycopg
 from sqlalchemy import make_url
 
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import Passwords, migrate
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.database.migrate import Passwords, migrate
 
 from .crash_points import CrashResults, run_with_crashes
 from .run import Simulation, SimulationPlan, SimulationResult

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import Passwords, migrate
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.database.migrate import Passwords, migrate
 from tests.interrupts import exit_on_interrupt
 
 from .database import fill_database

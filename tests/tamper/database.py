@@ -9,10 +9,10 @@ from tallystick import Client, new_order
 from tallystick.payment.v1 import payment_service_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2
-from tallystick_core.provider import RetryReason
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.conftest import eventually, serve_platform
 
 _SERVICES_WITH_ALERTS = ("payment", "ledger", "wallet", "payout")

@@ -12,10 +12,10 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from sqlalchemy.dialects import postgresql
 
-from tallystick_server.process.checks.report import Report
-from tallystick_server.process.verify import CHECKS, run_checks
+from tallystick_server.verify.report import Report
+from tallystick_server.verify.run import CHECKS, run_checks
 from tallystick_storage.migrations import UNSEALED
-from tallystick_storage.verification import statement
+from tallystick_storage.verify import statement
 
 from .edits import ROW, Edit, EditableColumn, each_edit, editable_columns, first_edit, make_random_edit
 from .exempt import EXEMPTIONS

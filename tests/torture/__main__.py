@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tallystick_server.process.configuration import Settings
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.process.migrate import Passwords, migrate
+from tallystick_server.app.configuration import Settings
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.app.database.migrate import Passwords, migrate
 from tests.interrupts import exit_on_interrupt
 
 from .check import check, is_at_rest

@@ -9,8 +9,8 @@ import psycopg
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.verify import verify
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.verify.run import verify
 
 from .load import PaymentCalls, PayoutCalls
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from tallystick_core.provider import RetryReason
-from tallystick_server.process.databases import DatabaseUrls
-from tallystick_server.process.embedded import EmbeddedPostgres
-from tallystick_server.runtime.retry import RetryPolicy, RetryStrategy
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.embedded import EmbeddedPostgres
+from tallystick_server.operations.retry_policy import RetryPolicy, RetryStrategy
 from tests.policies import format_setting, scaled_defaults
 
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
-_CLI = [sys.executable, "-m", "tallystick_server.process.cli"]
+_CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 _RETRY_SCALE = 1 / 20
 """The default retry policies, so many times as fast; but what is polled once a day for a month is polled four times within seconds."""
 _FAST_SETTINGS = {

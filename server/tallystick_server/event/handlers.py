@@ -11,17 +11,18 @@ from sqlalchemy import Connection, Row
 
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1 import event_service_pb2 as pb
-from tallystick_core.caller import Role
+from tallystick_core.access import Role
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
 from tallystick_core.event import MAX_AGGREGATE_ID, check_event, format_event_id
-from tallystick_core.identifier import parse_id, parse_text
-from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
-from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import EnumNames, has_time
-from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
-from tallystick_server.runtime.items import check_batch
-from tallystick_server.runtime.stage import MAX_QUEUED_BATCHES, Batcher, bisect_on_error
-from tallystick_storage import event as store
+from tallystick_core.validation import parse_id, parse_text
+from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher, bisect_on_error
+from tallystick_server.rpc.batch import check_batch
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.server import Access, Call
+from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.rpc.timestamps import has_time
 from tallystick_storage.database import Database
+from tallystick_storage.event import events as store
 
 _UNRESTRICTED_ROLES = frozenset({Role.SERVICE, Role.OPERATOR, Role.AUDITOR})
 ACCESS: Access = {

@@ -7,12 +7,13 @@ from sqlalchemy import Connection
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.ledger.v1 import ledger_pb2
-from tallystick_server.ledger import messages
+from tallystick_server.ledger import convert
 from tallystick_server.ledger.post import RecentTransactions
-from tallystick_server.runtime.relay import MAX_EVENTS, EventBatch, add_event, split_requests
-from tallystick_storage import ledger as store
+from tallystick_server.outbox.events import add_event
+from tallystick_server.outbox.relay import MAX_EVENTS, EventBatch, split_requests
 from tallystick_storage import outbox
 from tallystick_storage.database import Database
+from tallystick_storage.ledger import postings as store
 
 
 class LedgerEvents:
@@ -34,7 +35,7 @@ class LedgerEvents:
                 return store.load_transactions(connection, store.list_sequences_between(connection, after, after + MAX_EVENTS, "", MAX_EVENTS))
 
             rows = await self._database.load(load_unpublished)
-            transactions = [(messages.transaction(row, entries), row.caller) for row, entries in rows]
+            transactions = [(convert.transaction(row, entries), row.caller) for row, entries in rows]
             for transaction, _ in transactions:
                 transaction.ClearField("reversed_by_transaction_id")  # an event shows a transaction as it was posted
 

@@ -12,22 +12,25 @@ from sqlalchemy import Connection, Row
 
 from tallystick.ledger.v1 import ledger_service_pb2 as pb
 from tallystick.money.v1 import money_pb2
-from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_reason_text, parse_text
-from tallystick_core.ledger import Head, Posting, build_reversal, format_transaction_id, parse_account, parse_transaction_id, reject_irreversible
+from tallystick_core.access import Role
+from tallystick_core.errors import ApiError, ErrorReason, not_found_error
+from tallystick_core.ledger.hash_chain import Head
+from tallystick_core.ledger.identifiers import format_transaction_id, parse_account, parse_transaction_id
+from tallystick_core.ledger.posting import Posting, build_reversal, reject_irreversible
 from tallystick_core.money import format_amount, parse_currency
-from tallystick_core.refusal import ApiError, ErrorReason, not_found_error
-from tallystick_server.ledger import messages
+from tallystick_core.validation import parse_reason_text, parse_text
+from tallystick_server.ledger import convert
 from tallystick_server.ledger.post import PostedTransaction, TransactionPoster
-from tallystick_server.runtime import alerts
-from tallystick_server.runtime.alerts import AlertHandlers
-from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, parse_page_size, parse_time, to_timestamp
-from tallystick_server.runtime.follow import SequenceSource, SequenceTail, StreamFilter
-from tallystick_server.runtime.items import process_items, to_item_status
-from tallystick_server.runtime.stage import MAX_QUEUED_BATCHES, Batcher
-from tallystick_storage import ledger as store
+from tallystick_server.operations import alerts
+from tallystick_server.operations.alerts import AlertHandlers
+from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
+from tallystick_server.rpc.batch import process_items, to_item_status
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.server import Access, Call
+from tallystick_server.rpc.streaming import SequenceSource, SequenceTail, StreamFilter
+from tallystick_server.rpc.timestamps import parse_time, to_timestamp
 from tallystick_storage.database import Database
+from tallystick_storage.ledger import postings as store
 
 _READ = frozenset({Role.OPERATOR, Role.AUDITOR, Role.SERVICE})
 ACCESS: Access = {
@@ -66,7 +69,7 @@ class LedgerHandlers(AlertHandlers):
 
     async def BatchPost(self, request: pb.BatchPostRequest, _call: Call) -> pb.BatchPostResponse:
         include_transaction = not request.outcome_only
-        results = await process_items(request.postings, "postings", messages.parse_posting, self._post_batcher.submit)
+        results = await process_items(request.postings, "postings", convert.parse_posting, self._post_batcher.submit)
         return pb.BatchPostResponse(results=[_post_result(result, include_transaction=include_transaction) for result in results])
 
     async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
@@ -85,7 +88,7 @@ class LedgerHandlers(AlertHandlers):
 
     async def GetTransaction(self, request: pb.GetTransactionRequest, _call: Call) -> pb.GetTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
-        return pb.GetTransactionResponse(transaction=messages.transaction(*await self._get_transaction(sequence)))
+        return pb.GetTransactionResponse(transaction=convert.transaction(*await self._get_transaction(sequence)))
 
     async def ListTransactions(self, request: pb.ListTransactionsRequest, _call: Call) -> pb.ListTransactionsResponse:
         size = parse_page_size(request.page_size)
@@ -100,7 +103,7 @@ class LedgerHandlers(AlertHandlers):
 
         rows, scanned_to = await self._database.read(read_page)
         newest_first = sorted(rows, key=lambda pair: -pair[0].sequence)
-        transactions, next_token = token.build_page(newest_first, size, lambda pair: messages.transaction(*pair), lambda pair: (pair[0].sequence,))
+        transactions, next_token = token.build_page(newest_first, size, lambda pair: convert.transaction(*pair), lambda pair: (pair[0].sequence,))
         if not next_token and scanned_to is not None:
             next_token = token.make(scanned_to)
         return pb.ListTransactionsResponse(transactions=transactions, next_page_token=next_token)
@@ -117,7 +120,7 @@ class LedgerHandlers(AlertHandlers):
         head, row = await self._database.read(read)
         if row is None:
             raise not_found_error("account", f"{account} in {currency}")
-        return pb.GetAccountResponse(account=messages.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
+        return pb.GetAccountResponse(account=convert.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, _call: Call) -> pb.ListAccountsResponse:
         size = parse_page_size(request.page_size)
@@ -126,7 +129,7 @@ class LedgerHandlers(AlertHandlers):
         token = PageToken("ListAccounts", prefix, currency)
         after = _account_cursor(token.parse(request.page_token, str, str))
         rows = await self._database.read(lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1))
-        accounts, next_token = token.build_page(rows, size, messages.account, lambda row: (row.account, row.currency))
+        accounts, next_token = token.build_page(rows, size, convert.account, lambda row: (row.account, row.currency))
         return pb.ListAccountsResponse(accounts=accounts, next_page_token=next_token)
 
     async def GetTrialBalance(self, request: pb.GetTrialBalanceRequest, _call: Call) -> pb.GetTrialBalanceResponse:
@@ -134,7 +137,7 @@ class LedgerHandlers(AlertHandlers):
         as_of = parse_time(request, "as_of_time")
         token = PageToken("GetTrialBalance")
         cursor = token.parse(request.page_token, int, str, str, str)
-        sums = messages.parse_sums(str(cursor[3])) if cursor else {}
+        sums = convert.parse_sums(str(cursor[3])) if cursor else {}
 
         def read(connection: Connection) -> tuple[Head, Sequence[Row[Any]]]:
             head = store.head_after(connection, int(cursor[0])) if cursor else store.head_at(connection, as_of)
@@ -147,9 +150,9 @@ class LedgerHandlers(AlertHandlers):
         next_token = ""
         if len(rows) > size:
             last = rows[size - 1]
-            next_token = token.make(head.sequence, last.account, last.currency, messages.format_sums(sums))
+            next_token = token.make(head.sequence, last.account, last.currency, convert.format_sums(sums))
         return pb.GetTrialBalanceResponse(
-            lines=[messages.account(line) for line in lines],
+            lines=[convert.account(line) for line in lines],
             sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sorted(sums.items())],
             sequence=head.sequence,
             chain_head=head.hash,
@@ -168,7 +171,7 @@ class LedgerHandlers(AlertHandlers):
         del request  # a stream keeps no body
         async with aclosing(self._tail.stream(filters, after, "after_sequence", follow=follow)) as transactions:
             async for row, entries in transactions:
-                yield pb.StreamEntriesResponse(transaction=messages.transaction(row, entries))
+                yield pb.StreamEntriesResponse(transaction=convert.transaction(row, entries))
 
     async def _get_transaction(self, sequence: int) -> store.TransactionRow:
         rows = await self._database.read(lambda connection: store.load_transactions(connection, [sequence]))
@@ -178,7 +181,7 @@ class LedgerHandlers(AlertHandlers):
 
     async def _get_posting(self, sequence: int) -> Posting:
         """A stored transaction as it was posted."""
-        return messages.stored_posting(*await self._get_transaction(sequence))
+        return convert.stored_posting(*await self._get_transaction(sequence))
 
 
 def _estimate_size(row: store.TransactionRow) -> int:
@@ -199,7 +202,7 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
     return store.TransactionFilter(
         parse_account(request.account, "account") if request.account else None,
         parse_currency(request.currency) if request.currency else None,
-        messages.KINDS.parse(request.kind, "kind", "") or None,
+        convert.KINDS.parse(request.kind, "kind", "") or None,
         parse_text(request.cause_id, "cause_id", 64) or None,
         parse_time(request, "post_time_from"),
         parse_time(request, "post_time_until"),

@@ -10,13 +10,14 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from tallystick.ledger.v1 import ledger_pb2
-from tallystick_core.ledger import ChainedTransaction, Head, Posting, append_posting, first_difference
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
+from tallystick_core.ledger.hash_chain import ChainedTransaction, Head, append_posting
+from tallystick_core.ledger.posting import Posting, first_difference
 from tallystick_core.money import MAX_BALANCE
-from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
-from tallystick_server.ledger import messages
-from tallystick_server.runtime.stage import deduplicate_by_key, run_flattened
-from tallystick_storage import ledger as store
+from tallystick_server.ledger import convert
+from tallystick_server.operations.batcher import deduplicate_by_key, run_flattened
 from tallystick_storage.database import Database
+from tallystick_storage.ledger import postings as store
 
 _MAX_CACHED_IDS = 200_000
 _MAX_RECENT = 10_000
@@ -158,7 +159,7 @@ def _build_result(
     if key in existing.fingerprints:
         sequence, fingerprint = existing.fingerprints[key]
         if fingerprint != posting.fingerprint:
-            return key_reused_error(first_difference(posting, messages.stored_posting(*existing.transactions[sequence])))
-        return PostedTransaction(messages.transaction(*existing.transactions[sequence]), replayed=True)
+            return key_reused_error(first_difference(posting, convert.stored_posting(*existing.transactions[sequence])))
+        return PostedTransaction(convert.transaction(*existing.transactions[sequence]), replayed=True)
     result = outcomes[key]
-    return result if isinstance(result, ApiError) else PostedTransaction(messages.new_transaction(result), replayed=False)
+    return result if isinstance(result, ApiError) else PostedTransaction(convert.new_transaction(result), replayed=False)

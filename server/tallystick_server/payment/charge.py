@@ -11,23 +11,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row
 
 from tallystick.payment.v1 import payment_pb2
-from tallystick_core.payment import CheckoutRequest, OrderStatus, PaymentTrigger, next_action
-from tallystick_core.provider import (
-    ChargeLookupOutcome,
-    ChargeOutcome,
-    ChargeRequest,
-    Declined,
-    FailureReason,
-    PaymentProvider,
-    PendingReason,
-    Succeeded,
-    format_provider_key,
-)
-from tallystick_core.recovery import NextAction
-from tallystick_server.payment import encode
-from tallystick_server.runtime.demand import LeasedOperation, parse_tries
-from tallystick_server.runtime.telemetry import SpanContext, parse_traceparent
-from tallystick_storage import due
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payment.charge import next_action
+from tallystick_core.payment.checkout import CheckoutRequest
+from tallystick_core.payment.state import OrderStatus, PaymentTrigger
+from tallystick_core.provider.idempotency_key import format_provider_key
+from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome, Declined, FailureReason, PendingReason, Succeeded
+from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
+from tallystick_server.observability.tracing import SpanContext, parse_traceparent
+from tallystick_server.operations.operation import LeasedOperation, parse_tries
+from tallystick_server.payment import convert
+from tallystick_storage import operations as operation_store
 from tallystick_storage.payment import orders as store
 
 # What accept stores of a new charge, and what this process therefore knows without reading it back.
@@ -59,7 +53,7 @@ class OrderInCharge(NamedTuple):
         """The order after a move, as the row says."""
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
-        encode.apply_transition(message, transition, row)
+        convert.apply_transition(message, transition, row)
         return self._replace(version=row.version, status=OrderStatus(transition.status), message=message)
 
 
@@ -180,7 +174,7 @@ def _order_from_new(order: store.NewOrder, message: payment_pb2.PaymentOrder) ->
     """An order as accept stores it."""
     return OrderInCharge(
         payment_order_id=order.payment_order_id,
-        version=encode.CREATED_VERSION,
+        version=convert.CREATED_VERSION,
         status=OrderStatus.EXECUTING,
         buyer_account=order.buyer_account,
         seller_account=order.seller_account,
@@ -243,21 +237,23 @@ def _seconds_left(row: Row[Any]) -> float:
     return inf if seconds is None or seconds <= 0 else float(seconds)
 
 
-def outcome_from_attempt(attempt: due.AttemptResult) -> ChargeOutcome | None:
+def outcome_from_attempt(attempt: operation_store.AttemptResult) -> ChargeOutcome | None:
     """What the provider said, if it was final, as its attempt keeps it."""
     match attempt:
-        case due.AttemptResult(outcome=PaymentTrigger.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)):
+        case operation_store.AttemptResult(outcome=PaymentTrigger.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)):
             return Succeeded(attempt.provider_reference, amount, currency)
-        case due.AttemptResult(outcome=PaymentTrigger.DECLINED):
+        case operation_store.AttemptResult(outcome=PaymentTrigger.DECLINED):
             return Declined(FailureReason(attempt.failure_reason), attempt.decline_code, attempt.provider_reference)
         case _:
             return None
 
 
-def _attempt_result(row: Row[Any]) -> due.AttemptResult:
+def _attempt_result(row: Row[Any]) -> operation_store.AttemptResult:
     """What stands on the attempt in a row that has its order's columns too."""
     amount, currency = row.moved_amount, row.moved_currency
-    return due.AttemptResult(row.charge_id, row.number, row.outcome, row.attempt_reference, amount, currency, row.attempt_reason, row.attempt_code)
+    return operation_store.AttemptResult(
+        row.charge_id, row.number, row.outcome, row.attempt_reference, amount, currency, row.attempt_reason, row.attempt_code
+    )
 
 
 def _order_from_row(row: Row[Any]) -> OrderInCharge:
@@ -269,5 +265,5 @@ def _order_from_row(row: Row[Any]) -> OrderInCharge:
         seller_account=row.seller_account,
         amount=row.amount,
         platform_fee=row.platform_fee,
-        message=encode.stored_order(row),
+        message=convert.stored_order(row),
     )

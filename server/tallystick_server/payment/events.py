@@ -9,7 +9,7 @@ from sqlalchemy import Row
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payment.v1 import payment_pb2
-from tallystick_server.runtime.relay import add_event
+from tallystick_server.outbox.events import add_event
 
 
 class EventOrigin(Protocol):

@@ -12,21 +12,21 @@ from sqlalchemy import Connection
 
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
-from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id, parse_reason_text
-from tallystick_core.payment import OrderStatus, PaymentTrigger, transition
-from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error
-from tallystick_core.table import Verb, invalid_state_error
-from tallystick_server.payment import decode, encode
-from tallystick_server.payment.flow import PaymentWorker
-from tallystick_server.payment.operator import PaymentOperatorHandlers
-from tallystick_server.runtime import operator
-from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, parse_page_size
-from tallystick_server.runtime.stage import Batcher
+from tallystick_core.access import Role
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error
+from tallystick_core.payment.state import OrderStatus, PaymentTrigger, transition
+from tallystick_core.state_machine import Verb, invalid_state_error
+from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_server.operations import operator_handlers
+from tallystick_server.operations.batcher import Batcher
+from tallystick_server.payment import convert
+from tallystick_server.payment.operator_handlers import PaymentOperatorHandlers
+from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.server import Access, Call
 from tallystick_storage.database import Database
-from tallystick_storage.payment import conflict
-from tallystick_storage.payment import reads as store
+from tallystick_storage.payment import conflicts
+from tallystick_storage.payment import queries as store
 
 ACCESS: Access = {
     "CreatePayment": frozenset({Role.TEAM}),
@@ -36,7 +36,7 @@ ACCESS: Access = {
     "WatchPayment": frozenset({Role.TEAM, Role.OPERATOR}),
     "CancelPayment": frozenset({Role.TEAM}),
     "ConfirmDelivery": frozenset({Role.TEAM}),
-    **operator.ACCESS,
+    **operator_handlers.ACCESS,
     "ListUnappliedCharges": frozenset({Role.OPERATOR}),
     "AcknowledgeUnappliedCharge": frozenset({Role.OPERATOR}),
     "AcknowledgeCharge": frozenset({Role.OPERATOR}),
@@ -68,8 +68,8 @@ class PaymentHandlers(PaymentOperatorHandlers):
         await self._read_batcher.stop()
 
     async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
-        wait_for = decode.WAIT_CONDITIONS.parse(request.wait_for, "wait_for", "RESULT")
-        checkout = decode.checkout_request(request, call.caller)
+        wait_for = convert.WAIT_CONDITIONS.parse(request.wait_for, "wait_for", "RESULT")
+        checkout = convert.parse_checkout(request, call.caller)
         with self._worker.notifier.subscribe(checkout.checkout_id, only_results=True) as subscription:
             result = await self._worker.create_payment(checkout)
             if result.replayed:
@@ -89,7 +89,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
             cancel_reason, newly_canceled = await self._worker.cancel(payment.checkout_id, call.caller.name, reason)
             if not cancel_reason:
                 payment = await self._get_visible_payment(request.checkout_id, call)  # it ended since it was read
-                state = decode.PAYMENT_STATES.parse(payment.payment_state, "payment_state")
+                state = convert.PAYMENT_STATES.parse(payment.payment_state, "payment_state")
                 raise invalid_state_error("payment", state, _CANCEL)
             if cancel_reason != reason:
                 raise key_reused_error("reason")
@@ -110,30 +110,30 @@ class PaymentHandlers(PaymentOperatorHandlers):
         if not await self._worker.confirm_delivery(order.payment_order_id):
             call.mark_replayed()
         updated_order, _, _ = await self._get_visible_order(request.payment_order_id, call, changed=True)
-        return pb.ConfirmDeliveryResponse(payment_order=encode.payment_order(updated_order))
+        return pb.ConfirmDeliveryResponse(payment_order=convert.payment_order(updated_order))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
         return pb.GetPaymentResponse(payment=await self._get_visible_payment(request.checkout_id, call))
 
     async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
         size = parse_page_size(request.page_size)
-        filters = decode.payment_filter(request, None if call.caller.can_see_all else call.caller.owner)
+        filters = convert.parse_payment_filter(request, None if call.caller.can_see_all else call.caller.owner)
         token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(filters)))
         cursor = token.parse_time_cursor(request.page_token)
         rows, scanned_to = await self._database.read(lambda connection: store.list_payments(connection, filters, cursor, size + 1))
         payments, next_token = token.build_page(
-            rows, size, encode.payment_summary, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id)
+            rows, size, convert.payment_summary, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id)
         )
         return pb.ListPaymentsResponse(payments=payments, next_page_token=next_token or token.next_token(scanned_to))
 
     async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
         order, history, attempts = await self._get_visible_order(request.payment_order_id, call)
-        reports = await self._database.read(lambda connection: conflict.list_reports(connection, order.charge_id))
+        reports = await self._database.read(lambda connection: conflicts.list_reports(connection, order.charge_id))
         return pb.GetPaymentOrderResponse(
-            payment_order=encode.payment_order(order),
-            history=encode.transitions(history),
-            attempts=encode.attempts(attempts),
-            conflicting_reports=[encode.conflicting_report(row) for row in reports],
+            payment_order=convert.payment_order(order),
+            history=convert.transitions(history),
+            attempts=convert.attempts(attempts),
+            conflicting_reports=[convert.conflicting_report(row) for row in reports],
         )
 
     async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:
@@ -164,7 +164,7 @@ class PaymentHandlers(PaymentOperatorHandlers):
         orders_by_checkout = await self._database.load(load)
         messages = {}
         for checkout_id, orders in orders_by_checkout.items():
-            messages[checkout_id] = encode.payment(orders)
+            messages[checkout_id] = convert.payment(orders)
             if len(orders) > _YIELD_ABOVE_ORDERS:
                 await asyncio.sleep(0)  # other calls have their turn of the loop
         return [messages.get(checkout_id) for checkout_id in checkout_ids]

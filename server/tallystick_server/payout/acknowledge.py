@@ -8,16 +8,15 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.identifier import parse_id, parse_reason_text
-from tallystick_core.refusal import ApiError, ErrorReason, key_reused_error, not_found_error
-from tallystick_server.payout import encode, events
-from tallystick_server.payout.standing import transfer_of
-from tallystick_server.runtime.fields import to_timestamp
-from tallystick_server.runtime.relay import record_events
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
+from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_server.outbox.events import record_events
+from tallystick_server.payout import convert, events
+from tallystick_server.payout.snapshot import transfer_of
+from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
-from tallystick_storage.payout import acknowledgement as store
-from tallystick_storage.payout import payouts
-from tallystick_storage.payout import transfer as transfers
+from tallystick_storage.payout import acknowledgements as store
+from tallystick_storage.payout import payouts, transfers
 
 _RETRY_AFTER_SECONDS = 1.0  # seconds
 
@@ -77,7 +76,7 @@ async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> b
             )
         with record_events(connection, changes) as event_batch:
             for change in changes:
-                message = encode.payout(row)
+                message = convert.payout(row)
                 message.version = change.version
                 message.update_time.CopyFrom(to_timestamp(change.update_time))
                 events.add_payout_changed(event_batch, message, row.traceparent)

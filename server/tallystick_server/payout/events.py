@@ -5,7 +5,7 @@ from __future__ import annotations
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
 from tallystick.payout.v1 import payout_pb2
-from tallystick_server.runtime.relay import add_event
+from tallystick_server.outbox.events import add_event
 
 
 def add_payout_changed(event_batch: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str) -> None:

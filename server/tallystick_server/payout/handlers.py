@@ -11,33 +11,33 @@ from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
-from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id, parse_reason_text
+from tallystick_core.access import Role
+from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import parse_currency
-from tallystick_core.payout import TERMINAL_STATES, NewPayout, PayoutTransitionReason, format_payout_operation_id
-from tallystick_core.refusal import ApiError, ErrorReason
-from tallystick_server.payout import decode, encode
-from tallystick_server.payout.accept import CreatePayoutCommand
-from tallystick_server.payout.batches import BatchCreator
-from tallystick_server.payout.decide import Decision
-from tallystick_server.payout.flow import PayoutWorker
-from tallystick_server.payout.grounds import require_seller_owner
-from tallystick_server.payout.operator import PayoutOperatorHandlers
+from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.payout.request import NewPayout
+from tallystick_core.payout.state import TERMINAL_STATES, PayoutTransitionReason
+from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_server.observability.tracing import current_context, traceparent
+from tallystick_server.operations import operator_handlers
+from tallystick_server.operations.batcher import Batcher
+from tallystick_server.payout import convert
+from tallystick_server.payout.approvals import Decision
+from tallystick_server.payout.create_batch import BatchCreator
+from tallystick_server.payout.create_payout import CreatePayoutCommand
+from tallystick_server.payout.destinations import DestinationRegistry
+from tallystick_server.payout.eligibility import require_seller_owner
+from tallystick_server.payout.operator_handlers import PayoutOperatorHandlers
 from tallystick_server.payout.preview import PayoutPreview
-from tallystick_server.payout.register import DestinationRegistry
 from tallystick_server.payout.schedules import PayoutSchedules
-from tallystick_server.runtime import operator
-from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, parse_page_size
-from tallystick_server.runtime.stage import Batcher
-from tallystick_server.runtime.telemetry import current_context, traceparent
-from tallystick_storage import due
+from tallystick_server.payout.worker import PayoutWorker
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.server import Access, Call
+from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
-from tallystick_storage.payout import acknowledgement
-from tallystick_storage.payout import batch as batch_store
-from tallystick_storage.payout import destination as destinations
-from tallystick_storage.payout import reads as store
-from tallystick_storage.payout import transfer as transfers
+from tallystick_storage.payout import acknowledgements, destinations, transfers
+from tallystick_storage.payout import batches as batch_store
+from tallystick_storage.payout import queries as store
 
 _OPERATOR = frozenset({Role.OPERATOR})
 _PAYOUTS = frozenset({Role.PAYOUTS})
@@ -63,10 +63,10 @@ ACCESS: Access = {
     "GetPayoutBatch": _READ,
     "SetPayoutSchedule": _PAYOUTS_OR_OPERATOR,
     "GetPayoutSchedule": _READ,
-    **operator.ACCESS,
+    **operator_handlers.ACCESS,
 }
 
-_TERMINAL_STATES = frozenset(encode.STATES.number(state) for state in TERMINAL_STATES)
+_TERMINAL_STATES = frozenset(convert.STATES.number(state) for state in TERMINAL_STATES)
 
 
 class PayoutHandlers(PayoutOperatorHandlers):
@@ -88,28 +88,28 @@ class PayoutHandlers(PayoutOperatorHandlers):
         await self._read_batcher.stop()
 
     async def CreatePayoutDestination(self, request: pb.CreatePayoutDestinationRequest, call: Call) -> pb.CreatePayoutDestinationResponse:
-        row, replayed = await self._destination_registry.create(decode.new_destination(request, call.caller), traceparent())
+        row, replayed = await self._destination_registry.create(convert.parse_destination(request, call.caller), traceparent())
         if replayed:
             call.mark_replayed()
-        return pb.CreatePayoutDestinationResponse(payout_destination=encode.destination(row))
+        return pb.CreatePayoutDestinationResponse(payout_destination=convert.destination(row))
 
     async def GetPayoutDestination(self, request: pb.GetPayoutDestinationRequest, call: Call) -> pb.GetPayoutDestinationResponse:
         return pb.GetPayoutDestinationResponse(
-            payout_destination=encode.destination(await self._get_visible_destination(request.payout_destination_id, call))
+            payout_destination=convert.destination(await self._get_visible_destination(request.payout_destination_id, call))
         )
 
     async def ListPayoutDestinations(self, request: pb.ListPayoutDestinationsRequest, call: Call) -> pb.ListPayoutDestinationsResponse:
         size = parse_page_size(request.page_size)
         filters = {
-            "owner": decode.owner_of(call.caller),
-            "seller_account": decode.parse_optional_id(request.seller_account, "seller_account"),
+            "owner": convert.parse_owner(call.caller),
+            "seller_account": convert.parse_optional_id(request.seller_account, "seller_account"),
             "currency": parse_currency(request.currency) if request.currency else "",
-            "state": encode.DESTINATION_STATES.parse(request.state, "state", ""),
+            "state": convert.DESTINATION_STATES.parse(request.state, "state", ""),
         }
         token = PageToken("ListPayoutDestinations", *filters.values())
         cursor = token.parse_time_cursor(request.page_token)
         rows = await self._database.read(lambda connection: destinations.list_destinations(connection, filters, cursor, size + 1))
-        messages, next_token = token.build_page(rows, size, encode.destination, lambda row: (row.create_time.isoformat(), row.payout_destination_id))
+        messages, next_token = token.build_page(rows, size, convert.destination, lambda row: (row.create_time.isoformat(), row.payout_destination_id))
         return pb.ListPayoutDestinationsResponse(payout_destinations=messages, next_page_token=next_token)
 
     async def DisablePayoutDestination(self, request: pb.DisablePayoutDestinationRequest, call: Call) -> pb.DisablePayoutDestinationResponse:
@@ -118,7 +118,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         if not await self._destination_registry.disable(row.payout_destination_id, call.caller.name, reason):
             call.mark_replayed()
         updated_row = await self._get_visible_destination(request.payout_destination_id, call, changed=True)
-        return pb.DisablePayoutDestinationResponse(payout_destination=encode.destination(updated_row))
+        return pb.DisablePayoutDestinationResponse(payout_destination=convert.destination(updated_row))
 
     async def ApprovePayoutDestination(self, request: pb.ApprovePayoutDestinationRequest, call: Call) -> pb.ApprovePayoutDestinationResponse:
         reason = parse_reason_text(request.reason, "reason")
@@ -126,17 +126,17 @@ class PayoutHandlers(PayoutOperatorHandlers):
         if not await self._destination_registry.approve(row.payout_destination_id, call.caller.name, reason):
             call.mark_replayed()
         updated_row = await self._get_visible_destination(request.payout_destination_id, call, changed=True)
-        return pb.ApprovePayoutDestinationResponse(payout_destination=encode.destination(updated_row))
+        return pb.ApprovePayoutDestinationResponse(payout_destination=convert.destination(updated_row))
 
     async def PreviewPayout(self, request: pb.PreviewPayoutRequest, call: Call) -> pb.PreviewPayoutResponse:
         seller, currency = parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
         destination_id = request.payout_destination_id
         if destination_id:
             await self._get_visible_destination(destination_id, call)
-        return await self._preview.preview(NewPayout("", call.caller.name, decode.owner_of(call.caller), seller, None, currency, destination_id))
+        return await self._preview.preview(NewPayout("", call.caller.name, convert.parse_owner(call.caller), seller, None, currency, destination_id))
 
     async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:
-        payout = decode.new_payout(request, call.caller)
+        payout = convert.parse_payout(request, call.caller)
         payout_id = payout.payout_id
         with self._worker.notifier.subscribe(payout_id) as subscription:
             result = await self._worker.create_payout(CreatePayoutCommand(payout, traceparent(), current_context()))
@@ -154,10 +154,10 @@ class PayoutHandlers(PayoutOperatorHandlers):
 
         def load(connection: Connection) -> tuple[Any, Any, Any, Any]:
             transfer_rows = transfers.load_transfers(connection, [payout.payout_id]).get(payout.payout_id, ())
-            reports = acknowledgement.load_reports(connection, [payout.payout_id]).get(payout.payout_id, ())
+            reports = acknowledgements.load_reports(connection, [payout.payout_id]).get(payout.payout_id, ())
             return (
                 store.load_history(connection, payout.payout_id),
-                due.list_attempts(connection, format_payout_operation_id(payout.payout_id)),
+                operation_store.list_attempts(connection, format_payout_operation_id(payout.payout_id)),
                 transfer_rows,
                 reports,
             )
@@ -165,19 +165,19 @@ class PayoutHandlers(PayoutOperatorHandlers):
         history, attempts, transfer_rows, reports = await self._database.read(load)
         return pb.GetPayoutResponse(
             payout=payout,
-            history=encode.transitions(history),
-            attempts=encode.attempts(attempts),
-            transfers=encode.transfers(transfer_rows),
-            conflicting_reports=encode.conflicting_reports(reports),
+            history=convert.transitions(history),
+            attempts=convert.attempts(attempts),
+            transfers=convert.transfers(transfer_rows),
+            conflicting_reports=convert.conflicting_reports(reports),
         )
 
     async def ListPayouts(self, request: pb.ListPayoutsRequest, call: Call) -> pb.ListPayoutsResponse:
         size = parse_page_size(request.page_size)
-        filters = decode.payout_filter(request, decode.owner_of(call.caller) or None)
+        filters = convert.parse_payout_filter(request, convert.parse_owner(call.caller) or None)
         token = PageToken("ListPayouts", *("" if value is None else str(value) for value in astuple(filters)))
         cursor = token.parse_time_cursor(request.page_token)
         rows, scanned_to = await self._database.read(lambda connection: store.list_payouts(connection, filters, cursor, size + 1))
-        payouts, next_token = token.build_page(rows, size, encode.payout_with_schedule, lambda row: (row.create_time.isoformat(), row.payout_id))
+        payouts, next_token = token.build_page(rows, size, convert.payout_with_schedule, lambda row: (row.create_time.isoformat(), row.payout_id))
         return pb.ListPayoutsResponse(payouts=payouts, next_page_token=next_token or token.next_token(scanned_to))
 
     async def WatchPayout(self, request: pb.WatchPayoutRequest, call: Call) -> AsyncIterator[pb.WatchPayoutResponse]:
@@ -204,7 +204,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         return pb.RetryPayoutResponse(payout=await self._get_visible_payout(request.payout_id, call))
 
     async def CreatePayoutBatch(self, request: pb.CreatePayoutBatchRequest, call: Call) -> pb.CreatePayoutBatchResponse:
-        new = decode.new_batch(request, call.caller)
+        new = convert.parse_batch(request, call.caller)
         if not new.payouts and not new.seller_account:
             _require_operator(call, "A run of the default schedule is for operators; name a seller_account.")
         if new.seller_account:
@@ -213,11 +213,11 @@ class PayoutHandlers(PayoutOperatorHandlers):
             call.mark_replayed()
         self._worker.generation.wake()
         row = await self._get_visible_batch(new.payout_batch_id, call, changed=True)
-        return pb.CreatePayoutBatchResponse(payout_batch=encode.batch(row, await self._load_totals(row, changed=True)))
+        return pb.CreatePayoutBatchResponse(payout_batch=convert.batch(row, await self._load_totals(row, changed=True)))
 
     async def GetPayoutBatch(self, request: pb.GetPayoutBatchRequest, call: Call) -> pb.GetPayoutBatchResponse:
         size = parse_page_size(request.page_size)
-        state = encode.STATES.parse(request.payout_state, "payout_state", "")
+        state = convert.STATES.parse(request.payout_state, "payout_state", "")
         row = await self._get_visible_batch(request.payout_batch_id, call)
         token = PageToken("GetPayoutBatch", row.payout_batch_id, state, int(request.refused))
         cursor = token.parse(request.page_token, str)
@@ -225,7 +225,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
 
         def load(connection: Connection) -> tuple[list[payout_pb2.PayoutBatchItem], str | None]:
             rows, last_scanned_id = batch_store.load_report(connection, row.payout_batch_id, after_id, state, size + 1, rejected_only=request.refused)
-            return encode.batch_items(rows, store.load_payouts(connection, [item.payout_id for item in rows])), last_scanned_id
+            return convert.batch_items(rows, store.load_payouts(connection, [item.payout_id for item in rows])), last_scanned_id
 
         report_items, last_scanned_id = await self._database.read(load)
         items, next_token = token.build_page(report_items, size, lambda entry: entry, lambda entry: (entry.payout_id,))
@@ -233,10 +233,10 @@ class PayoutHandlers(PayoutOperatorHandlers):
             next_token = token.make(last_scanned_id)
         # They are counted from all its payouts, so a reader of all pages counts them once.
         totals = [] if cursor else await self._load_totals(row)
-        return pb.GetPayoutBatchResponse(payout_batch=encode.batch(row, totals), items=items, next_page_token=next_token)
+        return pb.GetPayoutBatchResponse(payout_batch=convert.batch(row, totals), items=items, next_page_token=next_token)
 
     async def SetPayoutSchedule(self, request: pb.SetPayoutScheduleRequest, call: Call) -> pb.SetPayoutScheduleResponse:
-        update = decode.schedule_update(request, call.caller, traceparent())
+        update = convert.parse_schedule_update(request, call.caller, traceparent())
         if not update.seller_account:
             _require_operator(call, "The default schedule is for operators to set; name a seller_account.")
         owner = await self._get_seller_owner(update.seller_account, call) if update.seller_account else ""
@@ -245,7 +245,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
         return pb.SetPayoutScheduleResponse(payout_schedule=await self._schedules.get(update.seller_account, update.currency, changed=True))
 
     async def GetPayoutSchedule(self, request: pb.GetPayoutScheduleRequest, call: Call) -> pb.GetPayoutScheduleResponse:
-        seller = decode.parse_optional_id(request.seller_account, "seller_account")
+        seller = convert.parse_optional_id(request.seller_account, "seller_account")
         if seller:
             await self._get_seller_owner(seller, call)
         return pb.GetPayoutScheduleResponse(payout_schedule=await self._schedules.get(seller, parse_currency(request.currency)))
@@ -294,7 +294,7 @@ class PayoutHandlers(PayoutOperatorHandlers):
     async def _load_payouts(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
         # calls read their own changes so, beside others
         rows = await self._database.read(lambda connection: store.load_payouts(connection, sorted(set(payout_ids))), changed=True)
-        payouts = {payout_id: encode.payout_with_schedule(row) for payout_id, row in rows.items()}
+        payouts = {payout_id: convert.payout_with_schedule(row) for payout_id, row in rows.items()}
         return [payouts.get(payout_id) for payout_id in payout_ids]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from tallystick.payout.v1 import payout_pb2
 from tallystick.payout.v1 import payout_service_pb2 as pb
 from tallystick_core.money import format_amount
-from tallystick_core.payable import WalletBalance, quote_payout
-from tallystick_core.payout import NewPayout
-from tallystick_server.payout.funds import WalletReader
-from tallystick_server.payout.grounds import PayoutContext, readiness_of, require_seller_owner
-from tallystick_server.runtime.fields import EnumNames, to_timestamp
-from tallystick_server.runtime.sellers import SellerOwners
+from tallystick_core.payout.quote import WalletBalance, quote_payout
+from tallystick_core.payout.request import NewPayout
+from tallystick_server.payout.eligibility import PayoutContext, readiness_of, require_seller_owner
+from tallystick_server.payout.wallet_reader import WalletReader
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.seller_owners import SellerOwners
+from tallystick_server.rpc.timestamps import to_timestamp
 from tallystick_storage.database import Database
 
 _BLOCKERS = EnumNames(payout_pb2.PayoutLimit.DESCRIPTOR)

@@ -9,14 +9,14 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick.payout.v1 import payout_pb2
+from tallystick_core.errors import version_mismatch_error
 from tallystick_core.money import format_amount
-from tallystick_core.payable import PayoutTerms
-from tallystick_core.refusal import version_mismatch_error
-from tallystick_core.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
-from tallystick_server.payout import encode, events
-from tallystick_server.runtime.relay import record_events
+from tallystick_core.payout.quote import PayoutTerms
+from tallystick_core.payout.schedule import Interval, Schedule, Weekday, next_time, parse_schedule
+from tallystick_server.outbox.events import record_events
+from tallystick_server.payout import convert, events
 from tallystick_storage.database import Database
-from tallystick_storage.payout import schedule as store
+from tallystick_storage.payout import schedules as store
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class PayoutSchedules:
             row = store.upsert(connection, new)
             if row is not None:
                 with record_events(connection, [row]) as event_batch:
-                    events.add_schedule_changed(event_batch, encode.schedule(row), owner, row.traceparent)
+                    events.add_schedule_changed(event_batch, convert.schedule(row), owner, row.traceparent)
             elif update.expected_version is not None:
                 version, is_equal = store.compare_stored(connection, new)
                 if not is_equal:
@@ -68,7 +68,7 @@ class PayoutSchedules:
         key = (seller_account, currency)
         rows = await self._database.read(lambda connection: store.find_effective_schedules(connection, [key]), changed=changed)
         if key in rows:
-            return encode.schedule(rows[key])
+            return convert.schedule(rows[key])
         zero = format_amount(0, currency)
         return payout_pb2.PayoutSchedule(currency=currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL, minimum_amount=zero, fee=zero, reserve=zero)
 

@@ -6,25 +6,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tallystick.wallet.v1 import wallet_service_pb2 as pb
-from tallystick_core.caller import Role
-from tallystick_core.identifier import parse_id, parse_reason_text
+from tallystick_core.access import Role
+from tallystick_core.errors import ApiError, not_found_error
 from tallystick_core.money import parse_amount, parse_currency
-from tallystick_core.refusal import ApiError, not_found_error
-from tallystick_core.seller import AssignmentState
-from tallystick_core.wallet import EntryKind, Instruction, is_hold_id, parse_hold_id, require_payout_service
-from tallystick_server.runtime import alerts
-from tallystick_server.runtime.alerts import AlertHandlers
-from tallystick_server.runtime.door import Access, Call
-from tallystick_server.runtime.fields import PageToken, parse_expected_version, parse_page_size
-from tallystick_server.runtime.items import check_batch, process_items, to_item_status
-from tallystick_server.runtime.stage import MAX_QUEUED_BATCHES, Batcher
-from tallystick_server.runtime.telemetry import traceparent
-from tallystick_server.wallet import messages
-from tallystick_server.wallet.change import InstructionRequest, InstructionResult, WalletInstructions
-from tallystick_server.wallet.policy import WalletPolicies
-from tallystick_server.wallet.sellers import Sellers
-from tallystick_storage import wallet as store
+from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_core.wallet.holds import is_hold_id, parse_hold_id, require_payout_service
+from tallystick_core.wallet.instructions import Instruction
+from tallystick_core.wallet.seller_ownership import AssignmentState
+from tallystick_core.wallet.state import EntryKind
+from tallystick_server.observability.tracing import traceparent
+from tallystick_server.operations import alerts
+from tallystick_server.operations.alerts import AlertHandlers
+from tallystick_server.operations.batcher import MAX_QUEUED_BATCHES, Batcher
+from tallystick_server.rpc.batch import check_batch, process_items, to_item_status
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.server import Access, Call
+from tallystick_server.rpc.versions import parse_expected_version
+from tallystick_server.wallet import convert
+from tallystick_server.wallet.apply_instructions import InstructionRequest, InstructionResult, WalletInstructions
+from tallystick_server.wallet.seller_ownership import Sellers
+from tallystick_server.wallet.set_policy import WalletPolicies
 from tallystick_storage.database import Database
+from tallystick_storage.wallet import wallets as store
 
 _OPERATOR_OR_SERVICE = frozenset({Role.OPERATOR, Role.SERVICE})
 _SERVICE = frozenset({Role.SERVICE})
@@ -89,7 +92,7 @@ class WalletHandlers(AlertHandlers):
         cursor = token.parse(request.page_token, str, str)
         after = (str(cursor[0]), str(cursor[1])) if cursor else ("", "")
         rows = await self._database.read(lambda connection: store.list_wallets(connection, seller, currency, after, size + 1))
-        wallets, next_token = token.build_page(rows, size, messages.wallet, lambda row: (row.seller_account, row.currency))
+        wallets, next_token = token.build_page(rows, size, convert.wallet, lambda row: (row.seller_account, row.currency))
         return pb.ListWalletsResponse(wallets=wallets, next_page_token=next_token)
 
     async def ListWalletEntries(self, request: pb.ListWalletEntriesRequest, _call: Call) -> pb.ListWalletEntriesResponse:
@@ -100,24 +103,24 @@ class WalletHandlers(AlertHandlers):
         rows = await self._database.read(
             lambda connection: store.list_entries(connection, key, int(cursor[0]) if cursor else _MAX_ENTRY_NUMBER, size + 1)
         )
-        entries, next_token = token.build_page(rows, size, messages.entry, lambda row: (row.number,))
+        entries, next_token = token.build_page(rows, size, convert.entry, lambda row: (row.number,))
         return pb.ListWalletEntriesResponse(entries=entries, next_page_token=next_token)
 
     async def BatchCredit(self, request: pb.BatchCreditRequest, _call: Call) -> pb.BatchCreditResponse:
-        results = await self._apply_batch(request.credits, "credits", messages.parse_credit, include_wallet=not request.outcome_only)
+        results = await self._apply_batch(request.credits, "credits", convert.parse_credit, include_wallet=not request.outcome_only)
         return pb.BatchCreditResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchRelease(self, request: pb.BatchReleaseRequest, _call: Call) -> pb.BatchReleaseResponse:
-        results = await self._apply_batch(request.releases, "releases", messages.parse_release, include_wallet=not request.outcome_only)
+        results = await self._apply_batch(request.releases, "releases", convert.parse_release, include_wallet=not request.outcome_only)
         return pb.BatchReleaseResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchDebit(self, request: pb.BatchDebitRequest, _call: Call) -> pb.BatchDebitResponse:
-        results = await self._apply_batch(request.debits, "debits", messages.parse_debit, include_wallet=not request.outcome_only)
+        results = await self._apply_batch(request.debits, "debits", convert.parse_debit, include_wallet=not request.outcome_only)
         return pb.BatchDebitResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchPlaceHold(self, request: pb.BatchPlaceHoldRequest, call: Call) -> pb.BatchPlaceHoldResponse:
         require_payout_service([hold.hold_id for hold in request.holds], call.caller.name, self._payout_service, "holds[{}].hold_id")
-        results = await self._apply_batch(request.holds, "holds", messages.parse_hold)
+        results = await self._apply_batch(request.holds, "holds", convert.parse_hold)
         return pb.BatchPlaceHoldResponse(results=[_hold_result(result) for result in results])
 
     async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
@@ -150,7 +153,7 @@ class WalletHandlers(AlertHandlers):
         holds = await self._database.read(lambda connection: store.find_holds(connection, [hold_id]))
         if hold_id not in holds:
             raise not_found_error("hold", hold_id)
-        return pb.GetHoldResponse(hold=messages.hold(holds[hold_id]))
+        return pb.GetHoldResponse(hold=convert.hold(holds[hold_id]))
 
     async def ListHolds(self, request: pb.ListHoldsRequest, _call: Call) -> pb.ListHoldsResponse:
         size = parse_page_size(request.page_size)
@@ -159,12 +162,12 @@ class WalletHandlers(AlertHandlers):
         token = PageToken("ListHolds", seller, currency)
         before = token.parse_time_cursor(request.page_token)
         rows = await self._database.read(lambda connection: store.list_holds(connection, seller, currency, before, size + 1))
-        holds, next_token = token.build_page(rows, size, messages.hold, lambda row: (row.create_time.isoformat(), row.hold_id))
+        holds, next_token = token.build_page(rows, size, convert.hold, lambda row: (row.create_time.isoformat(), row.hold_id))
         return pb.ListHoldsResponse(holds=holds, next_page_token=next_token)
 
     async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
         key = _parse_key(request)
-        frozen, release_delay_seconds = messages.parse_policy(request)
+        frozen, release_delay_seconds = convert.parse_policy(request)
         expected = parse_expected_version(request)
         changed = await self._policies.set(
             key,
@@ -183,31 +186,31 @@ class WalletHandlers(AlertHandlers):
         claims = []
         for index, claim in enumerate(request.claims):
             try:
-                claims.append(messages.parse_claim(claim))
+                claims.append(convert.parse_claim(claim))
             except ApiError as refused:
                 raise refused.with_field_prefix(f"claims[{index}]") from None
         rows = await self._sellers.claim(claims, call.caller.name, traceparent())
-        return pb.BatchClaimSellersResponse(sellers=[messages.seller(row) for row in rows])
+        return pb.BatchClaimSellersResponse(sellers=[convert.seller(row) for row in rows])
 
     async def GetSeller(self, request: pb.GetSellerRequest, _call: Call) -> pb.GetSellerResponse:
         row, assignments = await self._sellers.get(parse_id(request.seller_account, "seller_account"))
         return pb.GetSellerResponse(
-            seller=None if row is None else messages.seller(row), assignments=[messages.assignment(assignment) for assignment in assignments]
+            seller=None if row is None else convert.seller(row), assignments=[convert.assignment(assignment) for assignment in assignments]
         )
 
     async def RequestSellerAssignment(self, request: pb.RequestSellerAssignmentRequest, call: Call) -> pb.RequestSellerAssignmentResponse:
-        row, replayed = await self._sellers.request(messages.parse_assignment(request, call.caller.name), traceparent())
+        row, replayed = await self._sellers.request(convert.parse_assignment(request, call.caller.name), traceparent())
         if replayed:
             call.mark_replayed()
-        return pb.RequestSellerAssignmentResponse(seller_assignment=messages.assignment(row))
+        return pb.RequestSellerAssignmentResponse(seller_assignment=convert.assignment(row))
 
     async def ApproveSellerAssignment(self, request: pb.ApproveSellerAssignmentRequest, call: Call) -> pb.ApproveSellerAssignmentResponse:
         row = await self._decide(request, AssignmentState.APPROVED, call)
-        return pb.ApproveSellerAssignmentResponse(seller_assignment=messages.assignment(row))
+        return pb.ApproveSellerAssignmentResponse(seller_assignment=convert.assignment(row))
 
     async def RejectSellerAssignment(self, request: pb.RejectSellerAssignmentRequest, call: Call) -> pb.RejectSellerAssignmentResponse:
         row = await self._decide(request, AssignmentState.REJECTED, call)
-        return pb.RejectSellerAssignmentResponse(seller_assignment=messages.assignment(row))
+        return pb.RejectSellerAssignmentResponse(seller_assignment=convert.assignment(row))
 
     async def _decide(
         self, request: pb.ApproveSellerAssignmentRequest | pb.RejectSellerAssignmentRequest, decision: AssignmentState, call: Call
@@ -224,7 +227,7 @@ class WalletHandlers(AlertHandlers):
         wallets = await self._database.read(lambda connection: store.find_wallets(connection, [key]), changed=changed)
         if key not in wallets:
             raise not_found_error("wallet", f"of seller {key[0]} in {key[1]}")
-        return messages.wallet(wallets[key])
+        return convert.wallet(wallets[key])
 
     async def _apply_batch(
         self, items: Sequence[M], field: str, parse: Callable[[M], Instruction], *, include_wallet: bool = True
@@ -243,10 +246,10 @@ def _parse_key(request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.S
 def _wallet_result(result: InstructionResult | Exception) -> pb.WalletResult:
     if isinstance(result, Exception):
         return pb.WalletResult(error=to_item_status(result))
-    return pb.WalletResult(wallet=messages.wallet(result.wallet) if result.wallet else None, replayed=result.replayed)
+    return pb.WalletResult(wallet=convert.wallet(result.wallet) if result.wallet else None, replayed=result.replayed)
 
 
 def _hold_result(result: InstructionResult | Exception) -> pb.HoldResult:
     if isinstance(result, Exception):
         return pb.HoldResult(error=to_item_status(result))
-    return pb.HoldResult(hold=messages.hold(result.hold) if result.hold else None, replayed=result.replayed)
+    return pb.HoldResult(hold=convert.hold(result.hold) if result.hold else None, replayed=result.replayed)

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from tallystick_core.payment import OrderStatus, PaymentTransitionReason
-from tallystick_storage.alert import AlertQuery, operation_alert_queries
+from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason
+from tallystick_storage.alerts import AlertQuery, operation_alert_queries
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 

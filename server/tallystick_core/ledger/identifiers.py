@@ -1,0 +1,40 @@
+"""Account names and transaction ids."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.validation import reject_card_id
+
+BOOK = "main"
+"""The one book there is now. Its writers take turns, so more books, not more writers, are the way to more postings."""
+
+_ACCOUNT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,3}\Z", re.ASCII)
+_TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
+
+
+@lru_cache(maxsize=10_000)  # the same few accounts come again and again
+def parse_account(text: str, field: str) -> str:
+    """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    if not text:
+        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required: a path such as sellers/s-1.", field=field)
+    if _ACCOUNT.match(text) is None:
+        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be one to four ids joined by /, such as sellers/s-1.", field=field)
+    for part in text.split("/"):
+        reject_card_id(part, field)
+    return text
+
+
+def format_transaction_id(sequence: int, book: str = BOOK) -> str:
+    return f"{book}-{sequence}"
+
+
+def parse_transaction_id(text: str, field: str = "transaction_id") -> int:
+    """The sequence of a transaction of the book. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    match = _TRANSACTION_ID.match(text)
+    if match is None or match[1] != BOOK:
+        reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
+        raise ApiError(reason, f"{field} must be an id that the ledger gave, such as main-1.", field=field)
+    return int(match[2])

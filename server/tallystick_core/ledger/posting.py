@@ -1,0 +1,84 @@
+"""Postings: balanced lines, and their reversal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from hashlib import sha256
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.fingerprint import encode_canonical, to_microseconds
+from tallystick_core.ledger.identifiers import format_transaction_id
+from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
+
+MAX_ENTRIES = 20
+
+
+@dataclass(frozen=True)
+class Posting:
+    """One transaction to post. `effective_time` None: when it is posted."""
+
+    kind: PostingKind
+    cause_id: str
+    caller: str
+    lines: tuple[JournalLine, ...]
+    description: str = ""
+    effective_time: datetime | None = None
+    reverses: int | None = None
+    """The sequence of the transaction it reverses."""
+
+    @cached_property
+    def canonical_lines(self) -> bytes:
+        """The lines as canonical bytes."""
+        return encode_canonical(*[value for line in self.lines for value in (line.account, line.currency, line.amount)])
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values."""
+        head = encode_canonical(self.kind, self.cause_id, self.description, to_microseconds(self.effective_time), self.reverses or 0)
+        return sha256(head + self.canonical_lines).digest()
+
+
+def first_difference(sent: Posting, stored: Posting) -> str:
+    """The contract's name of the first field in which two postings of one cause differ, in the order of the request."""
+    if len(sent.lines) != len(stored.lines):
+        return "entries"
+    for index, (sent_line, stored_line) in enumerate(zip(sent.lines, stored.lines, strict=True)):
+        for name in ("account", "currency", "amount"):
+            if getattr(sent_line, name) != getattr(stored_line, name):
+                is_flipped = name == "amount" and sent_line.amount == -stored_line.amount
+                return f"entries[{index}].{'direction' if is_flipped else name}"
+    return "description" if sent.description != stored.description else "effective_time"
+
+
+def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -> Posting:
+    """The mirror image of a posted transaction."""
+    lines = tuple(line._replace(amount=-line.amount) for line in original.lines)
+    return Posting(PostingKind.REVERSAL, format_transaction_id(sequence), caller, lines, description=reason, reverses=sequence)
+
+
+def reject_irreversible(posting: Posting) -> None:
+    """Raises STATE_FORBIDS for what is corrected through the wallet, or is a reversal itself."""
+    if any(line.account.startswith("sellers/") for line in posting.lines):
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS,
+            "The transaction touches a seller's account and cannot be reversed; correct it through the wallet.",
+            metadata={"state": "TOUCHES_SELLER", "verb": "REVERSE"},
+        )
+    if posting.kind is PostingKind.REVERSAL:
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, "The transaction is a REVERSAL and cannot be reversed.", metadata={"state": "REVERSAL", "verb": "REVERSE"}
+        )
+
+
+def check_balanced(lines: Sequence[JournalLine]) -> None:
+    """Raises ENTRIES_UNBALANCED unless the lines sum to zero in each currency."""
+    sums: Counter[str] = Counter()
+    for line in lines:
+        sums[line.currency] += line.amount
+    for currency, total in sums.items():
+        if total:
+            raise ApiError(ErrorReason.ENTRIES_UNBALANCED, f"The entries in {currency} must sum to zero.", field="entries")

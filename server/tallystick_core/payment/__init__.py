@@ -1,0 +1,1 @@
+"""The rules of payments: states, checkouts, charges, risk and fees."""

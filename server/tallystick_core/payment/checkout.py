@@ -1,0 +1,107 @@
+"""A checkout and its orders, as a caller requests them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+from tallystick_core.fingerprint import fingerprint, to_microseconds
+from tallystick_core.provider.outcome import FailureReason
+
+MAX_ORDERS = 200
+
+
+class MethodType(StrEnum):
+    """What the buyer pays with."""
+
+    CARD = "CARD"
+    APPLE_PAY = "APPLE_PAY"
+    GOOGLE_PAY = "GOOGLE_PAY"
+    BANK_TRANSFER = "BANK_TRANSFER"
+    CASH = "CASH"
+
+
+class ChargeMode(StrEnum):
+    """How many demands a checkout makes on the provider: one for each order, or one for all."""
+
+    PER_ORDER = "PER_ORDER"
+    TOGETHER = "TOGETHER"
+
+
+class PartialFailurePolicy(StrEnum):
+    """What becomes of the orders that could go on when one of their checkout cannot."""
+
+    KEEP = "KEEP"
+    ALL_OR_NOTHING = "ALL_OR_NOTHING"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One seller's share of a payment, as the caller asked for it. Amounts in minor units; `platform_fee` None: as configured."""
+
+    payment_order_id: str
+    buyer_account: str
+    seller_account: str
+    amount: int
+    currency: str
+    platform_fee: int | None
+    index: int = field(default=0, compare=False)
+    """Where it stood in the request; no part of its values."""
+
+    def values(self) -> tuple[str | int, ...]:
+        """What makes two orders the same."""
+        fee = "" if self.platform_fee is None else self.platform_fee
+        return (self.payment_order_id, self.buyer_account, self.seller_account, self.amount, self.currency, fee)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutRequest:
+    """What the caller sent, parsed. `orders` are sorted by id, so that the order in which they came makes no difference."""
+
+    checkout_id: str
+    caller: str
+    owner: str
+    buyer_info: str
+    seller_info: str
+    buyer_country: str
+    payment_token: str
+    payment_method_type: MethodType
+    charging: ChargeMode
+    on_partial: PartialFailurePolicy
+    orders: tuple[Order, ...]
+    expire_time: datetime | None = None
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that are equal for equal values, however they were written."""
+        identity = (self.checkout_id, self.owner, self.buyer_info, self.seller_info, self.buyer_country)
+        options = (self.payment_token, self.payment_method_type, self.charging, self.on_partial, to_microseconds(self.expire_time))
+        return fingerprint(*identity, *options, *(value for order in self.orders for value in order.values()))
+
+
+def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
+    """The contract's name of the first field in which two events differ, in the order of the request."""
+    names = ("buyer_info", "seller_info", "buyer_country", "payment_token", "payment_method_type", "charging", "on_partial", "expire_time")
+    for name in names:
+        if getattr(sent, name) != getattr(stored, name):
+            return "credit_card_info" if name == "payment_token" else name
+    if len(sent.orders) != len(stored.orders):
+        return "payment_orders"
+    order_fields = ("payment_order_id", "buyer_account", "seller_account", "amount", "currency", "platform_fee")
+    for sent_order, stored_order in zip(sent.orders, stored.orders, strict=True):
+        for name, sent_value, stored_value in zip(order_fields, sent_order.values(), stored_order.values(), strict=True):
+            if sent_value != stored_value:
+                return f"payment_orders[{sent_order.index}].{name}"
+    return "checkout_id"
+
+
+def reject_siblings(checkout: CheckoutRequest, rejections: dict[str, FailureReason]) -> dict[str, FailureReason]:
+    """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those that did not."""
+    if checkout.on_partial is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:
+        return rejections
+    return {order.payment_order_id: rejections.get(order.payment_order_id, FailureReason.SIBLING_FAILED) for order in checkout.orders}
+
+
+def normalize(checkout: CheckoutRequest) -> CheckoutRequest:
+    """The event with its orders sorted by id."""
+    return replace(checkout, orders=tuple(sorted(checkout.orders, key=lambda order: order.payment_order_id)))

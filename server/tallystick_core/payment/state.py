@@ -1,0 +1,104 @@
+"""The states of a payment order, and the transitions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from tallystick_core.state_machine import Verb, next_state
+
+
+class OrderStatus(StrEnum):
+    """`payment_order_status`: how far the demand for one order has come."""
+
+    NOT_STARTED = "NOT_STARTED"
+    EXECUTING = "EXECUTING"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+    PENDING = "PENDING"
+
+
+class PaymentTrigger(StrEnum):
+    """What can happen to an order: the risk check's verdicts, the provider's five answers, what a person decides, and that it is settled."""
+
+    RISK_PASSED = "RISK_PASSED"
+    RISK_REFUSED = "RISK_REFUSED"
+    SUCCEEDED = "SUCCEEDED"
+    DECLINED = "DECLINED"
+    PENDING = "PENDING"
+    NOT_SENT = "NOT_SENT"
+    UNKNOWN = "UNKNOWN"
+    GIVEN_UP = "GIVEN_UP"
+    """It is not sent any more, and surely nothing was charged: it was never sent, or its provider has proved not to know it."""
+    CLOSED = "CLOSED"
+    """An operator has closed it, with evidence that nothing was charged."""
+    SETTLED = "SETTLED"
+    DELIVERED = "DELIVERED"
+    """Its caller has confirmed that the goods were delivered."""
+
+
+class PaymentTransitionReason(StrEnum):
+    """Why an order has a new version, as its history tells it."""
+
+    ACCEPTED = "ACCEPTED"
+    RISK_PASSED = "RISK_PASSED"
+    RISK_REFUSED = "RISK_REFUSED"
+    PROVIDER_ANSWER = "PROVIDER_ANSWER"
+    GIVEN_UP = "GIVEN_UP"
+    CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
+    SETTLED = "SETTLED"
+    DELIVERY_CONFIRMED = "DELIVERY_CONFIRMED"
+
+
+TRANSITIONS: dict[tuple[OrderStatus, PaymentTrigger], OrderStatus] = {
+    # moved on by accept, in the transaction that stores the order
+    (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_PASSED): OrderStatus.EXECUTING,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.RISK_REFUSED): OrderStatus.FAILED,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
+    (OrderStatus.NOT_STARTED, PaymentTrigger.CLOSED): OrderStatus.FAILED,
+    # moved on by the provider's answer; without a definite one the sweep sends the same key again
+    (OrderStatus.EXECUTING, PaymentTrigger.SUCCEEDED): OrderStatus.SUCCESS,
+    (OrderStatus.EXECUTING, PaymentTrigger.DECLINED): OrderStatus.FAILED,
+    (OrderStatus.EXECUTING, PaymentTrigger.PENDING): OrderStatus.PENDING,
+    (OrderStatus.EXECUTING, PaymentTrigger.NOT_SENT): OrderStatus.EXECUTING,
+    (OrderStatus.EXECUTING, PaymentTrigger.UNKNOWN): OrderStatus.EXECUTING,
+    (OrderStatus.EXECUTING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
+    (OrderStatus.EXECUTING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
+    # its two flags set, by settle
+    (OrderStatus.SUCCESS, PaymentTrigger.SETTLED): OrderStatus.SUCCESS,
+    # by its caller, once it is settled
+    (OrderStatus.SUCCESS, PaymentTrigger.DELIVERED): OrderStatus.SUCCESS,
+    # moved on by the provider, in its own time
+    (OrderStatus.PENDING, PaymentTrigger.SUCCEEDED): OrderStatus.SUCCESS,
+    (OrderStatus.PENDING, PaymentTrigger.DECLINED): OrderStatus.FAILED,
+    (OrderStatus.PENDING, PaymentTrigger.PENDING): OrderStatus.PENDING,
+    (OrderStatus.PENDING, PaymentTrigger.NOT_SENT): OrderStatus.PENDING,
+    (OrderStatus.PENDING, PaymentTrigger.UNKNOWN): OrderStatus.PENDING,
+    (OrderStatus.PENDING, PaymentTrigger.GIVEN_UP): OrderStatus.FAILED,
+    (OrderStatus.PENDING, PaymentTrigger.CLOSED): OrderStatus.FAILED,
+}
+
+VERBS: dict[PaymentTrigger, Verb] = {
+    PaymentTrigger.RISK_PASSED: Verb("CHARGE", "charged"),
+    PaymentTrigger.RISK_REFUSED: Verb("REFUSE", "refused"),
+    PaymentTrigger.SUCCEEDED: Verb("CHARGE", "charged"),
+    PaymentTrigger.DECLINED: Verb("DECLINE", "declined"),
+    PaymentTrigger.PENDING: Verb("POSTPONE", "left pending"),
+    PaymentTrigger.NOT_SENT: Verb("SEND", "sent"),
+    PaymentTrigger.UNKNOWN: Verb("SEND", "sent"),
+    PaymentTrigger.GIVEN_UP: Verb("GIVE_UP", "given up"),
+    PaymentTrigger.CLOSED: Verb("CLOSE", "closed"),
+    PaymentTrigger.SETTLED: Verb("SETTLE", "settled"),
+    PaymentTrigger.DELIVERED: Verb("CONFIRM_DELIVERY", "confirmed as delivered"),
+}
+"""What each happening does to an order, as refusals name it."""
+
+TERMINAL_STATUSES = frozenset({OrderStatus.SUCCESS, OrderStatus.FAILED})
+
+ALERT_AFTER_SECONDS: Mapping[str, float] = {OrderStatus.EXECUTING: 600.0, OrderStatus.PENDING: 259_200.0, OrderStatus.SUCCESS: 600.0}
+"""Seconds that an order may rest in a status before a person should know; SUCCESS: until it is settled."""
+
+
+def transition(status: OrderStatus, trigger: PaymentTrigger) -> OrderStatus:
+    """The status after. Raises STATE_FORBIDS for what cannot happen to an order in that status."""
+    return next_state(TRANSITIONS, VERBS, status, trigger, "order")

@@ -1,0 +1,1 @@
+"""The rules of payouts: states, quotes, destinations, schedules, batches and reported transfers."""

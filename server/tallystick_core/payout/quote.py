@@ -1,0 +1,153 @@
+"""What a seller can be paid now, and what blocks the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.money import MAX_AMOUNT
+from tallystick_core.payout.destination import DestinationState
+
+
+class PayoutBlocker(StrEnum):
+    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutLimit`, in its order."""
+
+    PENDING_FUNDS = "PENDING_FUNDS"
+    HELD = "HELD"
+    OWED = "OWED"
+    RESERVE = "RESERVE"
+    LARGEST_AMOUNT = "LARGEST_AMOUNT"
+    MINIMUM_AMOUNT = "MINIMUM_AMOUNT"
+    FEE = "FEE"
+    FROZEN = "FROZEN"
+    NO_DESTINATION = "NO_DESTINATION"
+    DESTINATION_UNVERIFIED = "DESTINATION_UNVERIFIED"
+    DESTINATION_WAITING = "DESTINATION_WAITING"
+    DESTINATION_UNUSABLE = "DESTINATION_UNUSABLE"
+    DESTINATION_AWAITING_APPROVAL = "DESTINATION_AWAITING_APPROVAL"
+
+
+_DESTINATION_BLOCKERS = frozenset(
+    {
+        PayoutBlocker.NO_DESTINATION,
+        PayoutBlocker.DESTINATION_UNVERIFIED,
+        PayoutBlocker.DESTINATION_WAITING,
+        PayoutBlocker.DESTINATION_UNUSABLE,
+        PayoutBlocker.DESTINATION_AWAITING_APPROVAL,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WalletBalance:
+    """What the wallet shows of a seller's money, in minor units, each at least 0; all 0 where there is no wallet."""
+
+    pending: int = 0
+    available: int = 0
+    held: int = 0
+    owed: int = 0
+    frozen: bool = False
+
+    def with_hold(self, amount: int) -> WalletBalance:
+        """What is left when so much is going to be held."""
+        held_amount = min(amount, self.available)
+        return replace(self, available=self.available - held_amount, held=self.held + held_amount)
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutTerms:
+    """On what terms a seller is paid, in minor units, each at least 0."""
+
+    minimum_amount: int = 0
+    """The least that leaves the wallet at once."""
+    fee: int = 0
+    """What the platform keeps of it."""
+    reserve: int = 0
+    """What stays available."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationReadiness:
+    """Where a seller would be paid. `in_cooldown`: its usable_time has not come, by the database's clock; `awaits_approval`: a second person's."""
+
+    state: DestinationState
+    in_cooldown: bool
+    awaits_approval: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutQuote:
+    """What can be paid: all or nothing of what the terms leave. `shortfalls`: what keeps how much, each for itself; owed is not in the wallet."""
+
+    amount: int
+    fee: int
+    shortfalls: Mapping[PayoutBlocker, int]
+
+    @property
+    def net(self) -> int:
+        """What the seller's bank gets."""
+        return self.amount - self.fee if self.amount else 0
+
+
+def quote_payout(balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None) -> PayoutQuote:
+    """What a seller could be paid now, and what keeps the rest. A limit that keeps nothing is told only where it would keep everything."""
+    spendable = max(balance.available - terms.reserve, 0)
+    max_amount = min(spendable, MAX_AMOUNT)
+    amounts = {
+        PayoutBlocker.PENDING_FUNDS: balance.pending,
+        PayoutBlocker.HELD: balance.held,
+        PayoutBlocker.OWED: balance.owed,
+        PayoutBlocker.RESERVE: balance.available - spendable,
+        PayoutBlocker.LARGEST_AMOUNT: spendable - max_amount,
+    }
+    blocking = {
+        PayoutBlocker.MINIMUM_AMOUNT: 0 < max_amount < terms.minimum_amount,
+        PayoutBlocker.FEE: 0 < max_amount <= terms.fee,
+        PayoutBlocker.FROZEN: balance.frozen,
+        **{blocker: blocker is _destination_blocker(destination) for blocker in PayoutBlocker if blocker in _DESTINATION_BLOCKERS},
+    }
+    shortfalls = {blocker: amount for blocker, amount in amounts.items() if amount} | {
+        blocker: max_amount for blocker, blocks in blocking.items() if blocks
+    }
+    return PayoutQuote(0 if any(blocking.values()) else max_amount, terms.fee, MappingProxyType(shortfalls))
+
+
+def _destination_blocker(destination: DestinationReadiness | None) -> PayoutBlocker | None:
+    """Why a destination cannot be paid to now."""
+    if destination is None:
+        return PayoutBlocker.NO_DESTINATION
+    match destination.state:
+        case DestinationState.PENDING_VERIFICATION:
+            return PayoutBlocker.DESTINATION_UNVERIFIED
+        case DestinationState.VERIFIED:
+            if destination.awaits_approval:
+                return PayoutBlocker.DESTINATION_AWAITING_APPROVAL
+            return PayoutBlocker.DESTINATION_WAITING if destination.in_cooldown else None
+        case DestinationState.UNUSABLE | DestinationState.DISABLED:
+            return PayoutBlocker.DESTINATION_UNUSABLE
+
+
+def quote_amount(requested_amount: int | None, balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None) -> int:
+    """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can be paid. Only the hold makes sure of it.
+
+    Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
+    """
+    if requested_amount is not None and (requested_amount < terms.minimum_amount or requested_amount <= terms.fee):
+        message = "amount must be at least the minimum amount, and more than the fee; PreviewPayout shows both."
+        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, message, field="amount")
+    quote = quote_payout(balance, terms, destination)
+    metadata = {"limits": ",".join(quote.shortfalls)}
+    if PayoutBlocker.FROZEN in quote.shortfalls:
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, "The wallet is FROZEN and cannot be paid out.", metadata={"state": "FROZEN", "verb": "PAY_OUT", **metadata}
+        )
+    if not _DESTINATION_BLOCKERS.isdisjoint(quote.shortfalls):
+        raise ApiError(ErrorReason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=metadata)
+    amount = quote.amount if requested_amount is None else requested_amount
+    if not 0 < amount <= quote.amount:
+        problem = "Nothing can be paid now" if requested_amount is None else "Less can be paid than is asked for"
+        raise ApiError(ErrorReason.INSUFFICIENT_FUNDS, f"{problem}; PreviewPayout tells why.", metadata=metadata)
+    return amount

@@ -1,0 +1,198 @@
+"""The states of a payout, and the transitions between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from tallystick_core.provider.outcome import Declined, InTransit, NotSent, Returned, Submitted, Succeeded, Unknown
+from tallystick_core.state_machine import Verb, next_state
+
+_PAYOUT_PREFIX, _DESTINATION_PREFIX = "p-", "d-"
+
+
+class PayoutState(StrEnum):
+    """How far a payout has come."""
+
+    CREATED = "CREATED"
+    AWAITING_APPROVAL = "AWAITING_APPROVAL"
+    READY = "READY"
+    SUBMITTING = "SUBMITTING"
+    SUBMITTED = "SUBMITTED"
+    IN_TRANSIT = "IN_TRANSIT"
+    PAID = "PAID"
+    FAILED = "FAILED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+    RETURNED = "RETURNED"
+
+
+class PayoutTrigger(StrEnum):
+    """What can happen to a payout: the wallet's verdicts, what people decide, the provider's answers, and that it is settled."""
+
+    FUNDS_HELD = "FUNDS_HELD"
+    HELD_FOR_APPROVAL = "HELD_FOR_APPROVAL"
+    """Its money is held, and its amount is above the threshold."""
+    HOLD_REFUSED = "HOLD_REFUSED"
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+    DESTINATION_ENDED = "DESTINATION_ENDED"
+    """Its destination is UNUSABLE or DISABLED, and it has not been sent."""
+    SENDING = "SENDING"
+    """An attempt was committed: from here on the provider may have it."""
+    SUBMITTED = "SUBMITTED"
+    IN_TRANSIT = "IN_TRANSIT"
+    SUCCEEDED = "SUCCEEDED"
+    RETURNED = "RETURNED"
+    DECLINED = "DECLINED"
+    NOT_SENT = "NOT_SENT"
+    UNKNOWN = "UNKNOWN"
+    STRAY = "STRAY"
+    """Money was paid, or came back, that fits no move; or the provider tells otherwise than before, which moves nothing."""
+    GIVEN_UP = "GIVEN_UP"
+    """Sending has been given up, and surely nothing was paid."""
+    CLOSED = "CLOSED"
+    """An operator has closed it, with evidence that nothing was paid."""
+    SETTLED = "SETTLED"
+
+
+class PayoutTransitionReason(StrEnum):
+    """Why a payout has a new version, as its history tells it."""
+
+    ACCEPTED = "ACCEPTED"
+    FUNDS_HELD = "FUNDS_HELD"
+    HOLD_REFUSED = "HOLD_REFUSED"
+    APPROVED = "APPROVED"
+    REJECTED = "REJECTED"
+    CANCELLED = "CANCELLED"
+    DESTINATION_ENDED = "DESTINATION_ENDED"
+    SENDING = "SENDING"
+    PROVIDER_ANSWER = "PROVIDER_ANSWER"
+    STRAY_TRANSFER = "STRAY_TRANSFER"
+    GIVEN_UP = "GIVEN_UP"
+    CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
+    SETTLED = "SETTLED"
+    ACKNOWLEDGED = "ACKNOWLEDGED"
+    """An operator has dealt with a transfer that fits no move, or with a conflicting report. Nothing else changes."""
+
+
+_S, _T = PayoutState, PayoutTrigger
+TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
+    # moved on by the wallet's answer to its hold, at once; without one it is asked again, since only an answer tells whether money is held
+    (_S.CREATED, _T.FUNDS_HELD): _S.READY,
+    (_S.CREATED, _T.HELD_FOR_APPROVAL): _S.AWAITING_APPROVAL,
+    (_S.CREATED, _T.HOLD_REFUSED): _S.FAILED,
+    (_S.CREATED, _T.CANCELLED): _S.CANCELLED,
+    # moved on by a person, in their own time; past the threshold an alert is raised
+    (_S.AWAITING_APPROVAL, _T.APPROVED): _S.READY,
+    (_S.AWAITING_APPROVAL, _T.REJECTED): _S.REJECTED,
+    (_S.AWAITING_APPROVAL, _T.CANCELLED): _S.CANCELLED,
+    (_S.AWAITING_APPROVAL, _T.DESTINATION_ENDED): _S.CANCELLED,
+    # moved on by the prepare stage, at once
+    (_S.READY, _T.SENDING): _S.SUBMITTING,
+    (_S.READY, _T.CANCELLED): _S.CANCELLED,
+    (_S.READY, _T.DESTINATION_ENDED): _S.CANCELLED,
+    # moved on by the provider's answer; without a definite one the sweep sends the same key again
+    (_S.SUBMITTING, _T.SUBMITTED): _S.SUBMITTED,
+    (_S.SUBMITTING, _T.IN_TRANSIT): _S.IN_TRANSIT,
+    (_S.SUBMITTING, _T.SUCCEEDED): _S.PAID,
+    (_S.SUBMITTING, _T.DECLINED): _S.FAILED,
+    (_S.SUBMITTING, _T.NOT_SENT): _S.SUBMITTING,
+    (_S.SUBMITTING, _T.UNKNOWN): _S.SUBMITTING,
+    (_S.SUBMITTING, _T.GIVEN_UP): _S.FAILED,
+    (_S.SUBMITTING, _T.CLOSED): _S.FAILED,
+    # moved on by the provider, in its own time: hours
+    (_S.SUBMITTED, _T.SUBMITTED): _S.SUBMITTED,
+    (_S.SUBMITTED, _T.IN_TRANSIT): _S.IN_TRANSIT,
+    (_S.SUBMITTED, _T.SUCCEEDED): _S.PAID,
+    (_S.SUBMITTED, _T.DECLINED): _S.FAILED,
+    (_S.SUBMITTED, _T.NOT_SENT): _S.SUBMITTED,
+    (_S.SUBMITTED, _T.UNKNOWN): _S.SUBMITTED,
+    (_S.SUBMITTED, _T.CLOSED): _S.FAILED,
+    # moved on by the banks: days; that it was submitted may be told late
+    (_S.IN_TRANSIT, _T.SUBMITTED): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _T.IN_TRANSIT): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _T.SUCCEEDED): _S.PAID,
+    (_S.IN_TRANSIT, _T.DECLINED): _S.FAILED,
+    (_S.IN_TRANSIT, _T.NOT_SENT): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _T.UNKNOWN): _S.IN_TRANSIT,
+    (_S.IN_TRANSIT, _T.CLOSED): _S.FAILED,
+    # moved on by the seller's bank alone, if at all
+    (_S.PAID, _T.RETURNED): _S.RETURNED,
+    # its two flags set, by settle; and set again after money moved that fits no move
+    (_S.PAID, _T.SETTLED): _S.PAID,
+    (_S.FAILED, _T.SETTLED): _S.FAILED,
+    (_S.REJECTED, _T.SETTLED): _S.REJECTED,
+    (_S.CANCELLED, _T.SETTLED): _S.CANCELLED,
+    (_S.RETURNED, _T.SETTLED): _S.RETURNED,
+    (_S.PAID, _T.STRAY): _S.PAID,
+    (_S.FAILED, _T.STRAY): _S.FAILED,
+    (_S.RETURNED, _T.STRAY): _S.RETURNED,
+}
+
+VERBS: dict[PayoutTrigger, Verb] = {
+    _T.FUNDS_HELD: Verb("HOLD", "held"),
+    _T.HELD_FOR_APPROVAL: Verb("HOLD", "held"),
+    _T.HOLD_REFUSED: Verb("REFUSE", "refused"),
+    _T.APPROVED: Verb("APPROVE", "approved"),
+    _T.REJECTED: Verb("REJECT", "rejected"),
+    _T.CANCELLED: Verb("CANCEL", "cancelled"),
+    _T.DESTINATION_ENDED: Verb("CANCEL", "cancelled"),
+    _T.SENDING: Verb("SEND", "sent"),
+    _T.SUBMITTED: Verb("SUBMIT", "submitted"),
+    _T.IN_TRANSIT: Verb("SUBMIT", "submitted"),
+    _T.SUCCEEDED: Verb("PAY", "paid"),
+    _T.RETURNED: Verb("RETURN", "returned"),
+    _T.DECLINED: Verb("DECLINE", "declined"),
+    _T.NOT_SENT: Verb("SEND", "sent"),
+    _T.UNKNOWN: Verb("SEND", "sent"),
+    _T.STRAY: Verb("CORRECT", "corrected"),
+    _T.GIVEN_UP: Verb("GIVE_UP", "given up"),
+    _T.CLOSED: Verb("CLOSE", "closed"),
+    _T.SETTLED: Verb("SETTLE", "settled"),
+}
+"""What each happening does to a payout, as refusals name it."""
+
+HOLD_OPEN = frozenset({_S.AWAITING_APPROVAL, _S.READY, _S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT})
+"""O1: the wallet has an open hold of its amount."""
+HOLD_CAPTURED = frozenset({_S.PAID, _S.RETURNED})
+"""O1: its hold is captured, once it is settled."""
+HOLD_RELEASED = frozenset({_S.FAILED, _S.REJECTED, _S.CANCELLED})
+"""Its hold is released, once it is settled; one that FAILED for want of money never had any."""
+NOT_SENT = frozenset({_S.AWAITING_APPROVAL, _S.READY})
+"""Its money is held, and nothing was sent: it can be CANCELLED."""
+TERMINAL_STATES = HOLD_CAPTURED | HOLD_RELEASED
+"""Nothing is expected any more; PAID may still be RETURNED."""
+POSSIBLY_SENT = frozenset({_S.SUBMITTING, _S.SUBMITTED, _S.IN_TRANSIT, _S.FAILED}) | HOLD_CAPTURED
+"""The provider may tell of it."""
+POLLED_AFTER_COMPLETION = POSSIBLY_SENT & TERMINAL_STATES
+"""Money may still move: it comes back, in parts, or was paid after all."""
+
+ALERT_AFTER_SECONDS: Mapping[str, float] = {
+    "MOVING": 600.0,
+    "AWAITING_APPROVAL": 86_400.0,
+    "SUBMITTED": 86_400.0,
+    "IN_TRANSIT": 432_000.0,
+    "VERIFYING": 259_200.0,
+    "COLLECTING": 3_600.0,
+}
+"""Seconds that a payout may rest in a state before a person should know.
+
+MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; COLLECTING: a batch.
+"""
+
+TRIGGERS: dict[type, PayoutTrigger] = {
+    Submitted: PayoutTrigger.SUBMITTED,
+    InTransit: PayoutTrigger.IN_TRANSIT,
+    Succeeded: PayoutTrigger.SUCCEEDED,
+    Returned: PayoutTrigger.RETURNED,
+    Declined: PayoutTrigger.DECLINED,
+    NotSent: PayoutTrigger.NOT_SENT,
+    Unknown: PayoutTrigger.UNKNOWN,
+}
+
+
+def transition(state: PayoutState, trigger: PayoutTrigger) -> PayoutState:
+    """The state after. Raises STATE_FORBIDS for what cannot happen to a payout in that state."""
+    return next_state(TRANSITIONS, VERBS, state, trigger, "payout")

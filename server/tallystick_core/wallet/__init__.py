@@ -1,0 +1,1 @@
+"""The rules of seller wallets: balances, holds, instructions and seller ownership."""

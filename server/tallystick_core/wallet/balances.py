@@ -1,0 +1,168 @@
+"""How an instruction changes a wallet's balances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from tallystick_core.errors import ApiError, ErrorReason, key_reused_error, not_found_error
+from tallystick_core.money import MAX_BALANCE
+from tallystick_core.wallet.holds import Hold, hold_ended_error
+from tallystick_core.wallet.instructions import Credit, Instruction
+from tallystick_core.wallet.state import HOLD_TRANSITIONS, EntryKind, HoldState
+
+
+@dataclass(frozen=True, slots=True)
+class Balances:
+    """The parts of a wallet in minor units, each at least 0; `owed` is 0 unless `available` is 0."""
+
+    pending: int = 0
+    available: int = 0
+    held: int = 0
+    owed: int = 0
+
+    @property
+    def balance(self) -> int:
+        return self.pending + self.available + self.held - self.owed
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """One seller's wallet in one currency. `version` is the number of its last entry."""
+
+    seller_account: str
+    currency: str
+    balances: Balances = Balances()
+    version: int = 0
+    frozen: bool = False
+    release_delay: int = 0
+    """Seconds a sale stays pending; 0: it is available at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalletChange:
+    """What an instruction does: the wallet after it, and the hold after it if it touches one. `amount` is what moved."""
+
+    wallet: Wallet
+    amount: int
+    hold: Hold | None = None
+    adds_pending: bool = False
+    """A credit that has to be released before it is available."""
+
+
+def repay_then_add_available(balances: Balances, amount: int) -> Balances:
+    """Money becomes available; what is owed is repaid first."""
+    repaid = min(balances.owed, amount)
+    return replace(balances, available=balances.available + amount - repaid, owed=balances.owed - repaid)
+
+
+def is_already_released(credit: Credit | None, instruction: Instruction) -> bool:
+    """Whether a release has nothing to do, because its credit became available at once; it is answered as one that was made before."""
+    return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
+
+
+def can_open_wallet(instruction: Instruction) -> bool:
+    """Whether the instruction opens a missing wallet: whatever must always be booked does."""
+    return instruction.kind is EntryKind.CREDIT or (instruction.kind is EntryKind.DEBIT and instruction.allow_owed)
+
+
+def apply_instruction(
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None, *, now: datetime | None
+) -> WalletChange:
+    """Decides one instruction that was not made before. All refusals come first, then success is certain. `credit`: what a release is about.
+
+    `now` is the database's time; it may be None only if neither the hold nor the instruction has an expire_time.
+    Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND, FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
+    """
+    match instruction.kind:
+        case EntryKind.CREDIT:
+            return _credit(wallet, instruction)
+        case EntryKind.DEBIT:
+            return _debit(wallet, instruction)
+        case EntryKind.HOLD_PLACED:
+            return _place_hold(wallet, hold, instruction, now)
+        case EntryKind.HOLD_CAPTURED | EntryKind.HOLD_RELEASED | EntryKind.HOLD_EXPIRED:
+            return _end_hold(wallet, hold, instruction, now)
+        case EntryKind.RELEASE:
+            return _release(wallet, credit, instruction.cause)
+
+
+def _with_balances(wallet: Wallet, balances: Balances) -> Wallet:
+    if not -MAX_BALANCE <= balances.balance <= MAX_BALANCE:
+        raise ApiError(ErrorReason.BALANCE_OUT_OF_RANGE, "The wallet's balance would outgrow what can be booked.")
+    return replace(wallet, balances=balances, version=wallet.version + 1)
+
+
+def _credit(wallet: Wallet, instruction: Instruction) -> WalletChange:
+    before = wallet.balances
+    adds_pending = instruction.pending and wallet.release_delay > 0
+    after = replace(before, pending=before.pending + instruction.amount) if adds_pending else repay_then_add_available(before, instruction.amount)
+    return WalletChange(_with_balances(wallet, after), instruction.amount, adds_pending=adds_pending)
+
+
+def _release(wallet: Wallet, credit: Credit | None, cause: str) -> WalletChange:
+    """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change by it."""
+    if credit is None:
+        raise not_found_error("credit", cause, "cause")
+    before = wallet.balances
+    after = repay_then_add_available(replace(before, pending=before.pending - credit.amount), credit.amount)
+    return WalletChange(_with_balances(wallet, after), credit.amount)
+
+
+def _reject_unavailable(wallet: Wallet, amount: int, verb: str) -> None:
+    if wallet.frozen:
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, "The wallet is FROZEN: its money can be neither debited nor held.", metadata={"state": "FROZEN", "verb": verb}
+        )
+    if wallet.balances.available < amount:
+        raise ApiError(ErrorReason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for.")
+
+
+def _debit(wallet: Wallet, instruction: Instruction) -> WalletChange:
+    before = wallet.balances
+    if not instruction.allow_owed:
+        _reject_unavailable(wallet, instruction.amount, "DEBIT")
+    from_available = min(before.available, instruction.amount)
+    after = replace(before, available=before.available - from_available, owed=before.owed + instruction.amount - from_available)
+    return WalletChange(_with_balances(wallet, after), instruction.amount)
+
+
+def _is_expired(expire_time: datetime | None, now: datetime | None) -> bool:
+    """Whether a hold with this expire_time has expired. A missing `now` counts as too late: an unknown time moves no money."""
+    return expire_time is not None and (now is None or expire_time <= now)
+
+
+def _place_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None) -> WalletChange:
+    if hold is not None:
+        raise key_reused_error("hold_id")
+    if _is_expired(instruction.expire_time, now):
+        raise ApiError(ErrorReason.FIELD_INVALID, "expire_time must be in the future.", field="expire_time")
+    _reject_unavailable(wallet, instruction.amount + instruction.minimum_remaining, "HOLD")
+    before = wallet.balances
+    after = replace(before, available=before.available - instruction.amount, held=before.held + instruction.amount)
+    new_hold = Hold(
+        instruction.cause,
+        wallet.seller_account,
+        wallet.currency,
+        instruction.amount,
+        instruction.purpose,
+        instruction.caller,
+        expire_time=instruction.expire_time,
+    )
+    return WalletChange(_with_balances(wallet, after), instruction.amount, new_hold)
+
+
+def _end_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None) -> WalletChange:
+    if hold is None:
+        raise not_found_error("hold", instruction.cause, "hold_id")
+    state = HOLD_TRANSITIONS.get((hold.state, instruction.kind))
+    if state is None:
+        raise hold_ended_error(hold.state, instruction.kind)
+    if instruction.kind is not EntryKind.HOLD_EXPIRED and _is_expired(hold.expire_time, now):  # whether the expiry job has run or not
+        raise hold_ended_error(HoldState.EXPIRED, instruction.kind)
+    captured_amount = instruction.amount if instruction.kind is EntryKind.HOLD_CAPTURED else 0
+    if captured_amount > hold.amount:
+        raise ApiError(ErrorReason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")
+    after = repay_then_add_available(replace(wallet.balances, held=wallet.balances.held - hold.amount), hold.amount - captured_amount)
+    amount = captured_amount if instruction.kind is EntryKind.HOLD_CAPTURED else hold.amount
+    return WalletChange(_with_balances(wallet, after), amount, replace(hold, state=state, captured_amount=captured_amount))

@@ -1,0 +1,93 @@
+"""Idempotency keys as a real provider honours them, whatever is demanded under them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+
+from sqlalchemy import Connection
+
+from tallystick_sandbox import rules
+from tallystick_sandbox.rules import Behavior, Fault, Reply, StoredRequest
+from tallystick_sandbox.store import LoggedRequest, RequestLog
+from tallystick_server.operations.batcher import Batcher
+from tallystick_storage.database import Database
+
+
+class IdempotencyKeys:
+    """What each key got, in a durable log: replayed for `window_seconds` seconds, then forgotten, so that what comes again is done again."""
+
+    def __init__(self, log: RequestLog, database: Database, build_reply: Callable[[StoredRequest], Reply], window_seconds: float) -> None:
+        self._log = log
+        self._database = database
+        self._build_reply = build_reply
+        self._window_seconds = window_seconds
+        self._in_flight: set[str] = set()
+        self._fault_counts: Counter[str] = Counter()  # how often a fault that does not last has befallen each key
+        self._batcher: Batcher[LoggedRequest, Reply] = Batcher("sandbox.log", self._store)
+
+    def start(self) -> None:
+        self._batcher.start()
+
+    async def stop(self) -> None:
+        await self._batcher.stop()
+
+    async def execute_once(self, entry: LoggedRequest, behavior: Behavior, latency_seconds: float) -> Reply:
+        """Does what is demanded, or replays what the key got before; `latency_seconds` in seconds."""
+        if entry.key in self._in_flight:
+            return rules.KEY_IN_USE
+        self._in_flight.add(entry.key)
+        try:
+            if latency_seconds + behavior.delay_seconds:
+                await asyncio.sleep(latency_seconds + behavior.delay_seconds)
+            return self.apply_fault(rules.FAULTS_BEFORE_COMMIT, entry.key, behavior) or await self._execute(entry, behavior)
+        finally:
+            self._in_flight.discard(entry.key)
+
+    async def _execute(self, entry: LoggedRequest, behavior: Behavior) -> Reply:
+        reply = await self._batcher.submit(entry)
+        return self.apply_fault(rules.FAULTS_AFTER_COMMIT, entry.key, behavior) or reply
+
+    def apply_fault(self, faults: Mapping[Fault, Reply], key: str, behavior: Behavior) -> Reply | None:
+        """What comes instead of the truth, if one of these faults befalls the key now."""
+        if behavior.fault not in faults:
+            return None
+        if behavior.fault in rules.TRANSIENT_FAULTS:
+            if self._fault_counts[key] >= behavior.times:
+                return None
+            self._fault_counts[key] += 1
+        return faults[behavior.fault]
+
+    async def _store(self, entries: Sequence[LoggedRequest]) -> Sequence[Reply]:
+        by_key = {entry.key: entry for entry in entries}
+
+        def insert(connection: Connection) -> dict[str, Reply]:
+            new_keys = self._log.insert(connection, list(by_key.values()))
+            replies = {key: self._build_reply(by_key[key]) for key in new_keys}
+            existing_rows = self._log.find(connection, sorted(by_key.keys() - new_keys), self._window_seconds) if len(new_keys) < len(by_key) else {}
+            for key, row in existing_rows.items():
+                if row.forgotten:
+                    next_entry = with_generation(by_key[key], row.generation + 1)
+                    self._log.insert(connection, [next_entry])
+                    replies[key] = self._build_reply(next_entry)
+                elif bytes(row.fingerprint).hex() != by_key[key].fingerprint:
+                    replies[key] = rules.KEY_MISMATCH
+                else:
+                    replies[key] = self._build_reply(row)
+            return replies
+
+        replies = await self._database.transact(insert)
+        return [replies[entry.key] for entry in entries]
+
+
+def reference_for(key: str, number: int = 1) -> str:
+    """The provider's name for what was done under a key the n-th time."""
+    return f"sb_{sha256((key if number == 1 else f'{key}/{number}').encode()).hexdigest()[:24]}"
+
+
+def with_generation(entry: LoggedRequest, number: int) -> LoggedRequest:
+    """The same demand, done the n-th time."""
+    return replace(entry, generation=number, reference=reference_for(entry.key, number))

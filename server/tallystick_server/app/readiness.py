@@ -1,0 +1,139 @@
+"""Whether the databases of a process answer: waiting for them at the start, and health that says so while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from sqlalchemy import Connection, make_url, text
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.app.database.schema import DatabaseUnavailable, check_schema
+from tallystick_server.app.errors import StartupError
+from tallystick_server.rpc.errors import abort_with_error
+from tallystick_storage.database import Database
+
+log = logging.getLogger(__name__)
+
+_POLL_INTERVAL_SECONDS = 1.0  # seconds
+_QUERY_TIMEOUT_SECONDS = 2.0  # seconds
+_MAX_FAILURES = 2  # answers in a row after which health says so: one may be late on a busy machine
+_RETRY_AFTER_SECONDS = 1.0
+
+
+async def await_databases(urls: Mapping[str, str], timeout_seconds: float, stop_event: asyncio.Event, print_status: Callable[[str], None]) -> None:
+    """Returns once every database answers and has a schema that this code can work with, or when the process is told to stop.
+
+    Raises Failure when waiting cannot help, or has lasted `timeout_seconds` seconds.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_seconds
+    is_waiting = False
+    for service, url in urls.items():
+        while not stop_event.is_set():
+            try:
+                await asyncio.to_thread(check_schema, url, service)
+            except DatabaseUnavailable as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    timeout_note = f" It was waited for {timeout_seconds:g} s (TALLYSTICK_DATABASE_PATIENCE)." if is_waiting else ""
+                    raise StartupError(f"The {service} service's database cannot be used: {str(error).rstrip('.')}.{timeout_note}") from error
+                if not is_waiting:
+                    print_status(f"Waiting up to {timeout_seconds:g} s for the {service} service's database: {str(error).rstrip('.')}")
+                is_waiting = True
+                try:
+                    async with asyncio.timeout(_POLL_INTERVAL_SECONDS):
+                        await stop_event.wait()
+                except TimeoutError:
+                    continue
+            else:
+                break
+
+
+class _UnavailableHandler(grpc.GenericRpcHandler):
+    """Refuses every call with DEPENDENCY_UNAVAILABLE."""
+
+    def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        async def reject(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            raise await abort_with_error(
+                context, ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, "The service waits for its database; retry.", retry_after=_RETRY_AFTER_SECONDS)
+            )
+
+        return grpc.stream_stream_rpc_method_handler(reject)
+
+
+async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> None:
+    """Starts a server that has an address already: its health is NOT_SERVING, and every other call is refused."""
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    server.add_generic_rpc_handlers((_UnavailableHandler(),))
+    for name in ("", *services):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await server.start()
+
+
+class DatabaseHealth:
+    """Sets the health of services by whether their databases answer, on one connection of its own for each database."""
+
+    def __init__(self, health_servicer: health.aio.HealthServicer, urls: Mapping[str, str], services: Mapping[str, str]) -> None:
+        """`services`: by schema, the full name of the service that needs it."""
+        self._health_servicer = health_servicer
+        self._services_by_database: dict[tuple[object, ...], set[str]] = {}
+        self._databases: dict[tuple[object, ...], Database] = {}
+        for schema, url in urls.items():
+            parsed = make_url(url)
+            key = (parsed.host, parsed.port, parsed.database, str(parsed.query))
+            if key not in self._databases:
+                self._databases[key] = Database(
+                    url, connections=1, readers=1, read_timeout=_QUERY_TIMEOUT_SECONDS, max_attempt_seconds=_QUERY_TIMEOUT_SECONDS
+                )
+            if schema in services:
+                self._services_by_database.setdefault(key, set()).add(services[schema])
+        self._failure_counts = dict.fromkeys(self._databases, 0)
+        self._last_statuses: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        await self._publish()
+        self._tasks = [asyncio.create_task(self._poll(key)) for key in self._databases]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for database in self._databases.values():
+            await asyncio.to_thread(database.close)
+
+    async def _poll(self, key: tuple[object, ...]) -> None:
+        while True:
+            await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+            try:
+                async with asyncio.timeout(_QUERY_TIMEOUT_SECONDS):
+                    await self._databases[key].read(_ping)
+            except (TimeoutError, ApiError) as error:
+                self._failure_counts[key] += 1
+                if self._failure_counts[key] == _MAX_FAILURES:
+                    log.warning("the database does not answer (%s): health is NOT_SERVING until it does", str(error) or "no answer in time")
+            else:
+                if self._failure_counts[key] >= _MAX_FAILURES:
+                    log.warning("the database answers again")
+                self._failure_counts[key] = 0
+            await self._publish()
+
+    async def _publish(self) -> None:
+        """The process as a whole is healthy only if all of its databases answer."""
+        status = health_pb2.HealthCheckResponse
+        unavailable = {key for key, failure_count in self._failure_counts.items() if failure_count >= _MAX_FAILURES}
+        statuses = {"": status.NOT_SERVING if unavailable else status.SERVING}
+        for key, services in self._services_by_database.items():
+            statuses |= dict.fromkeys(services, status.NOT_SERVING if key in unavailable else status.SERVING)
+        for name, new_status in statuses.items():
+            if self._last_statuses.get(name) != new_status:
+                self._last_statuses[name] = new_status
+                await self._health_servicer.set(name, new_status)
+
+
+def _ping(connection: Connection) -> None:
+    connection.execute(text("select 1"))

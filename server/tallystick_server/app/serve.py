@@ -1,0 +1,316 @@
+"""Runs services in this process: all of them, or some by name, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from tallystick_core.access import Role
+from tallystick_server.app.configuration import SERVICES, Settings
+from tallystick_server.app.errors import StartupError
+from tallystick_server.app.readiness import DatabaseHealth, await_databases, serve_not_ready
+from tallystick_server.app.wiring import Dependencies, Service, Wiring, full_names
+from tallystick_server.observability import tracing
+from tallystick_server.rpc.authentication import Authenticator, BearerTokens, NoAuthentication
+from tallystick_server.rpc.bulkhead import CallLimits
+from tallystick_server.rpc.health import AuxiliaryServices
+from tallystick_server.rpc.reflection import SymbolDescriptorPool
+from tallystick_server.rpc.server import MAX_BATCH_BYTES, MAX_DEADLINE_SECONDS, MAX_STREAM_SECONDS, RpcServer
+from tallystick_server.rpc.service_client import ServiceClient
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_DATABASE_POLL_SECONDS = 1.0  # seconds
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_MAX_PENDING_REQUESTS = 10_000
+_MAX_PENDING_SECONDS = int(MAX_DEADLINE_SECONDS) + 15  # seconds; the longest deadline that the door grants ends before
+PENDING_REQUEST_OPTIONS = [
+    ("grpc.server.max_pending_requests", _MAX_PENDING_REQUESTS),
+    ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_REQUESTS),
+    ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
+]
+"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000, and those that have waited for 30 s, without a reason."""
+_MAX_CONNECTION_AGE_SECONDS = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
+CONNECTIONS = [
+    ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_SECONDS * 1000),
+    ("grpc.max_connection_age_grace_ms", int(MAX_STREAM_SECONDS + MAX_DEADLINE_SECONDS) * 1000),  # no call of ours takes longer, so none is cut
+    ("grpc.keepalive_time_ms", 30_000),  # a caller that has vanished is noticed
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # while the kernel of a process that is frozen still acknowledges
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping each 10 s
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.max_concurrent_streams", 10_000),
+]
+"""Options of a server: how long a connection lives, and how often its caller may ping."""
+_STOP_ORDER = ("payment", "payout", "wallet", "ledger", "event")
+"""The order in which services stop: each before those that it calls."""
+_DISCONNECT_TIMEOUT_SECONDS = 5.0  # seconds within which gRPC closes connections that have ended
+_POLL_INTERVAL_SECONDS = 0.01
+_MIN_WORKER_DRAIN_SECONDS = 5.0
+"""Seconds that work in progress has after the calls, however long these take; the drain's own time, where that is shorter."""
+_FLUSH_SECONDS = 0.05  # seconds in which the last answers are written
+_HEALTH_NOTICE_SECONDS = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
+
+
+@dataclass
+class RunningServer:
+    """Services that are being served; `address` is the one they are reached at."""
+
+    address: str
+    _services: Sequence[Service]
+    _grpc_servers: Sequence[grpc.aio.Server]
+    _rpc_servers: Sequence[RpcServer]
+    _health_servicer: health.aio.HealthServicer
+    _service_client: ServiceClient
+    _socket_folder: str | None
+    _database_health: DatabaseHealth
+
+    async def stop(self, drain_timeout_seconds: float) -> None:
+        """Drains: health goes NOT_SERVING, no call is taken any more, streams end, then the calls
+        in flight, then the work in progress.
+
+        Streams end within a second, whether they are read or not: they resume from their cursors.
+        Calls have `drain_timeout_seconds` seconds; work in progress has what they leave of it, and
+        at least a reserve of 5 s, or of `drain_timeout_seconds` if that is shorter.
+        """
+        await self._health_servicer.enter_graceful_shutdown()
+        await self._database_health.stop()
+        await asyncio.sleep(_HEALTH_NOTICE_SECONDS)
+        deadline = asyncio.get_running_loop().time() + drain_timeout_seconds
+        self._rpc_servers[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
+        await self._rpc_servers[0].wait_until_idle(drain_timeout_seconds)
+        remaining_seconds = max(deadline - asyncio.get_running_loop().time(), min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds), 0.1)
+        await asyncio.gather(*(service.drain(remaining_seconds) for service in self._services))  # while the services that they call still run
+        for service in sorted(self._services, key=lambda s: _STOP_ORDER.index(s.name)):
+            await service.stop()
+        for rpc_server, grpc_server in zip(self._rpc_servers[1:], self._grpc_servers[1:], strict=True):
+            rpc_server.close()
+            await grpc_server.stop(1)
+        await asyncio.sleep(_FLUSH_SECONDS)
+        await _disconnect_clients(self.address)
+        await self._grpc_servers[0].stop(None)
+        await self._service_client.close()
+        if self._socket_folder is not None:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
+
+
+async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str], dependencies: Dependencies | None = None) -> RunningServer:
+    """Starts services. Together they reach each other over a unix socket with a door of its own, alone at the configured addresses."""
+    _check_payout_service(names, settings)
+    authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else NoAuthentication()
+    service_client = ServiceClient(settings.service_token)
+    socket_folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
+    internal_address = f"unix:{Path(socket_folder) / 'inside'}" if socket_folder else ""
+    addresses = {name: internal_address if name in names and socket_folder else settings.address.get(name, "") for name in SERVICES}
+    _check_addresses(names, addresses)
+    services = Wiring(settings, urls, addresses, service_client, dependencies).build(names)
+    rpc_servers, servers = [], []
+    health_servicer = health.aio.HealthServicer()
+    for listen_address in (settings.listen, *([internal_address] if internal_address else [])):
+        rpc_server = RpcServer(authenticator, _call_limits(settings))
+        servers.append(_create_server(services, rpc_server, health_servicer, reuse_port=settings.reuse_port))
+        rpc_servers.append(rpc_server)
+        try:
+            _listen(servers[-1], listen_address)
+        except StartupError:
+            if socket_folder is not None:
+                shutil.rmtree(socket_folder, ignore_errors=True)
+            raise
+    for service in services:
+        service.start()
+    for server in reversed(servers):
+        await server.start()
+    database_health = DatabaseHealth(health_servicer, {name: urls[name] for name in names}, {s.name: s.descriptor.full_name for s in services})
+    await database_health.start()
+    return RunningServer(settings.listen, services, servers, rpc_servers, health_servicer, service_client, socket_folder, database_health)
+
+
+def _call_limits(settings: Settings) -> CallLimits:
+    return CallLimits(
+        writes=settings.most_calls,
+        reads=settings.most_reads,
+        platform=settings.most_platform_calls,
+        waiting=settings.most_waiting,
+        streams=settings.most_streams,
+        share=settings.caller_share,
+        message_bytes=settings.message_bytes,
+    )
+
+
+def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
+    booking_services = ("wallet", "ledger", "event")
+    dependencies = {"payment": booking_services, "payout": booking_services, "ledger": ("event",), "wallet": ("event",)}
+    for name in names:
+        for dependency in dependencies.get(name, ()):
+            if not addresses[dependency]:
+                raise StartupError(f'TALLYSTICK_ADDRESS must say where {name} reaches {dependency}, such as "{dependency}=127.0.0.1:7071".')
+
+
+def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
+    """Refuses to start a WalletService that would refuse the calls of PayoutService, or a PayoutService whose calls would be refused."""
+    if settings.authentication == "none":
+        return
+    service_caller = settings.callers.get(settings.service_token)
+    services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
+    if "payout" in names and service_caller is not None and settings.payout_service not in ("", service_caller.name):
+        raise StartupError(
+            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {service_caller.name}, the caller of this PayoutService's service_token, or empty."
+        )
+    if "wallet" in names and "payout" not in names and not settings.payout_service and len(services) > 1:
+        candidates = ", ".join(sorted(services))
+        raise StartupError(
+            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, among those with the role service: {candidates}."
+        )
+
+
+def _create_server(
+    services: Sequence[Service], rpc_server: RpcServer, health_servicer: health.aio.HealthServicer, *, reuse_port: bool
+) -> grpc.aio.Server:
+    max_message_bytes = 2 * MAX_BATCH_BYTES  # so that it is the door that refuses what is too large, by its name
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.so_reuseport", int(reuse_port)),
+            *PENDING_REQUEST_OPTIONS,
+            *CONNECTIONS,
+        ]
+    )
+    for service in services:
+        rpc_server.add_service(server, service.descriptor, service.servicer, service.access)
+    auxiliary_services: Any = AuxiliaryServices(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, auxiliary_services)
+    names = [s.descriptor.full_name for s in services]
+    reflection_servicer = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], pool=SymbolDescriptorPool())
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection_servicer, auxiliary_services)  # type: ignore[no-untyped-call]
+    rpc_server.add_fallback(server)
+    return server
+
+
+async def _disconnect_clients(address: str) -> None:
+    """Ends the connections of a server that answers nobody any more, and returns once gRPC has let go of them.
+
+    Their callers see a lost connection; a call on a connection that is open while the server stops would be cancelled without a reason.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _DISCONNECT_TIMEOUT_SECONDS
+    while _shut_down_sockets(address) and loop.time() < deadline:  # noqa: ASYNC110 - gRPC says nothing when it closes one
+        await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+
+
+def _shut_down_sockets(address: str) -> bool:
+    """Takes no more connections at an address, and reads no more from those there are. Whether there are any."""
+    path = address.removeprefix("unix:") if address.startswith("unix:") else ""
+    has_connections = False
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # it is no socket, is not connected, or has been closed
+            copy = os.dup(int(name))
+            try:
+                sock = socket.socket(fileno=copy)
+            except OSError:
+                os.close(copy)
+                raise
+            with sock:
+                if sock.family == socket.AF_UNIX:
+                    is_ours = path and sock.getsockname() == path
+                else:
+                    is_ours = not path and sock.getsockname()[1] == int(address.rpartition(":")[2])
+                if not is_ours:
+                    continue
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    with socket.socket() as placeholder:  # in its place, so that gRPC finds no closed one and complains
+                        os.dup2(placeholder.fileno(), int(name))
+                    continue
+                sock.getpeername()
+                has_connections = True
+                sock.shutdown(socket.SHUT_RD)  # so that what is being written is written
+    return has_connections
+
+
+def _listen(server: grpc.aio.Server, address: str) -> None:
+    try:
+        bound = server.add_insecure_port(address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise StartupError(
+            f"Nothing can listen on {address}: another program does, the address is not this machine's, or its folder is not there. "
+            "Set TALLYSTICK_LISTEN to another."
+        )
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine as the process's work, on the fastest loop there is."""
+    gc.set_threshold(100_000, 50, 1000)  # messages and rows hold no cycles, and looking for some was costly
+    sys.setswitchinterval(0.001)  # transactions' threads wait less for the interpreter beside a busy loop
+    try:
+        import uvloop  # noqa: PLC0415 - there is none for Windows
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        factory = asyncio.new_event_loop  # type: ignore[assignment]
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+async def serve(
+    names: Sequence[str], settings: Settings, urls: Mapping[str, str], print_status: Callable[[str], None], has_ended: Callable[[], bool]
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. Raises Failure if the embedded database `has_ended` meanwhile."""
+    flush = tracing.configure("tallystick-" + ("all" if len(names) > 1 else names[0]), settings.otlp_endpoint, settings.trace_ratio)
+    stop_event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stop_event.set)
+    await _wait_until_ready(names, settings, urls, stop_event, print_status)
+    if stop_event.is_set():
+        return
+    server = await start(names, settings, urls)
+    print_status(f"Serving {', '.join(names)} on {server.address}")
+    await wait_for_stop(stop_event, has_ended)
+    print_status("Draining")
+    await server.stop(0 if has_ended() else settings.drain)
+    await asyncio.to_thread(flush)
+    if has_ended():
+        raise StartupError("The embedded PostgreSQL has ended, and with it every service here: see the log in its folder, and run the command again.")
+    print_status("Stopped")
+
+
+async def _wait_until_ready(
+    names: Sequence[str], settings: Settings, urls: Mapping[str, str], stop_event: asyncio.Event, print_status: Callable[[str], None]
+) -> None:
+    """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises Failure."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.reuse_port))])
+    _listen(server, settings.listen)
+    await serve_not_ready(server, full_names(names))
+    try:
+        await await_databases(urls, settings.database_patience, stop_event, print_status)
+    finally:
+        await server.stop(None)
+
+
+async def wait_for_stop(stop_event: asyncio.Event, has_ended: Callable[[], bool]) -> None:
+    """Waits until the process is told to stop, or the embedded database has ended."""
+    while not stop_event.is_set() and not has_ended():
+        try:
+            async with asyncio.timeout(_DATABASE_POLL_SECONDS):
+                await stop_event.wait()
+        except TimeoutError:
+            continue

@@ -1,0 +1,336 @@
+"""Puts services together from settings: which handlers, stages and relays a process runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from tallystick.event.v1 import event_service_pb2
+from tallystick.ledger.v1 import ledger_service_pb2
+from tallystick.payment.v1 import payment_service_pb2
+from tallystick.payout.v1 import payout_service_pb2
+from tallystick.wallet.v1 import wallet_service_pb2
+from tallystick_core.payment.fees import FeeRates
+from tallystick_core.payment.risk import BuiltInRiskCheck, RiskRules
+from tallystick_core.payment.state import ALERT_AFTER_SECONDS
+from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFTER
+from tallystick_core.provider.outcome import FinalNotFound, PendingReason
+from tallystick_core.provider.payment_provider import PaymentProvider
+from tallystick_core.provider.payout_provider import PayoutProvider
+from tallystick_sandbox.payouts import SandboxPayouts
+from tallystick_sandbox.sandbox import Sandbox
+from tallystick_server.app.configuration import DEFAULT_DESTINATION_COOLDOWN, SERVICES, Settings
+from tallystick_server.event import handlers as event
+from tallystick_server.ledger import handlers as ledger
+from tallystick_server.ledger.events import LedgerEvents
+from tallystick_server.observability.tracing import TracedDatabase
+from tallystick_server.operations.monitor import Monitor
+from tallystick_server.operations.periodic import Periodic
+from tallystick_server.operations.retry_policy import RetryPolicies
+from tallystick_server.operations.worker import OperationWorker, WorkerSettings
+from tallystick_server.outbox.relay import EventSource, FirstNonEmptySource, OutboxSource, Relay
+from tallystick_server.payment import handlers as payment
+from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.payout import handlers as payout
+from tallystick_server.payout.worker import PayoutSettings, PayoutWorker
+from tallystick_server.providers.circuit_breaker import BreakerSettings
+from tallystick_server.providers.sandbox import provider as sandbox_provider
+from tallystick_server.rpc.authentication import DEVELOPER
+from tallystick_server.rpc.server import Access
+from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_server.wallet import handlers as wallet
+from tallystick_server.wallet.scheduler import WalletScheduler
+from tallystick_storage import alerts as alert_store
+from tallystick_storage.database import Database, prune_commit_markers
+from tallystick_storage.ledger import postings as ledger_store
+from tallystick_storage.payment import orders as payment_store
+from tallystick_storage.payout import payouts as payout_store
+
+_CONNECTION_COUNTS = {"ledger": 2}
+_DEFAULT_CONNECTIONS = 4
+_READ_CONNECTIONS = 2
+_HOUSEKEEPING_INTERVAL_SECONDS = 600.0
+_SERVICE_MODULES = {
+    "payment": payment_service_pb2,
+    "ledger": ledger_service_pb2,
+    "wallet": wallet_service_pb2,
+    "payout": payout_service_pb2,
+    "event": event_service_pb2,
+}
+
+P = TypeVar("P")
+
+
+def full_names(services: Sequence[str]) -> list[str]:
+    """The full names of services."""
+    return [str(_SERVICE_MODULES[name].DESCRIPTOR.services_by_name[f"{name.title()}Service"].full_name) for name in services]
+
+
+class _Lifecycle(Protocol):
+    def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+_CloseHook = Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Service:
+    """A service in this process: what it answers, and what runs behind it. `worker` is first given time to let what is in hand come to rest."""
+
+    name: str
+    servicer: object
+    access: Access
+    running: Sequence[_Lifecycle]
+    databases: Sequence[Database]
+    worker: OperationWorker[Any, Any] | None = None
+    closing: Sequence[_CloseHook] = ()
+
+    @property
+    def descriptor(self) -> ServiceDescriptor:
+        service_descriptor: ServiceDescriptor = _SERVICE_MODULES[self.name].DESCRIPTOR.services_by_name[f"{self.name.title()}Service"]
+        return service_descriptor
+
+    def start(self) -> None:
+        for component in self.running:
+            component.start()
+        if self.worker is not None:
+            self.worker.start()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Lets what is in flight end, while all that it needs still runs."""
+        if self.worker is not None:
+            await self.worker.drain(timeout_seconds)
+
+    async def stop(self) -> None:
+        """Ends it; after `drain`."""
+        if self.worker is not None:
+            await self.worker.stop()
+        for component in reversed(self.running):
+            await component.stop()
+        for close_hook in self.closing:
+            await close_hook()
+        for database in self.databases:
+            await asyncio.to_thread(database.close)
+
+
+class _ProviderBundle(NamedTuple, Generic[P]):
+    """Providers, and what they live on in this process."""
+
+    providers: Mapping[str, P]
+    components: Sequence[_Lifecycle] = ()
+    databases: Sequence[Database] = ()
+    close_hooks: Sequence[_CloseHook] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What a process reaches beyond itself, beside the other services; the simulation has its own."""
+
+    new_id: Callable[[], UUID] = uuid4
+    open_database: Callable[[str, int, Callable[[], UUID]], Database] | None = None
+    """From a URL, its number of connections, and what makes ids; None: as the settings say."""
+    providers: Mapping[str, PaymentProvider] | None = None
+    """None: as the settings say."""
+    payout_providers: Mapping[str, PayoutProvider] | None = None
+    """None: as the settings say."""
+
+
+class Wiring:
+    """Builds services. `urls`: each schema's database; `addresses`: where each service is reached."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        urls: Mapping[str, str],
+        addresses: Mapping[str, str],
+        service_client: ServiceClient,
+        dependencies: Dependencies | None = None,
+    ) -> None:
+        self._settings = settings
+        self._urls = urls
+        self._addresses = addresses
+        self._service_client = service_client
+        self._dependencies = dependencies or Dependencies()
+
+    def build(self, names: Sequence[str] = SERVICES) -> list[Service]:
+        builders = {
+            "payment": self._build_payment,
+            "ledger": self._build_ledger,
+            "wallet": self._build_wallet,
+            "payout": self._build_payout,
+            "event": self._build_event,
+        }
+        return [builders[name]() for name in names]
+
+    def _open_database(self, name: str) -> Database:
+        connections = self._settings.connections.get(name, _CONNECTION_COUNTS.get(name, _DEFAULT_CONNECTIONS))
+        if self._dependencies.open_database is not None:
+            return self._dependencies.open_database(self._urls[name], connections, self._dependencies.new_id)
+        readers = self._settings.read_connections.get(name, _READ_CONNECTIONS)
+        return TracedDatabase(
+            self._urls[name], connections=connections, readers=readers, read_timeout=self._settings.read_timeout, new_id=self._dependencies.new_id
+        )
+
+    def _housekeeping_task(self, name: str, database: Database) -> Periodic:
+        async def run_once() -> None:
+            while await database.transact(prune_commit_markers):  # each a short transaction, however many there are
+                continue
+
+        return Periodic(f"{name}.housekeeping", _HOUSEKEEPING_INTERVAL_SECONDS, run_once)
+
+    def _build_payment(self) -> Service:
+        database = self._open_database("payment")
+        settings = self._settings
+        final_not_found = FinalNotFound(settings.provider_not_found_after, settings.provider_not_found_times)
+        bundle = self._build_providers(
+            self._dependencies.providers,
+            partial(sandbox_provider.HttpSandbox, final_not_found=final_not_found),
+            Sandbox,
+            partial(sandbox_provider.InProcessSandbox, final_not_found=final_not_found),
+        )
+        worker = PaymentWorker(
+            database,
+            BuiltInRiskCheck(self._risk_rules()),
+            FeeRates(settings.fee_rate, dict(settings.seller_fee_rates)),
+            bundle.providers,
+            self._service_client,
+            self._addresses["wallet"],
+            self._addresses["ledger"],
+            self._worker_settings(),
+            provider=settings.provider,
+            environment=settings.environment,
+            max_queued_charges=settings.waiting_depth,
+            resolve_within={PendingReason.BUYER_ACTION: settings.pending_action},
+            seller_check_interval=settings.seller_check_interval,
+            owner_id=self._dependencies.new_id(),
+        )
+        handlers = payment.PaymentHandlers(database, worker)
+        alert_queries = payment_store.alert_queries(
+            {**ALERT_AFTER_SECONDS, **settings.alert_after}, settings.pending_review, settings.events_alert_after
+        )
+        service = Service("payment", handlers, payment.ACCESS, [handlers], [database], worker)
+        return self._with_providers(bundle, self._with_relay(service, alert_queries, OutboxSource(database)))
+
+    def _with_relay(self, service: Service, alert_queries: Sequence[alert_store.AlertQuery], source: EventSource) -> Service:
+        """A service that has events, with all that it needs beside its handlers.
+
+        `alert_queries`: what its monitor looks for; `source`: of its relay.
+        """
+        (database,) = service.databases
+        settings = self._settings
+        relay = Relay(service.name, database, source, self._service_client, self._addresses["event"], settings.relay_interval)
+        monitor = Monitor(service.name, database, self._dependencies.new_id(), alert_queries, settings.monitor_interval)
+        return replace(service, running=[*service.running, relay, monitor, self._housekeeping_task(service.name, database)])
+
+    def _with_providers(self, bundle: _ProviderBundle[Any], service: Service) -> Service:
+        """A service with its providers, which start before it and stop after it."""
+        components, databases = [*bundle.components, *service.running], [*service.databases, *bundle.databases]
+        return replace(service, running=components, databases=databases, closing=bundle.close_hooks)
+
+    def _build_providers(
+        self,
+        providers: Mapping[str, P] | None,
+        over_http: Callable[[str, float], Any],
+        make_sandbox: Callable[..., Any],
+        in_process: Callable[[Any, float], P],
+    ) -> _ProviderBundle[P]:
+        """The providers that are given, or else the sandbox: a server of its own, or made in this process."""
+        if providers is not None:
+            return _ProviderBundle(providers)
+        window = self._settings.provider_key_window
+        if self._settings.sandbox_url:
+            remote = over_http(self._settings.sandbox_url, window)
+            return _ProviderBundle({sandbox_provider.NAME: remote}, close_hooks=[remote.close])
+        database = self._open_database("sandbox")
+        sandbox = make_sandbox(database, latency_seconds=self._settings.sandbox_latency, key_window_seconds=window)
+        return _ProviderBundle({sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database])
+
+    def _worker_settings(self) -> WorkerSettings:
+        settings = self._settings
+        return WorkerSettings(
+            lease_seconds=settings.lease,
+            provider_timeout_seconds=settings.provider_timeout,
+            max_calls_per_provider=settings.provider_calls,
+            scan_interval_seconds=settings.sweep_interval,
+            retry_policies=RetryPolicies(settings.retry),
+            breaker_settings=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
+            max_in_flight=settings.in_flight,
+            max_owner_share=settings.caller_share,
+        )
+
+    def _risk_rules(self) -> RiskRules:
+        settings = self._settings
+        return RiskRules(
+            settings.risk_amount_limits,
+            settings.risk_velocity_limit or None,
+            settings.risk_velocity_window,
+            settings.risk_blocked_accounts,
+            settings.risk_blocked_countries,
+        )
+
+    def _build_ledger(self) -> Service:
+        database = self._open_database("ledger")
+        handlers = ledger.LedgerHandlers(database)
+        source = FirstNonEmptySource(OutboxSource(database), LedgerEvents(database, handlers.recent))  # alerts before the book, which may never rest
+        service = Service("ledger", handlers, ledger.ACCESS, [handlers], [database])
+        return self._with_relay(service, ledger_store.alert_queries(self._settings.events_alert_after), source)
+
+    def _build_wallet(self) -> Service:
+        database = self._open_database("wallet")
+        handlers = wallet.WalletHandlers(database, self._settings.release_delay, self._payout_service_caller())
+        scheduler = Periodic("wallet.sweep", self._settings.sweep_interval, WalletScheduler(database, handlers.instruction_batcher).run_once)
+        service = Service("wallet", handlers, wallet.ACCESS, [handlers, scheduler], [database])
+        return self._with_relay(service, alert_store.event_alert_queries(self._settings.events_alert_after), OutboxSource(database))
+
+    def _build_payout(self) -> Service:
+        database = self._open_database("payout")
+        settings = self._settings
+        bundle = self._build_providers(
+            self._dependencies.payout_providers, sandbox_provider.HttpSandboxPayouts, SandboxPayouts, sandbox_provider.InProcessSandboxPayouts
+        )
+        worker = PayoutWorker(
+            database,
+            bundle.providers,
+            self._service_client,
+            self._addresses["wallet"],
+            self._addresses["ledger"],
+            self._worker_settings(),
+            PayoutSettings(
+                settings.payout_provider,
+                settings.environment,
+                settings.payout_approve_above,
+                self._destination_cooldown(),
+                settings.destination_approve_above,
+            ),
+            self._dependencies.new_id(),
+        )
+        alert_queries = payout_store.alert_queries({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after}, settings.events_alert_after)
+        handlers = payout.PayoutHandlers(database, worker)
+        service = Service("payout", handlers, payout.ACCESS, [handlers], [database], worker)
+        return self._with_providers(bundle, self._with_relay(service, alert_queries, OutboxSource(database)))
+
+    def _payout_service_caller(self) -> str:
+        """Whom WalletService takes for PayoutService."""
+        settings = self._settings
+        if settings.authentication == "none":
+            return DEVELOPER
+        return settings.payout_service or settings.callers[settings.service_token].name
+
+    def _destination_cooldown(self) -> float:
+        """Seconds that a new destination waits; on a developer's machine none, unless it is set."""
+        cooldown = self._settings.payout_waiting_period
+        if cooldown is not None:
+            return cooldown
+        return 0.0 if self._settings.authentication == "none" else DEFAULT_DESTINATION_COOLDOWN
+
+    def _build_event(self) -> Service:
+        database = self._open_database("event")
+        handlers = event.EventHandlers(database)
+        return Service("event", handlers, event.ACCESS, [handlers, self._housekeeping_task("event", database)], [database])

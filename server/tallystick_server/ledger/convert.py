@@ -1,0 +1,138 @@
+"""Messages of LedgerService from values and back. Parsing is validation: a posting that comes out of here can be booked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick.ledger.v1 import ledger_pb2
+from tallystick.ledger.v1 import ledger_service_pb2 as pb
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.ledger.hash_chain import ChainedTransaction
+from tallystick_core.ledger.identifiers import format_transaction_id, parse_account
+from tallystick_core.ledger.posting import MAX_ENTRIES, Posting, check_balanced
+from tallystick_core.ledger.posting_rules import JournalLine, PostingKind
+from tallystick_core.money import format_amount, parse_amount, parse_currency
+from tallystick_core.validation import parse_id, parse_text
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.pagination import invalid_page_token
+from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+
+KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
+_DIRECTIONS = EnumNames(ledger_pb2.Direction.DESCRIPTOR)
+_MAX_DESCRIPTION_LENGTH = 255
+_SUM = re.compile(r"\A([A-Z]{3,8})(-?[0-9]{1,38})\Z", re.ASCII)
+
+
+def stored_posting(row: Row[Any], entries: Sequence[Row[Any]]) -> Posting:
+    """A stored transaction as it was posted."""
+    lines = tuple(JournalLine(entry.account, entry.currency, entry.amount) for entry in entries)
+    return Posting(PostingKind(row.kind), row.cause_id, row.caller, lines, row.description)
+
+
+def parse_posting(message: pb.Posting) -> Posting:
+    """A posting. Raises Refused with the path of the first field that is wrong."""
+    kind = PostingKind(KINDS.parse(message.kind, "kind"))
+    if kind is PostingKind.REVERSAL:
+        raise ApiError(ErrorReason.FIELD_INVALID, "kind must not be REVERSAL; use ReverseTransaction.", field="kind")
+    cause = parse_id(message.cause_id, "cause_id")
+    caller = parse_id(message.caller, "caller")
+    if not message.entries:
+        raise ApiError(ErrorReason.FIELD_REQUIRED, "entries must have at least two.", field="entries")
+    if len(message.entries) == 1:
+        raise ApiError(ErrorReason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries")
+    if len(message.entries) > MAX_ENTRIES:
+        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"entries must have at most {MAX_ENTRIES}.", field="entries")
+    lines = tuple(_parse_line(entry, index) for index, entry in enumerate(message.entries))
+    check_balanced(lines)
+    description = parse_text(message.description, "description", _MAX_DESCRIPTION_LENGTH)
+    return Posting(kind, cause, caller, lines, description, parse_time(message, "effective_time"))
+
+
+def _parse_line(entry: ledger_pb2.Entry, index: int) -> JournalLine:
+    try:
+        account = parse_account(entry.account, "account")
+        currency = parse_currency(entry.currency)
+        amount = parse_amount(entry.amount, currency)
+        credit = _DIRECTIONS.parse(entry.direction, "direction") == "CREDIT"
+    except ApiError as refused:
+        raise refused.with_field_prefix(f"entries[{index}]") from None
+    return JournalLine(account, currency, amount if credit else -amount)
+
+
+def new_transaction(item: ChainedTransaction) -> ledger_pb2.Transaction:
+    """A transaction that was just posted."""
+    posting = item.posting
+    message = ledger_pb2.Transaction(
+        transaction_id=format_transaction_id(item.sequence),
+        sequence=item.sequence,
+        kind=KINDS.number(posting.kind),
+        cause_id=posting.cause_id,
+        description=posting.description,
+        reverses_transaction_id=format_transaction_id(posting.reverses) if posting.reverses else "",
+        effective_time=to_timestamp(item.effective_time),
+        post_time=to_timestamp(item.post_time),
+        previous_hash=item.previous_hash,
+        hash=item.hash,
+        caller=posting.caller,
+    )
+    for line, balance in zip(posting.lines, item.balances_after, strict=True):
+        _add_entry(message, line.account, line.currency, line.amount, balance)
+    return message
+
+
+def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transaction:
+    """A stored transaction."""
+    message = ledger_pb2.Transaction(
+        transaction_id=format_transaction_id(row.sequence),
+        sequence=row.sequence,
+        kind=KINDS.number(row.kind),
+        cause_id=row.cause_id,
+        description=row.description,
+        reverses_transaction_id=format_transaction_id(row.reverses) if row.reverses else "",
+        reversed_by_transaction_id=format_transaction_id(row.reversed_by) if row.reversed_by else "",
+        effective_time=to_timestamp(row.effective_time),
+        post_time=to_timestamp(row.post_time),
+        previous_hash=bytes(row.previous_hash),
+        hash=bytes(row.hash),
+        caller=row.caller,
+    )
+    for entry in entries:
+        _add_entry(message, entry.account, entry.currency, entry.amount, int(entry.balance_after))
+    return message
+
+
+def _add_entry(message: ledger_pb2.Transaction, account: str, currency: str, amount: int, balance: int) -> None:
+    message.entries.add(
+        account=account,
+        direction=ledger_pb2.DIRECTION_CREDIT if amount > 0 else ledger_pb2.DIRECTION_DEBIT,
+        amount=format_amount(abs(amount), currency),
+        currency=currency,
+        balance_after=format_amount(balance, currency),
+    )
+
+
+def account(row: Row[Any]) -> ledger_pb2.Account:
+    return ledger_pb2.Account(
+        account=row.account,
+        currency=row.currency,
+        balance=format_amount(int(row.balance), row.currency),
+        entry_count=row.entry_count,
+        create_time=to_timestamp(row.create_time),
+    )
+
+
+def format_sums(sums: Mapping[str, int]) -> str:
+    """Sums by currency, in minor units, as a page token carries them."""
+    return " ".join(f"{currency}{total}" for currency, total in sorted(sums.items()))
+
+
+def parse_sums(text: str) -> dict[str, int]:
+    """What `format_sums` made. Raises PAGE_TOKEN_INVALID."""
+    matches = [_SUM.match(part) for part in text.split()]
+    if not all(matches):
+        raise invalid_page_token()
+    return {parse_currency(match[1]): int(match[2]) for match in matches if match}

@@ -1,0 +1,282 @@
+"""Stages: batches that form by themselves. While one batch is being committed the next one gathers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from tallystick_core.errors import ApiError, ErrorReason, overloaded_error
+from tallystick_server.observability.tracing import SpanContext, batch_span, current_context
+from tallystick_server.rpc.service_client import ServiceCallRejected
+from tallystick_storage.database import ConstraintViolation
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+MAX_QUEUED_CALLS = 10_000
+"""How many items of callers may wait in a stage."""
+MAX_QUEUED_BATCHES = 1_000
+"""How many items may wait that are batches themselves."""
+
+_UNAVAILABLE_AFTER_REJECTIONS = 8
+
+
+class Batcher(Generic[T, R]):
+    """Gathers what is submitted, and runs one function over each batch.
+
+    A lane rests as long as its last batch took, up to `max_linger` seconds: nothing waits when
+    idle, and batches grow under load. `run` returns one result per item in order; an exception
+    among them is raised to that item's submitter, and one raised by `run` to all of them.
+    `max_batch`: how much a batch holds, by the items' `size_of`; one item always fits.
+    `concurrency`: how many batches run at a time. `drop_abandoned`: an item is dropped if its
+    submitter has gone before its batch starts; without it the item is worked on all the same.
+    `max_queued`: more waiting items are refused with OVERLOADED, which says that nothing was
+    stored. None: where that may be false, as for a call that reads after its commit, or where the
+    submitters are bounded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        max_batch: int = 500,
+        size_of: Callable[[T], int] = lambda _: 1,
+        concurrency: int = 1,
+        max_linger: float = 0.2,
+        drop_abandoned: bool = False,
+        max_queued: int | None = None,
+    ) -> None:
+        self._name = name
+        self._run = run
+        self._max_batch = max_batch
+        self._size_of = size_of
+        self._concurrency = concurrency
+        self._max_linger = max_linger
+        self._drop_abandoned = drop_abandoned
+        self._max_queued = max_queued
+        self._queue: OrderedDict[asyncio.Future[R], tuple[T, SpanContext]] = OrderedDict()
+        self._work_event = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._running_batches = 0
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Starts the lanes, in the running loop."""
+        self._tasks = [self._start_worker(number) for number in range(self._concurrency)]
+
+    def submit(self, item: T, context: SpanContext | None = None) -> asyncio.Future[R]:
+        """Puts an item into the next batch. Raises OVERLOADED, or SHUTTING_DOWN once the stage was stopped; the item is then not worked on."""
+        if self._is_stopped:
+            raise _shutting_down_error()
+        if self._max_queued is not None and len(self._queue) >= self._max_queued:
+            raise overloaded_error(f"items wait in {self._name}")
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._queue[future] = (item, context or current_context())
+        if self._drop_abandoned:
+            future.add_done_callback(self._remove_abandoned)
+        self._work_event.set()
+        return future
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._queue and not self._running_batches
+
+    @property
+    def queue_length(self) -> int:
+        """How many items wait for a batch."""
+        return len(self._queue)
+
+    async def stop(self) -> None:
+        """Ends the lanes. What waits is left undone, and its submitters get SHUTTING_DOWN: stop what submits first, and wait until idle."""
+        self._is_stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._queue:
+            future, _ = self._queue.popitem(last=False)
+            _fail(future, _shutting_down_error())
+
+    def _remove_abandoned(self, future: asyncio.Future[R]) -> None:
+        """Forgets an item whose submitter has gone before its batch has started."""
+        self._queue.pop(future, None)
+
+    def _start_worker(self, number: int) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._run_worker(), name=f"{self._name}-{number}")
+        task.add_done_callback(lambda done_task: self._on_worker_done(number, done_task))
+        return task
+
+    def _on_worker_done(self, number: int, task: asyncio.Task[None]) -> None:
+        """Starts a lane again that ended by itself."""
+        if self._is_stopped:
+            return
+        error = None if task.cancelled() else task.exception()
+        log.error("Lane %d of %s ended unexpectedly and is started again.", number, self._name, exc_info=error)
+        self._tasks[number] = self._start_worker(number)
+
+    async def _run_worker(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._work_event.wait()
+            batch = self._next_batch()
+            if not self._queue:
+                self._work_event.clear()
+            if not batch:
+                continue
+            start_time = loop.time()
+            self._running_batches += 1
+            try:
+                await self._run_batch(batch)
+            finally:
+                self._running_batches -= 1
+                for _, future, _ in batch:  # whatever ended the lane, nobody waits for ever
+                    _fail(future, _shutting_down_error() if self._is_stopped else RuntimeError(f"A lane of {self._name} ended unexpectedly."))
+            await asyncio.sleep(min(loop.time() - start_time, self._max_linger))
+
+    def _next_batch(self) -> list[tuple[T, asyncio.Future[R], SpanContext]]:
+        """What waits, as much as a batch holds."""
+        batch: list[tuple[T, asyncio.Future[R], SpanContext]] = []
+        remaining = self._max_batch
+        while self._queue:
+            future, (item, context) = next(iter(self._queue.items()))
+            is_abandoned = self._drop_abandoned and future.done()
+            size = self._size_of(item)
+            if not is_abandoned and size > remaining and batch:
+                break
+            self._queue.popitem(last=False)
+            if not is_abandoned:
+                batch.append((item, future, context))
+                remaining -= size
+        return batch
+
+    async def _run_batch(self, batch: list[tuple[T, asyncio.Future[R], SpanContext]]) -> None:
+        results: Sequence[R | Exception]
+        try:
+            with batch_span(self._name, [context for _, _, context in batch]):
+                results = await self._run([item for item, _, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{self._name} returned {len(results)} results for {len(batch)} items.")  # noqa: TRY301 - raised to all, as below
+        except Exception as error:  # noqa: BLE001 - it is raised to every submitter
+            results = [error] * len(batch)
+        for (_, future, _), result in zip(batch, results, strict=True):
+            if future.done():  # its submitter has gone; the work is done all the same
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+
+def _shutting_down_error() -> ApiError:
+    return ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.5)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+async def bisect_on_error(run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], items: Sequence[T]) -> Sequence[R | Exception]:
+    """Runs a batch; when one item breaks it, halves it until that item is alone and gets the error to itself.
+
+    An item breaks a batch when the database refuses its data, or another service refuses the call. A service that refuses the first 8 items one by
+    one, and takes none, is broken as a whole: all items get DEPENDENCY_UNAVAILABLE, as if it had not answered. An error that is no item's is raised.
+    """
+    return await _Bisection(run).run_all(items)
+
+
+class _Bisection(Generic[T, R]):
+    """One batch that is being halved."""
+
+    def __init__(self, run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]]) -> None:
+        self._run = run
+        self._rejections: list[ServiceCallRejected] = []
+        self._any_succeeded = False
+
+    async def run_all(self, items: Sequence[T]) -> Sequence[R | Exception]:
+        try:
+            return await self._run(items)
+        except (ConstraintViolation, ServiceCallRejected) as error:
+            if isinstance(error, ServiceCallRejected) and error.rejects_caller:
+                raise  # of all items
+            if len(items) == 1:
+                return [error]
+        results = await self._run_halves(items)
+        if self._is_unavailable:
+            return [self._unavailable_error() if isinstance(result, ServiceCallRejected) else result for result in results]
+        return results
+
+    @property
+    def _is_unavailable(self) -> bool:
+        return not self._any_succeeded and len(self._rejections) >= _UNAVAILABLE_AFTER_REJECTIONS
+
+    def _unavailable_error(self) -> ApiError:
+        return ApiError(
+            ErrorReason.DEPENDENCY_UNAVAILABLE, f"{self._rejections[0].method} refuses everything: {self._rejections[0].status}.", retry_after=1.0
+        )
+
+    async def _run_halves(self, items: Sequence[T]) -> list[R | Exception]:
+        middle = len(items) // 2
+        return [*await self._run_part(items[:middle]), *await self._run_part(items[middle:])]
+
+    async def _run_part(self, items: Sequence[T]) -> Sequence[R | Exception]:
+        """What becomes of a part; the other part keeps its results whatever happens to this one."""
+        if self._is_unavailable:
+            return [self._unavailable_error()] * len(items)
+        try:
+            results = await self._run(items)
+        except (ConstraintViolation, ServiceCallRejected) as error:
+            if isinstance(error, ServiceCallRejected) and error.rejects_caller:
+                return [error] * len(items)
+            if len(items) > 1:
+                return await self._run_halves(items)
+            if isinstance(error, ServiceCallRejected):
+                self._rejections.append(error)
+            return [error]
+        except ApiError as error:  # what was done before the service went away is done
+            return [error] * len(items)
+        self._any_succeeded = True
+        return results
+
+
+async def deduplicate_by_key(
+    items: Sequence[T],
+    key_of: Callable[[T], tuple[Hashable, bytes]],
+    run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+) -> Sequence[R | Exception]:
+    """Runs a batch, by halves if need be, in which keys may stand several times, so that `run` sees each key once at a time.
+
+    `key_of` gives the key and the fingerprint. Items equal to the first of their key share its result, with `replayed` set; others run after it, and
+    find what it stored. A result is a dataclass with that field.
+    """
+    results: list[Any] = [None] * len(items)
+    remaining = list(range(len(items)))
+    while remaining:
+        leader_by_key: dict[Hashable, tuple[int, bytes]] = {}
+        duplicates: list[tuple[int, int]] = []
+        conflicts: list[tuple[int, int]] = []
+        for index in remaining:
+            item_key, fingerprint = key_of(items[index])
+            leader, leader_fingerprint = leader_by_key.setdefault(item_key, (index, fingerprint))
+            if leader != index:
+                (duplicates if fingerprint == leader_fingerprint else conflicts).append((index, leader))
+        leaders = [index for index, _ in leader_by_key.values()]
+        for index, result in zip(leaders, await bisect_on_error(run, [items[index] for index in leaders]), strict=True):
+            results[index] = result
+        for index, leader in duplicates:
+            leader_result = results[leader]
+            results[index] = leader_result if isinstance(leader_result, Exception) else replace(leader_result, replayed=True)
+        remaining = [index for index, _ in conflicts]
+    return results
+
+
+async def run_flattened(groups: Sequence[Sequence[T]], run: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> list[list[R]]:
+    """Runs the items of all groups as one batch; the results in the same groups."""
+    results = iter(await run([item for group in groups for item in group]))
+    return [[next(results) for _ in group] for group in groups]

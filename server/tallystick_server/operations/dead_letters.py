@@ -1,0 +1,80 @@
+"""Dead letters as every service shows them and tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1 import event_pb2
+from tallystick.recovery.v1 import recovery_pb2
+from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_server.operations import alerts
+from tallystick_server.operations.operation import LeasedOperation
+from tallystick_server.outbox.events import add_event, record_events
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.timestamps import to_timestamp
+from tallystick_storage import dead_letters as dead_letter_store
+from tallystick_storage import operations as operation_store
+
+_MAX_REASON_LENGTH = 255
+_ALERT_KIND = "DEAD_LETTER"
+STATES = EnumNames(recovery_pb2.DeadLetterState.DESCRIPTOR)
+
+
+def to_message(row: Row[Any]) -> recovery_pb2.DeadLetter:
+    return recovery_pb2.DeadLetter(
+        dead_letter_id=row.dead_letter_id,
+        subject=row.subject,
+        state=STATES.number(row.state),
+        cause=row.cause,
+        detail=row.detail,
+        tries=row.tries,
+        operator=row.operator,
+        reason=row.reason,
+        evidence=row.evidence,
+        create_time=to_timestamp(row.create_time),
+        end_time=to_timestamp(row.end_time) if row.end_time else None,
+        provider=row.provider,
+    )
+
+
+def emit_changed(connection: Connection, rows: Sequence[Row[Any]], origin_of: Callable[[Row[Any]], tuple[str, str]]) -> None:
+    """Tells of dead letters that are new or have ended; `origin_of` gives the caller and the traceparent of each. Ended ones end their alert."""
+    with record_events(connection, rows) as events:
+        for row in rows:
+            letter, version = to_message(row), 2 if row.end_time else 1
+            event_time = letter.end_time if row.end_time else letter.create_time
+            type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
+            add_event(events, type_, aggregate, version, event_time, *origin_of(row), dead_letter=letter)
+    resource_names = [f"deadLetters/{row.dead_letter_id}" for row in rows if row.end_time]
+    if resource_names:
+        alerts.end_alerts(connection, _ALERT_KIND, resource_names)
+
+
+def requeue_to_end(connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str) -> None:
+    """Takes up again those demands, by subject, that were set aside and are to be ended, never to be sent; `operator`: who has decided so."""
+    rows = (
+        dead_letter_store.end(connection, sorted(operation_ids), DeadLetterState.RETRIED, operator, reason[:_MAX_REASON_LENGTH])
+        if operation_ids
+        else ()
+    )
+    emit_changed(connection, rows, lambda _: (operator, ""))
+    operation_store.requeue(connection, [operation_ids[row.subject] for row in rows])
+
+
+def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOperation]) -> None:
+    """Ends the dead letters of demands of which something definite became known; what was set aside goes on."""
+    by_resource_name = {item.resource_name: item for item in operations}
+    if not by_resource_name:
+        return
+    rows = resolve(connection, {subject: (item.caller, item.traceparent) for subject, item in by_resource_name.items()})
+    operation_store.requeue(connection, [by_resource_name[row.subject].operation_id for row in rows])
+
+
+def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:
+    """Ends the dead letters of subjects that nobody has to decide on any more; those that ended. By subject: its caller and its traceparent."""
+    rows = dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED) if origins else ()
+    emit_changed(connection, rows, lambda row: origins[row.subject])
+    return rows

@@ -1,0 +1,46 @@
+"""Monitor: looks now and then for what a person should know of. One process does it for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from tallystick_server.operations import alerts
+from tallystick_server.operations.periodic import Periodic
+from tallystick_storage import alerts as alert_store
+from tallystick_storage import leader_lease
+from tallystick_storage.database import Database
+
+_LEASE_INTERVALS = 3
+
+
+class Monitor:
+    """Raises the alerts of a service, and ends them. `owner_id` names this process."""
+
+    def __init__(
+        self, service: str, database: Database, owner_id: UUID, alert_queries: Sequence[alert_store.AlertQuery], interval_seconds: float
+    ) -> None:
+        self._database = database
+        self._owner_id = owner_id
+        self._alert_queries = alert_queries
+        self._interval_seconds = interval_seconds
+        self._periodic_task = Periodic(f"{service}.monitor", interval_seconds, self.run_once)
+
+    def start(self) -> None:
+        self._periodic_task.start()
+
+    async def stop(self) -> None:
+        await self._periodic_task.stop()
+
+    async def run_once(self) -> None:
+        """Looks once, if it is this process's turn."""
+
+        def refresh_alerts(connection: Connection) -> Sequence[Row[Any]]:
+            if not leader_lease.try_acquire_lease(connection, "monitor", self._owner_id, self._interval_seconds * _LEASE_INTERVALS):
+                return ()
+            return alerts.reconcile(connection, self._alert_queries)
+
+        alerts.announce(await self._database.transact(refresh_alerts))

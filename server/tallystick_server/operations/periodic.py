@@ -1,0 +1,52 @@
+"""Background work that comes round by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from tallystick_core.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+
+class Periodic:
+    """Runs one function every so many seconds, and when it is woken. A failure is logged, and the next round comes all the same."""
+
+    def __init__(self, name: str, interval_seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+        self._name = name
+        self._interval_seconds = interval_seconds
+        self._work = work
+        self._wake_event = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=self._name)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Has the next round come now."""
+        self._wake_event.set()
+
+    async def _wait(self) -> None:
+        timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._wake_event.set)
+        try:
+            await self._wake_event.wait()
+        finally:
+            timer.cancel()
+        self._wake_event.clear()
+
+    async def _run(self) -> None:
+        while True:
+            await self._wait()
+            try:
+                await self._work()
+            except ApiError as error:
+                log.warning("%s waits: %s", self._name, error)
+            except Exception:
+                log.exception("%s failed; it goes on", self._name)

@@ -1,0 +1,228 @@
+"""Postpone: demands that did not come on, given back to the table of due work or given up, as their policies say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from tallystick_core.operations.next_action import ExhaustedAction, NextAction, when_exhausted
+from tallystick_core.provider.outcome import (
+    Declined,
+    FailureReason,
+    InTransit,
+    NotFound,
+    NotSent,
+    Pending,
+    ProviderOutcome,
+    RetryReason,
+    Returned,
+    Submitted,
+    Succeeded,
+    Unknown,
+    Verified,
+)
+from tallystick_server.operations.batcher import bisect_on_error
+from tallystick_server.operations.dead_letters import emit_changed
+from tallystick_server.operations.operation import LeasedOperation
+from tallystick_server.operations.retry_policy import RetryPolicies
+from tallystick_storage import dead_letters as dead_letter_store
+from tallystick_storage import operations as operation_store
+from tallystick_storage.database import Database
+
+H = TypeVar("H", bound=LeasedOperation)
+G = TypeVar("G")
+
+_MAX_DETAIL_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStep(Generic[H]):
+    """A demand that did not come on, and why."""
+
+    operation: H
+    retry_reason: RetryReason
+    detail: str
+    action: NextAction
+    """What was tried."""
+    retry_after: float = 0.0
+    """Seconds before which the provider wants to hear nothing."""
+    is_not_found: bool = False
+    """Whether the provider does not know it."""
+    failure_reason: FailureReason | None = None
+    """Surely nothing was charged, and it is not wanted any more: why it is to fail."""
+
+    @property
+    def has_recorded_outcome(self) -> bool:
+        """Whether what became of it is stored already: only what follows from that is still to be done."""
+        return self.operation.needs_booking or self.action is NextAction.JUDGE
+
+
+def classify_failure(operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool) -> FailedStep[H] | None:
+    """What an outcome means for a demand that it does not bring to an end. `key_honored`: whether the demand may be sent again."""
+    match outcome:
+        case Pending():
+            return FailedStep(operation, RetryReason.WAITING, f"the provider waits: {outcome.reason}", action)
+        case Submitted() | InTransit():
+            return FailedStep(operation, RetryReason.WAITING, f"the provider works on it: {type(outcome).__name__}", action)
+        case NotSent():
+            return FailedStep(operation, retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored), outcome.detail, action)
+        case Unknown():
+            return FailedStep(
+                operation, retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored), outcome.detail, action, outcome.retry_after
+            )
+        case Succeeded() | Declined() | Returned() | Verified() | NotFound():
+            return None
+
+
+def retry_reason(operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool) -> RetryReason:
+    """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing, whatever the reason."""
+    if action is NextAction.SEND or reason is RetryReason.MISDIRECTED:
+        return reason
+    if operation.awaits_provider:
+        return RetryReason.WAITING
+    if not key_honored:
+        return RetryReason.UNRESOLVED
+    return reason if reason is RetryReason.NOT_FOUND else RetryReason.UNANSWERED
+
+
+class Rescheduler(Generic[H, G]):
+    """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead letter.
+
+    `lock_unresolved`: which demands nobody has an answer to, so that none is written down meanwhile, with the due work of them and of others locked;
+    `fail`: fails those that surely moved nothing.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        retry_policies: RetryPolicies,
+        lock_unresolved: Callable[[Connection, list[str], Sequence[str]], set[str]],
+        fail: Callable[[Connection, Sequence[FailedStep[H]]], G],
+    ) -> None:
+        self._database = database
+        self._retry_policies = retry_policies
+        self._lock_unresolved = lock_unresolved
+        self._fail = fail
+
+    async def run(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
+        """What `fail` made of the batch, for each of it."""
+        return await bisect_on_error(self._reschedule, failed_steps)
+
+    async def _reschedule(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
+        now = asyncio.get_running_loop().time()
+        decisions = [(step, self._decide(step, now)) for step in failed_steps]
+        reschedules = [decision for _, decision in decisions if isinstance(decision, operation_store.Reschedule)]
+        failures = [step for step, decision in decisions if decision is ExhaustedAction.FAIL]
+        dead_lettered_steps = [step for step, decision in decisions if decision is ExhaustedAction.SET_ASIDE]
+
+        def store(connection: Connection) -> G:
+            # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
+            unresolved_ids = [step.operation.operation_id for step in (*failures, *dead_lettered_steps) if not step.has_recorded_outcome]
+            open_ids = (
+                self._lock_unresolved(connection, unresolved_ids, [step.operation.operation_id for step in failed_steps])
+                if failures or dead_lettered_steps
+                else set()
+            )
+            result = self._fail(connection, [step for step in failures if step.operation.operation_id in open_ids])
+            if reschedules:
+                operation_store.reschedule(connection, reschedules)
+            if dead_lettered_steps:
+                self._create_dead_letters(
+                    connection, [step for step in dead_lettered_steps if step.has_recorded_outcome or step.operation.operation_id in open_ids], now
+                )
+            return result
+
+        result = await self._database.transact(store)
+        return [result] * len(failed_steps)
+
+    def _decide(self, failed_step: FailedStep[H], now: float) -> operation_store.Reschedule | ExhaustedAction:
+        """When it is taken up again, at this time of the loop, or its last resort."""
+        operation = failed_step.operation
+        if failed_step.failure_reason is not None:
+            return ExhaustedAction.FAIL
+        if failed_step.retry_reason is RetryReason.HELD_BACK:
+            return _build_reschedule(
+                failed_step, _cap_delay(failed_step.retry_after, operation.next_poll_deadline - now), lookup_only=operation.lookup_only
+            )
+        policy = self._retry_policies.policy_for(operation.provider, failed_step.retry_reason)
+        delay = policy.delay(operation.tries.get(failed_step.retry_reason, 0) + 1, operation.operation_id)
+        if delay is None:
+            exhausted_action = when_exhausted(failed_step.retry_reason, maybe_sent=operation.maybe_sent)
+            if exhausted_action is ExhaustedAction.LOOK_UP:
+                return _build_reschedule(failed_step, failed_step.retry_after, lookup_only=True)
+            if exhausted_action is not ExhaustedAction.GO_ON:
+                return exhausted_action
+            delay = policy.exhausted_interval_seconds
+        return _build_reschedule(failed_step, max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after), lookup_only=False)
+
+    def _create_dead_letters(self, connection: Connection, failed_steps: Sequence[FailedStep[H]], now: float) -> None:
+        """Makes dead letters of demands whose leases still hold. One whose cancellation came meanwhile is not set aside: it is due."""
+        is_dead_lettered = operation_store.reschedule(connection, [_reschedule_at_deadline(step, now) for step in failed_steps])
+        steps_by_resource = {step.operation.resource_name: step for step in failed_steps if is_dead_lettered.get(step.operation.operation_id, False)}
+        new_dead_letters = [
+            dead_letter_store.NewDeadLetter(
+                resource_name, step.retry_reason, _dead_letter_detail(step, now), sum(_count_tries(step).values()), step.operation.provider
+            )
+            for resource_name, step in sorted(steps_by_resource.items())
+        ]
+        emit_changed(
+            connection,
+            dead_letter_store.insert(connection, new_dead_letters),
+            lambda row: (steps_by_resource[row.subject].operation.caller, steps_by_resource[row.subject].operation.traceparent),
+        )
+
+
+def _cap_delay(delay: float, remaining_seconds: float) -> float:
+    """A wait that does not go past the time that is left; none, if that has passed since the demand was taken up."""
+    return min(delay, max(remaining_seconds, 0.0))
+
+
+def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation_store.Reschedule:
+    """A demand that nobody takes up again before its time is up. Where that has passed since it was taken up, it is ended at once."""
+    remaining_seconds = failed_step.operation.next_poll_deadline - now
+    return replace(
+        _build_reschedule(failed_step, None, lookup_only=failed_step.operation.lookup_only),
+        recheck_after=max(remaining_seconds, 0.0) if remaining_seconds < inf else None,
+    )
+
+
+def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
+    """What a dead letter says: also that its demand is to end."""
+    failure_reason = failed_step.operation.failure_if_not_sent(now)
+    return _sanitize_detail(failed_step.detail if failure_reason is None else f"{failure_reason}, and not ended: {failed_step.detail}")
+
+
+def _build_reschedule(failed_step: FailedStep[H], delay: float | None, *, lookup_only: bool) -> operation_store.Reschedule:
+    operation = failed_step.operation
+    was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (RetryReason.NOT_SENT, RetryReason.HELD_BACK)
+    not_found_count = 0 if was_sent else operation.not_found_count + failed_step.is_not_found
+    return operation_store.Reschedule(
+        operation.operation_id,
+        operation.lease_token,
+        delay,
+        was_sent,
+        not_found_count,
+        lookup_only,
+        _count_tries(failed_step),
+        failed_step.retry_reason,
+        _sanitize_detail(failed_step.detail),
+        operation.phase,
+    )
+
+
+def _sanitize_detail(text: str) -> str:
+    """What can be stored of a text that may hold whatever a provider sent."""
+    return "".join(character if character.isprintable() else "?" for character in text[:_MAX_DETAIL_LENGTH])
+
+
+def _count_tries(failed_step: FailedStep[H]) -> dict[str, int]:
+    """How often each kind of trouble has come, this one included; to be held back is no try."""
+    tries = {str(reason): count for reason, count in failed_step.operation.tries.items()}
+    if failed_step.retry_reason is not RetryReason.HELD_BACK:
+        tries[str(failed_step.retry_reason)] = tries.get(str(failed_step.retry_reason), 0) + 1
+    return tries

@@ -1,0 +1,142 @@
+"""Retry policies: when something that failed is tried again, and when no more."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from tenacity import RetryCallState, wait_exponential, wait_fixed, wait_incrementing, wait_none
+from tenacity.wait import wait_base
+
+from tallystick_core.provider.outcome import RetryReason
+
+
+class RetryStrategy(StrEnum):
+    """How the waits between tries go."""
+
+    IMMEDIATE = "immediate"
+    FIXED = "fixed"
+    INCREMENTAL = "incremental"
+    EXPONENTIAL = "exponential"
+    """Doubling, each wait shortened by chance by up to a half."""
+    CANCEL = "cancel"
+    """No second try."""
+
+
+class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
+    """Another wait, shortened by up to a half; the same for the same seed and try. tenacity's own jitter draws from the process's random numbers."""
+
+    def __init__(self, wait: wait_base, seed: str) -> None:
+        self._wait = wait
+        self._seed = seed
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        fraction = random.Random(f"{self._seed}/{retry_state.attempt_number}").random()  # noqa: S311 - no secret
+        return self._wait(retry_state) * (1 - fraction / 2)
+
+
+def jitter(seconds: float, seed: str) -> float:
+    """A part of so many seconds, by chance, the same for the same seed: what waits together does not come back together."""
+    return seconds * random.Random(seed).random()  # noqa: S311 - no secret
+
+
+_DEFAULT_INTERVAL_SECONDS = 60.0  # seconds, of a policy without waits of its own
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """A strategy with its seconds: `initial_interval_seconds` the first wait, or each,
+    `max_interval_seconds` the longest one; at most `max_attempts` tries, None: no bound.
+    """
+
+    strategy: RetryStrategy
+    initial_interval_seconds: float = 0.0
+    max_interval_seconds: float = 0.0
+    max_attempts: int | None = 1
+
+    def delay(self, attempts: int, seed: str) -> float | None:
+        """Seconds until the next try after so many; None: there is none."""
+        if self.strategy is RetryStrategy.CANCEL or (self.max_attempts is not None and attempts >= self.max_attempts):
+            return None
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state.attempt_number = attempts
+        return float(self._wait_strategy(seed)(state))
+
+    @property
+    def exhausted_interval_seconds(self) -> float:
+        """Seconds between tries where there have to be more of them than the policy has."""
+        return max(self.initial_interval_seconds, self.max_interval_seconds) or _DEFAULT_INTERVAL_SECONDS
+
+    def _wait_strategy(self, seed: str) -> wait_base:
+        match self.strategy:
+            case RetryStrategy.FIXED:
+                return wait_fixed(self.initial_interval_seconds)
+            case RetryStrategy.INCREMENTAL:
+                return wait_incrementing(self.initial_interval_seconds, self.initial_interval_seconds, self.max_interval_seconds)
+            case RetryStrategy.EXPONENTIAL:
+                return wait_seeded(wait_exponential(self.initial_interval_seconds, max=self.max_interval_seconds), seed)
+            case _:
+                return wait_none()
+
+
+DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
+    RetryReason.NOT_SENT: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 120),  # an hour without the provider fails nobody
+    RetryReason.NO_ANSWER: RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 5),  # then it is looked up, and sent again if that tells nothing
+    RetryReason.SERVER_ERROR: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 10, 4),
+    RetryReason.BUSY: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 60),
+    RetryReason.FORBIDDEN: RetryPolicy(RetryStrategy.EXPONENTIAL, 30, 600, 100),
+    RetryReason.REJECTED: RetryPolicy(RetryStrategy.CANCEL),
+    RetryReason.WAITING: RetryPolicy(RetryStrategy.INCREMENTAL, 30, 3600, None),
+    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
+    RetryReason.NOT_FOUND: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 300, None),
+    RetryReason.UNANSWERED: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
+    RetryReason.MISDIRECTED: RetryPolicy(RetryStrategy.CANCEL),
+    RetryReason.UNRESOLVED: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
+    RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),  # as SETTLING_FAILED
+    RetryReason.UNSETTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),  # ORDER_STUCK and PAYOUT_STUCK tell that it waits
+    RetryReason.CALLER_REJECTED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
+    RetryReason.SETTLING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),  # two to three hours
+    RetryReason.SETTLING_REFUSED: RetryPolicy(RetryStrategy.CANCEL),
+}
+
+UNLIMITED_REASONS = frozenset({RetryReason.UNSETTLED, RetryReason.CALLER_REJECTED})
+"""What the platform owes to itself: it is tried until it is done, whatever a policy says of tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicies:
+    """The policy of each kind of trouble, and those of single providers over it."""
+
+    overrides: Mapping[tuple[str, RetryReason], RetryPolicy] = field(default_factory=dict)
+    """(provider, trouble); the provider is "" for what holds for all."""
+
+    def policy_for(self, provider: str, retry_reason: RetryReason) -> RetryPolicy:
+        policy = self.overrides.get((provider, retry_reason)) or self.overrides.get(("", retry_reason)) or DEFAULT_POLICIES[retry_reason]
+        return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else policy
+
+
+_ARGUMENT_TYPES: dict[str, tuple[Any, ...]] = {
+    RetryStrategy.IMMEDIATE: (int,),
+    RetryStrategy.FIXED: (float, int),
+    RetryStrategy.INCREMENTAL: (float, float, int),
+    RetryStrategy.EXPONENTIAL: (float, float, int),
+    RetryStrategy.CANCEL: (),
+}
+POLICY_FORMAT = "cancel, immediate:TRIES, fixed:SECONDS:TRIES, incremental:SECONDS:LONGEST:TRIES or exponential:SECONDS:LONGEST:TRIES"
+
+
+def parse_policy(text: str) -> RetryPolicy:
+    """A policy as the configuration writes it (FORM); 0 tries: no bound. Raises ValueError."""
+    name, *values = text.split(":")
+    types = _ARGUMENT_TYPES[RetryStrategy(name)]
+    if len(values) != len(types):
+        raise ValueError(text)
+    numbers = [parse(value) for parse, value in zip(types, values, strict=True)]
+    if not all(0 <= number <= 604_800 for number in numbers):  # a week
+        raise ValueError(text)
+    *seconds, max_attempts = numbers or [1]
+    initial_interval, max_interval = (*seconds, *seconds[-1:], 0.0, 0.0)[:2]
+    return RetryPolicy(RetryStrategy(name), initial_interval, max_interval, max_attempts or None)

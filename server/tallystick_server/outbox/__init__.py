@@ -1,0 +1,1 @@
+"""Events: stored in the transaction that makes a change, then relayed to EventService."""

@@ -1,0 +1,50 @@
+"""Adds the events of a change to the outbox, in the transaction that makes the change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Connection, Row
+
+from tallystick.event.v1 import event_pb2
+from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
+from tallystick_core.event import format_event_id
+from tallystick_storage import outbox
+
+
+@contextmanager
+def record_events(connection: Connection, changed_rows: Iterable[Row[Any]]) -> Iterator[BatchPublishRequest]:
+    """What is told in the block becomes the events of what a statement changed. Its rows name, as `request`, their outbox row; no rows, no events."""
+    request = BatchPublishRequest()
+    yield request
+    row = next(iter(changed_rows), None)
+    if row is not None:
+        outbox.store_events(connection, row.told, request.SerializeToString())
+
+
+def add_event(
+    request: BatchPublishRequest,
+    event_type: event_pb2.EventType.ValueType,
+    aggregate_id: str,
+    version: int,
+    create_time: Timestamp,
+    caller: str,
+    traceparent: str = "",
+    owner: str = "",
+    **resource: Any,  # the one field of the event that holds what changed
+) -> None:
+    """Adds an event to what is told; `owner`: whose callers may stream it, "": none but the platform."""
+    request.events.add(
+        event_id=format_event_id(aggregate_id, version),
+        type=event_type,
+        aggregate_id=aggregate_id,
+        aggregate_version=version,
+        create_time=create_time,
+        caller=caller,
+        traceparent=traceparent,
+        owner=owner,
+        **resource,
+    )

@@ -1,0 +1,82 @@
+"""How many new charges may wait while their provider fails, and whether a new payment is refused before sellers are claimed for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from tallystick_core.errors import ApiError, id_taken_error
+from tallystick_core.payment.charge import format_charge_id
+from tallystick_core.payment.checkout import CheckoutRequest
+from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.payment.create_payment import ChargeCapacity, provider_unavailable
+from tallystick_server.providers.gateway import ProviderGateway
+from tallystick_server.rpc.message_limits import MAX_ITEMS
+from tallystick_storage import operations as operation_store
+from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as store
+
+_MAX_COUNT_AGE_SECONDS = 1.0
+"""Seconds for which a count of the charges that wait answers those who only want to know whether to go on."""
+
+
+class PaymentAdmission:
+    """The storable stage: one read, and at most one count in a second, for all payments that ask at once."""
+
+    def __init__(self, database: Database, gateway: ProviderGateway, provider: str, max_queued_charges: int) -> None:
+        self._database = database
+        self._gateway = gateway
+        self._provider = provider
+        self._max_queued_charges = max_queued_charges
+        self._cached_count: tuple[float, int] | None = None
+        self.batcher: Batcher[CheckoutRequest, None] = Batcher(
+            "payment.storable",
+            self._check_batch,
+            max_batch=MAX_ITEMS,
+            size_of=lambda request: len(request.orders),
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
+        )
+
+    async def check(self, request: CheckoutRequest) -> None:
+        """Raises the refusal of a payment that is not stored whoever its sellers belong to; one whose ids exist is answered by what is stored."""
+        await self.batcher.submit(request)
+
+    def remaining_capacity(self, connection: Connection, now: float, *, max_age_seconds: float = 0.0) -> ChargeCapacity | None:
+        """What may be accepted at this time of the loop, while the provider of new charges fails;
+        None: anything.
+
+        `max_age_seconds`: how many seconds old the count may be. Of those that wait perhaps none is
+        to be sent soon, or at all: then a new one has to find out whether the provider answers
+        again.
+        """
+        if not self._gateway.is_circuit_open(self._provider):
+            return None
+        cached_count = self._cached_count
+        if cached_count is None or now - cached_count[0] >= max_age_seconds:
+            cached_count = self._cached_count = (now, operation_store.count_backlog(connection, self._provider, "", max(self._max_queued_charges, 1)))
+        queued_count = cached_count[1]
+        allows_probe = self._gateway.needs_probe(self._provider, now, others_waiting=queued_count > 0)
+        return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe)
+
+    async def _check_batch(self, requests: Sequence[CheckoutRequest]) -> Sequence[ApiError | None]:
+        now = asyncio.get_running_loop().time()
+        checkout_ids = [request.checkout_id for request in requests]
+        order_ids = [order.payment_order_id for request in requests for order in request.orders]
+
+        def load(connection: Connection) -> tuple[set[tuple[str, str]], ChargeCapacity | None]:
+            existing_ids = {(row.what, row.id) for row in store.find_existing(connection, checkout_ids, order_ids)}
+            return existing_ids, self.remaining_capacity(connection, now, max_age_seconds=_MAX_COUNT_AGE_SECONDS)
+
+        existing_ids, capacity = await self._database.load(load)
+        return [_admission_error(request, existing_ids, capacity) for request in requests]
+
+
+def _admission_error(request: CheckoutRequest, existing_ids: set[tuple[str, str]], capacity: ChargeCapacity | None) -> ApiError | None:
+    ids = {("checkout", request.checkout_id), *(("order", order.payment_order_id) for order in request.orders)}
+    if ids & existing_ids:
+        return id_taken_error("checkout_id")
+    charge_count = len({format_charge_id(request, order) for order in request.orders})
+    return provider_unavailable() if capacity is not None and not capacity.allows_probe and capacity.charges < charge_count else None

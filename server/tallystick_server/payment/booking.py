@@ -1,0 +1,86 @@
+"""Settle: credit the wallet, post to the ledger, then set both flags, for a batch of charges. Each step may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tallystick.ledger.v1 import ledger_service_pb2, ledger_service_pb2_grpc
+from tallystick.payment.v1 import payment_pb2
+from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_core.ledger.posting_rules import PostingKind, pay_in_lines
+from tallystick_core.money import format_amount
+from tallystick_core.payment.state import PaymentTransitionReason, PaymentTrigger, transition
+from tallystick_server.operations.batcher import bisect_on_error
+from tallystick_server.operations.worker import BookingRejected
+from tallystick_server.payment.charge import Charge, OrderInCharge
+from tallystick_server.payment.transitions import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.rpc.batch import errors_by_key
+from tallystick_server.rpc.postings import add_posting
+from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as store
+
+
+class PaymentBooking:
+    """The settle stage's work, for at most as many orders as a call to another service may have items.
+
+    The flags are set only where wallet and ledger have both answered.
+    """
+
+    def __init__(self, database: Database, service_client: ServiceClient, wallet_address: str, ledger_address: str) -> None:
+        self._database = database
+        self._service_client = service_client
+        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._ledger: Any = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
+
+    async def run(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
+        """Each charge's payment if it came to its end by it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for all of them."""
+        return await bisect_on_error(self._book, charges)
+
+    async def _book(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
+        orders = [(charge, order) for charge in charges for order in charge.orders]
+        rejections = await self._call_for_all(orders, self._credit)
+        rejections |= await self._call_for_all([pair for pair in orders if pair[0].charge_id not in rejections], self._post)
+        transitions = [_booked_transition(charge, order) for charge, order in orders if charge.charge_id not in rejections]
+
+        result = await self._database.transact(lambda connection: transition_orders(connection, transitions)) if transitions else TransitionResult()
+        return [rejections.get(charge.charge_id) or result.closed_payments.get(charge.checkout_id) for charge in charges]
+
+    async def _call_for_all(self, orders: Sequence[tuple[Charge, OrderInCharge]], call: Callable[..., Any]) -> dict[str, BookingRejected]:
+        """Calls for all orders; returns why charges were refused."""
+        rejections = errors_by_key(((charge.charge_id, order.payment_order_id) for charge, order in orders), await call(orders) if orders else ())
+        return {charge_id: BookingRejected(f"order {order_id}: {error.message}") for (charge_id, order_id), error in rejections.items()}
+
+    async def _credit(self, orders: Sequence[tuple[Charge, OrderInCharge]]) -> Sequence[Any]:
+        request = wallet_service_pb2.BatchCreditRequest(outcome_only=True)
+        for charge, order in orders:
+            request.credits.add(
+                cause=f"PAY_IN/{order.payment_order_id}",
+                caller=charge.caller,
+                seller_account=order.seller_account,
+                amount=format_amount(order.amount - order.platform_fee, charge.currency),
+                currency=charge.currency,
+                pending=True,
+            )
+        return list((await self._service_client.call(self._wallet.BatchCredit, request)).results)
+
+    async def _post(self, orders: Sequence[tuple[Charge, OrderInCharge]]) -> Sequence[Any]:
+        request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
+        for charge, order in orders:
+            lines = pay_in_lines(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee)
+            add_posting(request, PostingKind.PAY_IN, order.payment_order_id, charge.caller, lines)
+        return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
+
+
+def _booked_transition(charge: Charge, order: OrderInCharge) -> OrderTransition:
+    update = store.OrderTransitionRow(
+        payment_order_id=order.payment_order_id,
+        charge_id=charge.charge_id,
+        lease_token=charge.lease_token,
+        version=order.version,
+        status=transition(order.status, PaymentTrigger.SETTLED),
+        cause=PaymentTransitionReason.SETTLED,
+        settled=True,
+    )
+    return OrderTransition(charge, order, update)

@@ -1,0 +1,323 @@
+"""PaymentService's messages: requests parsed into values, stored rows as messages. What `parse_` returns can be stored, charged and booked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
+from tallystick_core.access import Caller
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse_currency
+from tallystick_core.payment.checkout import MAX_ORDERS, ChargeMode, CheckoutRequest, MethodType, Order, PartialFailurePolicy, normalize
+from tallystick_core.payment.state import OrderStatus
+from tallystick_core.validation import parse_country, parse_id, parse_text, parse_token
+from tallystick_server.rpc.enums import EnumNames
+from tallystick_server.rpc.timestamps import parse_time, to_timestamp
+from tallystick_storage.payment import orders as store
+from tallystick_storage.payment.queries import PaymentFilter
+
+METHOD_TYPES = EnumNames(payment_pb2.PaymentMethodType.DESCRIPTOR)
+CHARGE_MODES = EnumNames(payment_pb2.Charging.DESCRIPTOR)
+PARTIAL_FAILURE_POLICIES = EnumNames(payment_pb2.OnPartial.DESCRIPTOR)
+PAYMENT_STATES = EnumNames(payment_pb2.PaymentState.DESCRIPTOR)
+WAIT_CONDITIONS = EnumNames(payment_service_pb2.WaitFor.DESCRIPTOR)
+_MAX_INFO_LENGTH = 1024
+
+
+def parse_checkout(request: payment_service_pb2.CreatePaymentRequest, caller: Caller) -> CheckoutRequest:
+    """The payment event. Raises Refused with the path of the first field that is wrong."""
+    checkout_id = parse_id(request.checkout_id, "checkout_id")
+    buyer_info = parse_text(request.buyer_info, "buyer_info", _MAX_INFO_LENGTH)
+    seller_info = parse_text(request.seller_info, "seller_info", _MAX_INFO_LENGTH)
+    country = parse_country(request.buyer_country, "buyer_country")
+    if request.WhichOneof("payment_method") is None:
+        raise ApiError(ErrorReason.FIELD_REQUIRED, "payment_method is required: set credit_card_info.", field="payment_method")
+    checkout = CheckoutRequest(
+        checkout_id,
+        caller.name,
+        caller.owner,
+        buyer_info,
+        seller_info,
+        country,
+        parse_token(request.credit_card_info, "credit_card_info"),
+        MethodType(METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", MethodType.CARD)),
+        ChargeMode(CHARGE_MODES.parse(request.charging, "charging", ChargeMode.PER_ORDER)),
+        PartialFailurePolicy(PARTIAL_FAILURE_POLICIES.parse(request.on_partial, "on_partial", PartialFailurePolicy.KEEP)),
+        _orders(request),
+        parse_time(request, "expire_time"),
+    )
+    _check_charge_mode(checkout)
+    return normalize(checkout)
+
+
+def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, ...]:
+    if not request.payment_orders:
+        raise ApiError(ErrorReason.FIELD_REQUIRED, "payment_orders must have at least one order.", field="payment_orders")
+    if len(request.payment_orders) > MAX_ORDERS:
+        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"payment_orders must have at most {MAX_ORDERS} orders.", field="payment_orders")
+    orders, seen_ids = [], set()
+    for index, message in enumerate(request.payment_orders):
+        try:
+            orders.append(_order(message, index))
+        except ApiError as error:
+            raise error.with_field_prefix(f"payment_orders[{index}]") from None
+        if message.payment_order_id in seen_ids:
+            path = f"payment_orders[{index}].payment_order_id"
+            raise ApiError(ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path)
+        seen_ids.add(message.payment_order_id)
+    return tuple(orders)
+
+
+def _order(message: payment_pb2.NewPaymentOrder, index: int) -> Order:
+    order_id = parse_id(message.payment_order_id, "payment_order_id")
+    buyer = parse_id(message.buyer_account, "buyer_account")
+    seller = parse_id(message.seller_account, "seller_account")
+    if buyer == seller:
+        raise ApiError(ErrorReason.SAME_ACCOUNT, "seller_account must be another account than buyer_account.", field="seller_account")
+    currency = parse_currency(message.currency)
+    amount = parse_amount(message.amount, currency)
+    return Order(order_id, buyer, seller, amount, currency, _fee(message.platform_fee, amount, currency), index)
+
+
+def _fee(text: str, amount: int, currency: str) -> int | None:
+    """The fee; None: as configured. The seller always gets something."""
+    if not text:
+        return None
+    fee = parse_amount(text, currency, "platform_fee", min_amount=0)
+    if fee >= amount:
+        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, "platform_fee must be less than the amount.", field="platform_fee")
+    return fee
+
+
+def _check_charge_mode(checkout: CheckoutRequest) -> None:
+    if checkout.charging is ChargeMode.TOGETHER and len({order.currency for order in checkout.orders}) > 1:
+        raise ApiError(ErrorReason.FIELD_INVALID, "charging TOGETHER needs all orders in one currency.", field="charging")
+    if checkout.on_partial is PartialFailurePolicy.ALL_OR_NOTHING and checkout.charging is not ChargeMode.TOGETHER:
+        raise ApiError(ErrorReason.FIELD_INVALID, "on_partial ALL_OR_NOTHING needs charging TOGETHER.", field="on_partial")
+    if checkout.charging is ChargeMode.TOGETHER and sum(order.amount for order in checkout.orders) > MAX_AMOUNT:
+        max_total = format_amount(MAX_AMOUNT, checkout.orders[0].currency)
+        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, f"The orders charged together must sum to at most {max_total}.", field="payment_orders")
+
+
+def parse_payment_filter(request: payment_service_pb2.ListPaymentsRequest, owner: str | None) -> PaymentFilter:
+    """Which payments to list; `owner` None: everybody's."""
+    return PaymentFilter(
+        owner,
+        parse_id(request.buyer_account, "buyer_account") if request.buyer_account else None,
+        parse_id(request.seller_account, "seller_account") if request.seller_account else None,
+        PAYMENT_STATES.parse(request.payment_state, "payment_state", "") or None,
+        parse_time(request, "create_time_from"),
+        parse_time(request, "create_time_until"),
+    )
+
+
+_STATUSES = EnumNames(payment_pb2.PaymentOrderStatus.DESCRIPTOR)
+_PENDING_REASONS = EnumNames(payment_pb2.PendingReason.DESCRIPTOR)
+_FAILURE_REASONS = EnumNames(payment_pb2.FailureReason.DESCRIPTOR)
+_UNAPPLIED_CAUSES = EnumNames(payment_pb2.UnappliedCause.DESCRIPTOR)
+_OUTCOMES = EnumNames(payment_pb2.Outcome.DESCRIPTOR)
+
+CREATED_VERSION = 2
+"""An order's version when it is accepted: it was NOT_STARTED, and risk has judged it."""
+
+
+def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
+    """A payment with its orders, whose rows have its columns too."""
+    version_sum = sum(order.version for order in orders)
+    update_time = max(order.update_time for order in orders)
+    message = _payment(orders[0], version_sum, update_time)
+    message.payment_orders.extend(payment_order(order) for order in orders)
+    return message
+
+
+def closed_payment(row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
+    """A payment at its end, without its orders."""
+    return _payment(row, sum(order.version for order in orders), row.done_time)
+
+
+def add_orders(payment: payment_pb2.Payment, orders: Iterable[payment_pb2.PaymentOrder]) -> None:
+    """Adds orders to a payment, by id."""
+    payment.payment_orders.extend(sorted(orders, key=lambda order: order.payment_order_id))
+
+
+def payment_summary(row: Row[Any]) -> payment_pb2.Payment:
+    """A payment without its orders; the row has the sum of their versions and their last update."""
+    return _payment(row, row.versions, row.update_time)
+
+
+def _payment(row: Row[Any], version_sum: int, update_time: datetime) -> payment_pb2.Payment:
+    return payment_pb2.Payment(
+        **_checkout_fields(row),
+        payment_state=PAYMENT_STATES.number(row.payment_state),
+        is_payment_done=row.is_payment_done,
+        version=row.checkout_version + int(version_sum),
+        create_time=to_timestamp(row.checkout_create_time),
+        update_time=to_timestamp(update_time),
+        done_time=to_timestamp(row.done_time) if row.done_time else None,
+    )
+
+
+def _checkout_fields(checkout: Row[Any] | store.NewCheckout) -> dict[str, Any]:
+    """What never changes of a payment, but for when it was created."""
+    return {
+        "checkout_id": checkout.checkout_id,
+        "buyer_info": checkout.buyer_info,
+        "seller_info": checkout.seller_info,
+        "buyer_country": checkout.buyer_country,
+        "payment_method_type": METHOD_TYPES.number(checkout.payment_method_type),
+        "caller": checkout.caller,
+        "owner": checkout.owner,
+        "expire_time": to_timestamp(checkout.expire_time) if checkout.expire_time else None,
+    }
+
+
+def new_payment(checkout: store.NewCheckout, create_time: datetime) -> payment_pb2.Payment:
+    """A payment without its orders, as accept stores it."""
+    timestamp = to_timestamp(create_time)
+    return payment_pb2.Payment(
+        **_checkout_fields(checkout),
+        payment_state=payment_pb2.PAYMENT_STATE_OPEN,
+        version=1 + CREATED_VERSION * checkout.order_count,
+        create_time=timestamp,
+        update_time=timestamp,
+    )
+
+
+def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
+    """An order as it stands; a row of any of the order queries."""
+    message = stored_order(row)
+    if row.next_attempt_time is not None and row.status in (OrderStatus.EXECUTING, OrderStatus.PENDING):
+        message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
+    return message
+
+
+def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
+    """An order as it stands, without the time of its next attempt."""
+    return payment_pb2.PaymentOrder(
+        **_order_fields(row),
+        payment_order_status=_STATUSES.number(row.status),
+        wallet_updated=row.wallet_updated,
+        ledger_updated=row.ledger_updated,
+        pending_reason=_PENDING_REASONS.number(row.pending_reason),
+        next_action_url=row.next_action_url,
+        failure_reason=_FAILURE_REASONS.number(row.failure_reason),
+        decline_code=row.decline_code,
+        provider_reference=row.provider_reference,
+        attempt_count=row.attempt_count,
+        resolve_by_time=to_timestamp(row.resolve_by_time) if row.resolve_by_time else None,
+        delivery_confirmed_time=to_timestamp(row.delivery_confirmed_time) if row.delivery_confirmed_time else None,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+    )
+
+
+def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
+    """An order as it is first stored, but for its times."""
+    return payment_pb2.PaymentOrder(**_order_fields(order), payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED, version=1)
+
+
+def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
+    """What never changes of an order, but for when it was created."""
+    return {
+        "payment_order_id": order.payment_order_id,
+        "checkout_id": order.checkout_id,
+        "charge_id": order.charge_id,
+        "buyer_account": order.buyer_account,
+        "seller_account": order.seller_account,
+        "amount": format_amount(order.amount, order.currency),
+        "currency": order.currency,
+        "platform_fee": format_amount(order.platform_fee, order.currency),
+        "provider": order.provider,
+    }
+
+
+def apply_risk_decision(message: payment_pb2.PaymentOrder, order: store.NewOrder) -> None:
+    """Makes the message of a new order say what risk decided."""
+    message.payment_order_status = _STATUSES.number(order.status)
+    message.failure_reason = _FAILURE_REASONS.number(order.failure_reason)
+    message.attempt_count = order.attempt_count
+    message.version = CREATED_VERSION
+
+
+def apply_transition(message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow, row: Row[Any]) -> None:
+    """Makes the message of an order say what a move has made of it."""
+    message.payment_order_status = _STATUSES.number(transition.status)
+    message.wallet_updated = message.ledger_updated = transition.settled
+    message.pending_reason = _PENDING_REASONS.number(transition.pending_reason)
+    message.next_action_url = transition.next_action_url
+    message.failure_reason = _FAILURE_REASONS.number(transition.failure_reason)
+    message.decline_code = transition.decline_code
+    if transition.provider_reference:
+        message.provider_reference = transition.provider_reference
+    if row.resolve_by_time:
+        message.resolve_by_time.CopyFrom(to_timestamp(row.resolve_by_time))
+    else:
+        message.ClearField("resolve_by_time")
+    message.version = row.version
+    message.update_time.CopyFrom(to_timestamp(row.update_time))
+
+
+def transitions(rows: Iterable[Row[Any]]) -> list[payment_pb2.Transition]:
+    return [
+        payment_pb2.Transition(
+            version=row.version,
+            from_status=_STATUSES.number(row.from_status),
+            to_status=_STATUSES.number(row.to_status),
+            cause=row.cause,
+            create_time=to_timestamp(row.create_time),
+        )
+        for row in rows
+    ]
+
+
+def attempts(rows: Iterable[Row[Any]]) -> list[payment_pb2.Attempt]:
+    return [
+        payment_pb2.Attempt(
+            charge_id=row.demand_id,
+            number=row.number,
+            provider=row.provider,
+            provider_key=row.provider_key,
+            outcome=_OUTCOMES.number(row.outcome),
+            provider_reference=row.provider_reference,
+            start_time=to_timestamp(row.start_time),
+            end_time=to_timestamp(row.end_time) if row.end_time else None,
+        )
+        for row in rows
+    ]
+
+
+def conflicting_report(row: Row[Any]) -> payment_pb2.ConflictingReport:
+    return payment_pb2.ConflictingReport(
+        number=row.number,
+        report=row.report,
+        create_time=to_timestamp(row.create_time),
+        acknowledged_by=row.acknowledged_by,
+        acknowledge_reason=row.acknowledge_reason,
+        acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
+    )
+
+
+def unapplied_charge(row: Row[Any]) -> payment_pb2.UnappliedCharge:
+    return payment_pb2.UnappliedCharge(
+        unapplied_charge_id=row.unapplied_charge_id,
+        charge_id=row.charge_id,
+        checkout_id=row.checkout_id,
+        caller=row.caller,
+        provider=row.provider,
+        provider_reference=row.provider_reference,
+        amount=format_amount(row.amount, row.currency),
+        currency=row.currency,
+        cause=_UNAPPLIED_CAUSES.number(row.cause),
+        ledger_updated=row.ledger_updated,
+        version=row.version,
+        create_time=to_timestamp(row.create_time),
+        update_time=to_timestamp(row.update_time),
+        acknowledged_by=row.acknowledged_by,
+        acknowledge_reason=row.acknowledge_reason,
+        acknowledge_time=to_timestamp(row.acknowledge_time) if row.acknowledge_time else None,
+    )

@@ -1,0 +1,308 @@
+"""Accept: payments are stored, or found, in one transaction for each batch; the provider is asked only after it has committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
+from tallystick_core.payment.charge import format_charge_id
+from tallystick_core.payment.checkout import ChargeMode, CheckoutRequest, MethodType, Order, PartialFailurePolicy, first_difference, reject_siblings
+from tallystick_core.payment.fees import FeeRates
+from tallystick_core.payment.risk import RiskCheck
+from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason, PaymentTrigger, transition
+from tallystick_core.provider.outcome import FailureReason
+from tallystick_server.observability.tracing import SpanContext
+from tallystick_server.operations.batcher import deduplicate_by_key
+from tallystick_server.outbox.events import record_events
+from tallystick_server.payment import convert, events
+from tallystick_server.payment.charge import FIRST_ATTEMPT, Charge, build_charges
+from tallystick_server.payment.transitions import add_closed_payments
+from tallystick_storage.database import ConstraintViolation, Database
+from tallystick_storage.payment import orders as store
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePaymentCommand:
+    """A payment event that has come in."""
+
+    request: CheckoutRequest
+    fingerprint: bytes
+    traceparent: str
+    context: SpanContext
+    error: ApiError | None = None
+    """Why it is not stored, unless it was before."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePaymentResult:
+    """The payment is on disk. `replayed`: it was before. `in_progress`: charges of it have just been handed on."""
+
+    checkout_id: str
+    replayed: bool
+    in_progress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeCapacity:
+    """How many more charges may wait while their provider fails.
+
+    `allows_probe`: one payment is taken besides, to find out whether it answers again.
+    """
+
+    charges: int
+    allows_probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _RiskCheckedPayment:
+    """An arrival with its orders as risk judged them, the message of each, and the charges for those that passed."""
+
+    command: CreatePaymentCommand
+    checkout: store.NewCheckout
+    orders: list[tuple[store.NewOrder, payment_pb2.PaymentOrder]]
+    charges: list[Charge]
+
+
+class PaymentCreator:
+    """The accept stage's work. Each charge it has stored is handed on, leased to this process."""
+
+    def __init__(
+        self,
+        database: Database,
+        risk: RiskCheck,
+        fees: FeeRates,
+        provider: str,
+        environment: str,
+        lease_seconds: float,
+        start_operation: Callable[[Charge], None],
+        remaining_capacity: Callable[[Connection, float], ChargeCapacity | None],
+    ) -> None:
+        self._database = database
+        self._risk = risk
+        self._fees = fees
+        self._provider = provider
+        self._environment = environment
+        self._lease_seconds = lease_seconds
+        self._start_operation = start_operation
+        self._remaining_capacity = remaining_capacity
+
+    async def run(self, commands: Sequence[CreatePaymentCommand]) -> Sequence[CreatePaymentResult | Exception]:
+        """One result for each arrival: accepted, KEY_REUSED or ID_TAKEN."""
+        return await deduplicate_by_key(
+            commands,
+            lambda command: (command.request.checkout_id, command.fingerprint),
+            self._create,
+        )
+
+    async def _create(self, commands: Sequence[CreatePaymentCommand]) -> Sequence[CreatePaymentResult | Exception]:
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._lease_seconds
+        create_times: dict[str, datetime] = {}
+
+        def create(connection: Connection) -> tuple[dict[str, CreatePaymentResult | Exception], list[_RiskCheckedPayment]]:
+            results = _find_existing(connection, commands)
+            results |= {
+                payment.request.checkout_id: payment.error
+                for payment in commands
+                if payment.error is not None and payment.request.checkout_id not in results
+            }
+            new_commands = [command for command in commands if command.request.checkout_id not in results]
+            payments = self._check_risk(connection, new_commands, deadline)
+            overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
+            results |= {payment.command.request.checkout_id: provider_unavailable() for payment in overflow}
+            payments = payments[: len(payments) - len(overflow)]
+            rows = self._insert(connection, payments) if payments else {}
+            concurrent_commands = [payment.command for payment in payments if payment.command.request.checkout_id not in rows]
+            if concurrent_commands:  # another process stored them since we looked; the next statement sees them
+                results |= _find_existing(connection, concurrent_commands)
+            new_payments = [payment for payment in payments if payment.command.request.checkout_id in rows]
+            _emit_created(connection, new_payments, rows)
+            create_times.update({checkout_id: row.create_time for checkout_id, row in rows.items()})
+            return results, new_payments
+
+        try:
+            results, new_payments = await self._database.transact(create)
+        except ConstraintViolation as error:
+            if error.sqlstate != "23505" or len(commands) > 1:
+                raise
+            results, new_payments = await self._database.transact(create)  # an order id was taken while we stored; now it is found
+        for payment in new_payments:
+            results[payment.command.request.checkout_id] = CreatePaymentResult(
+                payment.command.request.checkout_id, replayed=False, in_progress=bool(payment.charges)
+            )
+            for charge in payment.charges:
+                self._start_operation(self._with_expiry(charge, payment, create_times))
+        return [results[command.request.checkout_id] for command in commands]
+
+    def _with_expiry(self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]) -> Charge:
+        """The charge with the time of the loop that its payment's expiry is at, by the database's clock."""
+        expiry = payment.command.request.expire_time
+        if expiry is None:
+            return charge
+        expires_at = charge.lease_deadline - self._lease_seconds + (expiry - create_times[charge.checkout_id]).total_seconds()
+        return replace(charge, expires_at=expires_at, next_poll_deadline=expires_at)
+
+    def _check_risk(self, connection: Connection, commands: Sequence[CreatePaymentCommand], lease_deadline: float) -> list[_RiskCheckedPayment]:
+        """Asks risk; the orders of this batch count for those after them."""
+        recent: Counter[str] = Counter()
+        if self._risk.velocity_window is not None and commands:
+            buyers = sorted({order.buyer_account for command in commands for order in command.request.orders})
+            recent.update(store.count_recent_orders(connection, buyers, self._risk.velocity_window))
+        payments = []
+        for command in commands:
+            request = command.request
+            failures = reject_siblings(request, self._risk.check(request, recent))
+            recent.update(order.buyer_account for order in request.orders)
+            orders = [self._new_order(request, order, failures.get(order.payment_order_id)) for order in request.orders]
+            with_messages = [(order, convert.new_order(order)) for order in orders]
+            charges = build_charges(request, with_messages, self._environment, lease_deadline, command.traceparent, command.context)
+            payments.append(_RiskCheckedPayment(command, self._new_checkout(command, len(failures)), with_messages, charges))
+        return payments
+
+    def _insert(self, connection: Connection, payments: Sequence[_RiskCheckedPayment]) -> dict[str, Row[Any]]:
+        attempts = [
+            store.NewAttempt(charge.charge_id, charge.checkout_id, charge.provider, charge.provider_key, charge.amount, charge.currency)
+            for payment in payments
+            for charge in payment.charges
+        ]
+        orders = [order for payment in payments for order, _ in payment.orders]
+        rows = store.insert(connection, [payment.checkout for payment in payments], orders, attempts, self._lease_seconds)
+        return {row.checkout_id: row for row in rows}
+
+    def _new_checkout(self, command: CreatePaymentCommand, rejected_count: int) -> store.NewCheckout:
+        request = command.request
+        return store.NewCheckout(
+            checkout_id=request.checkout_id,
+            caller=request.caller,
+            owner=request.owner,
+            fingerprint=command.fingerprint.hex(),
+            buyer_info=request.buyer_info,
+            seller_info=request.seller_info,
+            buyer_country=request.buyer_country,
+            payment_token=request.payment_token,
+            payment_method_type=request.payment_method_type,
+            charging=request.charging,
+            on_partial=request.on_partial,
+            provider=self._provider,
+            traceparent=command.traceparent,
+            expire_time=request.expire_time,
+            order_count=len(request.orders),
+            open_orders=len(request.orders) - rejected_count,
+        )
+
+    def _new_order(self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None) -> store.NewOrder:
+        trigger = PaymentTrigger.RISK_REFUSED if failure_reason else PaymentTrigger.RISK_PASSED
+        return store.NewOrder(
+            payment_order_id=order.payment_order_id,
+            checkout_id=request.checkout_id,
+            charge_id=format_charge_id(request, order),
+            buyer_account=order.buyer_account,
+            seller_account=order.seller_account,
+            amount=order.amount,
+            currency=order.currency,
+            asked_fee=order.platform_fee,
+            platform_fee=self._fees.compute_fee(order),
+            status=transition(OrderStatus.NOT_STARTED, trigger),
+            cause=PaymentTransitionReason.RISK_REFUSED if failure_reason else PaymentTransitionReason.RISK_PASSED,
+            failure_reason=failure_reason or "",
+            provider="" if failure_reason else self._provider,
+            attempt_count=0 if failure_reason else FIRST_ATTEMPT,
+        )
+
+
+def _over_capacity(payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None) -> Sequence[_RiskCheckedPayment]:
+    """Those whose charges find no room any more."""
+    if capacity is None:
+        return ()
+    remaining, allows_probe = capacity.charges, capacity.allows_probe
+    for index, payment in enumerate(payments):
+        if allows_probe and payment.charges:
+            allows_probe = False
+            continue
+        remaining -= len(payment.charges)
+        if remaining < 0:
+            return payments[index:]
+    return ()
+
+
+def provider_unavailable() -> ApiError:
+    """The refusal of a new payment while its provider fails, and enough payments wait for it."""
+    message = "The provider does not answer, and enough payments wait for it. Nothing was stored."
+    return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
+
+
+def _emit_created(connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]) -> None:
+    """Tells of new payments: each order is first stored, then judged."""
+    with record_events(connection, rows.values()) as event_batch:
+        for item in payments:
+            checkout = item.checkout
+            payment = convert.new_payment(checkout, rows[checkout.checkout_id].create_time)
+            events.add_payment_created(event_batch, payment, checkout.traceparent)
+            for order, message in item.orders:
+                message.create_time.CopyFrom(payment.create_time)
+                message.update_time.CopyFrom(payment.create_time)
+                events.add_order_changed(event_batch, message, checkout)
+                convert.apply_risk_decision(message, order)
+                events.add_order_changed(event_batch, message, checkout)
+        closed_ids = {row.checkout_id for row in rows.values() if row.closed}
+        if closed_ids:
+            add_closed_payments(connection, event_batch, closed_ids, (message for item in payments for _, message in item.orders))
+
+
+def _find_existing(connection: Connection, commands: Sequence[CreatePaymentCommand]) -> dict[str, CreatePaymentResult | Exception]:
+    """The answers to those whose ids exist already, by checkout id."""
+    checkout_ids = [command.request.checkout_id for command in commands]
+    order_ids = [order.payment_order_id for command in commands for order in command.request.orders]
+    rows = store.find_existing(connection, checkout_ids, order_ids)
+    by_checkout = {row.id: row for row in rows if row.what == "checkout"}
+    by_order = {row.id: row for row in rows if row.what == "order"}
+    results: dict[str, CreatePaymentResult | Exception] = {}
+    for command in commands:
+        request = command.request
+        if request.checkout_id in by_checkout:
+            results[request.checkout_id] = _replay_or_conflict(connection, command, by_checkout[request.checkout_id])
+        elif (taken_order := next((order for order in request.orders if order.payment_order_id in by_order), None)) is not None:
+            results[request.checkout_id] = _order_conflict(request, taken_order, by_order[taken_order.payment_order_id])
+    return results
+
+
+def _replay_or_conflict(connection: Connection, command: CreatePaymentCommand, row: Row[Any]) -> CreatePaymentResult | Exception:
+    """The answer to an id that exists: the payment, or why not."""
+    if row.owner != command.request.owner:
+        return id_taken_error("checkout_id")
+    if bytes(row.fingerprint) == command.fingerprint:
+        return CreatePaymentResult(row.id, replayed=True)
+    rows = store.load_request(connection, row.id)
+    orders = tuple(Order(r.payment_order_id, r.buyer_account, r.seller_account, r.amount, r.currency, r.asked_fee) for r in rows)
+    first = rows[0]
+    stored_request = CheckoutRequest(
+        checkout_id=first.checkout_id,
+        caller=first.caller,
+        owner=first.owner,
+        buyer_info=first.buyer_info,
+        seller_info=first.seller_info,
+        buyer_country=first.buyer_country,
+        payment_token=first.payment_token,
+        payment_method_type=MethodType(first.payment_method_type),
+        charging=ChargeMode(first.charging),
+        on_partial=PartialFailurePolicy(first.on_partial),
+        orders=orders,
+        expire_time=first.expire_time,
+    )
+    return key_reused_error(first_difference(command.request, stored_request))
+
+
+def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> Exception:
+    """The answer to an order id that belongs to another checkout."""
+    path = f"payment_orders[{order.index}].payment_order_id"
+    if row.owner != request.owner:
+        return id_taken_error(path)
+    return ApiError(ErrorReason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})

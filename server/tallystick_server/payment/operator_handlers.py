@@ -1,0 +1,59 @@
+"""The RPCs of PaymentService for operators, beside those that every service has."""
+
+from __future__ import annotations
+
+from tallystick.payment.v1 import payment_service_pb2 as pb
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_core.payment.charge import parse_charge_id
+from tallystick_core.validation import parse_id, parse_reason_text
+from tallystick_server.operations import dead_letters, operator_handlers
+from tallystick_server.payment import convert, unapplied_charges
+from tallystick_server.payment.worker import PaymentWorker
+from tallystick_server.rpc.pagination import PageToken, parse_page_size
+from tallystick_server.rpc.server import Call
+from tallystick_storage.database import Database
+from tallystick_storage.payment import queries as store
+from tallystick_storage.payment import unapplied_charges as unapplied_store
+
+
+class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
+    """Handlers only decode, await and encode."""
+
+    def __init__(self, database: Database, worker: PaymentWorker) -> None:
+        super().__init__(database, worker.dead_letters, pb)
+        self._worker = worker
+
+    async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, _call: Call) -> pb.GetDeadLetterResponse:
+        row = await self._dead_letters.find(operator_handlers.parse_dead_letter_id(request.dead_letter_id))
+        charge_id = self._dead_letters.operation_id(row)
+        orders = await self._database.read(lambda connection: store.list_charge_orders(connection, charge_id))
+        return pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row), payment_orders=[convert.payment_order(order) for order in orders])
+
+    async def ListUnappliedCharges(self, request: pb.ListUnappliedChargesRequest, _call: Call) -> pb.ListUnappliedChargesResponse:
+        size = parse_page_size(request.page_size)
+        token = PageToken("ListUnappliedCharges", int(request.acknowledged))
+        cursor = token.parse_time_cursor(request.page_token)
+        rows = await self._database.read(
+            lambda connection: unapplied_store.list_unapplied_charges(connection, cursor, size + 1, include_acknowledged=request.acknowledged)
+        )
+        charges, next_token = token.build_page(
+            rows, size, convert.unapplied_charge, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id)
+        )
+        return pb.ListUnappliedChargesResponse(unapplied_charges=charges, next_page_token=next_token)
+
+    async def AcknowledgeUnappliedCharge(self, request: pb.AcknowledgeUnappliedChargeRequest, call: Call) -> pb.AcknowledgeUnappliedChargeResponse:
+        id_, reason = parse_id(request.unapplied_charge_id, "unapplied_charge_id"), parse_reason_text(request.reason, "reason")
+        row, replayed = await unapplied_charges.acknowledge(self._database, id_, call.caller.name, reason)
+        if replayed:
+            call.mark_replayed()
+        return pb.AcknowledgeUnappliedChargeResponse(unapplied_charge=convert.unapplied_charge(row))
+
+    async def AcknowledgeCharge(self, request: pb.AcknowledgeChargeRequest, call: Call) -> pb.AcknowledgeChargeResponse:
+        charge_id = parse_charge_id(request.charge_id)
+        if request.report_number < 1:
+            raise ApiError(ErrorReason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
+        reason = parse_reason_text(request.reason, "reason")
+        row, replayed = await unapplied_charges.acknowledge_report(self._database, charge_id, request.report_number, call.caller.name, reason)
+        if replayed:
+            call.mark_replayed()
+        return pb.AcknowledgeChargeResponse(conflicting_report=convert.conflicting_report(row))

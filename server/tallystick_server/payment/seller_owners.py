@@ -1,0 +1,161 @@
+"""Which sellers a caller may name in orders: those of its owner, and those that belong to nobody, which it claims."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher, bisect_on_error
+from tallystick_server.rpc.message_limits import MAX_ITEMS
+from tallystick_server.rpc.seller_owners import SellerOwners
+from tallystick_server.rpc.service_client import ServiceCallRejected
+from tallystick_storage.database import Database
+from tallystick_storage.payment import seller_owners as store
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 5.0
+_REFRESH_TIMEOUT_SECONDS = 1.0
+"""For known sellers, which are sold for without an answer as well."""
+_UNAVAILABLE_SECONDS = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
+_MAX_CACHED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnershipQuery:
+    """Sellers that an owner's order names, of which this process is not sure."""
+
+    owner: str
+    sellers: tuple[str, ...]
+    stored_owners: Mapping[str, str]
+    """Their owners as they were last known here."""
+
+    @property
+    def matches_stored(self) -> bool:
+        """Whether all of them were its owner's when WalletService was last asked."""
+        return all(self.stored_owners.get(seller) == self.owner for seller in self.sellers)
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedOwner:
+    owner: str
+    expires_at: float
+    """The loop's time until which it is believed."""
+
+
+class SellerOwnerCache:
+    """Asks WalletService about a seller at most every `refresh_seconds` seconds, so that an assignment takes effect here within that time.
+
+    A known seller stays usable while WalletService does not answer; that a seller belongs to somebody else is never believed without asking.
+    """
+
+    def __init__(self, database: Database, owners: SellerOwners, refresh_seconds: float) -> None:
+        self._database = database
+        self._owners = owners
+        self._refresh_seconds = refresh_seconds
+        self._cache: dict[str, _CachedOwner] = {}
+        self._unavailable_until = 0.0
+        self.lookup_batcher: Batcher[tuple[str, ...], Mapping[str, str]] = Batcher(
+            "payment.stored_sellers",
+            self._load_stored,
+            max_batch=MAX_ITEMS,
+            size_of=len,
+            concurrency=2,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
+        )
+        # what needs an answer of WalletService, and so waits while that hangs, delays nobody who can do without
+        self.claim_batcher = self._make_batcher("payment.new_sellers")
+        self.refresh_batcher = self._make_batcher("payment.known_sellers")
+
+    def _make_batcher(self, name: str) -> Batcher[_OwnershipQuery, Mapping[str, str]]:
+        return Batcher(
+            name,
+            lambda queries: bisect_on_error(self._resolve_owners, queries),
+            max_batch=MAX_ITEMS,
+            size_of=lambda query: len(query.sellers),
+            concurrency=2,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
+        )
+
+    @property
+    def batchers(self) -> tuple[Batcher[Any, Any], ...]:
+        return (self.lookup_batcher, self.refresh_batcher, self.claim_batcher)
+
+    async def find_foreign_sellers(self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]) -> set[str]:
+        """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now.
+
+        `require_storable` raises Refused before sellers are claimed for a payment that will not be stored. Raises that, and DEPENDENCY_UNAVAILABLE.
+        """
+        now = asyncio.get_running_loop().time()
+        uncertain_sellers = tuple(sorted(seller for seller in sellers if not self._is_owned_by(seller, owner, now)))
+        if not uncertain_sellers:
+            return set()
+        stored_owners = await self.lookup_batcher.submit(uncertain_sellers)
+        query = _OwnershipQuery(owner, uncertain_sellers, {seller: stored_owners[seller] for seller in uncertain_sellers if seller in stored_owners})
+        if not query.matches_stored:
+            await require_storable()
+        owners = await (self.refresh_batcher if query.matches_stored else self.claim_batcher).submit(query)
+        foreign_sellers = {seller for seller in uncertain_sellers if owners.get(seller, owner) != owner}
+        return foreign_sellers or {seller for seller in uncertain_sellers if seller not in owners}  # claimed by nobody: never stored
+
+    def _is_owned_by(self, seller: str, owner: str, now: float) -> bool:
+        entry = self._cache.get(seller)
+        return entry is not None and entry.owner == owner and now < entry.expires_at
+
+    async def _load_stored(self, groups: Sequence[tuple[str, ...]]) -> Sequence[Mapping[str, str]]:
+        """The owners that are stored here, by seller, the same for each."""
+        seller_ids = sorted({seller for group in groups for seller in group})
+        owners = await self._database.load(lambda connection: store.find_owners(connection, seller_ids))
+        return [owners] * len(groups)
+
+    async def _resolve_owners(self, queries: Sequence[_OwnershipQuery]) -> Sequence[Mapping[str, str] | Exception]:
+        """Owners by seller for each question, or why they cannot be known.
+
+        Raises ServiceCallRejected for several questions, one of which may be at fault.
+        """
+        now = asyncio.get_running_loop().time()
+        seller_ids = sorted({seller for query in queries for seller in query.sellers})
+        all_stored = all(query.matches_stored for query in queries)
+        if all_stored and now < self._unavailable_until:
+            return [query.stored_owners for query in queries]
+        try:
+            async with asyncio.timeout(_REFRESH_TIMEOUT_SECONDS if all_stored else _TIMEOUT_SECONDS):
+                owners = await self._query_owners(queries, seller_ids)
+        except (TimeoutError, ApiError, ServiceCallRejected) as error:
+            if isinstance(error, ServiceCallRejected):
+                if len(queries) > 1:
+                    raise
+                log.warning("whom a seller belongs to is not known: %s", error)
+            else:
+                self._unavailable_until = asyncio.get_running_loop().time() + _UNAVAILABLE_SECONDS
+            message = "It cannot be known now whom a seller belongs to. Nothing was stored."
+            api_error = error if isinstance(error, ApiError) else ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
+            return [query.stored_owners if query.matches_stored else api_error for query in queries]
+        self._unavailable_until = 0.0
+        await self._store_owners(owners, {seller: owner for query in queries for seller, owner in query.stored_owners.items()})
+        return [owners] * len(queries)
+
+    async def _query_owners(self, queries: Sequence[_OwnershipQuery], seller_ids: Sequence[str]) -> dict[str, str]:
+        """Owners by seller. A payment claims all of its sellers, or none where one of them is somebody else's."""
+        owners = await self._owners.find_owners(seller_ids)
+        if all(seller in owners for seller in seller_ids):
+            return owners
+        claims = [(seller, query.owner, group) for group, query in enumerate(queries, start=1) for seller in query.sellers]
+        return await self._owners.claim(claims)
+
+    async def _store_owners(self, owners: Mapping[str, str], stored_owners: Mapping[str, str]) -> None:
+        expires_at = asyncio.get_running_loop().time() + self._refresh_seconds
+        for seller, owner in owners.items():
+            self._cache.pop(seller, None)
+            self._cache[seller] = _CachedOwner(owner, expires_at)
+        while len(self._cache) > _MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        changed_owners = {seller: owner for seller, owner in owners.items() if stored_owners.get(seller) != owner}
+        if changed_owners:
+            await self._database.transact(lambda connection: store.save_owners(connection, changed_owners))

@@ -1,0 +1,247 @@
+"""The way of a payment: accept, then the way of every demand. Its stages, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from tallystick.payment.v1 import payment_pb2
+from tallystick_core.errors import ApiError, overloaded_error, seller_taken_error
+from tallystick_core.payment.checkout import CheckoutRequest
+from tallystick_core.payment.fees import FeeRates
+from tallystick_core.payment.risk import RiskCheck
+from tallystick_core.payment.state import PaymentTransitionReason, PaymentTrigger, transition
+from tallystick_core.provider.outcome import ChargeOutcome, Declined, FailureReason, Pending, PendingReason
+from tallystick_core.provider.payment_provider import PaymentProvider
+from tallystick_server.observability.tracing import current_context, traceparent
+from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
+from tallystick_server.operations.dead_letters import requeue_to_end
+from tallystick_server.operations.operation import OperationResult
+from tallystick_server.operations.operator_handlers import DeadLetters
+from tallystick_server.operations.periodic import Periodic
+from tallystick_server.operations.reschedule import FailedStep
+from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, OperationWorker, WorkerSettings
+from tallystick_server.payment.admission import PaymentAdmission
+from tallystick_server.payment.booking import PaymentBooking
+from tallystick_server.payment.charge import RESOURCE_PREFIX, Charge, charges_from_rows
+from tallystick_server.payment.confirm_delivery import DeliveryConfirmation
+from tallystick_server.payment.create_payment import CreatePaymentCommand, CreatePaymentResult, PaymentCreator
+from tallystick_server.payment.poll_failed import FailedChargePoller, schedule_polls
+from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder, RecordResult
+from tallystick_server.payment.seller_owners import SellerOwnerCache
+from tallystick_server.payment.transitions import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.payment.unapplied_charges import UnappliedChargeBooking
+from tallystick_server.rpc.bulkhead import Bulkhead
+from tallystick_server.rpc.message_limits import MAX_ITEMS
+from tallystick_server.rpc.notifier import ChangeNotifier
+from tallystick_server.rpc.seller_owners import SellerOwners
+from tallystick_server.rpc.service_client import ServiceClient
+from tallystick_storage import operations as operation_store
+from tallystick_storage.database import Database
+from tallystick_storage.payment import orders as store
+
+_PLATFORM = "platform"
+"""Who ends a dead letter that nobody has asked for."""
+
+
+class PaymentWorker(OperationWorker[Charge, TransitionResult]):
+    """Charges on their way.
+
+    `provider`: who charges new payments; `environment`: what its keys begin with;
+    `max_queued_charges`: how many charges may wait for a provider that fails, before new ones are
+    refused; `resolve_within`: seconds that an order has for what it waits for;
+    `seller_check_interval`: seconds after which a seller's owner is asked for again; `owner_id`
+    names this process.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        risk: RiskCheck,
+        fees: FeeRates,
+        providers: Mapping[str, PaymentProvider],
+        service_client: ServiceClient,
+        wallet_address: str,
+        ledger_address: str,
+        settings: WorkerSettings,
+        *,
+        provider: str,
+        environment: str,
+        max_queued_charges: int,
+        resolve_within: Mapping[PendingReason, float],
+        seller_check_interval: float,
+        owner_id: UUID,
+    ) -> None:
+        super().__init__("payment", database, providers, settings)
+        self.notifier: ChangeNotifier[payment_pb2.Payment] = ChangeNotifier()
+        self.dead_letters = DeadLetters(database, self)
+        self._retry_policies = settings.retry_policies
+        self._create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
+        self._admission = PaymentAdmission(database, self.gateway, provider, max_queued_charges)
+        creator = PaymentCreator(
+            database, risk, fees, provider, environment, settings.lease_seconds, self.start_operation, self._admission.remaining_capacity
+        )
+        self._create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
+            "payment.accept",
+            creator.run,
+            max_batch=MAX_ITEMS,
+            size_of=lambda command: len(command.request.orders),
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
+        )
+        self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], RecordResult] = Batcher(
+            "payment.record",
+            PaymentOutcomeRecorder(database, resolve_within).run,
+            max_batch=MAX_ITEMS,
+            size_of=lambda command: command.operation.weight,
+        )
+        booking = PaymentBooking(database, service_client, wallet_address, ledger_address)
+        self._booking_batcher: Batcher[Charge, payment_pb2.Payment | None] = Batcher(
+            "payment.settle", booking.run, max_batch=MAX_ITEMS, size_of=lambda command: command.weight, concurrency=DOWNSTREAM_CONCURRENCY
+        )
+        delivery = DeliveryConfirmation(database, service_client, wallet_address)
+        poller = FailedChargePoller(database, self.gateway, settings.retry_policies, providers, self.record, self.make_poll_lease_acquirer(owner_id))
+        self.polling = Periodic("payment.watch", settings.scan_interval_seconds, poller.run_once)
+        self._releases = Periodic("payment.release", settings.scan_interval_seconds, delivery.run_once)
+        self._delivery_batcher: Batcher[str, bool] = Batcher("payment.deliver", delivery.run, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS)
+        self._seller_owners = SellerOwnerCache(database, SellerOwners(service_client, wallet_address), seller_check_interval)
+        self._batchers += [
+            self._admission.batcher,
+            *self._seller_owners.batchers,
+            self._create_batcher,
+            self._record_batcher,
+            self._booking_batcher,
+            self._delivery_batcher,
+        ]
+        self._periodic_tasks += [
+            Periodic("payment.unapplied", settings.scan_interval_seconds, UnappliedChargeBooking(database, service_client, ledger_address).run_once),
+            self.polling,
+            Periodic("payment.overdue", settings.scan_interval_seconds, self.end_overdue),
+            self._releases,
+        ]
+
+    async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
+        """Stores a payment or finds it; its charges are under way when this returns.
+
+        Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE, OVERLOADED: one owner's orders that wait to be stored leave room for those of others.
+        """
+        self.reject_overload()
+        owner, order_count = request.owner, len(request.orders)
+        if not self._create_bulkhead.try_acquire(owner, order_count):
+            raise overloaded_error("orders wait to be stored")
+        try:
+            error = await self._reject_sellers(request)
+            return await self._create_batcher.submit(CreatePaymentCommand(request, request.fingerprint(), traceparent(), current_context(), error))
+        finally:
+            self._create_bulkhead.release(owner, order_count)
+
+    async def _reject_sellers(self, request: CheckoutRequest) -> ApiError | None:
+        """Why the event may not name its sellers. One that is stored already is answered all the same."""
+        try:
+            foreign_sellers = await self._seller_owners.find_foreign_sellers(
+                request.owner, {order.seller_account for order in request.orders}, lambda: self._admission.check(request)
+            )
+        except ApiError as error:
+            return error
+        index = min((order.index for order in request.orders if order.seller_account in foreign_sellers), default=None)
+        return None if index is None else seller_taken_error(f"payment_orders[{index}].seller_account")
+
+    async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
+        """Cancels a payment that is open, whose charges are taken up at once, dead letters as well; what stands, as `store.cancel` has it."""
+
+        def cancel(connection: Connection) -> tuple[str, bool]:
+            cancel_reason, newly_canceled = store.cancel(connection, checkout_id, reason)
+            if newly_canceled:
+                charges = {f"{RESOURCE_PREFIX}{id_}": id_ for id_ in store.list_open_charges(connection, checkout_id)}
+                requeue_to_end(connection, charges, caller, f"the payment was cancelled: {reason}")
+            return cancel_reason, newly_canceled
+
+        result = await self._database.transact(cancel)
+        self.wake()
+        return result
+
+    async def end_overdue(self) -> None:
+        """Takes up the dead letters whose payments have expired since, or whose buyers did not act in time: their charges are to be ended."""
+
+        def end(connection: Connection) -> bool:
+            charges = {f"{RESOURCE_PREFIX}{id_}": id_ for id_ in operation_store.lock_overdue(connection, MAX_ITEMS)}
+            requeue_to_end(connection, charges, _PLATFORM, "the time of the payment is up")
+            return bool(charges)
+
+        if await self._database.transact(end):
+            self.wake()
+
+    async def confirm_delivery(self, payment_order_id: str) -> bool:
+        """Notes that an order was delivered; whether that was not noted before. An order that is not settled is left alone."""
+        newly_confirmed = await self._delivery_batcher.submit(payment_order_id)
+        self._releases.wake()
+        return newly_confirmed
+
+    def operation_id(self, resource_name: str) -> str:
+        return resource_name.removeprefix(RESOURCE_PREFIX)
+
+    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
+        return charges_from_rows(store.load_charges(connection, list(tokens)), tokens, now, self.lease_seconds)
+
+    async def record(self, operation: Charge, outcome: ChargeOutcome) -> Charge:
+        result = await self._record_batcher.submit(OperationResult(operation, outcome), operation.context)
+        has_result = isinstance(outcome, Declined | Pending) or result.closed_payment is not None
+        self.notifier.notify(operation.checkout_id, has_result=has_result, final=result.closed_payment)
+        return result.charge
+
+    async def book_operation(self, operation: Charge) -> None:
+        closed_payment = await self._booking_batcher.submit(operation, operation.context)
+        self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
+
+    def fail(self, connection: Connection, failures: Sequence[FailedStep[Charge]]) -> TransitionResult:
+        reasons = [(failure.operation, failure.failure_reason or FailureReason.PROVIDER_UNREACHABLE) for failure in failures]
+        transitions = [
+            order_transition
+            for charge, reason in reasons
+            for order_transition in _failure_transitions(charge, PaymentTrigger.GIVEN_UP, PaymentTransitionReason.GIVEN_UP, reason)
+        ]
+        return self._fail_and_watch(connection, transitions, [charge for charge, _ in reasons])
+
+    def close(
+        self, connection: Connection, operation: Charge, operator: str, reason: str
+    ) -> TransitionResult:  # the dead letter keeps by whom and why
+        return self._fail_and_watch(
+            connection,
+            _failure_transitions(operation, PaymentTrigger.CLOSED, PaymentTransitionReason.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR),
+            [operation],
+        )
+
+    def _fail_and_watch(self, connection: Connection, transitions: Sequence[OrderTransition], charges: Sequence[Charge]) -> TransitionResult:
+        """Fails charges; what may have been charged all the same is watched."""
+        result = transition_orders(connection, transitions)
+        schedule_polls(connection, self._retry_policies, [charge for charge in charges if charge.orders[0].payment_order_id in result.orders])
+        return result
+
+    def after_failure(self, operation: Charge, result: TransitionResult) -> None:
+        closed_payment = result.closed_payments.get(operation.checkout_id)
+        if closed_payment is not None:
+            self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
+
+
+def _failure_transitions(
+    charge: Charge, trigger: PaymentTrigger, transition_reason: PaymentTransitionReason, failure_reason: FailureReason
+) -> list[OrderTransition]:
+    """The moves that fail a charge's orders."""
+    return [
+        OrderTransition(
+            charge,
+            order,
+            store.OrderTransitionRow(
+                payment_order_id=order.payment_order_id,
+                charge_id=charge.charge_id,
+                lease_token=charge.lease_token,
+                version=order.version,
+                status=transition(order.status, trigger),
+                cause=transition_reason,
+                failure_reason=failure_reason,
+            ),
+        )
+        for order in charge.orders
+    ]

@@ -1,0 +1,138 @@
+"""Decide: what people do with payouts: approve, reject, cancel, and have them tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
+from tallystick_core.operations.dead_letter import DeadLetterState
+from tallystick_core.payout.approval import require_second_approver
+from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.payout.state import PayoutState, PayoutTransitionReason, PayoutTrigger, transition
+from tallystick_core.provider.outcome import RetryReason
+from tallystick_server.operations.dead_letters import emit_changed, resolve
+from tallystick_server.operations.worker import DetachedRunner
+from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
+from tallystick_server.payout.snapshot import PayoutTransition
+from tallystick_server.payout.transitions import PayoutChange, transition_payouts
+from tallystick_storage import dead_letters as dead_letter_store
+from tallystick_storage import operations as operation_store
+from tallystick_storage.database import Database
+from tallystick_storage.payout import payouts as store
+from tallystick_storage.payout import queries
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What somebody decides about a payout, and why. Its cause has the name of what happens to the payout."""
+
+    cause: PayoutTransitionReason
+    actor: str
+    reason: str
+    requires_second_person: bool = False
+    """The creator must not decide it."""
+    by_team: bool = False
+    """A team decides it, not an operator."""
+
+
+class PayoutDecisions:
+    """Carries decisions out, whoever works on the payout meanwhile. The payout is handed on, leased to this process."""
+
+    def __init__(
+        self,
+        database: Database,
+        environment: str,
+        lease_seconds: float,
+        start_operation: Callable[[PayoutOperation], None],
+        run_detached: DetachedRunner,
+    ) -> None:
+        self._database = database
+        self._environment = environment
+        self._lease_seconds = lease_seconds
+        self._start_operation = start_operation
+        self._run_detached = run_detached
+
+    async def decide(self, payout_id: str, decision: Decision) -> bool:
+        """Whether it was decided now; the same was decided before, if not. Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED, KEY_REUSED."""
+        lease_deadline = asyncio.get_running_loop().time() + self._lease_seconds
+
+        def decide(connection: Connection) -> PayoutOperation | None:
+            row = store.lock(connection, [payout_id])[payout_id]
+            if _is_already_decided(queries.load_history(connection, payout_id), decision):
+                return None
+            trigger = PayoutTrigger(decision.cause)
+            transition(PayoutState(row.state), trigger)  # what its state forbids comes before who forbids it
+            if row.state == PayoutState.CREATED:
+                _require_certain_hold(connection, payout_id)
+            if decision.requires_second_person:
+                require_second_approver(decision.actor, row.caller)
+            tokens = operation_store.renew_leases(connection, [format_payout_operation_id(payout_id)], self._lease_seconds)
+            (item,) = operations_from_rows(store.load_operations(connection, [payout_id]), tokens, self._environment, lease_deadline)
+            resolve(connection, {item.resource_name: (decision.actor, item.traceparent)})
+            payout_transition = PayoutTransition(item.snapshot.apply(trigger), decision.cause, decision.actor, decision.reason)
+            return transition_payouts(connection, [PayoutChange(item, (payout_transition,))])[payout_id]
+
+        async def commit_and_start() -> bool:
+            item = await self._database.transact(decide)
+            if item is not None:
+                self._start_operation(item)
+            return item is not None
+
+        return await self._run_detached(commit_and_start, is_team_call=decision.by_team)
+
+    async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
+        """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN."""
+
+        def retry(connection: Connection) -> bool:
+            row = store.lock(connection, [payout_id])[payout_id]  # the same call at once waits, and finds it made
+            previous_retry = store.find_retry(connection, payout_id, request_id)
+            if previous_retry is not None:
+                if previous_retry.caller != caller:
+                    raise id_taken_error("request_id")
+                if previous_retry.reason != reason:
+                    raise key_reused_error("reason")
+                return False
+            retried_letters = dead_letter_store.end(connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason)
+            if not retried_letters:
+                message = f"The payout is {row.state} and cannot be retried: it is no dead letter."
+                raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": row.state, "verb": "RETRY"})
+            store.insert_retry(connection, payout_id, request_id, caller, reason)
+            emit_changed(connection, retried_letters, lambda _: (caller, ""))
+            operation_store.requeue(connection, [format_payout_operation_id(payout_id)])
+            return True
+
+        return await self._database.transact(retry)
+
+
+def _require_certain_hold(connection: Connection, payout_id: str) -> None:
+    """Raises STATE_FORBIDS for a locked payout, CREATED, whose hold may be another's, which must not be released.
+
+    A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout leaves CREATED.
+    """
+    subject = f"payouts/{payout_id}"
+    if dead_letter_store.is_open(connection, subject):
+        raise _uncertain_hold_error("The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry it first.")
+    retry_reason = RetryReason.SETTLING_REFUSED
+    if dead_letter_store.has_cause(connection, subject, retry_reason) or operation_store.has_retry_reason(
+        connection, format_payout_operation_id(payout_id), retry_reason
+    ):
+        raise _uncertain_hold_error("The wallet refused the payout's hold, which may be another's. The payout cannot be cancelled before it is held.")
+
+
+def _uncertain_hold_error(message: str) -> ApiError:
+    return ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": PayoutState.CREATED, "verb": "CANCEL"})
+
+
+def _is_already_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
+    """Whether the same was decided before. Raises KEY_REUSED for a cancellation with another reason."""
+    previous_rows = [row for row in history if row.cause == decision.cause]
+    if decision.cause is not PayoutTransitionReason.CANCELLED:
+        return any((row.actor, row.reason) == (decision.actor, decision.reason) for row in previous_rows)
+    if previous_rows and previous_rows[0].reason != decision.reason:
+        raise key_reused_error("reason")
+    return bool(previous_rows)

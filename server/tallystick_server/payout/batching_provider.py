@@ -1,0 +1,64 @@
+"""Submit: a payout provider as demands are made on it, one at a time; those that come together go out together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from tallystick_core.provider.outcome import PayoutOutcome, Unknown, VerificationOutcome
+from tallystick_core.provider.payout_provider import PayoutProvider, PayoutRequest
+from tallystick_server.operations.batcher import Batcher
+
+log = logging.getLogger(__name__)
+
+_MAX_CONCURRENT_SUBMISSIONS = 8  # a submission that hangs holds up the next ones no sooner than this
+
+
+class BatchingPayoutProvider:
+    """A payout provider whose submissions form by themselves. A submission takes at most `timeout_seconds` seconds, then its lane is free again."""
+
+    def __init__(self, provider: PayoutProvider, timeout_seconds: float) -> None:
+        self.key_window = provider.key_window
+        self.look_up = provider.look_up
+        self._provider = provider
+        self._timeout_seconds = timeout_seconds
+        # a holder that gave up may have lost its lease, so its payout is not submitted any more; those that wait are bounded by `Execute`
+        self._batcher: Batcher[PayoutRequest, PayoutOutcome] = Batcher(
+            f"payout.submit.{provider.name}",
+            self._submit_batch,
+            max_batch=provider.max_batch_size,
+            concurrency=_MAX_CONCURRENT_SUBMISSIONS,
+            drop_abandoned=True,
+        )
+
+    def start(self) -> None:
+        self._batcher.start()
+
+    async def stop(self) -> None:
+        await self._batcher.stop()
+
+    @property
+    def idle(self) -> bool:
+        return self._batcher.is_idle
+
+    async def send(self, request: PayoutRequest) -> PayoutOutcome:
+        """Has it paid, or finds what was paid before under the same key."""
+        return await self._batcher.submit(request)
+
+    async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
+        """Whether it can pay to the account in the currency."""
+        return await self._provider.verify(bank_account_token, currency)
+
+    async def _submit_batch(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
+        """One submission; without a result for each payout it is not known what became of any."""
+        name = self._provider.name
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                outcomes = await self._provider.submit(requests)
+        except TimeoutError:
+            return [Unknown("the provider did not answer in time")] * len(requests)
+        if len(outcomes) != len(requests):
+            log.error("The adapter of the payout provider %s returned %d results for %d payouts.", name, len(outcomes), len(requests))
+            return [Unknown(f"the adapter of {name} returned {len(outcomes)} results for {len(requests)} payouts")] * len(requests)
+        return outcomes

@@ -1,0 +1,89 @@
+"""Batches: accepted whole, and shown with their totals and their report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.errors import id_taken_error, key_reused_error
+from tallystick_core.payout.batch import ItemState, NewBatch, first_difference
+from tallystick_core.payout.request import NewPayout
+from tallystick_server.outbox.events import record_events
+from tallystick_server.payout import convert, events
+from tallystick_storage.database import Database
+from tallystick_storage.payout import batches as store
+
+
+class BatchCreator:
+    """Stores batches; what they are to pay is collected afterwards."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, new: NewBatch, traceparent: str) -> bool:
+        """Whether it was stored now; it was before, if not. Raises ID_TAKEN, KEY_REUSED."""
+
+        def create(connection: Connection) -> bool:
+            row = insert_batch(connection, new, traceparent)
+            if row is None:
+                _replay_or_conflict(connection, store.find(connection, new.payout_batch_id), new)
+            return row is not None
+
+        return await self._database.transact(create)
+
+
+def insert_batch(connection: Connection, new: NewBatch, traceparent: str, cut_off_time: datetime | None = None) -> Row[Any] | None:
+    """Stores a batch, and tells of it; None if its id exists. `cut_off_time`: of a run that the platform makes by itself."""
+    row = store.insert(
+        connection,
+        store.NewBatchRow(
+            payout_batch_id=new.payout_batch_id,
+            caller=new.caller,
+            owner=new.owner,
+            fingerprint=new.fingerprint().hex(),
+            traceparent=traceparent,
+            is_run=not new.payouts,
+            seller_account=new.seller_account,
+            currency=new.currency,
+            cut_off_time=cut_off_time,
+            item_count=len(new.payouts),
+        ),
+        [
+            store.BatchItemRow(
+                new.payout_batch_id,
+                payout.payout_id,
+                payout.seller_account,
+                payout.amount,
+                payout.currency,
+                payout.payout_destination_id,
+                ItemState.ASKED,
+            )
+            for payout in new.payouts
+        ],
+    )
+    if row is not None:
+        emit_batch_changed(connection, row)
+    return row
+
+
+def emit_batch_changed(connection: Connection, row: Row[Any]) -> None:
+    """Tells of a batch that was stored, or has come into another state."""
+    with record_events(connection, [row]) as event_batch:
+        events.add_batch_changed(event_batch, convert.batch(row), row.traceparent)
+
+
+def _replay_or_conflict(connection: Connection, row: Row[Any] | None, new: NewBatch) -> None:
+    """The answer to an id that exists. Raises ID_TAKEN, KEY_REUSED."""
+    if row is None or row.owner != new.owner:
+        raise id_taken_error("payout_batch_id")
+    if bytes(row.fingerprint) != new.fingerprint():
+        items = store.load_items(connection, new.payout_batch_id) if not row.is_run else []
+        stored = [
+            NewPayout(item.payout_id, row.caller, row.owner, item.seller_account, item.amount, item.currency, item.payout_destination_id)
+            for item in items
+        ]
+        raise key_reused_error(
+            first_difference(new, NewBatch(row.payout_batch_id, row.caller, row.owner, tuple(stored), row.seller_account, row.currency))
+        )

@@ -1,0 +1,213 @@
+"""Accept: payouts are stored, or found, in one transaction for each batch.
+
+What a payout is made of is decided here: its amount, its fee, what stays in the wallet, where it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from tallystick_core.errors import ApiError, id_taken_error, key_reused_error
+from tallystick_core.payout.quote import WalletBalance, quote_amount
+from tallystick_core.payout.request import NewPayout, first_difference
+from tallystick_server.observability.tracing import SpanContext
+from tallystick_server.operations.batcher import deduplicate_by_key
+from tallystick_server.outbox.events import record_events
+from tallystick_server.payout import events
+from tallystick_server.payout.eligibility import PayoutContext, readiness_of, require_seller_owner
+from tallystick_server.payout.operation import PayoutOperation, build_operation
+from tallystick_storage.database import Database
+from tallystick_storage.payout import payouts as store
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePayoutCommand:
+    """A payout that has been asked for. `balance` None: it is still to be read from the wallet."""
+
+    payout: NewPayout
+    traceparent: str
+    context: SpanContext
+    balance: WalletBalance | None = None
+    payout_batch_id: str = ""
+
+    @property
+    def wallet_key(self) -> tuple[str, str]:
+        return self.payout.seller_account, self.payout.currency
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePayoutResult:
+    """The payout is on disk. `replayed`: it was before."""
+
+    payout_id: str
+    replayed: bool
+
+
+CreatePayoutOutcome = CreatePayoutResult | ApiError
+
+
+@dataclass(slots=True)
+class PayoutCreationPlan:
+    """What is to be stored, and what is answered already: refusals, and payouts that exist. By payout id."""
+
+    results: dict[str, CreatePayoutOutcome] = field(default_factory=dict)
+    to_create: dict[str, tuple[CreatePayoutCommand, store.NewPayoutRow, str]] = field(default_factory=dict)
+    """With the token of the bank account."""
+
+    def excluding(self, payout_ids: AbstractSet[str]) -> PayoutCreationPlan:
+        """The same, but for some payouts that are not to be stored after all."""
+        results = {id_: result for id_, result in self.results.items() if id_ not in payout_ids}
+        return PayoutCreationPlan(results, {id_: entry for id_, entry in self.to_create.items() if id_ not in payout_ids})
+
+
+@dataclass(slots=True)
+class CreatedPayouts:
+    """What a transaction has stored, and the results of all that it was to store."""
+
+    results: dict[str, CreatePayoutOutcome] = field(default_factory=dict)
+    operations: list[PayoutOperation] = field(default_factory=list)
+
+
+class PayoutCreator:
+    """The accept stage's work. Each payout it has stored is handed on, leased to this process.
+
+    `read_balances`: reads what wallets hold, by (seller, currency); `resolve_owners`: whom sellers belong to.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        read_balances: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], WalletBalance]]],
+        resolve_owners: Callable[[Sequence[str]], Awaitable[Mapping[str, str]]],
+        environment: str,
+        lease_seconds: float,
+        start_operation: Callable[[PayoutOperation], None],
+    ) -> None:
+        self._database = database
+        self._read_balances = read_balances
+        self._resolve_owners = resolve_owners
+        self._environment = environment
+        self._lease_seconds = lease_seconds
+        self._start_operation = start_operation
+
+    async def run(self, commands: Sequence[CreatePayoutCommand]) -> Sequence[CreatePayoutResult | Exception]:
+        """One result for each arrival: accepted, KEY_REUSED, ID_TAKEN, or why it cannot be paid."""
+        return await deduplicate_by_key(
+            commands,
+            lambda command: (command.payout.payout_id, command.payout.fingerprint()),
+            self._create,
+        )
+
+    async def _create(self, commands: Sequence[CreatePayoutCommand]) -> Sequence[CreatePayoutResult | Exception]:
+        plan = await self.plan_creation(commands)
+        results = dict(plan.results)
+        if plan.to_create:
+            lease_deadline = self.lease_deadline()
+            created_payouts = await self._database.transact(lambda connection: self.insert(connection, plan, lease_deadline))
+            results |= created_payouts.results
+            self.start_operations(created_payouts.operations)
+        return [results[command.payout.payout_id] for command in commands]
+
+    def lease_deadline(self) -> float:
+        """The loop's time at which a lease ends that begins now."""
+        return asyncio.get_running_loop().time() + self._lease_seconds
+
+    def start_operations(self, operations: Sequence[PayoutOperation]) -> None:
+        """Takes payouts on their way that were stored, once that is committed."""
+        for operation in operations:
+            self._start_operation(operation)
+
+    async def plan_creation(self, commands: Sequence[CreatePayoutCommand]) -> PayoutCreationPlan:
+        """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure of the money."""
+        ids = sorted(command.payout.payout_id for command in commands)
+        existing_rows = await self._database.load(lambda connection: store.find_existing(connection, ids))
+        plan = PayoutCreationPlan()
+        new_commands = []
+        for command in commands:
+            row = existing_rows.get(command.payout.payout_id)
+            if row is not None:
+                plan.results[row.payout_id] = _replay_or_conflict(command.payout, row)
+            else:
+                new_commands.append(command)
+        if new_commands:
+            missing_keys = sorted({command.wallet_key for command in new_commands if command.balance is None})
+            balances = await self._read_balances(missing_keys) if missing_keys else {}
+            owners = await self._resolve_owners(sorted({command.payout.seller_account for command in new_commands}))
+            keys = sorted({command.wallet_key for command in new_commands})
+            destination_ids = sorted({command.payout.payout_destination_id for command in new_commands} - {""})
+            payout_context = await self._database.load(lambda connection: PayoutContext.read(connection, keys, owners, destination_ids))
+            allocated_amounts: Counter[tuple[str, str]] = Counter()
+            for command in sorted(new_commands, key=lambda command: command.payout.amount is None):  # whatever can be paid is what the others leave
+                balance = command.balance or balances.get(command.wallet_key, WalletBalance())
+                remaining_balance = balance.with_hold(allocated_amounts[command.wallet_key]) if command.payout.amount is None else balance
+                allocated_amounts[command.wallet_key] += self._plan_payout(plan, command, remaining_balance, payout_context, owners)
+        return plan
+
+    def _plan_payout(
+        self, plan: PayoutCreationPlan, command: CreatePayoutCommand, balance: WalletBalance, payout_context: PayoutContext, owners: Mapping[str, str]
+    ) -> int:
+        """What it takes from its wallet."""
+        payout = command.payout
+        terms = payout_context.terms(command.wallet_key)
+        try:
+            owner = require_seller_owner(payout.seller_account, payout.owner, owners)
+            destination = payout_context.find_destination(payout, owner)
+            amount = quote_amount(payout.amount, balance, terms, readiness_of(destination))
+        except ApiError as error:
+            plan.results[payout.payout_id] = error
+            return 0
+        if destination is None:
+            raise TypeError("quote_amount lets nothing pass without a destination")
+        new = store.NewPayoutRow(
+            payout_id=payout.payout_id,
+            caller=payout.caller,
+            owner=owner,
+            fingerprint=payout.fingerprint().hex(),
+            asked_amount=payout.amount,
+            asked_destination=payout.payout_destination_id,
+            seller_account=payout.seller_account,
+            amount=amount,
+            fee=terms.fee,
+            reserve=terms.reserve,
+            currency=payout.currency,
+            payout_destination_id=destination.payout_destination_id,
+            payout_batch_id=command.payout_batch_id,
+            provider=destination.provider,
+            traceparent=command.traceparent,
+        )
+        plan.to_create[payout.payout_id] = (command, new, destination.bank_account_token)
+        return amount
+
+    def insert(self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> CreatedPayouts:
+        """Stores what is new, in the transaction of whoever asks; `lease_deadline` is the loop's time at which the lease ends."""
+        rows = store.insert(connection, [new for _, new, _ in plan.to_create.values()], self._lease_seconds)
+        created_payouts = CreatedPayouts()
+        with record_events(connection, rows.values()) as event_batch:
+            for payout_id, row in rows.items():
+                command, new, bank_account_token = plan.to_create[payout_id]
+                operation = build_operation(new, row, bank_account_token, self._environment, lease_deadline, command.context)
+                events.add_payout_changed(event_batch, operation.message, new.traceparent)
+                created_payouts.operations.append(operation)
+                created_payouts.results[payout_id] = CreatePayoutResult(payout_id, replayed=False)
+        concurrent_ids = sorted(plan.to_create.keys() - rows.keys())
+        if concurrent_ids:  # another process stored them since we looked; the next statement sees them
+            for payout_id, row in store.find_existing(connection, concurrent_ids).items():
+                created_payouts.results[payout_id] = _replay_or_conflict(plan.to_create[payout_id][0].payout, row)
+        return created_payouts
+
+
+def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutcome:
+    """The answer to an id that exists: the payout, or why not."""
+    if requested.owner not in ("", row.owner):
+        return id_taken_error("payout_id")
+    if bytes(row.fingerprint) == requested.fingerprint():
+        return CreatePayoutResult(row.payout_id, replayed=True)
+    stored = NewPayout(row.payout_id, row.caller, row.owner, row.seller_account, row.asked_amount, row.currency, row.asked_destination)
+    return key_reused_error(first_difference(requested, stored))

@@ -1,0 +1,152 @@
+"""A payout in hand: what a process knows of the work it holds the lease of."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick.payout.v1 import payout_pb2
+from tallystick_core.operations.next_action import NextAction
+from tallystick_core.payout.operation_ids import format_payout_operation_id
+from tallystick_core.payout.state import TERMINAL_STATES, PayoutState
+from tallystick_core.provider.idempotency_key import format_provider_key
+from tallystick_core.provider.outcome import FailureReason, PayoutLookupOutcome
+from tallystick_core.provider.payout_provider import PayoutRequest
+from tallystick_server.observability.tracing import SpanContext, parse_traceparent
+from tallystick_server.operations.operation import LeasedOperation, parse_tries
+from tallystick_server.payout import convert
+from tallystick_server.payout.batching_provider import BatchingPayoutProvider
+from tallystick_server.payout.snapshot import PayoutSnapshot, snapshot_of
+from tallystick_storage.payout import payouts as store
+
+# What accept stores of a new payout, and what this process therefore knows without reading it back.
+FIRST_LEASE_TOKEN = 1
+ATTEMPT_NUMBER = 1
+"""A payout is demanded once, under one key: after FAILED the caller makes a new one."""
+
+_BEFORE_SUBMISSION = frozenset({PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayoutOperation(LeasedOperation):
+    """One payment to a seller's bank. Amounts in minor units; `message` is what was last told of it."""
+
+    payout_id: str
+    seller_account: str
+    amount: int
+    fee: int
+    reserve: int
+    currency: str
+    payout_destination_id: str
+    bank_account_token: str
+    snapshot: PayoutSnapshot
+    message: payout_pb2.Payout
+
+    @property
+    def resource_name(self) -> str:
+        return f"payouts/{self.payout_id}"
+
+    @property
+    def state(self) -> PayoutState:
+        return self.snapshot.state
+
+    @property
+    def net_amount(self) -> int:
+        return self.amount - self.fee
+
+    @property
+    def needs_booking(self) -> bool:
+        return self.state in TERMINAL_STATES and not self.snapshot.settled
+
+    @property
+    def phase(self) -> str:
+        return self.state if self.awaits_provider else ""
+
+    @property
+    def awaits_provider(self) -> bool:
+        return self.state in (PayoutState.SUBMITTED, PayoutState.IN_TRANSIT)
+
+    def failure_if_not_sent(self, now: float) -> FailureReason | None:
+        return None
+
+    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
+        if self.state in _BEFORE_SUBMISSION:
+            return NextAction.PREPARE
+        if self.state in TERMINAL_STATES:
+            return NextAction.SETTLE
+        may_send = self.state is PayoutState.SUBMITTING and not self.lookup_only and self.is_key_honored(key_window_seconds, lease_seconds)
+        return NextAction.SEND if may_send else NextAction.LOOK_UP
+
+    def to_request(self) -> PayoutRequest:
+        """What the provider is asked."""
+        return PayoutRequest(self.provider_key, self.payout_id, self.net_amount, self.currency, self.bank_account_token)
+
+    def call_provider(self, provider: BatchingPayoutProvider, action: NextAction) -> Awaitable[PayoutLookupOutcome]:
+        return provider.send(self.to_request()) if action is NextAction.SEND else provider.look_up(self.to_request())
+
+    def updated_from(self, row: Row[Any]) -> PayoutOperation:
+        """The same payout as it stands in a row."""
+        return replace(self, snapshot=snapshot_of(row), message=convert.payout(row))
+
+
+def build_operation(
+    new: store.NewPayoutRow, row: Row[Any], bank_account_token: str, environment: str, lease_deadline: float, context: SpanContext
+) -> PayoutOperation:
+    """A payout that was accepted just now, leased to this process."""
+    return PayoutOperation(
+        operation_id=format_payout_operation_id(new.payout_id),
+        caller=new.caller,
+        attempt_number=ATTEMPT_NUMBER,
+        provider=new.provider,
+        provider_key=format_provider_key(environment, format_payout_operation_id(new.payout_id), ATTEMPT_NUMBER),
+        lease_token=FIRST_LEASE_TOKEN,
+        lease_deadline=lease_deadline,
+        traceparent=new.traceparent,
+        context=context,
+        payout_id=new.payout_id,
+        seller_account=new.seller_account,
+        amount=new.amount,
+        fee=new.fee,
+        reserve=new.reserve,
+        currency=new.currency,
+        payout_destination_id=new.payout_destination_id,
+        bank_account_token=bank_account_token,
+        snapshot=PayoutSnapshot(),
+        message=convert.new_payout(new, row.create_time),
+    )
+
+
+def operations_from_rows(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environment: str, lease_deadline: float = inf) -> list[PayoutOperation]:
+    """Payouts out of the database, claimed under `tokens` until `lease_deadline` (the loop's time); without a token only to look at."""
+    return [
+        PayoutOperation(
+            operation_id=format_payout_operation_id(row.payout_id),
+            caller=row.caller,
+            attempt_number=ATTEMPT_NUMBER,
+            provider=row.provider,
+            provider_key=row.provider_key or format_provider_key(environment, format_payout_operation_id(row.payout_id), ATTEMPT_NUMBER),
+            lease_token=tokens.get(format_payout_operation_id(row.payout_id), 0),
+            lease_deadline=lease_deadline,
+            traceparent=row.traceparent,
+            context=parse_traceparent(row.traceparent),
+            age_seconds=float(row.age or 0.0),
+            maybe_sent=bool(row.maybe_sent),
+            lookup_only=bool(row.looking),
+            tries=parse_tries(row.tries),
+            payout_id=row.payout_id,
+            seller_account=row.seller_account,
+            amount=row.amount,
+            fee=row.fee,
+            reserve=row.reserve,
+            currency=row.currency,
+            payout_destination_id=row.payout_destination_id,
+            bank_account_token=row.bank_account_token,
+            snapshot=snapshot_of(row),
+            message=convert.payout(row),
+        )
+        for row in rows
+    ]

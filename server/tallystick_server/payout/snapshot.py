@@ -1,0 +1,61 @@
+"""Where a payout stands, as a value: all of it that changes. Each turn is one version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row
+
+from tallystick_core.payout.reported_transfer import Transfer, TransferMatch
+from tallystick_core.payout.state import PayoutState, PayoutTransitionReason, PayoutTrigger, transition
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutSnapshot:
+    """A payout at a version. Amounts in minor units."""
+
+    version: int = 1
+    state: PayoutState = PayoutState.CREATED
+    settled: bool = False
+    failure_reason: str = ""
+    decline_code: str = ""
+    provider_reference: str = ""
+    attempt_count: int = 0
+    paid_amount: int = 0
+    returned_amount: int = 0
+
+    def apply(self, trigger: PayoutTrigger, **changes: Any) -> PayoutSnapshot:
+        """Where it stands after what happened. Raises STATE_FORBIDS."""
+        state = transition(self.state, trigger)
+        return replace(self, version=self.version + 1, state=state, settled=trigger is PayoutTrigger.SETTLED, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutTransition:
+    """One step of a move: where the payout stands after it, what caused it, and who decided it and why, where somebody did."""
+
+    snapshot: PayoutSnapshot
+    cause: PayoutTransitionReason
+    actor: str = ""
+    reason: str = ""
+
+
+def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
+    """Where a stored payout stands."""
+    return PayoutSnapshot(
+        version=row.version,
+        state=PayoutState(row.state),
+        settled=row.settled,
+        failure_reason=row.failure_reason,
+        decline_code=row.decline_code,
+        provider_reference=row.provider_reference,
+        attempt_count=row.attempt_count,
+        paid_amount=row.paid_amount,
+        returned_amount=row.returned_amount,
+    )
+
+
+def transfer_of(row: Row[Any]) -> Transfer:
+    """A stored transfer."""
+    return Transfer(row.provider_reference, row.amount, row.currency, TransferMatch(row.fit), row.returned_amount, row.returned_currency)

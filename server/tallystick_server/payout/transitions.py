@@ -1,0 +1,101 @@
+"""Move: payouts move, and what changed is told, in the same transaction. Whoever moves payouts does it here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from tallystick.payout.v1 import payout_pb2
+from tallystick_server.outbox.events import record_events
+from tallystick_server.payout import convert, events
+from tallystick_server.payout.operation import PayoutOperation
+from tallystick_server.payout.snapshot import PayoutSnapshot, PayoutTransition
+from tallystick_storage.payout import payouts as store
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutChange:
+    """A move of a payout, in one turn or several. `ignores_lease`: it happens whoever holds the lease; the rest as in `store.PayoutUpdateRow`."""
+
+    item: PayoutOperation
+    transitions: tuple[PayoutTransition, ...]
+    ignores_lease: bool = False
+    waits: bool = False
+    watch_after: float | None = None
+
+    @property
+    def snapshot(self) -> PayoutSnapshot:
+        return self.transitions[-1].snapshot
+
+
+def transition_payouts(connection: Connection, changes: Sequence[PayoutChange]) -> dict[str, PayoutOperation]:
+    """Moves payouts, as far as their leases and versions still hold; those that moved, as they stand now, by payout id."""
+    if not changes:
+        return {}
+    rows = store.transition(
+        connection, [_to_row(change) for change in changes], [transition_row for change in changes for transition_row in _transition_rows(change)]
+    )
+    payouts = {}
+    with record_events(connection, rows.values()) as event_batch:
+        for change in changes:
+            row = rows.get(change.item.payout_id)
+            if row is None:
+                continue
+            message = change.item.message
+            for transition in change.transitions:
+                message = _with_snapshot(message, transition.snapshot, row.update_time)
+                events.add_payout_changed(event_batch, message, change.item.traceparent)
+            begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count  # before that nothing can have been sent
+            maybe_sent = change.item.maybe_sent and not begins_attempt
+            # what has moved was not tried in vain
+            payouts[change.item.payout_id] = replace(change.item, snapshot=change.snapshot, message=message, tries={}, maybe_sent=maybe_sent)
+    return payouts
+
+
+def _with_snapshot(previous_message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime) -> payout_pb2.Payout:
+    message = payout_pb2.Payout()
+    message.CopyFrom(previous_message)
+    convert.apply_snapshot(message, snapshot, update_time)
+    return message
+
+
+def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
+    item, snapshot = change.item, change.snapshot
+    return store.PayoutUpdateRow(
+        payout_id=item.payout_id,
+        lease_token=None if change.ignores_lease else item.lease_token,
+        reported_under=item.lease_token,
+        from_version=item.snapshot.version,
+        version=snapshot.version,
+        state=snapshot.state,
+        settled=snapshot.settled,
+        failure_reason=snapshot.failure_reason,
+        decline_code=snapshot.decline_code,
+        provider_reference=snapshot.provider_reference,
+        attempt_count=snapshot.attempt_count,
+        paid_amount=snapshot.paid_amount,
+        returned_amount=snapshot.returned_amount,
+        provider_key=item.provider_key if snapshot.attempt_count > item.snapshot.attempt_count else "",
+        waits=change.waits,
+        watch_after=change.watch_after,
+    )
+
+
+def _transition_rows(change: PayoutChange) -> Iterator[store.PayoutTransitionRow]:
+    from_state = change.item.snapshot.state
+    for transition in change.transitions:
+        snapshot = transition.snapshot
+        yield store.PayoutTransitionRow(
+            change.item.payout_id,
+            snapshot.version,
+            from_state,
+            snapshot.state,
+            transition.cause,
+            snapshot.settled,
+            transition.actor,
+            transition.reason,
+        )
+        from_state = snapshot.state

@@ -1,0 +1,56 @@
+"""Funds: what the wallets of sellers hold, read from WalletService before anything is decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tallystick.wallet.v1 import wallet_pb2, wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_core.money import MAX_BALANCE, parse_amount
+from tallystick_core.payout.quote import WalletBalance
+from tallystick_server.rpc.service_client import ServiceClient
+
+_PAGE_SIZE = 200
+_MAX_CONCURRENT_CALLS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class WalletPage:
+    """Wallets in one currency, and where to go on reading; "": that was all."""
+
+    balances: Mapping[str, WalletBalance]
+    """By seller."""
+    cursor: str
+
+
+class WalletReader:
+    """Reads wallets. What it says may be old at once: only a hold makes sure of money."""
+
+    def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
+        self._service_client = service_client
+        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
+
+    async def read_balances(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], WalletBalance]:
+        """What the wallets of each (seller, currency) hold; those that do not exist are missing. Raises DEPENDENCY_UNAVAILABLE."""
+        pages = await asyncio.gather(*(self._list_wallets(seller, currency, "", 1) for seller, currency in keys))
+        return {key: page.balances[key[0]] for key, page in zip(keys, pages, strict=True) if key[0] in page.balances}
+
+    async def read_page(self, currency: str, cursor: str) -> WalletPage:
+        """The next wallets in a currency, by seller. Raises DEPENDENCY_UNAVAILABLE."""
+        return await self._list_wallets("", currency, cursor, _PAGE_SIZE)
+
+    async def _list_wallets(self, seller: str, currency: str, cursor: str, page_size: int) -> WalletPage:
+        request = wallet_service_pb2.ListWalletsRequest(seller_account=seller, currency=currency, page_size=page_size, page_token=cursor)
+        async with self._semaphore:
+            response = await self._service_client.call_or_unavailable(self._wallet.ListWallets, request)
+        return WalletPage({wallet.seller_account: _to_balance(wallet) for wallet in response.wallets}, response.next_page_token)
+
+
+def _to_balance(wallet: wallet_pb2.Wallet) -> WalletBalance:
+    def parse_part(text: str) -> int:
+        return parse_amount(text, wallet.currency, min_amount=0, max_amount=MAX_BALANCE)
+
+    return WalletBalance(parse_part(wallet.pending), parse_part(wallet.available), parse_part(wallet.held), parse_part(wallet.owed), wallet.frozen)

@@ -1,1 +1,0 @@
-"""What `tallystick verify` checks, a file for each part of the platform."""

@@ -1,0 +1,175 @@
+"""Execute: one provider call for each demand, concurrently and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from opentelemetry import trace
+
+from tallystick_core.operations.next_action import Circuit, NextAction
+from tallystick_core.provider.outcome import FinalNotFound, NotSent, ProviderOutcome, RetryReason, Unknown, has_valid_amounts, is_outcome_of
+from tallystick_server.observability.tracing import SpanContext, client_span
+from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
+from tallystick_storage.database import in_transaction
+
+log = logging.getLogger(__name__)
+
+LEASE_MARGIN_SECONDS = 2.0
+"""Seconds that must be left of a lease when a provider has answered, to record it."""
+
+
+UNCONFIGURED_RETRY_SECONDS = 60.0
+"""Seconds after which an operation is tried again whose provider is not configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpen:
+    """The provider was not asked, and is not to be for so many seconds."""
+
+    retry_after: float
+    reason: str
+
+
+class ProviderOperation(Protocol):
+    """What a call to a provider needs of the operation that it is made for."""
+
+    @property
+    def operation_id(self) -> str: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def provider_key(self) -> str: ...
+    @property
+    def resource_name(self) -> str: ...
+    @property
+    def context(self) -> SpanContext: ...
+    @property
+    def lease_deadline(self) -> float: ...
+    @property
+    def expires_at(self) -> float: ...
+    def circuit(self, action: NextAction) -> Circuit: ...
+    def call_provider(self, provider: Any, action: NextAction) -> Awaitable[ProviderOutcome]: ...
+
+
+class ProviderGateway:
+    """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under the key that is sent.
+
+    `is_still_leased`: whether a demand is still leased to this process, and nothing has changed of what is wanted of it.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, Any],
+        is_still_leased: Callable[[Any], Awaitable[bool]],
+        *,
+        max_calls_per_provider: int,
+        timeout_seconds: float,
+        breaker_settings: BreakerSettings,
+    ) -> None:
+        self._providers = providers
+        self._semaphores = {name: asyncio.Semaphore(max_calls_per_provider) for name in providers}
+        # what was sent is still asked about while sends fail, and a provider whose look-ups fail is still sent to
+        self._breakers = {(name, circuit): Breaker(f"provider {name}, {circuit},", breaker_settings) for name in providers for circuit in Circuit}
+        self._timeout_seconds = timeout_seconds
+        self._is_still_leased = is_still_leased
+
+    def is_circuit_open(self, provider: str) -> bool:
+        """Whether sends to a provider fail too often for more to be made now."""
+        return not self.is_configured(provider) or self._breakers[provider, Circuit.SENDS].is_open()
+
+    def needs_probe(self, provider: str, now: float, *, others_waiting: bool) -> bool:
+        """Whether sends to a provider fail too often, and one more is to find out whether it answers again."""
+        has_capacity = self.is_configured(provider) and not self._semaphores[provider].locked()
+        return has_capacity and self._breakers[provider, Circuit.SENDS].needs_probe(now, others_waiting=others_waiting)
+
+    def is_configured(self, provider: str) -> bool:
+        """Whether a provider is configured."""
+        return provider in self._providers
+
+    def key_window(self, provider: str) -> float:
+        """Seconds for which a provider honours a key; none if it is not configured."""
+        return float(self._providers[provider].key_window) if self.is_configured(provider) else 0.0
+
+    def final_not_found(self, provider: str) -> FinalNotFound | None:
+        """When a provider's "not found" is conclusive; None: never."""
+        final: FinalNotFound | None = self._providers[provider].final_not_found
+        return final
+
+    async def call(self, operation: ProviderOperation, action: NextAction) -> ProviderOutcome | CircuitOpen:
+        """The provider's answer to the demand, or to what became of it."""
+        if in_transaction():
+            raise RuntimeError("a provider is not called inside a transaction")
+        if not self.is_configured(operation.provider):
+            return CircuitOpen(
+                UNCONFIGURED_RETRY_SECONDS,
+                f"the provider {operation.provider} is not configured; configure it again, or close the operation with evidence",
+            )
+        semaphore, loop = self._semaphores[operation.provider], asyncio.get_running_loop()
+        had_to_wait = semaphore.locked()
+        if not await _acquire_slot(semaphore, operation.lease_deadline - self._timeout_seconds - LEASE_MARGIN_SECONDS):
+            return CircuitOpen(0, "so many ask the provider that the lease would not outlast the call")
+        try:
+            if action is NextAction.SEND and loop.time() >= operation.expires_at:
+                return CircuitOpen(0, "it expired before it was sent")
+            if action is NextAction.SEND and had_to_wait and not await self._is_still_leased(operation):
+                return CircuitOpen(0, "something else was wanted of it before it was sent")
+            breaker = self._breakers[operation.provider, operation.circuit(action)]
+            retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
+            if retry_after is not None:
+                return CircuitOpen(retry_after, "the provider fails too often to be asked now")
+            with client_span(f"{operation.provider} {action.lower()}", operation.context) as span:
+                try:
+                    outcome = await self._call(operation, action)
+                except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
+                    breaker.record_failure(loop.time(), operation.operation_id)
+                    raise
+                _update_breaker(breaker, operation, outcome, loop.time())
+                span.set_attribute("tallystick.outcome", type(outcome).__name__)
+                return outcome
+        finally:
+            semaphore.release()
+
+    async def _call(self, operation: ProviderOperation, action: NextAction) -> ProviderOutcome:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                outcome = await operation.call_provider(self._providers[operation.provider], action)
+        except TimeoutError:
+            return Unknown("the provider did not answer in time")
+        except Exception:
+            log.exception("the adapter of %s failed on %s (trace %s)", operation.provider, operation.resource_name, _trace_id(operation))
+            return Unknown("the provider's adapter failed")
+        if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):
+            return Unknown(f"{type(outcome).__name__} of another demand, as the provider says", RetryReason.MISDIRECTED)
+        return outcome if has_valid_amounts(outcome) else Unknown(f"{type(outcome).__name__} of what is no amount of money")
+
+
+def _update_breaker(breaker: Breaker, operation: ProviderOperation, outcome: ProviderOutcome, now: float) -> None:
+    """What an outcome says of the provider itself."""
+    match outcome:
+        case Unknown(retry_reason=RetryReason.FORBIDDEN):
+            breaker.record_failure(now, operation.operation_id, trip=True)
+        case NotSent() | Unknown(retry_reason=RetryReason.NO_ANSWER | RetryReason.SERVER_ERROR):
+            breaker.record_failure(now, operation.operation_id)
+        case _:
+            breaker.record_success()
+
+
+async def _acquire_slot(semaphore: asyncio.Semaphore, deadline: float) -> bool:
+    """Takes a place as soon as there is one, at the latest at a time of the loop; whether it was taken."""
+    if asyncio.get_running_loop().time() > deadline:
+        return False
+    if not semaphore.locked():  # the usual case needs no timer
+        return await semaphore.acquire()
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await semaphore.acquire()
+    except TimeoutError:
+        return False
+
+
+def _trace_id(operation: ProviderOperation) -> str:
+    return trace.format_trace_id(operation.context.trace_id)

@@ -1,0 +1,1 @@
+"""gRPC: the server pipeline, errors, pagination, streaming, and clients of other services."""

@@ -1,0 +1,89 @@
+"""Batches of items in one call: each item is refused on its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from google.rpc import status_pb2
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.observability.tracing import trace_id
+from tallystick_server.rpc.errors import from_status, to_status
+from tallystick_server.rpc.message_limits import MAX_ITEMS
+from tallystick_server.rpc.service_client import ServiceCallRejected
+from tallystick_storage.database import ConstraintViolation
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+M = TypeVar("M")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def check_batch(items: Sequence[object], field: str) -> None:
+    """1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    if not items:
+        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field)
+    if len(items) > MAX_ITEMS:
+        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"{field} must have at most {MAX_ITEMS} items.", field=field)
+
+
+async def process_items(
+    items: Sequence[M], field: str, parse: Callable[[M], T], process: Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
+) -> list[R | Exception]:
+    """One result for each item of `field`, in order: its refusal, or what `process` made of it. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    check_batch(items, field)
+    results: list[R | Exception | None] = []
+    parsed = []
+    for index, item in enumerate(items):
+        try:
+            parsed.append(parse(item))
+            results.append(None)
+        except ApiError as error:
+            results.append(error.with_field_prefix(f"{field}[{index}]"))
+    processed_results = iter(await process(parsed) if parsed else ())
+    return [next(processed_results) if result is None else result for result in results]
+
+
+def to_item_status(error: Exception) -> status_pb2.Status:
+    """An item's refusal as its result tells it; what is none of the item's is raised."""
+    if isinstance(error, ConstraintViolation):
+        log.error("the database refused an item: %s (trace %s)", error, trace_id())
+        return to_status(ApiError(ErrorReason.INTERNAL, "The database refused the item.", metadata={"trace_id": trace_id()}))
+    if not isinstance(error, ApiError):
+        raise error
+    return to_status(error)
+
+
+def errors_by_key(keys: Iterable[K], results: Iterable[Any]) -> dict[K, ApiError]:
+    """What another service refused of a batch, by the keys of its items, which stand in the order of the results."""
+    pairs = zip(keys, results, strict=True)
+    return {key: from_status(result.error) for key, result in pairs if result.WhichOneof("result") == "error"}
+
+
+class ItemRejected(Exception):
+    """Another service refused one item of a batch, for good."""
+
+
+def item_errors(results: Iterable[Any]) -> list[ItemRejected | None]:
+    """What another service made of each item of a batch; None: it was done."""
+    return [ItemRejected(from_status(result.error).message) if result.WhichOneof("result") == "error" else None for result in results]
+
+
+def rejections_by_key(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:
+    """Why items were refused, each by itself, by their keys."""
+    return {
+        key: str(result)
+        for key, result in zip(keys, results, strict=True)
+        if isinstance(result, ItemRejected | ServiceCallRejected | ConstraintViolation)
+    }
+
+
+def raise_if_unavailable(results: Iterable[object]) -> None:
+    """Raises why items were not answered, if some were not."""
+    for result in results:
+        if isinstance(result, ApiError):
+            raise result

@@ -1,0 +1,112 @@
+"""Services of others beside the door, health and reflection: open to all, but what cannot be read is refused by name, and streams are bounded."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.rpc.errors import abort_with_error
+
+Context = Any  # of grpc.aio, which has no types
+Handler = Callable[[Any, Context], Awaitable[Any]]
+
+_MAX_STREAMS = 1000
+
+
+class AuxiliaryServices:
+    """What such services are added to as if it were the server."""
+
+    def __init__(self, server: grpc.aio.Server, max_streams: int = _MAX_STREAMS) -> None:
+        self._server = server
+        self._max_streams = max_streams
+        self._open_streams = 0
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers(tuple(_StrictHandler(handler, self._wrap_method) for handler in handlers))
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """The same once more, for servers that look methods up by name; the generic ones serve here."""
+
+    def _wrap_method(self, handler: Any) -> Any:
+        """The same method, asked only what it can read, and only by so many at a time."""
+        parse = _make_tolerant(handler.request_deserializer)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._limit_streams(_wrap_request_stream(handler.stream_stream)), parse, handler.response_serializer
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._limit_streams(_wrap_single_request(handler.unary_stream)), parse, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(_wrap_single_request(handler.unary_unary), parse, handler.response_serializer)
+
+    def _limit_streams(self, handler: Handler) -> Handler:
+        async def stream(request: Any, context: Context) -> None:
+            if self._open_streams >= self._max_streams:
+                await abort_with_error(
+                    context, ApiError(ErrorReason.OVERLOADED, "The process has as many streams in hand as it takes.", retry_after=0.5)
+                )
+            self._open_streams += 1
+            try:
+                await handler(request, context)
+            finally:
+                self._open_streams -= 1
+
+        return stream
+
+
+class _StrictHandler(grpc.GenericRpcHandler):
+    def __init__(self, handlers: grpc.GenericRpcHandler, wrap: Callable[[Any], Any]) -> None:
+        self._handlers = handlers
+        self._wrap = wrap
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        handler = self._handlers.service(handler_call_details)
+        return None if handler is None else self._wrap(handler)
+
+
+def _make_tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The same, but None for what cannot be read: gRPC would answer an error here by its text."""
+
+    def parse_or_none(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except DecodeError:
+            return None
+
+    return parse_or_none
+
+
+def _wrap_single_request(handler: Handler) -> Handler:
+    """A method of one request, which returns its response, or writes what it streams."""
+
+    async def method(request: Any, context: Context) -> Any:
+        return await handler(await _check_request(request, context), context)
+
+    return method
+
+
+def _wrap_request_stream(handler: Callable[[Any, Context], AsyncIterator[Any]]) -> Handler:
+    """A method of many requests, which yields its responses."""
+
+    async def method(requests: AsyncIterator[Any], context: Context) -> None:
+        async for response in handler(_check_requests(requests, context), context):
+            await context.write(response)
+
+    return method
+
+
+async def _check_requests(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield await _check_request(request, context)
+
+
+async def _check_request(request: Any, context: Context) -> Any:
+    """The request, if it could be read; else the call ends with MESSAGE_MALFORMED."""
+    if request is None:
+        await abort_with_error(context, ApiError(ErrorReason.MESSAGE_MALFORMED, "The bytes are no message of this method."))
+    return request

@@ -1,0 +1,42 @@
+"""Whom sellers belong to, as WalletService says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
+from tallystick_server.rpc.message_limits import MAX_ITEMS
+from tallystick_server.rpc.service_client import ServiceClient
+
+SellerClaim = tuple[str, str, int]
+"""A seller, the owner that claims it, "": it is only looked up, and the group of claims that are made all or none, 0: this one alone."""
+
+
+class SellerOwners:
+    """Asks WalletService, which alone knows."""
+
+    def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
+        self._service_client = service_client
+        self._wallet_stub: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+
+    async def claim(self, claims: Sequence[SellerClaim]) -> dict[str, str]:
+        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises DEPENDENCY_UNAVAILABLE.
+
+        More than MAX_ITEMS claims are several requests, so no group may be larger, or begin in one and end in another.
+        """
+        owners: dict[str, str] = {}
+        for start in range(0, len(claims), MAX_ITEMS):
+            request = wallet_service_pb2.BatchClaimSellersRequest(
+                claims=[
+                    wallet_service_pb2.SellerClaim(seller_account=seller, owner=owner, group=group)
+                    for seller, owner, group in claims[start : start + MAX_ITEMS]
+                ]
+            )
+            response = await self._service_client.call_or_unavailable(self._wallet_stub.BatchClaimSellers, request)
+            owners |= {seller.seller_account: seller.owner for seller in response.sellers}
+        return owners
+
+    async def find_owners(self, sellers: Sequence[str]) -> dict[str, str]:
+        """Owners by seller, without claiming any. Raises DEPENDENCY_UNAVAILABLE."""
+        return await self.claim([(seller, "", 0) for seller in sellers])

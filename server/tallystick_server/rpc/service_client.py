@@ -1,0 +1,127 @@
+"""Calls from one service to another: under our own identity, traced, with a deadline, and retried by tenacity."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import grpc
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.observability.tracing import client_span, traceparent
+from tallystick_storage.database import in_transaction
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_ATTEMPTS = 4
+_TIMEOUT_SECONDS = 15.0
+_RETRYABLE_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    }
+)
+_CALLER_REJECTED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED})
+
+
+class ServiceCallRejected(Exception):
+    """Another service rejected a call with a status that no repeat of the same call changes. `method`: such as "tallystick.wallet.v1.BatchCredit"."""
+
+    def __init__(self, method: str, status: str, message: str, *, rejects_caller: bool = False) -> None:
+        super().__init__(f"{method} was refused: {status} {message}")
+        self.method = method
+        self.status = status
+        self.message = message
+        self.rejects_caller = rejects_caller
+        """The service rejects this caller, or does not know the method: every item would be refused, and none of them is at fault."""
+
+
+SERVICE_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_send_message_length", 4 * 1024 * 1024),
+    ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the service's name has
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # an attempt to connect has at least so long
+    ("grpc.max_reconnect_backoff_ms", 2000),  # so a service that is back is found, however long it was away
+    ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # while the kernel of a process that is frozen still acknowledges
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to another service, for messages as large as batches are."""
+    return grpc.aio.insecure_channel(address, options=SERVICE_CHANNEL_OPTIONS)
+
+
+class ServiceClient:
+    """The other services, as one service sees them. Every call between them is idempotent, so each may be repeated."""
+
+    def __init__(self, token: str = "", connect: Callable[[str], grpc.aio.Channel] = open_channel) -> None:
+        self._token = token
+        self._connect = connect
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def stub(self, stub_class: Callable[[grpc.aio.Channel], T], address: str) -> T:
+        """A stub over the channel to an address; services at one address share it."""
+        if address not in self._channels:
+            self._channels[address] = self._connect(address)
+        return stub_class(self._channels[address])
+
+    async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:
+        """Calls a stub's method; `name` is what it is traced by, needed for a request of mere bytes.
+
+        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; ServiceCallRejected when it is refused.
+        """
+        if in_transaction():
+            raise RuntimeError("a service is not called inside a transaction")
+        name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(_MAX_ATTEMPTS), wait=wait_exponential(0.05, max=1), retry=retry_if_exception(_is_retryable), reraise=True
+        )
+        with client_span(name):
+            try:
+                async for attempt in retrying:
+                    with attempt:
+                        return await method(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
+            except grpc.aio.AioRpcError as error:
+                if _is_retryable(error):
+                    raise ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, f"{name} does not answer.", retry_after=1.0) from error
+                raise ServiceCallRejected(
+                    name, error.code().name, error.details() or "", rejects_caller=error.code() in _CALLER_REJECTED_CODES
+                ) from error
+        raise RuntimeError("unreachable: the last attempt returns or raises")
+
+    async def call_or_unavailable(self, method: Callable[..., Any], request: Any) -> Any:
+        """As `call`, for what a caller waits for: a service that rejects this one as its caller counts as one that does not answer."""
+        try:
+            return await self.call(method, request)
+        except ServiceCallRejected as error:
+            if not error.rejects_caller:
+                raise
+            log.warning("%s", error)  # a fault of the configuration; callers are told to come back
+            message = f"{error.method} does not accept this service's calls: {error.status}."
+            raise ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0) from error
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        pairs = [("traceparent", traceparent())]
+        if self._token:
+            pairs.append(("authorization", f"Bearer {self._token}"))
+        return tuple(pair for pair in pairs if pair[1])
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+
+def _is_retryable(error: BaseException) -> bool:
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in _RETRYABLE_CODES

@@ -1,0 +1,180 @@
+"""Streams that read a numbered sequence from a cursor on. All streams of a process that have reached its end share one poller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from tallystick_core.errors import ApiError, ErrorReason
+from tallystick_server.rpc.fair_semaphore import FairSemaphore
+from tallystick_storage.database import Database
+
+R = TypeVar("R")
+
+_MAX_READ_ITEMS = 200  # items of one read
+_MAX_READ_RANGE = 5_000  # numbers that one read looks at, so that a rare filter reads everything in bounded turns
+_POLL_SECONDS = 0.25  # seconds
+_MAX_BUFFER_BYTES = 4 * 1024 * 1024
+_MAX_READ_AHEAD_BYTES = 128 * 1024  # what one stream reads ahead; one item always fits
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSource(Generic[R]):
+    """A sequence that grows at its end alone."""
+
+    last: Callable[[Connection], int]
+    """Its last number."""
+    read_after: Callable[[Connection, int, int, int], Sequence[R]]
+    """The first items behind one number and up to another, in order, at most so many."""
+    position: Callable[[R], int]
+    size_of: Callable[[R], int]
+    """About how many bytes an item takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFilter(Generic[R]):
+    """What one stream shows of a sequence."""
+
+    read_after: Callable[[Connection, int, int, int], Sequence[R]]
+    """As Numbered's, of the items that fit."""
+    matches: Callable[[R], bool]
+    owner: str
+    """Whose stream it is: streams that are behind take their turns by owner."""
+    is_indexed: bool = False
+    """Whether `between` finds what fits without looking at the rest."""
+
+
+class SequenceTail(Generic[R]):
+    """The end of a sequence, for all streams of this process: what came last is read once, and none of them polls."""
+
+    def __init__(self, database: Database, source: SequenceSource[R]) -> None:
+        self._database = database
+        self._source = source
+        self._read_semaphore = FairSemaphore(1)  # one connection for those that are behind, the others are for money
+        self._buffer: deque[R] = deque()
+        self._buffer_bytes = 0
+        self._buffer_start = 0  # all items behind this number, and up to the end, are kept
+        self._buffer_end = -1
+        self._growth_task: asyncio.Task[None] | None = None
+        self._waiter_count = 0
+
+    async def stream(self, stream_filter: StreamFilter[R], after: int, field: str, *, follow: bool) -> AsyncGenerator[R, None]:
+        """What fits behind a cursor, in order, and with `follow` also what comes. Raises FIELD_INVALID for the field that the cursor is of."""
+        if after < 0:
+            raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not be negative.", field=field)
+        while True:
+            if self._buffer_start <= after <= self._buffer_end and follow:
+                buffered_items, after = self._read_buffered(after)
+                for item in filter(stream_filter.matches, buffered_items):
+                    yield item
+                await self._wait_for_growth(after)
+                continue
+            end, until, items = await self._read_page(stream_filter, after)
+            if after > end:
+                raise _cursor_beyond_end_error(field, end)
+            for item in items:
+                yield item
+            after = until
+            if after < end:
+                continue
+            if not follow:
+                return
+            await self._wait_for_growth(after)
+
+    def _read_buffered(self, after: int) -> tuple[list[R], int]:
+        """The next of what is kept behind a number, in order, and the number up to which that is all there is."""
+        items = []
+        for item in reversed(self._buffer):
+            if self._source.position(item) <= after:
+                break
+            items.append(item)
+        page = self._limit_read_ahead(items[::-1])
+        return page, self._buffer_end if len(page) == len(items) else self._source.position(page[-1])
+
+    def _limit_read_ahead(self, items: Sequence[R]) -> list[R]:
+        """As many of the items as one stream reads ahead: a reader that stands still keeps no more than those."""
+        sizes = accumulate(map(self._source.size_of, items))
+        return [item for index, (item, size) in enumerate(zip(items, sizes, strict=True)) if not index or size <= _MAX_READ_AHEAD_BYTES]
+
+    async def _read_page(self, stream_filter: StreamFilter[R], after: int) -> tuple[int, int, Sequence[R]]:
+        """One bounded read: the end of the sequence, the number up to which it looked, and what fits up to there."""
+
+        def read(connection: Connection) -> tuple[int, int, Sequence[R]]:
+            end = self._source.last(connection)  # before the items: of what comes between, none is passed over
+            until = end if stream_filter.is_indexed else min(after + _MAX_READ_RANGE, end)
+            candidates = stream_filter.read_after(connection, after, until, _MAX_READ_ITEMS)
+            items = self._limit_read_ahead(candidates)
+            is_complete = len(items) == len(candidates) < _MAX_READ_ITEMS
+            return end, until if is_complete else self._source.position(items[-1]), items
+
+        async with self._read_semaphore.permit(stream_filter.owner):
+            return await self._database.read(read)
+
+    async def _wait_for_growth(self, after: int) -> None:
+        """Waits until the end is another than a given one."""
+        if self._buffer_end > after:  # it has grown already, though others may wait for it to grow more
+            return
+        if self._growth_task is None or self._growth_task.done():
+            if self._buffer_end < after:
+                self._reset_buffer(after)
+            self._growth_task = asyncio.create_task(self._poll_growth(), name="tail")
+        self._waiter_count += 1
+        try:
+            await asyncio.shield(self._growth_task)
+        finally:
+            self._waiter_count -= 1
+            if not self._waiter_count and self._growth_task is not None:
+                if self._growth_task.cancel():  # nobody watches the end any more: a restore may change what is behind it
+                    self._reset_buffer(-1)
+                self._growth_task = None
+
+    async def _poll_growth(self) -> None:
+        """Looks again and again until the sequence has grown, and reads what is new."""
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            end = await self._database.read(self._source.last)
+            if end == self._buffer_end:
+                continue
+            if not self._buffer_end < end <= self._buffer_end + _MAX_READ_RANGE:  # it was restored, or is far ahead: who follows reads for itself
+                self._reset_buffer(end)
+                return
+            await self._extend_buffer(end)
+            return
+
+    async def _extend_buffer(self, end: int) -> None:
+        while self._buffer_end < end:
+            start = self._buffer_end
+
+            def read(connection: Connection, start: int = start) -> Sequence[R]:
+                return self._source.read_after(connection, start, end, _MAX_READ_ITEMS)
+
+            for item in await self._database.read(read):
+                self._buffer.append(item)
+                self._buffer_bytes += self._source.size_of(item)
+                self._buffer_end = self._source.position(item)
+            if self._buffer_end == start:
+                self._buffer_end = end
+            while self._buffer_bytes > _MAX_BUFFER_BYTES:
+                oldest = self._buffer.popleft()
+                self._buffer_bytes -= self._source.size_of(oldest)
+                self._buffer_start = self._source.position(oldest)
+
+    def _reset_buffer(self, end: int) -> None:
+        self._buffer.clear()
+        self._buffer_bytes = 0
+        self._buffer_start = self._buffer_end = end
+
+
+def _cursor_beyond_end_error(field: str, end: int) -> ApiError:
+    return ApiError(
+        ErrorReason.FIELD_INVALID,
+        f"{field} must be at most {end}, the last one there is; what is beyond it was never numbered, or was lost when the database was restored.",
+        field=field,
+        metadata={"last": str(end)},
+    )

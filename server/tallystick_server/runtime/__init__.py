@@ -1,1 +1,0 @@
-"""Below the services: incoming and outgoing calls, stages, telemetry, the relay."""

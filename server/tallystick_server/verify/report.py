@@ -1,0 +1,93 @@
+"""Checks and their report, and the streams that checks merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from tallystick_core.ledger.posting_rules import JournalLine
+
+_MAX_FAILURES = 20
+
+Rows = Iterator[Any]
+QueryRunner = Callable[..., Rows]
+"""Opens a query of `tallystick_storage.verify`."""
+
+
+@dataclass
+class Check:
+    """One check: which invariants it proves, how many rows it looked at, and what is wrong, the first first."""
+
+    name: str
+    invariants: str
+    row_count: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def count_row(self) -> None:
+        self.row_count += 1
+
+    def fail(self, row: str, message: str) -> None:
+        """Names a row that is wrong."""
+        if len(self.failures) < _MAX_FAILURES:
+            self.failures.append(f"{row}: {message}")
+
+    def fail_each(self, rows: Rows) -> None:
+        """Names the first of the rows that a query finds: its columns are `name` and `what`."""
+        for row in islice(rows, _MAX_FAILURES):
+            self.fail(row.name, row.what)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks."""
+
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return not any(check.failures for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        checks = [{"name": c.name, "invariants": c.invariants.split(), "rows": c.row_count, "wrong": c.failures} for c in self.checks]
+        return {"passed": self.passed, "checks": checks}
+
+    def as_text(self) -> str:
+        lines = [f"{'ok   ' if not c.failures else 'WRONG'} {c.name:<46} {c.row_count:>9} rows   {c.invariants}" for c in self.checks]
+        lines += [f"  {failure}" for c in self.checks for failure in c.failures]
+        return "\n".join([*lines, "verify: every check passed" if self.passed else "verify: the database is NOT as it must be"])
+
+
+def sum_counts(rows: Rows) -> int:
+    """What a query counts."""
+    return sum(row.rows for row in rows)
+
+
+def format_entries(lines: Iterable[JournalLine]) -> str:
+    """The entries of a transaction as queries give them, in one text."""
+    return ", ".join(f"{line.account} {line.currency} {line.amount}" for line in lines)
+
+
+def to_lists(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterator[tuple[Any, list[Any]]]:
+    return ((key, list(rows)) for key, rows in groups)
+
+
+def merge_join(
+    left: Iterable[Any], left_key: Callable[[Any], Any], right: Iterable[Any], right_key: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Full outer merge of two streams that are sorted by their keys: key, left item or None, right item or None."""
+    left_items, right_items = iter(left), iter(right)
+    left_item, right_item = next(left_items, None), next(right_items, None)
+    while left_item is not None or right_item is not None:
+        left_at: Any = left_key(left_item) if left_item is not None else None
+        right_at: Any = right_key(right_item) if right_item is not None else None
+        if right_item is None or (left_item is not None and left_at < right_at):
+            yield left_at, left_item, None
+            left_item = next(left_items, None)
+        elif left_item is None or right_at < left_at:
+            yield right_at, None, right_item
+            right_item = next(right_items, None)
+        else:
+            yield left_at, left_item, right_item
+            left_item, right_item = next(left_items, None), next(right_items, None)

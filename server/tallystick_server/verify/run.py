@@ -1,0 +1,82 @@
+"""`tallystick verify`: recomputes everything that stored rows can show, and names the rows that are wrong.
+
+It reads each service with that service's read-only role and merges sorted streams: no join crosses a wall. It may run beside a platform at work
+whose services share a database, which is then seen as it stood at one moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import psycopg
+from sqlalchemy.exc import DataError, SQLAlchemyError
+
+from tallystick_server.app.database.connections import DatabaseUrls
+from tallystick_server.app.database.migrate import first_line
+from tallystick_server.app.errors import StartupError
+from tallystick_server.verify.events import check_events, check_operations, check_versions
+from tallystick_server.verify.ledger import check_ledger, check_unique_postings
+from tallystick_server.verify.payments import check_booking, check_charges, check_checkouts, check_deliveries, check_orders, check_unapplied
+from tallystick_server.verify.payouts import check_holds, check_money_movements, check_payouts, check_transfers
+from tallystick_server.verify.report import Check, QueryRunner, Report
+from tallystick_server.verify.seals import check_derived, check_seals
+from tallystick_server.verify.wallets import check_wallets, check_wallets_against_ledger
+from tallystick_storage.verify import Reader
+
+_MAX_CONCURRENT_CHECKS = 5
+"""The database does most of the work, each check in a connection's process of its own."""
+
+
+def verify(database_urls: DatabaseUrls) -> Report:
+    """Runs every check over the whole database. Raises Failure if it cannot be read."""
+    reader = Reader(database_urls.reader)
+    try:
+        with reader.open_snapshot() as read:
+            return run_checks(read, concurrency=_MAX_CONCURRENT_CHECKS)
+    except SQLAlchemyError as error:
+        raise StartupError(f"The database cannot be read: {first_line(error)}") from error
+    finally:
+        reader.close()
+
+
+def run_checks(read: QueryRunner, *, concurrency: int = 1, checks: Sequence[Callable[[QueryRunner], Check]] | None = None) -> Report:
+    """Runs checks, by default all, over what `read` gives, `concurrency` of them in threads of
+    their own. The costly ones are last, and begun first.
+    """
+    with ThreadPoolExecutor(concurrency) as executor:
+        return Report([*executor.map(partial(_run_check, read=read), reversed(CHECKS if checks is None else checks))][::-1])
+
+
+def _run_check(check: Callable[[QueryRunner], Check], read: QueryRunner) -> Check:
+    """A check's findings; content that no rule can take is a finding, for its row is broken too: `check_seals` and the other checks name it."""
+    try:
+        return check(read)
+    except (DataError, psycopg.DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        failed_check = Check(check.__name__.removeprefix("check_"), "")
+        failed_check.fail(f"check {failed_check.name}", f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}")
+        return failed_check
+
+
+CHECKS: list[Callable[[QueryRunner], Check]] = [
+    check_ledger,
+    check_unique_postings,
+    check_wallets,
+    check_wallets_against_ledger,
+    check_orders,
+    check_charges,
+    check_operations,
+    check_unapplied,
+    check_deliveries,
+    check_checkouts,
+    check_booking,
+    check_payouts,
+    check_holds,
+    check_transfers,
+    check_money_movements,
+    check_events,
+    check_versions,
+    check_derived,
+    check_seals,
+]

@@ -1,0 +1,1 @@
+"""The tables of LedgerService: transactions, entries, accounts."""

@@ -1,0 +1,206 @@
+"""Payout batches: what they are to pay, how far they are, and their reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_core.payout.batch import BatchState, ItemState
+from tallystick_storage.database import encode_rows
+from tallystick_storage.outbox import insert_into_outbox
+from tallystick_storage.payout.schedules import BACK_OFF
+
+_COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
+    b.collected_count, b.refused_count, b.skipped_count, b.version, b.create_time, b.update_time, b.done_time"""
+
+
+@dataclass(slots=True)
+class NewBatchRow:
+    """A batch to store, COLLECTING; `fingerprint` in hex."""
+
+    payout_batch_id: str
+    caller: str
+    owner: str
+    fingerprint: str
+    traceparent: str
+    is_run: bool
+    seller_account: str
+    currency: str
+    cut_off_time: datetime | None
+    item_count: int
+
+
+@dataclass(slots=True)
+class BatchItemRow:
+    """One payout of a batch. `refusal`: a google.rpc.Status, serialized, in hex, where it is REFUSED."""
+
+    payout_batch_id: str
+    payout_id: str
+    seller_account: str
+    amount: int | None
+    currency: str
+    payout_destination_id: str
+    state: ItemState
+    refusal: str | None = None
+
+
+_INSERT = text(f"""
+    with b as (
+        insert into payout_batch (payout_batch_id, caller, owner, fingerprint, traceparent, is_run, seller_account, currency, cut_off_time, state, place,
+            item_count, collected_count, refused_count, version, create_time, update_time)
+        select :payout_batch_id, :caller, :owner, decode(:fingerprint, 'hex'), :traceparent, :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
+            :item_count, 0, 0, 1, t.now, t.now from (select clock() as now) t
+        on conflict do nothing returning *),
+    items as (
+        insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state)
+        select r.payout_batch_id, r.payout_id, r.seller_account, r.amount, r.currency, r.payout_destination_id, r.state
+        from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint, currency text,
+            payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id order by r.payout_id),
+    {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id", "1")}
+    select {_COLUMNS}, sequence as told from b, told
+""")
+_FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
+_LIST_GENERATING = text(f"""
+    select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING' and b.look_time <= (select clock()) order by b.look_time, b.payout_batch_id limit :most
+""")
+_POSTPONE = text(f"""
+    update payout_batch set failures = failures + 1, look_time = clock() + {BACK_OFF} where payout_batch_id = :id and state = 'COLLECTING'
+""")
+_LIST_OPEN = text(
+    f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after order by b.payout_batch_id limit :most"
+)
+_LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
+_LIST_REQUESTED = text("""
+    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
+    where payout_batch_id = :id and state = 'ASKED' order by payout_id limit :most
+""")
+_LOAD_ITEMS = text("""
+    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item where payout_batch_id = :id order by payout_id
+""")
+_UPSERT_ITEMS = text("""
+    insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, refusal)
+    select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, decode(refusal, 'hex')
+    from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint, currency text,
+        payout_destination_id text, state text, refusal text) order by payout_id
+    on conflict (payout_batch_id, payout_id) do update set state = excluded.state, refusal = excluded.refusal
+    returning state
+""")
+_RECORD_GENERATED = text("""
+    update payout_batch set place = :place, item_count = greatest(item_count, collected_count + :collected), collected_count = collected_count + :collected,
+        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped, failures = 0 where payout_batch_id = :id
+""")
+_TRANSITION = text(f"""
+    with b as (
+        update payout_batch p set state = :state, version = p.version + 1, update_time = greatest(p.update_time, t.now),
+            done_time = case when :state = 'DONE' then t.now end
+        from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before returning p.*),
+    {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id")}
+    select {_COLUMNS}, sequence as told from b, told
+""")
+# Whatever of a batch is under way is due.
+_IS_IN_PROGRESS = text("select exists (select from due where payout_batch_id = :id and payout_batch_id <> '')")
+_LOAD_TOTALS = text("""
+    select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee, sum(returned_amount) as returned_amount
+    from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency order by state, currency
+""")
+_LOAD_REPORT = text("""
+    select payout_id, seller_account, state as item_state, refusal from payout_batch_item
+    where payout_batch_id = :id and payout_id > :after and state <> 'ASKED' and (not :refused or state = 'REFUSED') order by payout_id limit :most
+""")
+# Each payout is looked up, in the order of the report; a plan may read all payouts to learn which are in the state.
+_LOAD_REPORT_IN_STATE = text("""
+    select i.payout_id, i.seller_account, i.state as item_state, i.refusal
+    from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after order by payout_id limit :looked_at) i
+    cross join lateral (select state from payout p where p.payout_id = i.payout_id and i.state = 'MADE' offset 0) p
+    where p.state = :state order by i.payout_id limit :most
+""")
+_LAST_SCANNED = text("""
+    select payout_id from payout_batch_item where payout_batch_id = :id and payout_id > :after order by payout_id limit 1 offset :looked_at - 1
+""")
+_MAX_SCANNED = 2000
+
+
+def load_items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
+    """What the payouts of a batch are to be, by id."""
+    return connection.execute(_LOAD_ITEMS, {"id": payout_batch_id}).all()
+
+
+def insert(connection: Connection, new: NewBatchRow, items: Sequence[BatchItemRow] = ()) -> Row[Any] | None:
+    """Stores a batch with what it is to pay; it with the outbox row in which it is to be told, or None if the id exists."""
+    values: dict[str, Any] = {field: getattr(new, field) for field in new.__slots__}
+    return connection.execute(_INSERT, {**values, "items": encode_rows(items)}).one_or_none()
+
+
+def find(connection: Connection, payout_batch_id: str) -> Row[Any] | None:
+    return connection.execute(_FIND, {"id": payout_batch_id}).one_or_none()
+
+
+def list_generating(connection: Connection, limit: int) -> Sequence[Row[Any]]:
+    """Batches whose payouts are not all made and that are to be looked at now, in that order."""
+    return connection.execute(_LIST_GENERATING, {"most": limit}).all()
+
+
+def postpone(connection: Connection, payout_batch_id: str) -> None:
+    """Has a batch that could not be collected looked at again later: behind the others, and ever later the more often it has failed."""
+    connection.execute(_POSTPONE, {"id": payout_batch_id})
+
+
+def list_open(connection: Connection, after: str, limit: int) -> Sequence[Row[Any]]:
+    """Batches whose payouts are all made and not all at rest, by id after a given one."""
+    return connection.execute(_LIST_OPEN, {"after": after, "most": limit}).all()
+
+
+def lock(connection: Connection, payout_batch_id: str) -> Row[Any]:
+    """A batch, locked to be collected."""
+    return connection.execute(_LOCK, {"id": payout_batch_id}).one()
+
+
+def list_requested(connection: Connection, payout_batch_id: str, limit: int) -> Sequence[Row[Any]]:
+    """What a batch is still to pay, by payout id."""
+    return connection.execute(_LIST_REQUESTED, {"id": payout_batch_id, "most": limit}).all()
+
+
+def record_generated(connection: Connection, payout_batch_id: str, items: Sequence[BatchItemRow], skipped_count: int, cursor: str) -> None:
+    """Notes what became of so many payouts of a locked batch, how many sellers were skipped, and where its reading of the wallets is."""
+    rejected_count = sum(item.state is ItemState.REFUSED for item in items)
+    if items:
+        connection.execute(_UPSERT_ITEMS, {"items": encode_rows(items)})
+    connection.execute(
+        _RECORD_GENERATED, {"id": payout_batch_id, "place": cursor, "collected": len(items), "refused": rejected_count, "skipped": skipped_count}
+    )
+
+
+def transition(connection: Connection, payout_batch_id: str, from_state: BatchState, to_state: BatchState) -> Row[Any] | None:
+    """Moves a batch from a state; it with the outbox row in which it is to be told, or None if it is in another."""
+    return connection.execute(_TRANSITION, {"id": payout_batch_id, "before": from_state, "state": to_state}).one_or_none()
+
+
+def is_in_progress(connection: Connection, payout_batch_id: str) -> bool:
+    """Whether some payout of a batch has not come to rest."""
+    return bool(connection.execute(_IS_IN_PROGRESS, {"id": payout_batch_id}).scalar_one())
+
+
+def load_totals(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any]]:
+    """Its payouts by state and currency, in minor units."""
+    return connection.execute(_LOAD_TOTALS, {"id": payout_batch_id}).all()
+
+
+def load_report(
+    connection: Connection, payout_batch_id: str, after: str, state: str, limit: int, *, rejected_only: bool
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """What became of its payouts, by id after a given one; and up to which id they have been looked at, None: to the end.
+
+    `state`: only payouts in it, "": all. A batch may have few such among many, so a page looks at 2,000 of its payouts and no more.
+    """
+    values: dict[str, Any] = {"id": payout_batch_id, "after": after, "most": limit}
+    if not state:
+        return connection.execute(_LOAD_REPORT, {**values, "refused": rejected_only}).all(), None
+    if rejected_only:  # what was refused is no payout
+        return [], None
+    values["looked_at"] = _MAX_SCANNED
+    items = connection.execute(_LOAD_REPORT_IN_STATE, {**values, "state": state}).all()
+    return items, connection.execute(_LAST_SCANNED, values).scalar_one_or_none()

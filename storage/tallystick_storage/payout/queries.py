@@ -1,0 +1,92 @@
+"""Payouts as they are shown: one with its story, and lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from tallystick_storage.pagination import PageKey, find_candidates
+from tallystick_storage.payout.payouts import COLUMNS
+
+_LOAD_PAYOUTS = text(f"""
+    select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
+    where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
+""")
+_LOAD_HISTORY = text("""
+    select version, from_state, to_state, cause, actor, reason, create_time from payout_history where payout_id = :id order by version
+""")
+
+
+def load_payouts(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
+    """Payouts, those that exist, each with the time of its next attempt."""
+    return {row.payout_id: row for row in connection.execute(_LOAD_PAYOUTS, {"ids": payout_ids})}
+
+
+def load_history(connection: Connection, payout_id: str) -> Sequence[Row[Any]]:
+    """Every move of a payout, oldest first."""
+    return connection.execute(_LOAD_HISTORY, {"id": payout_id}).all()
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutFilter:
+    """Which payouts to list; None does not filter."""
+
+    owner: str | None = None
+    seller_account: str | None = None
+    state: str | None = None
+    payout_batch_id: str | None = None
+    create_time_from: datetime | None = None
+    create_time_until: datetime | None = None
+
+
+_FILTER_CONDITIONS = {
+    "owner": "p.owner = :owner",
+    "seller_account": "p.seller_account = :seller_account",
+    "state": "p.state = :state",
+    "payout_batch_id": "p.payout_batch_id = :payout_batch_id",
+}
+_KEY_CONDITIONS = {
+    **{name: f"k.{name} = :{name}" for name in _FILTER_CONDITIONS},
+    "payout_batch_id": "k.payout_batch_id = :payout_batch_id and k.payout_batch_id <> ''",  # as its index says
+    "create_time_from": "k.create_time >= :create_time_from",
+    "create_time_until": "k.create_time < :create_time_until",
+}
+_IN_PROGRESS_STATES = ("CREATED", "READY", "SUBMITTING")
+# All payouts that are being worked on are due, and few are.
+_IN_PROGRESS_PAYOUTS = "(select p.* from due d cross join lateral (select * from payout p where p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p)"
+
+
+def list_payouts(connection: Connection, filters: PayoutFilter, before: PageKey | None, limit: int) -> tuple[Sequence[Row[Any]], PageKey | None]:
+    """Payouts, newest first, before a given key; and down to which all have been looked at, None: to the end."""
+    table, index_columns = _choose_table(filters)
+    other_filters = [name for name in _FILTER_CONDITIONS if name not in index_columns and getattr(filters, name) is not None]
+    key_conditions = {
+        name: condition for name, condition in _KEY_CONDITIONS.items() if name in (*index_columns, "create_time_from", "create_time_until")
+    }
+    keys = find_candidates(connection, table, "payout_id", key_conditions, filters, before, has_other_filters=bool(other_filters))
+    statement = text(f"""
+        select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from (
+            select p.* from ({keys.select}) k
+            cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p
+            where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"} order by k.create_time desc, k.payout_id desc limit :most) p
+        left join lateral (select next_attempt_time from due d where d.demand_id = 'p-' || p.payout_id offset 0) d on true
+        order by p.create_time desc, p.payout_id desc
+    """)
+    values = {name: getattr(filters, name) for name in other_filters}
+    return connection.execute(statement, {**keys.values, **values, "most": limit}).all(), keys.last_key
+
+
+def _choose_table(filters: PayoutFilter) -> tuple[str, Sequence[str]]:
+    """The table in which what is wanted is together, in the order of an index, and the filters that it is found by."""
+    for name in ("payout_batch_id", "seller_account"):
+        if getattr(filters, name) is not None:
+            return "payout", [name]
+    if filters.state in _IN_PROGRESS_STATES:
+        return _IN_PROGRESS_PAYOUTS, ["owner", "state"]
+    if filters.state is not None and filters.state != "PAID":
+        return "payout_in_state", ["owner", "state"]
+    return "payout", ["owner"]

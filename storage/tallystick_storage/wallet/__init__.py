@@ -1,0 +1,1 @@
+"""The tables of WalletService: wallets, holds, entries, seller ownership."""
