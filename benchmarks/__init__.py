@@ -1,1 +1,3 @@
-"""Benchmarks: every rate beside a ceiling that was measured in the same run, on the same machine, by the same client."""
+"""Benchmarks: every rate beside a ceiling that was measured in the same run, on the same machine,
+by the same client.
+"""

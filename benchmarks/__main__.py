@@ -13,14 +13,35 @@ _BENCHMARKS = {"pay-in": pay_in.bench, "ledger": ledger.bench, "payouts": payout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures, beside a ceiling taken in the same run.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measures, beside a ceiling taken in the same run."
+    )
     parser.add_argument("name", choices=sorted([*_BENCHMARKS, "growth"]))
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument("--seconds", type=float, default=15.0, help="how long each part is measured")
-    parser.add_argument("--in-flight", type=int, default=0, help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own")
-    parser.add_argument("--sellers", type=int, default=0, help="of payouts: how many are paid; 0: 100,000")
-    parser.add_argument("--payments", type=int, default=0, help="of growth: how many the database holds; 0: 1,000,000")
-    parser.add_argument("--waiting", type=float, default=0.3, help="of growth: the part of them that waits for its provider; 0.3")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="how long each part is measured"
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=int,
+        default=0,
+        help="of pay-in and ledger: calls under way at a time; 0: the benchmark's own",
+    )
+    parser.add_argument(
+        "--sellers", type=int, default=0, help="of payouts: how many are paid; 0: 100,000"
+    )
+    parser.add_argument(
+        "--payments",
+        type=int,
+        default=0,
+        help="of growth: how many the database holds; 0: 1,000,000",
+    )
+    parser.add_argument(
+        "--waiting",
+        type=float,
+        default=0.3,
+        help="of growth: the part of them that waits for its provider; 0.3",
+    )
     options = parser.parse_args()
     is_payouts = options.name == "payouts"
     if options.in_flight if is_payouts else options.sellers:

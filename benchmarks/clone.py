@@ -1,4 +1,6 @@
-"""Copies of what the platform has written, row by row, under other values: rows keep seals, and versions keep events."""
+"""Copies of what the platform has written, row by row, under other values: rows keep seals, and
+versions keep events.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +10,43 @@ import psycopg
 
 from tallystick_server.app.errors import StartupError
 
-TABLES = "select oid from pg_class where relkind = 'r' and relnamespace::regnamespace::text in ('payment', 'payout', 'wallet', 'ledger', 'event')"
+TABLES = (
+    "select oid from pg_class where relkind = 'r' and relnamespace::regnamespace::text in "
+    "('payment', 'payout', 'wallet', 'ledger', 'event')"
+)
 """SQL for the tables that are seeded."""
 
 
 class RowCloner:
-    """Clones the templates. `s` names the row of what is made, in each expression; `t` the template's."""
+    """Clones the templates. `s` names the row of what is made, in each expression; `t` the
+    template's.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        """Copies what the platform has written, by table: what is looked up in them is not looked for among the clones."""
+        """Copies what the platform has written, by table: what is looked up in them is not looked
+        for among the clones.
+        """
         self._connection = connection
-        for (table,) in connection.execute(f"select oid::regclass::text from pg_class where oid in ({TABLES})").fetchall():
+        for (table,) in connection.execute(
+            f"select oid::regclass::text from pg_class where oid in ({TABLES})"
+        ).fetchall():
             connection.execute(f"create temporary table {template_table(table)} as table {table}")
 
-    def insert_rows(self, table: str, template: str, source: str, *, begin: str = "", **values: str) -> None:
-        """Inserts a row for each of the source and each template: the template's, but for the values given, with a seal if the template has one.
+    def insert_rows(
+        self, table: str, template: str, source: str, *, begin: str = "", **values: str
+    ) -> None:
+        """Inserts a row for each of the source and each template: the template's, but for the
+        values given, with a seal if the template has one.
 
-        `begin`: selects the time that the source's `at` takes the place of, for the times not given.
+        `begin`: selects the time that the source's `at` takes the place of, for the times not
+        given.
         """
         columns = self._connection.execute(
             """
-            select quote_ident(attname), format_type(atttypid, null), attgenerated <> '' or attname = 'seal' from pg_attribute
-            where attrelid = cast(%s as regclass) and attnum > 0 and not attisdropped order by attnum
+            select quote_ident(attname), format_type(atttypid, null), attgenerated <> ''
+                or attname = 'seal' from pg_attribute
+            where attrelid = cast(%s as regclass) and attnum > 0 and not attisdropped
+                order by attnum
             """,
             (table,),
         ).fetchall()
@@ -38,30 +55,56 @@ class RowCloner:
             if column in values:
                 return f"cast({values[column]} as {type_})"
             if begin and type_ == "timestamp with time zone":
-                return f"case when isfinite(t.{column}) then s.at + (t.{column} - ({begin})) else t.{column} end"
+                return (
+                    f"case when isfinite(t.{column}) then s.at + (t.{column} - ({begin})) else "
+                    f"t.{column} end"
+                )
             return f"t.{column}"
 
         is_sealed = any(column == "seal" for column, _, _ in columns)
         column_names = [column for column, _, is_derived in columns if not is_derived]
-        select_list = ", ".join(f"{value(column, type_)} as {column}" for column, type_, is_derived in columns if not is_derived)
+        select_list = ", ".join(
+            f"{value(column, type_)} as {column}"
+            for column, type_, is_derived in columns
+            if not is_derived
+        )
         if is_sealed:  # as the trigger does, which sees derived columns empty
-            row_values = ", ".join(f"null::{type_}" if is_derived else f"x.{column}" for column, type_, is_derived in columns)
+            row_values = ", ".join(
+                f"null::{type_}" if is_derived else f"x.{column}"
+                for column, type_, is_derived in columns
+            )
             self._connection.execute(f"""
                 insert into {table} ({", ".join(column_names)}, seal)
-                select {", ".join(column_names)}, case when is_sealed then sha256(record_send(row({row_values}))) end
-                from (select {select_list}, t.seal is not null as is_sealed from {template_table(table)} t, {source} s where {template} offset 0) x
+                select {", ".join(column_names)}, case when is_sealed
+                    then sha256(record_send(row({row_values}))) end
+                from (select {select_list}, t.seal is not null as is_sealed
+                    from {template_table(table)} t, {source} s where {template} offset 0) x
             """)
         else:
             self._connection.execute(
-                f"insert into {table} ({', '.join(column_names)}) select {select_list} from {template_table(table)} t, {source} s where {template}"
+                f"insert into {table} ({', '.join(column_names)}) select {select_list} from "
+                f"{template_table(table)} t, {source} s where {template}"
             )
 
-    def insert_events(self, template_id: str, source: str, aggregate_id: str, version: str = "") -> None:
-        """The events of a template for each of the source, the first of them at the version if one is given."""
+    def insert_events(
+        self, template_id: str, source: str, aggregate_id: str, version: str = ""
+    ) -> None:
+        """The events of a template for each of the source, the first of them at the version if one
+        is given.
+        """
         last = int(fetch_value(self._connection, "select max(cursor) from event.event"))
         values = {"aggregate_version": version} if version else {}
-        template = f"t.aggregate_id = '{template_id}'" + (" and t.aggregate_version = 1" if version else "")
-        self.insert_rows("event.event", template, source, cursor=f"{last} + row_number() over ()", aggregate_id=aggregate_id, **values)
+        template = f"t.aggregate_id = '{template_id}'" + (
+            " and t.aggregate_version = 1" if version else ""
+        )
+        self.insert_rows(
+            "event.event",
+            template,
+            source,
+            cursor=f"{last} + row_number() over ()",
+            aggregate_id=aggregate_id,
+            **values,
+        )
 
 
 def fetch_value(connection: psycopg.Connection[Any], query: str) -> Any:
@@ -83,5 +126,7 @@ def canonical_sql(*fields: str) -> str:
 
 
 def fingerprint_sql(*fields: str, suffix: str = "''") -> str:
-    """SQL for `canonical.fingerprint` of fields, which are SQL for texts; `suffix`: for the canonical text of those that follow."""
+    """SQL for `canonical.fingerprint` of fields, which are SQL for texts; `suffix`: for the
+    canonical text of those that follow.
+    """
     return f"sha256(convert_to({canonical_sql(*fields)} || {suffix}, 'UTF8'))"

@@ -1,4 +1,6 @@
-"""An empty gRPC server: the ceiling for everything that is one call per payment. python -m benchmarks.echo ADDRESS"""
+"""An empty gRPC server: the ceiling for everything that is one call per payment. python -m
+benchmarks.echo ADDRESS
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ async def _echo(raw: bytes, _context: Any) -> bytes:
 async def main(address: str) -> None:
     server = grpc.aio.server(options=PENDING_REQUEST_OPTIONS)
     method = grpc.unary_unary_rpc_method_handler(_echo)  # type: ignore[var-annotated]
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": method}),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("bench.Echo", {"Echo": method}),)
+    )
     server.add_insecure_port(address)
     await server.start()
     stop = asyncio.Event()

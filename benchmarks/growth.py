@@ -1,6 +1,8 @@
-"""What each list, the monitor, the claims and verify cost with N payments: time, rows that their plans read, and by which indexes.
+"""What each list, the monitor, the claims and verify cost with N payments: time, rows that their
+plans read, and by which indexes.
 
-`scripts/bench growth --payments N --waiting PART` seeds a database of its own, or uses the one that is there from the last run of that size.
+`scripts/bench growth --payments N --waiting PART` seeds a database of its own, or uses the one that
+is there from the last run of that size.
 """
 
 from __future__ import annotations
@@ -63,19 +65,27 @@ def _timestamp(days_ago: float) -> Timestamp:
 
 
 def _payments(**filters: Any) -> ClientCall:
-    return lambda client: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest(**filters))
+    return lambda client: client.payment.ListPayments(
+        payment_service_pb2.ListPaymentsRequest(**filters)
+    )
 
 
 def _payouts(**filters: Any) -> ClientCall:
-    return lambda client: client.payout.ListPayouts(payout_service_pb2.ListPayoutsRequest(**filters))
+    return lambda client: client.payout.ListPayouts(
+        payout_service_pb2.ListPayoutsRequest(**filters)
+    )
 
 
 def _batch(**filters: Any) -> ClientCall:
-    return lambda client: client.payout.GetPayoutBatch(payout_service_pb2.GetPayoutBatchRequest(**filters))
+    return lambda client: client.payout.GetPayoutBatch(
+        payout_service_pb2.GetPayoutBatchRequest(**filters)
+    )
 
 
 def _transactions(**filters: Any) -> ClientCall:
-    return lambda client: client.ledger.ListTransactions(ledger_service_pb2.ListTransactionsRequest(**filters))
+    return lambda client: client.ledger.ListTransactions(
+        ledger_service_pb2.ListTransactionsRequest(**filters)
+    )
 
 
 _OPEN, _FAILED = payment_pb2.PAYMENT_STATE_OPEN, payment_pb2.PAYMENT_STATE_FAILED
@@ -86,46 +96,87 @@ LIST_CALLS: dict[str, ClientCall] = {
     "ListPayments of a buyer": _payments(buyer_account="b-2"),
     "ListPayments OPEN": _payments(payment_state=_OPEN),
     "ListPayments FAILED": _payments(payment_state=_FAILED),
-    "ListPayments PARTIALLY_PAID (none)": _payments(payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
-    "ListPayments of a time": _payments(create_time_from=_timestamp(20), create_time_until=_timestamp(10)),
+    "ListPayments PARTIALLY_PAID (none)": _payments(
+        payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID
+    ),
+    "ListPayments of a time": _payments(
+        create_time_from=_timestamp(20), create_time_until=_timestamp(10)
+    ),
     "ListPayments before a time": _payments(create_time_until=_timestamp(25)),
-    "ListPayments FAILED before a time": _payments(payment_state=_FAILED, create_time_until=_timestamp(15)),
+    "ListPayments FAILED before a time": _payments(
+        payment_state=_FAILED, create_time_until=_timestamp(15)
+    ),
     "ListPayouts": _payouts(),
     "ListPayouts of a seller": _payouts(seller_account="s-1"),
-    "ListPayouts AWAITING_APPROVAL": _payouts(payout_state=payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL),
+    "ListPayouts AWAITING_APPROVAL": _payouts(
+        payout_state=payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL
+    ),
     "ListPayouts FAILED": _payouts(payout_state=payout_pb2.PAYOUT_STATE_FAILED),
     "ListPayouts RETURNED (none)": _payouts(payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
     "ListPayouts before a time": _payouts(create_time_until=_timestamp(5)),
-    "ListPayoutDestinations": lambda client: client.payout.ListPayoutDestinations(payout_service_pb2.ListPayoutDestinationsRequest()),
+    "ListPayoutDestinations": lambda client: client.payout.ListPayoutDestinations(
+        payout_service_pb2.ListPayoutDestinationsRequest()
+    ),
     "ListPayoutDestinations UNUSABLE (none)": lambda client: client.payout.ListPayoutDestinations(
-        payout_service_pb2.ListPayoutDestinationsRequest(state=payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE)
+        payout_service_pb2.ListPayoutDestinationsRequest(
+            state=payout_pb2.PAYOUT_DESTINATION_STATE_UNUSABLE
+        )
     ),
     "ListPayouts of a batch": _payouts(payout_batch_id="batch-1"),
     "GetPayoutBatch of two payouts": _batch(payout_batch_id="batch-2"),
-    "GetPayoutBatch, second page": _batch(payout_batch_id="batch-1", page_token=PageToken("GetPayoutBatch", "batch-1", "", 0).make("p-2")),
+    "GetPayoutBatch, second page": _batch(
+        payout_batch_id="batch-1",
+        page_token=PageToken("GetPayoutBatch", "batch-1", "", 0).make("p-2"),
+    ),
     "GetPayoutSchedule": lambda client: client.payout.GetPayoutSchedule(
         payout_service_pb2.GetPayoutScheduleRequest(seller_account="s-1", currency="EUR")
     ),
-    "GetPayoutSchedule, default": lambda client: client.payout.GetPayoutSchedule(payout_service_pb2.GetPayoutScheduleRequest(currency="EUR")),
-    "ListDeadLetters": lambda client: client.payment.ListDeadLetters(payment_service_pb2.ListDeadLettersRequest()),
+    "GetPayoutSchedule, default": lambda client: client.payout.GetPayoutSchedule(
+        payout_service_pb2.GetPayoutScheduleRequest(currency="EUR")
+    ),
+    "ListDeadLetters": lambda client: client.payment.ListDeadLetters(
+        payment_service_pb2.ListDeadLettersRequest()
+    ),
     "ListAlerts": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest()),
-    "ListAlerts, ended too": lambda client: client.payment.ListAlerts(payment_service_pb2.ListAlertsRequest(ended=True)),
-    "ListAlerts of wallets": lambda client: client.wallet.ListAlerts(wallet_service_pb2.ListAlertsRequest()),
-    "ListAlerts of the ledger": lambda client: client.ledger.ListAlerts(ledger_service_pb2.ListAlertsRequest()),
-    "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(payment_service_pb2.ListUnappliedChargesRequest()),
+    "ListAlerts, ended too": lambda client: client.payment.ListAlerts(
+        payment_service_pb2.ListAlertsRequest(ended=True)
+    ),
+    "ListAlerts of wallets": lambda client: client.wallet.ListAlerts(
+        wallet_service_pb2.ListAlertsRequest()
+    ),
+    "ListAlerts of the ledger": lambda client: client.ledger.ListAlerts(
+        ledger_service_pb2.ListAlertsRequest()
+    ),
+    "ListUnappliedCharges": lambda client: client.payment.ListUnappliedCharges(
+        payment_service_pb2.ListUnappliedChargesRequest()
+    ),
     "ListUnappliedCharges, acknowledged too": lambda client: client.payment.ListUnappliedCharges(
         payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
     ),
-    "ListWallets": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest()),
-    "ListWallets in a currency": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest(currency="EUR")),
-    "ListWallets in a currency (none)": lambda client: client.wallet.ListWallets(wallet_service_pb2.ListWalletsRequest(currency="JPY")),
+    "ListWallets": lambda client: client.wallet.ListWallets(
+        wallet_service_pb2.ListWalletsRequest()
+    ),
+    "ListWallets in a currency": lambda client: client.wallet.ListWallets(
+        wallet_service_pb2.ListWalletsRequest(currency="EUR")
+    ),
+    "ListWallets in a currency (none)": lambda client: client.wallet.ListWallets(
+        wallet_service_pb2.ListWalletsRequest(currency="JPY")
+    ),
     "ListWalletEntries": lambda client: client.wallet.ListWalletEntries(
         wallet_service_pb2.ListWalletEntriesRequest(seller_account="s-1", currency="EUR")
     ),
-    "ListHolds": lambda client: client.wallet.ListHolds(wallet_service_pb2.ListHoldsRequest(seller_account="s-1")),
-    "ListAccounts": lambda client: client.ledger.ListAccounts(ledger_service_pb2.ListAccountsRequest()),
-    "ListAccounts of a prefix": lambda client: client.ledger.ListAccounts(ledger_service_pb2.ListAccountsRequest(prefix="sellers/")),
-    "ListAccounts in a currency (none)": lambda client: client.ledger.ListAccounts(ledger_service_pb2.ListAccountsRequest(currency="JPY")),
+    "ListHolds": lambda client: client.wallet.ListHolds(
+        wallet_service_pb2.ListHoldsRequest(seller_account="s-1")
+    ),
+    "ListAccounts": lambda client: client.ledger.ListAccounts(
+        ledger_service_pb2.ListAccountsRequest()
+    ),
+    "ListAccounts of a prefix": lambda client: client.ledger.ListAccounts(
+        ledger_service_pb2.ListAccountsRequest(prefix="sellers/")
+    ),
+    "ListAccounts in a currency (none)": lambda client: client.ledger.ListAccounts(
+        ledger_service_pb2.ListAccountsRequest(currency="JPY")
+    ),
     "ListTransactions": _transactions(),
     "ListTransactions REVERSAL (none)": _transactions(kind=ledger_pb2.TRANSACTION_KIND_REVERSAL),
     "ListTransactions of an account": _transactions(account="buyers/b-7"),
@@ -136,23 +187,35 @@ LIST_CALLS: dict[str, ClientCall] = {
     "GetAccount of the clearing account": lambda client: client.ledger.GetAccount(
         ledger_service_pb2.GetAccountRequest(account="psp/sandbox/clearing", currency="EUR")
     ),
-    "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(ledger_service_pb2.GetTrialBalanceRequest(page_size=200)),
+    "GetTrialBalance, first page": lambda client: client.ledger.GetTrialBalance(
+        ledger_service_pb2.GetTrialBalanceRequest(page_size=200)
+    ),
 }
 """Each list, as an operator asks it, with the filters that could be expensive."""
 BOUNDED_LIST_CALLS: dict[str, ClientCall] = {
     "ListPayments of a seller and a state": _payments(seller_account="s-3", payment_state=_FAILED),
-    "ListPayments of a seller and a state (none)": _payments(seller_account="s-3", payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID),
+    "ListPayments of a seller and a state (none)": _payments(
+        seller_account="s-3", payment_state=payment_pb2.PAYMENT_STATE_PARTIALLY_PAID
+    ),
     "ListPayments of a seller and a buyer": _payments(seller_account="s-3", buyer_account="b-1"),
     "ListPayments PAID": _payments(payment_state=payment_pb2.PAYMENT_STATE_PAID),
-    "ListPayouts of a seller and a state (none)": _payouts(seller_account="s-3", payout_state=payout_pb2.PAYOUT_STATE_RETURNED),
-    "ListPayouts of a batch and a state": _payouts(payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED),
+    "ListPayouts of a seller and a state (none)": _payouts(
+        seller_account="s-3", payout_state=payout_pb2.PAYOUT_STATE_RETURNED
+    ),
+    "ListPayouts of a batch and a state": _payouts(
+        payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED
+    ),
     "GetPayoutBatch of 1,000 payouts": _batch(payout_batch_id="batch-1"),
     "GetPayoutBatch, refused (none)": _batch(payout_batch_id="batch-1", refused=True),
-    "GetPayoutBatch FAILED": _batch(payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED),
+    "GetPayoutBatch FAILED": _batch(
+        payout_batch_id="batch-1", payout_state=payout_pb2.PAYOUT_STATE_FAILED
+    ),
     "ListPayouts PAID": _payouts(payout_state=payout_pb2.PAYOUT_STATE_PAID),
     "ListTransactions in a currency (none)": _transactions(currency="JPY"),
 }
-"""Lists that look at a bounded number of rows for what is rare, and batches, the totals of which are counted."""
+"""Lists that look at a bounded number of rows for what is rare, and batches, the totals of which
+are counted.
+"""
 
 
 def _find_alerts(schema: str) -> DatabaseWork:
@@ -173,28 +236,58 @@ MONITOR_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
 }
 """What the monitors look for, by schema."""
 WORKER_QUERIES: dict[str, tuple[str, DatabaseWork]] = {
-    "claim of charges": ("payment", lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0)),
-    "claim of payouts": ("payout", lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0)),
-    "backlog of charges": ("payment", lambda connection: operation_store.count_backlog(connection, "sandbox", "", 1000)),
+    "claim of charges": (
+        "payment",
+        lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0),
+    ),
+    "claim of payouts": (
+        "payout",
+        lambda connection: operation_store.claim(connection, "sandbox", 200, 60.0),
+    ),
+    "backlog of charges": (
+        "payment",
+        lambda connection: operation_store.count_backlog(connection, "sandbox", "", 1000),
+    ),
     "payouts to watch": ("payout", lambda connection: payouts.list_pollable(connection, 200)),
-    "payouts under way of a batch": ("payout", lambda connection: batches.is_in_progress(connection, "b-none")),
-    "schedules of sellers that are due": ("payout", lambda connection: schedule_store.list_due(connection, 500, defaults_only=False)),
-    "default schedules that are due": ("payout", lambda connection: schedule_store.list_due(connection, 20, defaults_only=True)),
+    "payouts under way of a batch": (
+        "payout",
+        lambda connection: batches.is_in_progress(connection, "b-none"),
+    ),
+    "schedules of sellers that are due": (
+        "payout",
+        lambda connection: schedule_store.list_due(connection, 500, defaults_only=False),
+    ),
+    "default schedules that are due": (
+        "payout",
+        lambda connection: schedule_store.list_due(connection, 20, defaults_only=True),
+    ),
     "schedules that hold": (
         "payout",
-        lambda connection: schedule_store.find_effective_schedules(connection, [(f"s-{number}", "EUR") for number in range(80)]),
+        lambda connection: schedule_store.find_effective_schedules(
+            connection, [(f"s-{number}", "EUR") for number in range(80)]
+        ),
     ),
     "sellers with a schedule of their own": (
         "payout",
-        lambda connection: schedule_store.find_sellers_with_schedule(connection, [f"s-{number}" for number in range(80)], "EUR"),
+        lambda connection: schedule_store.find_sellers_with_schedule(
+            connection, [f"s-{number}" for number in range(80)], "EUR"
+        ),
     ),
     "batches to collect": ("payout", lambda connection: batches.list_generating(connection, 20)),
     "batches to close": ("payout", lambda connection: batches.list_open(connection, "", 20)),
-    "payouts of a batch to make": ("payout", lambda connection: batches.list_requested(connection, "batch-1", 500)),
-    "unsent payouts to a destination": ("payout", lambda connection: payouts.list_unsent(connection, "d-s-1")),
+    "payouts of a batch to make": (
+        "payout",
+        lambda connection: batches.list_requested(connection, "batch-1", 500),
+    ),
+    "unsent payouts to a destination": (
+        "payout",
+        lambda connection: payouts.list_unsent(connection, "d-s-1"),
+    ),
 }
 """What processes do all the time, by schema."""
-HOUSEKEEPING: dict[str, tuple[str, DatabaseWork]] = {"marks to forget": ("payment", prune_commit_markers)}
+HOUSEKEEPING: dict[str, tuple[str, DatabaseWork]] = {
+    "marks to forget": ("payment", prune_commit_markers)
+}
 """What processes do now and then, so much at a time."""
 
 
@@ -206,10 +299,21 @@ class QueryPlans:
 
     @contextmanager
     def capture(self, *engines: Engine) -> Iterator[QueryPlans]:
-        """Captures what these engines execute until the block ends, and nothing that other engines of the process execute meanwhile."""
+        """Captures what these engines execute until the block ends, and nothing that other engines
+        of the process execute meanwhile.
+        """
 
-        def record(connection: Connection, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
-            url = connection.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        def record(
+            connection: Connection,
+            _cursor: Any,
+            statement: str,
+            parameters: Any,
+            _context: Any,
+            _many: bool,
+        ) -> None:
+            url = connection.engine.url.set(drivername="postgresql").render_as_string(
+                hide_password=False
+            )
             self.statements.append((url, statement, parameters))
 
         for engine in engines:
@@ -221,12 +325,20 @@ class QueryPlans:
                 event.remove(engine, "before_cursor_execute", record)
 
     def explain(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Each statement's plan as it was executed, under the role and settings of who executed it; nothing of it stays."""
+        """Each statement's plan as it was executed, under the role and settings of who executed it;
+        nothing of it stays.
+        """
         for url, statement, parameters in self.statements:
-            if not statement.lstrip(" (\n").lower().startswith(("select", "with", "delete", "update")):
+            if (
+                not statement.lstrip(" (\n")
+                .lower()
+                .startswith(("select", "with", "delete", "update"))
+            ):
                 continue
             with psycopg.connect(url) as connection:
-                row = connection.execute(f"explain (analyze, buffers, format json) {statement}".encode(), parameters).fetchone()
+                row = connection.execute(
+                    f"explain (analyze, buffers, format json) {statement}".encode(), parameters
+                ).fetchone()
                 connection.rollback()
             yield statement, (row or ([],))[0][0]["Plan"]
 
@@ -238,7 +350,9 @@ class QueryPlans:
 
 
 class ReadEngines:
-    """Opens the databases of one platform. `engines`: those that answer callers' reads; relays, monitors and sweeps use others."""
+    """Opens the databases of one platform. `engines`: those that answer callers' reads; relays,
+    monitors and sweeps use others.
+    """
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
@@ -263,22 +377,32 @@ def flatten(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def rows_read(node: dict[str, Any]) -> int:
     """How many rows a node of a plan took in hand, over all its loops."""
-    filtered_rows = sum(node.get(f"Rows Removed by {reason}", 0) for reason in ("Filter", "Index Recheck", "Join Filter"))
+    filtered_rows = sum(
+        node.get(f"Rows Removed by {reason}", 0)
+        for reason in ("Filter", "Index Recheck", "Join Filter")
+    )
     rows: float = (node.get("Actual Rows", 0) + filtered_rows) * node.get("Actual Loops", 1)
     return round(rows)
 
 
 def blocks_read(plan: dict[str, Any]) -> int:
-    """How many blocks a plan read, whether they were cached or not; among them are those of index entries that no row comes of."""
+    """How many blocks a plan read, whether they were cached or not; among them are those of index
+    entries that no row comes of.
+    """
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
-def time_execution(database_urls: DatabaseUrls, schema: str, work: DatabaseWork, plans: QueryPlans | None = None) -> float:
-    """Does work in a transaction that is rolled back, under the service's role, and adds its statements to `plans`; the seconds it took."""
+def time_execution(
+    database_urls: DatabaseUrls, schema: str, work: DatabaseWork, plans: QueryPlans | None = None
+) -> float:
+    """Does work in a transaction that is rolled back, under the service's role, and adds its
+    statements to `plans`; the seconds it took.
+    """
     engine = engine_of(database_urls.service(schema))
     try:
         with engine.connect() as connection:
-            connection.exec_driver_sql("set idle_in_transaction_session_timeout = 0")  # a busy machine may let this process wait
+            # a busy machine may let this process wait
+            connection.exec_driver_sql("set idle_in_transaction_session_timeout = 0")
             start = time.perf_counter()
             with (plans or QueryPlans()).capture(engine):
                 work(connection)
@@ -289,31 +413,54 @@ def time_execution(database_urls: DatabaseUrls, schema: str, work: DatabaseWork,
         engine.dispose()
 
 
-def bench(payments: int, pending_fraction: float, print_status: Callable[[str], None]) -> dict[str, Any]:
-    """The figures, as `--json` prints them. `pending_fraction`: the part of the payments that waits for its provider."""
+def bench(
+    payments: int, pending_fraction: float, print_status: Callable[[str], None]
+) -> dict[str, Any]:
+    """The figures, as `--json` prints them. `pending_fraction`: the part of the payments that waits
+    for its provider.
+    """
     payments = payments or _DEFAULT_PAYMENTS
     folder = _FOLDER / f"{payments}-{pending_fraction:g}"
     seed_file = folder / "seeded.json"
     with open_databases(Settings(), print_status, folder=folder) as database_urls:
         if not seed_file.exists():
-            seed_file.write_text(json.dumps(seed(database_urls, payments, print_status, pending_fraction=pending_fraction)))
+            seed_file.write_text(
+                json.dumps(
+                    seed(database_urls, payments, print_status, pending_fraction=pending_fraction)
+                )
+            )
         seed_counts = json.loads(seed_file.read_text())
         with TemporaryDirectory() as socket_folder:
-            rows = asyncio.run(_measure_calls(database_urls, f"unix:{socket_folder}/growth", print_status))
+            rows = asyncio.run(
+                _measure_calls(database_urls, f"unix:{socket_folder}/growth", print_status)
+            )
         for name, (schema, work) in {**MONITOR_QUERIES, **WORKER_QUERIES, **HOUSEKEEPING}.items():
             rows[name] = _summarize(
-                [time_execution(database_urls, schema, work) for _ in range(_REPETITIONS)], _capture_plans(database_urls, schema, work)
+                [time_execution(database_urls, schema, work) for _ in range(_REPETITIONS)],
+                _capture_plans(database_urls, schema, work),
             )
             print_status(_format_row(name, rows[name]))
         start = time.perf_counter()
         report = verify(database_urls)
-        rows["verify"] = {"ms": round((time.perf_counter() - start) * 1000), "passed": report.passed}
+        rows["verify"] = {
+            "ms": round((time.perf_counter() - start) * 1000),
+            "passed": report.passed,
+        }
         print_status(_format_row("verify", rows["verify"]))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"bench": "growth", "payments": payments, "waiting": pending_fraction, "seeded": seed_counts, "peak_mb": memory, "rows": rows}
+    return {
+        "bench": "growth",
+        "payments": payments,
+        "waiting": pending_fraction,
+        "seeded": seed_counts,
+        "peak_mb": memory,
+        "rows": rows,
+    }
 
 
-async def _measure_calls(database_urls: DatabaseUrls, address: str, print_status: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+async def _measure_calls(
+    database_urls: DatabaseUrls, address: str, print_status: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
     settings = Settings(listen=address, sweep_interval=3600, monitor_interval=3600)
     read_engines = ReadEngines()
     server = await serve.start(SERVICES, settings, database_urls.all(), read_engines.dependencies)
@@ -347,7 +494,9 @@ def _summarize(times: Sequence[float], plans: QueryPlans) -> dict[str, Any]:
     plan_trees = [plan for _, plan in plans.explain()]
     nodes = [node for plan in plan_trees for node in flatten(plan)]
     indexes = {node["Index Name"] for node in nodes if "Index Name" in node}
-    indexes |= {f"all of {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"}
+    indexes |= {
+        f"all of {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"
+    }
     return {
         "ms": round(statistics.median(times) * 1000, 1),
         "rows_read": max(map(rows_read, nodes), default=0),
@@ -357,4 +506,7 @@ def _summarize(times: Sequence[float], plans: QueryPlans) -> dict[str, Any]:
 
 
 def _format_row(name: str, figures: dict[str, Any]) -> str:
-    return f"| {name} | {figures['ms']} | {figures.get('rows_read', '')} | {figures.get('blocks', '')} | {', '.join(figures.get('by', ()))} |"
+    return (
+        f"| {name} | {figures['ms']} | {figures.get('rows_read', '')} | "
+        f"{figures.get('blocks', '')} | {', '.join(figures.get('by', ()))} |"
+    )

@@ -1,6 +1,8 @@
-"""Ledger transactions a second through BatchPost over gRPC: five entries each, as in a pay-in, batches of 100, every commit durable.
+"""Ledger transactions a second through BatchPost over gRPC: five entries each, as in a pay-in,
+batches of 100, every commit durable.
 
-The ceiling is plain multi-row INSERTs of the same rows by psycopg into bare tables of the same columns, committed batch by batch.
+The ceiling is plain multi-row INSERTs of the same rows by psycopg into bare tables of the same
+columns, committed batch by batch.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ _FOLDER = Path(".data/bench")
 
 _TABLES = """
 create schema bare;
-create table bare.tx (book text, sequence bigint, kind text, cause_id text, caller text, fingerprint bytea, n int, description text, reverses bigint,
-    effective_time timestamptz, post_time timestamptz, previous_hash bytea, hash bytea, primary key (book, sequence));
-create table bare.entry (book text, sequence bigint, place smallint, account_id bigint, currency text, amount bigint, balance_after numeric(38, 0),
+create table bare.tx (book text, sequence bigint, kind text, cause_id text, caller text,
+    fingerprint bytea, n int, description text, reverses bigint,
+    effective_time timestamptz, post_time timestamptz, previous_hash bytea, hash bytea,
+        primary key (book, sequence));
+create table bare.entry (book text, sequence bigint, place smallint, account_id bigint,
+    currency text, amount bigint, balance_after numeric(38, 0),
     primary key (book, sequence, place));
 """
 
@@ -48,12 +53,23 @@ def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -
         print_status(f"INSERTs     {upper_bound:8.1f}/s")
         urls = ",".join(f"{name}={url}" for name, url in database_urls.all().items())
         environment = {"TALLYSTICK_SERVICE_DATABASE_URL": urls, "TALLYSTICK_LISTEN": _ADDRESS}
-        with server(["-m", "tallystick_server.cli.main", "serve", "all"], environment, _ADDRESS) as pid:
+        with server(
+            ["-m", "tallystick_server.cli.main", "serve", "all"], environment, _ADDRESS
+        ) as pid:
             loads = run(_measure(in_flight, seconds, print_status))
             memory = peak_mb(pid)
         upper_bound = (upper_bound + _measure_inserts(database_urls.admin, min(seconds, 5))) / 2
     baseline = ("plain multi-row INSERTs of the same rows", upper_bound)
-    return figures("ledger", loads["spread"], loads["hot"], baseline, _BATCH_SIZE, in_flight=in_flight, seconds=seconds, peak_mb=memory)
+    return figures(
+        "ledger",
+        loads["spread"],
+        loads["hot"],
+        baseline,
+        _BATCH_SIZE,
+        in_flight=in_flight,
+        seconds=seconds,
+        peak_mb=memory,
+    )
 
 
 def _measure_inserts(admin_url: str, seconds: float) -> float:
@@ -70,8 +86,31 @@ def _measure_inserts(admin_url: str, seconds: float) -> float:
         sequence, begin = 0, time.perf_counter()
         while time.perf_counter() < begin + seconds:
             numbers = range(sequence + 1, sequence + _BATCH_SIZE + 1)
-            rows = [v for n in numbers for v in ("main", n, "PAY_IN", f"cause-{n}", "bench", digest, 5, "", None, now, now, digest, digest)]
-            lines = [v for n in numbers for p in range(5) for v in ("main", n, p, n % 1000 * 5 + p, "EUR", 1000 + p, n)]
+            rows = [
+                v
+                for n in numbers
+                for v in (
+                    "main",
+                    n,
+                    "PAY_IN",
+                    f"cause-{n}",
+                    "bench",
+                    digest,
+                    5,
+                    "",
+                    None,
+                    now,
+                    now,
+                    digest,
+                    digest,
+                )
+            ]
+            lines = [
+                v
+                for n in numbers
+                for p in range(5)
+                for v in ("main", n, p, n % 1000 * 5 + p, "EUR", 1000 + p, n)
+            ]
             connection.execute(transactions, rows)
             connection.execute(entries, lines)
             connection.commit()
@@ -79,10 +118,17 @@ def _measure_inserts(admin_url: str, seconds: float) -> float:
         return sequence / (time.perf_counter() - begin)
 
 
-async def _measure(in_flight: int, seconds: float, print_status: Callable[[str], None]) -> dict[str, LoadResult]:
+async def _measure(
+    in_flight: int, seconds: float, print_status: Callable[[str], None]
+) -> dict[str, LoadResult]:
     async with grpc.aio.insecure_channel(_ADDRESS) as channel:
         stub: Any = ledger_service_pb2_grpc.LedgerServiceStub(channel)
-        return await measure_interleaved({"spread": _post_batches(stub, _SELLERS), "hot": _post_batches(stub, 1)}, in_flight, seconds, print_status)
+        return await measure_interleaved(
+            {"spread": _post_batches(stub, _SELLERS), "hot": _post_batches(stub, 1)},
+            in_flight,
+            seconds,
+            print_status,
+        )
 
 
 def _post_batches(stub: Any, sellers: int) -> Call:
@@ -98,13 +144,22 @@ def _post_batches(stub: Any, sellers: int) -> Call:
 
 def _request(number: int, run_id: str, sellers: int) -> ledger_service_pb2.BatchPostRequest:
     return ledger_service_pb2.BatchPostRequest(
-        postings=[_posting(f"{run_id}-{number}-{n}", number * _BATCH_SIZE + n, sellers) for n in range(_BATCH_SIZE)]
+        postings=[
+            _posting(f"{run_id}-{number}-{n}", number * _BATCH_SIZE + n, sellers)
+            for n in range(_BATCH_SIZE)
+        ]
     )
 
 
 def _posting(cause: str, number: int, sellers: int) -> ledger_service_pb2.Posting:
     buyer, seller = f"buyers/b-{number % 1000}", f"sellers/s-{random.randrange(sellers)}"  # noqa: S311 - no secret
-    lines = (("psp/sandbox/clearing", "-10.00"), (buyer, "10.00"), (buyer, "-10.00"), (seller, "9.50"), ("platform/fees", "0.50"))
+    lines = (
+        ("psp/sandbox/clearing", "-10.00"),
+        (buyer, "10.00"),
+        (buyer, "-10.00"),
+        (seller, "9.50"),
+        ("platform/fees", "0.50"),
+    )
     return ledger_service_pb2.Posting(
         kind=ledger_pb2.TRANSACTION_KIND_PAY_IN,
         cause_id=cause,
@@ -114,7 +169,9 @@ def _posting(cause: str, number: int, sellers: int) -> ledger_service_pb2.Postin
                 account=account,
                 amount=amount.lstrip("-"),
                 currency="EUR",
-                direction=ledger_pb2.DIRECTION_DEBIT if amount[0] == "-" else ledger_pb2.DIRECTION_CREDIT,
+                direction=ledger_pb2.DIRECTION_DEBIT
+                if amount[0] == "-"
+                else ledger_pb2.DIRECTION_CREDIT,
             )
             for account, amount in lines
         ],

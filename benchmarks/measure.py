@@ -49,7 +49,12 @@ def _quantile(latencies: list[float], fraction: float) -> float:
 
 
 def figures(
-    name: str, spread: LoadResult, hot: LoadResult, upper_bound: tuple[str, float], items_per_call: float, **extra: object
+    name: str,
+    spread: LoadResult,
+    hot: LoadResult,
+    upper_bound: tuple[str, float],
+    items_per_call: float,
+    **extra: object,
 ) -> dict[str, object]:
     """What `--json` prints.
 
@@ -72,21 +77,34 @@ def figures(
     }
 
 
-async def measure_interleaved(calls: dict[str, Call], in_flight: int, seconds: float, print_status: Callable[[str], None]) -> dict[str, LoadResult]:
-    """Measures each call for so many seconds, in turns: a machine that changes its pace meanwhile changes it for all of them."""
+async def measure_interleaved(
+    calls: dict[str, Call], in_flight: int, seconds: float, print_status: Callable[[str], None]
+) -> dict[str, LoadResult]:
+    """Measures each call for so many seconds, in turns: a machine that changes its pace meanwhile
+    changes it for all of them.
+    """
     numbers = itertools.count()
     rounds = max(round(seconds / _ROUND_SECONDS), 1)
     loads: dict[str, LoadResult] = {name: LoadResult(seconds, []) for name in calls}
     for number in range(1, rounds + 1):
         for name, call in sorted(calls.items(), key=lambda _: random.random()):  # noqa: S311 - no secret; none always comes behind the same one
-            loads[name].rounds.append(await _measure_round(call, numbers, in_flight, seconds / rounds))
-        rates = ", ".join(f"{name} {len(load.rounds[-1]) * rounds / seconds:.1f}/s" for name, load in loads.items())
+            loads[name].rounds.append(
+                await _measure_round(call, numbers, in_flight, seconds / rounds)
+            )
+        rates = ", ".join(
+            f"{name} {len(load.rounds[-1]) * rounds / seconds:.1f}/s"
+            for name, load in loads.items()
+        )
         print_status(f"turn {number} of {rounds}: {rates}")
     return loads
 
 
-async def _measure_round(call: Call, numbers: Iterator[int], in_flight: int, seconds: float, warm_up_seconds: float = 3.0) -> list[float]:
-    """Keeps so many calls under way; the latencies of those that end after the warm-up and within the time."""
+async def _measure_round(
+    call: Call, numbers: Iterator[int], in_flight: int, seconds: float, warm_up_seconds: float = 3.0
+) -> list[float]:
+    """Keeps so many calls under way; the latencies of those that end after the warm-up and within
+    the time.
+    """
     begin = time.perf_counter() + warm_up_seconds
     end = begin + seconds
     latencies: list[float] = []
@@ -103,10 +121,16 @@ async def _measure_round(call: Call, numbers: Iterator[int], in_flight: int, sec
 
 
 @contextmanager
-def server(arguments: list[str], environment: dict[str, str], address: str, *, kill: bool = False) -> Iterator[int]:
-    """A server process of its own, up when the block begins and drained, or killed, when it ends; yields its pid."""
+def server(
+    arguments: list[str], environment: dict[str, str], address: str, *, kill: bool = False
+) -> Iterator[int]:
+    """A server process of its own, up when the block begins and drained, or killed, when it ends;
+    yields its pid.
+    """
     with Path(".data/bench.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, *arguments], env={**os.environ, **environment}, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env={**os.environ, **environment}, stderr=log
+        )
     try:
         _wait_for(address, process)
         yield process.pid
@@ -127,7 +151,9 @@ def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
                 return
             except grpc.FutureTimeoutError:
                 continue
-    raise StartupError(f"the server for {address} did not start: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
+    raise StartupError(
+        f"the server for {address} did not start: {' '.join(map(str, process.args))}"  # type: ignore[arg-type]
+    )
 
 
 def peak_mb(pid: int) -> int:

@@ -1,7 +1,9 @@
-"""Complete pay-ins a second: two orders for two sellers of 1,000, from the call until wallet and ledger are updated, every commit durable.
+"""Complete pay-ins a second: two orders for two sellers of 1,000, from the call until wallet and
+ledger are updated, every commit durable.
 
-Two server processes, as one would run them on two cores: PaymentService with the provider, and the services it calls. The ceiling is an empty gRPC
-echo of the same message: what one call costs on this machine at this moment.
+Two server processes, as one would run them on two cores: PaymentService with the provider, and the
+services it calls. The ceiling is an empty gRPC echo of the same message: what one call costs on
+this machine at this moment.
 """
 
 from __future__ import annotations
@@ -42,27 +44,51 @@ def bench(seconds: float, in_flight: int, print_status: Callable[[str], None]) -
             "TALLYSTICK_SERVICE_DATABASE_URL": urls,
             "TALLYSTICK_SANDBOX_LATENCY": "0.02",
             "TALLYSTICK_AUTHENTICATION": "tokens",
-            "TALLYSTICK_CALLERS": "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform",
+            "TALLYSTICK_CALLERS": (
+                "bench:team:bench-bench-bench-bench,platform:service:platform-platform-platform"
+            ),
             "TALLYSTICK_SERVICE_TOKEN": "platform-platform-platform",
             "TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=10000",
             "TALLYSTICK_RISK_VELOCITY_LIMIT": "1000000",
         }
-        service_addresses = ",".join(f"{name}={_DOWNSTREAM_ADDRESS}" for name in ("wallet", "ledger", "event"))
+        service_addresses = ",".join(
+            f"{name}={_DOWNSTREAM_ADDRESS}" for name in ("wallet", "ledger", "event")
+        )
         downstream_environment = {**environment, "TALLYSTICK_LISTEN": _DOWNSTREAM_ADDRESS}
-        payment_environment = {**environment, "TALLYSTICK_LISTEN": _ADDRESS, "TALLYSTICK_ADDRESS": service_addresses}
+        payment_environment = {
+            **environment,
+            "TALLYSTICK_LISTEN": _ADDRESS,
+            "TALLYSTICK_ADDRESS": service_addresses,
+        }
         with (
             server(["-m", "benchmarks.echo", _ECHO_ADDRESS], {}, _ECHO_ADDRESS),
-            server([*_SERVE, "wallet", "ledger", "event"], downstream_environment, _DOWNSTREAM_ADDRESS) as downstream_pid,
+            server(
+                [*_SERVE, "wallet", "ledger", "event"], downstream_environment, _DOWNSTREAM_ADDRESS
+            ) as downstream_pid,
             server([*_SERVE, "payment"], payment_environment, _ADDRESS) as payment_pid,
         ):
             loads = run(_measure(in_flight, seconds, print_status))
             memory = peak_mb(downstream_pid) + peak_mb(payment_pid)
     baseline = ("gRPC echo of the same message", loads["echo"].rate)
-    return figures("pay-in", loads["spread"], loads["hot"], baseline, 1, in_flight=in_flight, seconds=seconds, peak_mb=memory)
+    return figures(
+        "pay-in",
+        loads["spread"],
+        loads["hot"],
+        baseline,
+        1,
+        in_flight=in_flight,
+        seconds=seconds,
+        peak_mb=memory,
+    )
 
 
-async def _measure(in_flight: int, seconds: float, print_status: Callable[[str], None]) -> dict[str, LoadResult]:
-    async with grpc.aio.insecure_channel(_ECHO_ADDRESS) as echo_channel, grpc.aio.insecure_channel(_ADDRESS) as channel:
+async def _measure(
+    in_flight: int, seconds: float, print_status: Callable[[str], None]
+) -> dict[str, LoadResult]:
+    async with (
+        grpc.aio.insecure_channel(_ECHO_ADDRESS) as echo_channel,
+        grpc.aio.insecure_channel(_ADDRESS) as channel,
+    ):
         echo = echo_channel.unary_unary("/bench.Echo/Echo")  # type: ignore[var-annotated]
         raw = _request(0, "echo", _SELLERS).SerializeToString()
 
@@ -71,7 +97,10 @@ async def _measure(in_flight: int, seconds: float, print_status: Callable[[str],
 
         stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
         return await measure_interleaved(
-            {"echo": call_echo, "spread": _pay_in(stub, _SELLERS), "hot": _pay_in(stub, 1)}, in_flight, seconds, print_status
+            {"echo": call_echo, "spread": _pay_in(stub, _SELLERS), "hot": _pay_in(stub, 1)},
+            in_flight,
+            seconds,
+            print_status,
         )
 
 
@@ -80,9 +109,14 @@ def _pay_in(stub: Any, sellers: int) -> Call:
     metadata = (("authorization", "Bearer bench-bench-bench-bench"),)
 
     async def pay(number: int) -> None:
-        response = await stub.CreatePayment(_request(number, run_id, sellers), timeout=30, metadata=metadata)
+        response = await stub.CreatePayment(
+            _request(number, run_id, sellers), timeout=30, metadata=metadata
+        )
         if response.payment.payment_state != payment_pb2.PAYMENT_STATE_PAID:
-            raise StartupError(f"a payment ended in state {response.payment.payment_state}, which makes the figures worthless")
+            raise StartupError(
+                f"a payment ended in state {response.payment.payment_state}, which makes the "
+                "figures worthless"
+            )
 
     return pay
 

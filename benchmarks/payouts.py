@@ -1,7 +1,8 @@
-"""Payouts a second, from a schedule's run over all sellers until each is PAID and settled, every commit durable; then a run that is killed half-way.
+"""Payouts a second, from a schedule's run over all sellers until each is PAID and settled, every
+commit durable; then a run that is killed half-way.
 
-Two server processes, as one would run them on two cores: PayoutService with the provider, and the services it calls. The ceiling is an empty gRPC
-echo of a payout's message.
+Two server processes, as one would run them on two cores: PayoutService with the provider, and the
+services it calls. The ceiling is an empty gRPC echo of a payout's message.
 """
 
 from __future__ import annotations
@@ -46,15 +47,29 @@ def bench(seconds: float, sellers: int, print_status: Callable[[str], None]) -> 
     sellers = sellers or _DEFAULT_SELLERS
     with open_databases(Settings(), print_status, folder=_FOLDER) as database_urls:
         environment = {
-            "TALLYSTICK_SERVICE_DATABASE_URL": ",".join(f"{name}={url}" for name, url in database_urls.all().items()),
+            "TALLYSTICK_SERVICE_DATABASE_URL": ",".join(
+                f"{name}={url}" for name, url in database_urls.all().items()
+            ),
             "TALLYSTICK_SANDBOX_LATENCY": "0.02",
             "TALLYSTICK_AUTHENTICATION": "tokens",
-            "TALLYSTICK_CALLERS": "boss:operator:boss-boss-boss-boss,platform:service:platform-platform-platform",
+            "TALLYSTICK_CALLERS": (
+                "boss:operator:boss-boss-boss-boss,platform:service:platform-platform-platform"
+            ),
             "TALLYSTICK_SERVICE_TOKEN": "platform-platform-platform",
         }
-        service_addresses = ",".join(f"{name}={_DOWNSTREAM_ADDRESS}" for name in ("wallet", "ledger", "event"))
-        payout_environment = {**environment, "TALLYSTICK_LISTEN": _ADDRESS, "TALLYSTICK_ADDRESS": service_addresses}
-        with server([*_SERVE, "wallet", "ledger", "event"], {**environment, "TALLYSTICK_LISTEN": _DOWNSTREAM_ADDRESS}, _DOWNSTREAM_ADDRESS):
+        service_addresses = ",".join(
+            f"{name}={_DOWNSTREAM_ADDRESS}" for name in ("wallet", "ledger", "event")
+        )
+        payout_environment = {
+            **environment,
+            "TALLYSTICK_LISTEN": _ADDRESS,
+            "TALLYSTICK_ADDRESS": service_addresses,
+        }
+        with server(
+            [*_SERVE, "wallet", "ledger", "event"],
+            {**environment, "TALLYSTICK_LISTEN": _DOWNSTREAM_ADDRESS},
+            _DOWNSTREAM_ADDRESS,
+        ):
             _insert_destinations(database_urls, sellers)
             run(_credit_sellers(sellers, "first", print_status))
             with (
@@ -82,15 +97,21 @@ def bench(seconds: float, sellers: int, print_status: Callable[[str], None]) -> 
 
 
 def _insert_destinations(database_urls: DatabaseUrls, sellers: int) -> None:
-    """A destination for each seller, as if it had been verified long ago: a hundred thousand calls would take longer than what is measured."""
+    """A destination for each seller, as if it had been verified long ago: a hundred thousand calls
+    would take longer than what is measured.
+    """
     with psycopg.connect(database_urls.admin) as connection:
-        connection.execute("set session_replication_role = replica")  # no triggers, since nothing is told
+        # no triggers, since nothing is told
+        connection.execute("set session_replication_role = replica")
         connection.execute(
             """
-            insert into payout.payout_destination (payout_destination_id, caller, owner, fingerprint, seller_account, currency, bank_account_token,
-                description, provider, traceparent, state, usable_time, verified_time, decline_code, awaits_approval, approved_by,
+            insert into payout.payout_destination (payout_destination_id, caller, owner,
+                fingerprint, seller_account, currency, bank_account_token,
+                description, provider, traceparent, state, usable_time, verified_time, decline_code,
+                    awaits_approval, approved_by,
                 approve_reason, disabled_by, disable_reason, version, create_time, update_time)
-            select 'bank-' || n, 'bench', 'bench', decode(repeat('00', 32), 'hex'), 'seller-' || n, 'EUR', 'ba_ok',
+            select 'bank-' || n, 'bench', 'bench', decode(repeat('00', 32), 'hex'), 'seller-' || n,
+                'EUR', 'ba_ok',
                 '', 'sandbox', '', 'VERIFIED', t, t, '', false, '', '', '', '', 2, t, t
             from generate_series(0, %s) as n, (select timestamptz '2026-01-01' as t) x
             """,
@@ -112,30 +133,43 @@ async def _credit_sellers(sellers: int, name: str, print_status: Callable[[str],
             numbers = range(start, min(start + _PAGE_SIZE, sellers))
             credits_ = [
                 wallet_service_pb2.Credit(
-                    cause=f"ADJUSTMENT/{name}-{n}", caller="bench", seller_account=f"seller-{n}", amount=f"{_SALE_AMOUNT // 100}.00", currency="EUR"
+                    cause=f"ADJUSTMENT/{name}-{n}",
+                    caller="bench",
+                    seller_account=f"seller-{n}",
+                    amount=f"{_SALE_AMOUNT // 100}.00",
+                    currency="EUR",
                 )
                 for n in numbers
             ]
             postings = ledger_service_pb2.BatchPostRequest(outcome_only=True)
             for n in numbers:
-                lines = (JournalLine("platform/losses", "EUR", -_SALE_AMOUNT), JournalLine(f"sellers/seller-{n}", "EUR", _SALE_AMOUNT))
+                lines = (
+                    JournalLine("platform/losses", "EUR", -_SALE_AMOUNT),
+                    JournalLine(f"sellers/seller-{n}", "EUR", _SALE_AMOUNT),
+                )
                 add_posting(postings, PostingKind.ADJUSTMENT, f"{name}-{n}", "bench", lines)
             await wallet.BatchCredit(
-                wallet_service_pb2.BatchCreditRequest(credits=credits_, outcome_only=True), timeout=30, metadata=_SERVICE_METADATA
+                wallet_service_pb2.BatchCreditRequest(credits=credits_, outcome_only=True),
+                timeout=30,
+                metadata=_SERVICE_METADATA,
             )
             await ledger.BatchPost(postings, timeout=30, metadata=_SERVICE_METADATA)
     print_status(f"{sellers} sellers have something to be paid")
 
 
 async def _measure_echo(seconds: float, print_status: Callable[[str], None]) -> float:
-    message = payout_service_pb2.CreatePayoutRequest(payout_id="p-1", seller_account="seller-1", amount="25.00", currency="EUR").SerializeToString()
+    message = payout_service_pb2.CreatePayoutRequest(
+        payout_id="p-1", seller_account="seller-1", amount="25.00", currency="EUR"
+    ).SerializeToString()
     async with grpc.aio.insecure_channel(_ECHO_ADDRESS) as channel:
         echo = channel.unary_unary("/bench.Echo/Echo")  # type: ignore[var-annotated]
 
         async def call_echo(_number: int) -> None:
             await echo(message)
 
-        loads: dict[str, LoadResult] = await measure_interleaved({"echo": call_echo}, 256, seconds, print_status)
+        loads: dict[str, LoadResult] = await measure_interleaved(
+            {"echo": call_echo}, 256, seconds, print_status
+        )
     return loads["echo"].rate
 
 
@@ -152,11 +186,21 @@ async def _run_batch(name: str, sellers: int, print_status: Callable[[str], None
 async def _create_batch(stub: Any, name: str) -> None:
     new_run = payout_service_pb2.NewPayoutRun(currency="EUR")
     await stub.CreatePayoutBatch(
-        payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id=name, run=new_run), timeout=30, metadata=_OPERATOR_METADATA
+        payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id=name, run=new_run),
+        timeout=30,
+        metadata=_OPERATOR_METADATA,
     )
 
 
-async def _wait_until_done(stub: Any, name: str, sellers: int, print_status: Callable[[str], None], start: float, *, fraction: float = 1.0) -> None:
+async def _wait_until_done(
+    stub: Any,
+    name: str,
+    sellers: int,
+    print_status: Callable[[str], None],
+    start: float,
+    *,
+    fraction: float = 1.0,
+) -> None:
     """Shows how far the run is, until it is done or so much of it is collected."""
     next_report_time = 0.0
     while time.perf_counter() < start + _RUN_TIMEOUT_SECONDS:
@@ -164,11 +208,19 @@ async def _wait_until_done(stub: Any, name: str, sellers: int, print_status: Cal
         now = time.perf_counter() - start
         if now >= next_report_time:
             counts_by_state = {
-                payout_pb2.PayoutState.Name(total.payout_state).removeprefix("PAYOUT_STATE_"): total.payout_count for total in batch.totals
+                payout_pb2.PayoutState.Name(total.payout_state).removeprefix(
+                    "PAYOUT_STATE_"
+                ): total.payout_count
+                for total in batch.totals
             }
-            print_status(f"{now:5.0f} s: {batch.collected_count} of {sellers} sellers looked at, {counts_by_state}")
+            print_status(
+                f"{now:5.0f} s: {batch.collected_count} of {sellers} sellers looked at, "
+                f"{counts_by_state}"
+            )
             next_report_time = now + 10
-        if batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE or (fraction < 1 and batch.collected_count >= sellers * fraction):
+        if batch.state == payout_pb2.PAYOUT_BATCH_STATE_DONE or (
+            fraction < 1 and batch.collected_count >= sellers * fraction
+        ):
             return
         await asyncio.sleep(1)  # each look counts all payouts of the run
     raise StartupError(f"the run {name} was not done within {_RUN_TIMEOUT_SECONDS} s")
@@ -176,17 +228,23 @@ async def _wait_until_done(stub: Any, name: str, sellers: int, print_status: Cal
 
 async def _get_batch(stub: Any, name: str) -> payout_pb2.PayoutBatch:
     request = payout_service_pb2.GetPayoutBatchRequest(payout_batch_id=name, page_size=1)
-    return (await stub.GetPayoutBatch(request, timeout=30, metadata=_OPERATOR_METADATA)).payout_batch  # type: ignore[no-any-return]
+    return (  # type: ignore[no-any-return]
+        await stub.GetPayoutBatch(request, timeout=30, metadata=_OPERATOR_METADATA)
+    ).payout_batch
 
 
-def _kill_half_way(environment: dict[str, str], sellers: int, print_status: Callable[[str], None]) -> None:
+def _kill_half_way(
+    environment: dict[str, str], sellers: int, print_status: Callable[[str], None]
+) -> None:
     """A run whose PayoutService is killed at its half, and started again."""
 
     async def run_first_half() -> None:
         async with grpc.aio.insecure_channel(_ADDRESS) as channel:
             stub: Any = payout_service_pb2_grpc.PayoutServiceStub(channel)
             await _create_batch(stub, "second")
-            await _wait_until_done(stub, "second", sellers, print_status, time.perf_counter(), fraction=0.5)
+            await _wait_until_done(
+                stub, "second", sellers, print_status, time.perf_counter(), fraction=0.5
+            )
 
     async def run_remainder() -> None:
         async with grpc.aio.insecure_channel(_ADDRESS) as channel:
@@ -201,13 +259,22 @@ def _kill_half_way(environment: dict[str, str], sellers: int, print_status: Call
 
 
 def _check(database_urls: DatabaseUrls, sellers: int, print_status: Callable[[str], None]) -> None:
-    """Raises Failure unless every seller was paid twice, once by each run, and everything verifies."""
+    """Raises Failure unless every seller was paid twice, once by each run, and everything
+    verifies.
+    """
     with psycopg.connect(database_urls.admin) as connection:
         row = connection.execute(
-            "select count(*), count(distinct payout_id), sum(amount) filter (where state = 'PAID') from sandbox.transfer"
+            "select count(*), count(distinct payout_id), sum(amount) filter (where state = "
+            "'PAID') from sandbox.transfer"
         ).fetchone()
-    if row is None or tuple(map(int, row)) != (2 * sellers, 2 * sellers, 2 * sellers * _SALE_AMOUNT):
-        raise StartupError(f"the provider paid {row}, and should have paid {2 * sellers} payouts once each")
+    if row is None or tuple(map(int, row)) != (
+        2 * sellers,
+        2 * sellers,
+        2 * sellers * _SALE_AMOUNT,
+    ):
+        raise StartupError(
+            f"the provider paid {row}, and should have paid {2 * sellers} payouts once each"
+        )
     print_status("Verifying")
     report = verify(database_urls)
     if not report.passed:

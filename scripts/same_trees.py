@@ -1,8 +1,10 @@
-"""scripts/same-trees BASE: shows that the work tree differs from a commit only in names, places, layout and prose.
+"""scripts/same-trees BASE: shows that the work tree differs from a commit only in names, places,
+layout and prose.
 
-Compares the syntax trees of all Python files with identifiers, words in strings, docstrings, imports and the
-order of top-level statements left out. Where the trees agree, it also checks that no function merges two names
-that were different before. Prints what differs and exits with 1, else with 0.
+Compares the syntax trees of all Python files with identifiers, words in strings, docstrings,
+imports and the order of top-level statements left out. Where the trees agree, it also checks that
+no function merges two names that were different before. Prints what differs and exits with 1, else
+with 0.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class _Eraser(ast.NodeTransformer):
             if isinstance(getattr(node, field, None), str):
                 setattr(node, field, "")
         for field in ("names", "kwd_attrs"):  # of global, nonlocal and class patterns
-            if isinstance(node, (ast.Global, ast.Nonlocal, ast.MatchClass)) and hasattr(node, field):
+            if isinstance(node, (ast.Global, ast.Nonlocal, ast.MatchClass)) and hasattr(
+                node, field
+            ):
                 setattr(node, field, [""] * len(getattr(node, field)))
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             node.value = _SPACE.sub("", _WORD.sub("", node.value))
@@ -46,20 +50,32 @@ class _Eraser(ast.NodeTransformer):
             node.value = _WORD.sub("", node.value.decode("latin-1"))
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            kept = [child for child in body if not _is_docstring(child) and not isinstance(child, (ast.Import, ast.ImportFrom))]
+            kept = [
+                child
+                for child in body
+                if not _is_docstring(child) and not isinstance(child, (ast.Import, ast.ImportFrom))
+            ]
             node.body = kept  # type: ignore[attr-defined]
         return super().generic_visit(node)
 
 
 def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def _statements(source: str) -> Iterator[tuple[str, ast.stmt]]:
     """The top-level statements, each with its erased form."""
     erased = ast.parse(source)
     _Eraser().visit(erased)
-    real = [node for node in ast.parse(source).body if not _is_docstring(node) and not isinstance(node, (ast.Import, ast.ImportFrom))]
+    real = [
+        node
+        for node in ast.parse(source).body
+        if not _is_docstring(node) and not isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     for node, bare in zip(real, erased.body, strict=True):
         yield ast.dump(bare), node
 
@@ -72,9 +88,19 @@ def _merged(before: ast.AST, after: ast.AST) -> Iterator[str]:
         enters = isinstance(one, _SCOPES)
         if enters:
             scopes.append({})
-        old, new = getattr(one, "id", None) or getattr(one, "arg", None), getattr(other, "id", None) or getattr(other, "arg", None)
-        if isinstance(one, (ast.Name, ast.arg)) and old and new and scopes[-1].setdefault(new, old) != old:
-            yield f"{old} and {scopes[-1][new]} are both {new} in line {getattr(other, 'lineno', 0)}"
+        old, new = (
+            getattr(one, "id", None) or getattr(one, "arg", None),
+            getattr(other, "id", None) or getattr(other, "arg", None),
+        )
+        if (
+            isinstance(one, (ast.Name, ast.arg))
+            and old
+            and new
+            and scopes[-1].setdefault(new, old) != old
+        ):
+            yield (
+                f"{old} and {scopes[-1][new]} are both {new} in line {getattr(other, 'lineno', 0)}"
+            )
         for child, twin in zip(_children(one), _children(other), strict=False):
             yield from walk(child, twin)
         if enters:
@@ -84,21 +110,39 @@ def _merged(before: ast.AST, after: ast.AST) -> Iterator[str]:
 
 
 def _children(node: ast.AST) -> list[ast.AST]:
-    return [child for child in ast.iter_child_nodes(node) if not _is_docstring(child) and not isinstance(child, (ast.Import, ast.ImportFrom))]
+    return [
+        child
+        for child in ast.iter_child_nodes(node)
+        if not _is_docstring(child) and not isinstance(child, (ast.Import, ast.ImportFrom))
+    ]
 
 
 def _read_commit(commit: str) -> dict[str, str]:
     listed = _git("ls-tree", "-r", "--name-only", commit).split("\n")
-    return {name: _git("show", f"{commit}:{name}") for name in listed if name.endswith(".py") and _GENERATED not in name}
+    return {
+        name: _git("show", f"{commit}:{name}")
+        for name in listed
+        if name.endswith(".py") and _GENERATED not in name
+    }
 
 
 def _read_work_tree() -> dict[str, str]:
     listed = _git("ls-files", "-co", "--exclude-standard", "*.py").split("\n")
-    return {name: Path(name).read_text() for name in listed if name and _GENERATED not in name and Path(name).exists()}
+    return {
+        name: Path(name).read_text()
+        for name in listed
+        if name and _GENERATED not in name and Path(name).exists()
+    }
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.rstrip("\n")  # noqa: S607 - git is wherever the developer has it
+    return subprocess.run(
+        # git is wherever the developer has it
+        ["git", *arguments],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.rstrip("\n")
 
 
 def _by_form(files: dict[str, str]) -> dict[str, list[tuple[str, ast.stmt]]]:

@@ -38,12 +38,17 @@ class ScriptedPayoutProvider:
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         self.submitted_requests += requests
         outcomes = [self._scripted_outcome(request) or self._pay(request) for request in requests]
-        return [Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome for outcome in outcomes]
+        return [
+            Unknown(outcome.detail) if isinstance(outcome, NotFound) else outcome
+            for outcome in outcomes
+        ]
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
         if request.payout_id in self.silent_payout_ids:
             return Unknown("busy", RetryReason.BUSY)
-        return self._scripted_outcome(request) or self.outcomes_by_key.get(request.key) or NotFound()
+        return (
+            self._scripted_outcome(request) or self.outcomes_by_key.get(request.key) or NotFound()
+        )
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         verifications = self.verifications[bank_account_token]
@@ -54,4 +59,6 @@ class ScriptedPayoutProvider:
         return outcomes.popleft() if outcomes else None
 
     def _pay(self, request: PayoutRequest) -> PayoutOutcome:
-        return self.outcomes_by_key.setdefault(request.key, Succeeded(f"tr_{request.payout_id}", request.amount, request.currency))
+        return self.outcomes_by_key.setdefault(
+            request.key, Succeeded(f"tr_{request.payout_id}", request.amount, request.currency)
+        )

@@ -1,4 +1,6 @@
-"""Fixtures: a PostgreSQL for the run, a database of its own for whoever wants one, and running servers."""
+"""Fixtures: a PostgreSQL for the run, a database of its own for whoever wants one, and running
+servers.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +46,30 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 """The name of this test process among those that run in parallel; "" if it is the only one."""
-_port_numbers = itertools.count(17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000)
+_port_numbers = itertools.count(
+    17_300 + (os.getpid() * 7 + int(WORKER.removeprefix("gw") or 0) * 1_000) % 10_000
+)
 
 
 FAST_RETRY = {
     ("", trouble): RetryPolicy(RetryStrategy.FIXED, 0.2, 0.2, 50)
-    for trouble in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR, RetryReason.BUSY, RetryReason.WAITING)
+    for trouble in (
+        RetryReason.NOT_SENT,
+        RetryReason.NO_ANSWER,
+        RetryReason.SERVER_ERROR,
+        RetryReason.BUSY,
+        RetryReason.WAITING,
+    )
 }
 """Policies that do not keep a test waiting."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="what takes minutes in its full measure, as .ci/run does")
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="what takes minutes in its full measure, as .ci/run does",
+    )
 
 
 @pytest.fixture
@@ -72,13 +86,18 @@ def unique_id(prefix: str = "t") -> str:
 def eventually(condition: Callable[[], T], timeout_seconds: float = 15.0) -> T:
     """What `condition` gives as soon as it is true, or what it gives when the time is up."""
     start_time = time.monotonic()
-    while not (result := condition()) and (elapsed := time.monotonic() - start_time) < timeout_seconds:
-        time.sleep(min(max(elapsed / 20, 0.01), 0.1))  # which leaves the processor to the platform, whose threads are in this process
+    while (
+        not (result := condition()) and (elapsed := time.monotonic() - start_time) < timeout_seconds
+    ):
+        # which leaves the processor to the platform, whose threads are in this process
+        time.sleep(min(max(elapsed / 20, 0.01), 0.1))
     return result
 
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What the command `tallystick` says and its exit code; it runs in this process, which saves the second that a start takes."""
+    """What the command `tallystick` says and its exit code; it runs in this process, which saves
+    the second that a start takes.
+    """
     stdout, stderr = io.StringIO(), io.StringIO()
     previous_handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
@@ -94,7 +113,9 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
 
 
 def free_address() -> str:
-    """An address on loopback that nothing listens on, below the ports that the system gives to clients."""
+    """An address on loopback that nothing listens on, below the ports that the system gives to
+    clients.
+    """
     while not _is_free(port := next(_port_numbers)):
         continue
     return f"127.0.0.1:{port}"
@@ -112,17 +133,24 @@ def _is_free(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def admin_url() -> Iterator[str]:
-    """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without fsync."""
+    """The administrator of the run's PostgreSQL: the one that is given, or an embedded one without
+    fsync.
+    """
     configured_url = os.environ.get("TALLYSTICK_DATABASE_URL", "")
     embedded = EmbeddedPostgres(ROOT / ".data" / "tests" / f"postgres{WORKER}", fsync=False)
     try:
         if not (url := configured_url):
             url = embedded.start()
-            with psycopg.connect(url, autocommit=True) as admin:  # a log-in costs half as much where passwords are hashed once, not 4,096 times
+            # a log-in costs half as much where passwords are hashed once, not 4,096 times
+            with psycopg.connect(url, autocommit=True) as admin:
                 admin.execute("alter system set scram_iterations = 1")
                 admin.execute("select pg_reload_conf()")
                 admin.execute("set scram_iterations = 1")
-                admin.execute(sql.SQL("alter role current_user password {}").format(sql.Literal(make_url(url).password)))
+                admin.execute(
+                    sql.SQL("alter role current_user password {}").format(
+                        sql.Literal(make_url(url).password)
+                    )
+                )
         yield url
         while _spare_databases:
             name, passwords = _spare_databases.pop()
@@ -133,12 +161,18 @@ def admin_url() -> Iterator[str]:
 
 
 _spare_databases: list[tuple[str, Passwords]] = []
-"""Migrated databases that nobody uses: the name of each, beside which there is a copy of it as it was when it was new, and its roles' passwords."""
+"""Migrated databases that nobody uses: the name of each, beside which there is a copy of it as it
+was when it was new, and its roles' passwords.
+"""
 
 
 @contextmanager
-def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> Iterator[DatabaseUrls]:
-    """A database of one's own, with its roles, dropped at the end. A migrated one is a copy of one that is kept, which saves the migration."""
+def fresh_database(
+    admin_url: str, folder: Path, *, migrated: bool = True
+) -> Iterator[DatabaseUrls]:
+    """A database of one's own, with its roles, dropped at the end. A migrated one is a copy of one
+    that is kept, which saves the migration.
+    """
     passwords = Passwords(folder / "passwords.json")
     if not migrated:
         name = f"tally_{secrets.token_hex(4)}"
@@ -147,7 +181,9 @@ def fresh_database(admin_url: str, folder: Path, *, migrated: bool = True) -> It
         finally:
             _drop_database(admin_url, name)
         return
-    name, saved_passwords = _spare_databases.pop(0) if _spare_databases else _create_migrated(admin_url)
+    name, saved_passwords = (
+        _spare_databases.pop(0) if _spare_databases else _create_migrated(admin_url)
+    )
     shutil.copy(saved_passwords.path, passwords.path)
     try:
         yield DatabaseUrls(_create_database(admin_url, name, _COPY_SUFFIX), passwords, {})
@@ -162,7 +198,9 @@ _COPY_SUFFIX = "_new"
 
 
 def _create_database(admin_url: str, name: str, copy_suffix: str = "") -> str:
-    """Makes a database, and returns its administrator's URL; with `copy_suffix`, from that, with its grants and its roles' settings, which PostgreSQL leaves out."""
+    """Makes a database, and returns its administrator's URL; with `copy_suffix`, from that, with
+    its grants and its roles' settings, which PostgreSQL leaves out.
+    """
     with psycopg.connect(admin_url, autocommit=True) as admin:
         if not copy_suffix:
             admin.execute(f"create database {name}")
@@ -180,10 +218,13 @@ begin
     revoke connect, temporary on database {name} from public;
     for statement in
         select format('grant %s on database {name} to %s', privilege_type, grantee::regrole)
-        from pg_database cross join aclexplode(datacl) where datname = '{copy}' and grantee <> datdba
+        from pg_database cross join aclexplode(datacl) where datname = '{copy}'
+            and grantee <> datdba
         union all
-        select format('alter role %s in database {name} set %s = %L', setrole::regrole, split_part(one, '=', 1), substr(one, strpos(one, '=') + 1))
-        from pg_db_role_setting join pg_database d on d.oid = setdatabase cross join unnest(setconfig) as one where datname = '{copy}'
+        select format('alter role %s in database {name} set %s = %L', setrole::regrole,
+            split_part(one, '=', 1), substr(one, strpos(one, '=') + 1))
+        from pg_db_role_setting join pg_database d on d.oid = setdatabase cross
+            join unnest(setconfig) as one where datname = '{copy}'
     loop
         execute statement;
     end loop;
@@ -206,7 +247,11 @@ def _drop_database(admin_url: str, name: str, copy_suffix: str = "") -> None:
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(f"drop database {name}{copy_suffix} with (force)")
         for service in SCHEMAS:
-            for role in (role_names(name, service).service, role_names(name, service).reader, role_names(name, service).owner):
+            for role in (
+                role_names(name, service).service,
+                role_names(name, service).reader,
+                role_names(name, service).owner,
+            ):
                 admin.execute(f'drop role if exists "{role}"')
 
 
@@ -224,10 +269,17 @@ def scratch_database(admin_url: str, tmp_path: Path) -> Iterator[DatabaseUrls]:
         yield databases
 
 
-def _run_without_sessions(admin: psycopg.Connection[TupleRow], database_name: str, statement: str) -> None:
-    """Ends the sessions of a database and runs a statement that tolerates none; once more if a session was just being opened, which the end did not reach."""
+def _run_without_sessions(
+    admin: psycopg.Connection[TupleRow], database_name: str, statement: str
+) -> None:
+    """Ends the sessions of a database and runs a statement that tolerates none; once more if a
+    session was just being opened, which the end did not reach.
+    """
     for attempt in range(5):
-        admin.execute("select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s", (database_name,))
+        admin.execute(
+            "select pg_terminate_backend(pid, 10000) from pg_stat_activity where datname = %s",
+            (database_name,),
+        )
         try:
             admin.execute(statement)
         except psycopg.errors.ObjectInUse:
@@ -239,11 +291,15 @@ def _run_without_sessions(admin: psycopg.Connection[TupleRow], database_name: st
 
 def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], None]:
     """Copies a database, under whatever uses it; what is returned puts the copy in its place."""
-    database_name, copy_name = str(make_url(databases.admin).database), f"tally_{secrets.token_hex(4)}"
+    database_name, copy_name = (
+        str(make_url(databases.admin).database),
+        f"tally_{secrets.token_hex(4)}",
+    )
 
     def run_exclusively(*statements: str) -> None:
         with psycopg.connect(admin_url, autocommit=True) as admin:
-            admin.execute(f"alter database {database_name} connection limit 0")  # for all but superusers
+            # for all but superusers
+            admin.execute(f"alter database {database_name} connection limit 0")
             for statement in statements:
                 _run_without_sessions(admin, database_name, statement)
 
@@ -252,8 +308,12 @@ def backup_database(admin_url: str, databases: DatabaseUrls) -> Callable[[], Non
             admin.execute(f"alter database {database_name} connection limit -1")
 
     def restore() -> None:
-        run_exclusively(f"drop database {database_name}", f"alter database {copy_name} rename to {database_name}")
-        migrate(databases.admin, databases.passwords)  # grants and settings of a database are not copied with it
+        run_exclusively(
+            f"drop database {database_name}",
+            f"alter database {copy_name} rename to {database_name}",
+        )
+        # grants and settings of a database are not copied with it
+        migrate(databases.admin, databases.passwords)
         allow_connections()
 
     run_exclusively(f"create database {copy_name} template {database_name} connection limit 0")
@@ -277,7 +337,10 @@ class ServedPlatform:
 
 @contextmanager
 def serve_platform(
-    databases: DatabaseUrls, settings: Settings | None = None, names: tuple[str, ...] = SERVICES, dependencies: Dependencies | None = None
+    databases: DatabaseUrls,
+    settings: Settings | None = None,
+    names: tuple[str, ...] = SERVICES,
+    dependencies: Dependencies | None = None,
 ) -> Iterator[ServedPlatform]:
     """Serves in a thread until the block ends, then drains."""
     loop = asyncio.new_event_loop()
@@ -303,8 +366,12 @@ def serve_platform(
 
 @pytest.fixture(scope="module")
 def platform(database: DatabaseUrls) -> Iterator[ServedPlatform]:
-    """All services, in development mode, with a quick resend of unknown outcomes; one for each file, since it costs more to idle than to start."""
-    with serve_platform(database, Settings(retry=FAST_RETRY, sweep_interval=0.1)) as served_platform:
+    """All services, in development mode, with a quick resend of unknown outcomes; one for each
+    file, since it costs more to idle than to start.
+    """
+    with serve_platform(
+        database, Settings(retry=FAST_RETRY, sweep_interval=0.1)
+    ) as served_platform:
         yield served_platform
 
 
@@ -323,5 +390,7 @@ def is_replayed(method: Any, request: object) -> bool:
 
 def payment_worker_of(platform: ServedPlatform) -> PaymentWorker:
     """The flow of its PaymentService."""
-    (handlers,) = (service.servicer for service in platform.server._services if service.name == "payment")
+    (handlers,) = (
+        service.servicer for service in platform.server._services if service.name == "payment"
+    )
     return handlers._worker  # type: ignore[attr-defined,no-any-return]

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Ctrl-C and SIGTERM unwind the block, so that nothing stays behind, and end the process with a word."""
+    """Ctrl-C and SIGTERM unwind the block, so that nothing stays behind, and end the process with a
+    word.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

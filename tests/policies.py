@@ -1,4 +1,6 @@
-"""The default retry policies at another speed: what holds with them must hold without a person's help."""
+"""The default retry policies at another speed: what holds with them must hold without a person's
+help.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,25 @@ from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPol
 
 
 def scaled_defaults(factor: float) -> dict[RetryReason, RetryPolicy]:
-    """The policies that are in force where nobody sets any, each wait times `factor`; as many tries."""
+    """The policies that are in force where nobody sets any, each wait times `factor`; as many
+    tries.
+    """
     return {
-        reason: RetryPolicy(policy.strategy, policy.initial_interval_seconds * factor, policy.max_interval_seconds * factor, policy.max_attempts)
+        reason: RetryPolicy(
+            policy.strategy,
+            policy.initial_interval_seconds * factor,
+            policy.max_interval_seconds * factor,
+            policy.max_attempts,
+        )
         for reason, policy in DEFAULT_POLICIES.items()
     }
 
 
 def format_setting(policies: Mapping[RetryReason, RetryPolicy]) -> str:
     """Policies as the setting `retry` takes them from the environment."""
-    return ",".join(f"{reason.lower()}={_format_policy(policy)}" for reason, policy in policies.items())
+    return ",".join(
+        f"{reason.lower()}={_format_policy(policy)}" for reason, policy in policies.items()
+    )
 
 
 def _format_policy(policy: RetryPolicy) -> str:
@@ -31,4 +42,5 @@ def _format_policy(policy: RetryPolicy) -> str:
         case RetryStrategy.FIXED:
             return f"fixed:{policy.initial_interval_seconds:g}:{attempts}"
         case _:
-            return f"{policy.strategy}:{policy.initial_interval_seconds:g}:{policy.max_interval_seconds:g}:{attempts}"
+            intervals = (policy.initial_interval_seconds, policy.max_interval_seconds)
+            return f"{policy.strategy}:{intervals[0]:g}:{intervals[1]:g}:{attempts}"

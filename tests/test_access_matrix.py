@@ -1,4 +1,6 @@
-"""Who may call what, on whose resources: every method of every service, with every role, for the own and for another owner's resource."""
+"""Who may call what, on whose resources: every method of every service, with every role, for the
+own and for another owner's resource.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class MethodScope(StrEnum):
 
 
 class MethodRow(NamedTuple):
-    """A method's row: what it is about, and its request for the resources of an owner. Unset fields are left empty."""
+    """A method's row: what it is about, and its request for the resources of an owner. Unset fields
+    are left empty.
+    """
 
     kind: MethodScope
     values: Callable[[OwnedResources], dict[str, Any]] = lambda _: {}
@@ -81,33 +85,75 @@ class OwnedResources:
 
 
 def _request_with(*fields: str) -> Callable[[OwnedResources], dict[str, Any]]:
-    """A request that names resources by these fields, with the reason and the id that it may need."""
+    """A request that names resources by these fields, with the reason and the id that it
+    may need.
+    """
     resource_fields = {
-        "checkout_id": "checkout", "payment_order_id": "order", "payout_destination_id": "destination", "payout_id": "payout", "payout_batch_id": "batch",
+        "checkout_id": "checkout",
+        "payment_order_id": "order",
+        "payout_destination_id": "destination",
+        "payout_id": "payout",
+        "payout_batch_id": "batch",
         "seller_account": "seller",
-    }  # fmt: skip
-    fixed_values = {"reason": "for the test", "currency": "EUR", "request_id": "r-1", "page_size": 200, "interval": payout_pb2.PAYOUT_INTERVAL_MANUAL}
-    return lambda owner: {field: getattr(owner, resource_fields[field]) if field in resource_fields else fixed_values[field] for field in fields}
+    }
+    fixed_values = {
+        "reason": "for the test",
+        "currency": "EUR",
+        "request_id": "r-1",
+        "page_size": 200,
+        "interval": payout_pb2.PAYOUT_INTERVAL_MANUAL,
+    }
+    return lambda owner: {
+        field: getattr(owner, resource_fields[field])
+        if field in resource_fields
+        else fixed_values[field]
+        for field in fields
+    }
 
 
 def _payment_request(owner: OwnedResources) -> dict[str, Any]:
     id_ = unique_id("c")
-    return {"checkout_id": id_, "payment_orders": [new_order(f"{id_}-1", "buyer-1", owner.seller, "1.00", "EUR")], "credit_card_info": "tok_visa"}
+    return {
+        "checkout_id": id_,
+        "payment_orders": [new_order(f"{id_}-1", "buyer-1", owner.seller, "1.00", "EUR")],
+        "credit_card_info": "tok_visa",
+    }
 
 
 def _destination_request(owner: OwnedResources) -> dict[str, Any]:
-    return {"payout_destination_id": unique_id("d"), "seller_account": owner.seller, "currency": "EUR", "bank_account_token": "t"}
+    return {
+        "payout_destination_id": unique_id("d"),
+        "seller_account": owner.seller,
+        "currency": "EUR",
+        "bank_account_token": "t",
+    }
 
 
 def _payout_request(owner: OwnedResources) -> dict[str, Any]:
-    return {"payout_id": unique_id("p"), "seller_account": owner.seller, "currency": "EUR", "amount": "0.01"}
+    return {
+        "payout_id": unique_id("p"),
+        "seller_account": owner.seller,
+        "currency": "EUR",
+        "amount": "0.01",
+    }
 
 
 def _run_request(owner: OwnedResources) -> dict[str, Any]:
-    return {"payout_batch_id": unique_id("b"), "run": payout_service_pb2.NewPayoutRun(seller_account=owner.seller, currency="EUR")}
+    return {
+        "payout_batch_id": unique_id("b"),
+        "run": payout_service_pb2.NewPayoutRun(seller_account=owner.seller, currency="EUR"),
+    }
 
 
-_OPERATOR_METHODS = ("ListDeadLetters", "GetDeadLetter", "RetryDeadLetter", "CloseDeadLetter", "RetryDeadLetters", "CloseDeadLetters", "ListAlerts")
+_OPERATOR_METHODS = (
+    "ListDeadLetters",
+    "GetDeadLetter",
+    "RetryDeadLetter",
+    "CloseDeadLetter",
+    "RetryDeadLetters",
+    "CloseDeadLetters",
+    "ListAlerts",
+)
 MATRIX: dict[str, MethodRow] = {
     "payment.CreatePayment": MethodRow(MethodScope.CLAIMED, _payment_request),
     "payment.GetPayment": MethodRow(MethodScope.OWNED, _request_with("checkout_id")),
@@ -120,27 +166,49 @@ MATRIX: dict[str, MethodRow] = {
     "payment.AcknowledgeUnappliedCharge": MethodRow(MethodScope.PLATFORM),
     "payment.AcknowledgeCharge": MethodRow(MethodScope.PLATFORM),
     "payout.CreatePayoutDestination": MethodRow(MethodScope.CLAIMED, _destination_request),
-    "payout.GetPayoutDestination": MethodRow(MethodScope.OWNED, _request_with("payout_destination_id")),
+    "payout.GetPayoutDestination": MethodRow(
+        MethodScope.OWNED, _request_with("payout_destination_id")
+    ),
     "payout.ListPayoutDestinations": MethodRow(MethodScope.LISTED, _request_with("page_size")),
-    "payout.ApprovePayoutDestination": MethodRow(MethodScope.OWNED, _request_with("payout_destination_id", "reason")),
-    "payout.PreviewPayout": MethodRow(MethodScope.OWNED, _request_with("seller_account", "currency")),
+    "payout.ApprovePayoutDestination": MethodRow(
+        MethodScope.OWNED, _request_with("payout_destination_id", "reason")
+    ),
+    "payout.PreviewPayout": MethodRow(
+        MethodScope.OWNED, _request_with("seller_account", "currency")
+    ),
     "payout.CreatePayout": MethodRow(MethodScope.OWNED, _payout_request),
     "payout.GetPayout": MethodRow(MethodScope.OWNED, _request_with("payout_id")),
     "payout.ListPayouts": MethodRow(MethodScope.LISTED, _request_with("page_size")),
     "payout.WatchPayout": MethodRow(MethodScope.OWNED, _request_with("payout_id")),
     "payout.CancelPayout": MethodRow(MethodScope.OWNED, _request_with("payout_id", "reason")),
-    "payout.RetryPayout": MethodRow(MethodScope.OWNED, _request_with("payout_id", "reason", "request_id")),
+    "payout.RetryPayout": MethodRow(
+        MethodScope.OWNED, _request_with("payout_id", "reason", "request_id")
+    ),
     "payout.ApprovePayout": MethodRow(MethodScope.OWNED, _request_with("payout_id", "reason")),
     "payout.RejectPayout": MethodRow(MethodScope.OWNED, _request_with("payout_id", "reason")),
     "payout.AcknowledgePayout": MethodRow(MethodScope.PLATFORM),
     "payout.CreatePayoutBatch": MethodRow(MethodScope.OWNED, _run_request),
     "payout.GetPayoutBatch": MethodRow(MethodScope.OWNED, _request_with("payout_batch_id")),
-    "payout.SetPayoutSchedule": MethodRow(MethodScope.OWNED, _request_with("seller_account", "currency", "interval")),
-    "payout.GetPayoutSchedule": MethodRow(MethodScope.OWNED, _request_with("seller_account", "currency")),
-    "payout.DisablePayoutDestination": MethodRow(MethodScope.OWNED, _request_with("payout_destination_id", "reason")),
+    "payout.SetPayoutSchedule": MethodRow(
+        MethodScope.OWNED, _request_with("seller_account", "currency", "interval")
+    ),
+    "payout.GetPayoutSchedule": MethodRow(
+        MethodScope.OWNED, _request_with("seller_account", "currency")
+    ),
+    "payout.DisablePayoutDestination": MethodRow(
+        MethodScope.OWNED, _request_with("payout_destination_id", "reason")
+    ),
     "event.StreamEvents": MethodRow(MethodScope.LISTED),
-    **{f"{name}.{method}": MethodRow(MethodScope.PLATFORM) for name in ("payment", "payout") for method in _OPERATOR_METHODS},
-    **{name: MethodRow(MethodScope.PLATFORM) for name in METHODS if name.startswith(("ledger.", "wallet.")) or name == "event.BatchPublish"},
+    **{
+        f"{name}.{method}": MethodRow(MethodScope.PLATFORM)
+        for name in ("payment", "payout")
+        for method in _OPERATOR_METHODS
+    },
+    **{
+        name: MethodRow(MethodScope.PLATFORM)
+        for name in METHODS
+        if name.startswith(("ledger.", "wallet.")) or name == "event.BatchPublish"
+    },
 }
 
 
@@ -150,7 +218,9 @@ def _token_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class AccessPlatform:
-    """A platform with a caller of each role, all of one owner, and what that owner and another have."""
+    """A platform with a caller of each role, all of one owner, and what that owner and another
+    have.
+    """
 
     clients: dict[str, Client]
     own_resources: OwnedResources
@@ -158,22 +228,41 @@ class AccessPlatform:
 
 
 @pytest.fixture(scope="module")
-def access_platform(admin_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AccessPlatform]:
+def access_platform(
+    admin_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AccessPlatform]:
     team_roles = frozenset({Role.TEAM, Role.PAYOUTS})
     callers = {_token_of(role): Caller(f"our-{role}", frozenset({role}), "ours") for role in Role}
-    callers |= {_token_of("nothing"): Caller("our-nothing", frozenset(), "ours"), _token_of("ours"): Caller("our-all", team_roles, "ours")}
+    callers |= {
+        _token_of("nothing"): Caller("our-nothing", frozenset(), "ours"),
+        _token_of("ours"): Caller("our-all", team_roles, "ours"),
+    }
     callers |= {_token_of("theirs"): Caller("theirs", team_roles)}
     settings = Settings(
-        retry=FAST_RETRY, sweep_interval=0.1, authentication="tokens", callers=callers, service_token=_token_of(Role.SERVICE), payout_waiting_period=0
+        retry=FAST_RETRY,
+        sweep_interval=0.1,
+        authentication="tokens",
+        callers=callers,
+        service_token=_token_of(Role.SERVICE),
+        payout_waiting_period=0,
     )
     folder: Path = tmp_path_factory.mktemp("matrix")
     with ExitStack() as stack:
         databases = stack.enter_context(fresh_database(admin_url, folder))
         platform = stack.enter_context(
-            serve_platform(databases, settings, dependencies=Dependencies(payout_providers={"sandbox": ScriptedPayoutProvider()}))
+            serve_platform(
+                databases,
+                settings,
+                dependencies=Dependencies(payout_providers={"sandbox": ScriptedPayoutProvider()}),
+            )
         )
-        clients = {name: stack.enter_context(platform.client(_token_of(name))) for name in (*Role, "nothing", "nobody", "ours", "theirs")}
-        yield AccessPlatform(clients, _create_resources(clients["ours"]), _create_resources(clients["theirs"]))
+        clients = {
+            name: stack.enter_context(platform.client(_token_of(name)))
+            for name in (*Role, "nothing", "nobody", "ours", "theirs")
+        }
+        yield AccessPlatform(
+            clients, _create_resources(clients["ours"]), _create_resources(clients["theirs"])
+        )
 
 
 def _create_resources(client: Client) -> OwnedResources:
@@ -181,11 +270,22 @@ def _create_resources(client: Client) -> OwnedResources:
     (order,) = client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments
     destination_id = create_destination(client, seller)
     created_payout = create_payout(client, seller, "1.00")
-    new_payout = payout_pb2.NewPayout(payout_id=unique_id("p"), seller_account=seller, amount="1.00", currency="EUR")
-    client.payout.CreatePayoutBatch(
-        payout_service_pb2.CreatePayoutBatchRequest(payout_batch_id=batch, list=payout_service_pb2.PayoutList(payouts=[new_payout]))
+    new_payout = payout_pb2.NewPayout(
+        payout_id=unique_id("p"), seller_account=seller, amount="1.00", currency="EUR"
     )
-    return OwnedResources(seller, order.checkout_id, f"{order.checkout_id}-1", destination_id, created_payout.payout_id, batch)
+    client.payout.CreatePayoutBatch(
+        payout_service_pb2.CreatePayoutBatchRequest(
+            payout_batch_id=batch, list=payout_service_pb2.PayoutList(payouts=[new_payout])
+        )
+    )
+    return OwnedResources(
+        seller,
+        order.checkout_id,
+        f"{order.checkout_id}-1",
+        destination_id,
+        created_payout.payout_id,
+        batch,
+    )
 
 
 def _call(client: Client, name: str, request: Message) -> tuple[list[Message], str]:
@@ -199,20 +299,33 @@ def _call(client: Client, name: str, request: Message) -> tuple[list[Message], s
 
 
 def test_every_method_has_a_row() -> None:
-    """A method without a row here, or a row without its method, fails: whoever adds one says whose its resources are."""
+    """A method without a row here, or a row without its method, fails: whoever adds one says whose
+    its resources are.
+    """
     assert set(MATRIX) == set(METHODS)
 
 
 @pytest.mark.parametrize("name", sorted(MATRIX))
-def test_a_method_is_for_its_roles_and_for_its_owners_resources(access_platform: AccessPlatform, name: str) -> None:
-    """S2, S3: a role without access is refused by name, another owner's resource as if it were not there, and the own one is found."""
+def test_a_method_is_for_its_roles_and_for_its_owners_resources(
+    access_platform: AccessPlatform, name: str
+) -> None:
+    """S2, S3: a role without access is refused by name, another owner's resource as if it were not
+    there, and the own one is found.
+    """
     service, method = name.split(".")
     allowed = SERVICES[service][1].ACCESS[method]
     row, message = MATRIX[name], GetMessageClass(METHODS[name].input_type)
     for role in (*Role, "nothing"):
         for owner in (access_platform.other_resources, access_platform.own_resources):
-            responses, reason = _call(access_platform.clients[role], name, message(**row.values(owner)))
-            where = (name, role, "own" if owner is access_platform.own_resources else "another's", reason)
+            responses, reason = _call(
+                access_platform.clients[role], name, message(**row.values(owner))
+            )
+            where = (
+                name,
+                role,
+                "own" if owner is access_platform.own_resources else "another's",
+                reason,
+            )
             if role not in allowed:
                 assert reason == "METHOD_FORBIDDEN", where
                 continue
@@ -220,11 +333,19 @@ def test_a_method_is_for_its_roles_and_for_its_owners_resources(access_platform:
             if row.kind is MethodScope.LISTED:
                 response_text = "".join(str(answer) for answer in responses)
                 assert not reason, where
-                assert access_platform.own_resources.seller in response_text or access_platform.own_resources.checkout in response_text, where
-                assert (access_platform.other_resources.seller in response_text or access_platform.other_resources.checkout in response_text) == (
-                    role in ALL_OWNERS_ROLES
+                assert (
+                    access_platform.own_resources.seller in response_text
+                    or access_platform.own_resources.checkout in response_text
                 ), where
-            elif row.kind is not MethodScope.PLATFORM and owner is access_platform.other_resources and role not in ALL_OWNERS_ROLES:
+                assert (
+                    access_platform.other_resources.seller in response_text
+                    or access_platform.other_resources.checkout in response_text
+                ) == (role in ALL_OWNERS_ROLES), where
+            elif (
+                row.kind is not MethodScope.PLATFORM
+                and owner is access_platform.other_resources
+                and role not in ALL_OWNERS_ROLES
+            ):
                 assert reason == row.kind, where
             elif row.kind is not MethodScope.PLATFORM:
                 assert reason not in ("NOT_FOUND", "ID_TAKEN"), where
@@ -233,4 +354,6 @@ def test_a_method_is_for_its_roles_and_for_its_owners_resources(access_platform:
 @pytest.mark.parametrize("name", sorted(MATRIX))
 def test_unknown_tokens_reach_no_method(access_platform: AccessPlatform, name: str) -> None:
     """A caller that nobody knows is refused by every method before its request is read."""
-    assert _call(access_platform.clients["nobody"], name, GetMessageClass(METHODS[name].input_type)()) == ([], "CREDENTIALS_INVALID")
+    assert _call(
+        access_platform.clients["nobody"], name, GetMessageClass(METHODS[name].input_type)()
+    ) == ([], "CREDENTIALS_INVALID")

@@ -1,4 +1,6 @@
-"""The circuit breaker: a counterpart that fails is left alone, and found again by one probe at a time."""
+"""The circuit breaker: a counterpart that fails is left alone, and found again by one probe at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from tallystick_server.payout.destination_verification import DestinationVerific
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
 
-SETTINGS = BreakerSettings(failure_threshold=3, reset_timeout_seconds=10, max_reset_timeout_seconds=40)
+SETTINGS = BreakerSettings(
+    failure_threshold=3, reset_timeout_seconds=10, max_reset_timeout_seconds=40
+)
 
 
 def open_breaker(now: float = 0.0) -> Breaker:
@@ -40,7 +44,9 @@ def test_it_opens_after_failures_in_a_row() -> None:
 
 
 def test_one_call_that_fails_for_ever_does_not_open_it() -> None:
-    """However often the same call fails, it is not the counterpart that fails; another call's success forgets it."""
+    """However often the same call fails, it is not the counterpart that fails; another call's
+    success forgets it.
+    """
     breaker = Breaker("x", SETTINGS)
     for _ in range(50):
         breaker.record_failure(0, "poison")
@@ -68,7 +74,9 @@ def test_one_probe_at_a_time() -> None:
 
 
 def test_calls_that_failed_are_not_the_probe_before_others() -> None:
-    """When its rest is over a call that has not failed is let through; those that have come after the first rest once more, and say nothing new."""
+    """When its rest is over a call that has not failed is let through; those that have come after
+    the first rest once more, and say nothing new.
+    """
     breaker = open_breaker()
     assert breaker.admit_or_delay(10, "call 0") == 10
     assert breaker.admit_or_delay(20, "call 0") is None
@@ -78,7 +86,9 @@ def test_calls_that_failed_are_not_the_probe_before_others() -> None:
 
 
 def test_failed_probes_are_farther_and_farther_apart() -> None:
-    """Each call more doubles the rest up to the longest; failures of calls that were under way change nothing."""
+    """Each call more doubles the rest up to the longest; failures of calls that were under way
+    change nothing.
+    """
     breaker, current_time, reset_timeouts = open_breaker(), 10.0, []
     for number in range(4):
         breaker.record_failure(current_time, "late")
@@ -90,29 +100,45 @@ def test_failed_probes_are_farther_and_farther_apart() -> None:
 
 
 def test_somebody_new_is_the_probe_when_nobody_who_waits_comes() -> None:
-    """After its rest an open breaker lacks a probe, or after as long again while others wait, until one is under way; a failed probe rests again."""
+    """After its rest an open breaker lacks a probe, or after as long again while others wait, until
+    one is under way; a failed probe rests again.
+    """
     breaker = Breaker("x", SETTINGS)
     assert not breaker.needs_probe(10, others_waiting=False)
     breaker = open_breaker()
-    assert [breaker.needs_probe(current_time, others_waiting=False) for current_time in (9, 10)] == [False, True]
-    assert [breaker.needs_probe(current_time, others_waiting=True) for current_time in (10, 19, 20)] == [False, False, True]
+    assert [
+        breaker.needs_probe(current_time, others_waiting=False) for current_time in (9, 10)
+    ] == [False, True]
+    assert [
+        breaker.needs_probe(current_time, others_waiting=True) for current_time in (10, 19, 20)
+    ] == [False, False, True]
     assert breaker.admit_or_delay(20, "new") is None
     assert not breaker.needs_probe(1000, others_waiting=False)
     breaker.record_failure(20, "new")
-    assert [breaker.needs_probe(current_time, others_waiting=False) for current_time in (39, 40)] == [False, True]
-    assert [breaker.needs_probe(current_time, others_waiting=True) for current_time in (59, 60)] == [False, True]
+    assert [
+        breaker.needs_probe(current_time, others_waiting=False) for current_time in (39, 40)
+    ] == [False, True]
+    assert [
+        breaker.needs_probe(current_time, others_waiting=True) for current_time in (59, 60)
+    ] == [False, True]
     breaker.record_success()
     assert not breaker.needs_probe(1000, others_waiting=False)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 30)), max_size=60))
+@given(
+    st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 30)), max_size=60)
+)
 def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
-    """Whatever happened, a call is let through after the longest rest, unless a probe is under way; and a success lets all through."""
+    """Whatever happened, a call is let through after the longest rest, unless a probe is under way;
+    and a success lets all through.
+    """
     breaker, current_time, probing = Breaker("x", SETTINGS), 0.0, False
     for number, (step, wait) in enumerate(steps):
         current_time += wait
         if step == "ask":
-            probing = probing or (breaker.is_open() and breaker.admit_or_delay(current_time, "new") is None)
+            probing = probing or (
+                breaker.is_open() and breaker.admit_or_delay(current_time, "new") is None
+            )
         elif step == "fail":
             breaker.record_failure(current_time, str(number))
             probing = False
@@ -120,7 +146,9 @@ def test_it_never_stays_shut(steps: list[tuple[str, float]]) -> None:
             breaker.record_success()
             probing = False
     if not probing:
-        assert breaker.admit_or_delay(current_time + SETTINGS.max_reset_timeout_seconds, "new") is None
+        assert (
+            breaker.admit_or_delay(current_time + SETTINGS.max_reset_timeout_seconds, "new") is None
+        )
     breaker.record_success()
     assert breaker.admit_or_delay(current_time, "new") is None
 
@@ -162,10 +190,22 @@ async def keep_lease(_item: object) -> bool:
 def some_charge() -> Charge:
     """A charge that is leased for an hour."""
     return Charge(
-        operation_id="c", checkout_id="c", caller="t", owner="t", attempt_number=1, provider="moody", provider_key="k", currency="EUR", payment_token="t",
-        payment_method_type="CARD", orders=(), lease_token=1, lease_deadline=asyncio.get_running_loop().time() + 3600, traceparent="",
+        operation_id="c",
+        checkout_id="c",
+        caller="t",
+        owner="t",
+        attempt_number=1,
+        provider="moody",
+        provider_key="k",
+        currency="EUR",
+        payment_token="t",
+        payment_method_type="CARD",
+        orders=(),
+        lease_token=1,
+        lease_deadline=asyncio.get_running_loop().time() + 3600,
+        traceparent="",
         context=current_context(),
-    )  # fmt: skip
+    )
 
 
 class PartlyFailingProvider:
@@ -186,14 +226,25 @@ class PartlyFailingProvider:
     cancel = look_up
 
     def _outcome(self, action: NextAction, request: ChargeRequest) -> ChargeOutcome:
-        return Unknown("no") if action is self._failing_action else Succeeded("r", 1, request.currency)
+        return (
+            Unknown("no") if action is self._failing_action else Succeeded("r", 1, request.currency)
+        )
 
 
 @pytest.mark.parametrize(
-    ("failing", "answered"), [(NextAction.SEND, NextAction.LOOK_UP), (NextAction.SEND, NextAction.CANCEL), (NextAction.LOOK_UP, NextAction.SEND)]
+    ("failing", "answered"),
+    [
+        (NextAction.SEND, NextAction.LOOK_UP),
+        (NextAction.SEND, NextAction.CANCEL),
+        (NextAction.LOOK_UP, NextAction.SEND),
+    ],
 )
-def test_a_provider_is_asked_what_it_still_answers(failing: NextAction, answered: NextAction) -> None:
-    """Sends that fail keep no look-up and no cancellation back, nor the other way round; and what is answered does not have the failing kind sent again."""
+def test_a_provider_is_asked_what_it_still_answers(
+    failing: NextAction, answered: NextAction
+) -> None:
+    """Sends that fail keep no look-up and no cancellation back, nor the other way round; and what
+    is answered does not have the failing kind sent again.
+    """
 
     async def main() -> None:
         execute = ProviderGateway(
@@ -201,7 +252,9 @@ def test_a_provider_is_asked_what_it_still_answers(failing: NextAction, answered
             keep_lease,
             max_calls_per_provider=5,
             timeout_seconds=30,
-            breaker_settings=BreakerSettings(failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600),
+            breaker_settings=BreakerSettings(
+                failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600
+            ),
         )
         charge = some_charge()
         assert isinstance(await execute.call(charge, failing), Unknown)
@@ -223,13 +276,26 @@ def test_bank_accounts_that_cannot_be_verified_hold_no_payout_up() -> None:
             keep_lease,
             max_calls_per_provider=5,
             timeout_seconds=30,
-            breaker_settings=BreakerSettings(failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600),
+            breaker_settings=BreakerSettings(
+                failure_threshold=1, reset_timeout_seconds=3600, max_reset_timeout_seconds=3600
+            ),
         )
         account = DestinationVerification(
-            operation_id="d", caller="t", attempt_number=1, provider="moody", provider_key="", lease_token=1, traceparent="", context=current_context(),
-            lease_deadline=asyncio.get_running_loop().time() + 3600, maybe_sent=True, payout_destination_id="1", currency="EUR", bank_account_token="ba",
+            operation_id="d",
+            caller="t",
+            attempt_number=1,
+            provider="moody",
+            provider_key="",
+            lease_token=1,
+            traceparent="",
+            context=current_context(),
+            lease_deadline=asyncio.get_running_loop().time() + 3600,
+            maybe_sent=True,
+            payout_destination_id="1",
+            currency="EUR",
+            bank_account_token="ba",
             state=DestinationState.PENDING_VERIFICATION,
-        )  # fmt: skip
+        )
         assert isinstance(await execute.call(account, NextAction.SEND), Unknown)
         for step in (NextAction.SEND, NextAction.LOOK_UP):
             assert isinstance(await execute.call(account, step), CircuitOpen)
@@ -248,7 +314,9 @@ def test_a_probe_whose_caller_went_away_is_no_probe() -> None:
             keep_lease,
             max_calls_per_provider=5,
             timeout_seconds=30,
-            breaker_settings=BreakerSettings(failure_threshold=1, reset_timeout_seconds=0.0, max_reset_timeout_seconds=0.0),
+            breaker_settings=BreakerSettings(
+                failure_threshold=1, reset_timeout_seconds=0.0, max_reset_timeout_seconds=0.0
+            ),
         )
         charge = some_charge()
         assert isinstance(await execute.call(charge, NextAction.SEND), Unknown)

@@ -53,7 +53,13 @@ TOKENS = {
     "token-of-auditor--": Caller("auditor", frozenset({Role.AUDITOR})),
     "token-of-platform-": Caller("platform", frozenset({Role.SERVICE})),
 }
-SERVICE_MODULES = {"PaymentService": payment, "LedgerService": ledger, "WalletService": wallet, "EventService": event, "PayoutService": payout}
+SERVICE_MODULES = {
+    "PaymentService": payment,
+    "LedgerService": ledger,
+    "WalletService": wallet,
+    "EventService": event,
+    "PayoutService": payout,
+}
 SERVICES = {
     name: file.DESCRIPTOR.services_by_name[name]
     for name, file in {
@@ -75,8 +81,16 @@ def test_every_reason_has_one_status_and_stands_in_the_contract() -> None:
 @pytest.mark.parametrize("reason", list(ErrorReason))
 def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
     """A refusal inside a batch comes out of its status as it went in."""
-    parsed_error = from_status(to_status(ApiError(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5)))
-    assert (parsed_error.reason, parsed_error.message, parsed_error.field, parsed_error.metadata, parsed_error.retry_after) == (
+    parsed_error = from_status(
+        to_status(ApiError(reason, "why", field="a.b", metadata={"x": "y"}, retry_after=1.5))
+    )
+    assert (
+        parsed_error.reason,
+        parsed_error.message,
+        parsed_error.field,
+        parsed_error.metadata,
+        parsed_error.retry_after,
+    ) == (
         reason,
         "why",
         "a.b",
@@ -87,17 +101,27 @@ def test_refusals_survive_the_wire(reason: ErrorReason) -> None:
     assert (bare.field, bare.metadata, bare.retry_after) == ("", {}, None)
 
 
-@pytest.mark.parametrize("descriptor", [
-    payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"], ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
-], ids=lambda d: d.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "descriptor",
+    [
+        payment_service_pb2.DESCRIPTOR.services_by_name["PaymentService"],
+        ledger_service_pb2.DESCRIPTOR.services_by_name["LedgerService"],
+    ],
+    ids=lambda d: d.name,
+)
 def test_a_method_without_access_rule_stops_the_start(descriptor: ServiceDescriptor) -> None:
     """S2: leave one rule out, or leave it empty, and the server does not start."""
     access = dict(SERVICE_MODULES[descriptor.name].ACCESS)
     first = descriptor.methods[0].name
-    for invalid_access in ({k: v for k, v in access.items() if k != first}, {**access, first: frozenset()}):
+    for invalid_access in (
+        {k: v for k, v in access.items() if k != first},
+        {**access, first: frozenset()},
+    ):
 
         async def bind(rules: Any = invalid_access) -> None:
-            RpcServer(NoAuthentication()).add_service(grpc.aio.server(), descriptor, object(), rules)
+            RpcServer(NoAuthentication()).add_service(
+                grpc.aio.server(), descriptor, object(), rules
+            )
 
         with pytest.raises(TypeError, match="no access rule"):
             asyncio.run(bind())
@@ -136,8 +160,12 @@ class UniformHandlers:
 
 
 @contextmanager
-def serve_rpc(rpc_server: RpcServer, servicers: Mapping[str, object]) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
-    """The address of a server behind a door, and its loop. `servicers`: the test's, by the service of which they are."""
+def serve_rpc(
+    rpc_server: RpcServer, servicers: Mapping[str, object]
+) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    """The address of a server behind a door, and its loop. `servicers`: the test's, by the service
+    of which they are.
+    """
     address = free_address()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -162,11 +190,19 @@ def serve_rpc(rpc_server: RpcServer, servicers: Mapping[str, object]) -> Iterato
 
 
 @contextmanager
-def rpc_client(respond: Callable[[], Any] | GatedHandlers, limits: CallLimits | None = None, *, stream_time: float = 300) -> Iterator[Client]:
+def rpc_client(
+    respond: Callable[[], Any] | GatedHandlers,
+    limits: CallLimits | None = None,
+    *,
+    stream_time: float = 300,
+) -> Iterator[Client]:
     """A client of a server whose handlers are the test's; it sends each call once."""
     servicer = respond if isinstance(respond, GatedHandlers) else UniformHandlers(respond)
     rpc_server = RpcServer(NoAuthentication(), limits, max_stream_seconds=stream_time)
-    with serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop), Client(address, settings=ClientSettings(attempts=1)) as client:
+    with (
+        serve_rpc(rpc_server, {"PaymentService": servicer}) as (address, loop),
+        Client(address, settings=ClientSettings(attempts=1)) as client,
+    ):
         client.door, client.loop, client.address = rpc_server, loop, address  # type: ignore[attr-defined]
         yield client
 
@@ -189,13 +225,17 @@ def test_too_many_calls_are_shed() -> None:
         with pytest.raises(TallystickError) as error:
             client.payment.ListPayments(LIST_REQUEST)
         leave.set()
-        assert all(isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first)
+        assert all(
+            isinstance(call.result(10), payment_service_pb2.ListPaymentsResponse) for call in first
+        )
     assert error.value.reason == "OVERLOADED"
     assert error.value.retry_after == 0.5
 
 
 class GatedHandlers:
-    """A handler of CreatePayment that waits until it is let go, and one of everything else that answers at once."""
+    """A handler of CreatePayment that waits until it is let go, and one of everything else that
+    answers at once.
+    """
 
     def __init__(self, waits_for_provider: bool) -> None:
         self.entered = threading.Semaphore(0)
@@ -232,7 +272,9 @@ READ_CALLS: list[tuple[str, Message]] = [
 
 
 def test_waiting_calls_take_no_slots_of_others() -> None:
-    """A call that waits gives up its slot; one above the limit of waiting calls, or of its caller's share of it, is answered without waiting."""
+    """A call that waits gives up its slot; one above the limit of waiting calls, or of its caller's
+    share of it, is answered without waiting.
+    """
     gate = GatedHandlers(waits_for_provider=True)
     limits = CallLimits(writes=1, reads=1, platform=1, waiting=4, share=0.5)
     with rpc_client(gate, limits) as client, ThreadPoolExecutor(2) as callers:
@@ -240,7 +282,10 @@ def test_waiting_calls_take_no_slots_of_others() -> None:
         for _ in range(2):
             waiting_calls.append(callers.submit(client.payment.CreatePayment, CREATE_REQUEST))
             assert gate.entered.acquire(timeout=10)
-        assert client.payment.CreatePayment(CREATE_REQUEST) == payment_service_pb2.CreatePaymentResponse()
+        assert (
+            client.payment.CreatePayment(CREATE_REQUEST)
+            == payment_service_pb2.CreatePaymentResponse()
+        )
         for name, request in READ_CALLS:
             getattr(client.payment, name)(request)
         gate.release_event.set()
@@ -248,9 +293,14 @@ def test_waiting_calls_take_no_slots_of_others() -> None:
 
 
 def test_each_kind_of_calls_has_its_own_limit() -> None:
-    """When the calls that change something are at their limit, one more is OVERLOADED, while reads and operators' calls are answered."""
+    """When the calls that change something are at their limit, one more is OVERLOADED, while reads
+    and operators' calls are answered.
+    """
     gate = GatedHandlers(waits_for_provider=False)
-    with rpc_client(gate, CallLimits(writes=1, reads=1, platform=1)) as client, ThreadPoolExecutor(1) as callers:
+    with (
+        rpc_client(gate, CallLimits(writes=1, reads=1, platform=1)) as client,
+        ThreadPoolExecutor(1) as callers,
+    ):
         first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
         assert gate.entered.acquire(timeout=10)
         for name, request in READ_CALLS:
@@ -265,10 +315,15 @@ def test_each_kind_of_calls_has_its_own_limit() -> None:
 
 
 def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
-    """Messages of many kilobytes are OVERLOADED above the limit of bytes in flight, while a small one is let in."""
+    """Messages of many kilobytes are OVERLOADED above the limit of bytes in flight, while a small
+    one is let in.
+    """
     gate = GatedHandlers(waits_for_provider=False)
     large = payment_service_pb2.CreatePaymentRequest(buyer_info="x" * 20_000)
-    with rpc_client(gate, CallLimits(message_bytes=50_000)) as client, ThreadPoolExecutor(3) as callers:
+    with (
+        rpc_client(gate, CallLimits(message_bytes=50_000)) as client,
+        ThreadPoolExecutor(3) as callers,
+    ):
         calls = []
         for request in (large, large, CREATE_REQUEST):
             calls.append(callers.submit(client.payment.CreatePayment, request))
@@ -282,7 +337,9 @@ def test_messages_in_flight_are_bounded_by_their_bytes() -> None:
 
 
 def test_a_drain_ends_calls_by_name() -> None:
-    """A call that is still in flight when the drain is over ends with SHUTTING_DOWN and when to come back, and so does a new one."""
+    """A call that is still in flight when the drain is over ends with SHUTTING_DOWN and when to
+    come back, and so does a new one.
+    """
     gate = GatedHandlers(waits_for_provider=True)
     with rpc_client(gate) as client, ThreadPoolExecutor(1) as callers:
         first = callers.submit(client.payment.CreatePayment, CREATE_REQUEST)
@@ -297,14 +354,22 @@ def test_a_drain_ends_calls_by_name() -> None:
 
 
 def test_a_burst_is_answered_by_the_door(platform: ServedPlatform) -> None:
-    """Of thousands of calls that come at once each gets an answer that has a reason; none is dropped by the transport."""
+    """Of thousands of calls that come at once each gets an answer that has a reason; none is
+    dropped by the transport.
+    """
 
     async def burst() -> Counter[str]:
         async with grpc.aio.insecure_channel(platform.address) as channel:
             stub: Any = payment_service_pb2_grpc.PaymentServiceStub(channel)
-            calls = (stub.CreatePayment(payment_service_pb2.CreatePaymentRequest(), timeout=60) for _ in range(3000))
+            calls = (
+                stub.CreatePayment(payment_service_pb2.CreatePaymentRequest(), timeout=60)
+                for _ in range(3000)
+            )
             responses = await asyncio.gather(*calls, return_exceptions=True)
-        return Counter(from_rpc(answer).reason if isinstance(answer, grpc.RpcError) else str(answer) for answer in responses)
+        return Counter(
+            from_rpc(answer).reason if isinstance(answer, grpc.RpcError) else str(answer)
+            for answer in responses
+        )
 
     assert asyncio.run(burst()) == {"FIELD_REQUIRED": 3000}
 
@@ -335,18 +400,24 @@ def test_a_call_past_its_deadline_ends_by_name() -> None:
 
 
 def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
-    """A stream whose reader takes nothing ends at its time like any other, with STREAM_EXPIRED, and its handler with it."""
+    """A stream whose reader takes nothing ends at its time like any other, with STREAM_EXPIRED, and
+    its handler with it.
+    """
     stream_ended = threading.Event()
 
     async def endless() -> AsyncIterator[Message]:
         try:
             while True:
-                yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
+                yield payment_service_pb2.WatchPaymentResponse(
+                    payment=payment_pb2.Payment(buyer_info="x" * 60_000)
+                )
         finally:
             stream_ended.set()
 
     with rpc_client(endless, stream_time=0.3) as client:
-        responses = iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c")))
+        responses = iter(
+            client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
+        )
         next(responses)
         assert stream_ended.wait(10)
         with pytest.raises(TallystickError) as error:
@@ -356,24 +427,31 @@ def test_a_reader_that_stands_still_does_not_keep_its_stream() -> None:
 
 @pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
 def test_a_drain_ends_streams_at_once(read: bool) -> None:
-    """A drain ends a stream that never runs out of messages within a moment, whether its client reads or not, and gives its slot back;
-    one that reads hears SHUTTING_DOWN."""
+    """A drain ends a stream that never runs out of messages within a moment, whether its client
+    reads or not, and gives its slot back; one that reads hears SHUTTING_DOWN.
+    """
     stream_ended = threading.Event()
 
     async def endless() -> AsyncIterator[Message]:
         try:
             while True:
-                yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
+                yield payment_service_pb2.WatchPaymentResponse(
+                    payment=payment_pb2.Payment(buyer_info="x" * 60_000)
+                )
         finally:
             stream_ended.set()
 
     with ThreadPoolExecutor(1) as readers, rpc_client(endless) as client:
-        responses = iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c")))
+        responses = iter(
+            client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
+        )
         next(responses)
 
         def drain() -> None:
             client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
-            asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(30)  # type: ignore[attr-defined]
+            asyncio.run_coroutine_threadsafe(client.door.wait_until_idle(300), client.loop).result(  # type: ignore[attr-defined]
+                30
+            )
 
         def rest() -> str:
             with pytest.raises(TallystickError) as error:
@@ -399,7 +477,9 @@ def test_a_drain_ends_streams_at_once(read: bool) -> None:
 
 
 def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
-    """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins, long before its time is up."""
+    """A stream that waits for its next message ends with SHUTTING_DOWN as soon as a drain begins,
+    long before its time is up.
+    """
     stream_begun = threading.Event()
 
     async def silent() -> AsyncIterator[Message]:
@@ -408,7 +488,9 @@ def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
         yield payment_service_pb2.WatchPaymentResponse()
 
     with ThreadPoolExecutor(1) as readers, rpc_client(silent) as client:
-        responses = client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))
+        responses = client.payment.WatchPayment(
+            payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+        )
         reading = readers.submit(list, responses)
         assert stream_begun.wait(10)
         client.loop.call_soon_threadsafe(client.door.close)  # type: ignore[attr-defined]
@@ -419,9 +501,15 @@ def test_a_drain_ends_streams_that_have_nothing_to_send() -> None:
 
 
 def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
-    """However many streams have something to send, there are more turns of the loop than messages, since gRPC hands over one event in each."""
+    """However many streams have something to send, there are more turns of the loop than messages,
+    since gRPC hands over one event in each.
+    """
     streams, items_per_stream = 100, 10
-    loop_turns, open_counter, sent_counter = itertools.count(), itertools.count(1), itertools.count(1)
+    loop_turns, open_counter, sent_counter = (
+        itertools.count(),
+        itertools.count(1),
+        itertools.count(1),
+    )
     all_open, streams_done, last = asyncio.Event(), threading.Event(), 0
 
     def turn() -> None:
@@ -442,13 +530,17 @@ def test_streams_that_send_at_once_leave_turns_of_the_loop_to_others() -> None:
 
     with rpc_client(burst) as client, ThreadPoolExecutor(streams) as readers:
         request = payment_service_pb2.WatchPaymentRequest(checkout_id="c")
-        reading = [readers.submit(list, client.payment.WatchPayment(request)) for _ in range(streams)]
+        reading = [
+            readers.submit(list, client.payment.WatchPayment(request)) for _ in range(streams)
+        ]
         assert all(len(responses.result(60)) == items_per_stream for responses in reading)
     assert last > streams * items_per_stream
 
 
 def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    """When who watches goes away while nothing happens, the handler ends, and nothing is logged as failed."""
+    """When who watches goes away while nothing happens, the handler ends, and nothing is logged as
+    failed.
+    """
     stream_ended = threading.Event()
 
     async def silent() -> AsyncIterator[Message]:
@@ -459,20 +551,32 @@ def test_a_reader_that_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> N
             stream_ended.set()
 
     with rpc_client(silent) as client:
-        next(iter(client.payment.WatchPayment(payment_service_pb2.WatchPaymentRequest(checkout_id="c"))))
+        next(
+            iter(
+                client.payment.WatchPayment(
+                    payment_service_pb2.WatchPaymentRequest(checkout_id="c")
+                )
+            )
+        )
         client.close()
         assert stream_ended.wait(10)
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_a_reader_that_stands_still_and_leaves_is_no_fault(caplog: pytest.LogCaptureFixture) -> None:
-    """Streams that were drained while their readers stood still end without an error when the readers' connections break."""
+def test_a_reader_that_stands_still_and_leaves_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Streams that were drained while their readers stood still end without an error when the
+    readers' connections break.
+    """
     stream_ended = threading.Semaphore(0)
 
     async def endless() -> AsyncIterator[Message]:
         try:
             while True:
-                yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(buyer_info="x" * 60_000))
+                yield payment_service_pb2.WatchPaymentResponse(
+                    payment=payment_pb2.Payment(buyer_info="x" * 60_000)
+                )
         finally:
             stream_ended.release()
 
@@ -492,15 +596,23 @@ def test_a_reader_that_stands_still_and_leaves_is_no_fault(caplog: pytest.LogCap
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError("the connection broke")], ids=["cancelled", "failed"])
-def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(error: Exception | None) -> None:
-    """When the write to a reader that stood still fails, or is cancelled, its stream ends without an error, and has its slot until then no more."""
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("the connection broke")], ids=["cancelled", "failed"]
+)
+def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(
+    error: Exception | None,
+) -> None:
+    """When the write to a reader that stood still fails, or is cancelled, its stream ends without
+    an error, and has its slot until then no more.
+    """
 
     async def let_go() -> int:
         write: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         slots = Bulkhead(2, 1.0)
         slots.force_acquire("shop")
-        letting_go = asyncio.ensure_future(RpcServer(NoAuthentication())._cancel_stream(write, slots, "shop"))
+        letting_go = asyncio.ensure_future(
+            RpcServer(NoAuthentication())._cancel_stream(write, slots, "shop")
+        )
         await asyncio.sleep(0)
         assert slots.used == 0
         write.cancel() if error is None else write.set_exception(error)
@@ -511,7 +623,9 @@ def test_a_write_that_a_reader_never_takes_ends_its_stream_in_silence(error: Exc
 
 
 def test_draining_refuses_new_calls(scratch_database: DatabaseUrls) -> None:
-    """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to come back."""
+    """SHUTTING_DOWN: a process that is being stopped sends new calls away, with when to
+    come back.
+    """
     with serve_platform(scratch_database) as other_platform:
         other_platform.server._rpc_servers[0].close()
         client = Client(other_platform.address, settings=ClientSettings(attempts=1))

@@ -1,4 +1,6 @@
-"""Streams of a numbered sequence: each shows all that fits, in order and once, whatever other streams of the process do."""
+"""Streams of a numbered sequence: each shows all that fits, in order and once, whatever other
+streams of the process do.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ KIBIBYTE = 1024
 
 
 class FakeSequence:
-    """A sequence whose items are their numbers, of given sizes, and the numbers that one read gave each time."""
+    """A sequence whose items are their numbers, of given sizes, and the numbers that one read gave
+    each time.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = list(sizes)
@@ -29,14 +33,23 @@ class FakeSequence:
         return self.reads[-1]
 
     def source(self) -> SequenceSource[int]:
-        return SequenceSource(last=lambda _: len(self.sizes), read_after=self.between, position=int, size_of=lambda number: self.sizes[number - 1])
+        return SequenceSource(
+            last=lambda _: len(self.sizes),
+            read_after=self.between,
+            position=int,
+            size_of=lambda number: self.sizes[number - 1],
+        )
 
     def filtered(self, modulus: int = 1) -> StreamFilter[int]:
-        return StreamFilter(read_after=self.between, matches=lambda number: number % modulus == 0, owner="t")
+        return StreamFilter(
+            read_after=self.between, matches=lambda number: number % modulus == 0, owner="t"
+        )
 
 
 def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: DatabaseUrls) -> None:
-    """A stream that comes to wait when the sequence has grown shows what is new, also while a faster stream waits for more already."""
+    """A stream that comes to wait when the sequence has grown shows what is new, also while a
+    faster stream waits for more already.
+    """
 
     async def main() -> tuple[int, int]:
         sequence = FakeSequence([1])
@@ -66,7 +79,9 @@ def test_a_stream_behind_another_does_not_wait_for_what_is_there(database: Datab
 
 
 def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
-    """Once all who followed have gone, nothing is shown from memory: the database may have been set back, and have grown again, since."""
+    """Once all who followed have gone, nothing is shown from memory: the database may have been set
+    back, and have grown again, since.
+    """
 
     async def main() -> tuple[int, int]:
         sequence = FakeSequence([1])
@@ -93,8 +108,12 @@ def test_what_nobody_followed_is_read_anew(database: DatabaseUrls) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 400 * KIBIBYTE), max_size=40), st.integers(0, 40), st.booleans())
-def test_items_of_any_size_come_once_and_in_order(database: DatabaseUrls, sizes: list[int], after: int, follows: bool) -> None:
-    """However large the items are, a stream shows each behind its cursor once, in order, from the database as from what the process keeps."""
+def test_items_of_any_size_come_once_and_in_order(
+    database: DatabaseUrls, sizes: list[int], after: int, follows: bool
+) -> None:
+    """However large the items are, a stream shows each behind its cursor once, in order, from the
+    database as from what the process keeps.
+    """
     after = min(after, len(sizes))
 
     async def take_items(stream: AsyncGenerator[int, None]) -> list[int]:
@@ -110,7 +129,9 @@ def test_items_of_any_size_come_once_and_in_order(database: DatabaseUrls, sizes:
         tail._reset_buffer(after)  # what comes is kept
         if follows:
             await tail._extend_buffer(len(sizes))
-        received = await take_items(tail.stream(sequence.filtered(), after, "after", follow=follows))
+        received = await take_items(
+            tail.stream(sequence.filtered(), after, "after", follow=follows)
+        )
         await asyncio.to_thread(db.close)
         return received
 
@@ -118,12 +139,16 @@ def test_items_of_any_size_come_once_and_in_order(database: DatabaseUrls, sizes:
 
 
 def test_a_stream_reads_ahead_by_bytes(database: DatabaseUrls) -> None:
-    """A stream that nobody reads on keeps 128 KiB or one item, though one read of the database finds 200 items: large ones are read again."""
+    """A stream that nobody reads on keeps 128 KiB or one item, though one read of the database
+    finds 200 items: large ones are read again.
+    """
 
     async def main() -> list[int]:
         sequence = FakeSequence([100 * KIBIBYTE] * 10)
         db = Database(database.service("event"), connections=1)
-        stream = SequenceTail(db, sequence.source()).stream(sequence.filtered(), 0, "after", follow=False)
+        stream = SequenceTail(db, sequence.source()).stream(
+            sequence.filtered(), 0, "after", follow=False
+        )
         items = [await anext(stream)]
         assert len(sequence.reads) == 1
         items.append(await anext(stream))

@@ -11,9 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick_core.card_numbers import contains_card_number, has_valid_check_digit, is_bank_account_number, is_card_number
+from tallystick_core.card_numbers import (
+    contains_card_number,
+    has_valid_check_digit,
+    is_bank_account_number,
+    is_card_number,
+)
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.validation import is_id, parse_bank_account_token, parse_country, parse_id, parse_text, parse_token, reject_card_number
+from tallystick_core.validation import (
+    is_id,
+    parse_bank_account_token,
+    parse_country,
+    parse_id,
+    parse_text,
+    parse_token,
+    reject_card_number,
+)
 
 # Numbers that providers publish for tests, of each issuer; none is anybody's card.
 TEST_CARDS = [
@@ -32,7 +45,9 @@ def _grouped(separator: str, number: str) -> str:
 
 
 @pytest.mark.parametrize("number", TEST_CARDS)
-@pytest.mark.parametrize("separator", ["", " ", "-", ".", "\n", " - ", "     ", " ;;; / ", "\u200b", "\u00a0"])
+@pytest.mark.parametrize(
+    "separator", ["", " ", "-", ".", "\n", " - ", "     ", " ;;; / ", "\u200b", "\u00a0"]
+)
 def test_card_numbers_are_refused_however_written(number: str, separator: str) -> None:
     """S1: spaced, dashed, split by lines or by invisible signs, a card number is seen."""
     text = f"my card {_grouped(separator, number)} thanks"
@@ -42,10 +57,16 @@ def test_card_numbers_are_refused_however_written(number: str, separator: str) -
     assert number not in str(error.value)
 
 
-@pytest.mark.parametrize("prefix", ["2200", "5000", "5019", "5612", "5812", "6074", "6304", "6759", "8172", "9792"])
+@pytest.mark.parametrize(
+    "prefix", ["2200", "5000", "5019", "5612", "5812", "6074", "6304", "6759", "8172", "9792"]
+)
 def test_card_numbers_of_other_issuers_are_refused(prefix: str) -> None:
     """S1: numbers made up for Mir, Maestro, Dankort, RuPay and Troy."""
-    number = next(candidate for candidate in (f"{prefix}00000000000{last}" for last in range(10)) if has_valid_check_digit(candidate))
+    number = next(
+        candidate
+        for candidate in (f"{prefix}00000000000{last}" for last in range(10))
+        if has_valid_check_digit(candidate)
+    )
     with pytest.raises(ApiError):
         reject_card_number(number, "buyer_info")
 
@@ -59,10 +80,19 @@ def test_card_numbers_in_other_digits_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["4242424242424242", "4242-4242-4242-4242", "4242_4242_4242_4242", "378282246310005", "3782-822463-10005", "30569309025904"],
+    [
+        "4242424242424242",
+        "4242-4242-4242-4242",
+        "4242_4242_4242_4242",
+        "378282246310005",
+        "3782-822463-10005",
+        "30569309025904",
+    ],
 )
 def test_an_id_that_is_a_card_number_is_refused(text: str) -> None:
-    """S1: an id or token that is nothing but a card number is refused, with or without separators."""
+    """S1: an id or token that is nothing but a card number is refused, with or without
+    separators.
+    """
     for parse in (parse_id, parse_token, parse_bank_account_token):
         with pytest.raises(ApiError) as error:
             parse(text, "field")
@@ -103,12 +133,20 @@ def test_ids_with_many_digits_pass(text: str) -> None:
     ],
 )
 def test_texts_with_other_numbers_pass(text: str) -> None:
-    """Phone numbers, UUIDs, IBANs, times and references are no card numbers, though their digits may look like one."""
+    """Phone numbers, UUIDs, IBANs, times and references are no card numbers, though their digits
+    may look like one.
+    """
     assert parse_text(text, "buyer_info", 1024) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["exp 12/27, 4242 4242 4242 4242, cvc 123", "4242 4242 4242 4242 12/27 123", "amex 3782 822463 10005", "4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2"]
+    "text",
+    [
+        "exp 12/27, 4242 4242 4242 4242, cvc 123",
+        "4242 4242 4242 4242 12/27 123",
+        "amex 3782 822463 10005",
+        "4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2",
+    ],
 )
 def test_a_card_number_among_other_numbers_is_refused(text: str) -> None:
     """S1: dates, codes and words beside a card number do not hide it."""
@@ -128,8 +166,12 @@ def _iban(random: Random, country: str, bban: str) -> str:
 
 FALSE_ALARMS: dict[str, Callable[[Random], str]] = {
     "uuid": lambda random: str(UUID(int=random.getrandbits(128), version=4)),
-    "phone": lambda random: f"+{random.randint(1, 998)} {_digits(random, 3)} {_digits(random, random.randint(6, 9))}",
-    "national phone": lambda random: f"0{_digits(random, 3)} {_digits(random, 4)} {_digits(random, 4)}",
+    "phone": lambda random: (
+        f"+{random.randint(1, 998)} {_digits(random, 3)} {_digits(random, random.randint(6, 9))}"
+    ),
+    "national phone": lambda random: (
+        f"0{_digits(random, 3)} {_digits(random, 4)} {_digits(random, 4)}"
+    ),
     "German IBAN": lambda random: _iban(random, "DE", _digits(random, 18)),
     "British IBAN": lambda random: _iban(random, "GB", f"NWBK{_digits(random, 14)}"),
     "Norwegian IBAN": lambda random: _iban(random, "NO", _digits(random, 11)),
@@ -141,20 +183,32 @@ FALSE_ALARMS: dict[str, Callable[[Random], str]] = {
 
 @pytest.mark.parametrize("kind", FALSE_ALARMS)
 def test_there_are_no_false_alarms(kind: str) -> None:
-    """Of 20,000 such numbers none is refused, in a text or, where it has the form of an id, as an id."""
+    """Of 20,000 such numbers none is refused, in a text or, where it has the form of an id, as an
+    id.
+    """
     random = Random(kind)
     for sample in (FALSE_ALARMS[kind](random) for _ in range(20_000)):
         assert not contains_card_number(f"for {sample} today"), sample
         assert not (is_id(sample) and is_card_number(sample)), sample
 
 
-@pytest.mark.parametrize("text", ["4242424242424241", "order 1795365018658398600 of today", "2026-11-22 10:15:00.123456", "1234567890123456"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4242424242424241",
+        "order 1795365018658398600 of today",
+        "2026-11-22 10:15:00.123456",
+        "1234567890123456",
+    ],
+)
 def test_other_long_numbers_pass(text: str) -> None:
     """Luhn alone would refuse every tenth order number: issuer and length count too."""
     reject_card_number(text, "buyer_info")
 
 
-@pytest.mark.parametrize("text", ["", "-a", "_a", "a b", "a" * 65, "ä", "a\n", "a/b", "a\0", "'; drop table x--", "１"])
+@pytest.mark.parametrize(
+    "text", ["", "-a", "_a", "a b", "a" * 65, "ä", "a\n", "a/b", "a\0", "'; drop table x--", "１"]
+)
 def test_bad_ids_are_refused(text: str) -> None:
     """An id is 1 to 64 ASCII letters, digits, _ and -, beginning with a letter or digit."""
     with pytest.raises(ApiError) as error:
@@ -165,7 +219,9 @@ def test_bad_ids_are_refused(text: str) -> None:
 
 @given(st.text(max_size=2000))
 def test_texts_are_taken_whole_or_refused(text: str) -> None:
-    """A text comes out as it went in, right-to-left marks and emoji included, or is refused by name."""
+    """A text comes out as it went in, right-to-left marks and emoji included, or is refused by
+    name.
+    """
     try:
         assert parse_text(text, "buyer_info", 1024) == text
         assert "\0" not in text
@@ -174,17 +230,40 @@ def test_texts_are_taken_whole_or_refused(text: str) -> None:
         assert refused.reason in {ErrorReason.FIELD_INVALID, ErrorReason.CARD_NUMBER_REFUSED}
 
 
-@pytest.mark.parametrize("text", ["DE89370400440532013000", "de89370400440532013000", "GB33BUKB20201555555555", "532013000", "370400-44532013"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DE89370400440532013000",
+        "de89370400440532013000",
+        "GB33BUKB20201555555555",
+        "532013000",
+        "370400-44532013",
+    ],
+)
 def test_a_bank_account_number_is_no_token(text: str) -> None:
-    """Where the provider's token of a bank account belongs, the number of the account is refused."""
+    """Where the provider's token of a bank account belongs, the number of the account is
+    refused.
+    """
     assert is_bank_account_number(text)
     with pytest.raises(ApiError) as error:
         parse_bank_account_token(text, "bank_account_token")
-    assert (error.value.reason, error.value.field) == (ErrorReason.FIELD_INVALID, "bank_account_token")
+    assert (error.value.reason, error.value.field) == (
+        ErrorReason.FIELD_INVALID,
+        "bank_account_token",
+    )
     assert text not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["ba_1MvoVH2eZvKYlo2C", "ba_returned", "ba_slow:3600", "acct_1032D82eZvKYlo2C", "DE89370400440532013001"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ba_1MvoVH2eZvKYlo2C",
+        "ba_returned",
+        "ba_slow:3600",
+        "acct_1032D82eZvKYlo2C",
+        "DE89370400440532013001",
+    ],
+)
 def test_tokens_of_bank_accounts_pass(text: str) -> None:
     """A token with letters that is no valid IBAN is accepted."""
     assert parse_bank_account_token(text, "bank_account_token") == text

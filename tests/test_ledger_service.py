@@ -13,7 +13,13 @@ import psycopg
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tallystick import Client, FailedPreconditionError, InvalidArgumentError, NotFoundError, TallystickError
+from tallystick import (
+    Client,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    TallystickError,
+)
 from tallystick._errors import from_status
 from tallystick.event.v1 import event_pb2
 from tallystick.event.v1.event_service_pb2 import BatchPublishRequest
@@ -33,13 +39,26 @@ ADJUSTMENT = ledger_pb2.TRANSACTION_KIND_ADJUSTMENT
 def ledger_entries(*lines: tuple[str, str], currency: str = "EUR") -> list[ledger_pb2.Entry]:
     """Entries from (account, amount), with "-" for a debit."""
     return [
-        ledger_pb2.Entry(account=account, amount=amount.lstrip("-"), currency=currency, direction=ledger_pb2.DIRECTION_DEBIT if amount[0] == "-" else ledger_pb2.DIRECTION_CREDIT)
+        ledger_pb2.Entry(
+            account=account,
+            amount=amount.lstrip("-"),
+            currency=currency,
+            direction=ledger_pb2.DIRECTION_DEBIT
+            if amount[0] == "-"
+            else ledger_pb2.DIRECTION_CREDIT,
+        )
         for account, amount in lines
-    ]  # fmt: skip
+    ]
 
 
 def posting(cause: str, *lines: tuple[str, str], **values: object) -> pb.Posting:
-    return pb.Posting(kind=ADJUSTMENT, cause_id=cause, caller="test", entries=ledger_entries(*lines), **values)  # type: ignore[arg-type]
+    return pb.Posting(
+        kind=ADJUSTMENT,
+        cause_id=cause,
+        caller="test",
+        entries=ledger_entries(*lines),
+        **values,  # type: ignore[arg-type]
+    )
 
 
 def post(client: Client, *postings: pb.Posting) -> list[pb.PostResult]:
@@ -56,27 +75,46 @@ def test_balances_now_and_then(client: Client) -> None:
     (first,) = post(client, posting(unique_id("j"), (f"x/{a}", "-10.00"), (f"x/{b}", "10.00")))
     (second,) = post(client, posting(unique_id("j"), (f"x/{a}", "-2.50"), (f"x/{b}", "2.50")))
     assert [e.balance_after for e in second.transaction.entries] == ["-12.50", "12.50"]
-    current_account = client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR"))
+    current_account = client.ledger.GetAccount(
+        pb.GetAccountRequest(account=f"x/{b}", currency="EUR")
+    )
     assert (current_account.account.balance, current_account.account.entry_count) == ("12.50", 2)
-    earlier_account = client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=first.transaction.post_time))
-    assert (earlier_account.account.balance, earlier_account.sequence) == ("10.00", first.transaction.sequence)
+    earlier_account = client.ledger.GetAccount(
+        pb.GetAccountRequest(
+            account=f"x/{b}", currency="EUR", as_of_time=first.transaction.post_time
+        )
+    )
+    assert (earlier_account.account.balance, earlier_account.sequence) == (
+        "10.00",
+        first.transaction.sequence,
+    )
     with pytest.raises(NotFoundError):
-        client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=Timestamp(seconds=1)))
+        client.ledger.GetAccount(
+            pb.GetAccountRequest(account=f"x/{b}", currency="EUR", as_of_time=Timestamp(seconds=1))
+        )
 
 
-def test_a_restore_under_a_running_process_posts_to_nobody_else(admin_url: str, scratch_database: DatabaseUrls) -> None:
-    """L2: ids of accounts that were given out anew since the database was set back are noticed: each posting reaches the account it names."""
+def test_a_restore_under_a_running_process_posts_to_nobody_else(
+    admin_url: str, scratch_database: DatabaseUrls
+) -> None:
+    """L2: ids of accounts that were given out anew since the database was set back are noticed:
+    each posting reaches the account it names.
+    """
     with serve_platform(scratch_database) as platform, platform.client() as client:
 
         def is_posted(seller: str, cause: str) -> bool:
             try:
-                (result,) = post(client, posting(cause, ("x/other", "-10.00"), (f"x/{seller}", "10.00")))
+                (result,) = post(
+                    client, posting(cause, ("x/other", "-10.00"), (f"x/{seller}", "10.00"))
+                )
             except TallystickError:
                 return False
             return result.WhichOneof("result") == "transaction"
 
         def balance(seller: str) -> str:
-            return client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{seller}", currency="EUR")).account.balance
+            return client.ledger.GetAccount(
+                pb.GetAccountRequest(account=f"x/{seller}", currency="EUR")
+            ).account.balance
 
         assert is_posted("zoe", "first")
         restore = backup_database(admin_url, scratch_database)
@@ -90,10 +128,19 @@ def test_a_restore_under_a_running_process_posts_to_nobody_else(admin_url: str, 
     assert report.passed, report.as_text()
 
 
-def test_what_a_restore_takes_from_the_book_is_told_to_nobody(admin_url: str, scratch_database: DatabaseUrls) -> None:
-    """A transaction that was posted, and lost when the database was set back, has no event: those that have its number since have theirs."""
-    with serve_platform(scratch_database, Settings(relay_interval=3600)) as platform, platform.client() as client:
-        (handlers,) = (service.servicer for service in platform.server._services if service.name == "ledger")
+def test_what_a_restore_takes_from_the_book_is_told_to_nobody(
+    admin_url: str, scratch_database: DatabaseUrls
+) -> None:
+    """A transaction that was posted, and lost when the database was set back, has no event: those
+    that have its number since have theirs.
+    """
+    with (
+        serve_platform(scratch_database, Settings(relay_interval=3600)) as platform,
+        platform.client() as client,
+    ):
+        (handlers,) = (
+            service.servicer for service in platform.server._services if service.name == "ledger"
+        )
 
         def is_posted(cause: str) -> bool:
             try:
@@ -106,12 +153,18 @@ def test_what_a_restore_takes_from_the_book_is_told_to_nobody(admin_url: str, sc
             return await LedgerEvents(handlers._database, handlers.recent)()  # type: ignore[attr-defined]
 
         def unpublished() -> list[str]:
-            requests = [BatchPublishRequest.FromString(request) for request in cast("EventBatch", platform.run_in_loop(read)).requests]
+            requests = [
+                BatchPublishRequest.FromString(request)
+                for request in cast("EventBatch", platform.run_in_loop(read)).requests
+            ]
             return [event.transaction.cause_id for request in requests for event in request.events]
 
         assert is_posted("first")
         restore = backup_database(admin_url, scratch_database)
-        assert all(eventually(lambda cause=cause: is_posted(cause)) for cause in ("lost-1", "lost-2", "lost-3"))  # type: ignore[misc]
+        assert all(
+            eventually(lambda cause=cause: is_posted(cause))  # type: ignore[misc]
+            for cause in ("lost-1", "lost-2", "lost-3")
+        )
         restore()
         assert eventually(lambda: is_posted("second"))
         assert unpublished() == ["first", "second"]
@@ -122,34 +175,56 @@ def test_only_the_outcome_is_told_to_who_asks_for_no_more(client: Client) -> Non
     lines = ((f"x/{unique_id('a')}", "-1.00"), ("x/z", "1.00"))
     good, bad = posting(unique_id("j"), *lines), posting(unique_id("j"), lines[0])
     request = pb.BatchPostRequest(postings=[good, bad], outcome_only=True)
-    first, repeated_results = client.ledger.BatchPost(request).results, client.ledger.BatchPost(request).results
+    first, repeated_results = (
+        client.ledger.BatchPost(request).results,
+        client.ledger.BatchPost(request).results,
+    )
     assert (first[0], repeated_results[0]) == (pb.PostResult(), pb.PostResult(replayed=True))
-    assert (error_reason(first[1]), error_reason(repeated_results[1])) == ("ENTRIES_UNBALANCED", "ENTRIES_UNBALANCED")
+    assert (error_reason(first[1]), error_reason(repeated_results[1])) == (
+        "ENTRIES_UNBALANCED",
+        "ENTRIES_UNBALANCED",
+    )
 
 
 def test_items_are_posted_or_refused_one_by_one(client: Client) -> None:
-    """Bad items are refused with their path; the others of the batch are posted, and repeats answer with the first."""
+    """Bad items are refused with their path; the others of the batch are posted, and repeats answer
+    with the first.
+    """
     cause, a = unique_id("j"), unique_id("a")
     good = posting(cause, (f"x/{a}", "-1.00"), ("x/z", "1.00"))
     results = post(
-        client, good,
+        client,
+        good,
         posting(unique_id("j"), ("x/y", "-1.00"), ("x/z", "2.00")),
         posting(unique_id("j"), ("x/y", "1.00")),
         posting(unique_id("j"), ("x//y", "-1.00"), ("x/z", "1.00")),
         good,
         posting(cause, (f"x/{a}", "-3.00"), ("x/z", "3.00")),
-        pb.Posting(kind=ledger_pb2.TRANSACTION_KIND_REVERSAL, cause_id="r", caller="t", entries=good.entries),
-    )  # fmt: skip
+        pb.Posting(
+            kind=ledger_pb2.TRANSACTION_KIND_REVERSAL,
+            cause_id="r",
+            caller="t",
+            entries=good.entries,
+        ),
+    )
     assert results[0].transaction.transaction_id
-    assert [error_reason(r) for r in results[1:4]] == ["ENTRIES_UNBALANCED", "ENTRIES_UNBALANCED", "FIELD_INVALID"]
-    assert from_status(results[3].error).field_violations[0].field == "postings[3].entries[0].account"
+    assert [error_reason(r) for r in results[1:4]] == [
+        "ENTRIES_UNBALANCED",
+        "ENTRIES_UNBALANCED",
+        "FIELD_INVALID",
+    ]
+    assert (
+        from_status(results[3].error).field_violations[0].field == "postings[3].entries[0].account"
+    )
     assert results[4].replayed
     assert results[4].transaction == results[0].transaction
     assert [error_reason(r) for r in results[5:]] == ["KEY_REUSED", "FIELD_INVALID"]
 
 
 def test_a_cause_that_is_reused_names_what_differs(client: Client) -> None:
-    """KEY_REUSED: the metadata names the first field in which the posting differs from the one that is in the book."""
+    """KEY_REUSED: the metadata names the first field in which the posting differs from the one that
+    is in the book.
+    """
     cause = unique_id("j")
     lines = (("x/a", "-1.00"), ("x/z", "1.00"))
     post(client, posting(cause, *lines))
@@ -164,7 +239,10 @@ def test_a_cause_that_is_reused_names_what_differs(client: Client) -> None:
     }
     for field, other_posting in other_postings.items():
         (result,) = post(client, other_posting)
-        assert (error_reason(result), from_status(result.error).metadata) == ("KEY_REUSED", {"field": field})
+        assert (error_reason(result), from_status(result.error).metadata) == (
+            "KEY_REUSED",
+            {"field": field},
+        )
 
 
 @pytest.mark.parametrize("reason", ["", " "])
@@ -172,20 +250,36 @@ def test_a_reversal_says_why(client: Client, reason: str) -> None:
     """A reason is required, and blanks are none."""
     (posted_result,) = post(client, posting(unique_id("j"), ("x/y", "-7.00"), ("x/z", "7.00")))
     with pytest.raises(InvalidArgumentError) as error:
-        client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=posted_result.transaction.transaction_id, reason=reason))
-    assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_REQUIRED", "reason")
+        client.ledger.ReverseTransaction(
+            pb.ReverseTransactionRequest(
+                transaction_id=posted_result.transaction.transaction_id, reason=reason
+            )
+        )
+    assert (error.value.reason, error.value.field_violations[0].field) == (
+        "FIELD_REQUIRED",
+        "reason",
+    )
 
 
 def test_a_reversal_mirrors_once(client: Client) -> None:
     """L5: a reversal names what it reverses, happens once, and never touches a seller."""
     a = unique_id("a")
     (posted_result,) = post(client, posting(unique_id("j"), (f"x/{a}", "-7.00"), ("x/z", "7.00")))
-    request = pb.ReverseTransactionRequest(transaction_id=posted_result.transaction.transaction_id, reason="typo")
+    request = pb.ReverseTransactionRequest(
+        transaction_id=posted_result.transaction.transaction_id, reason="typo"
+    )
     reversal = client.ledger.ReverseTransaction(request).transaction
     assert reversal.reverses_transaction_id == posted_result.transaction.transaction_id
-    assert client.ledger.GetAccount(pb.GetAccountRequest(account=f"x/{a}", currency="EUR")).account.balance == "0.00"
+    assert (
+        client.ledger.GetAccount(
+            pb.GetAccountRequest(account=f"x/{a}", currency="EUR")
+        ).account.balance
+        == "0.00"
+    )
     assert client.ledger.ReverseTransaction(request).transaction == reversal
-    response = client.ledger.GetTransaction(pb.GetTransactionRequest(transaction_id=posted_result.transaction.transaction_id)).transaction
+    response = client.ledger.GetTransaction(
+        pb.GetTransactionRequest(transaction_id=posted_result.transaction.transaction_id)
+    ).transaction
     assert response.reversed_by_transaction_id == reversal.transaction_id
     (seller,) = post(
         client,
@@ -197,7 +291,9 @@ def test_a_reversal_mirrors_once(client: Client) -> None:
         (reversal.transaction_id, "x", "STATE_FORBIDS"),
     ):
         with pytest.raises(FailedPreconditionError) as error:
-            client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=transaction, reason=why))
+            client.ledger.ReverseTransaction(
+                pb.ReverseTransactionRequest(transaction_id=transaction, reason=why)
+            )
         assert error.value.reason == expected
     post(client, posting(unique_id("j"), (f"sellers/{a}", "1.00"), ("x/z", "-1.00")))
 
@@ -211,14 +307,18 @@ def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
                 kind=ADJUSTMENT,
                 cause_id=unique_id("j"),
                 caller="t",
-                entries=ledger_entries((unique_id("a"), "-5"), (unique_id("b"), "5"), currency=currency),
+                entries=ledger_entries(
+                    (unique_id("a"), "-5"), (unique_id("b"), "5"), currency=currency
+                ),
             ),
         )
     page = first = client.ledger.GetTrialBalance(pb.GetTrialBalanceRequest(page_size=3))
     lines = list(first.lines)
     post(client, posting(unique_id("j"), (unique_id("a"), "-5.00"), (unique_id("b"), "5.00")))
     while page.next_page_token:
-        page = client.ledger.GetTrialBalance(pb.GetTrialBalanceRequest(page_size=3, page_token=page.next_page_token))
+        page = client.ledger.GetTrialBalance(
+            pb.GetTrialBalanceRequest(page_size=3, page_token=page.next_page_token)
+        )
         assert (page.sequence, page.chain_head) == (first.sequence, first.chain_head)
         lines += page.lines
     assert {s.currency for s in page.sums} >= {"EUR", "JPY"}
@@ -228,11 +328,20 @@ def test_the_trial_balance_is_zero_over_all_pages(client: Client) -> None:
 
 
 def test_entries_stream_in_the_order_of_the_book(client: Client) -> None:
-    """The stream has every transaction after a sequence, chained one behind the other; a prefix filters."""
+    """The stream has every transaction after a sequence, chained one behind the other; a prefix
+    filters.
+    """
     a = unique_id("a")
-    posted_transactions = [post(client, posting(unique_id("j"), (f"{a}/{n}", "-1.00"), ("x/z", "1.00")))[0].transaction for n in range(3)]
-    request = pb.StreamEntriesRequest(after_sequence=posted_transactions[0].sequence - 1, account_prefix=f"{a}/")
-    assert [r.transaction.transaction_id for r in client.ledger.StreamEntries(request)] == [t.transaction_id for t in posted_transactions]
+    posted_transactions = [
+        post(client, posting(unique_id("j"), (f"{a}/{n}", "-1.00"), ("x/z", "1.00")))[0].transaction
+        for n in range(3)
+    ]
+    request = pb.StreamEntriesRequest(
+        after_sequence=posted_transactions[0].sequence - 1, account_prefix=f"{a}/"
+    )
+    assert [r.transaction.transaction_id for r in client.ledger.StreamEntries(request)] == [
+        t.transaction_id for t in posted_transactions
+    ]
     chain = [r.transaction for r in client.ledger.StreamEntries(pb.StreamEntriesRequest())]
     assert [t.sequence for t in chain] == list(range(1, len(chain) + 1))
     assert all(after.previous_hash == before.hash for before, after in itertools.pairwise(chain))
@@ -243,18 +352,30 @@ def test_lists_filter(client: Client) -> None:
     a, cause = unique_id("a"), unique_id("j")
     (posted_result,) = post(client, posting(cause, (f"{a}/1", "-1.00"), (f"{a}/2", "1.00")))
     for request in (
-        pb.ListTransactionsRequest(account=f"{a}/1"), pb.ListTransactionsRequest(cause_id=cause),
-        pb.ListTransactionsRequest(kind=ADJUSTMENT, account=f"{a}/2", currency="EUR", post_time_from=posted_result.transaction.post_time),
-    ):  # fmt: skip
+        pb.ListTransactionsRequest(account=f"{a}/1"),
+        pb.ListTransactionsRequest(cause_id=cause),
+        pb.ListTransactionsRequest(
+            kind=ADJUSTMENT,
+            account=f"{a}/2",
+            currency="EUR",
+            post_time_from=posted_result.transaction.post_time,
+        ),
+    ):
         assert [t.cause_id for t in client.ledger.ListTransactions(request).transactions] == [cause]
     past = Timestamp()
     past.FromDatetime(datetime(2020, 1, 1, tzinfo=UTC))
-    assert not client.ledger.ListTransactions(pb.ListTransactionsRequest(post_time_until=past)).transactions
-    accounts = client.pages(client.ledger.ListAccounts, pb.ListAccountsRequest(prefix=f"{a}/", page_size=1), "accounts")
+    assert not client.ledger.ListTransactions(
+        pb.ListTransactionsRequest(post_time_until=past)
+    ).transactions
+    accounts = client.pages(
+        client.ledger.ListAccounts, pb.ListAccountsRequest(prefix=f"{a}/", page_size=1), "accounts"
+    )
     assert [x.account for x in accounts] == [f"{a}/1", f"{a}/2"]
 
 
-@pytest.mark.parametrize("token", ["x", "AAAA", "WyJhIl0=", "ä", "W10=", b64encode(b"[" * 40_000).decode()])
+@pytest.mark.parametrize(
+    "token", ["x", "AAAA", "WyJhIl0=", "ä", "W10=", b64encode(b"[" * 40_000).decode()]
+)
 def test_bad_page_tokens(client: Client, token: str) -> None:
     """A token that no call gave is refused by name."""
     with pytest.raises(TallystickError) as error:
@@ -262,11 +383,15 @@ def test_bad_page_tokens(client: Client, token: str) -> None:
     assert error.value.reason == "PAGE_TOKEN_INVALID"
 
 
-_RECOMPUTE_CHAIN = runpy.run_path(str(ROOT / "clients/python/examples/recompute_chain.py"))["recompute"]
+_RECOMPUTE_CHAIN = runpy.run_path(str(ROOT / "clients/python/examples/recompute_chain.py"))[
+    "recompute"
+]
 
 
 def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
-    """L6: all that is hashed is in the message, by the page docs/reference/ledger-hash-chain.md, whatever the transaction says."""
+    """L6: all that is hashed is in the message, by the page docs/reference/ledger-hash-chain.md,
+    whatever the transaction says.
+    """
     fixed_time = Timestamp(seconds=1_700_000_000, nanos=123_456_000)
     lines = (("x/a", "-1.00"), ("x/b", "0.01"), ("x/c", "0.99"))
     results = post(
@@ -274,10 +399,17 @@ def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
         posting(unique_id("j"), *lines, description="Größe 💶: 1:2"),
         posting(unique_id("j"), *lines, effective_time=fixed_time),
         pb.Posting(
-            kind=ADJUSTMENT, cause_id=unique_id("j"), caller="test", entries=ledger_entries(("x/a", "-1500"), ("x/b", "1500"), currency="JPY")
+            kind=ADJUSTMENT,
+            cause_id=unique_id("j"),
+            caller="test",
+            entries=ledger_entries(("x/a", "-1500"), ("x/b", "1500"), currency="JPY"),
         ),
     )
-    reversal = client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=results[0].transaction.transaction_id, reason="wrong"))
+    reversal = client.ledger.ReverseTransaction(
+        pb.ReverseTransactionRequest(
+            transaction_id=results[0].transaction.transaction_id, reason="wrong"
+        )
+    )
     for transaction in [*(result.transaction for result in results), reversal.transaction]:
         assert _RECOMPUTE_CHAIN(transaction.previous_hash, transaction) == transaction.hash
 
@@ -285,13 +417,21 @@ def test_an_auditor_recomputes_the_chain_from_the_api(client: Client) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"transaction_id": "main-2"}, {"kind": ledger_pb2.TRANSACTION_KIND_WRITE_OFF}, {"cause_id": "x"}, {"caller": "x"}, {"description": "x"},
-        {"reverses_transaction_id": "main-1"}, {"effective_time": Timestamp(seconds=1)}, {"post_time": Timestamp(seconds=1)},
-        {"entries": ledger_entries(("x/a", "-1.00"), ("x/y", "1.00"))}, {"entries": ledger_entries(("x/a", "-1.01"), ("x/b", "1.01"))},
-        {"entries": ledger_entries(("x/b", "1.00"), ("x/a", "-1.00"))}, {"entries": ledger_entries(("x/a", "-1.00"), ("x/b", "1.00"), currency="USD")},
+        {"transaction_id": "main-2"},
+        {"kind": ledger_pb2.TRANSACTION_KIND_WRITE_OFF},
+        {"cause_id": "x"},
+        {"caller": "x"},
+        {"description": "x"},
+        {"reverses_transaction_id": "main-1"},
+        {"effective_time": Timestamp(seconds=1)},
+        {"post_time": Timestamp(seconds=1)},
+        {"entries": ledger_entries(("x/a", "-1.00"), ("x/y", "1.00"))},
+        {"entries": ledger_entries(("x/a", "-1.01"), ("x/b", "1.01"))},
+        {"entries": ledger_entries(("x/b", "1.00"), ("x/a", "-1.00"))},
+        {"entries": ledger_entries(("x/a", "-1.00"), ("x/b", "1.00"), currency="USD")},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, object]) -> None:
     """L6: a transaction that says anything else, in any field that is hashed, has another hash."""
     (result,) = post(client, posting(unique_id("j"), ("x/a", "-1.00"), ("x/b", "1.00")))
@@ -299,27 +439,52 @@ def test_every_hashed_field_changes_the_hash(client: Client, change: dict[str, o
     for name, value in change.items():
         changed_transaction.ClearField(name)  # type: ignore[arg-type]
         changed_transaction.MergeFrom(ledger_pb2.Transaction(**{name: value}))  # type: ignore[arg-type]
-    assert _RECOMPUTE_CHAIN(changed_transaction.previous_hash, changed_transaction) != changed_transaction.hash
+    assert (
+        _RECOMPUTE_CHAIN(changed_transaction.previous_hash, changed_transaction)
+        != changed_transaction.hash
+    )
 
 
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_sequence_beyond_the_end_is_refused(client: Client, follow: bool) -> None:
-    """A sequence that was never given, as after a restore, is refused with the last one there is, whether or not the stream follows."""
+    """A sequence that was never given, as after a restore, is refused with the last one there is,
+    whether or not the stream follows.
+    """
     with pytest.raises(InvalidArgumentError) as error:
-        next(iter(client.ledger.StreamEntries(pb.StreamEntriesRequest(after_sequence=10**12, follow=follow))))
-    assert (error.value.reason, error.value.field_violations[0].field) == ("FIELD_INVALID", "after_sequence")
+        next(
+            iter(
+                client.ledger.StreamEntries(
+                    pb.StreamEntriesRequest(after_sequence=10**12, follow=follow)
+                )
+            )
+        )
+    assert (error.value.reason, error.value.field_violations[0].field) == (
+        "FIELD_INVALID",
+        "after_sequence",
+    )
     assert int(error.value.metadata["last"]) < 10**12
 
 
 def test_a_transaction_that_is_told_again_says_the_same(scratch_database: DatabaseUrls) -> None:
-    """E2: a transaction is told as it was posted, also when it is told again after a restart, and was reversed meanwhile."""
+    """E2: a transaction is told as it was posted, also when it is told again after a restart, and
+    was reversed meanwhile.
+    """
     with serve_platform(scratch_database) as platform, platform.client() as client:
         (result,) = post(client, posting("j-1", ("x/a", "-10.00"), ("x/b", "10.00")))
-        client.ledger.ReverseTransaction(pb.ReverseTransactionRequest(transaction_id=result.transaction.transaction_id, reason="wrong"))
-        assert eventually(lambda: len(list(client.events(types=[event_pb2.EVENT_TYPE_TRANSACTION_POSTED]))) == 2)
+        client.ledger.ReverseTransaction(
+            pb.ReverseTransactionRequest(
+                transaction_id=result.transaction.transaction_id, reason="wrong"
+            )
+        )
+        assert eventually(
+            lambda: len(list(client.events(types=[event_pb2.EVENT_TYPE_TRANSACTION_POSTED]))) == 2
+        )
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
         admin.execute("update ledger.relayed set sequence = 0")
-        relayed = "select (select sequence from ledger.relayed), (select count(*) from ledger.refused_aggregate)"
+        relayed = (
+            "select (select sequence from ledger.relayed), (select count(*) from "
+            "ledger.refused_aggregate)"
+        )
         with serve_platform(scratch_database):
             assert eventually(lambda: (admin.execute(relayed).fetchone() or (0, 0))[0] == 2)
         assert admin.execute(relayed).fetchone() == (2, 0)

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from tallystick_core.currencies import EXPONENTS
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.money import MAX_AMOUNT, apply_rate, format_amount, parse_amount, parse_currency
+from tallystick_core.money import (
+    MAX_AMOUNT,
+    apply_rate,
+    format_amount,
+    parse_amount,
+    parse_currency,
+)
 from tallystick_core.payment.checkout import Order
 from tallystick_core.payment.fees import FeeRates
 
@@ -27,16 +33,41 @@ def test_any_text_is_an_amount_or_a_named_refusal(text: str, currency: str) -> N
     try:
         assert 1 <= parse_amount(text, currency) <= MAX_AMOUNT
     except ApiError as refused:
-        assert refused.reason in {ErrorReason.AMOUNT_INVALID, ErrorReason.AMOUNT_PRECISION, ErrorReason.AMOUNT_OUT_OF_RANGE}
+        assert refused.reason in {
+            ErrorReason.AMOUNT_INVALID,
+            ErrorReason.AMOUNT_PRECISION,
+            ErrorReason.AMOUNT_OUT_OF_RANGE,
+        }
         assert refused.field == "amount"
 
 
 @pytest.mark.parametrize(
     ("text", "currency", "reason"),
     [
-        *((text, "EUR", ErrorReason.AMOUNT_INVALID) for text in ("", " 12", "12\n", "+5", "1e3", "NaN", "Infinity", "0x10", "1_000", "１２", "٣")),
-        *((text, "EUR", ErrorReason.AMOUNT_INVALID) for text in ("1,00", "1.", ".5", "00012", "--1", "1.2.3")),
-        *((text, "EUR", ErrorReason.AMOUNT_OUT_OF_RANGE) for text in ("0", "-0", "-1", "0.00", "1" + "0" * 30, "9" * 5000, "10000000000000000")),
+        *(
+            (text, "EUR", ErrorReason.AMOUNT_INVALID)
+            for text in (
+                "",
+                " 12",
+                "12\n",
+                "+5",
+                "1e3",
+                "NaN",
+                "Infinity",
+                "0x10",
+                "1_000",
+                "１２",
+                "٣",
+            )
+        ),
+        *(
+            (text, "EUR", ErrorReason.AMOUNT_INVALID)
+            for text in ("1,00", "1.", ".5", "00012", "--1", "1.2.3")
+        ),
+        *(
+            (text, "EUR", ErrorReason.AMOUNT_OUT_OF_RANGE)
+            for text in ("0", "-0", "-1", "0.00", "1" + "0" * 30, "9" * 5000, "10000000000000000")
+        ),
         ("1.5", "JPY", ErrorReason.AMOUNT_PRECISION),
         ("1.005", "USD", ErrorReason.AMOUNT_PRECISION),
         ("1.2345", "KWD", ErrorReason.AMOUNT_PRECISION),
@@ -76,13 +107,18 @@ def test_unknown_currencies_are_refused(text: str) -> None:
 
 @given(st.integers(1, MAX_AMOUNT), st.integers(0, 999_999))
 def test_fee_and_share_sum_to_the_amount(amount: int, rate: int) -> None:
-    """P9: whatever the rate, the fee is rounded once, half to even, and the seller gets the rest, which is never nothing."""
+    """P9: whatever the rate, the fee is rounded once, half to even, and the seller gets the rest,
+    which is never nothing.
+    """
     fee = FeeRates(rate, {}).compute_fee(Order("o", "b", "s", amount, "EUR", None))
     assert 0 <= fee < amount
     assert fee == amount - 1 or abs(fee * 1_000_000 - amount * rate) <= 500_000
 
 
-@pytest.mark.parametrize(("amount", "rate", "fee"), [(25, 100_000, 2), (35, 100_000, 4), (100, 25_000, 2), (300, 25_000, 8), (1000, 25_000, 25)])
+@pytest.mark.parametrize(
+    ("amount", "rate", "fee"),
+    [(25, 100_000, 2), (35, 100_000, 4), (100, 25_000, 2), (300, 25_000, 8), (1000, 25_000, 25)],
+)
 def test_rates_round_half_to_even(amount: int, rate: int, fee: int) -> None:
     """Halves go to the even neighbour."""
     assert apply_rate(amount, rate) == fee

@@ -54,7 +54,10 @@ _CALLER_ROLES = {
     "all": ("", set(Role)),
 }
 TOKENS = {name: f"token-of-{name}-aaaaaaaa" for name in _CALLER_ROLES}
-CALLERS = {TOKENS[name]: Caller(name, frozenset(roles), owner) for name, (owner, roles) in _CALLER_ROLES.items()}
+CALLERS = {
+    TOKENS[name]: Caller(name, frozenset(roles), owner)
+    for name, (owner, roles) in _CALLER_ROLES.items()
+}
 SETTINGS = Settings(authentication="tokens", callers=CALLERS, service_token=TOKENS["platform"])
 
 
@@ -69,8 +72,12 @@ class GatedDatabase(Database):
 
 
 @contextmanager
-def gated_event_service(databases: DatabaseUrls) -> Iterator[tuple[ServedPlatform, Callable[[int], None], Any]]:
-    """EventService, what lets a number of its reads through, and the tail that its streams share."""
+def gated_event_service(
+    databases: DatabaseUrls,
+) -> Iterator[tuple[ServedPlatform, Callable[[int], None], Any]]:
+    """EventService, what lets a number of its reads through, and the tail that its streams
+    share.
+    """
     read_permits = asyncio.Semaphore(0)
 
     def open_database(url: str, connections: int, new_id: Callable[[], UUID]) -> Database:
@@ -78,7 +85,9 @@ def gated_event_service(databases: DatabaseUrls) -> Iterator[tuple[ServedPlatfor
         database.read_permits = read_permits
         return database
 
-    with serve_platform(databases, SETTINGS, ("event",), Dependencies(open_database=open_database)) as platform:
+    with serve_platform(
+        databases, SETTINGS, ("event",), Dependencies(open_database=open_database)
+    ) as platform:
         (handlers,) = (service.servicer for service in platform.server._services)
 
         async def release(reads: int) -> None:
@@ -93,19 +102,34 @@ def gated_event_service(databases: DatabaseUrls) -> Iterator[tuple[ServedPlatfor
 
 
 def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: DatabaseUrls) -> None:
-    """While hundreds of streams of one owner, of several callers, wait for their turn to catch up, another owner's one stream has the turn after the next."""
+    """While hundreds of streams of one owner, of several callers, wait for their turn to catch up,
+    another owner's one stream has the turn after the next.
+    """
     flood = 200
-    with gated_event_service(scratch_database) as (platform, release, tail), grpc.insecure_channel(platform.address) as channel:
+    with (
+        gated_event_service(scratch_database) as (platform, release, tail),
+        grpc.insecure_channel(platform.address) as channel,
+    ):
         aggregate = f"payments/{unique_id()}"
         with platform.client(TOKENS["platform"]) as service:
-            service.event.BatchPublish(event_service_pb2.BatchPublishRequest(events=[payment_created(aggregate, 1, owner="other")]))
-        stub, request = event_service_pb2_grpc.EventServiceStub(channel), event_service_pb2.StreamEventsRequest()
+            service.event.BatchPublish(
+                event_service_pb2.BatchPublishRequest(
+                    events=[payment_created(aggregate, 1, owner="other")]
+                )
+            )
+        stub, request = (
+            event_service_pb2_grpc.EventServiceStub(channel),
+            event_service_pb2.StreamEventsRequest(),
+        )
 
         def open_stream(name: str) -> Any:
-            return stub.StreamEvents(request, metadata=(("authorization", f"Bearer {TOKENS[name]}"),), timeout=20)
+            return stub.StreamEvents(
+                request, metadata=(("authorization", f"Bearer {TOKENS[name]}"),), timeout=20
+            )
 
         streams = [open_stream(name) for name in ("first", "second") for _ in range(flood // 2)]
-        assert eventually(lambda: tail._read_semaphore.waiting_count() == flood - 1)  # one has its turn
+        # one has its turn
+        assert eventually(lambda: tail._read_semaphore.waiting_count() == flood - 1)
         own_stream = open_stream("other")
         assert eventually(lambda: tail._read_semaphore.waiting_count() == flood)
         release(3)  # the turn that was taken, the next of the same owner, and the other's
@@ -115,7 +139,9 @@ def test_an_owners_streams_behind_do_not_delay_anothers(scratch_database: Databa
 
 
 class HoldingHandlers:
-    """The handlers of a service; each holds its call until the test ends, with `waits_for_provider` as one that waits for a provider."""
+    """The handlers of a service; each holds its call until the test ends, with `waits_for_provider`
+    as one that waits for a provider.
+    """
 
     def __init__(self, service: ServiceDescriptor, *, waits_for_provider: bool) -> None:
         self.admitted = threading.Semaphore(0)
@@ -144,17 +170,35 @@ class HoldingHandlers:
 
 
 @contextmanager
-def holding_server(limits: CallLimits, *, wait_for_provider: bool = False) -> Iterator[Callable[..., bool]]:
-    """A server that holds every call that it admits. What is yielded makes a call, with a body of some bytes, and says whether it was admitted."""
-    servicers = {name: HoldingHandlers(service, waits_for_provider=wait_for_provider) for name, service in SERVICES.items()}
-    with serve_rpc(RpcServer(BearerTokens(CALLERS), limits), servicers) as (address, _), grpc.insecure_channel(address) as channel:
+def holding_server(
+    limits: CallLimits, *, wait_for_provider: bool = False
+) -> Iterator[Callable[..., bool]]:
+    """A server that holds every call that it admits. What is yielded makes a call, with a body of
+    some bytes, and says whether it was admitted.
+    """
+    servicers = {
+        name: HoldingHandlers(service, waits_for_provider=wait_for_provider)
+        for name, service in SERVICES.items()
+    }
+    with (
+        serve_rpc(RpcServer(BearerTokens(CALLERS), limits), servicers) as (address, _),
+        grpc.insecure_channel(address) as channel,
+    ):
         calls: list[Any] = []
         bodies: dict[int, bytes] = {}
 
         def is_admitted(caller: str, method: str, size: int = 0) -> bool:
-            (name,) = (name for name, service in SERVICES.items() if method in service.methods_by_name)
-            path, metadata = f"/{SERVICES[name].full_name}/{method}", (("authorization", f"Bearer {TOKENS[caller]}"),)
-            body = bodies.setdefault(size, payment_service_pb2.CreatePaymentRequest(buyer_info="x" * size).SerializeToString())
+            (name,) = (
+                name for name, service in SERVICES.items() if method in service.methods_by_name
+            )
+            path, metadata = (
+                f"/{SERVICES[name].full_name}/{method}",
+                (("authorization", f"Bearer {TOKENS[caller]}"),),
+            )
+            body = bodies.setdefault(
+                size,
+                payment_service_pb2.CreatePaymentRequest(buyer_info="x" * size).SerializeToString(),
+            )
             if SERVICES[name].methods_by_name[method].server_streaming:
                 stream: Any = channel.unary_stream(path)
                 call = stream(body, metadata=metadata, timeout=60)
@@ -189,18 +233,34 @@ CALL_KINDS: list[tuple[str, str, dict[str, int], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("method", "limits", "size"), [kind[1:] for kind in CALL_KINDS], ids=[kind[0] for kind in CALL_KINDS])
-def test_one_owner_never_has_all_slots_or_bytes(method: str, limits: dict[str, int], size: int) -> None:
-    """An owner alone, with any number of callers, has at most half of the slots of a kind or of the bytes; each that comes has half of what is left."""
+@pytest.mark.parametrize(
+    ("method", "limits", "size"),
+    [kind[1:] for kind in CALL_KINDS],
+    ids=[kind[0] for kind in CALL_KINDS],
+)
+def test_one_owner_never_has_all_slots_or_bytes(
+    method: str, limits: dict[str, int], size: int
+) -> None:
+    """An owner alone, with any number of callers, has at most half of the slots of a kind or of the
+    bytes; each that comes has half of what is left.
+    """
     with holding_server(CallLimits(**limits), wait_for_provider="waiting" in limits) as is_admitted:
-        assert [is_admitted(("first", "second")[n % 2], method, size) for n in range(6)] == [True] * 4 + [False] * 2
+        assert [is_admitted(("first", "second")[n % 2], method, size) for n in range(6)] == [
+            True
+        ] * 4 + [False] * 2
         assert [is_admitted("other", method, size) for _ in range(3)] == [True, True, False]
         assert [is_admitted("third", method, size) for _ in range(2)] == [True, False]
 
 
-@pytest.mark.parametrize(("method", "waits"), [("CreatePayment", True), ("WatchPayment", False)], ids=["waits", "streams"])
+@pytest.mark.parametrize(
+    ("method", "waits"),
+    [("CreatePayment", True), ("WatchPayment", False)],
+    ids=["waits", "streams"],
+)
 def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> None:
-    """Calls that wait for a provider, and streams, give the bytes of their requests back: many more are admitted than fit at a time, and memory has none."""
+    """Calls that wait for a provider, and streams, give the bytes of their requests back: many more
+    are admitted than fit at a time, and memory has none.
+    """
     size, calls = 60_000, 100
     with holding_server(CallLimits(message_bytes=4 * size), wait_for_provider=waits) as is_admitted:
         tracemalloc.start()
@@ -216,7 +276,9 @@ def test_what_waits_and_what_streams_keeps_no_body(method: str, waits: bool) -> 
 
 
 def test_reads_of_owners_take_turns() -> None:
-    """However many reads one owner has under way, another's begins after one more of those: all reads share a few connections, which serve who comes first."""
+    """However many reads one owner has under way, another's begins after one more of those: all
+    reads share a few connections, which serve who comes first.
+    """
     started_reads: queue.SimpleQueue[str] = queue.SimpleQueue()
     turns = asyncio.Semaphore(0)
     flood = 40
@@ -231,12 +293,17 @@ def test_reads_of_owners_take_turns() -> None:
             return read
 
     door = RpcServer(BearerTokens(CALLERS))
-    with serve_rpc(door, {"PaymentService": Reads()}) as (address, loop), grpc.insecure_channel(address) as channel:
+    with (
+        serve_rpc(door, {"PaymentService": Reads()}) as (address, loop),
+        grpc.insecure_channel(address) as channel,
+    ):
         stub = payment_service_pb2_grpc.PaymentServiceStub(channel)
 
         def call(name: str) -> Any:
             metadata = (("authorization", f"Bearer {TOKENS[name]}"),)
-            return stub.ListPayments.future(payment_service_pb2.ListPaymentsRequest(), metadata=metadata, timeout=60)
+            return stub.ListPayments.future(
+                payment_service_pb2.ListPaymentsRequest(), metadata=metadata, timeout=60
+            )
 
         def waiting_reads() -> int:
             return door._read_semaphore.waiting_count()
@@ -255,16 +322,33 @@ def test_reads_of_owners_take_turns() -> None:
             finished_call.result(10)
 
 
-def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(scratch_database: DatabaseUrls) -> None:
-    """While the database stores nothing, one owner has at most half of the orders that a process takes waiting; another owner's payment still waits beside
-    them, and all are stored once it goes on."""
-    with serve_platform(scratch_database, replace(SETTINGS, in_flight=10)) as platform, ThreadPoolExecutor(4) as callers:
+def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """While the database stores nothing, one owner has at most half of the orders that a process
+    takes waiting; another owner's payment still waits beside them, and all are stored once it goes
+    on.
+    """
+    with (
+        serve_platform(scratch_database, replace(SETTINGS, in_flight=10)) as platform,
+        ThreadPoolExecutor(4) as callers,
+    ):
         flow = payment_worker_of(platform)
 
         def pays(name: str, orders: int) -> payment_pb2.Payment:
-            with Client(platform.address, settings=ClientSettings(token=TOKENS[name], attempts=1)) as client:
-                new = [new_order(unique_id("o"), "buyer-1", f"{name}-seller", "1.00", "EUR") for _ in range(orders)]
-                return client.create_payment(unique_id("c"), new, credit_card_info="tok_visa", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+            with Client(
+                platform.address, settings=ClientSettings(token=TOKENS[name], attempts=1)
+            ) as client:
+                new = [
+                    new_order(unique_id("o"), "buyer-1", f"{name}-seller", "1.00", "EUR")
+                    for _ in range(orders)
+                ]
+                return client.create_payment(
+                    unique_id("c"),
+                    new,
+                    credit_card_info="tok_visa",
+                    wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE,
+                )
 
         for name in ("first", "other"):
             pays(name, 1)
@@ -279,27 +363,55 @@ def test_orders_that_wait_to_be_stored_leave_room_for_other_owners(scratch_datab
             pending_calls.append(callers.submit(pays, "other", 1))
             assert eventually(lambda: flow._create_bulkhead.used == 9)
             admin.rollback()
-            assert [len(payment.result(60).payment_orders) for payment in pending_calls] == [4, 4, 1]
+            assert [len(payment.result(60).payment_orders) for payment in pending_calls] == [
+                4,
+                4,
+                1,
+            ]
         assert flow._create_bulkhead.used == 0
 
 
 def test_operators_share_their_slots_and_services_do_not() -> None:
-    """Operators of one owner leave half of their slots to others; services, which may all be one caller, use all of theirs."""
+    """Operators of one owner leave half of their slots to others; services, which may all be one
+    caller, use all of theirs.
+    """
     with holding_server(CallLimits(platform=8)) as is_admitted:
-        assert [is_admitted(("chief", "deputy")[n % 2], "ListUnappliedCharges") for n in range(6)] == [True] * 4 + [False] * 2
+        assert [
+            is_admitted(("chief", "deputy")[n % 2], "ListUnappliedCharges") for n in range(6)
+        ] == [True] * 4 + [False] * 2
         assert is_admitted("auditor", "ListAccounts")
         assert [is_admitted("platform", "BatchPost") for _ in range(9)] == [True] * 8 + [False]
 
 
 @pytest.mark.parametrize("full", ["teams", "services", "operators"])
 def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
-    """Whatever the method, a call takes a team's slots for the roles team and payouts, a service's or an operator's for those; no kind takes another's."""
+    """Whatever the method, a call takes a team's slots for the roles team and payouts, a service's
+    or an operator's for those; no kind takes another's.
+    """
     calls = {
-        "teams": [("first", "CreatePayout"), ("other", "CancelPayout"), ("other", "CreatePayment"), ("all", "CreatePayout"), ("all", "CancelPayout")],
-        "services": [("platform", "BatchCredit"), ("platform", "SetWalletPolicy"), ("all", "BatchPublish"), ("all", "SetWalletPolicy")],
-        "operators": [("chief", "CancelPayout"), ("chief", "SetWalletPolicy"), ("auditor", "GetTrialBalance"), ("all", "ApprovePayout")],
+        "teams": [
+            ("first", "CreatePayout"),
+            ("other", "CancelPayout"),
+            ("other", "CreatePayment"),
+            ("all", "CreatePayout"),
+            ("all", "CancelPayout"),
+        ],
+        "services": [
+            ("platform", "BatchCredit"),
+            ("platform", "SetWalletPolicy"),
+            ("all", "BatchPublish"),
+            ("all", "SetWalletPolicy"),
+        ],
+        "operators": [
+            ("chief", "CancelPayout"),
+            ("chief", "SetWalletPolicy"),
+            ("auditor", "GetTrialBalance"),
+            ("all", "ApprovePayout"),
+        ],
     }
-    for first, *other_calls in ((calls[full][n], *calls[full][:n], *calls[full][n + 1 :]) for n in range(len(calls[full]))):
+    for first, *other_calls in (
+        (calls[full][n], *calls[full][:n], *calls[full][n + 1 :]) for n in range(len(calls[full]))
+    ):
         with holding_server(CallLimits(writes=1, reads=1, platform=1)) as is_admitted:
             assert is_admitted(*first)
             assert not any(is_admitted(*other_call) for other_call in other_calls), first
@@ -307,7 +419,9 @@ def test_a_call_takes_the_slots_of_the_role_that_admits_it(full: str) -> None:
 
 
 def test_owners_who_wait_are_served_in_turns() -> None:
-    """Each owner that waits is served once before any is served twice, its own callers in order, and a caller that leaves takes no turn."""
+    """Each owner that waits is served once before any is served twice, its own callers in order,
+    and a caller that leaves takes no turn.
+    """
 
     async def served_owners() -> list[str]:
         semaphore, order = FairSemaphore(1), list[str]()
@@ -317,7 +431,10 @@ def test_owners_who_wait_are_served_in_turns() -> None:
                 order.append(name)
 
         async with semaphore.permit("a"):
-            requests = {name: asyncio.ensure_future(ask(name[0], name)) for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2", "d1")}
+            requests = {
+                name: asyncio.ensure_future(ask(name[0], name))
+                for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2", "d1")
+            }
             await asyncio.sleep(0)
             assert semaphore.waiting_count() == 8
             requests["a2"].cancel()

@@ -22,16 +22,47 @@ from tallystick_core.payment.checkout import (
     reject_siblings,
 )
 from tallystick_core.payment.risk import BuiltInRiskCheck, RiskRules
-from tallystick_core.payment.state import TERMINAL_STATUSES, TRANSITIONS, VERBS, OrderStatus, PaymentTrigger, transition
-from tallystick_core.provider.outcome import Declined, FailureReason, NotSent, Pending, PendingReason, Succeeded, Unknown
+from tallystick_core.payment.state import (
+    TERMINAL_STATUSES,
+    TRANSITIONS,
+    VERBS,
+    OrderStatus,
+    PaymentTrigger,
+    transition,
+)
+from tallystick_core.provider.outcome import (
+    Declined,
+    FailureReason,
+    NotSent,
+    Pending,
+    PendingReason,
+    Succeeded,
+    Unknown,
+)
 from tallystick_core.validation import reject_card_number
 
 ORDERS = tuple(Order(f"o-{n}", "buyer", f"seller-{n}", 1000 + n, "EUR", None, n) for n in range(3))
-PAYMENT_EVENT = CheckoutRequest("c-1", "dev", "shop", "b", "s", "GB", "tok", MethodType.CARD, ChargeMode.PER_ORDER, PartialFailurePolicy.KEEP, ORDERS)
+PAYMENT_EVENT = CheckoutRequest(
+    "c-1",
+    "dev",
+    "shop",
+    "b",
+    "s",
+    "GB",
+    "tok",
+    MethodType.CARD,
+    ChargeMode.PER_ORDER,
+    PartialFailurePolicy.KEEP,
+    ORDERS,
+)
 
 
-@pytest.mark.parametrize(("status", "happening"), list(itertools.product(OrderStatus, PaymentTrigger)))
-def test_every_pair_is_in_the_table_or_refused_by_name(status: OrderStatus, happening: PaymentTrigger) -> None:
+@pytest.mark.parametrize(
+    ("status", "happening"), list(itertools.product(OrderStatus, PaymentTrigger))
+)
+def test_every_pair_is_in_the_table_or_refused_by_name(
+    status: OrderStatus, happening: PaymentTrigger
+) -> None:
     """The table is total: what is not in it is STATE_FORBIDS with state and verb."""
     if (status, happening) in TRANSITIONS:
         assert transition(status, happening) is TRANSITIONS[status, happening]
@@ -40,7 +71,9 @@ def test_every_pair_is_in_the_table_or_refused_by_name(status: OrderStatus, happ
         transition(status, happening)
     assert error.value.reason is ErrorReason.STATE_FORBIDS
     assert error.value.metadata == {"state": status, "verb": VERBS[happening].name}
-    assert error.value.message == f"The order is {status} and cannot be {VERBS[happening].participle}."
+    assert (
+        error.value.message == f"The order is {status} and cannot be {VERBS[happening].participle}."
+    )
 
 
 def test_terminal_states_never_move_and_unknown_never_fails() -> None:
@@ -49,7 +82,11 @@ def test_terminal_states_never_move_and_unknown_never_fails() -> None:
         (OrderStatus.SUCCESS, PaymentTrigger.SETTLED),
         (OrderStatus.SUCCESS, PaymentTrigger.DELIVERED),
     ]
-    assert {TRANSITIONS[status, PaymentTrigger.UNKNOWN] for status, happening in TRANSITIONS if happening is PaymentTrigger.UNKNOWN} == {
+    assert {
+        TRANSITIONS[status, PaymentTrigger.UNKNOWN]
+        for status, happening in TRANSITIONS
+        if happening is PaymentTrigger.UNKNOWN
+    } == {
         OrderStatus.EXECUTING,
         OrderStatus.PENDING,
     }
@@ -58,7 +95,10 @@ def test_terminal_states_never_move_and_unknown_never_fails() -> None:
 @given(st.permutations(ORDERS))
 def test_the_order_of_orders_makes_no_difference(orders: list[Order]) -> None:
     """K1: the same orders in another order are the same payment."""
-    assert normalize(replace(PAYMENT_EVENT, orders=tuple(orders))).fingerprint() == PAYMENT_EVENT.fingerprint()
+    assert (
+        normalize(replace(PAYMENT_EVENT, orders=tuple(orders))).fingerprint()
+        == PAYMENT_EVENT.fingerprint()
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,10 +109,16 @@ def test_the_order_of_orders_makes_no_difference(orders: list[Order]) -> None:
         ("charging", "TOGETHER", "charging"),
         ("orders", ORDERS[:2], "payment_orders"),
         ("orders", (*ORDERS[:2], replace(ORDERS[2], amount=1)), "payment_orders[2].amount"),
-        ("orders", (replace(ORDERS[0], platform_fee=0), *ORDERS[1:]), "payment_orders[0].platform_fee"),
+        (
+            "orders",
+            (replace(ORDERS[0], platform_fee=0), *ORDERS[1:]),
+            "payment_orders[0].platform_fee",
+        ),
     ],
 )
-def test_another_value_is_another_fingerprint_and_is_named(field: str, value: object, named: str) -> None:
+def test_another_value_is_another_fingerprint_and_is_named(
+    field: str, value: object, named: str
+) -> None:
     """K1: any other value changes the fingerprint, and the first that differs is named."""
     changed = replace(PAYMENT_EVENT, **{field: value})  # type: ignore[arg-type]
     assert changed.fingerprint() != PAYMENT_EVENT.fingerprint()
@@ -82,12 +128,20 @@ def test_another_value_is_another_fingerprint_and_is_named(field: str, value: ob
 @pytest.mark.parametrize("outcome", [Succeeded("r", 999, "EUR"), Succeeded("r", 1000, "USD")])
 def test_a_charge_of_another_amount_is_no_success(outcome: Succeeded) -> None:
     """P2: money that fits no order never makes one a SUCCESS."""
-    assert check_amount(outcome, 1000, "EUR") == Declined(FailureReason.PROVIDER_MISMATCH, reference="r")
+    assert check_amount(outcome, 1000, "EUR") == Declined(
+        FailureReason.PROVIDER_MISMATCH, reference="r"
+    )
 
 
 @pytest.mark.parametrize(
     "outcome",
-    [Succeeded("r", 1000, "EUR"), Declined(FailureReason.PROVIDER_DECLINED), Pending(PendingReason.PROVIDER_REVIEW), NotSent("x"), Unknown("x")],
+    [
+        Succeeded("r", 1000, "EUR"),
+        Declined(FailureReason.PROVIDER_DECLINED),
+        Pending(PendingReason.PROVIDER_REVIEW),
+        NotSent("x"),
+        Unknown("x"),
+    ],
 )
 def test_other_outcomes_stand(outcome: object) -> None:
     """Judging changes nothing else."""
@@ -104,24 +158,34 @@ def test_each_risk_rule_refuses_with_its_own_reason() -> None:
     assert _check_risk(amount_limits={"EUR": 1001}) == {"o-2": "RISK_AMOUNT_LIMIT"}
     assert _check_risk(velocity_limit=2) == {"o-2": "RISK_VELOCITY"}
     assert _check_risk(blocked_accounts=frozenset({"seller-1"})) == {"o-1": "RISK_BLOCKED_ACCOUNT"}
-    assert set(_check_risk(blocked_countries=frozenset({"GB"})).values()) == {"RISK_BLOCKED_COUNTRY"}
-    assert BuiltInRiskCheck(RiskRules(velocity_limit=3)).check(PAYMENT_EVENT, {"buyer": 1}) == {"o-2": "RISK_VELOCITY"}
+    assert set(_check_risk(blocked_countries=frozenset({"GB"})).values()) == {
+        "RISK_BLOCKED_COUNTRY"
+    }
+    assert BuiltInRiskCheck(RiskRules(velocity_limit=3)).check(PAYMENT_EVENT, {"buyer": 1}) == {
+        "o-2": "RISK_VELOCITY"
+    }
 
 
 def test_all_or_nothing_fails_the_siblings() -> None:
     """One refused order takes the others with it, and only then."""
-    together = replace(PAYMENT_EVENT, charging=ChargeMode.TOGETHER, on_partial=PartialFailurePolicy.ALL_OR_NOTHING)
+    together = replace(
+        PAYMENT_EVENT, charging=ChargeMode.TOGETHER, on_partial=PartialFailurePolicy.ALL_OR_NOTHING
+    )
     assert reject_siblings(together, {}) == {}
     assert reject_siblings(together, {"o-1": FailureReason.RISK_VELOCITY}) == {
         "o-0": "SIBLING_FAILED",
         "o-1": "RISK_VELOCITY",
         "o-2": "SIBLING_FAILED",
     }
-    assert reject_siblings(PAYMENT_EVENT, {"o-1": FailureReason.RISK_VELOCITY}) == {"o-1": "RISK_VELOCITY"}
+    assert reject_siblings(PAYMENT_EVENT, {"o-1": FailureReason.RISK_VELOCITY}) == {
+        "o-1": "RISK_VELOCITY"
+    }
 
 
 def test_no_id_that_we_make_looks_like_a_card_number() -> None:
-    """The ledger takes the id of an unapplied charge for a cause; whatever the provider's reference, it is not refused as a card number."""
+    """The ledger takes the id of an unapplied charge for a cause; whatever the provider's
+    reference, it is not refused as a card number.
+    """
     for number in range(50_000):
         charge_id = derive_unapplied_charge_id("sandbox", f"ref-{number}")
         reject_card_number(charge_id, "cause_id")

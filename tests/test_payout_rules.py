@@ -1,4 +1,6 @@
-"""The rules of pay-out: states, fingerprints, made ids, what answers mean and what is booked for them, what can be paid."""
+"""The rules of pay-out: states, fingerprints, made ids, what answers mean and what is booked for
+them, what can be paid.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ from tallystick_core.payout.destination import (
     transition_destination,
 )
 from tallystick_core.payout.operation_ids import format_payout_operation_id
-from tallystick_core.payout.quote import DestinationReadiness, PayoutBlocker, PayoutTerms, WalletBalance, quote_amount, quote_payout
+from tallystick_core.payout.quote import (
+    DestinationReadiness,
+    PayoutBlocker,
+    PayoutTerms,
+    WalletBalance,
+    quote_amount,
+    quote_payout,
+)
 from tallystick_core.payout.reported_transfer import (
     MoneyMovement,
     OutcomeEffect,
@@ -39,7 +48,12 @@ from tallystick_core.payout.reported_transfer import (
     apply_outcome,
     money_movements,
 )
-from tallystick_core.payout.request import NewPayout, classify_hold_failure, first_difference, parse_payout_id
+from tallystick_core.payout.request import (
+    NewPayout,
+    classify_hold_failure,
+    first_difference,
+    parse_payout_id,
+)
 from tallystick_core.payout.state import (
     HOLD_CAPTURED,
     HOLD_OPEN,
@@ -79,8 +93,12 @@ NEXT_STATES = {  # money.md: what may follow each state
 }
 
 
-@pytest.mark.parametrize(("state", "happening"), list(itertools.product(PayoutState, PayoutTrigger)))
-def test_every_pair_is_in_the_table_or_refused_by_name(state: PayoutState, happening: PayoutTrigger) -> None:
+@pytest.mark.parametrize(
+    ("state", "happening"), list(itertools.product(PayoutState, PayoutTrigger))
+)
+def test_every_pair_is_in_the_table_or_refused_by_name(
+    state: PayoutState, happening: PayoutTrigger
+) -> None:
     """The table is total: what is not in it is STATE_FORBIDS with state and verb."""
     if (state, happening) in TRANSITIONS:
         assert transition(state, happening) is TRANSITIONS[state, happening]
@@ -89,12 +107,16 @@ def test_every_pair_is_in_the_table_or_refused_by_name(state: PayoutState, happe
         transition(state, happening)
     assert error.value.reason is ErrorReason.STATE_FORBIDS
     assert error.value.metadata == {"state": state, "verb": VERBS[happening].name}
-    assert error.value.message == f"The payout is {state} and cannot be {VERBS[happening].participle}."
+    assert (
+        error.value.message == f"The payout is {state} and cannot be {VERBS[happening].participle}."
+    )
 
 
 @pytest.mark.parametrize("state", PayoutState)
 def test_each_state_is_followed_by_just_those_it_may_be(state: PayoutState) -> None:
-    """The states after each state are the documented ones; only PAID moves once it is at rest, and no state is lost on the way."""
+    """The states after each state are the documented ones; only PAID moves once it is at rest, and
+    no state is lost on the way.
+    """
     after = {to for (before, _), to in TRANSITIONS.items() if before is state and to is not state}
     assert after == {PayoutState(name) for name in NEXT_STATES.get(state, set())}
     assert state in TERMINAL_STATES or after
@@ -102,16 +124,28 @@ def test_each_state_is_followed_by_just_those_it_may_be(state: PayoutState) -> N
 
 
 def test_what_is_decided_and_what_is_unknown_never_fails_a_payout() -> None:
-    """An unknown answer, or one that surely was not sent, changes no state; nothing that may have been sent is cancelled or rejected."""
-    assert all(to is before for (before, what), to in TRANSITIONS.items() if what in (PayoutTrigger.UNKNOWN, PayoutTrigger.NOT_SENT))
+    """An unknown answer, or one that surely was not sent, changes no state; nothing that may have
+    been sent is cancelled or rejected.
+    """
+    assert all(
+        to is before
+        for (before, what), to in TRANSITIONS.items()
+        if what in (PayoutTrigger.UNKNOWN, PayoutTrigger.NOT_SENT)
+    )
     ended_states = {PayoutState.CANCELLED, PayoutState.REJECTED}
     unsent = {PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY}
-    assert {before for (before, _), to in TRANSITIONS.items() if to in ended_states and before is not to} == unsent
-    assert {before for before, what in TRANSITIONS if what is PayoutTrigger.GIVEN_UP} == {PayoutState.SUBMITTING}
+    assert {
+        before for (before, _), to in TRANSITIONS.items() if to in ended_states and before is not to
+    } == unsent
+    assert {before for before, what in TRANSITIONS if what is PayoutTrigger.GIVEN_UP} == {
+        PayoutState.SUBMITTING
+    }
 
 
 def test_every_state_says_what_becomes_of_its_money() -> None:
-    """O1: each state but CREATED has its money held, captured or given back, and no move skips the hold or gives captured money back."""
+    """O1: each state but CREATED has its money held, captured or given back, and no move skips the
+    hold or gives captured money back.
+    """
     parts = [frozenset({PayoutState.CREATED}), HOLD_OPEN, HOLD_CAPTURED, HOLD_RELEASED]
     assert sorted(state for part in parts for state in part) == sorted(PayoutState)
     for (before, _), to in TRANSITIONS.items():
@@ -136,23 +170,37 @@ def test_every_state_says_what_becomes_of_its_money() -> None:
     ],
 )
 def test_another_value_is_another_fingerprint_and_is_named(field: str, value: object) -> None:
-    """K1: any other value changes the fingerprint, and the first that differs is named; whose it is, is no field of the request."""
+    """K1: any other value changes the fingerprint, and the first that differs is named; whose it
+    is, is no field of the request.
+    """
     changed = replace(PAYOUT, **{field: value})  # type: ignore[arg-type]
     assert changed.fingerprint() != PAYOUT.fingerprint()
     assert first_difference(changed, PAYOUT) == ("payout_id" if field == "owner" else field)
 
 
 def test_everything_payable_is_a_request_of_its_own() -> None:
-    """K1: a payout without amount is told apart from one of any amount, and what differs first is named."""
+    """K1: a payout without amount is told apart from one of any amount, and what differs first is
+    named.
+    """
     everything = replace(PAYOUT, amount=None)
-    assert everything.fingerprint() == replace(PAYOUT, amount=None).fingerprint() != PAYOUT.fingerprint()
-    assert first_difference(replace(everything, amount=1000, currency="USD"), everything) == "amount"
+    assert (
+        everything.fingerprint()
+        == replace(PAYOUT, amount=None).fingerprint()
+        != PAYOUT.fingerprint()
+    )
+    assert (
+        first_difference(replace(everything, amount=1000, currency="USD"), everything) == "amount"
+    )
 
 
 def test_destinations_and_batches_have_fingerprints_of_all_their_values() -> None:
     """K1: any other value of a destination or a batch changes its fingerprint."""
     destination = NewDestination("d-1", "dev", "shop", "seller", "EUR", "tok", "x")
-    changed_destinations = [replace(destination, **{name: "other"}) for name in NewDestination.__dataclass_fields__ if name != "caller"]
+    changed_destinations = [
+        replace(destination, **{name: "other"})
+        for name in NewDestination.__dataclass_fields__
+        if name != "caller"
+    ]
     batch = NewBatch("b-1", "dev", "shop", (PAYOUT, replace(PAYOUT, payout_id="po-2")))
     other_batches = [
         replace(batch, payout_batch_id="x"),
@@ -160,7 +208,10 @@ def test_destinations_and_batches_have_fingerprints_of_all_their_values() -> Non
         replace(batch, payouts=(PAYOUT,)),
         NewBatch("b-1", "dev", "shop", (), "seller", "EUR"),
     ]
-    other_batches += [NewBatch("b-1", "dev", "shop", (), "", "EUR"), NewBatch("b-1", "dev", "shop", (), "", "USD")]
+    other_batches += [
+        NewBatch("b-1", "dev", "shop", (), "", "EUR"),
+        NewBatch("b-1", "dev", "shop", (), "", "USD"),
+    ]
     for values in ([destination, *changed_destinations], [batch, *other_batches]):
         assert len({value.fingerprint() for value in values}) == len(values)
 
@@ -171,14 +222,24 @@ def test_a_providers_key_names_the_payout_and_the_attempt() -> None:
 
 
 def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:
-    """A cut-off has one run whatever the zone it is told in, a seller one payout in it; no made id looks like a card number, and no caller may take a run's."""
+    """A cut-off has one run whatever the zone it is told in, a seller one payout in it; no made id
+    looks like a card number, and no caller may take a run's.
+    """
     cut_off = datetime(2025, 7, 1, 14, tzinfo=UTC)
-    assert format_run_id("EUR", cut_off) == format_run_id("EUR", cut_off.astimezone(timezone(timedelta(hours=9)))) == "run-EUR-20250701T1400Z"
+    assert (
+        format_run_id("EUR", cut_off)
+        == format_run_id("EUR", cut_off.astimezone(timezone(timedelta(hours=9))))
+        == "run-EUR-20250701T1400Z"
+    )
     payout_ids = {
-        derive_payout_id(run, f"s-{n}") for n in range(2_000) for run in ("b-1", format_run_id("EUR", cut_off), format_run_id("USD", cut_off))
+        derive_payout_id(run, f"s-{n}")
+        for n in range(2_000)
+        for run in ("b-1", format_run_id("EUR", cut_off), format_run_id("USD", cut_off))
     }
     assert len(payout_ids) == 6_000
-    for text in payout_ids | {format_run_id("EUR", cut_off + timedelta(minutes=n)) for n in range(20_000)}:
+    for text in payout_ids | {
+        format_run_id("EUR", cut_off + timedelta(minutes=n)) for n in range(20_000)
+    }:
         assert is_id(text)
         reject_card_number(text, "payout_id")
     with pytest.raises(ApiError) as error:
@@ -193,7 +254,9 @@ def test_a_run_makes_the_same_ids_whoever_runs_it() -> None:
 
 @given(st.integers(1, MAX_AMOUNT), st.integers(0, MAX_AMOUNT))
 def test_a_second_person_is_needed_above_the_threshold_only(amount: int, threshold: int) -> None:
-    """A payout needs approval just where its currency has a threshold and its amount is above it."""
+    """A payout needs approval just where its currency has a threshold and its amount is
+    above it.
+    """
     assert needs_approval(amount, "EUR", {"EUR": threshold}) == (amount > threshold)
     assert not needs_approval(amount, "USD", {"EUR": threshold})
 
@@ -208,8 +271,14 @@ def test_the_second_person_is_another() -> None:
 
 @pytest.mark.parametrize("reason", ErrorReason)
 def test_a_payout_fails_by_what_the_wallet_says_of_the_money(reason: ErrorReason) -> None:
-    """Only a wallet that has not the money, is not there or is frozen fails a payout; every other refusal leaves it where it is."""
-    expected_reasons = {"INSUFFICIENT_FUNDS": "INSUFFICIENT_FUNDS", "NOT_FOUND": "INSUFFICIENT_FUNDS", "STATE_FORBIDS": "WALLET_FROZEN"}
+    """Only a wallet that has not the money, is not there or is frozen fails a payout; every other
+    refusal leaves it where it is.
+    """
+    expected_reasons = {
+        "INSUFFICIENT_FUNDS": "INSUFFICIENT_FUNDS",
+        "NOT_FOUND": "INSUFFICIENT_FUNDS",
+        "STATE_FORBIDS": "WALLET_FROZEN",
+    }
     assert classify_hold_failure(reason) == expected_reasons.get(reason)
 
 
@@ -218,24 +287,46 @@ def test_a_payout_fails_by_what_the_wallet_says_of_the_money(reason: ErrorReason
 NET, FEE = 95, 5
 _REFERENCES = st.sampled_from(["t1", "t2", "t3"])
 _CURRENCIES = st.sampled_from(["EUR", "EUR", "EUR", "USD"])
-_PAID_OUTCOMES = st.builds(Succeeded, _REFERENCES, st.sampled_from([NET, NET, NET, 90, 100]), _CURRENCIES)
-_RETURNED_OUTCOMES = st.builds(Returned, _REFERENCES, st.sampled_from([NET, 50, 90, 200]), _CURRENCIES)
+_PAID_OUTCOMES = st.builds(
+    Succeeded, _REFERENCES, st.sampled_from([NET, NET, NET, 90, 100]), _CURRENCIES
+)
+_RETURNED_OUTCOMES = st.builds(
+    Returned, _REFERENCES, st.sampled_from([NET, 50, 90, 200]), _CURRENCIES
+)
 _OTHER_OUTCOMES: list[PayoutOutcome] = [
-    Submitted("t1"), InTransit("t1"), NotSent("x"), Unknown("x"), Declined(PayoutFailure.PROVIDER_DECLINED), Declined(FailureReason.INSUFFICIENT_FUNDS),
-]  # fmt: skip
-_OUTCOME_LISTS = st.lists(st.one_of(_PAID_OUTCOMES, _RETURNED_OUTCOMES, st.sampled_from(_OTHER_OUTCOMES)), max_size=8)
+    Submitted("t1"),
+    InTransit("t1"),
+    NotSent("x"),
+    Unknown("x"),
+    Declined(PayoutFailure.PROVIDER_DECLINED),
+    Declined(FailureReason.INSUFFICIENT_FUNDS),
+]
+_OUTCOME_LISTS = st.lists(
+    st.one_of(_PAID_OUTCOMES, _RETURNED_OUTCOMES, st.sampled_from(_OTHER_OUTCOMES)), max_size=8
+)
 
 
-def _apply_outcome(record: PayoutRecord, outcome: PayoutOutcome) -> tuple[PayoutRecord, OutcomeEffect]:
+def _apply_outcome(
+    record: PayoutRecord, outcome: PayoutOutcome
+) -> tuple[PayoutRecord, OutcomeEffect]:
     """What is known after an answer, moved by the table."""
     effect = apply_outcome(record, outcome)
     state = record.state
     for trigger in effect.triggers:
         state = transition(state, trigger)
-    return replace(record, state=state, transfers={**record.transfers, **{transfer.reference: transfer for transfer in effect.transfers}}), effect
+    return replace(
+        record,
+        state=state,
+        transfers={
+            **record.transfers,
+            **{transfer.reference: transfer for transfer in effect.transfers},
+        },
+    ), effect
 
 
-def _apply_outcomes(outcomes: list[PayoutOutcome], state: PayoutState = PayoutState.SUBMITTING) -> PayoutRecord:
+def _apply_outcomes(
+    outcomes: list[PayoutOutcome], state: PayoutState = PayoutState.SUBMITTING
+) -> PayoutRecord:
     record = PayoutRecord(state, NET, "EUR")
     for outcome in outcomes:
         record, _ = _apply_outcome(record, outcome)
@@ -243,17 +334,32 @@ def _apply_outcomes(outcomes: list[PayoutOutcome], state: PayoutState = PayoutSt
 
 
 def _movements_of(record: PayoutRecord) -> list[MoneyMovement]:
-    return [movement for transfer in record.transfers.values() for movement in money_movements("po-1", "bank", "s", NET + FEE, FEE, transfer)]
+    return [
+        movement
+        for transfer in record.transfers.values()
+        for movement in money_movements("po-1", "bank", "s", NET + FEE, FEE, transfer)
+    ]
 
 
 @given(st.sampled_from(sorted(POSSIBLY_SENT)), _OUTCOME_LISTS)
-def test_whatever_a_provider_tells_is_judged_and_counts_once(state: PayoutState, outcomes: list[PayoutOutcome]) -> None:
-    """H1, O2: no answer in no order leaves the table; each transfer told of is there once with the first amounts told; a repeat changes nothing, and one
-    with other amounts is for a person."""
+def test_whatever_a_provider_tells_is_judged_and_counts_once(
+    state: PayoutState, outcomes: list[PayoutOutcome]
+) -> None:
+    """H1, O2: no answer in no order leaves the table; each transfer told of is there once with the
+    first amounts told; a repeat changes nothing, and one with other amounts is for a person.
+    """
     transfers = (
         {}
         if state not in HOLD_CAPTURED
-        else {"t1": Transfer("t1", NET, "EUR", TransferMatch.AS_ASKED, *((NET, "EUR") if state == "RETURNED" else ()))}
+        else {
+            "t1": Transfer(
+                "t1",
+                NET,
+                "EUR",
+                TransferMatch.AS_ASKED,
+                *((NET, "EUR") if state == "RETURNED" else ()),
+            )
+        }
     )
     record = PayoutRecord(state, NET, "EUR", transfers)
     for outcome in outcomes:
@@ -271,22 +377,46 @@ def test_whatever_a_provider_tells_is_judged_and_counts_once(state: PayoutState,
         if isinstance(outcome, Succeeded | Returned):
             assert outcome.reference in record.transfers
             transfer = record.transfers[outcome.reference]
-            first = (transfer.amount, transfer.currency) if isinstance(outcome, Succeeded) else (transfer.returned_amount, transfer.returned_currency)
-            assert _apply_outcome(record, outcome) == (record, OutcomeEffect(is_conflicting=(outcome.amount, outcome.currency) != first))
-    assert sum(transfer.fit in (TransferMatch.AS_ASKED, TransferMatch.LATE) for transfer in record.transfers.values()) <= 1
-    assert (record.state in HOLD_CAPTURED) == any(transfer.fit is TransferMatch.AS_ASKED for transfer in record.transfers.values())
+            first = (
+                (transfer.amount, transfer.currency)
+                if isinstance(outcome, Succeeded)
+                else (transfer.returned_amount, transfer.returned_currency)
+            )
+            assert _apply_outcome(record, outcome) == (
+                record,
+                OutcomeEffect(is_conflicting=(outcome.amount, outcome.currency) != first),
+            )
+    assert (
+        sum(
+            transfer.fit in (TransferMatch.AS_ASKED, TransferMatch.LATE)
+            for transfer in record.transfers.values()
+        )
+        <= 1
+    )
+    assert (record.state in HOLD_CAPTURED) == any(
+        transfer.fit is TransferMatch.AS_ASKED for transfer in record.transfers.values()
+    )
 
 
 @given(_OUTCOME_LISTS)
 def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
-    """L1, O2: each fact balances under a key of its own, the seller's lines are the wallet's change, and clearing owes just what the provider moved."""
+    """L1, O2: each fact balances under a key of its own, the seller's lines are the wallet's
+    change, and clearing owes just what the provider moved.
+    """
     record = _apply_outcomes(outcomes)
     movements = _movements_of(record)
     assert len({(fact.kind, fact.cause_id) for fact in movements}) == len(movements)
     clearing: Counter[str] = Counter()
     for fact in movements:
         check_balanced(fact.lines)
-        assert sum(line.amount for line in fact.lines if line.account == "sellers/s" and line.currency == "EUR") == fact.seller_change
+        assert (
+            sum(
+                line.amount
+                for line in fact.lines
+                if line.account == "sellers/s" and line.currency == "EUR"
+            )
+            == fact.seller_change
+        )
         assert all(line.amount for line in fact.lines)
         assert all(line.currency == "EUR" for line in fact.lines if line.account == "sellers/s")
         for line in fact.lines:
@@ -299,11 +429,22 @@ def test_what_is_booked_is_what_moved(outcomes: list[PayoutOutcome]) -> None:
 
 @given(
     st.permutations(
-        [Submitted("t1"), InTransit("t1"), Succeeded("t1", NET, "EUR"), Returned("t1", 60, "EUR"), Unknown("x"), Succeeded("t1", NET, "EUR")]
+        [
+            Submitted("t1"),
+            InTransit("t1"),
+            Succeeded("t1", NET, "EUR"),
+            Returned("t1", 60, "EUR"),
+            Unknown("x"),
+            Succeeded("t1", NET, "EUR"),
+        ]
     )
 )
-def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(outcomes: list[PayoutOutcome]) -> None:
-    """H1: a payout that was paid and came back in part is RETURNED with the same facts, in whatever order and however often that is told."""
+def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(
+    outcomes: list[PayoutOutcome],
+) -> None:
+    """H1: a payout that was paid and came back in part is RETURNED with the same facts, in whatever
+    order and however often that is told.
+    """
     record = _apply_outcomes(outcomes)
     assert record.state is PayoutState.RETURNED
     assert record.transfers == {"t1": Transfer("t1", NET, "EUR", TransferMatch.AS_ASKED, 60, "EUR")}
@@ -318,30 +459,72 @@ def test_the_order_in_which_a_payouts_story_is_told_makes_no_difference(outcomes
     [
         ([Declined(PayoutFailure.PROVIDER_DECLINED)], "FAILED", [], []),
         ([Succeeded("t1", NET, "EUR")], "PAID", [-100], ["AS_ASKED"]),
-        ([Declined(PayoutFailure.PROVIDER_DECLINED), Succeeded("t1", NET, "EUR")], "FAILED", [-100], ["LATE"]),
-        ([Declined(PayoutFailure.PROVIDER_DECLINED), Returned("t1", NET, "EUR")], "FAILED", [-100, 95], ["LATE"]),
+        (
+            [Declined(PayoutFailure.PROVIDER_DECLINED), Succeeded("t1", NET, "EUR")],
+            "FAILED",
+            [-100],
+            ["LATE"],
+        ),
+        (
+            [Declined(PayoutFailure.PROVIDER_DECLINED), Returned("t1", NET, "EUR")],
+            "FAILED",
+            [-100, 95],
+            ["LATE"],
+        ),
         ([Succeeded("t1", 90, "EUR")], "FAILED", [-90], ["MISMATCH"]),
         ([Succeeded("t1", NET, "USD")], "FAILED", [0], ["OTHER_CURRENCY"]),
-        ([Succeeded("t1", NET, "EUR"), Succeeded("t2", NET, "EUR")], "PAID", [-100, -95], ["AS_ASKED", "TWICE"]),
-        ([Succeeded("t1", NET, "EUR"), Succeeded("t2", NET, "EUR"), Returned("t2", NET, "EUR")], "PAID", [-100, -95, 95], ["AS_ASKED", "TWICE"]),
+        (
+            [Succeeded("t1", NET, "EUR"), Succeeded("t2", NET, "EUR")],
+            "PAID",
+            [-100, -95],
+            ["AS_ASKED", "TWICE"],
+        ),
+        (
+            [Succeeded("t1", NET, "EUR"), Succeeded("t2", NET, "EUR"), Returned("t2", NET, "EUR")],
+            "PAID",
+            [-100, -95, 95],
+            ["AS_ASKED", "TWICE"],
+        ),
         ([Returned("t1", NET, "EUR")], "RETURNED", [-100, 95], ["AS_ASKED"]),
         ([Returned("t1", NET + 1, "EUR")], "PAID", [-100, 0], ["AS_ASKED"]),
         ([Returned("t1", NET, "USD")], "PAID", [-100, 0], ["AS_ASKED"]),
-        ([Succeeded("t1", 90, "USD"), Returned("t1", 90, "USD")], "FAILED", [0, 0], ["OTHER_CURRENCY"]),
-        ([Succeeded("t1", NET, "EUR"), Declined(PayoutFailure.PROVIDER_DECLINED), InTransit("t1")], "PAID", [-100], ["AS_ASKED"]),
+        (
+            [Succeeded("t1", 90, "USD"), Returned("t1", 90, "USD")],
+            "FAILED",
+            [0, 0],
+            ["OTHER_CURRENCY"],
+        ),
+        (
+            [
+                Succeeded("t1", NET, "EUR"),
+                Declined(PayoutFailure.PROVIDER_DECLINED),
+                InTransit("t1"),
+            ],
+            "PAID",
+            [-100],
+            ["AS_ASKED"],
+        ),
     ],
 )
-def test_money_that_moved_always_counts(outcomes: list[PayoutOutcome], state: str, seller: list[int], fits: list[str]) -> None:
-    """What an outside fact takes is debited and what it gives is credited, and the state tells the rest."""
+def test_money_that_moved_always_counts(
+    outcomes: list[PayoutOutcome], state: str, seller: list[int], fits: list[str]
+) -> None:
+    """What an outside fact takes is debited and what it gives is credited, and the state tells the
+    rest.
+    """
     record = _apply_outcomes(outcomes)
     assert record.state == state
     assert [fact.seller_change for fact in _movements_of(record)] == seller
     assert [transfer.fit for transfer in record.transfers.values()] == fits
 
 
-@pytest.mark.parametrize("outcome", [*_OTHER_OUTCOMES, Succeeded("t1", NET, "EUR"), Returned("t1", NET, "EUR")])
+@pytest.mark.parametrize(
+    "outcome", [*_OTHER_OUTCOMES, Succeeded("t1", NET, "EUR"), Returned("t1", NET, "EUR")]
+)
 @pytest.mark.parametrize("state", sorted(set(PayoutState) - POSSIBLY_SENT))
-def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(state: PayoutState, outcome: PayoutOutcome) -> None:
+def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(
+    state: PayoutState, outcome: PayoutOutcome
+) -> None:
     """An answer to a payout that was never sent is refused, and moves no money."""
     with pytest.raises(ApiError) as error:
         apply_outcome(PayoutRecord(state, NET, "EUR"), outcome)
@@ -349,34 +532,65 @@ def test_a_provider_tells_nothing_of_a_payout_that_it_never_got(state: PayoutSta
 
 
 def test_only_a_return_gives_paid_money_back() -> None:
-    """A paid payout that is told to have failed stays PAID and is for a person; a failure has the provider's reason, or another reason than pay-in's."""
+    """A paid payout that is told to have failed stays PAID and is for a person; a failure has the
+    provider's reason, or another reason than pay-in's.
+    """
     paid_record = _apply_outcomes([Succeeded("t1", NET, "EUR")])
-    assert apply_outcome(paid_record, Declined(PayoutFailure.PROVIDER_DECLINED)) == OutcomeEffect(is_conflicting=True)
+    assert apply_outcome(paid_record, Declined(PayoutFailure.PROVIDER_DECLINED)) == OutcomeEffect(
+        is_conflicting=True
+    )
     submitted_record = PayoutRecord(PayoutState.SUBMITTED, NET, "EUR")
-    assert apply_outcome(submitted_record, Declined(PayoutFailure.DESTINATION_REFUSED)).failure is PayoutFailure.DESTINATION_REFUSED
-    assert apply_outcome(submitted_record, Declined(FailureReason.BUYER_CANCELLED)).failure is PayoutFailure.PROVIDER_DECLINED
-    assert apply_outcome(submitted_record, Succeeded("t1", 1, "EUR")).failure is PayoutFailure.PROVIDER_MISMATCH
+    assert (
+        apply_outcome(submitted_record, Declined(PayoutFailure.DESTINATION_REFUSED)).failure
+        is PayoutFailure.DESTINATION_REFUSED
+    )
+    assert (
+        apply_outcome(submitted_record, Declined(FailureReason.BUYER_CANCELLED)).failure
+        is PayoutFailure.PROVIDER_DECLINED
+    )
+    assert (
+        apply_outcome(submitted_record, Succeeded("t1", 1, "EUR")).failure
+        is PayoutFailure.PROVIDER_MISMATCH
+    )
 
 
 def test_a_payout_is_booked_with_its_fee() -> None:
-    """money.md: PAID takes the amount from the seller, gives the platform its fee and clearing the rest; a return gives what came back, and no fee."""
-    paid_movement, return_movement = money_movements("po-1", "bank", "s", 100, 5, Transfer("t1", 95, "EUR", TransferMatch.AS_ASKED, 95, "EUR"))
+    """money.md: PAID takes the amount from the seller, gives the platform its fee and clearing the
+    rest; a return gives what came back, and no fee.
+    """
+    paid_movement, return_movement = money_movements(
+        "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "EUR", TransferMatch.AS_ASKED, 95, "EUR")
+    )
     assert paid_movement.lines == (
         JournalLine("sellers/s", "EUR", -100),
         JournalLine("payouts/bank/clearing", "EUR", 95),
         JournalLine("platform/fees", "EUR", 5),
     )
-    assert return_movement.lines == (JournalLine("payouts/bank/clearing", "EUR", -95), JournalLine("sellers/s", "EUR", 95))
-    strange = money_movements("po-1", "bank", "s", 100, 5, Transfer("t1", 95, "USD", TransferMatch.OTHER_CURRENCY))
-    assert strange[0].lines == (JournalLine("unapplied/bank", "USD", -95), JournalLine("payouts/bank/clearing", "USD", 95))
+    assert return_movement.lines == (
+        JournalLine("payouts/bank/clearing", "EUR", -95),
+        JournalLine("sellers/s", "EUR", 95),
+    )
+    strange = money_movements(
+        "po-1", "bank", "s", 100, 5, Transfer("t1", 95, "USD", TransferMatch.OTHER_CURRENCY)
+    )
+    assert strange[0].lines == (
+        JournalLine("unapplied/bank", "USD", -95),
+        JournalLine("payouts/bank/clearing", "USD", 95),
+    )
 
 
 # Where to, and how much
 
 
-@pytest.mark.parametrize(("state", "happening"), list(itertools.product(DestinationState, DestinationTrigger)))
-def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(state: DestinationState, happening: DestinationTrigger) -> None:
-    """The destinations' table is total, only a verified answer verifies, and nothing leaves UNUSABLE or DISABLED."""
+@pytest.mark.parametrize(
+    ("state", "happening"), list(itertools.product(DestinationState, DestinationTrigger))
+)
+def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(
+    state: DestinationState, happening: DestinationTrigger
+) -> None:
+    """The destinations' table is total, only a verified answer verifies, and nothing leaves
+    UNUSABLE or DISABLED.
+    """
     if (state, happening) in DESTINATION_TRANSITIONS:
         after = transition_destination(state, happening)
         assert after is DESTINATION_TRANSITIONS[state, happening]
@@ -389,10 +603,17 @@ def test_every_pair_of_a_destination_is_in_its_table_or_refused_by_name(state: D
 
 
 def test_a_destination_ends_when_its_account_is_at_fault() -> None:
-    """Only a refusal of the account, or a return that is its fault, shows that a destination cannot be paid to any more."""
+    """Only a refusal of the account, or a return that is its fault, shows that a destination cannot
+    be paid to any more.
+    """
     assert is_account_rejected(Declined(PayoutFailure.DESTINATION_REFUSED))
     assert is_account_rejected(Returned("t1", 1, "EUR", "closed", account_rejected=True))
-    for outcome in (Declined(PayoutFailure.PROVIDER_DECLINED), Returned("t1", 1, "EUR"), Succeeded("t1", 1, "EUR"), Unknown("x")):
+    for outcome in (
+        Declined(PayoutFailure.PROVIDER_DECLINED),
+        Returned("t1", 1, "EUR"),
+        Succeeded("t1", 1, "EUR"),
+        Unknown("x"),
+    ):
         assert not is_account_rejected(outcome)
 
 
@@ -410,7 +631,8 @@ def test_only_a_destination_that_awaits_approval_can_be_approved() -> None:
         assert error.value.message == f"The destination is {state} and cannot be approved{why}."
 
 
-_MINOR_AMOUNTS = st.integers(0, 20) | st.integers(0, 20) | st.integers(0, 2 * MAX_AMOUNT)  # small ones, so that limits are met exactly
+# small ones, so that limits are met exactly
+_MINOR_AMOUNTS = st.integers(0, 20) | st.integers(0, 20) | st.integers(0, 2 * MAX_AMOUNT)
 _BALANCES = st.builds(
     lambda p, a, h, o, f: WalletBalance(p, 0 if o else a, h, o, f),
     _MINOR_AMOUNTS,
@@ -421,7 +643,10 @@ _BALANCES = st.builds(
 )
 _TERMS = st.builds(PayoutTerms, *(st.just(0) | st.integers(0, 12),) * 3)
 _USABLE_DESTINATION = DestinationReadiness(DestinationState.VERIFIED, in_cooldown=False)
-_OTHER_DESTINATIONS = [None, *itertools.starmap(DestinationReadiness, itertools.product(DestinationState, [False, True]))]
+_OTHER_DESTINATIONS = [
+    None,
+    *itertools.starmap(DestinationReadiness, itertools.product(DestinationState, [False, True])),
+]
 _DESTINATIONS = st.sampled_from([_USABLE_DESTINATION] * 20 + _OTHER_DESTINATIONS)
 
 
@@ -429,24 +654,36 @@ _DESTINATIONS = st.sampled_from([_USABLE_DESTINATION] * 20 + _OTHER_DESTINATIONS
 def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
     funds: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
 ) -> None:
-    """Nothing is paid that breaks a term, and the payable amount with what each limit keeps is the whole wallet."""
+    """Nothing is paid that breaks a term, and the payable amount with what each limit keeps is the
+    whole wallet.
+    """
     can = quote_payout(funds, terms, destination)
     blocking = {
         limit: kept_amount
         for limit, kept_amount in can.shortfalls.items()
-        if list(PayoutBlocker).index(limit) >= list(PayoutBlocker).index(PayoutBlocker.MINIMUM_AMOUNT)
+        if list(PayoutBlocker).index(limit)
+        >= list(PayoutBlocker).index(PayoutBlocker.MINIMUM_AMOUNT)
     }
     keeping = sum(
         can.shortfalls.get(limit, 0)
-        for limit in (PayoutBlocker.PENDING_FUNDS, PayoutBlocker.HELD, PayoutBlocker.RESERVE, PayoutBlocker.LARGEST_AMOUNT)
+        for limit in (
+            PayoutBlocker.PENDING_FUNDS,
+            PayoutBlocker.HELD,
+            PayoutBlocker.RESERVE,
+            PayoutBlocker.LARGEST_AMOUNT,
+        )
     )
     kept_by_blocks = set(blocking.values())
     assert len(kept_by_blocks) <= 1
-    assert can.amount + keeping + sum(kept_by_blocks) == funds.pending + funds.available + funds.held
+    assert (
+        can.amount + keeping + sum(kept_by_blocks) == funds.pending + funds.available + funds.held
+    )
     assert can.shortfalls.get(PayoutBlocker.OWED, 0) == funds.owed
     assert list(can.shortfalls) == [limit for limit in PayoutBlocker if limit in can.shortfalls]
     if can.amount:
-        assert terms.minimum_amount <= can.amount <= min(funds.available - terms.reserve, MAX_AMOUNT)
+        assert (
+            terms.minimum_amount <= can.amount <= min(funds.available - terms.reserve, MAX_AMOUNT)
+        )
         assert can.net == can.amount - terms.fee > 0
         assert not funds.frozen
         assert destination == _USABLE_DESTINATION
@@ -459,9 +696,24 @@ def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
     ("funds", "terms", "destination", "limits"),
     [
         (WalletBalance(available=100), PayoutTerms(), _USABLE_DESTINATION, {}),
-        (WalletBalance(available=100), PayoutTerms(reserve=30), _USABLE_DESTINATION, {"RESERVE": 30}),
-        (WalletBalance(available=20), PayoutTerms(reserve=30), _USABLE_DESTINATION, {"RESERVE": 20}),
-        (WalletBalance(available=100), PayoutTerms(minimum_amount=101), _USABLE_DESTINATION, {"MINIMUM_AMOUNT": 100}),
+        (
+            WalletBalance(available=100),
+            PayoutTerms(reserve=30),
+            _USABLE_DESTINATION,
+            {"RESERVE": 30},
+        ),
+        (
+            WalletBalance(available=20),
+            PayoutTerms(reserve=30),
+            _USABLE_DESTINATION,
+            {"RESERVE": 20},
+        ),
+        (
+            WalletBalance(available=100),
+            PayoutTerms(minimum_amount=101),
+            _USABLE_DESTINATION,
+            {"MINIMUM_AMOUNT": 100},
+        ),
         (WalletBalance(available=100), PayoutTerms(minimum_amount=100), _USABLE_DESTINATION, {}),
         (WalletBalance(available=100), PayoutTerms(fee=100), _USABLE_DESTINATION, {"FEE": 100}),
         (WalletBalance(available=100), PayoutTerms(fee=99), _USABLE_DESTINATION, {}),
@@ -471,22 +723,55 @@ def test_what_can_be_paid_and_what_keeps_the_rest_is_all_there_is(
             _USABLE_DESTINATION,
             {"PENDING_FUNDS": 7, "HELD": 8, "OWED": 9},
         ),
-        (WalletBalance(available=100, frozen=True), PayoutTerms(), None, {"FROZEN": 100, "NO_DESTINATION": 100}),
+        (
+            WalletBalance(available=100, frozen=True),
+            PayoutTerms(),
+            None,
+            {"FROZEN": 100, "NO_DESTINATION": 100},
+        ),
         (
             WalletBalance(),
             PayoutTerms(),
             DestinationReadiness(DestinationState.PENDING_VERIFICATION, in_cooldown=True),
             {"DESTINATION_UNVERIFIED": 0},
         ),
-        (WalletBalance(available=1), PayoutTerms(), DestinationReadiness(DestinationState.VERIFIED, in_cooldown=True), {"DESTINATION_WAITING": 1}),
-        (WalletBalance(available=1), PayoutTerms(), DestinationReadiness(DestinationState.UNUSABLE, in_cooldown=False), {"DESTINATION_UNUSABLE": 1}),
-        (WalletBalance(available=1), PayoutTerms(), DestinationReadiness(DestinationState.DISABLED, in_cooldown=False), {"DESTINATION_UNUSABLE": 1}),
-        (WalletBalance(available=MAX_AMOUNT + 5), PayoutTerms(), _USABLE_DESTINATION, {"LARGEST_AMOUNT": 5}),
-        (WalletBalance(available=MAX_AMOUNT + 5, frozen=True), PayoutTerms(), _USABLE_DESTINATION, {"LARGEST_AMOUNT": 5, "FROZEN": MAX_AMOUNT}),
+        (
+            WalletBalance(available=1),
+            PayoutTerms(),
+            DestinationReadiness(DestinationState.VERIFIED, in_cooldown=True),
+            {"DESTINATION_WAITING": 1},
+        ),
+        (
+            WalletBalance(available=1),
+            PayoutTerms(),
+            DestinationReadiness(DestinationState.UNUSABLE, in_cooldown=False),
+            {"DESTINATION_UNUSABLE": 1},
+        ),
+        (
+            WalletBalance(available=1),
+            PayoutTerms(),
+            DestinationReadiness(DestinationState.DISABLED, in_cooldown=False),
+            {"DESTINATION_UNUSABLE": 1},
+        ),
+        (
+            WalletBalance(available=MAX_AMOUNT + 5),
+            PayoutTerms(),
+            _USABLE_DESTINATION,
+            {"LARGEST_AMOUNT": 5},
+        ),
+        (
+            WalletBalance(available=MAX_AMOUNT + 5, frozen=True),
+            PayoutTerms(),
+            _USABLE_DESTINATION,
+            {"LARGEST_AMOUNT": 5, "FROZEN": MAX_AMOUNT},
+        ),
     ],
 )
 def test_each_limit_names_what_it_keeps(
-    funds: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None, limits: dict[str, int]
+    funds: WalletBalance,
+    terms: PayoutTerms,
+    destination: DestinationReadiness | None,
+    limits: dict[str, int],
 ) -> None:
     """Each limit is told just where it holds, with how much it keeps by itself."""
     assert dict(quote_payout(funds, terms, destination).shortfalls) == limits
@@ -494,9 +779,14 @@ def test_each_limit_names_what_it_keeps(
 
 @given(st.none() | st.integers(1, 25), _BALANCES, _TERMS, _DESTINATIONS)
 def test_a_payout_is_accepted_just_where_it_can_be_paid(
-    asked: int | None, funds: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
+    asked: int | None,
+    funds: WalletBalance,
+    terms: PayoutTerms,
+    destination: DestinationReadiness | None,
 ) -> None:
-    """What is accepted is what was asked for or all that can be paid, and leaves the reserve; everything else is refused by what stands against it."""
+    """What is accepted is what was asked for or all that can be paid, and leaves the reserve;
+    everything else is refused by what stands against it.
+    """
     can = quote_payout(funds, terms, destination)
     try:
         amount = quote_amount(asked, funds, terms, destination)
@@ -506,8 +796,17 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
             assert asked < terms.minimum_amount or asked <= terms.fee
             return
         assert refused.metadata["limits"] == ",".join(can.shortfalls)
-        nowhere = any(limit.endswith("DESTINATION") or limit.startswith("DESTINATION") for limit in can.shortfalls)
-        expected = ErrorReason.STATE_FORBIDS if funds.frozen else ErrorReason.DESTINATION_UNUSABLE if nowhere else ErrorReason.INSUFFICIENT_FUNDS
+        nowhere = any(
+            limit.endswith("DESTINATION") or limit.startswith("DESTINATION")
+            for limit in can.shortfalls
+        )
+        expected = (
+            ErrorReason.STATE_FORBIDS
+            if funds.frozen
+            else ErrorReason.DESTINATION_UNUSABLE
+            if nowhere
+            else ErrorReason.INSUFFICIENT_FUNDS
+        )
         assert refused.reason is expected
         assert funds.frozen or nowhere or (asked or 1) > can.amount
         return
@@ -530,9 +829,14 @@ def test_a_payout_is_accepted_just_where_it_can_be_paid(
     ],
 )
 def test_the_terms_hold_for_what_is_asked_for(asked: int | None, reason: str | None) -> None:
-    """What is asked for is at least the minimum, more than the fee, and no more than what the reserve leaves."""
+    """What is asked for is at least the minimum, more than the fee, and no more than what the
+    reserve leaves.
+    """
     funds = WalletBalance(available=100)
-    for terms in (PayoutTerms(minimum_amount=12, fee=10, reserve=30), PayoutTerms(minimum_amount=0, fee=11, reserve=30)):
+    for terms in (
+        PayoutTerms(minimum_amount=12, fee=10, reserve=30),
+        PayoutTerms(minimum_amount=0, fee=11, reserve=30),
+    ):
         try:
             assert quote_amount(asked, funds, terms, _USABLE_DESTINATION) == (asked or 70)
             assert reason is None

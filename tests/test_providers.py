@@ -8,7 +8,14 @@ import pytest
 
 from tallystick_core.payment.charge import trigger_for
 from tallystick_core.payment.state import PaymentTrigger
-from tallystick_core.provider.outcome import Declined, NotSent, Pending, RetryReason, Succeeded, Unknown
+from tallystick_core.provider.outcome import (
+    Declined,
+    NotSent,
+    Pending,
+    RetryReason,
+    Succeeded,
+    Unknown,
+)
 from tallystick_sandbox.rules import CONNECTION_REFUSED, Reply
 from tallystick_server.providers.sandbox.provider import to_outcome
 
@@ -21,11 +28,18 @@ from tallystick_server.providers.sandbox.provider import to_outcome
         (Reply(402, "r", 100, "EUR", "insufficient_funds"), Declined, PaymentTrigger.DECLINED),
         (Reply(400, code="amount_too_small"), Declined, PaymentTrigger.DECLINED),
         (CONNECTION_REFUSED, NotSent, PaymentTrigger.NOT_SENT),
-        *((Reply(status, "r", 100, "EUR"), Unknown, PaymentTrigger.UNKNOWN) for status in (0, 201, 204, 301, 400, 401, 404, 409, 429, 500, 503)),
+        *(
+            (Reply(status, "r", 100, "EUR"), Unknown, PaymentTrigger.UNKNOWN)
+            for status in (0, 201, 204, 301, 400, 401, 404, 409, 429, 500, 503)
+        ),
     ],
 )
-def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: PaymentTrigger) -> None:
-    """Everything that is no clear success, decline or wait is Unknown, and the same key is sent again."""
+def test_only_a_definite_answer_is_definite(
+    reply: Reply, kind: type, happens: PaymentTrigger
+) -> None:
+    """Everything that is no clear success, decline or wait is Unknown, and the same key is sent
+    again.
+    """
     assert type(to_outcome(reply)) is kind
     assert trigger_for(to_outcome(reply)) is happens
 
@@ -34,10 +48,21 @@ def test_only_a_definite_answer_is_definite(reply: Reply, kind: type, happens: P
 @pytest.mark.parametrize(
     "values",
     [
-        {"amount": None}, {"amount": "100"}, {"amount": 2**64}, {"amount": 0}, {"amount": True}, {"amount": 1.5}, {"reference": ""}, {"reference": None},
-        {"reference": "\ud800"}, {"reference": "a\0b"}, {"reference": "x" * 256}, {"currency": 3}, {"code": []},
+        {"amount": None},
+        {"amount": "100"},
+        {"amount": 2**64},
+        {"amount": 0},
+        {"amount": True},
+        {"amount": 1.5},
+        {"reference": ""},
+        {"reference": None},
+        {"reference": "\ud800"},
+        {"reference": "a\0b"},
+        {"reference": "x" * 256},
+        {"currency": 3},
+        {"code": []},
     ],
-)  # fmt: skip
+)
 def test_an_answer_that_cannot_be_read_is_unknown(status: int, values: dict[str, Any]) -> None:
     """A malformed answer is no decline and no other amount: nothing definite was said."""
     reply_fields = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", **values}

@@ -23,7 +23,13 @@ from tallystick_core.provider.outcome import FinalNotFound, NotSent, RetryReason
 from tallystick_server.observability.tracing import current_context
 from tallystick_server.operations.operator_handlers import parse_dead_letter_id
 from tallystick_server.operations.reschedule import FailedStep, Rescheduler, classify_failure
-from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, RetryPolicies, RetryPolicy, RetryStrategy, parse_policy
+from tallystick_server.operations.retry_policy import (
+    DEFAULT_POLICIES,
+    RetryPolicies,
+    RetryPolicy,
+    RetryStrategy,
+    parse_policy,
+)
 from tallystick_server.payment.charge import Charge, OrderInCharge
 from tallystick_server.payout.destination_verification import DestinationVerification
 from tallystick_server.payout.operation import PayoutOperation
@@ -34,7 +40,9 @@ from tallystick_storage.database import ConstraintViolation
 from tallystick_storage.operations import Reschedule
 from tallystick_storage.payout.payouts import NextPayoutPoll
 
-BOUNDED_STRATEGIES = [strategy for strategy in RetryStrategy if strategy is not RetryStrategy.CANCEL]
+BOUNDED_STRATEGIES = [
+    strategy for strategy in RetryStrategy if strategy is not RetryStrategy.CANCEL
+]
 
 
 CHARGE_FLAGS = ("attempt_ended", "must_end", "maybe_sent", "lookup_only", "key_honored")
@@ -42,51 +50,107 @@ CHARGE_FLAGS = ("attempt_ended", "must_end", "maybe_sent", "lookup_only", "key_h
 
 @pytest.mark.parametrize("status", OrderStatus)
 @pytest.mark.parametrize(
-    "values", [dict(zip(CHARGE_FLAGS, values, strict=True)) for values in product([False, True], repeat=len(CHARGE_FLAGS))], ids=str
+    "values",
+    [
+        dict(zip(CHARGE_FLAGS, values, strict=True))
+        for values in product([False, True], repeat=len(CHARGE_FLAGS))
+    ],
+    ids=str,
 )
-def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(status: OrderStatus, values: dict[str, bool]) -> None:
-    """K3: a demand is sent only while it is EXECUTING, unanswered, wanted, not given up, and its key surely honoured; a charged order is only settled."""
+def test_nothing_is_sent_that_may_have_been_answered_or_forgotten(
+    status: OrderStatus, values: dict[str, bool]
+) -> None:
+    """K3: a demand is sent only while it is EXECUTING, unanswered, wanted, not given up, and its
+    key surely honoured; a charged order is only settled.
+    """
     step = next_action([status], **values)
     if status is OrderStatus.SUCCESS:
         assert step is NextAction.SETTLE
     elif status is OrderStatus.NOT_STARTED:
-        assert step is (NextAction.GIVE_UP if values["must_end"] and not values["attempt_ended"] and not values["maybe_sent"] else NextAction.RISK)
+        assert step is (
+            NextAction.GIVE_UP
+            if values["must_end"] and not values["attempt_ended"] and not values["maybe_sent"]
+            else NextAction.RISK
+        )
     elif values["attempt_ended"]:
         assert step is NextAction.JUDGE
     elif values["must_end"]:
-        assert step is (NextAction.CANCEL if values["maybe_sent"] or status is OrderStatus.PENDING else NextAction.GIVE_UP)
+        assert step is (
+            NextAction.CANCEL
+            if values["maybe_sent"] or status is OrderStatus.PENDING
+            else NextAction.GIVE_UP
+        )
     elif status is not OrderStatus.EXECUTING or values["lookup_only"] or not values["key_honored"]:
         assert step is NextAction.LOOK_UP
     else:
         assert step is NextAction.SEND
 
 
-def leased_payout(state: PayoutState, *, lookup_only: bool, age: float, booked: bool = False) -> PayoutOperation:
+def leased_payout(
+    state: PayoutState, *, lookup_only: bool, age: float, booked: bool = False
+) -> PayoutOperation:
     return PayoutOperation(
-        operation_id="p-1", caller="c", attempt_number=1, provider="sandbox", provider_key="k", lease_token=1, lease_deadline=inf, traceparent="",
-        context=current_context(), age_seconds=age, lookup_only=lookup_only, payout_id="1", seller_account="s", amount=2, fee=1, reserve=0, currency="EUR",
-        payout_destination_id="d", bank_account_token="ba_ok", snapshot=PayoutSnapshot(2, state, booked), message=payout_pb2.Payout(),
-    )  # fmt: skip
+        operation_id="p-1",
+        caller="c",
+        attempt_number=1,
+        provider="sandbox",
+        provider_key="k",
+        lease_token=1,
+        lease_deadline=inf,
+        traceparent="",
+        context=current_context(),
+        age_seconds=age,
+        lookup_only=lookup_only,
+        payout_id="1",
+        seller_account="s",
+        amount=2,
+        fee=1,
+        reserve=0,
+        currency="EUR",
+        payout_destination_id="d",
+        bank_account_token="ba_ok",
+        snapshot=PayoutSnapshot(2, state, booked),
+        message=payout_pb2.Payout(),
+    )
 
 
-@pytest.mark.parametrize(("state", "looking", "age"), list(product(PayoutState, [False, True], [0.0, 39.9, 40.0])))
-def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(state: PayoutState, looking: bool, age: float) -> None:
-    """K3: a payout is sent only while it is SUBMITTING, sending was not given up, and its key lasts longer than the lease; at rest it is only settled."""
-    step = leased_payout(state, lookup_only=looking, age=age).next_action(0.0, key_window_seconds=100.0, lease_seconds=60.0)
+@pytest.mark.parametrize(
+    ("state", "looking", "age"), list(product(PayoutState, [False, True], [0.0, 39.9, 40.0]))
+)
+def test_a_payout_is_sent_only_while_its_key_is_surely_honoured(
+    state: PayoutState, looking: bool, age: float
+) -> None:
+    """K3: a payout is sent only while it is SUBMITTING, sending was not given up, and its key lasts
+    longer than the lease; at rest it is only settled.
+    """
+    step = leased_payout(state, lookup_only=looking, age=age).next_action(
+        0.0, key_window_seconds=100.0, lease_seconds=60.0
+    )
     if state in TERMINAL_STATES:
         assert step is NextAction.SETTLE
     elif state in (PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY):
         assert step is NextAction.PREPARE
     else:
-        assert (step is NextAction.SEND) == (state is PayoutState.SUBMITTING and not looking and age < 40.0)
+        assert (step is NextAction.SEND) == (
+            state is PayoutState.SUBMITTING and not looking and age < 40.0
+        )
         assert step in (NextAction.SEND, NextAction.LOOK_UP)
 
 
 @pytest.mark.parametrize(
-    ("destination", "ends"), [(DestinationState.VERIFIED, []), (DestinationState.DISABLED, ["CANCELLED"]), (DestinationState.UNUSABLE, ["CANCELLED"])]
+    ("destination", "ends"),
+    [
+        (DestinationState.VERIFIED, []),
+        (DestinationState.DISABLED, ["CANCELLED"]),
+        (DestinationState.UNUSABLE, ["CANCELLED"]),
+    ],
 )
-def test_nothing_waits_for_a_destination_that_has_ended(destination: DestinationState, ends: list[str]) -> None:
-    """A payout whose destination ended while its money was being held is CANCELLED, be it for a second person or to be sent."""
+def test_nothing_waits_for_a_destination_that_has_ended(
+    destination: DestinationState, ends: list[str]
+) -> None:
+    """A payout whose destination ended while its money was being held is CANCELLED, be it for a
+    second person or to be sent.
+    """
     created = leased_payout(PayoutState.CREATED, lookup_only=False, age=0.0)
     for thresholds, way in (({"EUR": 1}, ["AWAITING_APPROVAL"]), ({}, ["READY"])):
         move = plan_change(created, None, destination, thresholds)
@@ -96,7 +160,9 @@ def test_nothing_waits_for_a_destination_that_has_ended(destination: Destination
 
 
 def test_what_cannot_be_recorded_is_watched_on() -> None:
-    """One payout whose answer cannot be stored is looked at again when its policy says, and raises nothing that would keep others from it."""
+    """One payout whose answer cannot be stored is looked at again when its policy says, and raises
+    nothing that would keep others from it.
+    """
 
     class Provider:
         async def ask(self, _item: PayoutOperation, _step: NextAction) -> Succeeded:
@@ -112,24 +178,53 @@ def test_what_cannot_be_recorded_is_watched_on() -> None:
 
 @pytest.mark.parametrize(("trouble", "maybe_sent"), list(product(RetryReason, [False, True])))
 def test_only_what_was_surely_not_sent_is_given_up(trouble: RetryReason, maybe_sent: bool) -> None:
-    """A demand fails for want of tries only if nothing ever reached the provider; what may have been charged is looked up, and sent again by turns."""
+    """A demand fails for want of tries only if nothing ever reached the provider; what may have
+    been charged is looked up, and sent again by turns.
+    """
     last = when_exhausted(trouble, maybe_sent=maybe_sent)
     assert (last is ExhaustedAction.FAIL) == (trouble is RetryReason.NOT_SENT and not maybe_sent)
     assert (last is ExhaustedAction.LOOK_UP) == (
-        trouble in {RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR, RetryReason.BUSY, RetryReason.FORBIDDEN}
+        trouble
+        in {
+            RetryReason.NO_ANSWER,
+            RetryReason.SERVER_ERROR,
+            RetryReason.BUSY,
+            RetryReason.FORBIDDEN,
+        }
         or (trouble is RetryReason.NOT_SENT and maybe_sent)
     )
-    assert (last is ExhaustedAction.GO_ON) == (trouble in {RetryReason.NOT_FOUND, RetryReason.UNANSWERED})
+    assert (last is ExhaustedAction.GO_ON) == (
+        trouble in {RetryReason.NOT_FOUND, RetryReason.UNANSWERED}
+    )
 
 
 @given(
-    st.sets(st.sampled_from(OrderStatus), min_size=1), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans(),
-)  # fmt: skip
+    st.sets(st.sampled_from(OrderStatus), min_size=1),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
 def test_nothing_is_sent_that_must_not_be(
-    statuses: set[OrderStatus], answered: bool, ending: bool, maybe_sent: bool, looking: bool, honoured: bool
+    statuses: set[OrderStatus],
+    answered: bool,
+    ending: bool,
+    maybe_sent: bool,
+    looking: bool,
+    honoured: bool,
 ) -> None:
-    """Whatever the orders of a charge are: it is never sent when it is cancelled or has expired, past its key's window, or before risk has passed it."""
-    step = next_action(statuses, attempt_ended=answered, must_end=ending, maybe_sent=maybe_sent, lookup_only=looking, key_honored=honoured)
+    """Whatever the orders of a charge are: it is never sent when it is cancelled or has expired,
+    past its key's window, or before risk has passed it.
+    """
+    step = next_action(
+        statuses,
+        attempt_ended=answered,
+        must_end=ending,
+        maybe_sent=maybe_sent,
+        lookup_only=looking,
+        key_honored=honoured,
+    )
     if answered or ending or not honoured or statuses != {OrderStatus.EXECUTING}:
         assert step is not NextAction.SEND
     if maybe_sent or answered or OrderStatus.PENDING in statuses:
@@ -137,10 +232,18 @@ def test_nothing_is_sent_that_must_not_be(
 
 
 @given(st.booleans(), st.integers(0, 2), st.floats(0, 200))
-def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(maybe_sent: bool, not_found: int, age: float) -> None:
-    """K3: a charge is sent while its key is honoured, and later only if it was never sent and its provider has said that it does not know it."""
-    order = OrderInCharge("o-1", 2, OrderStatus.EXECUTING, "b", "s", 5, 1, payment_pb2.PaymentOrder())
-    charge = leased_charge(orders=(order,), maybe_sent=maybe_sent, not_found_count=not_found, age_seconds=age)
+def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(
+    maybe_sent: bool, not_found: int, age: float
+) -> None:
+    """K3: a charge is sent while its key is honoured, and later only if it was never sent and its
+    provider has said that it does not know it.
+    """
+    order = OrderInCharge(
+        "o-1", 2, OrderStatus.EXECUTING, "b", "s", 5, 1, payment_pb2.PaymentOrder()
+    )
+    charge = leased_charge(
+        orders=(order,), maybe_sent=maybe_sent, not_found_count=not_found, age_seconds=age
+    )
     step = charge.next_action(0.0, key_window_seconds=100.0, lease_seconds=60.0)
     assert (step is NextAction.SEND) == (age < 40.0 or (not maybe_sent and not_found > 0))
 
@@ -152,44 +255,87 @@ def test_past_the_keys_window_only_what_was_surely_never_sent_is_sent(maybe_sent
     st.floats(0, 200),
     st.sampled_from([OrderStatus.NOT_STARTED, OrderStatus.EXECUTING, OrderStatus.PENDING]),
 )
-def test_a_charge_that_is_not_wanted_is_not_sent(to_expiry: float, cancelled: bool, maybe_sent: bool, age: float, status: OrderStatus) -> None:
-    """A charge that was cancelled or has expired is given up if it surely was not sent, else its provider is asked to cancel it: never SEND."""
+def test_a_charge_that_is_not_wanted_is_not_sent(
+    to_expiry: float, cancelled: bool, maybe_sent: bool, age: float, status: OrderStatus
+) -> None:
+    """A charge that was cancelled or has expired is given up if it surely was not sent, else its
+    provider is asked to cancel it: never SEND.
+    """
     order = OrderInCharge("o-1", 2, status, "b", "s", 5, 1, payment_pb2.PaymentOrder())
-    charge = leased_charge(orders=(order,), expires_at=to_expiry, canceled=cancelled, maybe_sent=maybe_sent, age_seconds=age)
+    charge = leased_charge(
+        orders=(order,),
+        expires_at=to_expiry,
+        canceled=cancelled,
+        maybe_sent=maybe_sent,
+        age_seconds=age,
+    )
     step = charge.next_action(0.0, key_window_seconds=100.0, lease_seconds=60.0)
     if status is OrderStatus.NOT_STARTED:
         assert step in (NextAction.RISK, NextAction.GIVE_UP)
     elif cancelled or (to_expiry <= 0 and status is OrderStatus.EXECUTING):
-        assert step is (NextAction.CANCEL if maybe_sent or status is OrderStatus.PENDING else NextAction.GIVE_UP)
+        assert step is (
+            NextAction.CANCEL if maybe_sent or status is OrderStatus.PENDING else NextAction.GIVE_UP
+        )
     else:
         assert (step is NextAction.SEND) == (status is OrderStatus.EXECUTING and age + 60.0 < 100.0)
 
 
-@pytest.mark.parametrize("trouble", [RetryReason.SERVER_ERROR, RetryReason.NO_ANSWER, RetryReason.BUSY, RetryReason.FORBIDDEN])
+@pytest.mark.parametrize(
+    "trouble",
+    [RetryReason.SERVER_ERROR, RetryReason.NO_ANSWER, RetryReason.BUSY, RetryReason.FORBIDDEN],
+)
 def test_look_up_and_sending_take_turns(trouble: RetryReason) -> None:
-    """When sending has failed too often the provider is asked at once what became of the charge; when it does not say, the charge is sent again."""
-    postpone = rescheduler_with(RetryPolicies({("", RetryReason.UNANSWERED): RetryPolicy(RetryStrategy.FIXED, 7, 7, 2)}))
+    """When sending has failed too often the provider is asked at once what became of the charge;
+    when it does not say, the charge is sent again.
+    """
+    postpone = rescheduler_with(
+        RetryPolicies({("", RetryReason.UNANSWERED): RetryPolicy(RetryStrategy.FIXED, 7, 7, 2)})
+    )
     exhausted = leased_charge(maybe_sent=True, tries=dict.fromkeys(RetryReason, 1000))
     ask = postpone._decide(FailedStep(exhausted, trouble, "", NextAction.SEND), 0.0)
     assert isinstance(ask, Reschedule)
     assert (ask.looking, ask.delay, ask.sent) == (True, 0.0, True)
     for silent in (RetryReason.NOT_FOUND, RetryReason.UNANSWERED):
         reschedule = postpone._decide(
-            FailedStep(replace(exhausted, lookup_only=True), silent, "", NextAction.LOOK_UP, is_not_found=silent is RetryReason.NOT_FOUND), 0.0
+            FailedStep(
+                replace(exhausted, lookup_only=True),
+                silent,
+                "",
+                NextAction.LOOK_UP,
+                is_not_found=silent is RetryReason.NOT_FOUND,
+            ),
+            0.0,
         )
         assert isinstance(reschedule, Reschedule)
-        assert (reschedule.looking, reschedule.sent, reschedule.not_found) == (False, False, int(silent is RetryReason.NOT_FOUND))
-        assert reschedule.delay == 7 if silent is RetryReason.UNANSWERED else (reschedule.delay or 0) >= 150
-    past = postpone._decide(FailedStep(exhausted, RetryReason.UNRESOLVED, "", NextAction.LOOK_UP), 0.0)
+        assert (reschedule.looking, reschedule.sent, reschedule.not_found) == (
+            False,
+            False,
+            int(silent is RetryReason.NOT_FOUND),
+        )
+        assert (
+            reschedule.delay == 7
+            if silent is RetryReason.UNANSWERED
+            else (reschedule.delay or 0) >= 150
+        )
+    past = postpone._decide(
+        FailedStep(exhausted, RetryReason.UNRESOLVED, "", NextAction.LOOK_UP), 0.0
+    )
     assert past is ExhaustedAction.SET_ASIDE
 
 
 @pytest.mark.parametrize("trouble", [RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR])
 def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) -> None:
-    """By the default policies a charge whose sends get no answer is looked up after a few of them, which is within a minute and their time-outs."""
+    """By the default policies a charge whose sends get no answer is looked up after a few of them,
+    which is within a minute and their time-outs.
+    """
     postpone, waited_seconds, tries = rescheduler_with(RetryPolicies()), 0.0, 0
     while True:
-        reschedule = postpone._decide(FailedStep(leased_charge(maybe_sent=True, tries={trouble: tries}), trouble, "", NextAction.SEND), 0.0)
+        reschedule = postpone._decide(
+            FailedStep(
+                leased_charge(maybe_sent=True, tries={trouble: tries}), trouble, "", NextAction.SEND
+            ),
+            0.0,
+        )
         assert isinstance(reschedule, Reschedule)
         if reschedule.looking:
             break
@@ -199,16 +345,42 @@ def test_a_charge_that_gets_no_answer_is_soon_looked_up(trouble: RetryReason) ->
 
 
 def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
-    """To ask whether an account can be paid to is harmless, and no key is forgotten: however often there was no answer, it is no dead letter."""
+    """To ask whether an account can be paid to is harmless, and no key is forgotten: however often
+    there was no answer, it is no dead letter.
+    """
     account = DestinationVerification(
-        operation_id="d-1", caller="t", attempt_number=1, provider="p", provider_key="", lease_token=1, lease_deadline=0.0, traceparent="", context=current_context(),
-        age_seconds=1e9, maybe_sent=True, tries=dict.fromkeys(RetryReason, 1000), payout_destination_id="1", currency="EUR", bank_account_token="ba_ok",
+        operation_id="d-1",
+        caller="t",
+        attempt_number=1,
+        provider="p",
+        provider_key="",
+        lease_token=1,
+        lease_deadline=0.0,
+        traceparent="",
+        context=current_context(),
+        age_seconds=1e9,
+        maybe_sent=True,
+        tries=dict.fromkeys(RetryReason, 1000),
+        payout_destination_id="1",
+        currency="EUR",
+        bank_account_token="ba_ok",
         state=DestinationState.PENDING_VERIFICATION,
-    )  # fmt: skip
-    postpone: Rescheduler[DestinationVerification, None] = Rescheduler(None, RetryPolicies(), "destinations", None)  # type: ignore[arg-type]
-    outcomes: list[NotSent | Unknown] = [Unknown("", RetryReason.SERVER_ERROR), Unknown(""), NotSent("")]
+    )
+    postpone: Rescheduler[DestinationVerification, None] = Rescheduler(
+        None,  # type: ignore[arg-type]
+        RetryPolicies(),
+        "destinations",  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+    )
+    outcomes: list[NotSent | Unknown] = [
+        Unknown("", RetryReason.SERVER_ERROR),
+        Unknown(""),
+        NotSent(""),
+    ]
     for step, silent in product((NextAction.SEND, NextAction.LOOK_UP), outcomes):
-        trouble = classify_failure(account, silent, step, key_honored=account.is_key_honored(86_400.0, 60.0))
+        trouble = classify_failure(
+            account, silent, step, key_honored=account.is_key_honored(86_400.0, 60.0)
+        )
         assert trouble is not None
         reschedule = postpone._decide(trouble, 0.0)
         assert isinstance(reschedule, Reschedule)
@@ -216,14 +388,31 @@ def test_a_bank_account_is_asked_about_for_as_long_as_nobody_answers() -> None:
 
 
 @given(st.floats(0, 100), st.integers(1, 5), st.integers(0, 8), st.none() | st.floats(0, 200))
-def test_not_found_is_proof_only_by_the_providers_own_rule(seconds: float, times: int, said: int, since_sent: float | None) -> None:
-    """It is proof if the provider said it often enough, late enough after the charge may last have been sent; never where that is not known."""
-    assert FinalNotFound(seconds, times).is_conclusive(said, since_sent) == (since_sent is not None and since_sent >= seconds and said >= times)
+def test_not_found_is_proof_only_by_the_providers_own_rule(
+    seconds: float, times: int, said: int, since_sent: float | None
+) -> None:
+    """It is proof if the provider said it often enough, late enough after the charge may last have
+    been sent; never where that is not known.
+    """
+    assert FinalNotFound(seconds, times).is_conclusive(said, since_sent) == (
+        since_sent is not None and since_sent >= seconds and said >= times
+    )
 
 
-@given(st.sampled_from(BOUNDED_STRATEGIES), st.floats(0.01, 100), st.floats(0.01, 1000), st.integers(1, 50), st.integers(1, 60), st.text(max_size=20))
-def test_waits_are_bounded_and_repeatable(strategy: RetryStrategy, first: float, longest: float, most: int, tries: int, seed: str) -> None:
-    """E3: never more tries than allowed, never a longer wait than allowed; the same seed waits the same."""
+@given(
+    st.sampled_from(BOUNDED_STRATEGIES),
+    st.floats(0.01, 100),
+    st.floats(0.01, 1000),
+    st.integers(1, 50),
+    st.integers(1, 60),
+    st.text(max_size=20),
+)
+def test_waits_are_bounded_and_repeatable(
+    strategy: RetryStrategy, first: float, longest: float, most: int, tries: int, seed: str
+) -> None:
+    """E3: never more tries than allowed, never a longer wait than allowed; the same seed waits the
+    same.
+    """
     policy = RetryPolicy(strategy, first, longest, most)
     delay = policy.delay(tries, seed)
     assert (delay is None) == (tries >= most)
@@ -233,35 +422,68 @@ def test_waits_are_bounded_and_repeatable(strategy: RetryStrategy, first: float,
 
 
 def test_each_strategy_waits_as_it_says() -> None:
-    """Immediate at once, fixed the same, incremental a step more, exponential the double less a share by chance, cancel never."""
-    assert [RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=9).delay(n, "") for n in (1, 2, 3)] == [0, 0, 0]
-    assert [RetryPolicy(RetryStrategy.FIXED, 5, max_attempts=9).delay(n, "") for n in (1, 2, 3)] == [5, 5, 5]
-    assert [RetryPolicy(RetryStrategy.INCREMENTAL, 5, 12, 9).delay(n, "") for n in (1, 2, 3)] == [5, 10, 12]
-    doubled = [RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay(n, "s") or 0 for n in (1, 2, 3, 4, 5)]
-    assert all(full / 2 <= delay <= full for delay, full in zip(doubled, (4, 8, 16, 30, 30), strict=True))
-    assert len({RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay(2, seed) for seed in map(str, range(20))}) == 20
+    """Immediate at once, fixed the same, incremental a step more, exponential the double less a
+    share by chance, cancel never.
+    """
+    assert [
+        RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=9).delay(n, "") for n in (1, 2, 3)
+    ] == [0, 0, 0]
+    assert [
+        RetryPolicy(RetryStrategy.FIXED, 5, max_attempts=9).delay(n, "") for n in (1, 2, 3)
+    ] == [5, 5, 5]
+    assert [RetryPolicy(RetryStrategy.INCREMENTAL, 5, 12, 9).delay(n, "") for n in (1, 2, 3)] == [
+        5,
+        10,
+        12,
+    ]
+    doubled = [
+        RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay(n, "s") or 0 for n in (1, 2, 3, 4, 5)
+    ]
+    assert all(
+        full / 2 <= delay <= full for delay, full in zip(doubled, (4, 8, 16, 30, 30), strict=True)
+    )
+    assert (
+        len(
+            {
+                RetryPolicy(RetryStrategy.EXPONENTIAL, 4, 30, 9).delay(2, seed)
+                for seed in map(str, range(20))
+            }
+        )
+        == 20
+    )
     assert RetryPolicy(RetryStrategy.CANCEL).delay(1, "") is None
 
 
 @pytest.mark.parametrize("tries", [1_024, 1_025, 10**9])
 def test_policies_without_a_bound_of_tries_never_overflow(tries: int) -> None:
-    """However often something was tried, its next wait is a number of seconds, at most the longest of its policy."""
+    """However often something was tried, its next wait is a number of seconds, at most the longest
+    of its policy.
+    """
     for policy in (
         *(RetryPolicy(strategy, 2, 300, None) for strategy in RetryStrategy),
         *DEFAULT_POLICIES.values(),
         RetryPolicy(RetryStrategy.EXPONENTIAL, 604_800, 604_800, None),
     ):
         delay = policy.delay(tries, "s")
-        assert delay is None or 0 <= delay <= max(policy.max_interval_seconds, policy.initial_interval_seconds)
+        assert delay is None or 0 <= delay <= max(
+            policy.max_interval_seconds, policy.initial_interval_seconds
+        )
 
 
 def test_a_provider_may_have_policies_of_its_own() -> None:
     """The provider's own policy goes before the one for all, and that before the built-in."""
-    own_policy, general = RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=2), RetryPolicy(RetryStrategy.FIXED, 1, 1, 3)
-    policies = RetryPolicies({("bank", RetryReason.BUSY): own_policy, ("", RetryReason.BUSY): general})
+    own_policy, general = (
+        RetryPolicy(RetryStrategy.IMMEDIATE, max_attempts=2),
+        RetryPolicy(RetryStrategy.FIXED, 1, 1, 3),
+    )
+    policies = RetryPolicies(
+        {("bank", RetryReason.BUSY): own_policy, ("", RetryReason.BUSY): general}
+    )
     assert policies.policy_for("bank", RetryReason.BUSY) is own_policy
     assert policies.policy_for("sandbox", RetryReason.BUSY) is general
-    assert policies.policy_for("bank", RetryReason.NOT_SENT) is DEFAULT_POLICIES[RetryReason.NOT_SENT]
+    assert (
+        policies.policy_for("bank", RetryReason.NOT_SENT) is DEFAULT_POLICIES[RetryReason.NOT_SENT]
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,12 +499,27 @@ def test_a_provider_may_have_policies_of_its_own() -> None:
 def test_a_policy_is_read_as_it_is_written(text: str, policy: RetryPolicy) -> None:
     """Each form gives its strategy, seconds and tries; 0 tries are no bound."""
     parsed = parse_policy(text)
-    assert [parsed.delay(n, "x") for n in range(1, 15)] == [policy.delay(n, "x") for n in range(1, 15)]
+    assert [parsed.delay(n, "x") for n in range(1, 15)] == [
+        policy.delay(n, "x") for n in range(1, 15)
+    ]
     assert parsed.strategy is policy.strategy
 
 
 @pytest.mark.parametrize(
-    "text", ["", "never", "fixed", "fixed:1", "fixed:x:1", "fixed:-1:1", "fixed:1:1.5", "fixed:nan:1", "immediate:1:2", "cancel:1", "fixed:1e9:1"]
+    "text",
+    [
+        "",
+        "never",
+        "fixed",
+        "fixed:1",
+        "fixed:x:1",
+        "fixed:-1:1",
+        "fixed:1:1.5",
+        "fixed:nan:1",
+        "immediate:1:2",
+        "cancel:1",
+        "fixed:1e9:1",
+    ],
 )
 def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
     """Nothing is guessed."""
@@ -290,15 +527,31 @@ def test_a_policy_that_cannot_be_is_refused(text: str) -> None:
         parse_policy(text)
 
 
-_ORDER = OrderInCharge("o-1", 2, OrderStatus.EXECUTING, "b", "s", 100, 0, payment_pb2.PaymentOrder())
+_ORDER = OrderInCharge(
+    "o-1", 2, OrderStatus.EXECUTING, "b", "s", 100, 0, payment_pb2.PaymentOrder()
+)
 
 
 def leased_charge(**values: Any) -> Charge:
     """A charge that was accepted just now, but for what is given."""
     fields: dict[str, Any] = {
-        "operation_id": "o-1", "checkout_id": "c-1", "caller": "t", "owner": "t", "attempt_number": 1, "provider": "p", "provider_key": "k", "currency": "EUR", "payment_token": "t",
-        "payment_method_type": "CARD", "orders": (_ORDER,), "lease_token": 1, "lease_deadline": 0.0, "traceparent": "", "context": current_context(), **values,
-    }  # fmt: skip
+        "operation_id": "o-1",
+        "checkout_id": "c-1",
+        "caller": "t",
+        "owner": "t",
+        "attempt_number": 1,
+        "provider": "p",
+        "provider_key": "k",
+        "currency": "EUR",
+        "payment_token": "t",
+        "payment_method_type": "CARD",
+        "orders": (_ORDER,),
+        "lease_token": 1,
+        "lease_deadline": 0.0,
+        "traceparent": "",
+        "context": current_context(),
+        **values,
+    }
     return Charge(**fields)
 
 
@@ -307,42 +560,69 @@ def rescheduler_with(policies: RetryPolicies) -> Rescheduler[Charge, None]:
 
 
 def test_one_kind_of_trouble_does_not_use_up_the_tries_of_another() -> None:
-    """After three timeouts a first 503 is tried again as a first one: each kind of trouble has a count of its own."""
+    """After three timeouts a first 503 is tried again as a first one: each kind of trouble has a
+    count of its own.
+    """
     charge = leased_charge(tries={RetryReason.NO_ANSWER: 3})
-    decided = rescheduler_with(RetryPolicies())._decide(FailedStep(charge, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0)
+    decided = rescheduler_with(RetryPolicies())._decide(
+        FailedStep(charge, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0
+    )
     assert isinstance(decided, Reschedule)
     assert not decided.looking
     assert decided.tries == {"NO_ANSWER": 3, "SERVER_ERROR": 1}
     exhausted = leased_charge(tries={RetryReason.SERVER_ERROR: 3})
-    decided = rescheduler_with(RetryPolicies())._decide(FailedStep(exhausted, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0)
+    decided = rescheduler_with(RetryPolicies())._decide(
+        FailedStep(exhausted, RetryReason.SERVER_ERROR, "503", NextAction.SEND), 0.0
+    )
     assert isinstance(decided, Reschedule)
     assert decided.looking
 
 
 @given(st.floats(0, 1000), st.floats(0, 1000))
 def test_a_retry_after_is_obeyed(wait: float, asked: float) -> None:
-    """A charge is not taken up again before the provider wants to hear of it, nor before its policy says."""
+    """A charge is not taken up again before the provider wants to hear of it, nor before its policy
+    says.
+    """
     charge = leased_charge()
-    postpone = rescheduler_with(RetryPolicies({("p", RetryReason.BUSY): RetryPolicy(RetryStrategy.FIXED, wait, wait, 5)}))
-    decided = postpone._decide(FailedStep(charge, RetryReason.BUSY, "429", NextAction.SEND, retry_after=asked), 0.0)
+    postpone = rescheduler_with(
+        RetryPolicies({("p", RetryReason.BUSY): RetryPolicy(RetryStrategy.FIXED, wait, wait, 5)})
+    )
+    decided = postpone._decide(
+        FailedStep(charge, RetryReason.BUSY, "429", NextAction.SEND, retry_after=asked), 0.0
+    )
     assert isinstance(decided, Reschedule)
     assert decided.delay == max(wait, asked)
 
 
-@pytest.mark.parametrize("trouble", [RetryReason.UNRESOLVED, RetryReason.WAITING, RetryReason.NO_ANSWER, RetryReason.HELD_BACK])
+@pytest.mark.parametrize(
+    "trouble",
+    [RetryReason.UNRESOLVED, RetryReason.WAITING, RetryReason.NO_ANSWER, RetryReason.HELD_BACK],
+)
 @pytest.mark.parametrize(("now", "wait"), [(0.0, 5.0), (5.5, 0.0)])
-def test_a_charge_is_taken_up_when_its_time_is_up(trouble: RetryReason, now: float, wait: float) -> None:
-    """No wait goes past the time of a payment; where that passed while the provider answered, the charge is due at once."""
-    postpone = rescheduler_with(RetryPolicies({("p", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 9) for reason in RetryReason}))
+def test_a_charge_is_taken_up_when_its_time_is_up(
+    trouble: RetryReason, now: float, wait: float
+) -> None:
+    """No wait goes past the time of a payment; where that passed while the provider answered, the
+    charge is due at once.
+    """
+    postpone = rescheduler_with(
+        RetryPolicies(
+            {("p", reason): RetryPolicy(RetryStrategy.FIXED, 600, 600, 9) for reason in RetryReason}
+        )
+    )
     charge = leased_charge(next_poll_deadline=5.0, maybe_sent=True)
     retry_after = 600.0 if trouble is RetryReason.HELD_BACK else 0.0
-    decided = postpone._decide(FailedStep(charge, trouble, "", NextAction.LOOK_UP, retry_after), now)
+    decided = postpone._decide(
+        FailedStep(charge, trouble, "", NextAction.LOOK_UP, retry_after), now
+    )
     assert isinstance(decided, Reschedule)
     assert decided.delay == wait
 
 
 @pytest.mark.parametrize("subject", ["charges-o-", "payouts-", "payoutDestinations-"])
 def test_each_dead_letter_can_be_named(subject: str) -> None:
-    """An operator can name the dead letter of whatever has the longest id that a caller may give, also the hundredth of it."""
+    """An operator can name the dead letter of whatever has the longest id that a caller may give,
+    also the hundredth of it.
+    """
     dead_letter_id = f"{subject}{64 * 'a'}-100"
     assert parse_dead_letter_id(dead_letter_id) == dead_letter_id

@@ -1,4 +1,6 @@
-"""The sandbox as a payout provider: what it pays, what it answers, and what the adapters make of it."""
+"""The sandbox as a payout provider: what it pays, what it answers, and what the adapters make of
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +41,29 @@ from tallystick_sandbox.sandbox import Sandbox
 from tallystick_sandbox.server import create_app
 from tallystick_sandbox.store import LoggedRequest
 from tallystick_server.app.database.connections import DatabaseUrls
-from tallystick_server.providers.sandbox.provider import HttpSandboxPayouts, InProcessSandboxPayouts, to_payout_outcome, to_verification_outcome
+from tallystick_server.providers.sandbox.provider import (
+    HttpSandboxPayouts,
+    InProcessSandboxPayouts,
+    to_payout_outcome,
+    to_verification_outcome,
+)
 from tallystick_storage.database import Database
 
 from .conftest import unique_id
 
 
-def payout_request(token: str = "ba_ok", amount: int = 1000, payout_id: str = "", key: str = "") -> PayoutRequest:
+def payout_request(
+    token: str = "ba_ok", amount: int = 1000, payout_id: str = "", key: str = ""
+) -> PayoutRequest:
     payout_id = payout_id or unique_id("p")
     return PayoutRequest(key or f"t-p-{payout_id}-1", payout_id, amount, "EUR", token)
 
 
-def run_with_sandbox(databases: DatabaseUrls, work: Callable[[InProcessSandboxPayouts], Awaitable[Any]], key_window: float = 3600.0) -> Any:
+def run_with_sandbox(
+    databases: DatabaseUrls,
+    work: Callable[[InProcessSandboxPayouts], Awaitable[Any]],
+    key_window: float = 3600.0,
+) -> Any:
     """What comes of work with a sandbox of one's own."""
 
     async def run() -> Any:
@@ -69,17 +82,26 @@ def run_with_sandbox(databases: DatabaseUrls, work: Callable[[InProcessSandboxPa
 def transfer_log(databases: DatabaseUrls, payout_id: str) -> list[tuple[str, int, int | None]]:
     """What the provider's own log says of a payout: state, amount, what came back."""
     with psycopg.connect(databases.reader("sandbox").replace("+psycopg", "")) as connection:
-        query = "select state, amount, returned_amount from transfer where payout_id = %s order by generation"
+        query = (
+            "select state, amount, returned_amount from transfer where payout_id = %s order by "
+            "generation"
+        )
         return connection.execute(query, (payout_id,)).fetchall()
 
 
 def test_a_key_pays_once_and_replays(database: DatabaseUrls) -> None:
-    """The same key with the same values is paid once and answered alike; with another amount it is refused, and nothing more is paid."""
+    """The same key with the same values is paid once and answered alike; with another amount it is
+    refused, and nothing more is paid.
+    """
     request = payout_request()
 
     async def work(port: InProcessSandboxPayouts) -> list[Sequence[PayoutOutcome]]:
         other = payout_request(amount=999, payout_id=request.payout_id, key=request.key)
-        return [await port.submit([request]), await port.submit([request, payout_request()]), await port.submit([other])]
+        return [
+            await port.submit([request]),
+            await port.submit([request, payout_request()]),
+            await port.submit([other]),
+        ]
 
     first, second, other_request = run_with_sandbox(database, work)
     assert first[0] == second[0] == Succeeded(first[0].reference, 1000, "EUR")
@@ -90,7 +112,9 @@ def test_a_key_pays_once_and_replays(database: DatabaseUrls) -> None:
 
 
 def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
-    """Past its window a key is forgotten, and what comes again is paid again under another reference: why nothing is sent blindly."""
+    """Past its window a key is forgotten, and what comes again is paid again under another
+    reference: why nothing is sent blindly.
+    """
     request = payout_request()
 
     async def work(port: InProcessSandboxPayouts) -> list[PayoutOutcome]:
@@ -122,7 +146,9 @@ def test_a_forgotten_key_pays_again(database: DatabaseUrls) -> None:
     ],
 )
 def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list[type]) -> None:
-    """A bank account's token says how the demand goes, and what a look-up tells of it afterwards."""
+    """A bank account's token says how the demand goes, and what a look-up tells of it
+    afterwards.
+    """
     request = payout_request(token)
 
     async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
@@ -132,8 +158,14 @@ def test_each_fault(database: DatabaseUrls, token: str, first: type, later: list
 
 
 def test_what_comes_back_is_in_the_log(database: DatabaseUrls) -> None:
-    """A whole return, a part of it, and one from a closed account: the amounts that are told are those of the log."""
-    requests = [payout_request("ba_returned", 7), payout_request("ba_returned_part", 7), payout_request("ba_returned_closed", 7)]
+    """A whole return, a part of it, and one from a closed account: the amounts that are told are
+    those of the log.
+    """
+    requests = [
+        payout_request("ba_returned", 7),
+        payout_request("ba_returned_part", 7),
+        payout_request("ba_returned_closed", 7),
+    ]
 
     async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
         await port.submit(requests)
@@ -141,16 +173,30 @@ def test_what_comes_back_is_in_the_log(database: DatabaseUrls) -> None:
 
     full_outcome, part, closed_outcome = run_with_sandbox(database, work)
     assert (full_outcome.amount, part.amount, closed_outcome.amount) == (7, 3, 7)
-    assert [outcome.account_rejected for outcome in (full_outcome, part, closed_outcome)] == [False, False, True]
-    assert [transfer_log(database, request.payout_id) for request in requests] == [[("RETURNED", 7, 7)], [("RETURNED", 7, 3)], [("RETURNED", 7, 7)]]
+    assert [outcome.account_rejected for outcome in (full_outcome, part, closed_outcome)] == [
+        False,
+        False,
+        True,
+    ]
+    assert [transfer_log(database, request.payout_id) for request in requests] == [
+        [("RETURNED", 7, 7)],
+        [("RETURNED", 7, 3)],
+        [("RETURNED", 7, 7)],
+    ]
 
 
 def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None:
-    """`twice`: a look-up tells of money that was paid again; both transfers are in the log, and nothing grows by looking on."""
+    """`twice`: a look-up tells of money that was paid again; both transfers are in the log, and
+    nothing grows by looking on.
+    """
     request = payout_request("ba_twice")
 
     async def work(port: InProcessSandboxPayouts) -> list[PayoutLookupOutcome]:
-        return [*await port.submit([request]), await port.look_up(request), await port.look_up(request)]
+        return [
+            *await port.submit([request]),
+            await port.look_up(request),
+            await port.look_up(request),
+        ]
 
     first, second, third = run_with_sandbox(database, work)
     assert first.reference != second.reference == third.reference
@@ -158,12 +204,23 @@ def test_a_second_transfer_has_its_own_reference(database: DatabaseUrls) -> None
 
 
 def test_a_batch_answers_for_each(database: DatabaseUrls) -> None:
-    """Of a submission each demand is answered for itself; when its answer is lost as a whole, every demand is Unknown, and all of them are paid."""
-    mixed = [payout_request(), payout_request("ba_decline"), payout_request("ba_lost_before"), payout_request("ba_other_amount", 10)]
+    """Of a submission each demand is answered for itself; when its answer is lost as a whole, every
+    demand is Unknown, and all of them are paid.
+    """
+    mixed = [
+        payout_request(),
+        payout_request("ba_decline"),
+        payout_request("ba_lost_before"),
+        payout_request("ba_other_amount", 10),
+    ]
     lost_requests = [payout_request(), payout_request("ba_batch_lost"), payout_request()]
 
     async def work(port: InProcessSandboxPayouts) -> list[Sequence[PayoutOutcome]]:
-        return [await port.submit(mixed), await port.submit(lost_requests), await port.submit(lost_requests)]
+        return [
+            await port.submit(mixed),
+            await port.submit(lost_requests),
+            await port.submit(lost_requests),
+        ]
 
     outcomes, forgotten_outcomes, repeated_outcomes = run_with_sandbox(database, work)
     assert [type(answer) for answer in outcomes] == [Succeeded, Declined, Unknown, Succeeded]
@@ -178,9 +235,16 @@ def test_accounts_are_verified(database: DatabaseUrls) -> None:
     review = unique_id("ba_review:")
 
     async def work(port: InProcessSandboxPayouts) -> list[Any]:
-        return [await port.verify(token, "EUR") for token in ("ba_ok", "ba_unverified", review, review)]
+        return [
+            await port.verify(token, "EUR") for token in ("ba_ok", "ba_unverified", review, review)
+        ]
 
-    assert [type(outcome) for outcome in run_with_sandbox(database, work)] == [Verified, Declined, Pending, Verified]
+    assert [type(outcome) for outcome in run_with_sandbox(database, work)] == [
+        Verified,
+        Declined,
+        Pending,
+        Verified,
+    ]
 
 
 @given(st.sampled_from(list(Fault)), st.floats(0, 1000), st.integers(0, 1000), st.integers(1, 5))
@@ -197,22 +261,53 @@ def test_a_transfer_only_goes_on(fault: Fault, age: float, seconds: int, looks: 
 
 @pytest.mark.parametrize(
     "values",
-    [{"amount": None}, {"amount": "100"}, {"amount": 2**64}, {"amount": 0}, {"reference": ""}, {"reference": "a\0b"}, {"currency": 3}, {"code": []},
-     {"state": "GONE"}, {"state": None}, {"state": []}],
-)  # fmt: skip
+    [
+        {"amount": None},
+        {"amount": "100"},
+        {"amount": 2**64},
+        {"amount": 0},
+        {"reference": ""},
+        {"reference": "a\0b"},
+        {"currency": 3},
+        {"code": []},
+        {"state": "GONE"},
+        {"state": None},
+        {"state": []},
+    ],
+)
 def test_an_answer_that_cannot_be_read_is_unknown(values: dict[str, Any]) -> None:
     """A malformed answer is no decline and no payment: nothing definite was said."""
-    given_ = {"reference": "r", "amount": 100, "currency": "EUR", "code": "", "state": "PAID", **values}
+    given_ = {
+        "reference": "r",
+        "amount": 100,
+        "currency": "EUR",
+        "code": "",
+        "state": "PAID",
+        **values,
+    }
     assert isinstance(to_payout_outcome(Reply(200, **given_)), Unknown)
 
 
 @pytest.mark.parametrize(
     ("status", "trouble"),
-    [(500, "SERVER_ERROR"), (503, "SERVER_ERROR"), (204, "NO_ANSWER"), (409, "BUSY"), (429, "BUSY"), (400, "REJECTED"), (401, "FORBIDDEN")],
+    [
+        (500, "SERVER_ERROR"),
+        (503, "SERVER_ERROR"),
+        (204, "NO_ANSWER"),
+        (409, "BUSY"),
+        (429, "BUSY"),
+        (400, "REJECTED"),
+        (401, "FORBIDDEN"),
+    ],
 )
 def test_an_unknown_outcome_says_why(status: int, trouble: RetryReason) -> None:
-    """What is no definite answer is Unknown, with the trouble that says how it is tried again; to a payout and to a verification alike."""
-    for outcome in (to_payout_outcome(Reply(status, retry_after=7.5)), to_verification_outcome(Reply(status, retry_after=7.5))):
+    """What is no definite answer is Unknown, with the trouble that says how it is tried again; to a
+    payout and to a verification alike.
+    """
+    for outcome in (
+        to_payout_outcome(Reply(status, retry_after=7.5)),
+        to_verification_outcome(Reply(status, retry_after=7.5)),
+    ):
         assert isinstance(outcome, Unknown)
         assert (outcome.retry_reason, outcome.retry_after) == (trouble, 7.5)
 
@@ -230,8 +325,15 @@ async def serve_app(app: web.Application) -> AsyncIterator[str]:
 
 
 def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
-    """The adapter over HTTP says what the one in the process says, of a batch, of a look-up, of an account; nobody there is NotSent."""
-    requests = [payout_request(), payout_request("ba_decline:no_account"), payout_request("ba_slow"), payout_request("ba_lost_after")]
+    """The adapter over HTTP says what the one in the process says, of a batch, of a look-up, of an
+    account; nobody there is NotSent.
+    """
+    requests = [
+        payout_request(),
+        payout_request("ba_decline:no_account"),
+        payout_request("ba_slow"),
+        payout_request("ba_lost_after"),
+    ]
 
     async def run() -> tuple[Any, ...]:
         db = Database(database.service("sandbox"), connections=2)
@@ -241,7 +343,10 @@ def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
                 answers = await port.submit(requests)
                 alone = await port.submit([payout_request("ba_lost_before")])
                 looked = await port.look_up(requests[3])
-                accounts = [await port.verify("ba_ok", "EUR"), await port.verify("ba_unverified", "EUR")]
+                accounts = [
+                    await port.verify("ba_ok", "EUR"),
+                    await port.verify("ba_unverified", "EUR"),
+                ]
             finally:
                 await port.close()
         closed_provider = HttpSandboxPayouts(url, 3600)
@@ -260,24 +365,34 @@ def test_over_http_it_is_the_same(database: DatabaseUrls) -> None:
 
 
 def test_without_its_database_the_server_says_so() -> None:
-    """503, which means an unknown outcome, and no traceback; what is malformed is told apart from it."""
+    """503, which means an unknown outcome, and no traceback; what is malformed is told apart from
+    it.
+    """
 
     async def run() -> Any:
         away = Database("postgresql://sandbox@127.0.0.1:1/away", connections=1)
         async with serve_app(create_app(Sandbox(away), SandboxPayouts(away))) as url:
             port = HttpSandboxPayouts(url, 3600)
             try:
-                return await port.look_up(payout_request()), *await port.submit([replace(payout_request(), amount=None)])  # type: ignore[arg-type]
+                return await port.look_up(payout_request()), *await port.submit(
+                    [replace(payout_request(), amount=None)]  # type: ignore[arg-type]
+                )
             finally:
                 await port.close()
                 await asyncio.to_thread(away.close)
 
     away, malformed = asyncio.run(run())
     assert (away.retry_reason, away.detail) == (RetryReason.SERVER_ERROR, "status 503 unavailable")
-    assert (malformed.retry_reason, malformed.detail) == (RetryReason.REJECTED, "status 400 request_malformed")
+    assert (malformed.retry_reason, malformed.detail) == (
+        RetryReason.REJECTED,
+        "status 400 request_malformed",
+    )
 
 
-async def call_over_http(handler: Callable[[web.Request], Awaitable[web.Response]], call: Callable[[HttpSandboxPayouts], Awaitable[Any]]) -> Any:
+async def call_over_http(
+    handler: Callable[[web.Request], Awaitable[web.Response]],
+    call: Callable[[HttpSandboxPayouts], Awaitable[Any]],
+) -> Any:
     """What the adapter makes of a server that answers everything in one way."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
@@ -289,37 +404,86 @@ async def call_over_http(handler: Callable[[web.Request], Awaitable[web.Response
             await provider.close()
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000])
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b"[{}]", b"{}", b"null", b'[{"status": 200}, 3]', b"x" * 2_000_000]
+)
 def test_garbage_over_http_is_unknown(body: bytes) -> None:
-    """HTML, huge answers, other shapes: every demand of the submission is Unknown, and nothing raises."""
+    """HTML, huge answers, other shapes: every demand of the submission is Unknown, and nothing
+    raises.
+    """
 
     async def garbage(_request: web.Request) -> web.Response:
         return web.Response(body=body, content_type="application/json")
 
     async def ask(port: HttpSandboxPayouts) -> list[Any]:
-        return [*await port.submit([payout_request(), payout_request()]), await port.look_up(payout_request()), await port.verify("ba_ok", "EUR")]
+        return [
+            *await port.submit([payout_request(), payout_request()]),
+            await port.look_up(payout_request()),
+            await port.verify("ba_ok", "EUR"),
+        ]
 
     assert [type(outcome) for outcome in asyncio.run(call_over_http(garbage, ask))] == [Unknown] * 4
 
 
-@pytest.mark.parametrize(("said", "wait"), [(3, 3.0), (2.5, 2.5), (1e300, 86_400.0), ("3", None), (-1, None), (True, None), (None, None), ([], None)])
-def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(said: object, wait: float | None) -> None:
-    """Of each answer to a submission retry_after is a number of seconds, at most a day; anything else makes the answers Unknown, which say nothing to wait for."""
-    busy = {"status": 429, "reference": "", "amount": 0, "currency": "", "code": "busy", "retry_after": said}
+@pytest.mark.parametrize(
+    ("said", "wait"),
+    [
+        (3, 3.0),
+        (2.5, 2.5),
+        (1e300, 86_400.0),
+        ("3", None),
+        (-1, None),
+        (True, None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_what_a_payout_of_many_is_to_wait_is_a_bounded_number(
+    said: object, wait: float | None
+) -> None:
+    """Of each answer to a submission retry_after is a number of seconds, at most a day; anything
+    else makes the answers Unknown, which say nothing to wait for.
+    """
+    busy = {
+        "status": 429,
+        "reference": "",
+        "amount": 0,
+        "currency": "",
+        "code": "busy",
+        "retry_after": said,
+    }
 
     async def answer(_request: web.Request) -> web.Response:
-        return web.Response(body=orjson.dumps([busy, {**busy, "retry_after": 1}]), content_type="application/json")
+        return web.Response(
+            body=orjson.dumps([busy, {**busy, "retry_after": 1}]), content_type="application/json"
+        )
 
-    first, second = asyncio.run(call_over_http(answer, lambda port: port.submit([payout_request(), payout_request()])))
+    first, second = asyncio.run(
+        call_over_http(answer, lambda port: port.submit([payout_request(), payout_request()]))
+    )
     if wait is None:
-        assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [(RetryReason.NO_ANSWER, 0.0)] * 2
+        assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [
+            (RetryReason.NO_ANSWER, 0.0)
+        ] * 2
     else:
-        assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [(RetryReason.BUSY, wait), (RetryReason.BUSY, 1.0)]
+        assert [(outcome.retry_reason, outcome.retry_after) for outcome in (first, second)] == [
+            (RetryReason.BUSY, wait),
+            (RetryReason.BUSY, 1.0),
+        ]
 
 
 def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
     """A body over HTTP is read to its end, however it is cut."""
-    response_body = orjson.dumps({"status": 400, "reference": "", "amount": 0, "currency": "", "code": "x" * 200_000, "state": ""})
+    response_body = orjson.dumps(
+        {
+            "status": 400,
+            "reference": "",
+            "amount": 0,
+            "currency": "",
+            "code": "x" * 200_000,
+            "state": "",
+        }
+    )
 
     async def pieces(_request: web.Request) -> web.Response:
         return web.Response(body=response_body, status=404, content_type="application/json")
@@ -330,16 +494,32 @@ def test_an_answer_that_comes_in_pieces_is_one(database: DatabaseUrls) -> None:
 
 @pytest.mark.parametrize("path", ["/payouts", "/accounts/verify", "/charges"])
 @pytest.mark.parametrize(
-    "body", ["", "{", "[]", "3", '{"amount": 1}', '[{"key": "k", "payout_id": "p", "amount": true, "currency": "EUR", "bank_account_token": "t"}]']
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"amount": 1}',
+        (
+            '[{"key": "k", "payout_id": "p", "amount": true, "currency": "EUR", '
+            '"bank_account_token": '
+            '"t"}]'
+        ),
+    ],
 )
-def test_the_server_refuses_what_it_cannot_read(database: DatabaseUrls, path: str, body: str) -> None:
+def test_the_server_refuses_what_it_cannot_read(
+    database: DatabaseUrls, path: str, body: str
+) -> None:
     """A malformed body is a 400, and nothing is stored."""
 
     async def run() -> tuple[int, Any]:
         db = Database(database.service("sandbox"), connections=2)
         async with (
             serve_app(create_app(Sandbox(db), SandboxPayouts(db))) as url,
-            aiohttp.request("POST", f"{url}{path}", data=body, headers={"Idempotency-Key": "k"}) as response,
+            aiohttp.request(
+                "POST", f"{url}{path}", data=body, headers={"Idempotency-Key": "k"}
+            ) as response,
         ):
             answer = response.status, (await response.json())["code"]
         await asyncio.to_thread(db.close)

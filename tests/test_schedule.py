@@ -12,7 +12,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.payout.schedule import Interval, Schedule, Weekday, next_time, parse_schedule, parse_zone
+from tallystick_core.payout.schedule import (
+    Interval,
+    Schedule,
+    Weekday,
+    next_time,
+    parse_schedule,
+    parse_zone,
+)
 
 TIME_ZONES = frozenset(files("tzdata").joinpath("zones").read_text().split()) - {"Factory"}
 """Every name of the IANA database, but the one that stands for a zone that nobody has set."""
@@ -30,9 +37,19 @@ _ZONE_NAMES = (
 _CUT_OFFS = st.builds(time, st.integers(0, 23), st.integers(0, 59))
 _REGULAR_INTERVALS = [interval for interval in Interval if interval is not Interval.MANUAL]
 SCHEDULES = st.builds(
-    Schedule, st.sampled_from(_REGULAR_INTERVALS), st.sampled_from(Weekday), st.integers(1, 31), _CUT_OFFS, st.sampled_from(_ZONE_NAMES).map(ZoneInfo)
+    Schedule,
+    st.sampled_from(_REGULAR_INTERVALS),
+    st.sampled_from(Weekday),
+    st.integers(1, 31),
+    _CUT_OFFS,
+    st.sampled_from(_ZONE_NAMES).map(ZoneInfo),
 )
-MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2040, 1, 1), timezones=st.sampled_from(_ZONE_NAMES).map(ZoneInfo))  # noqa: DTZ001  the zone is beside it
+MOMENTS = st.datetimes(
+    # the zone is beside it
+    datetime(1990, 1, 1),  # noqa: DTZ001
+    datetime(2040, 1, 1),  # noqa: DTZ001
+    timezones=st.sampled_from(_ZONE_NAMES).map(ZoneInfo),
+)
 
 
 def _has_cut_off(schedule: Schedule, day: date) -> bool:
@@ -42,18 +59,36 @@ def _has_cut_off(schedule: Schedule, day: date) -> bool:
         Interval.DAILY: True,
         Interval.WEEKDAYS: day.strftime("%a") not in ("Sat", "Sun"),
         Interval.WEEKLY: day.strftime("%A").upper() == schedule.weekday,
-        Interval.MONTHLY: day.day == schedule.day_of_month or (is_last_day and day.day < schedule.day_of_month),
+        Interval.MONTHLY: day.day == schedule.day_of_month
+        or (is_last_day and day.day < schedule.day_of_month),
     }[schedule.interval]
 
 
 @given(SCHEDULES, MOMENTS)
-@example(Schedule(Interval.DAILY, cut_off=time(2, 30), zone=ZoneInfo("Europe/Berlin")), datetime(2025, 3, 29, 12, tzinfo=UTC))
-@example(Schedule(Interval.DAILY, cut_off=time(2, 30), zone=ZoneInfo("Europe/Berlin")), datetime(2025, 10, 26, 0, 45, tzinfo=UTC))
-@example(Schedule(Interval.DAILY, cut_off=time(17), zone=ZoneInfo("Pacific/Apia")), datetime(2011, 12, 28, tzinfo=UTC))
-@example(Schedule(Interval.DAILY, cut_off=time(0, 15), zone=ZoneInfo("America/Sao_Paulo")), datetime(2018, 11, 3, 12, tzinfo=UTC))
-@example(Schedule(Interval.DAILY, cut_off=time(23, 45), zone=ZoneInfo("Asia/Pyongyang")), datetime(2018, 5, 4, 15, 5, tzinfo=UTC))
+@example(
+    Schedule(Interval.DAILY, cut_off=time(2, 30), zone=ZoneInfo("Europe/Berlin")),
+    datetime(2025, 3, 29, 12, tzinfo=UTC),
+)
+@example(
+    Schedule(Interval.DAILY, cut_off=time(2, 30), zone=ZoneInfo("Europe/Berlin")),
+    datetime(2025, 10, 26, 0, 45, tzinfo=UTC),
+)
+@example(
+    Schedule(Interval.DAILY, cut_off=time(17), zone=ZoneInfo("Pacific/Apia")),
+    datetime(2011, 12, 28, tzinfo=UTC),
+)
+@example(
+    Schedule(Interval.DAILY, cut_off=time(0, 15), zone=ZoneInfo("America/Sao_Paulo")),
+    datetime(2018, 11, 3, 12, tzinfo=UTC),
+)
+@example(
+    Schedule(Interval.DAILY, cut_off=time(23, 45), zone=ZoneInfo("Asia/Pyongyang")),
+    datetime(2018, 5, 4, 15, 5, tzinfo=UTC),
+)
 def test_each_day_has_one_cut_off_and_none_is_skipped(schedule: Schedule, after: datetime) -> None:
-    """Run after run, the cut-offs are those of exactly the days of the interval, each once, also on days on which clocks are changed."""
+    """Run after run, the cut-offs are those of exactly the days of the interval, each once, also on
+    days on which clocks are changed.
+    """
     cut_offs, moment = [], after
     for _ in range(5):
         following = next_time(schedule, moment)
@@ -72,11 +107,15 @@ def test_each_day_has_one_cut_off_and_none_is_skipped(schedule: Schedule, after:
 
 @given(SCHEDULES, st.dates(date(1990, 1, 1), date(2040, 1, 1)))
 def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> None:
-    """On the zone's clocks a cut-off is at its time of its day; where they skip that, it is as much later as they skip, and less than a day."""
+    """On the zone's clocks a cut-off is at its time of its day; where they skip that, it is as much
+    later as they skip, and less than a day.
+    """
     moment = schedule.cut_off_on(day)
     local_time = moment.astimezone(schedule.zone).replace(tzinfo=None)
     expected_time = datetime.combine(day, schedule.cut_off)
-    before, after = ((moment + timedelta(days=n)).astimezone(schedule.zone).utcoffset() for n in (-1, 1))
+    before, after = (
+        (moment + timedelta(days=n)).astimezone(schedule.zone).utcoffset() for n in (-1, 1)
+    )
     assert before is not None
     assert after is not None
     assert local_time - expected_time in (timedelta(0), after - before)
@@ -86,12 +125,16 @@ def test_a_cut_off_is_what_the_clocks_show(schedule: Schedule, day: date) -> Non
 @pytest.mark.parametrize(
     ("zone", "cut_off", "day", "expected"),
     [
-        ("Europe/Berlin", "02:30", "2025-03-30", "2025-03-30T01:30"),  # the clocks go from 02:00 to 03:00: at 03:30
-        ("Europe/Berlin", "02:30", "2025-10-26", "2025-10-26T00:30"),  # they show it twice: the first time
+        # the clocks go from 02:00 to 03:00: at 03:30
+        ("Europe/Berlin", "02:30", "2025-03-30", "2025-03-30T01:30"),
+        # they show it twice: the first time
+        ("Europe/Berlin", "02:30", "2025-10-26", "2025-10-26T00:30"),
         ("Europe/Berlin", "16:00", "2025-07-01", "2025-07-01T14:00"),
         ("America/New_York", "16:00", "2025-12-01", "2025-12-01T21:00"),
-        ("Australia/Lord_Howe", "02:15", "2025-10-05", "2025-10-04T15:45"),  # they skip half an hour: at 02:45
-        ("America/Sao_Paulo", "00:15", "2018-11-04", "2018-11-04T03:15"),  # they skip midnight: at 01:15
+        # they skip half an hour: at 02:45
+        ("Australia/Lord_Howe", "02:15", "2025-10-05", "2025-10-04T15:45"),
+        # they skip midnight: at 01:15
+        ("America/Sao_Paulo", "00:15", "2018-11-04", "2018-11-04T03:15"),
         ("UTC", "00:00", "2024-02-29", "2024-02-29T00:00"),
     ],
 )
@@ -106,7 +149,9 @@ def test_cut_offs_of_known_days(zone: str, cut_off: str, day: str, expected: str
 
 @given(st.integers(1, 31), st.integers(1, 2399))
 def test_a_month_without_the_day_pays_on_its_last(day_of_month: int, months: int) -> None:
-    """MONTHLY has one cut-off in each month: on its day, or on the last day where the month is shorter."""
+    """MONTHLY has one cut-off in each month: on its day, or on the last day where the month is
+    shorter.
+    """
     year, month = 1900 + months // 12, months % 12 + 1
     length = monthrange(year, month)[1]
     schedule = Schedule(Interval.MONTHLY, day_of_month=day_of_month)
@@ -133,23 +178,50 @@ def test_manual_never_pays_by_itself(after: datetime) -> None:
         ("DAILY", None, 0, "16:00", "", "time_zone", ErrorReason.FIELD_REQUIRED),
         ("MANUAL", None, 0, "16:00", "", "cut_off", ErrorReason.FIELD_INVALID),
         ("MANUAL", None, 0, "", "UTC", "time_zone", ErrorReason.FIELD_INVALID),
-        *(("DAILY", None, 0, text, "UTC", "cut_off", ErrorReason.FIELD_INVALID) for text in ("24:00", "9:00", "16:60", "16:00:00", "16:00\n", "１６:00", "noon")),
+        *(
+            ("DAILY", None, 0, text, "UTC", "cut_off", ErrorReason.FIELD_INVALID)
+            for text in ("24:00", "9:00", "16:60", "16:00:00", "16:00\n", "１６:00", "noon")
+        ),
     ],
-)  # fmt: skip
+)
 def test_days_and_times_are_given_where_the_interval_has_them(
-    interval: str, weekday: str | None, day: int, cut_off: str, zone: str, field: str, reason: ErrorReason
+    interval: str,
+    weekday: str | None,
+    day: int,
+    cut_off: str,
+    zone: str,
+    field: str,
+    reason: ErrorReason,
 ) -> None:
-    """What an interval needs is required, what it has no use for is refused, and each refusal names its field."""
+    """What an interval needs is required, what it has no use for is refused, and each refusal names
+    its field.
+    """
     with pytest.raises(ApiError) as error:
-        parse_schedule(Interval(interval), Weekday(weekday) if weekday else None, day, cut_off, zone)
+        parse_schedule(
+            Interval(interval), Weekday(weekday) if weekday else None, day, cut_off, zone
+        )
     assert (error.value.field, error.value.reason) == (field, reason)
 
 
 @given(
-    st.text(max_size=300) | st.sampled_from(["localtime", "right/UTC", "posix/UTC", "../etc/passwd", "Europe", "Europe/", "Europe/../UTC", "UTC\n"])
+    st.text(max_size=300)
+    | st.sampled_from(
+        [
+            "localtime",
+            "right/UTC",
+            "posix/UTC",
+            "../etc/passwd",
+            "Europe",
+            "Europe/",
+            "Europe/../UTC",
+            "UTC\n",
+        ]
+    )
 )
 def test_any_text_is_a_zone_or_a_named_refusal(text: str) -> None:
-    """No text makes the parser raise anything but its refusal; what it takes is a name that means the same on every machine."""
+    """No text makes the parser raise anything but its refusal; what it takes is a name that means
+    the same on every machine.
+    """
     try:
         assert parse_zone(text).key == text
         assert text in TIME_ZONES
@@ -159,12 +231,28 @@ def test_any_text_is_a_zone_or_a_named_refusal(text: str) -> None:
 
 def test_every_name_of_tzdata_is_accepted() -> None:
     """Each IANA name is a time zone, links such as Singapore, EST5EDT and GMT included."""
-    assert {"Singapore", "EST5EDT", "GMT", "Etc/GMT+5", "America/Argentina/Buenos_Aires"} <= TIME_ZONES
+    assert {
+        "Singapore",
+        "EST5EDT",
+        "GMT",
+        "Etc/GMT+5",
+        "America/Argentina/Buenos_Aires",
+    } <= TIME_ZONES
     assert {name for name in TIME_ZONES if parse_zone(name).key == name} == TIME_ZONES
 
 
 @pytest.mark.parametrize(
-    "zone", ["localtime", "posixrules", "Factory", "right/UTC", "Europe/Atlantis", "America/Argentina", "A" * 300, "A/" + "b" * 300]
+    "zone",
+    [
+        "localtime",
+        "posixrules",
+        "Factory",
+        "right/UTC",
+        "Europe/Atlantis",
+        "America/Argentina",
+        "A" * 300,
+        "A/" + "b" * 300,
+    ],
 )
 def test_zones_that_differ_or_are_not_there_are_refused(zone: str) -> None:
     """A name that is no zone, or another one on another machine, is refused."""

@@ -42,7 +42,9 @@ from .conftest import ROOT, ServedPlatform, eventually, free_address, serve_plat
 
 
 class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
-    """Answers GetPayment by a script: refusals, and answers that get lost, then the payment. Its streams send the versions 1 to 6, or nothing."""
+    """Answers GetPayment by a script: refusals, and answers that get lost, then the payment. Its
+    streams send the versions 1 to 6, or nothing.
+    """
 
     def __init__(self) -> None:
         self.script: list[ApiError | str] = []
@@ -74,7 +76,9 @@ class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
             stream_ended.wait(30)
             return
         for version in range(request.after_version + 1, 7):
-            yield payment_service_pb2.WatchPaymentResponse(payment=payment_pb2.Payment(version=version))
+            yield payment_service_pb2.WatchPaymentResponse(
+                payment=payment_pb2.Payment(version=version)
+            )
         if request.checkout_id == "open" and request.after_version < 2:
             stream_ended.wait(30)
 
@@ -87,12 +91,19 @@ class ScriptedPaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
             if isinstance(error, str):  # as when the connection breaks
                 context.abort(grpc.StatusCode.UNAVAILABLE, error)
             _abort(context, error)
-        return payment_service_pb2.GetPaymentResponse(payment=payment_pb2.Payment(checkout_id=request.checkout_id))
+        return payment_service_pb2.GetPaymentResponse(
+            payment=payment_pb2.Payment(checkout_id=request.checkout_id)
+        )
 
 
 def _abort(context: grpc.ServicerContext, error: ApiError) -> None:
     """Ends a call with a refusal."""
-    context.set_trailing_metadata((("grpc-status-details-bin", to_status(error).SerializeToString()), ("tallystick-trace-id", "abc")))
+    context.set_trailing_metadata(
+        (
+            ("grpc-status-details-bin", to_status(error).SerializeToString()),
+            ("tallystick-trace-id", "abc"),
+        )
+    )
     context.abort(CODE_BY_REASON[error.reason], error.message)
 
 
@@ -136,63 +147,112 @@ def call_variants(address: str, **settings: Any) -> list[Any]:
 
 
 def test_client_settings_do_not_show_the_token() -> None:
-    """The repr of the settings, which a traceback or a log may show, leaves the bearer token out."""
+    """The repr of the settings, which a traceback or a log may show, leaves the bearer
+    token out.
+    """
     text = repr(ClientSettings(token="secret-token", attempts=7))
     assert "secret" not in text
     assert "attempts=7" in text
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_refusals_with_retry_info_are_sent_again(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
-    """The platform says when to come back, and the SDK does, with the same request and its token."""
+def test_refusals_with_retry_info_are_sent_again(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """The platform says when to come back, and the SDK does, with the same request and its
+    token.
+    """
     servicer, address = scripted_server
-    servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01), ApiError(ErrorReason.KEY_IN_USE, "x", retry_after=0.01)]
+    servicer.script = [
+        ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01),
+        ApiError(ErrorReason.KEY_IN_USE, "x", retry_after=0.01),
+    ]
     assert call_variants(address, token="secret-token")[kind]().checkout_id == "c"
     assert len(servicer.calls) == 3
     assert {call["authorization"] for call in servicer.calls} == {"Bearer secret-token"}
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_refusals_for_good_are_not(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
+def test_refusals_for_good_are_not(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
     """A refusal that a retry cannot help is raised at once, as its own class with all it says."""
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.FIELD_INVALID, "mend it", field="a.b")]
     with pytest.raises(InvalidArgumentError) as error:
         call_variants(address)[kind]()
-    assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == ("FIELD_INVALID", "a.b", "abc")
+    assert (error.value.reason, error.value.field_violations[0].field, error.value.trace_id) == (
+        "FIELD_INVALID",
+        "a.b",
+        "abc",
+    )
     assert len(servicer.calls) == 1
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_call_whose_time_went_by_in_refusals_says_by_which(scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool) -> None:
-    """When a call is refused until its time is up, the error has the last refusal's reason and details and the number of tries. Where the last sending got
-    no answer it may have taken effect: the error is that of the deadline, and names the earlier refusal's reason only, whose text may say otherwise."""
+def test_a_call_whose_time_went_by_in_refusals_says_by_which(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int, hangs: bool
+) -> None:
+    """When a call is refused until its time is up, the error has the last refusal's reason and
+    details and the number of tries. Where the last sending got no answer it may have taken effect:
+    the error is that of the deadline, and names the earlier refusal's reason only, whose text may
+    say otherwise.
+    """
     servicer, address = scripted_server
     wrong = "The wallet does not answer. Nothing was stored."
-    servicer.script = [ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=0.01) for _ in range(3)]
+    servicer.script = [
+        ApiError(
+            ErrorReason.DEPENDENCY_UNAVAILABLE,
+            wrong,
+            metadata={"service": "wallet"},
+            retry_after=0.01,
+        )
+        for _ in range(3)
+    ]
     if hangs:
         servicer.hang_after_calls = 3
     else:
-        servicer.script.append(ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, wrong, metadata={"service": "wallet"}, retry_after=60))
-    with pytest.raises(DeadlineExceededError if hangs else UnavailableError, match="4 tries") as error:
+        servicer.script.append(
+            ApiError(
+                ErrorReason.DEPENDENCY_UNAVAILABLE,
+                wrong,
+                metadata={"service": "wallet"},
+                retry_after=60,
+            )
+        )
+    with pytest.raises(
+        DeadlineExceededError if hangs else UnavailableError, match="4 tries"
+    ) as error:
         call_variants(address, deadlines={"GetPayment": 3.0})[kind]()
     assert len(servicer.calls) == 4
     if hangs:
-        assert (error.value.reason, error.value.metadata, error.value.retry_after) == ("DEADLINE_EXCEEDED", {}, None)
+        assert (error.value.reason, error.value.metadata, error.value.retry_after) == (
+            "DEADLINE_EXCEEDED",
+            {},
+            None,
+        )
         assert "the outcome is not known" in str(error.value)
         assert "DEPENDENCY_UNAVAILABLE" in str(error.value)
         assert "stored" not in str(error.value)
     refusal = error.value.__cause__ if hangs else error.value
     assert isinstance(refusal, UnavailableError)
-    assert (refusal.reason, refusal.metadata, refusal.trace_id) == ("DEPENDENCY_UNAVAILABLE", {"service": "wallet"}, "abc")
+    assert (refusal.reason, refusal.metadata, refusal.trace_id) == (
+        "DEPENDENCY_UNAVAILABLE",
+        {"service": "wallet"},
+        "abc",
+    )
     assert refusal.message.startswith(wrong)
     assert refusal.retry_after is not None
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_a_call_without_an_answer_says_so_by_its_reason(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
-    """The error of a call whose only sending got no answer has the reason of the deadline too, as after earlier refusals."""
+def test_a_call_without_an_answer_says_so_by_its_reason(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """The error of a call whose only sending got no answer has the reason of the deadline too, as
+    after earlier refusals.
+    """
     servicer, address = scripted_server
     servicer.hang_after_calls = 0
     with pytest.raises(DeadlineExceededError) as error:
@@ -206,12 +266,19 @@ OVERLOADED_MESSAGE = "Too many operations; nothing was stored."
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 @pytest.mark.parametrize(
-    "lost", ["Socket closed", ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01)], ids=["", "stopped"]
+    "lost",
+    [
+        "Socket closed",
+        ApiError(ErrorReason.SHUTTING_DOWN, "The process is being stopped.", retry_after=0.01),
+    ],
+    ids=["", "stopped"],
 )
 def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, lost: ApiError | str
 ) -> None:
-    """After a try whose outcome is not known a refusal such as "nothing was stored" is not raised as the call's: the outcome is not known."""
+    """After a try whose outcome is not known a refusal such as "nothing was stored" is not raised
+    as the call's: the outcome is not known.
+    """
     servicer, address = scripted_server
     servicer.script = [lost, ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=60)]
     with pytest.raises(DeadlineExceededError, match="the outcome is not known") as error:
@@ -231,14 +298,28 @@ def test_a_refusal_of_the_moment_does_not_hide_a_lost_try(
         ("Socket closed", ErrorReason.FIELD_INVALID, True),
         ("Socket closed", ErrorReason.KEY_REUSED, False),
         ("Socket closed", ErrorReason.CARD_NUMBER_REFUSED, False),
-        (ApiError(ErrorReason.KEY_IN_USE, "in use", retry_after=0.01), ErrorReason.INSUFFICIENT_FUNDS, True),
-        (ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=0.01), ErrorReason.STATE_FORBIDS, False),
+        (
+            ApiError(ErrorReason.KEY_IN_USE, "in use", retry_after=0.01),
+            ErrorReason.INSUFFICIENT_FUNDS,
+            True,
+        ),
+        (
+            ApiError(ErrorReason.OVERLOADED, OVERLOADED_MESSAGE, retry_after=0.01),
+            ErrorReason.STATE_FORBIDS,
+            False,
+        ),
     ],
 )
 def test_a_refusal_says_where_it_is_of_the_last_try_alone(
-    scripted_server: tuple[ScriptedPaymentService, str], kind: int, first: ApiError | str, reason: ErrorReason, doubt: bool
+    scripted_server: tuple[ScriptedPaymentService, str],
+    kind: int,
+    first: ApiError | str,
+    reason: ErrorReason,
+    doubt: bool,
 ) -> None:
-    """A refusal for good keeps its reason. It says that an earlier try's outcome is not known, unless it would be refused whatever that was."""
+    """A refusal for good keeps its reason. It says that an earlier try's outcome is not known,
+    unless it would be refused whatever that was.
+    """
     servicer, address = scripted_server
     servicer.script = [first, ApiError(reason, "no")]
     with pytest.raises(TallystickError) as error:
@@ -249,14 +330,20 @@ def test_a_refusal_says_where_it_is_of_the_last_try_alone(
 
 
 def test_the_sdk_judges_reasons_of_the_contract() -> None:
-    """The reasons that the SDK's rule for lost tries names are reasons of the platform, and none of them is of two kinds."""
+    """The reasons that the SDK's rule for lost tries names are reasons of the platform, and none of
+    them is of two kinds.
+    """
     assert set(ErrorReason) >= CONCLUSIVE_REASONS | NOT_STARTED_REASONS
     assert not CONCLUSIVE_REASONS & NOT_STARTED_REASONS
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_a_slow_reader_loses_nothing(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
-    """A stream whose deadline passes while its reader is busy, or while nothing happens, goes on from where it was, without loss or repetition."""
+def test_a_slow_reader_loses_nothing(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """A stream whose deadline passes while its reader is busy, or while nothing happens, goes on
+    from where it was, without loss or repetition.
+    """
     servicer, address = scripted_server
     servicer.silent_streams = 4
     settings = ClientSettings(stream_seconds=0.5, stream_attempts=2)
@@ -274,15 +361,22 @@ def test_a_slow_reader_loses_nothing(scripted_server: tuple[ScriptedPaymentServi
 
     async def async_() -> list[int]:
         async with AsyncClient(address, settings=settings) as client:
-            return [await asyncio.to_thread(busy, payment.version) async for payment in client.watch_payment("open")]
+            return [
+                await asyncio.to_thread(busy, payment.version)
+                async for payment in client.watch_payment("open")
+            ]
 
     assert (asyncio.run(async_()) if kind else sync()) == [1, 2, 3, 4, 5, 6]
     assert servicer.opened_after_versions[:5] == [0, 0, 0, 0, 0]
     assert servicer.opened_after_versions[5] in (2, 3)
 
 
-def test_waiting_in_vain_leaves_no_stream_open(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
-    """When wait_for_payment ends by its time, so does its stream, also while the error is kept; an iterator that is closed early ends its stream too."""
+def test_waiting_in_vain_leaves_no_stream_open(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """When wait_for_payment ends by its time, so does its stream, also while the error is kept; an
+    iterator that is closed early ends its stream too.
+    """
     servicer, address = scripted_server
 
     async def calls() -> None:
@@ -305,8 +399,12 @@ def test_waiting_in_vain_leaves_no_stream_open(scripted_server: tuple[ScriptedPa
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in flight", "between tries"])
-def test_closing_a_client_ends_its_calls(scripted_server: tuple[ScriptedPaymentService, str], waits: bool) -> None:
-    """A call in flight when its client is closed, or that waits to be sent again, ends at once with TallystickError, never as a cancelled task."""
+def test_closing_a_client_ends_its_calls(
+    scripted_server: tuple[ScriptedPaymentService, str], waits: bool
+) -> None:
+    """A call in flight when its client is closed, or that waits to be sent again, ends at once with
+    TallystickError, never as a cancelled task.
+    """
     servicer, address = scripted_server
     settings = ClientSettings(deadlines={"GetPayment": 300.0})
 
@@ -336,8 +434,12 @@ def test_closing_a_client_ends_its_calls(scripted_server: tuple[ScriptedPaymentS
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_closing_a_client_ends_its_streams(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
-    """A stream that waits to be opened again when its client is closed ends at once with TallystickError."""
+def test_closing_a_client_ends_its_streams(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """A stream that waits to be opened again when its client is closed ends at once with
+    TallystickError.
+    """
     servicer, address = scripted_server
     servicer.stream_error = ApiError(ErrorReason.OVERLOADED, "x", retry_after=100)
 
@@ -361,8 +463,12 @@ def test_closing_a_client_ends_its_streams(scripted_server: tuple[ScriptedPaymen
             version.result(30)
 
 
-def test_an_asyncio_client_is_closed_in_its_own_event_loop(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
-    """Closing an asyncio client in another event loop than that of its calls is a TallystickError that says so; it works once that loop is closed."""
+def test_an_asyncio_client_is_closed_in_its_own_event_loop(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """Closing an asyncio client in another event loop than that of its calls is a TallystickError
+    that says so; it works once that loop is closed.
+    """
     _, address = scripted_server
     client = AsyncClient(address)
 
@@ -381,9 +487,13 @@ def test_an_asyncio_client_is_closed_in_its_own_event_loop(scripted_server: tupl
 def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
     scripted_server: tuple[ScriptedPaymentService, str], kind: int, reason: ErrorReason
 ) -> None:
-    """An address that ends every stream at once, as if its time were over, is asked `stream_attempts` times; then its error is raised."""
+    """An address that ends every stream at once, as if its time were over, is asked
+    `stream_attempts` times; then its error is raised.
+    """
     servicer, address = scripted_server
-    servicer.stream_error = ApiError(reason, "x", retry_after=0.01 if reason is ErrorReason.STREAM_EXPIRED else None)
+    servicer.stream_error = ApiError(
+        reason, "x", retry_after=0.01 if reason is ErrorReason.STREAM_EXPIRED else None
+    )
     settings = ClientSettings(stream_attempts=4, jitter=lambda: 0.0)
 
     async def calls() -> None:
@@ -400,8 +510,12 @@ def test_a_stream_that_ends_at_once_is_not_opened_for_ever(
     assert len(servicer.opened_after_versions) == 4
 
 
-def test_a_cancellation_is_the_callers_own(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
-    """Cancelling a task cancels its call, in flight or between two tries, and is CancelledError; nothing is sent after it."""
+def test_a_cancellation_is_the_callers_own(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """Cancelling a task cancels its call, in flight or between two tries, and is CancelledError;
+    nothing is sent after it.
+    """
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=1)]
 
@@ -418,8 +532,12 @@ def test_a_cancellation_is_the_callers_own(scripted_server: tuple[ScriptedPaymen
     assert len(servicer.calls) == 2
 
 
-def test_an_asyncio_client_belongs_to_one_event_loop(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
-    """A client made outside of any event loop works in the first that uses it; a call in another is a TallystickError that says so."""
+def test_an_asyncio_client_belongs_to_one_event_loop(
+    scripted_server: tuple[ScriptedPaymentService, str],
+) -> None:
+    """A client made outside of any event loop works in the first that uses it; a call in another is
+    a TallystickError that says so.
+    """
     _, address = scripted_server
     client = AsyncClient(address)
 
@@ -437,8 +555,12 @@ def test_an_asyncio_client_belongs_to_one_event_loop(scripted_server: tuple[Scri
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
-def test_retries_are_bounded(scripted_server: tuple[ScriptedPaymentService, str], kind: int) -> None:
-    """After so many sendings the last refusal is raised; one that lies beyond the deadline is not waited for."""
+def test_retries_are_bounded(
+    scripted_server: tuple[ScriptedPaymentService, str], kind: int
+) -> None:
+    """After so many sendings the last refusal is raised; one that lies beyond the deadline is not
+    waited for.
+    """
     servicer, address = scripted_server
     servicer.script = [ApiError(ErrorReason.OVERLOADED, "x", retry_after=0.01) for _ in range(9)]
     with pytest.raises(UnavailableError):
@@ -453,14 +575,20 @@ def test_retries_are_bounded(scripted_server: tuple[ScriptedPaymentService, str]
 
 @pytest.mark.parametrize("attempt", [1, 6, 7, 1_024, 1_025, 1_080, 10**9])
 def test_waits_are_bounded_however_often_a_call_was_sent(attempt: int) -> None:
-    """The wait before the next sending doubles up to 2 s and stays there: no number of attempts makes it an error, or longer."""
+    """The wait before the next sending doubles up to 2 s and stays there: no number of attempts
+    makes it an error, or longer.
+    """
     settings = ClientSettings(jitter=lambda: 0.0, stream_attempts=10**9)
-    assert settings.wait(UnavailableError("away"), attempt) == min(0.05 * 2 ** min(attempt - 1, 10), 2.0)
+    assert settings.wait(UnavailableError("away"), attempt) == min(
+        0.05 * 2 ** min(attempt - 1, 10), 2.0
+    )
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["sync", "asyncio"])
 def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
-    """A call whose server is away at first is sent until its time is up, not a few times only, and is answered once the server is back."""
+    """A call whose server is away at first is sent until its time is up, not a few times only, and
+    is answered once the server is back.
+    """
     address, tries = free_address(), threading.Semaphore(0)
 
     def jitter() -> float:
@@ -468,7 +596,9 @@ def test_a_restart_within_the_deadline_is_not_seen(kind: int) -> None:
         return 0.0
 
     with ThreadPoolExecutor(1) as callers:
-        call = callers.submit(call_variants(address, deadlines={"GetPayment": 60.0}, jitter=jitter)[kind])
+        call = callers.submit(
+            call_variants(address, deadlines={"GetPayment": 60.0}, jitter=jitter)[kind]
+        )
         for _ in range(7):  # by then more than 3 s have passed
             assert tries.acquire(timeout=30)
         with serve_scripted(address):
@@ -483,11 +613,17 @@ def test_a_client_uses_every_process_behind_its_target() -> None:
         serve_scripted(addresses[1]) as other_service,
         Client(f"ipv4:{','.join(addresses)}") as client,
     ):
-        assert eventually(lambda: client.get_payment("c").checkout_id and first_service.calls and other_service.calls)
+        assert eventually(
+            lambda: (
+                client.get_payment("c").checkout_id and first_service.calls and other_service.calls
+            )
+        )
 
 
 def test_a_channel_connects_again_soon() -> None:
-    """However often a connection has failed, the next attempt is some 2 s later, of the SDK as of services among themselves."""
+    """However often a connection has failed, the next attempt is some 2 s later, of the SDK as of
+    services among themselves.
+    """
 
     def gaps(open_channel: Callable[[str], grpc.Channel]) -> list[float]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -519,9 +655,13 @@ def test_nobody_there_is_unavailable() -> None:
             call()
 
 
-@pytest.mark.parametrize("token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"])
+@pytest.mark.parametrize(
+    "token", ["secret\n", "se\ncret", "sécret", "secret ", "sec\0ret", "сервис"]
+)
 def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
-    """A token that no header can carry is a ValueError that names it, and does not show it, before any call is made."""
+    """A token that no header can carry is a ValueError that names it, and does not show it, before
+    any call is made.
+    """
     with pytest.raises(ValueError, match="^token ") as error:
         ClientSettings(token=token)
     assert "cret" not in str(error.value)
@@ -542,7 +682,9 @@ def test_a_token_that_cannot_be_sent_is_refused_at_once(token: str) -> None:
 def test_what_grpc_cannot_send_is_a_value_error_of_ours(
     scripted_server: tuple[ScriptedPaymentService, str], timeout: float, metadata: Any, named: str
 ) -> None:
-    """A timeout or metadata that cannot be sent is a ValueError that names it, of both clients, and nothing is sent."""
+    """A timeout or metadata that cannot be sent is a ValueError that names it, of both clients, and
+    nothing is sent.
+    """
     servicer, address = scripted_server
     request = payment_service_pb2.GetPaymentRequest(checkout_id="c")
     with Client(address) as client, pytest.raises(ValueError, match=named):
@@ -558,7 +700,9 @@ def test_what_grpc_cannot_send_is_a_value_error_of_ours(
 
 
 def test_a_closed_client_says_so(scripted_server: tuple[ScriptedPaymentService, str]) -> None:
-    """A call, or a stream, of a client that was closed is a TallystickError, of both clients, and none of gRPC's own exceptions."""
+    """A call, or a stream, of a client that was closed is a TallystickError, of both clients, and
+    none of gRPC's own exceptions.
+    """
     _, address = scripted_server
     client = Client(address)
     client.close()
@@ -588,26 +732,47 @@ def test_money_is_text_or_decimal(amount: object) -> None:
 
 
 def test_waiting_for_a_payment_ends_with_its_time(platform: ServedPlatform) -> None:
-    """wait_for_payment: the final payment, or DeadlineExceededError; one that is not there is NOT_FOUND."""
+    """wait_for_payment: the final payment, or DeadlineExceededError; one that is not there is
+    NOT_FOUND.
+    """
     checkout = unique_id("c")
     with platform.client() as client:
-        client.create_payment(checkout, [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")], credit_card_info="tok_pending")
+        client.create_payment(
+            checkout,
+            [new_order(f"{checkout}-1", "b", "s", "1.00", "EUR")],
+            credit_card_info="tok_pending",
+        )
         with pytest.raises(DeadlineExceededError):
             client.wait_for_payment(checkout, 0.5)
         with pytest.raises(NotFoundError):
             client.wait_for_payment(unique_id("c"), 5)
 
 
-@pytest.mark.parametrize("example", sorted(p.name for p in (ROOT / "clients/python/examples").glob("*.py")))
+@pytest.mark.parametrize(
+    "example", sorted(p.name for p in (ROOT / "clients/python/examples").glob("*.py"))
+)
 def test_the_examples_run(platform: ServedPlatform, example: str) -> None:
     """Each example runs against the platform as it stands, and prints something."""
     path = ROOT / "clients/python/examples" / example
-    completed = subprocess.run([sys.executable, str(path), platform.address], capture_output=True, text=True, check=False, timeout=60, env=os.environ)
+    completed = subprocess.run(
+        [sys.executable, str(path), platform.address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ,
+    )
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout
 
 
-def test_a_seller_is_paid_where_sales_wait_for_their_delivery(scratch_database: DatabaseUrls) -> None:
-    """The example of a payout runs against the demo's kind of platform, on which sales are pending until they are delivered."""
-    with serve_platform(scratch_database, Settings(release_delay=604_800, payout_waiting_period=0)) as platform:
+def test_a_seller_is_paid_where_sales_wait_for_their_delivery(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """The example of a payout runs against the demo's kind of platform, on which sales are pending
+    until they are delivered.
+    """
+    with serve_platform(
+        scratch_database, Settings(release_delay=604_800, payout_waiting_period=0)
+    ) as platform:
         test_the_examples_run(platform, "pay_a_seller.py")

@@ -1,4 +1,6 @@
-"""`tallystick serve` and its like as processes: alone and together, starting, draining, and refusing to start."""
+"""`tallystick serve` and its like as processes: alone and together, starting, draining, and
+refusing to start.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,13 @@ from tallystick_server.app.configuration import SERVICES, Settings, load
 from tallystick_server.app.database import schema
 from tallystick_server.app.database.connections import DatabaseUrls, open_databases
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import SCHEMAS, Passwords, driver_url, migrate, role_names
+from tallystick_server.app.database.migrate import (
+    SCHEMAS,
+    Passwords,
+    driver_url,
+    migrate,
+    role_names,
+)
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.run import verify
 
@@ -52,9 +60,13 @@ CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 
 
 @contextmanager
-def running_process(arguments: list[str], environment: dict[str, str], address: str) -> Iterator[subprocess.Popen[str]]:
+def running_process(
+    arguments: list[str], environment: dict[str, str], address: str
+) -> Iterator[subprocess.Popen[str]]:
     """A command that serves, up when the block begins."""
-    subprocess_ = subprocess.Popen([*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    subprocess_ = subprocess.Popen(
+        [*CLI, *arguments], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
     try:
         eventually(lambda: is_serving(address) or subprocess_.poll() is not None, 30)
         assert subprocess_.poll() is None, subprocess_.stderr.read() if subprocess_.stderr else ""
@@ -68,18 +80,27 @@ def running_process(arguments: list[str], environment: dict[str, str], address: 
 def is_serving(address: str, service: str = "") -> bool:
     with grpc.insecure_channel(address) as channel:
         try:
-            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=1)  # type: ignore[attr-defined]
+            response = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(service=service), timeout=1
+            )
         except grpc.RpcError:
             return False
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def environment_of(databases: DatabaseUrls) -> dict[str, str]:
-    return {"TALLYSTICK_DATABASE_URL": databases.admin, "TALLYSTICK_DATA": str(databases.passwords.path.parent)}
+    return {
+        "TALLYSTICK_DATABASE_URL": databases.admin,
+        "TALLYSTICK_DATA": str(databases.passwords.path.parent),
+    }
 
 
-def test_services_run_as_processes_of_their_own(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
-    """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a fifth, carry the same checkout."""
+def test_services_run_as_processes_of_their_own(
+    scratch_database: DatabaseUrls, tmp_path: Path
+) -> None:
+    """payment, ledger, wallet and event as four processes with four roles, and the sandbox as a
+    fifth, carry the same checkout.
+    """
     address = {name: free_address() for name in ("payment", "ledger", "wallet", "event", "sandbox")}
     urls = {name: scratch_database.service(name).replace("+psycopg", "") for name in address}
     peers = ",".join(f"{name}={at}" for name, at in address.items())
@@ -102,26 +123,51 @@ def test_services_run_as_processes_of_their_own(scratch_database: DatabaseUrls, 
                 "TALLYSTICK_DATA": str(tmp_path),
             }
             stack.enter_context(running_process(["serve", name], environment, address[name]))
-        client = stack.enter_context(Client(address["payment"], ledger=address["ledger"], wallet=address["wallet"], event=address["event"]))
+        client = stack.enter_context(
+            Client(
+                address["payment"],
+                ledger=address["ledger"],
+                wallet=address["wallet"],
+                event=address["event"],
+            )
+        )
         orders = [new_order(f"o-{n}", "b", f"s-{n}", "10.00", "EUR") for n in range(2)]
         assert client.create_payment("c-1", orders, credit_card_info="tok_visa").is_payment_done
-        unknown_payment = client.create_payment("c-2", [new_order("o-9", "b", "s-1", "1.00", "EUR")], credit_card_info="tok_lost_after")
+        unknown_payment = client.create_payment(
+            "c-2", [new_order("o-9", "b", "s-1", "1.00", "EUR")], credit_card_info="tok_lost_after"
+        )
         assert unknown_payment.is_payment_done
-        assert eventually(lambda: any(e.aggregate_id == "payments/c-2" and e.aggregate_version == 2 for e in client.events()))
+        assert eventually(
+            lambda: any(
+                e.aggregate_id == "payments/c-2" and e.aggregate_version == 2
+                for e in client.events()
+            )
+        )
     report = verify(scratch_database)
     assert report.passed, report.as_text()
 
 
 def test_sigterm_drains(scratch_database: DatabaseUrls) -> None:
-    """SIGTERM: health goes NOT_SERVING, the call in flight gets its answer, the payment is settled, the process exits 0."""
+    """SIGTERM: health goes NOT_SERVING, the call in flight gets its answer, the payment is settled,
+    the process exits 0.
+    """
     address = free_address()
     environment = {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address}
-    with running_process(["serve", "all"], environment, address) as server, Client(address) as client:
+    with (
+        running_process(["serve", "all"], environment, address) as server,
+        Client(address) as client,
+    ):
         responses = []
         order = new_order("o-1", "b", "s", "1.00", "EUR")
-        caller = threading.Thread(target=lambda: responses.append(client.create_payment("c-1", [order], credit_card_info="tok_delay:1500")))
+        caller = threading.Thread(
+            target=lambda: responses.append(
+                client.create_payment("c-1", [order], credit_card_info="tok_delay:1500")
+            )
+        )
         caller.start()
-        assert eventually(lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments)
+        assert eventually(
+            lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments
+        )
         server.send_signal(signal.SIGTERM)
         caller.join(20)
         assert responses
@@ -132,9 +178,16 @@ def test_sigterm_drains(scratch_database: DatabaseUrls) -> None:
 
 
 def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
-    """SIGTERM with 120 callers in flight: each call gets its result or SHUTTING_DOWN with when to come back; none is cancelled."""
+    """SIGTERM with 120 callers in flight: each call gets its result or SHUTTING_DOWN with when to
+    come back; none is cancelled.
+    """
     address = free_address()
-    environment = {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "3", "TALLYSTICK_SANDBOX_LATENCY": "1"}
+    environment = {
+        **environment_of(scratch_database),
+        "TALLYSTICK_LISTEN": address,
+        "TALLYSTICK_DRAIN": "3",
+        "TALLYSTICK_SANDBOX_LATENCY": "1",
+    }
     response_counts: Counter[str] = Counter()
 
     async def caller(number: int, channel: grpc.aio.Channel, ended: asyncio.Event) -> None:
@@ -142,7 +195,9 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
         for turn in itertools.count():
             slow = "tok_delay:20000" if number % 10 == 0 else "tok_visa"
             order = new_order(f"o-{number}-{turn}", "b", "s", "1.00", "EUR")
-            request = payment_service_pb2.CreatePaymentRequest(checkout_id=f"c-{number}-{turn}", payment_orders=[order], credit_card_info=slow)
+            request = payment_service_pb2.CreatePaymentRequest(
+                checkout_id=f"c-{number}-{turn}", payment_orders=[order], credit_card_info=slow
+            )
             if ended.is_set():
                 return
             try:
@@ -153,16 +208,27 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
                 is_connection_lost = (
                     error.code() is grpc.StatusCode.UNAVAILABLE and not api_error.reason
                 )  # the process has gone: nobody is there to answer
-                response_counts["lost" if is_connection_lost else f"{api_error.reason or error.code().name} {api_error.retry_after}"] += 1
+                response_counts[
+                    "lost"
+                    if is_connection_lost
+                    else f"{api_error.reason or error.code().name} {api_error.retry_after}"
+                ] += 1
                 if is_connection_lost:
                     return
                 await asyncio.sleep(api_error.retry_after or 0)
 
     async def callers(server: subprocess.Popen[str]) -> None:
         caller_stop = asyncio.Event()
-        channels = [grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(12)]
-        tasks = [asyncio.ensure_future(caller(number, channels[number % 12], caller_stop)) for number in range(120)]
-        await asyncio.to_thread(eventually, lambda: response_counts["result"] >= 60)  # each of them in the middle of something
+        channels = [
+            grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+            for _ in range(12)
+        ]
+        tasks = [
+            asyncio.ensure_future(caller(number, channels[number % 12], caller_stop))
+            for number in range(120)
+        ]
+        # each of them in the middle of something
+        await asyncio.to_thread(eventually, lambda: response_counts["result"] >= 60)
         server.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.wait, 60) == 0
         caller_stop.set()
@@ -178,13 +244,24 @@ def test_sigterm_answers_every_caller(scratch_database: DatabaseUrls) -> None:
 
 
 def test_who_watches_health_keeps_no_process_up(scratch_database: DatabaseUrls) -> None:
-    """SIGTERM: an open Health.Watch, as load balancers have, and a call that never sent its message are not waited for."""
+    """SIGTERM: an open Health.Watch, as load balancers have, and a call that never sent its message
+    are not waited for.
+    """
     address = free_address()
-    environment = {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address, "TALLYSTICK_DRAIN": "60"}
-    with running_process(["serve", "all"], environment, address) as server, grpc.insecure_channel(address) as channel:
+    environment = {
+        **environment_of(scratch_database),
+        "TALLYSTICK_LISTEN": address,
+        "TALLYSTICK_DRAIN": "60",
+    }
+    with (
+        running_process(["serve", "all"], environment, address) as server,
+        grpc.insecure_channel(address) as channel,
+    ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        stub: Any = channel.stream_unary("/tallystick.payment.v1.PaymentService/GetPayment", None, None)
+        stub: Any = channel.stream_unary(
+            "/tallystick.payment.v1.PaymentService/GetPayment", None, None
+        )
         mute = stub.future(_pending_messages())
         server.send_signal(signal.SIGTERM)
         assert server.wait(15) == 0
@@ -198,15 +275,27 @@ def _pending_messages() -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(
-    "method", ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+    "method",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
 )
-def test_what_stands_beside_the_door_refuses_by_name(platform_address: str, method: str, caplog: pytest.LogCaptureFixture) -> None:
-    """X1: malformed bytes to health and reflection are MESSAGE_MALFORMED, never UNKNOWN with an exception's text, and nothing is logged as failed."""
+def test_what_stands_beside_the_door_refuses_by_name(
+    platform_address: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """X1: malformed bytes to health and reflection are MESSAGE_MALFORMED, never UNKNOWN with an
+    exception's text, and nothing is logged as failed.
+    """
     with grpc.insecure_channel(platform_address) as channel, pytest.raises(grpc.RpcError) as error:
         stub: Any = channel.stream_stream(method, None, None)
         list(stub(iter([b"\xff\xff\xff"]), timeout=10))
     api_error = from_rpc(error.value)
-    assert (error.value.code(), api_error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_MALFORMED")
+    assert (error.value.code(), api_error.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MESSAGE_MALFORMED",
+    )
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -214,15 +303,24 @@ def test_reflection_lists_every_service(platform_address: str) -> None:
     """grpcurl's way: the server tells its services and their files."""
     with grpc.insecure_channel(platform_address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        responses = list(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))  # type: ignore[operator]
+        responses = list(
+            stub.ServerReflectionInfo(  # type: ignore[operator]
+                iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+            )
+        )
     names = {service.name for service in responses[0].list_services_response.service}
-    assert names >= {f"tallystick.{name.lower()}.v1.{name}Service" for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")}
+    assert names >= {
+        f"tallystick.{name.lower()}.v1.{name}Service"
+        for name in ("Payment", "Ledger", "Wallet", "Payout", "Event")
+    }
     for name in names:
         assert is_serving(platform_address, name) or not name.startswith("tallystick.")
 
 
 def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> None:
-    """A client that sends pings without end is told so, by too_many_pings, and loses its connection; the SDK's own, each 10 s, are taken."""
+    """A client that sends pings without end is told so, by too_many_pings, and loses its
+    connection; the SDK's own, each 10 s, are taken.
+    """
     host, _, port = platform_address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
@@ -236,14 +334,28 @@ def test_a_connection_that_pings_too_often_is_closed(platform_address: str) -> N
     assert b"too_many_pings" in received_bytes
 
 
-@pytest.mark.parametrize(("option", "frame"), [("grpc.max_connection_age_ms", _GOAWAY), ("grpc.keepalive_time_ms", _PING)])
-def test_connections_are_renewed_and_looked_after(scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, option: str, frame: int) -> None:
-    """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes; one whose caller answers no ping is closed."""
+@pytest.mark.parametrize(
+    ("option", "frame"),
+    [("grpc.max_connection_age_ms", _GOAWAY), ("grpc.keepalive_time_ms", _PING)],
+)
+def test_connections_are_renewed_and_looked_after(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch, option: str, frame: int
+) -> None:
+    """A connection that has grown old is ended by GOAWAY, so that its caller finds other processes;
+    one whose caller answers no ping is closed.
+    """
     soon = {option, "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
-    monkeypatch.setattr(serve, "CONNECTIONS", [(name, 500 if name in soon else value) for name, value in serve.CONNECTIONS])
+    monkeypatch.setattr(
+        serve,
+        "CONNECTIONS",
+        [(name, 500 if name in soon else value) for name, value in serve.CONNECTIONS],
+    )
     with platform_of(scratch_database, names=("event",)) as platform:
         host, _, port = platform.address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=20) as connection, connection.makefile("rb") as stream_reader:
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as connection,
+            connection.makefile("rb") as stream_reader,
+        ):
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
             while head := stream_reader.read(9):
                 stream_reader.read(int.from_bytes(head[:3]))
@@ -258,9 +370,18 @@ def test_connections_are_renewed_and_looked_after(scratch_database: DatabaseUrls
     ("symbol", "file"),
     [
         ("tallystick.payment.v1.PaymentService", "tallystick/payment/v1/payment_service.proto"),
-        ("tallystick.payment.v1.PaymentService.CreatePayment", "tallystick/payment/v1/payment_service.proto"),
-        ("tallystick.payment.v1.CreatePaymentRequest.checkout_id", "tallystick/payment/v1/payment_service.proto"),
-        ("tallystick.payment.v1.CreatePaymentRequest.payment_method", "tallystick/payment/v1/payment_service.proto"),
+        (
+            "tallystick.payment.v1.PaymentService.CreatePayment",
+            "tallystick/payment/v1/payment_service.proto",
+        ),
+        (
+            "tallystick.payment.v1.CreatePaymentRequest.checkout_id",
+            "tallystick/payment/v1/payment_service.proto",
+        ),
+        (
+            "tallystick.payment.v1.CreatePaymentRequest.payment_method",
+            "tallystick/payment/v1/payment_service.proto",
+        ),
         ("google.rpc.Status", "google/rpc/status.proto"),
         ("tallystick.payment.v1.PaymentService.Nothing", ""),
         ("nothing", ""),
@@ -268,7 +389,9 @@ def test_connections_are_renewed_and_looked_after(scratch_database: DatabaseUrls
     ],
 )
 def test_reflection_knows_every_symbol(platform_address: str, symbol: str, file: str) -> None:
-    """The file of a service, a method, a field or a oneof is found by its full name, as grpcurl and ghz ask for it; another name is NOT_FOUND."""
+    """The file of a service, a method, a field or a oneof is found by its full name, as grpcurl and
+    ghz ask for it; another name is NOT_FOUND.
+    """
     with grpc.insecure_channel(platform_address) as channel:
         request = reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)
         stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -276,7 +399,12 @@ def test_reflection_knows_every_symbol(platform_address: str, symbol: str, file:
     if not file:
         assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
         return
-    assert FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0]).name == file
+    assert (
+        FileDescriptorProto.FromString(
+            answer.file_descriptor_response.file_descriptor_proto[0]
+        ).name
+        == file
+    )
 
 
 @pytest.fixture
@@ -286,7 +414,14 @@ def platform_address(platform: object) -> str:
 
 def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> str:
     """What a command says that must not run; one line."""
-    completed = subprocess.run([*CLI, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=60)
+    completed = subprocess.run(
+        [*CLI, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert completed.returncode == 1, completed.stderr
     assert "Traceback" not in completed.stderr
     return completed.stderr.strip().splitlines()[-1]
@@ -296,13 +431,16 @@ def expect_startup_error(arguments: list[str], environment: dict[str, str]) -> s
 def toy_migrations(tmp_path: Path) -> Callable[..., str]:
     """Makes migrations with one more for EventService, and returns their folder."""
 
-    def make_migrations(*, minimum: str = "", upgrade: str = "run('event', 'create table toy (a int)')") -> str:
+    def make_migrations(
+        *, minimum: str = "", upgrade: str = "run('event', 'create table toy (a int)')"
+    ) -> str:
         folder = tmp_path / f"migrations-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(schema._MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
         minimum_line = f"minimum_process_revision = {minimum!r}" if minimum else ""
         (folder / "event" / "0002_toy.py").write_text(
             "from tallystick_storage.migrations import build_index, run\n"
-            f"revision, down_revision, branch_labels, depends_on = 'event_0002', 'event_0001', None, None\n{minimum_line}\n"
+            "revision, down_revision, branch_labels, depends_on = 'event_0002', 'event_0001', "
+            f"None, None\n{minimum_line}\n"
             f"def upgrade():\n    {upgrade}\n"
         )
         return str(folder)
@@ -316,12 +454,19 @@ def use_migrations(monkeypatch: pytest.MonkeyPatch, migrations: str) -> None:
 
 
 def test_a_database_that_is_behind_is_refused(
-    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    scratch_database: DatabaseUrls,
+    toy_migrations: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Code that is newer than the schema says which service is behind, and what to run."""
     use_migrations(monkeypatch, toy_migrations())
     with pytest.raises(
-        StartupError, match=r"event service's database is at version event_0001, and this code needs event_0002: run 'tallystick migrate'"
+        StartupError,
+        match=(
+            r"event service's database is at version event_0001, and this code needs "
+            r"event_0002: "
+            r"run 'tallystick migrate'"
+        ),
     ):
         schema.check_schema(scratch_database.service("event"), "event")
     schema.check_schema(scratch_database.service("ledger"), "ledger")
@@ -331,9 +476,15 @@ def test_a_database_that_is_behind_is_refused(
 
 @pytest.mark.parametrize(("minimum", "works"), [("event_0001", True), ("", False)])
 def test_a_newer_schema_is_taken_as_far_as_it_says(
-    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch, minimum: str, works: bool
+    scratch_database: DatabaseUrls,
+    toy_migrations: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    minimum: str,
+    works: bool,
 ) -> None:
-    """While a new migration is in, processes of the old code start again if it declares that they may; otherwise they say that they are too old."""
+    """While a new migration is in, processes of the old code start again if it declares that they
+    may; otherwise they say that they are too old.
+    """
     with monkeypatch.context() as newer:
         use_migrations(newer, toy_migrations(minimum=minimum))
         migrate(scratch_database.admin, scratch_database.passwords)
@@ -344,31 +495,63 @@ def test_a_newer_schema_is_taken_as_far_as_it_says(
         schema.check_schema(scratch_database.service("event"), "event")
 
 
-def test_a_schema_of_edited_migrations_is_refused(scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same revision made by other SQL, or by code that noted none, is refused by serve and migrate alike; nothing is changed."""
+def test_a_schema_of_edited_migrations_is_refused(
+    scratch_database: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same revision made by other SQL, or by code that noted none, is refused by serve and
+    migrate alike; nothing is changed.
+    """
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
-        comment_row = admin.execute("select obj_description('wallet.alembic_version'::regclass, 'pg_class')").fetchone()
+        comment_row = admin.execute(
+            "select obj_description('wallet.alembic_version'::regclass, 'pg_class')"
+        ).fetchone()
         assert comment_row is not None
         for comment in (str(comment_row[0]).replace("a", "b"), None):
-            admin.execute(sql.SQL("comment on table wallet.alembic_version is {}").format(sql.Literal(comment)))
-            output = expect_startup_error(["serve", "all"], {**environment_of(scratch_database), "TALLYSTICK_LISTEN": free_address()})
+            admin.execute(
+                sql.SQL("comment on table wallet.alembic_version is {}").format(
+                    sql.Literal(comment)
+                )
+            )
+            output = expect_startup_error(
+                ["serve", "all"],
+                {**environment_of(scratch_database), "TALLYSTICK_LISTEN": free_address()},
+            )
             assert "wallet service's schema was made by other migrations" in output
             with pytest.raises(StartupError, match="made by other migrations"):
                 migrate(scratch_database.admin, scratch_database.passwords)
 
 
 def test_a_migration_waits_for_a_lock_without_holding_others_up(
-    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    scratch_database: DatabaseUrls,
+    toy_migrations: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A migration that does not get a table's lock gives up its place in the queue and tries again; others use the table meanwhile."""
-    use_migrations(monkeypatch, toy_migrations(minimum="event_0001", upgrade="run('event', 'alter table event add column toy int')"))
-    with psycopg.connect(scratch_database.admin) as holder, psycopg.connect(scratch_database.admin, autocommit=True) as other_connection:
+    """A migration that does not get a table's lock gives up its place in the queue and tries again;
+    others use the table meanwhile.
+    """
+    use_migrations(
+        monkeypatch,
+        toy_migrations(
+            minimum="event_0001", upgrade="run('event', 'alter table event add column toy int')"
+        ),
+    )
+    with (
+        psycopg.connect(scratch_database.admin) as holder,
+        psycopg.connect(scratch_database.admin, autocommit=True) as other_connection,
+    ):
         holder.execute("select from event.event")  # in a transaction that stays open
-        migrating = threading.Thread(target=migrate, args=(scratch_database.admin, scratch_database.passwords))
+        migrating = threading.Thread(
+            target=migrate, args=(scratch_database.admin, scratch_database.passwords)
+        )
         migrating.start()
         other_connection.execute("set statement_timeout = '20s'")
         assert eventually(
-            lambda: other_connection.execute("select from pg_locks where not granted and mode = 'AccessExclusiveLock'").fetchone() is not None
+            lambda: (
+                other_connection.execute(
+                    "select from pg_locks where not granted and mode = 'AccessExclusiveLock'"
+                ).fetchone()
+                is not None
+            )
         )
         other_connection.execute("select from event.event")
         holder.commit()
@@ -377,17 +560,30 @@ def test_a_migration_waits_for_a_lock_without_holding_others_up(
 
 
 def test_a_migration_builds_an_index_while_the_table_is_written(
-    scratch_database: DatabaseUrls, toy_migrations: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    scratch_database: DatabaseUrls,
+    toy_migrations: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """build_index works outside a transaction, and builds anew what an interrupted run has left half-built."""
+    """build_index works outside a transaction, and builds anew what an interrupted run has left
+    half-built.
+    """
     with psycopg.connect(scratch_database.admin, autocommit=True) as admin:
         admin.execute("create index toy_index on event.event (aggregate_id)")
         owner = role_names(str(make_url(scratch_database.admin).database), "event").owner
-        admin.execute("update pg_index set indisvalid = false where indexrelid = 'event.toy_index'::regclass")
-        use_migrations(monkeypatch, toy_migrations(minimum="event_0001", upgrade="build_index('event', 'toy_index', 'event (aggregate_id)')"))
+        admin.execute(
+            "update pg_index set indisvalid = false where indexrelid = 'event.toy_index'::regclass"
+        )
+        use_migrations(
+            monkeypatch,
+            toy_migrations(
+                minimum="event_0001",
+                upgrade="build_index('event', 'toy_index', 'event (aggregate_id)')",
+            ),
+        )
         migrate(scratch_database.admin, scratch_database.passwords)
         row = admin.execute(
-            "select indisvalid, pg_get_userbyid(relowner) from pg_index join pg_class c on c.oid = indexrelid where relname = 'toy_index'"
+            "select indisvalid, pg_get_userbyid(relowner) from pg_index join pg_class c on c.oid "
+            "= indexrelid where relname = 'toy_index'"
         )
         assert row.fetchall() == [(True, owner)]
 
@@ -396,24 +592,38 @@ def test_a_foreign_holder_of_the_lock_is_named(scratch_database: DatabaseUrls) -
     """migrate does not wait for ever for its lock, and says who has it."""
     with psycopg.connect(scratch_database.admin) as holder:
         holder.execute("select pg_advisory_lock(%s)", (0x7A11,))
-        with pytest.raises(StartupError, match=rf"Another session \({holder.info.user}, process {holder.info.backend_pid}.*\) has held the lock"):
+        with pytest.raises(
+            StartupError,
+            match=(
+                rf"Another session \({holder.info.user}, process {holder.info.backend_pid}.*\) "
+                rf"has held the lock"
+            ),
+        ):
             migrate(scratch_database.admin, scratch_database.passwords, lock_timeout_seconds=0.2)
 
 
 def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> None:
-    """Passwords go to the server as verifiers: no statement that it may log has one in plain, and roles can log in all the same."""
-    with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases, psycopg.connect(admin_url, autocommit=True) as admin:
+    """Passwords go to the server as verifiers: no statement that it may log has one in plain, and
+    roles can log in all the same.
+    """
+    with (
+        fresh_database(admin_url, tmp_path, migrated=False) as platform_databases,
+        psycopg.connect(admin_url, autocommit=True) as admin,
+    ):
         log_lines: list[str] = []
         name = str(make_url(platform_databases.admin).database)
         admin.execute(f"alter database {name} set log_statement = 'ddl'")
-        admin.execute(f"alter database {name} set client_min_messages = 'log'")  # what is logged is sent to the client as well
+        # what is logged is sent to the client as well
+        admin.execute(f"alter database {name} set client_min_messages = 'log'")
         real = psycopg.connect
 
         class Listening(psycopg.Connection[Any]):
             @classmethod
             def connect(cls, *arguments: Any, **parameters: Any) -> Any:
                 connection = super().connect(*arguments, **parameters)
-                connection.add_notice_handler(lambda notice: log_lines.append(notice.message_primary or ""))
+                connection.add_notice_handler(
+                    lambda notice: log_lines.append(notice.message_primary or "")
+                )
                 return connection
 
         with pytest.MonkeyPatch.context() as patch:
@@ -428,11 +638,17 @@ def test_no_password_reaches_the_servers_log(admin_url: str, tmp_path: Path) -> 
 
 
 def test_serve_needs_no_administrator(scratch_database: DatabaseUrls) -> None:
-    """With host and database alone, and the generated passwords, services serve: the administrator's name and password are for migrate."""
+    """With host and database alone, and the generated passwords, services serve: the
+    administrator's name and password are for migrate.
+    """
     address = free_address()
     bare = make_url(scratch_database.admin)
     bare = bare._replace(username=None, password=None)
-    environment = {**environment_of(scratch_database), "TALLYSTICK_DATABASE_URL": bare.render_as_string(), "TALLYSTICK_LISTEN": address}
+    environment = {
+        **environment_of(scratch_database),
+        "TALLYSTICK_DATABASE_URL": bare.render_as_string(),
+        "TALLYSTICK_LISTEN": address,
+    }
     with running_process(["serve", "all"], environment, address), Client(address) as client:
         order = new_order("o-1", "b", "s", "1.00", "EUR")
         assert client.create_payment("c-1", [order], credit_card_info="tok_visa").is_payment_done
@@ -442,27 +658,45 @@ def health_status(address: str) -> int | None:
     """What health says of the whole process; None if nobody answers."""
     with grpc.insecure_channel(address) as channel:
         try:
-            return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status)  # type: ignore[attr-defined]
+            return int(
+                health_pb2_grpc.HealthStub(channel)  # type: ignore[attr-defined]
+                .Check(health_pb2.HealthCheckRequest(), timeout=5)
+                .status
+            )
         except grpc.RpcError:
             return None
 
 
 def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
-    """Started before PostgreSQL a service waits, NOT_SERVING; while PostgreSQL is frozen or away health is NOT_SERVING, and SERVING again after."""
+    """Started before PostgreSQL a service waits, NOT_SERVING; while PostgreSQL is frozen or away
+    health is NOT_SERVING, and SERVING again after.
+    """
     folder = Path(tempfile.mkdtemp(prefix="away-", dir=ROOT / ".data"))
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
-    serving_, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    serving_, not_serving = (
+        health_pb2.HealthCheckResponse.SERVING,
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+    )
     try:
         admin, passwords = postgres.start(), Passwords(folder / "passwords.json")
         migrate(admin, passwords)
         postgres.stop()
         address = free_address()
-        environment = {**os.environ, "TALLYSTICK_DATABASE_URL": admin, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": address}
-        server_process = subprocess.Popen([*CLI, "serve", "event"], env=environment, stderr=subprocess.PIPE, text=True)
+        environment = {
+            **os.environ,
+            "TALLYSTICK_DATABASE_URL": admin,
+            "TALLYSTICK_DATA": str(folder),
+            "TALLYSTICK_LISTEN": address,
+        }
+        server_process = subprocess.Popen(
+            [*CLI, "serve", "event"], env=environment, stderr=subprocess.PIPE, text=True
+        )
         try:
             assert eventually(lambda: health_status(address) == not_serving, 30)
             assert server_process.stderr is not None
-            assert server_process.stderr.readline().startswith("Waiting up to 60 s for the event service's database")
+            assert server_process.stderr.readline().startswith(
+                "Waiting up to 60 s for the event service's database"
+            )
             with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as error:
                 stub: Any = channel.unary_unary("/tallystick.event.v1.EventService/ListEvents")
                 stub(b"", timeout=10)
@@ -490,8 +724,15 @@ def test_a_service_waits_for_its_database_and_health_follows_it() -> None:
 
 def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
     """A database that stays away ends the wait with what was wrong, and no advice to migrate."""
-    environment = {"TALLYSTICK_DATABASE_PATIENCE": "1.5", "TALLYSTICK_DATA": str(tmp_path), "TALLYSTICK_LISTEN": free_address()}
-    output = expect_startup_error(["serve", "event"], {**environment, "TALLYSTICK_SERVICE_DATABASE_URL": f"event={UNREACHABLE_URL}"})
+    environment = {
+        "TALLYSTICK_DATABASE_PATIENCE": "1.5",
+        "TALLYSTICK_DATA": str(tmp_path),
+        "TALLYSTICK_LISTEN": free_address(),
+    }
+    output = expect_startup_error(
+        ["serve", "event"],
+        {**environment, "TALLYSTICK_SERVICE_DATABASE_URL": f"event={UNREACHABLE_URL}"},
+    )
     assert "It was waited for 1.5 s" in output
     assert "migrate" not in output
 
@@ -499,11 +740,15 @@ def test_a_service_does_not_wait_for_ever(tmp_path: Path) -> None:
 def test_a_database_without_schemas_is_refused(admin_url: str, tmp_path: Path) -> None:
     """serve on a database that was never migrated says so."""
     with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
-        assert "tallystick migrate" in expect_startup_error(["serve", "all"], environment_of(platform_databases))
+        assert "tallystick migrate" in expect_startup_error(
+            ["serve", "all"], environment_of(platform_databases)
+        )
 
 
 def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_path: Path) -> None:
-    """A folder whose passwords are those of another installation changes none: it is refused, and who is there goes on."""
+    """A folder whose passwords are those of another installation changes none: it is refused, and
+    who is there goes on.
+    """
     other_passwords = Passwords(tmp_path / "elsewhere" / "passwords.json")
     name = make_url(scratch_database.admin).database or ""
     for service in SCHEMAS:
@@ -517,9 +762,13 @@ def test_migrate_shuts_nobody_out_unasked(scratch_database: DatabaseUrls, tmp_pa
 
 
 def test_output_that_nobody_reads_ends_in_silence(scratch_database: DatabaseUrls) -> None:
-    """`tallystick verify | head` and the like: no traceback, and not the exit code of what is wrong."""
+    """`tallystick verify | head` and the like: no traceback, and not the exit code of what is
+    wrong.
+    """
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*CLI, "verify"], env={**os.environ, **environment_of(scratch_database)}, **pipe) as command:  # type: ignore[call-overload]
+    with subprocess.Popen(
+        [*CLI, "verify"], env={**os.environ, **environment_of(scratch_database)}, **pipe
+    ) as command:  # type: ignore[call-overload]
         command.stdout.close()
         assert (command.wait(60), command.stderr.read()) == (141, b"")
 
@@ -528,7 +777,9 @@ def test_a_port_in_use_is_one_sentence(scratch_database: DatabaseUrls) -> None:
     """The address is named, and what to set."""
     with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
         address = f"127.0.0.1:{occupied_socket.getsockname()[1]}"
-        output = expect_startup_error(["serve", "all"], {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address})
+        output = expect_startup_error(
+            ["serve", "all"], {**environment_of(scratch_database), "TALLYSTICK_LISTEN": address}
+        )
     assert address in output
     assert "TALLYSTICK_LISTEN" in output
     assert "add_port" not in output  # gRPC's own line
@@ -538,7 +789,12 @@ def test_migrating_twice_at_once_is_harmless(admin_url: str, tmp_path: Path) -> 
     """Two migrations of one database take turns; both succeed."""
     with fresh_database(admin_url, tmp_path, migrated=False) as platform_databases:
         runs = [
-            subprocess.Popen([*CLI, "migrate"], env={**os.environ, **environment_of(platform_databases)}, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*CLI, "migrate"],
+                env={**os.environ, **environment_of(platform_databases)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             for _ in range(2)
         ]
         output = [run.communicate(timeout=60)[1] for run in runs]
@@ -552,29 +808,59 @@ UNREACHABLE_URL = "postgresql://nobody:secret@127.0.0.1:1/none"
 @pytest.mark.parametrize(
     ("command", "environment", "said"),
     [
-        (["migrate"], {"TALLYSTICK_DATABASE_URL": UNREACHABLE_URL}, "The database cannot be set up: connection failed"),
-        (["serve", "payment"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}"}, "TALLYSTICK_DATABASE_URL must be set"),
+        (
+            ["migrate"],
+            {"TALLYSTICK_DATABASE_URL": UNREACHABLE_URL},
+            "The database cannot be set up: connection failed",
+        ),
+        (
+            ["serve", "payment"],
+            {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}"},
+            "TALLYSTICK_DATABASE_URL must be set",
+        ),
         (
             ["serve", "event"],
-            {"TALLYSTICK_SERVICE_DATABASE_URL": f"event={UNREACHABLE_URL}", "TALLYSTICK_DATABASE_PATIENCE": "0"},
+            {
+                "TALLYSTICK_SERVICE_DATABASE_URL": f"event={UNREACHABLE_URL}",
+                "TALLYSTICK_DATABASE_PATIENCE": "0",
+            },
             "database cannot be used",
         ),
-        (["verify"], {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}"}, "TALLYSTICK_DATABASE_URL must be set"),
-        (["verify"], {"TALLYSTICK_DATABASE_URL": UNREACHABLE_URL}, "There is no password for the role"),
+        (
+            ["verify"],
+            {"TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}"},
+            "TALLYSTICK_DATABASE_URL must be set",
+        ),
+        (
+            ["verify"],
+            {"TALLYSTICK_DATABASE_URL": UNREACHABLE_URL},
+            "There is no password for the role",
+        ),
         (
             ["verify"],
             {
                 "TALLYSTICK_SERVICE_DATABASE_URL": f"payment={UNREACHABLE_URL}",
-                "TALLYSTICK_READER_DATABASE_URL": ",".join(f"{name}={UNREACHABLE_URL}" for name in SCHEMAS),
+                "TALLYSTICK_READER_DATABASE_URL": ",".join(
+                    f"{name}={UNREACHABLE_URL}" for name in SCHEMAS
+                ),
             },
             "cannot be read",
         ),
     ],
 )
-def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment: dict[str, str], said: str, tmp_path: Path) -> None:
-    """Whatever is wrong with a database URL, a command ends in one sentence that tells no password."""
-    full_environment = {"TALLYSTICK_DATABASE_URL": "", **environment, "TALLYSTICK_DATA": str(tmp_path)}
-    if "TALLYSTICK_DATABASE_PATIENCE" in environment:  # this one comes as far as to serve, which belongs in a process of its own
+def test_a_database_out_of_reach_is_one_sentence(
+    command: list[str], environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    """Whatever is wrong with a database URL, a command ends in one sentence that tells no
+    password.
+    """
+    full_environment = {
+        "TALLYSTICK_DATABASE_URL": "",
+        **environment,
+        "TALLYSTICK_DATA": str(tmp_path),
+    }
+    # this one comes as far as to serve, which belongs in a process of its own
+    if "TALLYSTICK_DATABASE_PATIENCE" in environment:
         sentence = expect_startup_error(command, full_environment)
     else:
         completed = run_command(*command, **full_environment)
@@ -586,14 +872,32 @@ def test_a_database_out_of_reach_is_one_sentence(command: list[str], environment
 
 
 BAD_SETTINGS = [
-    ({"TALLYSTICK_LISTEN": "0.0.0.0:7070"}, "listen (TALLYSTICK_LISTEN) must be a loopback address"),
+    (
+        {"TALLYSTICK_LISTEN": "0.0.0.0:7070"},
+        "listen (TALLYSTICK_LISTEN) must be a loopback address",
+    ),
     ({"TALLYSTICK_LISTEN": "nowhere"}, "TALLYSTICK_LISTEN must be host:port"),
     ({"TALLYSTICK_LISTEN": "127.0.0.1:65536"}, "TALLYSTICK_LISTEN must be host:port"),
-    ({"TALLYSTICK_CONNECTIONS": "payment=5,ledger"}, "TALLYSTICK_CONNECTIONS must look like key=value"),
-    ({"TALLYSTICK_SELLER_FEE_RATES": "0.5"}, "TALLYSTICK_SELLER_FEE_RATES must look like key=value"),
-    ({"TALLYSTICK_RISK_BLOCKED_COUNTRIES": "Britain"}, "TALLYSTICK_RISK_BLOCKED_COUNTRIES holds what it cannot: each must be two capital letters"),
-    ({"TALLYSTICK_AUTHENTICATION": "hope"}, "TALLYSTICK_AUTHENTICATION must be one of none, tokens"),
-    ({"TALLYSTICK_AUTHENTICATION": "tokens"}, "callers (TALLYSTICK_CALLERS) must name at least one caller"),
+    (
+        {"TALLYSTICK_CONNECTIONS": "payment=5,ledger"},
+        "TALLYSTICK_CONNECTIONS must look like key=value",
+    ),
+    (
+        {"TALLYSTICK_SELLER_FEE_RATES": "0.5"},
+        "TALLYSTICK_SELLER_FEE_RATES must look like key=value",
+    ),
+    (
+        {"TALLYSTICK_RISK_BLOCKED_COUNTRIES": "Britain"},
+        "TALLYSTICK_RISK_BLOCKED_COUNTRIES holds what it cannot: each must be two capital letters",
+    ),
+    (
+        {"TALLYSTICK_AUTHENTICATION": "hope"},
+        "TALLYSTICK_AUTHENTICATION must be one of none, tokens",
+    ),
+    (
+        {"TALLYSTICK_AUTHENTICATION": "tokens"},
+        "callers (TALLYSTICK_CALLERS) must name at least one caller",
+    ),
     (
         {"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef"},
         "service_token (TALLYSTICK_SERVICE_TOKEN) must be a token",
@@ -607,18 +911,36 @@ BAD_SETTINGS = [
         },
         "payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller",
     ),
-    ({"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"}, "TALLYSTICK_CALLERS must give caller number 1 a name"),
+    (
+        {"TALLYSTICK_CALLERS": "a:boss:0123456789abcdef"},
+        "TALLYSTICK_CALLERS must give caller number 1 a name",
+    ),
     ({"TALLYSTICK_CALLERS": "a:team:short"}, "shorter than 16"),
     ({"TALLYSTICK_LEASE": "ten"}, "TALLYSTICK_LEASE must be a number of seconds from 1 to 3,600"),
-    ({"TALLYSTICK_RELEASE_DELAY": "-1"}, "TALLYSTICK_RELEASE_DELAY must be a whole number of seconds from 0 to 31,536,000"),
+    (
+        {"TALLYSTICK_RELEASE_DELAY": "-1"},
+        "TALLYSTICK_RELEASE_DELAY must be a whole number of seconds from 0 to 31,536,000",
+    ),
     ({"TALLYSTICK_LEASE": "10"}, "lease (TALLYSTICK_LEASE) must be more than 2 seconds longer"),
-    ({"TALLYSTICK_PROVIDER_KEY_WINDOW": "60"}, "provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease"),
+    (
+        {"TALLYSTICK_PROVIDER_KEY_WINDOW": "60"},
+        "provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease",
+    ),
     ({"TALLYSTICK_RETRY": "held_back=cancel"}, "TALLYSTICK_RETRY names no trouble by held_back"),
-    ({"TALLYSTICK_RETRY": "stripes.busy=cancel"}, "TALLYSTICK_RETRY names no provider by stripes.busy"),
+    (
+        {"TALLYSTICK_RETRY": "stripes.busy=cancel"},
+        "TALLYSTICK_RETRY names no provider by stripes.busy",
+    ),
     ({"TALLYSTICK_FEE_RATE": "1.5"}, "TALLYSTICK_FEE_RATE must be a decimal"),
-    ({"TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=1.005"}, "TALLYSTICK_RISK_AMOUNT_LIMITS must give an amount"),
+    (
+        {"TALLYSTICK_RISK_AMOUNT_LIMITS": "EUR=1.005"},
+        "TALLYSTICK_RISK_AMOUNT_LIMITS must give an amount",
+    ),
     ({"TALLYSTICK_MOST_CALLS": "0"}, "TALLYSTICK_MOST_CALLS must be a whole number"),
-    ({"TALLYSTICK_CONNECTIONS": "nobody=3"}, "TALLYSTICK_CONNECTIONS has a key that is none of payment"),
+    (
+        {"TALLYSTICK_CONNECTIONS": "nobody=3"},
+        "TALLYSTICK_CONNECTIONS has a key that is none of payment",
+    ),
     ({"TALLYSTICK_ENVIRONMENT": "Prod!"}, "TALLYSTICK_ENVIRONMENT must be"),
     ({"TALLYSTICK_OTLP_ENDPOINT": "localhost"}, "TALLYSTICK_OTLP_ENDPOINT must be a URL"),
     ({"TALLYSTICK_OTLP_ENDPOINT": "http://host:port"}, "TALLYSTICK_OTLP_ENDPOINT must be a URL"),
@@ -627,19 +949,26 @@ BAD_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS])
+@pytest.mark.parametrize(
+    ("environment", "said"), BAD_SETTINGS, ids=[said for _, said in BAD_SETTINGS]
+)
 def test_each_bad_setting_is_named(environment: dict[str, str], said: str) -> None:
-    """Configuration is checked at the start, and each error names its setting and what would be right."""
+    """Configuration is checked at the start, and each error names its setting and what would be
+    right.
+    """
     with pytest.raises(StartupError, match=".") as failure:
         load(environment)
     assert said in str(failure.value)
 
 
 def test_a_file_and_the_environment_over_it(tmp_path: Path) -> None:
-    """A TOML file has the same settings by name; the environment stands over it; an unknown name is refused."""
+    """A TOML file has the same settings by name; the environment stands over it; an unknown name is
+    refused.
+    """
     path = tmp_path / "tallystick.toml"
     path.write_text(
-        'lease = 90\nrelease_delay = 60\nfee_rate = "0.025"\nrisk_blocked_accounts = ["x"]\n[risk_amount_limits]\nEUR = "100.00"\n'
+        'lease = 90\nrelease_delay = 60\nfee_rate = "0.025"\nrisk_blocked_accounts = '
+        '["x"]\n[risk_amount_limits]\nEUR = "100.00"\n'
         '[[callers]]\nname = "shop"\nroles = ["team"]\ntokens = ["0123456789abcdef"]\n'
     )
     settings = load({"TALLYSTICK_RELEASE_DELAY": "5"}, str(path))
@@ -671,21 +1000,36 @@ SERVICE_LINKS = {
     "TALLYSTICK_LEDGER_SERVICE_HOST": "10.0.0.2",
     "TALLYSTICK_LEDGER_PORT_7071_TCP": "tcp://10.0.0.2:7071",
 }
-"""What Kubernetes sets in every container beside Services called tallystick and tallystick-ledger."""
+"""What Kubernetes sets in every container beside Services called tallystick and
+tallystick-ledger.
+"""
 
 
 def test_settings_do_not_show_secrets() -> None:
-    """The repr of the settings, and of the databases they lead to, holds no token and no database URL, which may have a password in it."""
+    """The repr of the settings, and of the databases they lead to, holds no token and no database
+    URL, which may have a password in it.
+    """
     url = "postgresql://us:secret-one@host/tallystick"
-    urls, of_readers = {"payment": url.replace("one", "two")}, {"ledger": url.replace("one", "three")}
+    urls, of_readers = (
+        {"payment": url.replace("one", "two")},
+        {"ledger": url.replace("one", "three")},
+    )
     callers = {"secret-four-of-shop": Caller("shop", frozenset({Role.TEAM}))}
     settings = Settings(
-        database_url=url, service_database_url=urls, reader_database_url=of_readers, callers=callers, service_token="secret-five", environment="shown",
-        sandbox_url="http://us:secret-six@host", otlp_endpoint="http://host/secret-seven",
-    )  # fmt: skip
+        database_url=url,
+        service_database_url=urls,
+        reader_database_url=of_readers,
+        callers=callers,
+        service_token="secret-five",
+        environment="shown",
+        sandbox_url="http://us:secret-six@host",
+        otlp_endpoint="http://host/secret-seven",
+    )
     assert "secret" not in repr(settings)
     assert "environment='shown'" in repr(settings)
-    assert "secret" not in repr(DatabaseUrls(url, Passwords(Path("passwords.json")), urls, of_readers))
+    assert "secret" not in repr(
+        DatabaseUrls(url, Passwords(Path("passwords.json")), urls, of_readers)
+    )
 
 
 SECRETS_IN_WRONG_PLACES = [
@@ -699,13 +1043,19 @@ SECRETS_IN_WRONG_PLACES = [
     {"TALLYSTICK_CALLERS": "0123456789-secret:team:shop"},
     {"TALLYSTICK_CALLERS": "shop:0123456789-secret:team"},
     {"TALLYSTICK_CALLERS": "secret"},
-    {"TALLYSTICK_AUTHENTICATION": "tokens", "TALLYSTICK_CALLERS": "a:team:0123456789abcdef", "TALLYSTICK_SERVICE_TOKEN": "secret"},
+    {
+        "TALLYSTICK_AUTHENTICATION": "tokens",
+        "TALLYSTICK_CALLERS": "a:team:0123456789abcdef",
+        "TALLYSTICK_SERVICE_TOKEN": "secret",
+    },
 ]
 
 
 @pytest.mark.parametrize("environment", SECRETS_IN_WRONG_PLACES, ids=",".join)
 def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
-    """What is wrong with a setting that may hold a password or a token is said without its value, also where one stands in the place of a name."""
+    """What is wrong with a setting that may hold a password or a token is said without its value,
+    also where one stands in the place of a name.
+    """
     with pytest.raises(StartupError) as failure:
         load(environment)
     assert "secret" not in str(failure.value)
@@ -722,8 +1072,12 @@ def test_an_error_shows_no_secret(environment: dict[str, str]) -> None:
         ("postgresql://us:secret", "cannot be read"),
     ],
 )
-def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(url: str, said: str) -> None:
-    """A database URL of which a part of the password would be taken for its host, port, database or options is refused, and shown by no traceback."""
+def test_a_password_that_is_not_encoded_is_shown_by_no_connection_error(
+    url: str, said: str
+) -> None:
+    """A database URL of which a part of the password would be taken for its host, port, database or
+    options is refused, and shown by no traceback.
+    """
     with pytest.raises(StartupError, match=said) as failure:
         driver_url(url)
     assert "secret" not in "".join(traceback.format_exception(failure.value))
@@ -743,18 +1097,49 @@ EACH_A_TOKEN = Settings(
 @pytest.mark.parametrize(
     ("names", "token", "payout_service", "said"),
     [
-        (("wallet",), WALLETS_TOKEN, "", "must say which caller PayoutService is, among those with the role service: payouts, wallets"),
-        (("wallet", "ledger", "payment", "event"), PAYOUTS_TOKEN, "", "must say which caller PayoutService is"),
-        (("payout",), PAYOUTS_TOKEN, "wallets", "must be payouts, the caller of this PayoutService's service_token, or empty"),
-        (SERVICES, WALLETS_TOKEN, "payouts", "must be wallets, the caller of this PayoutService's service_token, or empty"),
+        (
+            ("wallet",),
+            WALLETS_TOKEN,
+            "",
+            (
+                "must say which caller PayoutService is, among those with the role service: "
+                "payouts, wallets"
+            ),
+        ),
+        (
+            ("wallet", "ledger", "payment", "event"),
+            PAYOUTS_TOKEN,
+            "",
+            "must say which caller PayoutService is",
+        ),
+        (
+            ("payout",),
+            PAYOUTS_TOKEN,
+            "wallets",
+            "must be payouts, the caller of this PayoutService's service_token, or empty",
+        ),
+        (
+            SERVICES,
+            WALLETS_TOKEN,
+            "payouts",
+            "must be wallets, the caller of this PayoutService's service_token, or empty",
+        ),
     ],
 )
 def test_payout_service_must_be_known_at_the_start(
     database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str, said: str
 ) -> None:
-    """Where services have tokens of their own, none starts whose configuration has WalletService refuse PayoutService's calls; the error names the setting."""
+    """Where services have tokens of their own, none starts whose configuration has WalletService
+    refuse PayoutService's calls; the error names the setting.
+    """
     address = dict.fromkeys(SERVICES, "127.0.0.1:1")
-    settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
+    settings = replace(
+        EACH_A_TOKEN,
+        listen=free_address(),
+        address=address,
+        service_token=token,
+        payout_service=payout_service,
+    )
     with pytest.raises(StartupError) as failure:
         asyncio.run(serve.start(names, settings, database.all()))
     assert f"payout_service (TALLYSTICK_PAYOUT_SERVICE) {said}" in str(failure.value)
@@ -769,10 +1154,20 @@ def test_payout_service_must_be_known_at_the_start(
         (("wallet", "payout"), PAYOUTS_TOKEN, ""),
     ],
 )
-def test_services_whose_tokens_fit_start(database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str) -> None:
-    """WalletService starts where PayoutService's caller is set, or is served by the same process."""
+def test_services_whose_tokens_fit_start(
+    database: DatabaseUrls, names: tuple[str, ...], token: str, payout_service: str
+) -> None:
+    """WalletService starts where PayoutService's caller is set, or is served by the same
+    process.
+    """
     address = dict.fromkeys(SERVICES, "127.0.0.1:1")
-    settings = replace(EACH_A_TOKEN, listen=free_address(), address=address, service_token=token, payout_service=payout_service)
+    settings = replace(
+        EACH_A_TOKEN,
+        listen=free_address(),
+        address=address,
+        service_token=token,
+        payout_service=payout_service,
+    )
 
     async def start_and_stop() -> None:
         server = await serve.start(names, settings, database.all())
@@ -782,7 +1177,9 @@ def test_services_whose_tokens_fit_start(database: DatabaseUrls, names: tuple[st
 
 
 def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixture) -> None:
-    """Beside a Kubernetes Service of its own name a command starts, and says nothing of the variables that Kubernetes sets."""
+    """Beside a Kubernetes Service of its own name a command starts, and says nothing of the
+    variables that Kubernetes sets.
+    """
     assert load(SERVICE_LINKS) == load({})
     assert caplog.records == []
 
@@ -790,23 +1187,39 @@ def test_variables_of_kubernetes_are_no_settings(caplog: pytest.LogCaptureFixtur
 def test_an_unknown_variable_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     """A variable that is no setting is ignored, and named in a warning; its value is not shown."""
     assert load({"TALLYSTICK_LISEN": "127.0.0.1:7070"}) == load({})
-    assert [record.getMessage() for record in caplog.records] == ["TALLYSTICK_LISEN in the environment is not a setting; it is ignored."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "TALLYSTICK_LISEN in the environment is not a setting; it is ignored."
+    ]
 
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "event"])
 def test_a_service_alone_must_know_its_peers(database: DatabaseUrls, service: str) -> None:
-    """A service that is served alone, without the addresses of the others, says which is missing."""
+    """A service that is served alone, without the addresses of the others, says which is
+    missing.
+    """
     first = "wallet" if service in ("payment", "payout") else "event"
-    with pytest.raises(StartupError, match=f"TALLYSTICK_ADDRESS must say where {service} reaches {first}"):
+    with pytest.raises(
+        StartupError, match=f"TALLYSTICK_ADDRESS must say where {service} reaches {first}"
+    ):
         asyncio.run(serve.start((service,), Settings(listen=free_address()), database.all()))
 
 
 def run_demo(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     given = {k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"}
     return subprocess.run(
-        [sys.executable, "-m", "tallystick_server.cli.demo", "--once"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
-        env={**given, "TALLYSTICK_DATA": str(folder), "TALLYSTICK_LISTEN": free_address(), **environment},
-    )  # fmt: skip
+        [sys.executable, "-m", "tallystick_server.cli.demo", "--once"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={
+            **given,
+            "TALLYSTICK_DATA": str(folder),
+            "TALLYSTICK_LISTEN": free_address(),
+            **environment,
+        },
+    )
 
 
 @pytest.fixture
@@ -818,7 +1231,9 @@ def short_folder() -> Iterator[Path]:
 
 
 def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
-    """A first run, and a second on the data of the first: both exit 0; as root nothing outside its folder changes permissions."""
+    """A first run, and a second on the data of the first: both exit 0; as root nothing outside its
+    folder changes permissions.
+    """
     before = {p: p.stat().st_mode for p in (short_folder, *short_folder.parents)}
     first = run_demo(short_folder)
     folder = Settings(data=short_folder)
@@ -827,7 +1242,8 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
         platform_of(local_databases, Settings(release_delay=604_800)) as platform,
         platform.client() as client,
     ):
-        sale = new_order("order-1", "buyer-ada", "seller-books", "24.90", "EUR")  # as README's first call; it stays pending
+        # as README's first call; it stays pending
+        sale = new_order("order-1", "buyer-ada", "seller-books", "24.90", "EUR")
         client.create_payment("checkout-1", [sale], credit_card_info="tok_visa")
     second = run_demo(short_folder)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
@@ -843,7 +1259,9 @@ def test_the_demo_tells_its_story_twice(short_folder: Path) -> None:
 
 
 def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None:
-    """A killed run's server is taken over; two at once, a port in use and broken data each end in one clear sentence."""
+    """A killed run's server is taken over; two at once, a port in use and broken data each end in
+    one clear sentence.
+    """
     assert run_demo(short_folder).returncode == 0
     environment = {
         **{k: v for k, v in os.environ.items() if k != "TALLYSTICK_DATABASE_URL"},
@@ -867,9 +1285,13 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
     assert "Another run uses" in two.stderr
     idle_process.send_signal(signal.SIGKILL)
     idle_process.communicate()
-    assert run_demo(short_folder).returncode == 0, "a killed run's PostgreSQL is stopped, and the next run goes on"
+    assert run_demo(short_folder).returncode == 0, (
+        "a killed run's PostgreSQL is stopped, and the next run goes on"
+    )
     with socket.create_server(("127.0.0.1", 0)) as occupied_socket:
-        busy = run_demo(short_folder, TALLYSTICK_LISTEN=f"127.0.0.1:{occupied_socket.getsockname()[1]}")
+        busy = run_demo(
+            short_folder, TALLYSTICK_LISTEN=f"127.0.0.1:{occupied_socket.getsockname()[1]}"
+        )
     assert busy.returncode == 1
     assert "Nothing can listen on" in busy.stderr
     (short_folder / "postgres" / "data" / "PG_VERSION").unlink()
@@ -879,33 +1301,60 @@ def test_the_demo_survives_what_goes_wrong_around_it(short_folder: Path) -> None
     assert "Traceback" not in demo_result.stderr + busy.stderr + two.stderr
 
 
-def test_a_payout_in_flight_is_settled_while_the_process_drains(scratch_database: DatabaseUrls) -> None:
-    """At stop, wallet and ledger serve until payouts in flight are settled; what cannot end in time has its lease given back."""
+def test_a_payout_in_flight_is_settled_while_the_process_drains(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """At stop, wallet and ledger serve until payouts in flight are settled; what cannot end in time
+    has its lease given back.
+    """
     from .test_payout import create_destination, create_payout, create_sale  # noqa: PLC0415
 
     def look(statement: str) -> list[tuple[object, ...]]:
-        with psycopg.connect(scratch_database.reader("payout").replace("+psycopg", "")) as connection:
+        with psycopg.connect(
+            scratch_database.reader("payout").replace("+psycopg", "")
+        ) as connection:
             return connection.execute(statement).fetchall()
 
     with platform_of(scratch_database) as platform, platform.client() as client:
         seller = create_sale(client, "50.00")
         create_destination(client, seller)
-    with platform_of(scratch_database, Settings(sandbox_latency=1.5)) as platform, platform.client() as client:
+    with (
+        platform_of(scratch_database, Settings(sandbox_latency=1.5)) as platform,
+        platform.client() as client,
+    ):
         create_payout(client, seller, "20.00")
     assert look("select state, settled from payout") == [("PAID", True)]
-    with platform_of(scratch_database, Settings(sandbox_latency=60.0)) as platform, platform.client() as client:
+    with (
+        platform_of(scratch_database, Settings(sandbox_latency=60.0)) as platform,
+        platform.client() as client,
+    ):
         create_payout(client, seller, "10.00")
-    assert look("select next_attempt_time <= clock() and lease_until <= clock() from due") == [(True,)]
+    assert look("select next_attempt_time <= clock() and lease_until <= clock() from due") == [
+        (True,)
+    ]
 
 
-def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(scratch_database: DatabaseUrls) -> None:
-    """A call that lasts as long as the drain leaves the charge under way a reserve of as long again, in which it ends and is settled."""
+def test_work_in_progress_has_time_of_its_own_when_calls_use_up_the_drain(
+    scratch_database: DatabaseUrls,
+) -> None:
+    """A call that lasts as long as the drain leaves the charge under way a reserve of as long
+    again, in which it ends and is settled.
+    """
     with ThreadPoolExecutor(1) as callers, ExitStack() as stack:
-        with platform_of(scratch_database, Settings(sandbox_latency=6.5)) as platform:  # which has 5 s to stop
-            client = stack.enter_context(Client(platform.address, settings=ClientSettings(attempts=1)))
+        # which has 5 s to stop
+        with platform_of(scratch_database, Settings(sandbox_latency=6.5)) as platform:
+            client = stack.enter_context(
+                Client(platform.address, settings=ClientSettings(attempts=1))
+            )
             order = new_order("o-1", "b", "s", "1.00", "EUR")
-            call = callers.submit(client.create_payment, "c-1", [order], credit_card_info="tok_visa")
-            assert eventually(lambda: client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments)
+            call = callers.submit(
+                client.create_payment, "c-1", [order], credit_card_info="tok_visa"
+            )
+            assert eventually(
+                lambda: (
+                    client.payment.ListPayments(payment_service_pb2.ListPaymentsRequest()).payments
+                )
+            )
         with pytest.raises(TallystickError, match="SHUTTING_DOWN"):
             call.result(10)
     with psycopg.connect(scratch_database.reader("payment").replace("+psycopg", "")) as connection:

@@ -1,4 +1,6 @@
-"""The simulation itself: it repeats to the byte, it finds what is broken, and it makes what it found short."""
+"""The simulation itself: it repeats to the byte, it finds what is broken, and it makes what it
+found short.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ import pytest
 
 from tallystick_server.payment import charge
 from tests.simulation import world
-from tests.simulation.crash_points import CRASH_PLANS, PAYMENT_PLAN, PAYOUT_PLAN, run_with_crashes, single_crash_plans
+from tests.simulation.crash_points import (
+    CRASH_PLANS,
+    PAYMENT_PLAN,
+    PAYOUT_PLAN,
+    run_with_crashes,
+    single_crash_plans,
+)
 from tests.simulation.faults import InjectedFault
 from tests.simulation.kept import RegressionRun, load_regressions
 from tests.simulation.run import Simulation, SimulationPlan, SimulationResult
@@ -49,7 +57,9 @@ def run_plan(simulation: Simulation) -> Callable[[SimulationPlan], SimulationRes
 
 
 def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Path) -> None:
-    """Byte for byte: again in the same process after another run, in another process with other hashes, and on another database."""
+    """Byte for byte: again in the same process after another run, in another process with other
+    hashes, and on another database.
+    """
     first = simulation.run(PLAN).trace
     simulation.run(replace(PLAN, seed=8, payments=5))
     second_trace = simulation.run(PLAN).trace
@@ -61,8 +71,12 @@ def test_the_same_seed_gives_the_same_trace(simulation: Simulation, tmp_path: Pa
 
 
 @pytest.mark.parametrize("plan", WORLD_PLANS, ids=lambda plan: str(plan.seed))
-def test_worlds_hold(run_plan: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan) -> None:
-    """Whatever goes wrong, no cent is lost, nothing is charged or paid out twice, every answer stays true, and everything comes to rest."""
+def test_worlds_hold(
+    run_plan: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan
+) -> None:
+    """Whatever goes wrong, no cent is lost, nothing is charged or paid out twice, every answer
+    stays true, and everything comes to rest.
+    """
     assert run_plan(plan).violations == []
 
 
@@ -70,7 +84,9 @@ def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
     """No kind is there only by name."""
     happened: set[InjectedFault] = set()
     for seed in range(20, 30):
-        happened |= set(simulation.run(SimulationPlan(seed, 10, share=0.15, payouts=4)).faults.values())
+        happened |= set(
+            simulation.run(SimulationPlan(seed, 10, share=0.15, payouts=4)).faults.values()
+        )
         if happened == set(InjectedFault):
             break
     assert happened == set(InjectedFault)
@@ -78,24 +94,46 @@ def test_every_kind_of_fault_happens(simulation: Simulation) -> None:
 
 @pytest.mark.parametrize("seed", EXPECTED_POISONED.values(), ids=EXPECTED_POISONED)
 def test_worlds_with_poison_hold(simulation: Simulation, seed: int) -> None:
-    """A service that fails on some items for a time delays those alone: all comes to rest without an operator, and events keep their order."""
-    result = simulation.run(SimulationPlan(seed, 15, share=0.02, payouts=4, outage=False, poison=True))
+    """A service that fails on some items for a time delays those alone: all comes to rest without
+    an operator, and events keep their order.
+    """
+    result = simulation.run(
+        SimulationPlan(seed, 15, share=0.02, payouts=4, outage=False, poison=True)
+    )
     assert result.violations == []
     assert any(" fails on " in line for line in result.trace)
 
 
 @pytest.mark.parametrize("one", load_regressions(), ids=lambda one: f"seed {one.plan.seed}")
-def test_what_failed_once_does_not_fail_again(run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun) -> None:
-    """Plans that found something, as short as they could be made, hold, and still show what they were kept for."""
+def test_what_failed_once_does_not_fail_again(
+    run_plan: Callable[[SimulationPlan], SimulationResult], one: RegressionRun
+) -> None:
+    """Plans that found something, as short as they could be made, hold, and still show what they
+    were kept for.
+    """
     result = run_plan(one.plan)
     assert result.violations == []
     assert one.trace_pattern, "write the pattern of what its trace must show into kept.json"
-    assert any(re.search(one.trace_pattern, line) for line in result.trace), "what it was kept for happens no more: find it again, or remove it"
+    assert any(re.search(one.trace_pattern, line) for line in result.trace), (
+        "what it was kept for happens no more: find it again, or remove it"
+    )
 
 
-def test_what_people_do_really_happens(run_plan: Callable[[SimulationPlan], SimulationResult]) -> None:
-    """Within a few worlds operators acknowledge charges and payouts and retry in bulk, callers cancel payments and go away, and services fail on items."""
-    calls = {f"{name}: OK " for name in ("AcknowledgeUnappliedCharge", "AcknowledgePayout", "RetryDeadLetters", "CancelPayment")}
+def test_what_people_do_really_happens(
+    run_plan: Callable[[SimulationPlan], SimulationResult],
+) -> None:
+    """Within a few worlds operators acknowledge charges and payouts and retry in bulk, callers
+    cancel payments and go away, and services fail on items.
+    """
+    calls = {
+        f"{name}: OK "
+        for name in (
+            "AcknowledgeUnappliedCharge",
+            "AcknowledgePayout",
+            "RetryDeadLetters",
+            "CancelPayment",
+        )
+    }
     missing: set[object] = {*calls, " fails on ", InjectedFault.CANCELLED}
     for plan in (
         *WORLD_PLANS,
@@ -103,7 +141,11 @@ def test_what_people_do_really_happens(run_plan: Callable[[SimulationPlan], Simu
         *(SimulationPlan(seed, 15, payouts=5) for seed in range(4, 12)),
     ):
         result = run_plan(plan)
-        missing -= {line.rpartition(" answers ")[2].partition(" ")[2] for line in result.trace if " answers " in line}
+        missing -= {
+            line.rpartition(" answers ")[2].partition(" ")[2]
+            for line in result.trace
+            if " answers " in line
+        }
         missing -= {" fails on " for line in result.trace if " fails on " in line}
         missing -= set(result.faults.values())
         if not missing:
@@ -112,10 +154,18 @@ def test_what_people_do_really_happens(run_plan: Callable[[SimulationPlan], Simu
 
 
 @pytest.mark.parametrize(
-    ("plan", "nodes"), [(PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}), (PAYOUT_PLAN, {"payout", "wallet", "ledger"})], ids=CRASH_PLANS
+    ("plan", "nodes"),
+    [
+        (PAYMENT_PLAN, {"payment", "wallet", "ledger", "event"}),
+        (PAYOUT_PLAN, {"payout", "wallet", "ledger"}),
+    ],
+    ids=CRASH_PLANS,
 )
-def test_a_crash_at_each_point(simulation: Simulation, plan: SimulationPlan, nodes: set[str], thorough: bool) -> None:
-    """A process dies before or after a port call of a payment, and of a payout: it is paid once, whoever finishes it.
+def test_a_crash_at_each_point(
+    simulation: Simulation, plan: SimulationPlan, nodes: set[str], thorough: bool
+) -> None:
+    """A process dies before or after a port call of a payment, and of a payout: it is paid once,
+    whoever finishes it.
 
     Thorough: before and after each. Pairs: scripts/simulate --crash-points.
     """
@@ -124,16 +174,34 @@ def test_a_crash_at_each_point(simulation: Simulation, plan: SimulationPlan, nod
     plans = single_crash_plans(quiet)
     assert len(plans) > 50
     assert {call.split("-")[0] for plan in plans for call in plan.planned} == nodes
-    failed = [result for plan in (plans if thorough else plans[::25]) for result in run_with_crashes(simulation.run, plan, with_pairs=False).failed]
+    failed = [
+        result
+        for plan in (plans if thorough else plans[::25])
+        for result in run_with_crashes(simulation.run, plan, with_pairs=False).failed
+    ]
     assert [(result.plan.planned, result.violations) for result in failed] == []
 
 
-def test_what_is_broken_is_found_and_made_short(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and a payment or two with a fault or two show it."""
-    monkeypatch.setattr(charge.Charge, "to_request", lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"))
-    worlds = (simulation.run(SimulationPlan(seed, 8, share=0.06)) for seed in range(28, 44))  # the first of them fails soon
+def test_what_is_broken_is_found_and_made_short(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new key for each attempt of the same demand charges buyers twice: the auditor sees it, and
+    a payment or two with a fault or two show it.
+    """
+    monkeypatch.setattr(
+        charge.Charge,
+        "to_request",
+        lambda self: replace(_DEMAND(self), key=f"{self.provider_key}-{self.lease_token}"),
+    )
+    # the first of them fails soon
+    worlds = (simulation.run(SimulationPlan(seed, 8, share=0.06)) for seed in range(28, 44))
     # one that never rests, because a fault befalls each key anew, would take all the time there is
-    failed = next(result for result in worlds if any(" was made " in violation for violation in result.violations) and result.seconds_to_rest < 100)
+    failed = next(
+        result
+        for result in worlds
+        if any(" was made " in violation for violation in result.violations)
+        and result.seconds_to_rest < 100
+    )
     short = shrink(simulation.run, failed, timeout_seconds=12)
     assert short.violations
     assert len(short.plan.without_payments) >= 4
@@ -145,9 +213,17 @@ _DEMAND = charge.Charge.to_request
 
 
 def test_what_looks_and_finds_nothing_is_known_by_its_name() -> None:
-    """The reads and turns that are no crash points are named as the code names them: a stale name would make each idle look a point."""
-    text = "\n".join(path.read_text() for folder in ("server", "storage") for path in (ROOT / folder).rglob("*.py"))
+    """The reads and turns that are no crash points are named as the code names them: a stale name
+    would make each idle look a point.
+    """
+    text = "\n".join(
+        path.read_text()
+        for folder in ("server", "storage")
+        for path in (ROOT / folder).rglob("*.py")
+    )
     labels = {*world._POLLS, *world._LEASE_CHECKS}
-    names = {name for label in labels for name in label.split(" ", 1)[1].split(".") if name != "<lambda>"}
+    names = {
+        name for label in labels for name in label.split(" ", 1)[1].split(".") if name != "<lambda>"
+    }
     assert [name for name in sorted(names) if not re.search(rf"(class|def) {name}\b", text)] == []
     assert len(labels) > 10

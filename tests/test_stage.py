@@ -18,7 +18,9 @@ from tallystick_storage.database import ConstraintViolation
 
 
 def test_items_gather_while_a_batch_runs() -> None:
-    """What comes while a batch runs is one batch; each submitter gets its own result or its own error."""
+    """What comes while a batch runs is one batch; each submitter gets its own result or its own
+    error.
+    """
     sizes: list[int] = []
 
     async def main() -> None:
@@ -46,7 +48,9 @@ def test_items_gather_while_a_batch_runs() -> None:
 
 
 def test_a_batch_holds_so_much_weight_and_always_one_item() -> None:
-    """Items go into a batch in order while there is room for their weight; one that is heavier than a batch goes alone."""
+    """Items go into a batch in order while there is room for their weight; one that is heavier than
+    a batch goes alone.
+    """
     batches: list[list[int]] = []
 
     async def main() -> None:
@@ -106,7 +110,9 @@ def test_a_batch_that_fails_fails_for_all_and_the_stage_goes_on() -> None:
 
 @pytest.mark.parametrize("culprits", [set(), {0}, {7}, {3, 4}, set(range(10))])
 def test_the_culprit_is_found_by_halving(culprits: set[int]) -> None:
-    """An item that breaks its batch is alone in the end with its error; all others succeed, each once."""
+    """An item that breaks its batch is alone in the end with its error; all others succeed, each
+    once.
+    """
     stored_items: list[int] = []
 
     async def run(items: Sequence[int]) -> Sequence[int | Exception]:
@@ -116,7 +122,9 @@ def test_the_culprit_is_found_by_halving(culprits: set[int]) -> None:
         return list(items)
 
     results = asyncio.run(bisect_on_error(run, range(10)))
-    assert [isinstance(r, ConstraintViolation) for r in results] == [n in culprits for n in range(10)]
+    assert [isinstance(r, ConstraintViolation) for r in results] == [
+        n in culprits for n in range(10)
+    ]
     assert sorted(stored_items) == [n for n in range(10) if n not in culprits]
 
 
@@ -139,12 +147,20 @@ def test_a_key_runs_once_at_a_time() -> None:
 
     items = [("a", "1"), ("b", "1"), ("a", "1"), ("a", "2"), ("a", "2")]
     results = asyncio.run(deduplicate_by_key(items, lambda i: (i[0], i[1].encode()), run))
-    assert results == [BatchResult("a1"), BatchResult("b1"), BatchResult("a1", replayed=True), BatchResult("a2"), BatchResult("a2", replayed=True)]
+    assert results == [
+        BatchResult("a1"),
+        BatchResult("b1"),
+        BatchResult("a1", replayed=True),
+        BatchResult("a2"),
+        BatchResult("a2", replayed=True),
+    ]
     assert batches == [[("a", "1"), ("b", "1")], [("a", "2")]]
 
 
 def test_what_a_caller_has_left_is_not_begun() -> None:
-    """A stage for callers drops items whose submitters have gone before their batch starts, frees them at once, and refuses more than may wait."""
+    """A stage for callers drops items whose submitters have gone before their batch starts, frees
+    them at once, and refuses more than may wait.
+    """
     finished: list[int] = []
 
     async def main() -> None:
@@ -181,7 +197,9 @@ def test_what_a_caller_has_left_is_not_begun() -> None:
 
 
 def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """Too few results, and an end of the lane, reach every submitter of the batch by name; the next batch runs all the same."""
+    """Too few results, and an end of the lane, reach every submitter of the batch by name; the next
+    batch runs all the same.
+    """
 
     async def main() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
@@ -209,7 +227,9 @@ def test_a_wrong_number_of_results_fails_its_batch_alone(caplog: pytest.LogCaptu
 
 
 def test_what_waits_when_a_stage_stops_is_refused() -> None:
-    """Whoever waits for a batch, or for its result, when the stage stops gets SHUTTING_DOWN, and waits no longer."""
+    """Whoever waits for a batch, or for its result, when the stage stops gets SHUTTING_DOWN, and
+    waits no longer.
+    """
 
     async def main() -> None:
         async def run(items: Sequence[int]) -> Sequence[int]:
@@ -222,13 +242,17 @@ def test_what_waits_when_a_stage_stops_is_refused() -> None:
         await asyncio.sleep(0.01)
         await stage.stop()
         results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
-        assert [getattr(result, "reason", None) for result in results] == [ErrorReason.SHUTTING_DOWN] * 3
+        assert [getattr(result, "reason", None) for result in results] == [
+            ErrorReason.SHUTTING_DOWN
+        ] * 3
 
     asyncio.run(main())
 
 
 class HangingPayoutProvider:
-    """A payout provider that hangs until it is let go, and then answers for all but `missing_results` of the payouts."""
+    """A payout provider that hangs until it is let go, and then answers for all but
+    `missing_results` of the payouts.
+    """
 
     name = "slowbank"
     key_window = 86_400.0
@@ -242,7 +266,9 @@ class HangingPayoutProvider:
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         await self.release_event.wait()
         self.sent_payout_ids += [request.payout_id for request in requests]
-        return [Succeeded("r", request.amount, request.currency) for request in requests][self.missing_results :]
+        return [Succeeded("r", request.amount, request.currency) for request in requests][
+            self.missing_results :
+        ]
 
     async def look_up(self, request: PayoutRequest) -> PayoutOutcome:
         raise NotImplementedError
@@ -252,7 +278,9 @@ class HangingPayoutProvider:
 
 
 def test_nothing_is_submitted_for_a_holder_that_gave_up(caplog: pytest.LogCaptureFixture) -> None:
-    """Payouts whose holders gave up are never submitted, the timeout frees the lanes of a hung provider, and too few results name the adapter."""
+    """Payouts whose holders gave up are never submitted, the timeout frees the lanes of a hung
+    provider, and too few results name the adapter.
+    """
 
     async def main() -> None:
         bank = HangingPayoutProvider()
@@ -262,14 +290,20 @@ def test_nothing_is_submitted_for_a_holder_that_gave_up(caplog: pytest.LogCaptur
         async def send(number: int, patience: float) -> object:
             try:
                 async with asyncio.timeout(patience):
-                    return await port.send(PayoutRequest(f"k{number}", f"p{number}", 1, "EUR", "ba"))
+                    return await port.send(
+                        PayoutRequest(f"k{number}", f"p{number}", 1, "EUR", "ba")
+                    )
             except TimeoutError:
                 return None
 
-        first_calls = [asyncio.ensure_future(send(number, 10)) for number in range(8)]  # one for each lane
+        # one for each lane
+        first_calls = [asyncio.ensure_future(send(number, 10)) for number in range(8)]
         await asyncio.sleep(0.01)
         assert await asyncio.gather(*(send(number, 0.05) for number in range(8, 30))) == [None] * 22
-        assert await asyncio.gather(*first_calls) == [Unknown("the provider did not answer in time")] * 8
+        assert (
+            await asyncio.gather(*first_calls)
+            == [Unknown("the provider did not answer in time")] * 8
+        )
         bank.release_event.set()
         assert await send(30, 10) == Succeeded("r", 1, "EUR")
         assert bank.sent_payout_ids == ["p30"]

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.fingerprint import fingerprint
-from tallystick_core.wallet.balances import Balances, Wallet, WalletChange, can_open_wallet, is_already_released, repay_then_add_available
+from tallystick_core.wallet.balances import (
+    Balances,
+    Wallet,
+    WalletChange,
+    can_open_wallet,
+    is_already_released,
+    repay_then_add_available,
+)
 from tallystick_core.wallet.balances import apply_instruction as apply_at
 from tallystick_core.wallet.holds import Hold
 from tallystick_core.wallet.instructions import Credit, Instruction
@@ -24,7 +31,9 @@ _NOW = datetime(2030, 1, 1, tzinfo=UTC)
 _AMOUNTS = st.integers(1, 50)
 
 
-def apply_now(wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None) -> WalletChange:
+def apply_now(
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None
+) -> WalletChange:
     return apply_at(wallet, hold, instruction, credit, now=_NOW)
 
 
@@ -39,9 +48,18 @@ _STEPS = st.one_of(
 
 
 @given(st.lists(_STEPS, max_size=40), st.sampled_from([0, 60]))
-def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, object]], delay: int) -> None:
-    """W2, W3: whatever is asked in whatever order, parts stay at least 0, owed only without available, held and pending are the sums of what is open."""
-    wallet, holds, credits_, total = Wallet("s", "EUR", release_delay=delay), dict[str, Hold](), dict[str, Credit](), 0
+def test_no_sequence_of_changes_breaks_a_wallet(
+    steps: list[tuple[str, int, object]], delay: int
+) -> None:
+    """W2, W3: whatever is asked in whatever order, parts stay at least 0, owed only without
+    available, held and pending are the sums of what is open.
+    """
+    wallet, holds, credits_, total = (
+        Wallet("s", "EUR", release_delay=delay),
+        dict[str, Hold](),
+        dict[str, Credit](),
+        0,
+    )
     for number, (what, amount, how) in enumerate(steps):
         instruction = _instruction(what, amount, how, number if what == "hold" else len(credits_))
         credit = credits_.get(instruction.cause)
@@ -50,12 +68,20 @@ def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, obje
         try:
             change = apply_now(wallet, holds.get(instruction.cause), instruction, credit)
         except ApiError as refused:
-            assert refused.reason in {ErrorReason.INSUFFICIENT_FUNDS, ErrorReason.NOT_FOUND, ErrorReason.HOLD_ENDED, ErrorReason.HOLD_EXCEEDED}
+            assert refused.reason in {
+                ErrorReason.INSUFFICIENT_FUNDS,
+                ErrorReason.NOT_FOUND,
+                ErrorReason.HOLD_ENDED,
+                ErrorReason.HOLD_EXCEEDED,
+            }
             continue
         if what == "credit":
-            credits_[instruction.cause] = Credit("s", "EUR", amount, pending=bool(how) and delay > 0)
+            credits_[instruction.cause] = Credit(
+                "s", "EUR", amount, pending=bool(how) and delay > 0
+            )
         elif what == "free":
-            credits_[instruction.cause] = replace(credits_[instruction.cause], pending=False)  # as its key would have it, it is released once
+            # as its key would have it, it is released once
+            credits_[instruction.cause] = replace(credits_[instruction.cause], pending=False)
         elif what == "hold":
             assert change.wallet.balances.available >= instruction.minimum_remaining
         total += {"credit": amount, "debit": -amount, "capture": -amount}.get(what, 0)
@@ -72,19 +98,42 @@ def test_no_sequence_of_changes_breaks_a_wallet(steps: list[tuple[str, int, obje
 
 def _instruction(kind: str, amount: int, argument: object, number: int) -> Instruction:
     if kind == "credit":
-        return Instruction(EntryKind.CREDIT, f"PAY_IN/{number}", "c", "s", "EUR", amount, pending=bool(argument))
+        return Instruction(
+            EntryKind.CREDIT, f"PAY_IN/{number}", "c", "s", "EUR", amount, pending=bool(argument)
+        )
     if kind == "debit":
-        return Instruction(EntryKind.DEBIT, f"REFUND/{number}", "c", "s", "EUR", amount, allow_owed=bool(argument))
+        return Instruction(
+            EntryKind.DEBIT, f"REFUND/{number}", "c", "s", "EUR", amount, allow_owed=bool(argument)
+        )
     if kind == "hold":
-        return Instruction(EntryKind.HOLD_PLACED, f"h{number}", "c", "s", "EUR", amount, purpose="PAYOUT", minimum_remaining=int(str(argument)))
+        return Instruction(
+            EntryKind.HOLD_PLACED,
+            f"h{number}",
+            "c",
+            "s",
+            "EUR",
+            amount,
+            purpose="PAYOUT",
+            minimum_remaining=int(str(argument)),
+        )
     if kind == "free":
         return Instruction(EntryKind.RELEASE, f"PAY_IN/{argument}", "c")
-    kinds = {"capture": EntryKind.HOLD_CAPTURED, "release": EntryKind.HOLD_RELEASED, "expire": EntryKind.HOLD_EXPIRED}
+    kinds = {
+        "capture": EntryKind.HOLD_CAPTURED,
+        "release": EntryKind.HOLD_RELEASED,
+        "expire": EntryKind.HOLD_EXPIRED,
+    }
     return Instruction(kinds[kind], f"h{argument}", "c", amount=amount)
 
 
 @pytest.mark.parametrize(
-    ("state", "kind"), list(itertools.product(HoldState, [k for k in EntryKind if k.name.startswith("HOLD_") and k.name != "HOLD_PLACED"]))
+    ("state", "kind"),
+    list(
+        itertools.product(
+            HoldState,
+            [k for k in EntryKind if k.name.startswith("HOLD_") and k.name != "HOLD_PLACED"],
+        )
+    ),
 )
 def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
     """W3: only an open hold ends; every other pair is HOLD_ENDED."""
@@ -102,27 +151,56 @@ def test_a_hold_ends_once(state: HoldState, kind: EntryKind) -> None:
 def test_facts_always_post_and_credits_repay_what_is_owed() -> None:
     """A fact takes what is available and owes the rest; later credits repay first."""
     wallet = Wallet("s", "EUR", Balances(available=30))
-    wallet = apply_now(wallet, None, Instruction(EntryKind.DEBIT, "CHARGEBACK/1", "c", "s", "EUR", 100, allow_owed=True)).wallet
+    wallet = apply_now(
+        wallet,
+        None,
+        Instruction(EntryKind.DEBIT, "CHARGEBACK/1", "c", "s", "EUR", 100, allow_owed=True),
+    ).wallet
     assert wallet.balances == Balances(owed=70)
-    wallet = apply_now(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 90)).wallet
+    wallet = apply_now(
+        wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 90)
+    ).wallet
     assert wallet.balances == Balances(available=20)
 
 
-@given(st.integers(1, 100), st.integers(0, 100), st.integers(0, 100), st.integers(0, 100), st.booleans())
-def test_a_release_moves_the_whole_credit_and_repays_first(amount: int, others: int, available: int, owed: int, frozen: bool) -> None:
-    """A release takes its credit out of pending, repays what is owed, makes the rest available, and leaves the balance and what is held alone."""
+@given(
+    st.integers(1, 100),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.booleans(),
+)
+def test_a_release_moves_the_whole_credit_and_repays_first(
+    amount: int, others: int, available: int, owed: int, frozen: bool
+) -> None:
+    """A release takes its credit out of pending, repays what is owed, makes the rest available, and
+    leaves the balance and what is held alone.
+    """
     before = Balances(amount + others, 0 if owed else available, held=7, owed=owed)
     change = apply_now(
-        Wallet("s", "EUR", before, frozen=frozen), None, Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"), Credit("s", "EUR", amount, pending=True)
+        Wallet("s", "EUR", before, frozen=frozen),
+        None,
+        Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"),
+        Credit("s", "EUR", amount, pending=True),
     )
     after = change.wallet.balances
     assert after == repay_then_add_available(Balances(others, before.available, 7, owed), amount)
-    assert (after.balance, after.held, change.amount, change.wallet.version) == (before.balance, 7, amount, 1)
+    assert (after.balance, after.held, change.amount, change.wallet.version) == (
+        before.balance,
+        7,
+        amount,
+        1,
+    )
 
 
 def test_what_is_available_already_is_not_released_again() -> None:
-    """A credit that became available at once has nothing to release, and one that is not there is NOT_FOUND: neither makes money."""
-    wallet, release = Wallet("s", "EUR", Balances(pending=5, available=5)), Instruction(EntryKind.RELEASE, "PAY_IN/1", "c")
+    """A credit that became available at once has nothing to release, and one that is not there is
+    NOT_FOUND: neither makes money.
+    """
+    wallet, release = (
+        Wallet("s", "EUR", Balances(pending=5, available=5)),
+        Instruction(EntryKind.RELEASE, "PAY_IN/1", "c"),
+    )
     at_once = Credit("s", "EUR", 5, pending=False)
     assert is_already_released(at_once, release)
     assert not is_already_released(at_once, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c"))
@@ -134,10 +212,23 @@ def test_what_is_available_already_is_not_released_again() -> None:
 
 @given(st.integers(1, 50), st.integers(0, 50), st.integers(0, 100))
 def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, available: int) -> None:
-    """A hold is placed just where its amount and what it has to keep are available, and it sets only its amount aside."""
-    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", amount, purpose="PAYOUT", minimum_remaining=keep)
+    """A hold is placed just where its amount and what it has to keep are available, and it sets
+    only its amount aside.
+    """
+    placed = Instruction(
+        EntryKind.HOLD_PLACED,
+        "h",
+        "c",
+        "s",
+        "EUR",
+        amount,
+        purpose="PAYOUT",
+        minimum_remaining=keep,
+    )
     try:
-        after = apply_now(Wallet("s", "EUR", Balances(available=available)), None, placed).wallet.balances
+        after = apply_now(
+            Wallet("s", "EUR", Balances(available=available)), None, placed
+        ).wallet.balances
     except ApiError as refused:
         assert refused.reason is ErrorReason.INSUFFICIENT_FUNDS
         assert available < amount + keep
@@ -147,17 +238,24 @@ def test_a_hold_leaves_available_what_has_to_stay(amount: int, keep: int, availa
 
 
 def test_a_hold_that_keeps_nothing_is_the_hold_it_always_was() -> None:
-    """K1: what has to stay available is part of a hold's values, and holds placed before it existed keep their fingerprint."""
+    """K1: what has to stay available is part of a hold's values, and holds placed before it existed
+    keep their fingerprint.
+    """
     placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="PAYOUT")
     assert placed.fingerprint == fingerprint("HOLD_PLACED", "h", "s", "EUR", 5, 0, 0, "PAYOUT", "")
-    assert replace(placed, minimum_remaining=1).fingerprint not in {placed.fingerprint, replace(placed, minimum_remaining=2).fingerprint}
+    assert replace(placed, minimum_remaining=1).fingerprint not in {
+        placed.fingerprint,
+        replace(placed, minimum_remaining=2).fingerprint,
+    }
 
 
 def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
     """Freezing refuses requests, never facts."""
     wallet = Wallet("s", "EUR", Balances(available=30), frozen=True)
     apply_now(wallet, None, Instruction(EntryKind.CREDIT, "PAY_IN/1", "c", "s", "EUR", 1))
-    apply_now(wallet, None, Instruction(EntryKind.DEBIT, "REFUND/1", "c", "s", "EUR", 1, allow_owed=True))
+    apply_now(
+        wallet, None, Instruction(EntryKind.DEBIT, "REFUND/1", "c", "s", "EUR", 1, allow_owed=True)
+    )
     for instruction in (
         Instruction(EntryKind.DEBIT, "REFUND/2", "c", "s", "EUR", 1),
         Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 1, purpose="PAYOUT"),
@@ -170,11 +268,27 @@ def test_a_frozen_wallet_takes_credits_and_facts_only() -> None:
 _INSTANTS = st.integers(0, 20)
 
 
-@given(st.integers(1, 20), st.lists(st.tuples(_INSTANTS, st.sampled_from(["capture", "release", "expire"])), max_size=6))
-def test_a_hold_is_ended_by_others_only_before_its_expire_time(expires: int, steps: list[tuple[int, str]]) -> None:
-    """W3: at and after its expire_time a hold is neither captured nor released, and its whole amount comes back, however late the expiry job runs."""
+@given(
+    st.integers(1, 20),
+    st.lists(st.tuples(_INSTANTS, st.sampled_from(["capture", "release", "expire"])), max_size=6),
+)
+def test_a_hold_is_ended_by_others_only_before_its_expire_time(
+    expires: int, steps: list[tuple[int, str]]
+) -> None:
+    """W3: at and after its expire_time a hold is neither captured nor released, and its whole
+    amount comes back, however late the expiry job runs.
+    """
     wallet, current_time = Wallet("s", "EUR", Balances(available=10)), _NOW
-    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 10, purpose="RESERVE", expire_time=_NOW + timedelta(seconds=expires))
+    placed = Instruction(
+        EntryKind.HOLD_PLACED,
+        "h",
+        "c",
+        "s",
+        "EUR",
+        10,
+        purpose="RESERVE",
+        expire_time=_NOW + timedelta(seconds=expires),
+    )
     change = apply_at(wallet, None, placed, now=current_time)
     for seconds, what in steps:
         current_time += timedelta(seconds=seconds)
@@ -194,17 +308,34 @@ def test_a_hold_is_ended_by_others_only_before_its_expire_time(expires: int, ste
 
 
 def _end_instruction(kind: str) -> Instruction:
-    kinds = {"capture": EntryKind.HOLD_CAPTURED, "release": EntryKind.HOLD_RELEASED, "expire": EntryKind.HOLD_EXPIRED}
+    kinds = {
+        "capture": EntryKind.HOLD_CAPTURED,
+        "release": EntryKind.HOLD_RELEASED,
+        "expire": EntryKind.HOLD_EXPIRED,
+    }
     return Instruction(kinds[kind], "h", "c", amount=4)
 
 
 @given(st.integers(-5, 5))
 def test_a_hold_is_placed_only_with_an_expire_time_in_the_future(seconds: int) -> None:
-    """An expire_time that has passed, or is now, is FIELD_INVALID; so is any when the time is not known."""
-    placed = Instruction(EntryKind.HOLD_PLACED, "h", "c", "s", "EUR", 5, purpose="RESERVE", expire_time=_NOW + timedelta(seconds=seconds))
+    """An expire_time that has passed, or is now, is FIELD_INVALID; so is any when the time is not
+    known.
+    """
+    placed = Instruction(
+        EntryKind.HOLD_PLACED,
+        "h",
+        "c",
+        "s",
+        "EUR",
+        5,
+        purpose="RESERVE",
+        expire_time=_NOW + timedelta(seconds=seconds),
+    )
     for current_time in (_NOW, None):
         try:
-            change = apply_at(Wallet("s", "EUR", Balances(available=5)), None, placed, now=current_time)
+            change = apply_at(
+                Wallet("s", "EUR", Balances(available=5)), None, placed, now=current_time
+            )
         except ApiError as refused:
             assert (refused.reason, refused.field) == (ErrorReason.FIELD_INVALID, "expire_time")
             assert seconds <= 0 or current_time is None
@@ -217,22 +348,32 @@ _NAMES, _OWNERS = st.sampled_from("abcd"), st.sampled_from(["x", "y"])
 
 
 @given(
-    claims=st.lists(st.builds(SellerClaim, _NAMES, st.sampled_from(["", "x", "y"]), st.integers(0, 3)), max_size=8),
+    claims=st.lists(
+        st.builds(SellerClaim, _NAMES, st.sampled_from(["", "x", "y"]), st.integers(0, 3)),
+        max_size=8,
+    ),
     owners=st.dictionaries(_NAMES, _OWNERS),
 )
-def test_a_group_of_claims_is_made_whole_or_not_at_all(claims: list[SellerClaim], owners: dict[str, str]) -> None:
-    """Only sellers of nobody change hands; afterwards each group has all of its sellers, or has claimed none; one that nobody stands in the way of has all."""
+def test_a_group_of_claims_is_made_whole_or_not_at_all(
+    claims: list[SellerClaim], owners: dict[str, str]
+) -> None:
+    """Only sellers of nobody change hands; afterwards each group has all of its sellers, or has
+    claimed none; one that nobody stands in the way of has all.
+    """
     granted = grant_claims(claims, owners)
     assert not granted.keys() & owners.keys()
     after, justified = owners | granted, set()
-    groups = [[claim for claim in claims if claim.owner and claim.group == group] for group in (1, 2, 3)]
+    groups = [
+        [claim for claim in claims if claim.owner and claim.group == group] for group in (1, 2, 3)
+    ]
     groups += [[claim] for claim in claims if claim.owner and not claim.group]
     for group in groups:
         if all(after.get(claim.seller_account) == claim.owner for claim in group):
             justified |= {claim.seller_account for claim in group}
         assert (
             any(after.get(claim.seller_account, claim.owner) != claim.owner for claim in group)
-            or granted.keys() >= {claim.seller_account for claim in group if claim.seller_account not in owners}
+            or granted.keys()
+            >= {claim.seller_account for claim in group if claim.seller_account not in owners}
             or len({claim.owner for claim in group}) > 1
         )
     assert granted.keys() <= justified
@@ -240,7 +381,12 @@ def test_a_group_of_claims_is_made_whole_or_not_at_all(claims: list[SellerClaim]
 
 def test_what_must_be_booked_opens_a_missing_wallet() -> None:
     """Credits and unconditional debits open a wallet; nothing else does."""
-    assert {(kind, as_fact) for kind in EntryKind for as_fact in (False, True) if can_open_wallet(Instruction(kind, "x", allow_owed=as_fact))} == {
+    assert {
+        (kind, as_fact)
+        for kind in EntryKind
+        for as_fact in (False, True)
+        if can_open_wallet(Instruction(kind, "x", allow_owed=as_fact))
+    } == {
         (EntryKind.CREDIT, False),
         (EntryKind.CREDIT, True),
         (EntryKind.DEBIT, True),

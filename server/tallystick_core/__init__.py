@@ -1,1 +1,3 @@
-"""The rules: values, state tables and decisions. No I/O, no clock, no randomness, nothing but the standard library."""
+"""The rules: values, state tables and decisions. No I/O, no clock, no randomness, nothing but the
+standard library.
+"""

@@ -1,7 +1,8 @@
 """Recognises card numbers and bank account numbers, so that neither is ever stored.
 
-An identifier is rejected if it is a card number as a whole. A text is rejected if it contains one in a form that people write: one group of digits,
-or the usual groups. Digits that touch a letter or "+" belong to something else: a UUID, a phone number, a reference.
+An identifier is rejected if it is a card number as a whole. A text is rejected if it contains one
+in a form that people write: one group of digits, or the usual groups. Digits that touch a letter or
+"+" belong to something else: a UUID, a phone number, a reference.
 """
 
 from __future__ import annotations
@@ -45,9 +46,13 @@ _MAX_GROUPS = 19
 
 _LETTER = re.compile(r"[A-Za-z]", re.ASCII)
 _SEPARATORS = re.compile(r"[^0-9A-Za-z]", re.ASCII)
-_DIGIT_RUN = re.compile(r"(?<![0-9A-Za-z+])[0-9](?:[^0-9A-Za-z+]*[0-9]){13,}(?![0-9A-Za-z])", re.ASCII)
+_DIGIT_RUN = re.compile(
+    r"(?<![0-9A-Za-z+])[0-9](?:[^0-9A-Za-z+]*[0-9]){13,}(?![0-9A-Za-z])", re.ASCII
+)
 _DIGIT_GROUP = re.compile(r"[0-9]+", re.ASCII)
-_IBAN = re.compile(r"\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b", re.ASCII)
+_IBAN = re.compile(
+    r"\b[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?\b", re.ASCII
+)
 
 
 def is_card_number(text: str) -> bool:
@@ -59,11 +64,15 @@ def is_card_number(text: str) -> bool:
 
 
 def contains_card_number(text: str) -> bool:
-    """Whether a text contains a card number: also spaced, dashed, split by other signs, or in digits of another script."""
+    """Whether a text contains a card number: also spaced, dashed, split by other signs, or in
+    digits of another script.
+    """
     if len(text) < _MIN_LENGTH:
         return False
     plain = _IBAN.sub(_without_iban, text if text.isascii() else _ascii_digits(text))
-    return any(_contains_issued_number(_DIGIT_GROUP.findall(run)) for run in _DIGIT_RUN.findall(plain))
+    return any(
+        _contains_issued_number(_DIGIT_GROUP.findall(run)) for run in _DIGIT_RUN.findall(plain)
+    )
 
 
 def is_bank_account_number(text: str) -> bool:
@@ -86,7 +95,10 @@ def _is_issued(digits: str) -> bool:
     """Whether an issuer has numbers of this prefix and length, and the check digit is right."""
     if len(digits) not in _LENGTHS:
         return False
-    issued = any(low <= digits[: len(low)] <= high and len(digits) in lengths for low, high, lengths in _ISSUERS)
+    issued = any(
+        low <= digits[: len(low)] <= high and len(digits) in lengths
+        for low, high, lengths in _ISSUERS
+    )
     return issued and has_valid_check_digit(digits)
 
 
@@ -100,12 +112,20 @@ def has_valid_check_digit(digits: str) -> bool:
 
 
 def _ascii_digits(text: str) -> str:
-    """Every digit of any script, also circled or raised, as an ASCII one; invisible characters dropped."""
-    return "".join(str(unicodedata.digit(c)) if c.isdigit() else c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))
+    """Every digit of any script, also circled or raised, as an ASCII one; invisible characters
+    dropped.
+    """
+    return "".join(
+        str(unicodedata.digit(c)) if c.isdigit() else c
+        for c in text
+        if unicodedata.category(c) not in ("Cf", "Mn")
+    )
 
 
 def _without_iban(match: re.Match[str]) -> str:
-    """What follows the IBAN at the start of a match; all of the match if there is none. A word after an IBAN may have been matched with it."""
+    """What follows the IBAN at the start of a match; all of the match if there is none. A word
+    after an IBAN may have been matched with it.
+    """
     end = len(match[0])
     while end > 0:
         if _is_iban(_SEPARATORS.sub("", match[0][:end])):

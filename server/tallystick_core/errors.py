@@ -9,7 +9,9 @@ from tallystick_core.card_numbers import contains_card_number
 
 
 class ErrorReason(StrEnum):
-    """Why a call or an item is refused. The same names as `tallystick.error.v1.Reason`, which describes each."""
+    """Why a call or an item is refused. The same names as `tallystick.error.v1.Reason`, which
+    describes each.
+    """
 
     FIELD_REQUIRED = "FIELD_REQUIRED"
     FIELD_INVALID = "FIELD_INVALID"
@@ -56,13 +58,20 @@ class ErrorReason(StrEnum):
 
 
 class ApiError(Exception):
-    """A call or an item is refused: the reason for machines, a sentence for people, and the field that has to be mended, if it is one.
+    """A call or an item is refused: the reason for machines, a sentence for people, and the field
+    that has to be mended, if it is one.
 
     `retry_after` is in seconds, and set where the same request may come back.
     """
 
     def __init__(
-        self, reason: ErrorReason, message: str, *, field: str = "", metadata: Mapping[str, str] | None = None, retry_after: float | None = None
+        self,
+        reason: ErrorReason,
+        message: str,
+        *,
+        field: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -72,44 +81,76 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
     def with_field_prefix(self, prefix: str) -> ApiError:
-        """The same refusal with its field named from further up, such as "postings[3]", also where its message begins with the field."""
+        """The same refusal with its field named from further up, such as "postings[3]", also where
+        its message begins with the field.
+        """
         field = f"{prefix}.{self.field}" if self.field else prefix
-        message = f"{prefix}.{self.message}" if self.field and self.message.startswith(self.field) else self.message
-        return ApiError(self.reason, message, field=field, metadata=self.metadata, retry_after=self.retry_after)
+        message = (
+            f"{prefix}.{self.message}"
+            if self.field and self.message.startswith(self.field)
+            else self.message
+        )
+        return ApiError(
+            self.reason, message, field=field, metadata=self.metadata, retry_after=self.retry_after
+        )
 
 
 def key_reused_error(field: str) -> ApiError:
     """The same key came again with another value in `field`."""
-    return ApiError(ErrorReason.KEY_REUSED, f"This id was used before with another value in {field}.", field=field, metadata={"field": field})
+    return ApiError(
+        ErrorReason.KEY_REUSED,
+        f"This id was used before with another value in {field}.",
+        field=field,
+        metadata={"field": field},
+    )
 
 
 def overloaded_error(resource: str) -> ApiError:
-    """There is too much of `resource`. It is said of this call alone, since an earlier one with its id may have been stored."""
-    message = f"Too many {resource}; this call stored nothing. Come back with the same id after 1 s."
+    """There is too much of `resource`. It is said of this call alone, since an earlier one with its
+    id may have been stored.
+    """
+    message = (
+        f"Too many {resource}; this call stored nothing. Come back with the same id after 1 s."
+    )
     return ApiError(ErrorReason.OVERLOADED, message, retry_after=1.0)
 
 
 def id_taken_error(field: str) -> ApiError:
     """The id in `field` is another's."""
-    return ApiError(ErrorReason.ID_TAKEN, f"{field} is taken: another owner or caller used this id first. Choose another id.", field=field)
+    return ApiError(
+        ErrorReason.ID_TAKEN,
+        f"{field} is taken: another owner or caller used this id first. Choose another id.",
+        field=field,
+    )
 
 
 def seller_taken_error(field: str) -> ApiError:
     """The seller that `field` names is another owner's."""
     message = (
-        f"{field} is taken: the seller belongs to another owner, since a seller belongs to the owner that first names it. "
-        "Choose another seller_account, or have two operators assign the seller to you (RequestSellerAssignment)."
+        f"{field} is taken: the seller belongs to another owner, since a seller belongs to the "
+        "owner that first names it. Choose another seller_account, or have two operators assign "
+        "the seller to you (RequestSellerAssignment)."
     )
     return ApiError(ErrorReason.ID_TAKEN, message, field=field)
 
 
 def version_mismatch_error(version: int) -> ApiError:
     """A change that was meant for another version of the resource."""
-    message = f"The resource is at version {version}, which expected_version is not. Read it again, and decide anew."
-    return ApiError(ErrorReason.VERSION_MISMATCH, message, field="expected_version", metadata={"version": str(version)})
+    message = (
+        f"The resource is at version {version}, which expected_version is not. Read it again, and "
+        "decide anew."
+    )
+    return ApiError(
+        ErrorReason.VERSION_MISMATCH,
+        message,
+        field="expected_version",
+        metadata={"version": str(version)},
+    )
 
 
 def not_found_error(resource: str, name: str, field: str = "") -> ApiError:
-    """There is no such resource for this caller; `name`: as it was asked for, which is not shown where it could be a card number."""
+    """There is no such resource for this caller; `name`: as it was asked for, which is not shown
+    where it could be a card number.
+    """
     label = "of this id" if contains_card_number(name) else name
     return ApiError(ErrorReason.NOT_FOUND, f"There is no {resource} {label}.", field=field)

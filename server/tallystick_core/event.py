@@ -16,7 +16,9 @@ _TRACEPARENT = re.compile(r"\A(?:[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{
 
 @dataclass(frozen=True, slots=True)
 class EventSubject:
-    """What events of a type are about: the collection of their aggregate, and the field of Event.payload."""
+    """What events of a type are about: the collection of their aggregate, and the field of
+    Event.payload.
+    """
 
     collection: str
     payload: str
@@ -48,19 +50,31 @@ def format_event_id(aggregate_id: str, version: int) -> str:
 
 
 def check_event(type_: str, aggregate_id: str, payload: str, caller: str, traceparent: str) -> None:
-    """Raises FIELD_REQUIRED, FIELD_INVALID or CARD_NUMBER_REFUSED for what does not belong into an event of that type.
+    """Raises FIELD_REQUIRED, FIELD_INVALID or CARD_NUMBER_REFUSED for what does not belong into an
+    event of that type.
 
     `payload`: the name of the field that is set, "" for none.
     """
     subject = EVENT_SUBJECTS[type_]
     match = _AGGREGATE_ID.match(aggregate_id) if len(aggregate_id) <= MAX_AGGREGATE_ID else None
     if match is None or match[1] != subject.collection:
-        message = f"aggregate_id must be {subject.collection}/ and an id with the type {type_}, of at most {MAX_AGGREGATE_ID} characters."
+        message = (
+            f"aggregate_id must be {subject.collection}/ and an id with the type {type_}, of at "
+            f"most {MAX_AGGREGATE_ID} characters."
+        )
         raise ApiError(ErrorReason.FIELD_INVALID, message, field="aggregate_id")
     for part in match.groups(default="")[1:]:
         reject_card_id(part, "aggregate_id")
     if payload != subject.payload:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"payload must be {subject.payload} with the type {type_}.", field="payload")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"payload must be {subject.payload} with the type {type_}.",
+            field="payload",
+        )
     parse_id(caller, "caller")
     if _TRACEPARENT.match(traceparent) is None:
-        raise ApiError(ErrorReason.FIELD_INVALID, "traceparent must be a W3C trace context of version 00, or empty.", field="traceparent")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "traceparent must be a W3C trace context of version 00, or empty.",
+            field="traceparent",
+        )

@@ -1,4 +1,6 @@
-"""Canonical bytes: one value, one sequence of bytes. Fingerprints and the hash chain are made of them, never of wire bytes."""
+"""Canonical bytes: one value, one sequence of bytes. Fingerprints and the hash chain are made of
+them, never of wire bytes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _HEX_TO_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
 
 
 def encode_canonical(*fields: str | int) -> bytes:
-    """Every field with its length in bytes before it, so that no two different lists of fields give the same bytes."""
+    """Every field with its length in bytes before it, so that no two different lists of fields give
+    the same bytes.
+    """
     texts = [*map(str, fields)]
     whole = "".join([f"{len(text)}:{text}" for text in texts])
     if whole.isascii():
@@ -24,7 +28,9 @@ def fingerprint(*fields: str | int) -> bytes:
 
 
 def digest_text(*fields: str | int) -> str:
-    """32 letters that stand for the fields, to make ids of: digits may look like a card number by chance."""
+    """32 letters that stand for the fields, to make ids of: digits may look like a card number by
+    chance.
+    """
     return fingerprint(*fields).hex()[:32].translate(_HEX_TO_LETTERS)
 
 

@@ -1,4 +1,6 @@
-"""Amounts: decimal text on the wire, whole minor units inside. No float and no Decimal ever holds money."""
+"""Amounts: decimal text on the wire, whole minor units inside. No float and no Decimal ever holds
+money.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,26 @@ def parse_currency(text: str, field: str = "currency") -> str:
     if text in EXPONENTS:
         return text
     if not text:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required: an ISO 4217 code such as EUR.", field=field)
-    raise ApiError(ErrorReason.CURRENCY_UNKNOWN, f"{field} must be an ISO 4217 code in capitals, BTC or USDC.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            f"{field} is required: an ISO 4217 code such as EUR.",
+            field=field,
+        )
+    raise ApiError(
+        ErrorReason.CURRENCY_UNKNOWN,
+        f"{field} must be an ISO 4217 code in capitals, BTC or USDC.",
+        field=field,
+    )
 
 
 @lru_cache(maxsize=10_000)  # an order's amounts come several times on its way
-def parse_amount(text: str, currency: str, field: str = "amount", min_amount: int = 1, max_amount: int = MAX_AMOUNT) -> int:
+def parse_amount(
+    text: str,
+    currency: str,
+    field: str = "amount",
+    min_amount: int = 1,
+    max_amount: int = MAX_AMOUNT,
+) -> int:
     """Decimal text in major units, as minor units: "12.3" in EUR is 1230.
 
     `currency` is a parsed one.
@@ -40,23 +56,40 @@ def parse_amount(text: str, currency: str, field: str = "amount", min_amount: in
     match = _AMOUNT.match(text)
     if match is None:
         if not text:
-            raise ApiError(ErrorReason.AMOUNT_INVALID, f"{field} is required: decimal text such as 12.34.", field=field)
-        raise ApiError(ErrorReason.AMOUNT_INVALID, f"{field} must be plain decimal text such as 12.34.", field=field)
+            raise ApiError(
+                ErrorReason.AMOUNT_INVALID,
+                f"{field} is required: decimal text such as 12.34.",
+                field=field,
+            )
+        raise ApiError(
+            ErrorReason.AMOUNT_INVALID,
+            f"{field} must be plain decimal text such as 12.34.",
+            field=field,
+        )
     sign, whole, fraction = match.groups()
     fraction = fraction or ""
     exponent = EXPONENTS[currency]
     if len(fraction) > exponent:
-        raise ApiError(ErrorReason.AMOUNT_PRECISION, f"{field} must have at most {exponent} decimals in {currency}.", field=field)
+        raise ApiError(
+            ErrorReason.AMOUNT_PRECISION,
+            f"{field} must have at most {exponent} decimals in {currency}.",
+            field=field,
+        )
     amount_minor = int(whole + fraction.ljust(exponent, "0"))
     if sign or not min_amount <= amount_minor <= max_amount:
-        limits = f"at least {format_amount(min_amount, currency)} and at most {format_amount(max_amount, currency)} {currency}"
+        limits = (
+            f"at least {format_amount(min_amount, currency)} and at most "
+            f"{format_amount(max_amount, currency)} {currency}"
+        )
         raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, f"{field} must be {limits}.", field=field)
     return amount_minor
 
 
 @lru_cache(maxsize=10_000)
 def format_amount(amount_minor: int, currency: str) -> str:
-    """Minor units as decimal text in major units, with all decimals of the currency: 1230 in EUR is "12.30"."""
+    """Minor units as decimal text in major units, with all decimals of the currency: 1230 in EUR is
+    "12.30".
+    """
     exponent = EXPONENTS[currency]
     if exponent == 0:
         return str(amount_minor)
@@ -67,6 +100,8 @@ def format_amount(amount_minor: int, currency: str) -> str:
 def apply_rate(amount_minor: int, parts_per_million: int) -> int:
     """A rate's part of an amount, rounded once, half to even."""
     quotient, remainder = divmod(amount_minor * parts_per_million, _PARTS_PER_MILLION)
-    if remainder * 2 > _PARTS_PER_MILLION or (remainder * 2 == _PARTS_PER_MILLION and quotient % 2 == 1):
+    if remainder * 2 > _PARTS_PER_MILLION or (
+        remainder * 2 == _PARTS_PER_MILLION and quotient % 2 == 1
+    ):
         return quotient + 1
     return quotient

@@ -13,14 +13,24 @@ H = TypeVar("H", bound=StrEnum)
 
 
 class Verb(NamedTuple):
-    """What a trigger does to a resource, as refusals name it: CANCEL in the metadata, "cancelled" in the message."""
+    """What a trigger does to a resource, as refusals name it: CANCEL in the metadata, "cancelled"
+    in the message.
+    """
 
     name: str
     participle: str
 
 
-def next_state(transitions: Mapping[tuple[S, H], S], verbs: Mapping[H, Verb], state: S, trigger: H, resource: str) -> S:
-    """The state after. Raises STATE_FORBIDS for a pair that is not in the table; `resource` names the subject, such as "order"."""
+def next_state(
+    transitions: Mapping[tuple[S, H], S],
+    verbs: Mapping[H, Verb],
+    state: S,
+    trigger: H,
+    resource: str,
+) -> S:
+    """The state after. Raises STATE_FORBIDS for a pair that is not in the table; `resource` names
+    the subject, such as "order".
+    """
     try:
         return transitions[state, trigger]
     except KeyError:
@@ -30,4 +40,6 @@ def next_state(transitions: Mapping[tuple[S, H], S], verbs: Mapping[H, Verb], st
 def invalid_state_error(resource: str, state: str, verb: Verb) -> ApiError:
     """The refusal of what a state does not allow."""
     message = f"The {resource} is {state} and cannot be {verb.participle}."
-    return ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name})
+    return ApiError(
+        ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name}
+    )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 
-from tallystick_core.card_numbers import contains_card_number, is_bank_account_number, is_card_number
+from tallystick_core.card_numbers import (
+    contains_card_number,
+    is_bank_account_number,
+    is_card_number,
+)
 from tallystick_core.errors import ApiError, ErrorReason
 
 _ID = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
@@ -17,7 +21,11 @@ def parse_id(text: str, field: str) -> str:
     if _ID.match(text) is None:
         if not text:
             raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required.", field=field)
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be 1 to 64 of A-Z a-z 0-9 _ -, beginning with a letter or digit.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be 1 to 64 of A-Z a-z 0-9 _ -, beginning with a letter or digit.",
+            field=field,
+        )
     reject_card_id(text, field)
     return text
 
@@ -28,44 +36,78 @@ def is_id(text: str) -> bool:
 
 
 def parse_text(text: str, field: str, max_length: int) -> str:
-    """Free text without NUL, of at most `max_length` characters. Raises FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """Free text without NUL, of at most `max_length` characters. Raises FIELD_INVALID,
+    CARD_NUMBER_REFUSED.
+    """
     if len(text) > max_length:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must have at most {max_length} characters.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must have at most {max_length} characters.",
+            field=field,
+        )
     if "\0" in text:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not contain the character U+0000.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must not contain the character U+0000.",
+            field=field,
+        )
     reject_card_number(text, field)
     return text
 
 
 def parse_reason_text(text: str, field: str, max_length: int = 255) -> str:
-    """Free text that must say something, kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """Free text that must say something, kept in a history. Raises FIELD_REQUIRED, FIELD_INVALID,
+    CARD_NUMBER_REFUSED.
+    """
     if not text.strip():
-        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required: it is kept in the history.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            f"{field} is required: it is kept in the history.",
+            field=field,
+        )
     return parse_text(text, field, max_length)
 
 
 def parse_token(text: str, field: str) -> str:
-    """A provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A provider's token: visible ASCII. Raises FIELD_REQUIRED, FIELD_INVALID,
+    CARD_NUMBER_REFUSED.
+    """
     if not text:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required: the provider's token.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED, f"{field} is required: the provider's token.", field=field
+        )
     if _TOKEN.match(text) is None:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be 1 to 255 visible ASCII characters.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be 1 to 255 visible ASCII characters.",
+            field=field,
+        )
     reject_card_id(text, field)
     return text
 
 
 def parse_bank_account_token(text: str, field: str) -> str:
-    """A provider's token for a bank account. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A provider's token for a bank account. Raises FIELD_REQUIRED, FIELD_INVALID,
+    CARD_NUMBER_REFUSED.
+    """
     parse_token(text, field)
     if is_bank_account_number(text):
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be the provider's token for the account, not an account number.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be the provider's token for the account, not an account number.",
+            field=field,
+        )
     return text
 
 
 def parse_country(text: str, field: str) -> str:
     """An ISO 3166-1 alpha-2 code, or empty. Raises FIELD_INVALID."""
     if text and _COUNTRY.match(text) is None:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be two capital letters (ISO 3166-1), or empty.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be two capital letters (ISO 3166-1), or empty.",
+            field=field,
+        )
     return text
 
 
@@ -83,6 +125,7 @@ def reject_card_number(text: str, field: str) -> None:
 
 def _card_number_error(field: str) -> ApiError:
     message = (
-        f"{field} contains what looks like a card number, which is never stored: send the provider's token, or another value where no token belongs."
+        f"{field} contains what looks like a card number, which is never stored: send the "
+        "provider's token, or another value where no token belongs."
     )
     return ApiError(ErrorReason.CARD_NUMBER_REFUSED, message, field=field)

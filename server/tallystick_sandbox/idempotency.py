@@ -18,15 +18,24 @@ from tallystick_storage.database import Database
 
 
 class IdempotencyKeys:
-    """What each key got, in a durable log: replayed for `window_seconds` seconds, then forgotten, so that what comes again is done again."""
+    """What each key got, in a durable log: replayed for `window_seconds` seconds, then forgotten,
+    so that what comes again is done again.
+    """
 
-    def __init__(self, log: RequestLog, database: Database, build_reply: Callable[[StoredRequest], Reply], window_seconds: float) -> None:
+    def __init__(
+        self,
+        log: RequestLog,
+        database: Database,
+        build_reply: Callable[[StoredRequest], Reply],
+        window_seconds: float,
+    ) -> None:
         self._log = log
         self._database = database
         self._build_reply = build_reply
         self._window_seconds = window_seconds
         self._in_flight: set[str] = set()
-        self._fault_counts: Counter[str] = Counter()  # how often a fault that does not last has befallen each key
+        # how often a fault that does not last has befallen each key
+        self._fault_counts: Counter[str] = Counter()
         self._batcher: Batcher[LoggedRequest, Reply] = Batcher("sandbox.log", self._store)
 
     def start(self) -> None:
@@ -35,15 +44,21 @@ class IdempotencyKeys:
     async def stop(self) -> None:
         await self._batcher.stop()
 
-    async def execute_once(self, entry: LoggedRequest, behavior: Behavior, latency_seconds: float) -> Reply:
-        """Does what is demanded, or replays what the key got before; `latency_seconds` in seconds."""
+    async def execute_once(
+        self, entry: LoggedRequest, behavior: Behavior, latency_seconds: float
+    ) -> Reply:
+        """Does what is demanded, or replays what the key got before; `latency_seconds` in
+        seconds.
+        """
         if entry.key in self._in_flight:
             return rules.KEY_IN_USE
         self._in_flight.add(entry.key)
         try:
             if latency_seconds + behavior.delay_seconds:
                 await asyncio.sleep(latency_seconds + behavior.delay_seconds)
-            return self.apply_fault(rules.FAULTS_BEFORE_COMMIT, entry.key, behavior) or await self._execute(entry, behavior)
+            return self.apply_fault(
+                rules.FAULTS_BEFORE_COMMIT, entry.key, behavior
+            ) or await self._execute(entry, behavior)
         finally:
             self._in_flight.discard(entry.key)
 
@@ -51,7 +66,9 @@ class IdempotencyKeys:
         reply = await self._batcher.submit(entry)
         return self.apply_fault(rules.FAULTS_AFTER_COMMIT, entry.key, behavior) or reply
 
-    def apply_fault(self, faults: Mapping[Fault, Reply], key: str, behavior: Behavior) -> Reply | None:
+    def apply_fault(
+        self, faults: Mapping[Fault, Reply], key: str, behavior: Behavior
+    ) -> Reply | None:
         """What comes instead of the truth, if one of these faults befalls the key now."""
         if behavior.fault not in faults:
             return None
@@ -67,7 +84,11 @@ class IdempotencyKeys:
         def insert(connection: Connection) -> dict[str, Reply]:
             new_keys = self._log.insert(connection, list(by_key.values()))
             replies = {key: self._build_reply(by_key[key]) for key in new_keys}
-            existing_rows = self._log.find(connection, sorted(by_key.keys() - new_keys), self._window_seconds) if len(new_keys) < len(by_key) else {}
+            existing_rows = (
+                self._log.find(connection, sorted(by_key.keys() - new_keys), self._window_seconds)
+                if len(new_keys) < len(by_key)
+                else {}
+            )
             for key, row in existing_rows.items():
                 if row.forgotten:
                     next_entry = with_generation(by_key[key], row.generation + 1)

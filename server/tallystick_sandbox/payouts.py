@@ -18,13 +18,24 @@ from tallystick_storage.database import Database
 
 
 class SandboxPayouts:
-    """The provider itself. `latency_seconds` in seconds for every submission; `key_window_seconds`: how long keys are honoured, in seconds."""
+    """The provider itself. `latency_seconds` in seconds for every submission; `key_window_seconds`:
+    how long keys are honoured, in seconds.
+    """
 
-    def __init__(self, database: Database, *, plan: Plan | None = None, latency_seconds: float = 0.0, key_window_seconds: float = 86_400.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        plan: Plan | None = None,
+        latency_seconds: float = 0.0,
+        key_window_seconds: float = 86_400.0,
+    ) -> None:
         self._database = database
         self._plan = plan or Plan()
         self._latency_seconds = latency_seconds
-        self._keys = IdempotencyKeys(store.TRANSFERS, database, rules.build_transfer_reply, key_window_seconds)
+        self._keys = IdempotencyKeys(
+            store.TRANSFERS, database, rules.build_transfer_reply, key_window_seconds
+        )
         self._verification_counts: Counter[str] = Counter()
         self.down = False
         """Whether it refuses every connection."""
@@ -39,8 +50,13 @@ class SandboxPayouts:
         """Pays, or replays what the keys got before: one answer for each, in order."""
         if self.down:
             return [rules.CONNECTION_REFUSED] * len(requests)
-        behaviors = [rules.behavior_for(request.bank_account_token, request.key, self._plan) for request in requests]
-        replies = await asyncio.gather(*(self._pay(*pair) for pair in zip(requests, behaviors, strict=True)))
+        behaviors = [
+            rules.behavior_for(request.bank_account_token, request.key, self._plan)
+            for request in requests
+        ]
+        replies = await asyncio.gather(
+            *(self._pay(*pair) for pair in zip(requests, behaviors, strict=True))
+        )
         lost_replies = [
             self._keys.apply_fault({Fault.BATCH_LOST: rules.NO_RESPONSE}, request.key, pair)
             for request, pair in zip(requests, behaviors, strict=True)
@@ -48,7 +64,9 @@ class SandboxPayouts:
         return [rules.NO_RESPONSE] * len(requests) if any(lost_replies) else replies
 
     async def _pay(self, request: PayoutRequest, behavior: Behavior) -> Reply:
-        return await self._keys.execute_once(_new_entry(request, behavior), behavior, self._latency_seconds)
+        return await self._keys.execute_once(
+            _new_entry(request, behavior), behavior, self._latency_seconds
+        )
 
     async def look_up(self, payout_id: str) -> Reply:
         """What became of a payout, which goes on while it is looked at."""
@@ -66,10 +84,16 @@ class SandboxPayouts:
             entry = _entry_from_row(row, payout_id)
             entry.state = rules.next_transfer_state(row, float(row.age))
             if entry.state != row.state:
-                entry.returned_amount = rules.compute_returned_amount(row) if entry.state == "RETURNED" else None
-                store.update_transfer(connection, entry.key, entry.generation, entry.state, entry.returned_amount)
+                entry.returned_amount = (
+                    rules.compute_returned_amount(row) if entry.state == "RETURNED" else None
+                )
+                store.update_transfer(
+                    connection, entry.key, entry.generation, entry.state, entry.returned_amount
+                )
             if entry.state == "ERROR":
-                return Reply(402, row.reference, row.amount, row.currency, "server_error", subject=payout_id)
+                return Reply(
+                    402, row.reference, row.amount, row.currency, "server_error", subject=payout_id
+                )
             return rules.build_transfer_reply(entry)
 
         return await self._database.transact(advance)
@@ -78,13 +102,17 @@ class SandboxPayouts:
         """Whether it can pay to an account."""
         if self.down:
             return rules.CONNECTION_REFUSED
-        reply = rules.build_verification_reply(bank_account_token, self._verification_counts[bank_account_token])
+        reply = rules.build_verification_reply(
+            bank_account_token, self._verification_counts[bank_account_token]
+        )
         self._verification_counts[bank_account_token] += 1
         return reply
 
 
 def _new_entry(request: PayoutRequest, behavior: Behavior) -> store.LoggedRequest:
-    digest = fingerprint(request.payout_id, request.amount, request.currency, request.bank_account_token)
+    digest = fingerprint(
+        request.payout_id, request.amount, request.currency, request.bank_account_token
+    )
     return store.LoggedRequest(
         key=request.key,
         generation=1,

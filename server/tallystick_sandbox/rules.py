@@ -10,7 +10,9 @@ from typing import Protocol
 
 
 class Fault(StrEnum):
-    """How the sandbox misbehaves. "Once": the first time a key comes, or as many times as the token says; then the key gets the truth."""
+    """How the sandbox misbehaves. "Once": the first time a key comes, or as many times as the token
+    says; then the key gets the truth.
+    """
 
     NONE = "none"
     DECLINE = "decline"
@@ -63,7 +65,9 @@ _BY_NAME = {str(fault): fault for fault in Fault}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Faults by chance, the same for the same seed: each fault's share of demands, between 0 and 1."""
+    """Faults by chance, the same for the same seed: each fault's share of demands, between
+    0 and 1.
+    """
 
     seed: int = 0
     shares: Mapping[Fault, float] = field(default_factory=dict)
@@ -93,16 +97,28 @@ class Behavior:
 
 
 TRANSIENT_FAULTS = frozenset(
-    {Fault.UNREACHABLE, Fault.BUSY, Fault.FORBIDDEN, Fault.LOST_BEFORE, Fault.ERROR_BEFORE, Fault.LOST_AFTER, Fault.ERROR_AFTER, Fault.BATCH_LOST}
+    {
+        Fault.UNREACHABLE,
+        Fault.BUSY,
+        Fault.FORBIDDEN,
+        Fault.LOST_BEFORE,
+        Fault.ERROR_BEFORE,
+        Fault.LOST_AFTER,
+        Fault.ERROR_AFTER,
+        Fault.BATCH_LOST,
+    }
 )
 
 
 def behavior_for(token: str, key: str, plan: Plan) -> Behavior:
-    """What a token asks for, a buyer's "tok_{fault}:{argument}" or a seller's bank account's "ba_{fault}:{argument}"; other tokens follow the plan.
+    """What a token asks for, a buyer's "tok_{fault}:{argument}" or a seller's bank account's
+    "ba_{fault}:{argument}"; other tokens follow the plan.
 
-    Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults that do not last happen; of `pending` the reason
-    (action or review), or how it ends when it is looked up (paid or declined), several with "-" between them for one look-up after the other; of
-    `slow` and `returned` the seconds until they have ended, which else is as soon as somebody looks.
+    Arguments: the decline code of `decline`, the milliseconds of `delay`, how many times faults
+    that do not last happen; of `pending` the reason (action or review), or how it ends when it is
+    looked up (paid or declined), several with "-" between them for one look-up after the other; of
+    `slow` and `returned` the seconds until they have ended, which else is as soon as somebody
+    looks.
     """
     name, _, argument = token.removeprefix("tok_").removeprefix("ba_").partition(":")
     token_fault = _BY_NAME.get(name) if token.startswith(("tok_", "ba_")) else None
@@ -174,18 +190,26 @@ def initial_charge_state(behavior: Behavior) -> str:
 
 
 def build_charge_reply(stored: StoredRequest) -> Reply:
-    """The answer to a stored charge, the first time and every time after. What is pending tells the first of what it has to wait for."""
+    """The answer to a stored charge, the first time and every time after. What is pending tells the
+    first of what it has to wait for.
+    """
     status = {"SUCCEEDED": 200, "PENDING": 202, "DECLINED": 402, "ERROR": 500}[stored.state]
     code = stored.code.partition("-")[0] if stored.state == "PENDING" else stored.code
-    return Reply(status, stored.reference, stored.amount, stored.currency, code, subject=stored.subject)
+    return Reply(
+        status, stored.reference, stored.amount, stored.currency, code, subject=stored.subject
+    )
 
 
 def resolve_pending(stored_state: str, code: str) -> tuple[str, str]:
-    """The state and the code of a charge after it was looked up: what was pending may wait for something else by then, or have come to its end."""
+    """The state and the code of a charge after it was looked up: what was pending may wait for
+    something else by then, or have come to its end.
+    """
     if stored_state != "PENDING":
         return stored_state, code
     remaining_code = code.partition("-")[2] or code
-    return {"paid": "SUCCEEDED", "declined": "DECLINED"}.get(remaining_code, stored_state), remaining_code
+    return {"paid": "SUCCEEDED", "declined": "DECLINED"}.get(
+        remaining_code, stored_state
+    ), remaining_code
 
 
 NO_RESPONSE = Reply(0, code="lost")
@@ -211,7 +235,12 @@ FAULTS_AFTER_COMMIT = {Fault.LOST_AFTER: NO_RESPONSE, Fault.ERROR_AFTER: SERVER_
 
 def initial_transfer_state(behavior: Behavior) -> str:
     """The state a transfer is stored in."""
-    states = {Fault.DECLINE: "DECLINED", Fault.PAID_LATE: "DECLINED", Fault.SLOW: "SUBMITTED", Fault.ERROR_STORED: "ERROR"}
+    states = {
+        Fault.DECLINE: "DECLINED",
+        Fault.PAID_LATE: "DECLINED",
+        Fault.SLOW: "SUBMITTED",
+        Fault.ERROR_STORED: "ERROR",
+    }
     return states.get(behavior.fault, "PAID")
 
 
@@ -221,7 +250,13 @@ def next_transfer_state(stored: StoredRequest, age_seconds: float) -> str:
     seconds = float(stored.code) if is_timed else 0.0
     match stored.state:
         case "SUBMITTED":
-            return "SUBMITTED" if age_seconds * 2 < seconds else "PAID" if is_timed and age_seconds >= seconds else "IN_TRANSIT"
+            return (
+                "SUBMITTED"
+                if age_seconds * 2 < seconds
+                else "PAID"
+                if is_timed and age_seconds >= seconds
+                else "IN_TRANSIT"
+            )
         case "IN_TRANSIT":
             return "PAID" if age_seconds >= seconds else "IN_TRANSIT"
         case "PAID" if fault in _RETURN_FAULTS and age_seconds >= seconds:
@@ -245,14 +280,31 @@ def build_transfer_reply(stored: StoredRequest) -> Reply:
     match stored.state:
         case "DECLINED":
             code = stored.code if stored.fault == Fault.DECLINE else "declined"
-            return Reply(402, stored.reference, stored.amount, stored.currency, code, subject=stored.subject)
+            return Reply(
+                402, stored.reference, stored.amount, stored.currency, code, subject=stored.subject
+            )
         case "ERROR":
             return Reply(500, code="server_error")
         case "RETURNED":
             code = "account_closed" if stored.fault == Fault.RETURNED_CLOSED else "returned"
-            return Reply(200, stored.reference, stored.returned_amount or 0, stored.currency, code, state=stored.state, subject=stored.subject)
+            return Reply(
+                200,
+                stored.reference,
+                stored.returned_amount or 0,
+                stored.currency,
+                code,
+                state=stored.state,
+                subject=stored.subject,
+            )
         case _:
-            return Reply(200, stored.reference, stored.amount, stored.currency, state=stored.state, subject=stored.subject)
+            return Reply(
+                200,
+                stored.reference,
+                stored.amount,
+                stored.currency,
+                state=stored.state,
+                subject=stored.subject,
+            )
 
 
 def build_verification_reply(token: str, previous_checks: int) -> Reply:

@@ -13,13 +13,24 @@ from tallystick_storage.database import Database
 
 
 class Sandbox:
-    """The provider itself. `latency_seconds` in seconds for every answer; `key_window_seconds`: how long keys are honoured, in seconds."""
+    """The provider itself. `latency_seconds` in seconds for every answer; `key_window_seconds`: how
+    long keys are honoured, in seconds.
+    """
 
-    def __init__(self, database: Database, *, plan: Plan | None = None, latency_seconds: float = 0.0, key_window_seconds: float = 86_400.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        plan: Plan | None = None,
+        latency_seconds: float = 0.0,
+        key_window_seconds: float = 86_400.0,
+    ) -> None:
         self._database = database
         self._plan = plan or Plan()
         self._latency_seconds = latency_seconds
-        self._keys = IdempotencyKeys(store.CHARGES, database, rules.build_charge_reply, key_window_seconds)
+        self._keys = IdempotencyKeys(
+            store.CHARGES, database, rules.build_charge_reply, key_window_seconds
+        )
         self.down = False
         """Whether it refuses every connection."""
 
@@ -34,7 +45,9 @@ class Sandbox:
         if self.down:
             return rules.CONNECTION_REFUSED
         behavior = rules.behavior_for(request.payment_token, request.key, self._plan)
-        return await self._keys.execute_once(_new_entry(request, behavior), behavior, self._latency_seconds)
+        return await self._keys.execute_once(
+            _new_entry(request, behavior), behavior, self._latency_seconds
+        )
 
     async def cancel(self, charge_id: str) -> Reply:
         """Ends a charge that is pending; what became of it."""
@@ -56,7 +69,13 @@ class Sandbox:
             if (state, code) != (row.state, row.code):
                 store.resolve_charge(connection, row.key, row.generation, state, code)
             snapshot = rules.ChargeSnapshot(
-                charge_id, row.reference, "DECLINED" if state == "ERROR" else state, row.amount, row.currency, row.fault, code
+                charge_id,
+                row.reference,
+                "DECLINED" if state == "ERROR" else state,
+                row.amount,
+                row.currency,
+                row.fault,
+                code,
             )
             return rules.build_charge_reply(snapshot)
 
@@ -64,7 +83,9 @@ class Sandbox:
 
 
 def _new_entry(request: ChargeRequest, behavior: Behavior) -> store.LoggedRequest:
-    digest = fingerprint(request.charge_id, request.amount, request.currency, request.payment_token, request.method)
+    digest = fingerprint(
+        request.charge_id, request.amount, request.currency, request.payment_token, request.method
+    )
     return store.LoggedRequest(
         key=request.key,
         generation=1,

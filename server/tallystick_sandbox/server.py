@@ -1,4 +1,6 @@
-"""The sandbox as its own HTTP server: POST /charges with an Idempotency-Key, POST /payouts with a key for each, POST /accounts/verify."""
+"""The sandbox as its own HTTP server: POST /charges with an Idempotency-Key, POST /payouts with a
+key for each, POST /accounts/verify.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,20 @@ from tallystick_sandbox.payouts import SandboxPayouts
 from tallystick_sandbox.rules import Reply
 from tallystick_sandbox.sandbox import Sandbox
 
-_CHARGE_FIELDS = {"charge_id": str, "amount": int, "currency": str, "payment_token": str, "method": str}
-_PAYOUT_FIELDS = {"key": str, "payout_id": str, "amount": int, "currency": str, "bank_account_token": str}
+_CHARGE_FIELDS = {
+    "charge_id": str,
+    "amount": int,
+    "currency": str,
+    "payment_token": str,
+    "method": str,
+}
+_PAYOUT_FIELDS = {
+    "key": str,
+    "payout_id": str,
+    "amount": int,
+    "currency": str,
+    "bank_account_token": str,
+}
 _ACCOUNT_FIELDS = {"bank_account_token": str, "currency": str}
 _MAX_PAYOUTS = 1000
 
@@ -56,7 +70,11 @@ def _charge_routes(sandbox: Sandbox) -> list[web.RouteDef]:
     async def cancel(request: web.Request) -> web.Response:
         return _to_response(request, await sandbox.cancel(request.match_info["id"]))
 
-    return [web.post("/charges", charge), web.get("/charges/{id}", look_up), web.post("/charges/{id}/cancel", cancel)]
+    return [
+        web.post("/charges", charge),
+        web.get("/charges/{id}", look_up),
+        web.post("/charges/{id}/cancel", cancel),
+    ]
 
 
 def _payout_routes(payouts: SandboxPayouts) -> list[web.RouteDef]:
@@ -64,7 +82,9 @@ def _payout_routes(payouts: SandboxPayouts) -> list[web.RouteDef]:
         items = await _read_body(request)
         if not isinstance(items, list) or not 0 < len(items) <= _MAX_PAYOUTS:
             raise _MalformedRequest
-        replies = await payouts.submit([PayoutRequest(**_parse_fields(item, _PAYOUT_FIELDS)) for item in items])
+        replies = await payouts.submit(
+            [PayoutRequest(**_parse_fields(item, _PAYOUT_FIELDS)) for item in items]
+        )
         if not any(reply.status for reply in replies):
             return _to_response(request, replies[0])
         return web.json_response([_reply_to_json(reply) for reply in replies])
@@ -73,9 +93,18 @@ def _payout_routes(payouts: SandboxPayouts) -> list[web.RouteDef]:
         return _to_response(request, await payouts.look_up(request.match_info["id"]))
 
     async def verify(request: web.Request) -> web.Response:
-        return _to_response(request, await payouts.verify(_parse_fields(await _read_body(request), _ACCOUNT_FIELDS)["bank_account_token"]))
+        return _to_response(
+            request,
+            await payouts.verify(
+                _parse_fields(await _read_body(request), _ACCOUNT_FIELDS)["bank_account_token"]
+            ),
+        )
 
-    return [web.post("/payouts", submit), web.get("/payouts/{id}", look_up), web.post("/accounts/verify", verify)]
+    return [
+        web.post("/payouts", submit),
+        web.get("/payouts/{id}", look_up),
+        web.post("/accounts/verify", verify),
+    ]
 
 
 @web.middleware
@@ -98,7 +127,9 @@ async def _read_body(request: web.Request) -> Any:
 
 def _parse_fields(body: Any, fields: Mapping[str, type]) -> dict[str, Any]:
     """The fields of a body, each of its kind. Raises _Malformed."""
-    if not isinstance(body, dict) or any(type(body.get(name)) is not type_ for name, type_ in fields.items()):
+    if not isinstance(body, dict) or any(
+        type(body.get(name)) is not type_ for name, type_ in fields.items()
+    ):
         raise _MalformedRequest
     return {name: body[name] for name in fields}
 
@@ -111,6 +142,12 @@ def _to_response(request: web.Request, reply: Reply) -> web.Response:
 
 
 def _reply_to_json(reply: Reply) -> dict[str, Any]:
-    values = {"reference": reply.reference, "amount": reply.amount, "currency": reply.currency, "code": reply.code, "state": reply.state}
+    values = {
+        "reference": reply.reference,
+        "amount": reply.amount,
+        "currency": reply.currency,
+        "code": reply.code,
+        "state": reply.state,
+    }
     values["subject"] = reply.subject
     return {**values, "status": reply.status, "retry_after": reply.retry_after}

@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; what goes wrong is said by us
+# read when gRPC is imported; what goes wrong is said by us
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

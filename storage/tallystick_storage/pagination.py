@@ -17,7 +17,9 @@ PageKey = tuple[datetime, str]
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The keys of what a page may show, as SQL in order, with its values. `last_key`: the last of them if there may be more below it."""
+    """The keys of what a page may show, as SQL in order, with its values. `last_key`: the last of
+    them if there may be more below it.
+    """
 
     select: str
     values: dict[str, Any]
@@ -34,9 +36,11 @@ def find_candidates(
     *,
     has_other_filters: bool,
 ) -> Candidates:
-    """The keys (create_time, id) of a table's rows `k`, as `newest_first` finds them by an index. `has_other_filters`: other filters apply to what they name.
+    """The keys (create_time, id) of a table's rows `k`, as `newest_first` finds them by an index.
+    `has_other_filters`: other filters apply to what they name.
 
-    What is sifted may hold little that fits, so a page looks at the newest 2,000 keys and no more: however rare it is, a page is quick.
+    What is sifted may hold little that fits, so a page looks at the newest 2,000 keys and no more:
+    however rare it is, a page is quick.
     """
     key = f"k.create_time, k.{id_column}"
     where, values = newest_first(filters, criteria, f"({key})", before)
@@ -44,17 +48,29 @@ def find_candidates(
     order = f"order by k.create_time desc, k.{id_column} desc"
     if not has_other_filters:
         return Candidates(f"{select} {order}", values, None)
-    last = connection.execute(text(f"{select} {order} limit 1 offset {_MAX_CANDIDATES - 1}"), values).one_or_none()
+    last = connection.execute(
+        text(f"{select} {order} limit 1 offset {_MAX_CANDIDATES - 1}"), values
+    ).one_or_none()
     if last is None:
         return Candidates(f"{select} {order}", values, None)
     last_time, last_id = last
     lower_bound = f"{'and' if where else 'where'} ({key}) >= (:low_time, :low_id)"
-    return Candidates(f"{select} {lower_bound} {order}", {**values, "low_time": last_time, "low_id": last_id}, (last_time, last_id))
+    return Candidates(
+        f"{select} {lower_bound} {order}",
+        {**values, "low_time": last_time, "low_id": last_id},
+        (last_time, last_id),
+    )
 
 
-def newest_first(filters: Mapping[str, str], criteria: object, key: str, before: PageKey | None) -> tuple[str, dict[str, Any]]:
-    """A where-clause and its values. `filters`: the condition for each field of `criteria` that is not None; `before`: the last `key` of the page before."""
-    values: dict[str, Any] = {name: value for name in filters if (value := getattr(criteria, name)) is not None}
+def newest_first(
+    filters: Mapping[str, str], criteria: object, key: str, before: PageKey | None
+) -> tuple[str, dict[str, Any]]:
+    """A where-clause and its values. `filters`: the condition for each field of `criteria` that is
+    not None; `before`: the last `key` of the page before.
+    """
+    values: dict[str, Any] = {
+        name: value for name in filters if (value := getattr(criteria, name)) is not None
+    }
     conditions = [filters[name] for name in values]
     if before is not None:
         conditions.append(f"{key} < (:before_time, :before_id)")

@@ -1,4 +1,6 @@
-"""scripts/planted-bugs [--only WORDS] [--new]: plants one bug at a time in a copy of the code, and sees whether the simulation or the tests notice it."""
+"""scripts/planted-bugs [--only WORDS] [--new]: plants one bug at a time in a copy of the code, and
+sees whether the simulation or the tests notice it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,31 @@ from .bugs import BUGS, PlantedBug, apply_bug, fingerprint_of
 _ROOT = Path.cwd()
 _TREE_COPY = Path(".data/planted/tree")
 _RESULTS_PAGE = Path("tests/planted/CAUGHT.md")
-_PAGE_HEADER = "# Planted bugs, and who noticed them\n\nWritten by `scripts/planted-bugs`.\n\n| bug | where | noticed by | first sign | mark |\n|---|---|---|---|---|\n"
-_SIMULATION_COMMAND = [sys.executable, "-m", "tests.simulation", "--seeds", "30", "--payments", "25", "--stop"]
-_PYTEST_COMMAND = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
+_PAGE_HEADER = (
+    "# Planted bugs, and who noticed them\n\nWritten by `scripts/planted-bugs`.\n\n| bug | where | "
+    "noticed by | first sign | mark |\n|---|---|---|---|---|\n"
+)
+_SIMULATION_COMMAND = [
+    sys.executable,
+    "-m",
+    "tests.simulation",
+    "--seeds",
+    "30",
+    "--payments",
+    "25",
+    "--stop",
+]
+_PYTEST_COMMAND = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-x",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "ignore",
+]
 _TIMEOUT_SECONDS = 900.0  # seconds
 
 
@@ -34,7 +58,9 @@ class Detection:
 def _copy_tree() -> None:
     """All files that belong to the repository, as they are now."""
     shutil.rmtree(_TREE_COPY, ignore_errors=True)
-    file_names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True).stdout.splitlines()
+    file_names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     for name in file_names:
         if Path(name).exists():
             (_TREE_COPY / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +70,11 @@ def _copy_tree() -> None:
 def _run_command(command: list[str]) -> tuple[int | None, str]:
     """The exit code, None if it did not end in time, and what was printed."""
     roots = [_TREE_COPY / part for part in ("server", "storage", "clients/python", ".")]
-    environment = {**os.environ, "PYTHONPATH": ":".join(str((_ROOT / root).resolve()) for root in roots), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": ":".join(str((_ROOT / root).resolve()) for root in roots),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     process = subprocess.Popen(
         command,
         cwd=_TREE_COPY,
@@ -76,7 +106,14 @@ def _detect(bug: PlantedBug | None) -> Detection | None:
     exit_code, output = _run_command([*_PYTEST_COMMAND, *bug.tests.split()])
     if exit_code == 0:
         return None
-    sign = next((line for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))), None)
+    sign = next(
+        (
+            line
+            for line in output.splitlines()
+            if line.startswith(("FAILED tests/", "ERROR tests/"))
+        ),
+        None,
+    )
     if sign is None:
         raise RuntimeError(f"the tests did not come to their end:\n{output[-2000:]}")
     return Detection("tests", sign.split(" - ")[0].removeprefix("FAILED ").removeprefix("ERROR "))
@@ -85,18 +122,26 @@ def _detect(bug: PlantedBug | None) -> Detection | None:
 def _read_rows() -> dict[str, str]:
     """The rows of the table as it stands, by bug."""
     lines = _RESULTS_PAGE.read_text().splitlines(keepends=True) if _RESULTS_PAGE.exists() else []
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")}
+    return {
+        line.split(" | ")[0].removeprefix("| "): line for line in lines if line.startswith("| ")
+    }
 
 
 def _render_row(bug: PlantedBug, detection: Detection) -> str:
     sign = detection.sign[:110].replace("|", "/")
-    return f"| {bug.name} | `{bug.file}` | {detection.detector} | {sign} | {fingerprint_of(bug)} |\n"
+    return (
+        f"| {bug.name} | `{bug.file}` | {detection.detector} | {sign} | {fingerprint_of(bug)} |\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/planted-bugs", description="Plants bugs, and checks that each is noticed.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/planted-bugs", description="Plants bugs, and checks that each is noticed."
+    )
     parser.add_argument("--only", default="", help="only bugs whose names hold these words")
-    parser.add_argument("--new", action="store_true", help="only bugs that were not noticed yet as they are now")
+    parser.add_argument(
+        "--new", action="store_true", help="only bugs that were not noticed yet as they are now"
+    )
     options = parser.parse_args()
     start_time = time.monotonic()
     detected_count = 0
@@ -104,7 +149,11 @@ def main() -> None:
     if (false_detection := _detect(None)) is not None:
         sys.exit(f"without any bug the {false_detection.detector} fails: {false_detection.sign}")
     existing_rows = "".join(_read_rows().values())
-    selected_bugs = [bug for bug in BUGS if options.only in bug.name and not (options.new and fingerprint_of(bug) in existing_rows)]
+    selected_bugs = [
+        bug
+        for bug in BUGS
+        if options.only in bug.name and not (options.new and fingerprint_of(bug) in existing_rows)
+    ]
     for tests in sorted({bug.tests for bug in selected_bugs if bug.tests}):
         if _run_command([*_PYTEST_COMMAND, *tests.split()])[0] != 0:
             sys.exit(f"without any bug these fail: {tests}")
@@ -119,7 +168,8 @@ def main() -> None:
         finally:
             path.write_text(original_source)
         print(
-            f"{time.monotonic() - start_time:5.0f} s: {bug.name}: {f'{detection.detector}: {detection.sign[:150]}' if detection else 'NOT NOTICED'}",
+            f"{time.monotonic() - start_time:5.0f} s: {bug.name}: "
+            f"{f'{detection.detector}: {detection.sign[:150]}' if detection else 'NOT NOTICED'}",
             flush=True,
         )
         if detection is None:
@@ -127,8 +177,14 @@ def main() -> None:
         else:
             detected_count += 1
             rows[bug.name] = _render_row(bug, detection)
-    print(f"{detected_count} of {detected_count + len(missed)} planted bugs were noticed in {time.monotonic() - start_time:.0f} s")
-    _RESULTS_PAGE.write_text(_PAGE_HEADER + "".join(rows[bug.name] for bug in BUGS if bug.name in rows and bug.name not in missed))
+    print(
+        f"{detected_count} of {detected_count + len(missed)} planted bugs were noticed in "
+        f"{time.monotonic() - start_time:.0f} s"
+    )
+    _RESULTS_PAGE.write_text(
+        _PAGE_HEADER
+        + "".join(rows[bug.name] for bug in BUGS if bug.name in rows and bug.name not in missed)
+    )
     sys.exit(1 if missed else 0)
 
 

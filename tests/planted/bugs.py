@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 
-_CORE, _SERVER, _STORAGE = "server/tallystick_core", "server/tallystick_server", "storage/tallystick_storage"
+_CORE, _SERVER, _STORAGE = (
+    "server/tallystick_core",
+    "server/tallystick_server",
+    "storage/tallystick_storage",
+)
 
 
 @dataclass(frozen=True)
 class PlantedBug:
-    """A change of one place: `old`, which stands once in the file, becomes `new`. `tests`: where it is looked for if no simulated world shows it."""
+    """A change of one place: `old`, which stands once in the file, becomes `new`. `tests`: where it
+    is looked for if no simulated world shows it.
+    """
 
     name: str
     file: str
@@ -24,14 +30,15 @@ BUGS = (
     PlantedBug(
         "a retry uses a new key",
         f"{_SERVER}/payment/charge.py",
-        "return ChargeRequest(self.provider_key, ",
-        'return ChargeRequest(f"{self.provider_key}-{self.lease_token}", ',
+        ("return ChargeRequest(\n            self.provider_key,"),
+        ('return ChargeRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
     ),
     PlantedBug(
         "a time-out is taken for a decline",
         f"{_SERVER}/providers/gateway.py",
         'return Unknown("the provider did not answer in time")',
-        'return __import__("tallystick_core.provider.outcome").provider.outcome.Declined("PROVIDER_DECLINED")',
+        "return "
+        '__import__("tallystick_core.provider.outcome").provider.outcome.Declined("PROVIDER_DECLINED")',
     ),
     PlantedBug(
         "a time-out is taken for not sent",
@@ -42,7 +49,8 @@ BUGS = (
     PlantedBug(
         "a server error is taken for a decline",
         f"{_SERVER}/providers/sandbox/provider.py",
-        "case 400 if reply.code in _REJECTION_CODES:\n            return Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
+        "case 400 if reply.code in _REJECTION_CODES:\n            return "
+        "Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
         "case 400 | 500:\n            return Declined(FailureReason.PROVIDER_REFUSED, reply.code)",
     ),
     PlantedBug(
@@ -62,7 +70,7 @@ BUGS = (
     PlantedBug(
         "what was never sent waits for a person past the key's window",
         f"{_SERVER}/operations/operation.py",
-        " or (not self.maybe_sent and self.not_found_count > 0)",
+        ("or (\n            not self.maybe_sent and self.not_found_count > 0\n        )"),
         "",
         "tests/test_recovery.py -k never_sent_is_sent",
     ),
@@ -76,8 +84,18 @@ BUGS = (
     PlantedBug(
         "a charge that may have been sent is given up",
         f"{_CORE}/payment/charge.py",
-        "return NextAction.CANCEL if maybe_sent or OrderStatus.PENDING in distinct_statuses else NextAction.GIVE_UP",
-        "return NextAction.CANCEL if OrderStatus.PENDING in distinct_statuses else NextAction.GIVE_UP",
+        (
+            "return (\n"
+            "            NextAction.CANCEL\n"
+            "            if maybe_sent or OrderStatus.PENDING in distinct_statuses\n"
+            "            else NextAction.GIVE_UP"
+        ),
+        (
+            "return (\n"
+            "            NextAction.CANCEL\n"
+            "            if  OrderStatus.PENDING in distinct_statuses\n"
+            "            else NextAction.GIVE_UP"
+        ),
     ),
     PlantedBug(
         "what has expired is sent all the same",
@@ -96,8 +114,8 @@ BUGS = (
     PlantedBug(
         "what is not found is only looked up again",
         f"{_SERVER}/operations/reschedule.py",
-        "step.retry_after), lookup_only=False)",
-        "step.retry_after), lookup_only=operation.lookup_only)",
+        "            lookup_only=False,",
+        "            lookup_only=operation.lookup_only,",
         "tests/test_recovery.py -k does_not_know",
     ),
     PlantedBug(
@@ -110,15 +128,24 @@ BUGS = (
     PlantedBug(
         "a first not found is proof",
         f"{_CORE}/provider/outcome.py",
-        "return seconds_since_sent is not None and seconds_since_sent >= self.min_seconds_since_sent and responses >= self.min_responses",
-        "return seconds_since_sent is not None",
+        (
+            "return (\n"
+            "            seconds_since_sent is not None\n"
+            "            and seconds_since_sent >= self.min_seconds_since_sent\n"
+            "            and responses >= self.min_responses"
+        ),
+        ("return (\n            seconds_since_sent is not None\n            "),
         "tests/test_recovery_rules.py -k proof",
     ),
     PlantedBug(
         "what a pending order waits for never changes",
         f"{_SERVER}/payment/record_outcome.py",
-        "if status != order.status or (isinstance(outcome, Pending) and _has_pending_change(order, outcome)):",
-        "if status != order.status:",
+        (
+            "if status != order.status or (\n"
+            "            isinstance(outcome, Pending) and _has_pending_change(order, outcome)\n"
+            "        ):"
+        ),
+        "if status != order.status :",
         "tests/test_recovery.py -k waits_for_now",
     ),
     PlantedBug(
@@ -145,7 +172,11 @@ BUGS = (
     PlantedBug(
         "what is exhausted starts anew for ever",
         f"{_SERVER}/operations/retry_policy.py",
-        "(self.max_attempts is not None and attempts >= self.max_attempts)",
+        (
+            "(\n"
+            "            self.max_attempts is not None and attempts >= self.max_attempts\n"
+            "        )"
+        ),
         "False",
     ),
     PlantedBug(
@@ -158,7 +189,8 @@ BUGS = (
     PlantedBug(
         "a cancelled probe keeps the breaker open",
         f"{_SERVER}/providers/gateway.py",
-        "                    breaker.record_failure(loop.time(), operation.operation_id)\n                    raise\n",
+        "                    breaker.record_failure(loop.time(), operation.operation_id)\n        "
+        "            raise\n",
         "                    raise\n",
         "tests/test_breaker.py",
     ),
@@ -166,27 +198,29 @@ BUGS = (
         "nobody new is the probe of a provider",
         f"{_SERVER}/payment/admission.py",
         "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe)",
-        "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe and not queued_count)",
+        "return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe and "
+        "not queued_count)",
         "tests/test_recovery.py -k finds_out",
     ),
     # what is made of its answers
     PlantedBug(
         "another amount than asked is a success",
         f"{_CORE}/payment/charge.py",
-        "if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):",
+        "if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, "
+        "currency):",
         "if isinstance(outcome, Succeeded) and outcome.currency != currency:",
     ),
     PlantedBug(
         "unapplied charges are not found",
         f"{_SERVER}/payment/record_outcome.py",
-        "    record_unapplied(connection, ",
-        "    record_unapplied(connection, [] and ",
+        ("record_unapplied(\n        connection,"),
+        ("record_unapplied(\n        connection,[] and"),
     ),
     PlantedBug(
         "a second charge is not found beside an order that risk refused",
         f"{_STORAGE}/payment/unapplied_charges.py",
-        " and o.charge_id = r.charge_id and o.attempt_count > 0)",
-        " and o.charge_id = r.charge_id)",
+        ("and o.charge_id = r.charge_id\n                and o.attempt_count > 0)"),
+        ("and o.charge_id = r.charge_id\n                )"),
         "tests/test_recovery.py -k refused_sibling",
     ),
     PlantedBug(
@@ -199,7 +233,12 @@ BUGS = (
     PlantedBug(
         "what found no room was sent, for all we know",
         f"{_SERVER}/operations/reschedule.py",
-        "failed_step.retry_reason not in (RetryReason.NOT_SENT, RetryReason.HELD_BACK)",
+        (
+            "failed_step.retry_reason not in (\n"
+            "        RetryReason.NOT_SENT,\n"
+            "        RetryReason.HELD_BACK,\n"
+            "    )"
+        ),
         "failed_step.retry_reason is not RetryReason.NOT_SENT",
         "tests/test_recovery.py -k no_room",
     ),
@@ -213,14 +252,22 @@ BUGS = (
     PlantedBug(
         "unapplied charges are booked the wrong way round",
         f"{_CORE}/ledger/posting_rules.py",
-        'JournalLine(f"psp/{provider}/clearing", currency, -amount), JournalLine(f"unapplied/{provider}", currency, amount)',
-        'JournalLine(f"psp/{provider}/clearing", currency, amount), JournalLine(f"unapplied/{provider}", currency, -amount)',
+        (
+            'JournalLine(f"psp/{provider}/clearing", currency, -amount),\n'
+            '        JournalLine(f"unapplied/{provider}", currency, amount)'
+        ),
+        'JournalLine(f"psp/{provider}/clearing", currency, amount), '
+        'JournalLine(f"unapplied/{provider}", currency, - amount)',
     ),
     PlantedBug(
         "an answer that came late leaves its dead letter open",
         f"{_SERVER}/operations/dead_letters.py",
-        "    operation_store.requeue(connection, [by_resource_name[row.subject].operation_id for row in rows])\n",
-        "    del rows\n",
+        (
+            "operation_store.requeue(\n"
+            "        connection, [by_resource_name[row.subject].operation_id for row in rows]\n"
+            "    )"
+        ),
+        "del rows",
         "tests/test_recovery.py -k closing",
     ),
     PlantedBug(
@@ -234,8 +281,12 @@ BUGS = (
     PlantedBug(
         "the fencing token is not checked",
         f"{_STORAGE}/payment/orders.py",
-        "select d.lease_token = r.lease_token as ours from due d\n            where d.demand_id = r.charge_id and (d.lease_token = r.lease_token or r.cause = :answered) limit 1",
-        "select true as ours from due d\n            where d.demand_id = r.charge_id limit 1",
+        (
+            "select d.lease_token = r.lease_token as ours from due d\n"
+            "            where d.demand_id = r.charge_id\n"
+            "                and (d.lease_token = r.lease_token or r.cause = :answered) limit 1"
+        ),
+        ("select true as ours from due d\n            where d.demand_id = r.charge_id limit 1"),
         "tests/test_recovery.py -k closing_asks_the_provider",
     ),
     PlantedBug(
@@ -248,22 +299,29 @@ BUGS = (
     PlantedBug(
         "an answer without the lease waits for the next attempt",
         f"{_STORAGE}/payment/orders.py",
-        "any (array(select charge_id from claimed where not ours except",
-        "any (array(select charge_id from claimed where false except",
+        ("any (array(select charge_id from claimed where not ours\n            except"),
+        ("any (array(select charge_id from claimed where false\n            except"),
         "tests/test_recovery.py -k without_the_lease",
     ),
     PlantedBug(
         "a lease is given back by who lost it",
         f"{_STORAGE}/operations.py",
-        "join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token order by d.demand_id for update of d)",
-        "join due d on d.demand_id = r.demand_id order by d.demand_id for update of d)",
+        (
+            "join due d on d.demand_id = r.demand_id and d.lease_token = r.lease_token\n"
+            "            order by d.demand_id for update of d)"
+        ),
+        (
+            "join due d on d.demand_id = r.demand_id \n"
+            "            order by d.demand_id for update of d)"
+        ),
         "tests/test_recovery.py -k lost_a_lease",
     ),
     PlantedBug(
         "the sweep takes what another process works on",
         f"{_STORAGE}/operations.py",
         "select demand_id from due where provider = :provider and ready_time <= (select clock())",
-        "select demand_id from due where provider = :provider and next_attempt_time <= (select clock())",
+        "select demand_id from due where provider = :provider and next_attempt_time <= (select "
+        "clock())",
         "tests/test_recovery.py",
     ),
     PlantedBug(
@@ -302,14 +360,34 @@ BUGS = (
     PlantedBug(
         "the flags are set before the ledger is asked",
         f"{_SERVER}/payment/booking.py",
-        "        rejections |= await self._call_for_all([pair for pair in orders if pair[0].charge_id not in rejections], self._post)\n"
-        "        transitions = [_booked_transition(charge, order) for charge, order in orders if charge.charge_id not in rejections]\n"
-        "\n"
-        "        result = await self._database.transact(lambda connection: transition_orders(connection, transitions)) if transitions else TransitionResult()\n",
-        "        transitions = [_booked_transition(charge, order) for charge, order in orders if charge.charge_id not in rejections]\n"
-        "\n"
-        "        result = await self._database.transact(lambda connection: transition_orders(connection, transitions)) if transitions else TransitionResult()\n"
-        "        rejections |= await self._call_for_all([pair for pair in orders if pair[0].charge_id not in rejections], self._post)\n",
+        (
+            "rejections |= await self._call_for_all(\n"
+            "            [pair for pair in orders if pair[0].charge_id not in rejections], "
+            "self._post\n"
+            "        )\n"
+            "        transitions = [\n"
+            "            _booked_transition(charge, order)\n"
+            "            for charge, order in orders\n"
+            "            if charge.charge_id not in rejections\n"
+            "        ]\n"
+            "\n"
+            "        result = (\n"
+            "            await self._database.transact(\n"
+            "                lambda connection: transition_orders(connection, transitions)\n"
+            "            )\n"
+            "            if transitions\n"
+            "            else TransitionResult()\n"
+            "        )\n"
+        ),
+        (
+            "transitions = [_booked_transition(charge, order) for charge, order in orders if "
+            "charge.charge_id not in rejections]\n"
+            "\n"
+            "        result = await self._database.transact(lambda connection: "
+            "transition_orders(connection, transitions)) if transitions else TransitionResult()\n"
+            "        rejections |= await self._call_for_all([pair for pair in orders if "
+            "pair[0].charge_id not in rejections], self._post)\n"
+        ),
     ),
     PlantedBug(
         "each try of a credit has a cause of its own",
@@ -326,8 +404,13 @@ BUGS = (
     PlantedBug(
         "the wallet makes a change it has made before",
         f"{_SERVER}/wallet/apply_instructions.py",
-        "        if entry is not None:\n            return True if",
-        "        if entry is not None and False:\n            return True if",
+        ("if entry is not None:\n            return (\n                True\n                if"),
+        (
+            "if entry is not None and False:\n"
+            "            return (\n"
+            "                True\n"
+            "                if"
+        ),
     ),
     PlantedBug(
         "the fee is credited to the seller too",
@@ -378,7 +461,8 @@ BUGS = (
     PlantedBug(
         "what was available at once is released too",
         f"{_CORE}/wallet/balances.py",
-        "return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending",
+        "return instruction.kind is EntryKind.RELEASE and credit is not None and not "
+        "credit.pending",
         "return False",
         "tests/test_wallet_service.py -k by_its_cause",
     ),
@@ -393,15 +477,16 @@ BUGS = (
         "a dead letter is closed although nobody could ask the provider",
         f"{_SERVER}/operations/operator_handlers.py",
         "        if isinstance(outcome, CircuitOpen):\n            retry_after",
-        "        if isinstance(outcome, CircuitOpen) and outcome.retry_after:\n            retry_after",
+        "        if isinstance(outcome, CircuitOpen) and outcome.retry_after:\n            "
+        "retry_after",
         "tests/test_recovery.py -k cannot_be_asked",
     ),
     # payouts
     PlantedBug(
         "each sending of a payout has a key of its own",
         f"{_SERVER}/payout/operation.py",
-        "return PayoutRequest(self.provider_key, ",
-        'return PayoutRequest(f"{self.provider_key}-{self.lease_token}", ',
+        ("return PayoutRequest(\n            self.provider_key,"),
+        ('return PayoutRequest(\n            f"{self.provider_key}-{self.lease_token}",'),
     ),
     PlantedBug(
         "what a bank sends back is not credited",
@@ -432,22 +517,34 @@ BUGS = (
     PlantedBug(
         "a payout whose key may be forgotten is sent again",
         f"{_SERVER}/payout/operation.py",
-        "and not self.lookup_only and self.is_key_honored(key_window_seconds, lease_seconds)",
-        "and not self.lookup_only",
+        (
+            "and not self.lookup_only\n"
+            "            and self.is_key_honored(key_window_seconds, lease_seconds)"
+        ),
+        ("and not self.lookup_only\n            "),
         "tests/test_recovery_rules.py -k surely_honoured",
     ),
     PlantedBug(
         "a closed payout is settled only by the process that closed it",
         f"{_STORAGE}/operations.py",
-        "update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1, held = true, tries = '{}'\n"
-        "    where demand_id = :demand_id",
-        "update due set lease_until = clock() + cast(:lease as interval), lease_token = lease_token + 1\n    where demand_id = :demand_id",
+        (
+            "update due set next_attempt_time = clock(), lease_until = clock() + cast(:lease as "
+            "interval),\n"
+            "        lease_token = lease_token + 1, held = true, tries = '{}'\n"
+            "    where demand_id = :demand_id"
+        ),
+        (
+            "update due set lease_until = clock() + cast(:lease as interval), lease_token = "
+            "lease_token + 1\n"
+            "    where demand_id = :demand_id"
+        ),
         "tests/test_payout_people.py -k whoever_comes",
     ),
     PlantedBug(
         "one batch that stays open keeps all others waiting",
         f"{_SERVER}/payout/batch_generator.py",
-        'self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""',
+        "self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else "
+        '""',
         'self._last_open_batch_id = ""',
         "tests/test_payout_batches.py -k stay_open",
     ),
@@ -455,15 +552,33 @@ BUGS = (
         "a payout for a destination that ended waits for approval",
         f"{_SERVER}/payout/place_hold.py",
         "if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:",
-        "if snapshot.state is PayoutState.READY and destination_state in TERMINAL_DESTINATION_STATES:",
+        "if snapshot.state is PayoutState.READY and destination_state in "
+        "TERMINAL_DESTINATION_STATES:",
         "tests/test_recovery_rules.py -k destination_that_has_ended",
     ),
     # ids and callers
     PlantedBug(
         "another amount under the same id is a repeat",
         f"{_CORE}/payment/checkout.py",
-        "return (self.payment_order_id, self.buyer_account, self.seller_account, self.amount, self.currency, fee)",
-        "return (self.payment_order_id, self.buyer_account, self.seller_account, self.currency, fee)",
+        (
+            "return (\n"
+            "            self.payment_order_id,\n"
+            "            self.buyer_account,\n"
+            "            self.seller_account,\n"
+            "            self.amount,\n"
+            "            self.currency,\n"
+            "            fee,\n"
+            "        )"
+        ),
+        (
+            "return (\n"
+            "            self.payment_order_id,\n"
+            "            self.buyer_account,\n"
+            "            self.seller_account,\n"
+            "            self.currency,\n"
+            "            fee,\n"
+            "        )"
+        ),
     ),
     PlantedBug(
         "another caller's id is a repeat",
@@ -486,16 +601,27 @@ BUGS = (
     PlantedBug(
         "an order is charged before it is on disk",
         f"{_SERVER}/payment/create_payment.py",
-        "            new_payments = [payment for payment in payments if payment.command.request.checkout_id in rows]\n",
-        "            new_payments = [payment for payment in payments if payment.command.request.checkout_id in rows]\n"
-        "            [self._start_operation(charge) for payment in new_payments for charge in payment.charges]\n",
+        (
+            "new_payments = [\n"
+            "                payment for payment in payments if "
+            "payment.command.request.checkout_id in rows\n"
+            "            ]"
+        ),
+        (
+            "new_payments = [\n"
+            "                payment for payment in payments if "
+            "payment.command.request.checkout_id in rows\n"
+            "            ]\n"
+            "            [self._start_operation(charge) for payment in new_payments for charge in "
+            "payment.charges]"
+        ),
     ),
     # alerts
     PlantedBug(
         "an acknowledged charge keeps its alert",
         f"{_STORAGE}/payment/orders.py",
-        "as subject, cause as detail from unapplied_charge where acknowledged_by = ''",
-        "as subject, cause as detail from unapplied_charge where true",
+        ("as subject, cause as detail\n        from unapplied_charge where acknowledged_by = ''"),
+        ("as subject, cause as detail\n        from unapplied_charge where true"),
     ),
     # events
     PlantedBug(
@@ -508,21 +634,36 @@ BUGS = (
     PlantedBug(
         "the events behind a refused one overtake it",
         f"{_SERVER}/outbox/relay.py",
-        "if event.aggregate_id not in blocked_aggregates and event.aggregate_id not in result.rejection_details",
-        "if event.aggregate_id not in blocked_aggregates",
+        (
+            "if event.aggregate_id not in blocked_aggregates\n"
+            "                and event.aggregate_id not in result.rejection_details"
+        ),
+        ("if event.aggregate_id not in blocked_aggregates\n                "),
         "tests/test_relay.py -k refused_event_delays",
     ),
     PlantedBug(
         "later events overtake those that wait",
         f"{_SERVER}/outbox/relay.py",
-        "merge_batches(rows), delete, has_more=len(rows) == _MAX_ROWS, rejected_aggregates=rejected_aggregates)",
-        "merge_batches(rows), delete, has_more=len(rows) == _MAX_ROWS)",
+        (
+            "merge_batches(rows),\n"
+            "            delete,\n"
+            "            has_more=len(rows) == _MAX_ROWS,\n"
+            "            rejected_aggregates=rejected_aggregates,\n"
+            "        )"
+        ),
+        (
+            "merge_batches(rows),\n"
+            "            delete,\n"
+            "            has_more=len(rows) == _MAX_ROWS,\n"
+            "        )"
+        ),
         "tests/test_relay.py -k restart",
     ),
     PlantedBug(
         "a refused event is dropped",
         f"{_SERVER}/outbox/relay.py",
-        "            if events_to_store:\n                outbox.store_rejected_events(connection, result.rejection_details, events_to_store)\n",
+        "            if events_to_store:\n                "
+        "outbox.store_rejected_events(connection, result.rejection_details, events_to_store)\n",
         "",
         "tests/test_relay.py -k refused_event_delays",
     ),
@@ -536,8 +677,14 @@ BUGS = (
     PlantedBug(
         "a refused event is tried once",
         f"{_STORAGE}/outbox.py",
-        "select aggregate_id, next_attempt_time from refused_aggregate where next_attempt_time <= (select clock())",
-        "select aggregate_id, next_attempt_time from refused_aggregate where refusals = 0 and next_attempt_time <= (select clock())",
+        (
+            "select aggregate_id, next_attempt_time from refused_aggregate\n"
+            "        where next_attempt_time <= (select clock())"
+        ),
+        (
+            "select aggregate_id, next_attempt_time from refused_aggregate\n"
+            "        where refusals = 0 and next_attempt_time <= (select clock())"
+        ),
         "tests/test_relay.py -k refused_event_delays",
     ),
     PlantedBug(
@@ -550,20 +697,43 @@ BUGS = (
     PlantedBug(
         "the events of the ledger's alerts are not published",
         f"{_SERVER}/app/wiring.py",
-        "source = FirstNonEmptySource(OutboxSource(database), LedgerEvents(database, handlers.recent))",
-        "source = FirstNonEmptySource(LedgerEvents(database, handlers.recent))",
+        (
+            "source = FirstNonEmptySource(\n"
+            "            OutboxSource(database), LedgerEvents(database, handlers.recent)\n"
+            "        )"
+        ),
+        (
+            "source = FirstNonEmptySource(\n"
+            "             LedgerEvents(database, handlers.recent)\n"
+            "        )"
+        ),
         "tests/test_relay.py -k refused_event_delays",
     ),
     PlantedBug(
         "an event that comes again is numbered again",
         f"{_STORAGE}/event/events.py",
-        "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known",
-        "where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version and false offset 0) as known",
+        (
+            "where e.aggregate_id = r.aggregate_id\n"
+            "                and e.aggregate_version = r.aggregate_version offset 0) as known"
+        ),
+        (
+            "where e.aggregate_id = r.aggregate_id\n"
+            "                and e.aggregate_version = r.aggregate_version and false offset 0) as "
+            "known"
+        ),
     ),
     PlantedBug(
         "a destination that has ended stays a dead letter",
         f"{_SERVER}/payout/destination_verification.py",
-        '    resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended_rows.items()})\n',
+        (
+            "resolve(\n"
+            "        connection,\n"
+            "        {\n"
+            '            f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent)\n'
+            "            for id_, row in ended_rows.items()\n"
+            "        },\n"
+            "    )"
+        ),
         "",
         "tests/test_payout_people.py -k disabled_destination_ends_its_dead_letter",
     ),
@@ -584,14 +754,22 @@ BUGS = (
     PlantedBug(
         "an order may name another owner's seller",
         f"{_SERVER}/payment/seller_owners.py",
-        "foreign_sellers = {seller for seller in uncertain_sellers if owners.get(seller, owner) != owner}",
-        "foreign_sellers: set[str] = set()",
+        (
+            "foreign_sellers = {\n"
+            "            seller for seller in uncertain_sellers if owners.get(seller, owner) != "
+            "owner\n"
+            "        }"
+        ),
+        "foreign_sellers : set[str] = set()",
     ),
     PlantedBug(
         "a new destination is current at once",
         f"{_STORAGE}/payout/destinations.py",
-        "order by (d.state = 'VERIFIED' and not d.awaits_approval and d.usable_time <= (select clock())) desc, d.create_time desc,",
-        "order by d.create_time desc,",
+        (
+            "order by (d.state = 'VERIFIED' and not d.awaits_approval\n"
+            "            and d.usable_time <= (select clock())) desc, d.create_time desc,"
+        ),
+        "order by  d.create_time desc,",
         "tests/test_ownership.py",
     ),
     # batches
@@ -605,22 +783,28 @@ BUGS = (
     PlantedBug(
         "what another service refuses of one item is refused of its whole batch",
         f"{_SERVER}/operations/batcher.py",
-        "if isinstance(error, ServiceCallRejected) and error.rejects_caller:\n                raise",
+        "if isinstance(error, ServiceCallRejected) and error.rejects_caller:\n                "
+        "raise",
         "if isinstance(error, ServiceCallRejected):\n                raise",
         "tests/test_dead_letters.py",
     ),
     PlantedBug(
         "what the platform owes to itself is tried so often and no more",
         f"{_SERVER}/operations/retry_policy.py",
-        "return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else policy",
+        "return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else "
+        "policy",
         "return policy",
         "tests/test_dead_letters.py",
     ),
     PlantedBug(
         "in a batch every repeat is the same as the first",
         f"{_SERVER}/operations/batcher.py",
-        "(duplicates if fingerprint == leader_fingerprint else conflicts).append((index, leader))",
-        "duplicates.append((index, leader))",
+        (
+            "(duplicates if fingerprint == leader_fingerprint else conflicts).append(\n"
+            "                    (index, leader)\n"
+            "                )"
+        ),
+        ("duplicates.append(\n                    (index, leader)\n                )"),
         "tests/test_stage.py",
     ),
     PlantedBug(
@@ -676,21 +860,22 @@ BUGS = (
     PlantedBug(
         "a stream that waits for a message does not notice a stop",
         f"{_SERVER}/rpc/server.py",
-        "await asyncio.wait((future, closing_task), timeout",
-        "await asyncio.wait((future,), timeout",
+        ("await asyncio.wait(\n                (future, closing_task),\n                timeout"),
+        ("await asyncio.wait(\n                (future, ),\n                timeout"),
         "tests/test_door.py -k nothing_to_send",
     ),
     PlantedBug(
         "calls leave work in progress no time at a stop",
         f"{_SERVER}/app/serve.py",
-        "min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds), 0.1)",
-        "0.1)",
+        ("min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds),\n            0.1,\n        )"),
+        ("\n            0.1,\n        )"),
         "tests/test_serve.py -k time_of_its_own",
     ),
     PlantedBug(
         "payments are stored for callers who have gone",
         f"{_SERVER}/payment/worker.py",
-        "            drop_abandoned=True,\n            max_queued=MAX_QUEUED_CALLS,\n        )\n        self._record_batcher",
+        "            drop_abandoned=True,\n            max_queued=MAX_QUEUED_CALLS,\n        )\n  "
+        "      self._record_batcher",
         "            max_queued=MAX_QUEUED_CALLS,\n        )\n        self._record_batcher",
         "tests/test_overload.py -k callers_have_left",
     ),
@@ -718,7 +903,12 @@ BUGS = (
     PlantedBug(
         "a call that fails for ever is the probe before others",
         f"{_SERVER}/providers/circuit_breaker.py",
-        "(self._settings.reset_timeout_seconds if call_id in self._failed_call_ids else 0)",
+        (
+            "(\n"
+            "            self._settings.reset_timeout_seconds if call_id in self._failed_call_ids "
+            "else 0\n"
+            "        )"
+        ),
         "0",
         "tests/test_breaker.py -k not_the_probe",
     ),
@@ -733,15 +923,15 @@ BUGS = (
     PlantedBug(
         "any time will do for a buyer to act by",
         f"{_STORAGE}/verify/payment.py",
-        "when o.resolve_by_time is distinct from l.resolve_by_time then",
-        "when (o.resolve_by_time is null) <> (l.resolve_by_time is null) then",
+        ("when o.resolve_by_time is distinct from l.resolve_by_time\n                then"),
+        ("when (o.resolve_by_time is null) <> (l.resolve_by_time is null)\n                then"),
         "tests/test_verify.py -k P4",
     ),
     PlantedBug(
         "whoever edits a row seals it",
         f"{_STORAGE}/migrations/__init__.py",
-        "for each row when (session_user = '{service}') execute function seal();",
-        "for each row execute function seal();",
+        ("for each row\n    when (session_user = '{service}') execute function seal();"),
+        ("for each row\n     execute function seal();"),
         "tests/test_constraints.py -k only_the_service_seals",
     ),
 )
@@ -755,5 +945,8 @@ def fingerprint_of(bug: PlantedBug) -> str:
 def apply_bug(bug: PlantedBug, source: str) -> str:
     """The file with the bug in it. Raises ValueError for one that has gone stale."""
     if source.count(bug.old) != 1:
-        raise ValueError(f"the bug {bug.name!r} has gone stale: what it changes stands {source.count(bug.old)} times in {bug.file}")
+        raise ValueError(
+            f"the bug {bug.name!r} has gone stale: what it changes stands {source.count(bug.old)} "
+            f"times in {bug.file}"
+        )
     return source.replace(bug.old, bug.new)

@@ -1,7 +1,9 @@
-"""scripts/simulate --seeds N [--seed S] [--payments N] [--json]: worlds that follow from their seeds, each audited to the last cent.
+"""scripts/simulate --seeds N [--seed S] [--payments N] [--json]: worlds that follow from their
+seeds, each audited to the last cent.
 
-With --crash-points: one payment, and one payout, whose processes die before and after each of their port calls, then at every two of them;
-with --part K/N only a part of the first deaths, so that what takes hours can be done in several sittings.
+With --crash-points: one payment, and one payout, whose processes die before and after each of their
+port calls, then at every two of them; with --part K/N only a part of the first deaths, so that what
+takes hours can be done in several sittings.
 """
 
 from __future__ import annotations
@@ -32,11 +34,16 @@ def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _run_seeds(pool: ProcessPoolExecutor, options: argparse.Namespace, start_time: float) -> dict[str, Any]:
+def _run_seeds(
+    pool: ProcessPoolExecutor, options: argparse.Namespace, start_time: float
+) -> dict[str, Any]:
     faults: Counter[str] = Counter()
     payments = payouts = violations = 0
     longest_rest = 0.0
-    plans = [SimulationPlan(seed, options.payments, payouts=options.payments // 5) for seed in range(options.seed, options.seed + options.seeds)]
+    plans = [
+        SimulationPlan(seed, options.payments, payouts=options.payments // 5)
+        for seed in range(options.seed, options.seed + options.seeds)
+    ]
     futures = [pool.submit(run_traced if options.stop else run_plan, plan) for plan in plans]
     for completed, future in enumerate(as_completed(futures), 1):
         result = future.result()
@@ -53,7 +60,8 @@ def _run_seeds(pool: ProcessPoolExecutor, options: argparse.Namespace, start_tim
             _report_failure(result)
         if completed % 20 == 0:
             print_progress(
-                f"{time.monotonic() - start_time:5.0f} s: {completed} seeds, {payments} payments, {faults.total()} faults, {violations} violations"
+                f"{time.monotonic() - start_time:5.0f} s: {completed} seeds, {payments} payments, "
+                f"{faults.total()} faults, {violations} violations"
             )
     return {
         "seeds": len(plans),
@@ -65,7 +73,9 @@ def _run_seeds(pool: ProcessPoolExecutor, options: argparse.Namespace, start_tim
     }
 
 
-def _run_crash_points(pool: ProcessPoolExecutor, start_time: float, subject: str, part: RunPart) -> dict[str, Any]:
+def _run_crash_points(
+    pool: ProcessPoolExecutor, start_time: float, subject: str, part: RunPart
+) -> dict[str, Any]:
     all_plans = [
         single_plan
         for name, plan in CRASH_PLANS.items()
@@ -74,7 +84,9 @@ def _run_crash_points(pool: ProcessPoolExecutor, start_time: float, subject: str
     ]
     plans = all_plans[part.number - 1 :: part.total]
     pairs = violations = 0
-    for completed, future in enumerate(as_completed([pool.submit(run_crash_plans, plan) for plan in plans]), 1):
+    for completed, future in enumerate(
+        as_completed([pool.submit(run_crash_plans, plan) for plan in plans]), 1
+    ):
         crashes = future.result()
         pairs += crashes.pair_count
         for result in crashes.failed:
@@ -82,7 +94,8 @@ def _run_crash_points(pool: ProcessPoolExecutor, start_time: float, subject: str
             _report_failure(result)
         if completed % 4 == 0:
             print_progress(
-                f"{time.monotonic() - start_time:5.0f} s: {completed} of {len(plans)} crash points, {pairs} pairs, {violations} violations"
+                f"{time.monotonic() - start_time:5.0f} s: {completed} of {len(plans)} crash "
+                f"points, {pairs} pairs, {violations} violations"
             )
     return {"singles": len(plans), "of": len(all_plans), "pairs": pairs, "violations": violations}
 
@@ -116,7 +129,8 @@ def _report_failure(result: SimulationResult) -> None:
     path.write_text("\n".join(result.trace) + "\n")
     remaining_payments = len(plan.payment_requests) + plan.payments - len(plan.without_payments)
     print_progress(
-        f"seed {plan.seed} fails with {remaining_payments} payments and {len(result.faults)} faults; it is kept as a test, its whole trace is {path}:"
+        f"seed {plan.seed} fails with {remaining_payments} payments and {len(result.faults)} "
+        f"faults; it is kept as a test, its whole trace is {path}:"
     )
     for line in [line for line in result.trace if " read " not in line][-_MAX_TRACE_LINES:]:
         print_progress(f"  {line}")
@@ -126,21 +140,47 @@ def _report_failure(result: SimulationResult) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scripts/simulate", description="Simulates the platform in worlds where everything goes wrong, and audits them."
+        prog="scripts/simulate",
+        description=(
+            "Simulates the platform in worlds where everything goes wrong, and audits them."
+        ),
     )
-    parser.add_argument("--seeds", type=positive_int, help="how many worlds, each of some seconds; by default 200, or with --seed 1")
+    parser.add_argument(
+        "--seeds",
+        type=positive_int,
+        help="how many worlds, each of some seconds; by default 200, or with --seed 1",
+    )
     parser.add_argument("--seed", type=positive_int, help="the first one's seed; by default 1")
-    parser.add_argument("--payments", type=positive_int, default=50, help="how many in each world, with a fifth as many payouts; by default 50")
-    parser.add_argument("--workers", type=positive_int, default=2, help="how many worlds at a time; by default 2")
+    parser.add_argument(
+        "--payments",
+        type=positive_int,
+        default=50,
+        help="how many in each world, with a fifth as many payouts; by default 50",
+    )
+    parser.add_argument(
+        "--workers", type=positive_int, default=2, help="how many worlds at a time; by default 2"
+    )
     parser.add_argument(
         "--crash-points",
         choices=(*CRASH_PLANS, "all"),
         nargs="?",
         const="all",
-        help="instead of worlds by chance: every crash point of a payment and of a payout, singly and in pairs",
+        help=(
+            "instead of worlds by chance: every crash point of a payment and of a payout, singly "
+            "and in pairs"
+        ),
     )
-    parser.add_argument("--part", type=_parse_part, metavar="K/N", help="with --crash-points: the K-th of N parts of the first deaths")
-    parser.add_argument("--stop", action="store_true", help="end with the first world that fails, and keep nothing of it")
+    parser.add_argument(
+        "--part",
+        type=_parse_part,
+        metavar="K/N",
+        help="with --crash-points: the K-th of N parts of the first deaths",
+    )
+    parser.add_argument(
+        "--stop",
+        action="store_true",
+        help="end with the first world that fails, and keep nothing of it",
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     if options.part and not options.crash_points:
@@ -149,7 +189,11 @@ def main() -> None:
     options.seed = options.seed or 1
     with exit_on_interrupt():
         summary = _run(options)
-    print(json.dumps(summary) if options.json else "\n".join(f"{name:>10}: {value}" for name, value in summary.items()))
+    print(
+        json.dumps(summary)
+        if options.json
+        else "\n".join(f"{name:>10}: {value}" for name, value in summary.items())
+    )
     sys.exit(1 if summary["violations"] else 0)
 
 

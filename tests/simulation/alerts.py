@@ -1,4 +1,6 @@
-"""What people are to know of once everything is quiet: each thing that is still open has its alert, and nothing that has ended has one."""
+"""What people are to know of once everything is quiet: each thing that is still open has its alert,
+and nothing that has ended has one.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,40 @@ from tallystick.payout.v1 import payout_service_pb2
 from tallystick.wallet.v1 import wallet_service_pb2
 
 _MAX_POLLS = 60
-"""How often the alerts are looked at, a second apart; by then a monitor has looked as well, also one that takes over from a dead one."""
-_EXPECTED_ALERTS_SQL = """
-    select 'payment', 'DEAD_LETTER', 'deadLetters/' || dead_letter_id from payment.dead_letter where state = 'OPEN'
-    union select 'payment', 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id from payment.unapplied_charge where acknowledged_by = ''
-    union select 'payment', 'CHARGE_CONTRADICTED', 'charges/' || charge_id from payment.conflicting_report where acknowledged_by = ''
-    union select 'payout', 'DEAD_LETTER', 'deadLetters/' || dead_letter_id from payout.dead_letter where state = 'OPEN'
-    union select 'payout', 'PAYOUT_CONTRADICTED', 'payouts/' || payout_id from payout.conflicting_report where acknowledged_by = ''
-    union select 'payout', 'STRAY_TRANSFER', 'payouts/' || payout_id from payout.transfer
-        where acknowledged_by = '' and (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency))
+"""How often the alerts are looked at, a second apart; by then a monitor has looked as well, also
+one that takes over from a dead one.
 """
-"""Service, kind and subject of each alert that is to be open: at rest nothing waits for time, for a provider or for another service."""
+_EXPECTED_ALERTS_SQL = """
+    select 'payment', 'DEAD_LETTER', 'deadLetters/' || dead_letter_id from payment.dead_letter
+        where state = 'OPEN'
+    union select 'payment', 'UNAPPLIED_CHARGE', 'unappliedCharges/' || unapplied_charge_id
+        from payment.unapplied_charge where acknowledged_by = ''
+    union select 'payment', 'CHARGE_CONTRADICTED', 'charges/' || charge_id
+        from payment.conflicting_report where acknowledged_by = ''
+    union select 'payout', 'DEAD_LETTER', 'deadLetters/' || dead_letter_id from payout.dead_letter
+        where state = 'OPEN'
+    union select 'payout', 'PAYOUT_CONTRADICTED', 'payouts/' || payout_id
+        from payout.conflicting_report where acknowledged_by = ''
+    union select 'payout', 'STRAY_TRANSFER', 'payouts/' || payout_id from payout.transfer
+        where acknowledged_by = ''
+            and (fit <> 'AS_ASKED' or returned_amount > amount
+            or returned_currency not in ('', currency))
+"""
+"""Service, kind and subject of each alert that is to be open: at rest nothing waits for time, for a
+provider or for another service.
+"""
 _IGNORED_KINDS = frozenset({"APPROVAL_OVERDUE"})
 """What at rest may still wait, for a person."""
 
 AlertKey = tuple[str, str, str]
 
 
-async def audit_alerts(operator: AsyncClient, query: Callable[[str], list[tuple[Any, ...]]]) -> list[str]:
-    """What is wrong with the open alerts, after the monitors have had the time to look. `query` reads the database."""
+async def audit_alerts(
+    operator: AsyncClient, query: Callable[[str], list[tuple[Any, ...]]]
+) -> list[str]:
+    """What is wrong with the open alerts, after the monitors have had the time to look. `query`
+    reads the database.
+    """
     violations: list[str] = []
     for _ in range(_MAX_POLLS):
         violations = await _compare_alerts(operator, query)
@@ -41,17 +58,26 @@ async def audit_alerts(operator: AsyncClient, query: Callable[[str], list[tuple[
     return violations
 
 
-async def _compare_alerts(operator: AsyncClient, query: Callable[[str], list[tuple[Any, ...]]]) -> list[str]:
+async def _compare_alerts(
+    operator: AsyncClient, query: Callable[[str], list[tuple[Any, ...]]]
+) -> list[str]:
     expected = {(service, kind, subject) for service, kind, subject in query(_EXPECTED_ALERTS_SQL)}
     actual: set[AlertKey] = set()
     services: tuple[tuple[str, Any, Any], ...] = (
-        ("payment", operator.payment, payment_service_pb2), ("payout", operator.payout, payout_service_pb2),
-        ("wallet", operator.wallet, wallet_service_pb2), ("ledger", operator.ledger, ledger_service_pb2),
-    )  # fmt: skip
+        ("payment", operator.payment, payment_service_pb2),
+        ("payout", operator.payout, payout_service_pb2),
+        ("wallet", operator.wallet, wallet_service_pb2),
+        ("ledger", operator.ledger, ledger_service_pb2),
+    )
     for name, service, pb in services:
-        async for alert in operator.pages(service.ListAlerts, pb.ListAlertsRequest(page_size=200), "alerts"):
+        async for alert in operator.pages(
+            service.ListAlerts, pb.ListAlertsRequest(page_size=200), "alerts"
+        ):
             actual.add((name, alert.kind, alert.subject))
-    violations = [f"{name} has no alert {kind} for {subject}, which is open" for name, kind, subject in sorted(expected - actual)]
+    violations = [
+        f"{name} has no alert {kind} for {subject}, which is open"
+        for name, kind, subject in sorted(expected - actual)
+    ]
     return violations + [
         f"{name}'s alert {kind} for {subject} is open, and what it tells of is not"
         for name, kind, subject in sorted(actual - expected)

@@ -11,7 +11,9 @@ T = TypeVar("T")
 
 
 class SeededRandom:
-    """Numbers that follow from a seed and a key alone: what is named after its place keeps its numbers when something else is left out of a run."""
+    """Numbers that follow from a seed and a key alone: what is named after its place keeps its
+    numbers when something else is left out of a run.
+    """
 
     def __init__(self, seed: object) -> None:
         self._seed = str(seed).encode()
@@ -19,7 +21,9 @@ class SeededRandom:
     def numbers(self, key: str) -> tuple[float, float, float, float]:
         """Four numbers from 0 to 1."""
         digest = blake2b(key.encode(), key=self._seed[:64], digest_size=32).digest()
-        return tuple(int.from_bytes(digest[offset : offset + 7], "big") / 2**56 for offset in (0, 8, 16, 24))  # type: ignore[return-value]
+        return tuple(
+            int.from_bytes(digest[offset : offset + 7], "big") / 2**56 for offset in (0, 8, 16, 24)
+        )  # type: ignore[return-value]
 
     def number(self, key: str) -> float:
         return self.numbers(key)[0]

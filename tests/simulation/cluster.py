@@ -1,4 +1,6 @@
-"""The platform in a world: two processes of each service, the provider, and whoever calls; what dies is started again."""
+"""The platform in a world: two processes of each service, the provider, and whoever calls; what
+dies is started again.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,13 @@ TEAMS = ("team-1", "team-2")
 OPERATOR = "operator"
 LEASE_SECONDS = 6.0
 _RESTART_DELAY_SECONDS = (0.05, 3.0)
-_POLICIES = {**scaled_defaults(HOUR_SECONDS / 3600), RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.5, 1.5, 4)}
-"""The default policies, at the world's speed; but what is polled once a day for a month is polled four times."""
+_POLICIES = {
+    **scaled_defaults(HOUR_SECONDS / 3600),
+    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.5, 1.5, 4),
+}
+"""The default policies, at the world's speed; but what is polled once a day for a month is polled
+four times.
+"""
 _FINAL_NOT_FOUND = FinalNotFound(45.0, min_responses=2)
 """Longer than a message is on its way, and a process stands still."""
 _FAULTS_WITHOUT_REPEAT: Mapping[InjectedFault, float] = {
@@ -82,32 +89,59 @@ def settings(key_window: float) -> Settings:
     callers[OPERATOR] = Caller(OPERATOR, frozenset({Role.OPERATOR, Role.AUDITOR}))
     callers["service"] = Caller("service", frozenset({Role.SERVICE}))
     return Settings(
-        environment="sim", authentication="tokens", callers=callers, service_token="service", lease=LEASE_SECONDS, provider_timeout=3.0, sweep_interval=2.0, relay_interval=3.0,
-        breaker_failures=5, breaker_rest=0.5, breaker_longest_rest=8.0, provider_key_window=key_window, pending_action=20.0, monitor_interval=10.0, fee_rate=FEE_RATE, release_delay=86_400,
-        alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30}, retry={("", trouble): policy for trouble, policy in _POLICIES.items()},
-        risk_blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS), seller_check_interval=10.0, payout_waiting_period=0.0, payout_approve_above={"EUR": 200_000},
+        environment="sim",
+        authentication="tokens",
+        callers=callers,
+        service_token="service",
+        lease=LEASE_SECONDS,
+        provider_timeout=3.0,
+        sweep_interval=2.0,
+        relay_interval=3.0,
+        breaker_failures=5,
+        breaker_rest=0.5,
+        breaker_longest_rest=8.0,
+        provider_key_window=key_window,
+        pending_action=20.0,
+        monitor_interval=10.0,
+        fee_rate=FEE_RATE,
+        release_delay=86_400,
+        alert_after={"EXECUTING": 30, "PENDING": 60, "SUCCESS": 30},
+        retry={("", trouble): policy for trouble, policy in _POLICIES.items()},
+        risk_blocked_accounts=frozenset(seller_of(team, "blocked") for team in TEAMS),
+        seller_check_interval=10.0,
+        payout_waiting_period=0.0,
+        payout_approve_above={"EUR": 200_000},
         payout_alert_after={"MOVING": 30, "SUBMITTED": 60, "IN_TRANSIT": 60},
-    )  # fmt: skip
+    )
 
 
 class Cluster:
-    """Starts the nodes in a world, and again when they have died. `urls`: each schema's database."""
+    """Starts the nodes in a world, and again when they have died. `urls`: each schema's
+    database.
+    """
 
-    def __init__(self, world: World, urls: Mapping[str, str], engines: EngineCache, key_window: float) -> None:
+    def __init__(
+        self, world: World, urls: Mapping[str, str], engines: EngineCache, key_window: float
+    ) -> None:
         self._world = world
         self._urls = urls
         self._engines = engines
         self._settings = settings(key_window)
         self.network = SimulatedNetwork(world)
-        self._services: list[Service] = []  # of dead processes too: what they hold must not be collected
+        # of dead processes too: what they hold must not be collected
+        self._services: list[Service] = []
         self._id_counter = count()
-        self._provider_node = Node(PROVIDER_NODE, world.seeded_random.uniform("clock of the provider", 0, 1000))
+        self._provider_node = Node(
+            PROVIDER_NODE, world.seeded_random.uniform("clock of the provider", 0, 1000)
+        )
         self.sandbox: Sandbox
         self.sandbox_payouts: SandboxPayouts
         world.on_process_death = self._restart
 
     def start(self, single_process_services: frozenset[str]) -> None:
-        """Starts the provider, and two processes of each service, but one of those that are alone."""
+        """Starts the provider, and two processes of each service, but one of those that are
+        alone.
+        """
         world = self._world
         world.loop.deliver(self._provider_node, 0, self._start_provider)
         for service in SERVICES:
@@ -119,24 +153,38 @@ class Cluster:
         attempts = count()
         jitter = lambda: self._world.seeded_random.number(f"jitter of {name} {next(attempts)}")  # noqa: E731
         return _SimulatedClient(
-            self.network, ClientSettings(token=token, attempts=6, deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0}, jitter=jitter)
+            self.network,
+            ClientSettings(
+                token=token,
+                attempts=6,
+                deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0},
+                jitter=jitter,
+            ),
         )
 
     def _new_id(self) -> UUID:
         return self._world.seeded_random.uuid(f"id {next(self._id_counter)}")
 
-    def _database(self, url: str, _connections: int, new_id: Callable[[], UUID]) -> SimulatedDatabase:
+    def _database(
+        self, url: str, _connections: int, new_id: Callable[[], UUID]
+    ) -> SimulatedDatabase:
         return SimulatedDatabase(url, new_id, self._engines)
 
     def _start_provider(self) -> None:
         database = self._database(self._urls["sandbox"], 1, self._new_id)
         self.sandbox = Sandbox(database, key_window_seconds=self._settings.provider_key_window)
         self.sandbox.start()
-        self.sandbox_payouts = SandboxPayouts(database, key_window_seconds=self._settings.provider_key_window)
+        self.sandbox_payouts = SandboxPayouts(
+            database, key_window_seconds=self._settings.provider_key_window
+        )
         self.sandbox_payouts.start()
 
     def _start_process(self, name: str, incarnation: int) -> None:
-        node = Node(name, self._world.seeded_random.uniform(f"clock of {name} {incarnation}", 0, 1000), incarnation)
+        node = Node(
+            name,
+            self._world.seeded_random.uniform(f"clock of {name} {incarnation}", 0, 1000),
+            incarnation,
+        )
         self._world.loop.deliver(node, 0, self._run_service, node)
 
     def _run_service(self, node: Node) -> None:
@@ -144,11 +192,28 @@ class Cluster:
         name = node.name.partition("-")[0]
         self._world.log(f"{node.name} starts")
         service_client = ServiceClient(self._settings.service_token, self.network.channel)
-        provider = _RemoteChargeProvider(self._world, lambda: self.sandbox, self._provider_node, self._settings.provider_key_window)
-        payout_provider = _RemotePayoutProvider(self._world, lambda: self.sandbox_payouts, self._provider_node, self._settings.provider_key_window)
-        dependencies = Dependencies(self._new_id, self._database, {provider.name: provider}, {payout_provider.name: payout_provider})
+        provider = _RemoteChargeProvider(
+            self._world,
+            lambda: self.sandbox,
+            self._provider_node,
+            self._settings.provider_key_window,
+        )
+        payout_provider = _RemotePayoutProvider(
+            self._world,
+            lambda: self.sandbox_payouts,
+            self._provider_node,
+            self._settings.provider_key_window,
+        )
+        dependencies = Dependencies(
+            self._new_id,
+            self._database,
+            {provider.name: provider},
+            {payout_provider.name: payout_provider},
+        )
         addresses = {service: service for service in SERVICES}
-        (service,) = Wiring(self._settings, self._urls, addresses, service_client, dependencies).build([name])
+        (service,) = Wiring(
+            self._settings, self._urls, addresses, service_client, dependencies
+        ).build([name])
         rpc_server, server = RpcServer(BearerTokens(self._settings.callers)), SimulatedServer()
         rpc_server.add_service(server, service.descriptor, service.servicer, service.access)  # type: ignore[arg-type]
         service.start()
@@ -157,8 +222,16 @@ class Cluster:
 
     def _restart(self, node: Node) -> None:
         self.network.servers.get(node.name.partition("-")[0], {}).pop(node, None)
-        delay_seconds = self._world.seeded_random.uniform(f"rest of {node.name} {node.incarnation}", *_RESTART_DELAY_SECONDS)
-        self._world.loop.deliver(self._world.loop.outside, delay_seconds, self._start_process, node.name, node.incarnation + 1)
+        delay_seconds = self._world.seeded_random.uniform(
+            f"rest of {node.name} {node.incarnation}", *_RESTART_DELAY_SECONDS
+        )
+        self._world.loop.deliver(
+            self._world.loop.outside,
+            delay_seconds,
+            self._start_process,
+            node.name,
+            node.incarnation + 1,
+        )
 
 
 class _SimulatedClient(AsyncClient):
@@ -166,7 +239,14 @@ class _SimulatedClient(AsyncClient):
 
     def __init__(self, network: SimulatedNetwork, settings: ClientSettings) -> None:
         self._network = network
-        super().__init__("payment", ledger="ledger", wallet="wallet", payout="payout", event="event", settings=settings)
+        super().__init__(
+            "payment",
+            ledger="ledger",
+            wallet="wallet",
+            payout="payout",
+            event="event",
+            settings=settings,
+        )
 
     def _channel(self, target: str) -> Any:
         return self._network.channel(target)
@@ -184,7 +264,12 @@ class _RemoteProvider:
         self._node = node
 
     async def call(
-        self, verb: str, subject: str, fault_weights: Mapping[InjectedFault, float], work: Callable[[], Awaitable[T]], describe: Callable[[T], str]
+        self,
+        verb: str,
+        subject: str,
+        fault_weights: Mapping[InjectedFault, float],
+        work: Callable[[], Awaitable[T]],
+        describe: Callable[[T], str],
     ) -> T | NotSent | Unknown:
         """The answer, if it comes. What comes instead is an outcome."""
         call_name = f"{self._world.loop.current_node.name} asks to {verb} {subject}"
@@ -195,7 +280,14 @@ class _RemoteProvider:
             return reply
 
         try:
-            return await exchange(self._world, call_name, fault_weights, self._find_node, serve, propagate_cancel=False)
+            return await exchange(
+                self._world,
+                call_name,
+                fault_weights,
+                self._find_node,
+                serve,
+                propagate_cancel=False,
+            )
         except Unreachable:
             return NotSent("the connection was refused")
         except ConnectionBroken:
@@ -208,23 +300,40 @@ class _RemoteProvider:
 class _RemoteChargeProvider(_RemoteProvider):
     """The sandbox that charges; the adapter's own way from reply to outcome."""
 
-    def __init__(self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float) -> None:
+    def __init__(
+        self, world: World, sandbox: Callable[[], Sandbox], node: Node, key_window: float
+    ) -> None:
         super().__init__(world, node, key_window)
         self._sandbox = sandbox
 
     async def send(self, request: ChargeRequest) -> ChargeOutcome:
-        return await self._call("charge", request, lambda: self._sandbox().charge(request), to_outcome)
+        return await self._call(
+            "charge", request, lambda: self._sandbox().charge(request), to_outcome
+        )
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        return await self._call("look up", request, lambda: self._sandbox().look_up(request.charge_id), to_lookup_outcome)
+        return await self._call(
+            "look up",
+            request,
+            lambda: self._sandbox().look_up(request.charge_id),
+            to_lookup_outcome,
+        )
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        return await self._call("cancel", request, lambda: self._sandbox().cancel(request.charge_id), to_lookup_outcome)
+        return await self._call(
+            "cancel", request, lambda: self._sandbox().cancel(request.charge_id), to_lookup_outcome
+        )
 
     async def _call(
-        self, verb: str, request: ChargeRequest, work: Callable[[], Awaitable[Reply]], parse: Callable[[Reply], R]
+        self,
+        verb: str,
+        request: ChargeRequest,
+        work: Callable[[], Awaitable[Reply]],
+        parse: Callable[[Reply], R],
     ) -> R | NotSent | Unknown:
-        reply = await self.call(verb, request.charge_id, _fault_weights(request.payment_token), work, _describe_reply)
+        reply = await self.call(
+            verb, request.charge_id, _fault_weights(request.payment_token), work, _describe_reply
+        )
         return parse(reply) if isinstance(reply, Reply) else reply
 
 
@@ -233,14 +342,23 @@ class _RemotePayoutProvider(_RemoteProvider):
 
     max_batch_size = MAX_BATCH_SIZE
 
-    def __init__(self, world: World, sandbox_payouts: Callable[[], SandboxPayouts], node: Node, key_window: float) -> None:
+    def __init__(
+        self,
+        world: World,
+        sandbox_payouts: Callable[[], SandboxPayouts],
+        node: Node,
+        key_window: float,
+    ) -> None:
         super().__init__(world, node, key_window)
         self._sandbox_payouts = sandbox_payouts
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
         fault_weights = (
             _FAULTS_WITHOUT_REPEAT
-            if any(_fault_weights(request.bank_account_token) is _FAULTS_WITHOUT_REPEAT for request in requests)
+            if any(
+                _fault_weights(request.bank_account_token) is _FAULTS_WITHOUT_REPEAT
+                for request in requests
+            )
             else CALL_FAULTS
         )
         payout_ids = " ".join(request.payout_id for request in requests)
@@ -251,23 +369,37 @@ class _RemotePayoutProvider(_RemoteProvider):
             lambda: self._sandbox_payouts().submit(requests),
             lambda batch_replies: ", ".join(map(_describe_reply, batch_replies)),
         )
-        return [replies] * len(requests) if isinstance(replies, NotSent | Unknown) else [to_payout_outcome(reply) for reply in replies]
+        return (
+            [replies] * len(requests)
+            if isinstance(replies, NotSent | Unknown)
+            else [to_payout_outcome(reply) for reply in replies]
+        )
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
         reply = await self.call(
-            "look up payout", request.payout_id, CALL_FAULTS, lambda: self._sandbox_payouts().look_up(request.payout_id), _describe_reply
+            "look up payout",
+            request.payout_id,
+            CALL_FAULTS,
+            lambda: self._sandbox_payouts().look_up(request.payout_id),
+            _describe_reply,
         )
         return to_payout_lookup_outcome(reply) if isinstance(reply, Reply) else reply
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         reply = await self.call(
-            "verify", f"{bank_account_token} {currency}", CALL_FAULTS, lambda: self._sandbox_payouts().verify(bank_account_token), _describe_reply
+            "verify",
+            f"{bank_account_token} {currency}",
+            CALL_FAULTS,
+            lambda: self._sandbox_payouts().verify(bank_account_token),
+            _describe_reply,
         )
         return to_verification_outcome(reply) if isinstance(reply, Reply) else reply
 
 
 def _fault_weights(token: str) -> Mapping[InjectedFault, float]:
-    """What can befall the way: what a refused connection never carried does not arrive a second time."""
+    """What can befall the way: what a refused connection never carried does not arrive a second
+    time.
+    """
     return _FAULTS_WITHOUT_REPEAT if "unreachable" in token else CALL_FAULTS
 
 

@@ -1,4 +1,6 @@
-"""A payment, and a payout, whose processes die before and after each of their port calls, then at every two of them."""
+"""A payment, and a payout, whose processes die before and after each of their port calls, then at
+every two of them.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,47 @@ from .run import SimulationPlan, SimulationResult
 from .world import PROCESS_DEATH
 
 _PAYMENT_REQUEST = PaymentRequest(
-    number=0, team="team-1", start_seconds=0.1, token="tok_visa", currency="EUR", together=True, all_or_nothing=False, sellers=("seller-a", "seller-b"),
-    amounts=(1234, 500), fees=(None, 10), expires_in_seconds=None, concurrent_calls=1, waits_for_result=True, follow_up=PaymentFollowUp.NOTHING, delivery_count=1,
-)  # fmt: skip
-PAYMENT_PLAN = SimulationPlan(seed=1, payments=0, share=0.0, payment_requests=(_PAYMENT_REQUEST,), single_process_services=frozenset({"payout"}))
-"""A payment of two orders in one charge, and nothing that goes wrong by chance. Payouts are not called: one process shows that it finds no work."""
-_SALE_REQUEST = replace(_PAYMENT_REQUEST, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,))
+    number=0,
+    team="team-1",
+    start_seconds=0.1,
+    token="tok_visa",
+    currency="EUR",
+    together=True,
+    all_or_nothing=False,
+    sellers=("seller-a", "seller-b"),
+    amounts=(1234, 500),
+    fees=(None, 10),
+    expires_in_seconds=None,
+    concurrent_calls=1,
+    waits_for_result=True,
+    follow_up=PaymentFollowUp.NOTHING,
+    delivery_count=1,
+)
+PAYMENT_PLAN = SimulationPlan(
+    seed=1,
+    payments=0,
+    share=0.0,
+    payment_requests=(_PAYMENT_REQUEST,),
+    single_process_services=frozenset({"payout"}),
+)
+"""A payment of two orders in one charge, and nothing that goes wrong by chance. Payouts are not
+called: one process shows that it finds no work.
+"""
+_SALE_REQUEST = replace(
+    _PAYMENT_REQUEST, together=False, sellers=("seller-a",), amounts=(5000,), fees=(None,)
+)
 _WITHDRAWAL_REQUEST = WithdrawalRequest(
-    number=0, team="team-1", start_seconds=2.0, token="ba_returned_part", currency="EUR", seller="seller-a", amount=3000, concurrent_calls=1, is_approved=True, follow_up=PayoutThen.NOTHING,
-)  # fmt: skip
+    number=0,
+    team="team-1",
+    start_seconds=2.0,
+    token="ba_returned_part",
+    currency="EUR",
+    seller="seller-a",
+    amount=3000,
+    concurrent_calls=1,
+    is_approved=True,
+    follow_up=PayoutThen.NOTHING,
+)
 PAYOUT_PLAN = SimulationPlan(
     seed=2,
     payments=0,
@@ -30,9 +64,18 @@ PAYOUT_PLAN = SimulationPlan(
     withdrawals=(_WITHDRAWAL_REQUEST,),
     single_process_services=frozenset({"payment", "event"}),
 )
-"""A payout of a seller who has sold before: its destination, the payout, and what its bank sends back. What no death befalls is one process."""
+"""A payout of a seller who has sold before: its destination, the payout, and what its bank sends
+back. What no death befalls is one process.
+"""
 CRASH_PLANS = {"payment": PAYMENT_PLAN, "payout": PAYOUT_PLAN}
-_EVENT_CALLS = ("event-", "Relay.", "OutboxSource", "BatchPublish", "relay_position", "LedgerEvents")
+_EVENT_CALLS = (
+    "event-",
+    "Relay.",
+    "OutboxSource",
+    "BatchPublish",
+    "relay_position",
+    "LedgerEvents",
+)
 _IMMORTAL_NODES = ("caller", "outside", "provider")
 
 
@@ -49,26 +92,41 @@ def single_crash_plans(fault_free_result: SimulationResult) -> list[SimulationPl
     """A plan for each death that can befall a run in which nothing goes wrong yet."""
     return [
         replace(fault_free_result.plan, planned={call: death})
-        for call, death in _possible_deaths(_relevant_calls(fault_free_result.plan, fault_free_result.port_calls))
+        for call, death in _possible_deaths(
+            _relevant_calls(fault_free_result.plan, fault_free_result.port_calls)
+        )
     ]
 
 
-def run_with_crashes(run: Callable[[SimulationPlan], SimulationResult], plan: SimulationPlan, *, with_pairs: bool = True) -> CrashResults:
+def run_with_crashes(
+    run: Callable[[SimulationPlan], SimulationResult],
+    plan: SimulationPlan,
+    *,
+    with_pairs: bool = True,
+) -> CrashResults:
     """Runs a plan with one death, then with every second death that can come after it."""
     results = CrashResults(single_count=1)
     first_result = run(plan)
     _check_deaths(results, first_result, expected_deaths=1)
     later_calls = (
-        _relevant_calls(plan, first_result.port_calls[first_result.port_calls.index(PROCESS_DEATH) + 1 :]) if not first_result.violations else []
+        _relevant_calls(
+            plan, first_result.port_calls[first_result.port_calls.index(PROCESS_DEATH) + 1 :]
+        )
+        if not first_result.violations
+        else []
     )
     for call, death in _possible_deaths(later_calls) if with_pairs else []:
         results.pair_count += 1
-        _check_deaths(results, run(replace(plan, planned={**plan.planned, call: death})), expected_deaths=2)
+        _check_deaths(
+            results, run(replace(plan, planned={**plan.planned, call: death})), expected_deaths=2
+        )
     return results
 
 
 def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]:
-    """All calls; of a payout those from its first on, but not those that tell of changes, which are a payment's too."""
+    """All calls; of a payout those from its first on, but not those that tell of changes, which are
+    a payment's too.
+    """
     if not plan.withdrawals:
         return calls
     first_index = next((index for index, call in enumerate(calls) if call.startswith("payout-")), 0)
@@ -77,7 +135,9 @@ def _relevant_calls(plan: SimulationPlan, calls: Sequence[str]) -> Sequence[str]
 
 def _check_deaths(results: CrashResults, result: SimulationResult, expected_deaths: int) -> None:
     if result.port_calls.count(PROCESS_DEATH) != expected_deaths:
-        result.violations.append(f"{result.port_calls.count(PROCESS_DEATH)} processes died instead of {expected_deaths}")
+        result.violations.append(
+            f"{result.port_calls.count(PROCESS_DEATH)} processes died instead of {expected_deaths}"
+        )
     result.trace = result.trace if result.violations else []
     if result.violations:
         results.failed.append(result)
@@ -85,5 +145,11 @@ def _check_deaths(results: CrashResults, result: SimulationResult, expected_deat
 
 def _possible_deaths(calls: Sequence[str]) -> list[tuple[str, InjectedFault]]:
     """Every call of whom can die, with a death before and one after it."""
-    mortal_calls = [call for call in calls if not call.startswith((*_IMMORTAL_NODES, PROCESS_DEATH))]
-    return [(call, death) for call in mortal_calls for death in (InjectedFault.DIES_BEFORE, InjectedFault.DIES_AFTER)]
+    mortal_calls = [
+        call for call in calls if not call.startswith((*_IMMORTAL_NODES, PROCESS_DEATH))
+    ]
+    return [
+        (call, death)
+        for call in mortal_calls
+        for death in (InjectedFault.DIES_BEFORE, InjectedFault.DIES_AFTER)
+    ]

@@ -1,4 +1,6 @@
-"""The real database under a clock of the simulation's, with COMMITs that go wrong when they are told to."""
+"""The real database under a clock of the simulation's, with COMMITs that go wrong when they are
+told to.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,20 @@ START_TIME = datetime(2026, 1, 1, 0, 0, 50, tzinfo=UTC)
 """When every world begins: seconds before a full minute, since cut-offs are at one."""
 _CLOCK = """
 create or replace function {schema}.clock() returns timestamptz language sql volatile as
-    'select timestamptz ''{beginning}'' + cast(current_setting(''simulation.now'') as float8) * interval ''1 second'''
+    'select timestamptz ''{beginning}''
+        + cast(current_setting(''simulation.now'') as float8) * interval ''1 second'''
 """
-_NONEMPTY_TABLES = "select name from unnest(%s::text[]) name where pg_relation_size(name::regclass) > 0"
+_NONEMPTY_TABLES = (
+    "select name from unnest(%s::text[]) name where pg_relation_size(name::regclass) > 0"
+)
 _DISABLE_AUTOVACUUM = "alter table {schema}.{table} set (autovacuum_enabled = off)"
 
 
 @dataclass
 class DatabaseConditions:
-    """What the databases do now: the fault that befalls the present transaction, and what their clocks show."""
+    """What the databases do now: the fault that befalls the present transaction, and what their
+    clocks show.
+    """
 
     fault: InjectedFault | None = None
     now: float = 0.0
@@ -54,7 +61,9 @@ class _FaultyConnection(psycopg.Connection[Any]):
         self.conditions.at_commit, fault = True, self.conditions.fault
         if fault is InjectedFault.SERIALIZATION_FAILURE:
             self.rollback()
-            raise psycopg.errors.SerializationFailure("could not serialize access due to read/write dependencies among transactions")
+            raise psycopg.errors.SerializationFailure(
+                "could not serialize access due to read/write dependencies among transactions"
+            )
         if fault is InjectedFault.COMMIT_LOST_AFTER:
             super().commit()
         if fault in (InjectedFault.COMMIT_LOST_BEFORE, InjectedFault.COMMIT_LOST_AFTER):
@@ -70,7 +79,9 @@ class EngineCache:
         self._conditions = conditions
         self._engines: dict[str, Engine] = {}
 
-    def __call__(self, url: str, _connections: int, _statement_timeout: float | None = None) -> Engine:
+    def __call__(
+        self, url: str, _connections: int, _statement_timeout: float | None = None
+    ) -> Engine:
         if url not in self._engines:
             engine = open_engine(url, 1)
             event.listen(engine, "do_connect", self._connect)
@@ -78,7 +89,9 @@ class EngineCache:
             self._engines[url] = engine
         return self._engines[url]
 
-    def _connect(self, _dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> psycopg.Connection[Any]:
+    def _connect(
+        self, _dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]
+    ) -> psycopg.Connection[Any]:
         # batches are small here, and planning each took most of the time
         parameters["options"] += " -c plan_cache_mode=force_generic_plan"
         connection = _FaultyConnection.connect(*arguments, **parameters)
@@ -88,10 +101,18 @@ class EngineCache:
     def _check_out(self, connection: psycopg.Connection[Any], _record: Any, _proxy: Any) -> None:
         if self._conditions.fault is InjectedFault.DATABASE_AWAY:
             raise psycopg.OperationalError("the server is not there")
-        if connection.autocommit or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-            raise RuntimeError("a connection came back to the pool as it was used, not as it was made")
-        # by libpq itself, and outside of any transaction: a cursor for it, and a SELECT that is planned, took a tenth of a run
-        result = connection.pgconn.exec_(f"set simulation.now = '{self._conditions.now!r}'".encode())
+        if (
+            connection.autocommit
+            or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+        ):
+            raise RuntimeError(
+                "a connection came back to the pool as it was used, not as it was made"
+            )
+        # by libpq itself, and outside of any transaction: a cursor for it, and a SELECT that is
+        # planned, took a tenth of a run
+        result = connection.pgconn.exec_(
+            f"set simulation.now = '{self._conditions.now!r}'".encode()
+        )
         if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
             raise psycopg.OperationalError(result.error_message.decode())
 
@@ -120,7 +141,9 @@ class SimulatedDatabase(TracedDatabase):
 
 
 class VerifyReader:
-    """What `verify` reads, of a world in which nothing moves any more: each schema by its own reader, on one connection that stays open."""
+    """What `verify` reads, of a world in which nothing moves any more: each schema by its own
+    reader, on one connection that stays open.
+    """
 
     def __init__(self, databases: DatabaseUrls) -> None:
         self._databases = databases
@@ -131,9 +154,15 @@ class VerifyReader:
         schema = name.partition(".")[0]
         if schema not in self._connections:
             # each world empties the tables, which ends every plan: none is worth keeping
-            engine = create_engine(self._databases.reader(schema), isolation_level="AUTOCOMMIT", connect_args={"prepare_threshold": None})
+            engine = create_engine(
+                self._databases.reader(schema),
+                isolation_level="AUTOCOMMIT",
+                connect_args={"prepare_threshold": None},
+            )
             self._connections[schema] = engine.connect()
-        return iter(self._connections[schema].execute(statement(name, parameters), parameters).fetchall())
+        return iter(
+            self._connections[schema].execute(statement(name, parameters), parameters).fetchall()
+        )
 
     def close(self) -> None:
         for connection in self._connections.values():
@@ -142,16 +171,22 @@ class VerifyReader:
 
 
 class Tables:
-    """All tables of a database, as they were when it was new; `reset` makes them so again. Replaces the clock of every schema."""
+    """All tables of a database, as they were when it was new; `reset` makes them so again. Replaces
+    the clock of every schema.
+    """
 
     def __init__(self, databases: DatabaseUrls) -> None:
-        self._connection: psycopg.Connection[Any] = psycopg.connect(databases.admin, autocommit=True)
+        self._connection: psycopg.Connection[Any] = psycopg.connect(
+            databases.admin, autocommit=True
+        )
         self._connection.execute("set simulation.now = '0'")
         self._table_names: list[str] = []
         self._initial_rows: list[tuple[str, list[tuple[Any, ...]]]] = []
         for schema in SCHEMAS:
             self._connection.execute(_CLOCK.format(schema=schema, beginning=START_TIME.isoformat()))
-            table_rows = self._connection.execute("select tablename from pg_tables where schemaname = %s order by 1", (schema,)).fetchall()
+            table_rows = self._connection.execute(
+                "select tablename from pg_tables where schemaname = %s order by 1", (schema,)
+            ).fetchall()
             for (table,) in table_rows:
                 name = f"{schema}.{table}"
                 self._connection.execute(_DISABLE_AUTOVACUUM.format(schema=schema, table=table))
@@ -163,10 +198,19 @@ class Tables:
 
     def reset(self) -> None:
         with self._connection.transaction():
-            self._connection.execute("set local session_replication_role = replica")  # or the triggers that refuse any change would
-            # one that no row has ever come to is empty to its last page; each that is truncated costs files, and the plans of all statements on it
-            nonempty_tables = {name for (name,) in self._connection.execute(_NONEMPTY_TABLES, (self._table_names,)).fetchall()}
-            self._connection.execute(f"truncate {', '.join(sorted(nonempty_tables))} restart identity cascade")
+            # or the triggers that refuse any change would
+            self._connection.execute("set local session_replication_role = replica")
+            # one that no row has ever come to is empty to its last page; each that is truncated
+            # costs files, and the plans of all statements on it
+            nonempty_tables = {
+                name
+                for (name,) in self._connection.execute(
+                    _NONEMPTY_TABLES, (self._table_names,)
+                ).fetchall()
+            }
+            self._connection.execute(
+                f"truncate {', '.join(sorted(nonempty_tables))} restart identity cascade"
+            )
             for name, rows in self._initial_rows:
                 placeholders = ", ".join(["%s"] * len(rows[0]))
                 for row in rows:

@@ -11,7 +11,9 @@ from .chance import SeededRandom
 
 
 class InjectedFault(StrEnum):
-    """What befalls a port call. A process dies before it or after it, without knowing the result."""
+    """What befalls a port call. A process dies before it or after it, without knowing the
+    result.
+    """
 
     DIES_BEFORE = "dies_before"
     DIES_AFTER = "dies_after"
@@ -37,11 +39,23 @@ class InjectedFault(StrEnum):
     REPEATED = "repeated"
     """The request arrives a second time, later."""
     CANCELLED = "cancelled"
-    """The caller ends its call at some moment of the other side's work, which is cancelled where it waits."""
+    """The caller ends its call at some moment of the other side's work, which is cancelled where it
+    waits.
+    """
 
 
-DEATH_FAULTS = {InjectedFault.DIES_BEFORE: 0.4, InjectedFault.DIES_AFTER: 0.4, InjectedFault.STOPS: 0.2}
-COMMIT_FAULTS = frozenset({InjectedFault.SERIALIZATION_FAILURE, InjectedFault.COMMIT_LOST_BEFORE, InjectedFault.COMMIT_LOST_AFTER})
+DEATH_FAULTS = {
+    InjectedFault.DIES_BEFORE: 0.4,
+    InjectedFault.DIES_AFTER: 0.4,
+    InjectedFault.STOPS: 0.2,
+}
+COMMIT_FAULTS = frozenset(
+    {
+        InjectedFault.SERIALIZATION_FAILURE,
+        InjectedFault.COMMIT_LOST_BEFORE,
+        InjectedFault.COMMIT_LOST_AFTER,
+    }
+)
 """What befalls only a transaction that comes to its COMMIT."""
 TRANSACTION_FAULTS: Mapping[InjectedFault, float] = {
     **DEATH_FAULTS,
@@ -51,7 +65,11 @@ TRANSACTION_FAULTS: Mapping[InjectedFault, float] = {
     InjectedFault.DATABASE_AWAY: 0.5,
     InjectedFault.SLOW: 0.5,
 }
-READ_FAULTS: Mapping[InjectedFault, float] = {**DEATH_FAULTS, InjectedFault.DATABASE_AWAY: 1.0, InjectedFault.SLOW: 0.5}
+READ_FAULTS: Mapping[InjectedFault, float] = {
+    **DEATH_FAULTS,
+    InjectedFault.DATABASE_AWAY: 1.0,
+    InjectedFault.SLOW: 0.5,
+}
 _NETWORK_FAULTS: Mapping[InjectedFault, float] = {
     InjectedFault.SLOW: 1.0,
     InjectedFault.REFUSED: 1.0,
@@ -68,7 +86,9 @@ CALLER_FAULTS: Mapping[InjectedFault, float] = {**_NETWORK_FAULTS, InjectedFault
 
 @dataclass
 class FaultInjector:
-    """Decides by chance what befalls each port call: `fault_rate` of all, by the kinds' weights. `excluded_calls`: those that are left out, by their port calls."""
+    """Decides by chance what befalls each port call: `fault_rate` of all, by the kinds' weights.
+    `excluded_calls`: those that are left out, by their port calls.
+    """
 
     seeded_random: SeededRandom
     fault_rate: float
@@ -84,12 +104,18 @@ class FaultInjector:
         self._counts[call_name] += 1
         return f"{call_name} #{self._counts[call_name]}"
 
-    def fault_for(self, call_id: str, weights: Mapping[InjectedFault, float]) -> InjectedFault | None:
+    def fault_for(
+        self, call_id: str, weights: Mapping[InjectedFault, float]
+    ) -> InjectedFault | None:
         """What befalls a port call."""
         if call_id in self.excluded_calls:
             return None
         fault = self.planned_faults.get(call_id)
-        if fault is None and not self.healed and self.seeded_random.number(f"whether {call_id}") < self.fault_rate:
+        if (
+            fault is None
+            and not self.healed
+            and self.seeded_random.number(f"whether {call_id}") < self.fault_rate
+        ):
             fault = self.seeded_random.weighted_choice(f"which {call_id}", weights)
         if fault is not None:
             self.injected_faults[call_id] = fault
@@ -110,7 +136,9 @@ class Outage:
 
 
 HOUR_SECONDS = 60.0
-"""Seconds of the world's time that stand for an hour: the retry policies of a world are the defaults, sixty times as fast."""
+"""Seconds of the world's time that stand for an hour: the retry policies of a world are the
+defaults, sixty times as fast.
+"""
 _OUTAGE_TARGETS = ("wallet", "ledger", "event", "provider")
 
 
@@ -122,7 +150,9 @@ def draw_outage(seeded_random: SeededRandom, span_seconds: float) -> Outage:
 
 @dataclass(frozen=True)
 class Poison:
-    """A service that fails, from one time of the world until another, on some items: it refuses each batch with one of them as a whole, with one status."""
+    """A service that fails, from one time of the world until another, on some items: it refuses
+    each batch with one of them as a whole, with one status.
+    """
 
     target: str
     status: str
@@ -139,7 +169,15 @@ def draw_poison(seeded_random: SeededRandom, span_seconds: float) -> Poison:
     """An hour at most, which begins within so many seconds."""
     begin = seeded_random.uniform("poison begins", 0, span_seconds / 2)
     end = begin + (
-        HOUR_SECONDS if seeded_random.number("whether an hour of poison") < 0.5 else seeded_random.uniform("poison lasts", 5, HOUR_SECONDS)
+        HOUR_SECONDS
+        if seeded_random.number("whether an hour of poison") < 0.5
+        else seeded_random.uniform("poison lasts", 5, HOUR_SECONDS)
     )
     status = seeded_random.choice("poison is", ("INTERNAL", "INVALID_ARGUMENT"))
-    return Poison(seeded_random.choice("poison of", _POISON_TARGETS), status, seeded_random.uniform("poisoned", 0.02, 0.3), begin, end)
+    return Poison(
+        seeded_random.choice("poison of", _POISON_TARGETS),
+        status,
+        seeded_random.uniform("poisoned", 0.02, 0.3),
+        begin,
+        end,
+    )

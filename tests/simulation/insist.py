@@ -14,8 +14,12 @@ _MAX_ATTEMPTS = 40
 Call = Callable[[], Awaitable[Any]]
 
 
-async def call_until_success(call: Call, name: str, violations: list[str], allowed_reasons: frozenset[str] = frozenset()) -> Any:
-    """The call's answer, come what may; None if it is refused, which is wrong but for some reasons."""
+async def call_until_success(
+    call: Call, name: str, violations: list[str], allowed_reasons: frozenset[str] = frozenset()
+) -> Any:
+    """The call's answer, come what may; None if it is refused, which is wrong but for some
+    reasons.
+    """
     response, error = await call_with_retries(call, name, violations)
     if error is not None and error.reason not in allowed_reasons:
         violations.append(f"{name} was refused: {error}")
@@ -31,8 +35,12 @@ async def expect_rejection(call: Call, name: str, violations: list[str], reason:
         violations.append(f"{name}: refused with {error}, not with {reason}")
 
 
-async def call_with_retries(call: Call, name: str, violations: list[str]) -> tuple[Any, TallystickError | None]:
-    """The call's answer, or its refusal, after as many calls as it takes. One that never gets through is wrong, and has neither."""
+async def call_with_retries(
+    call: Call, name: str, violations: list[str]
+) -> tuple[Any, TallystickError | None]:
+    """The call's answer, or its refusal, after as many calls as it takes. One that never gets
+    through is wrong, and has neither.
+    """
     for attempt in range(_MAX_ATTEMPTS):
         try:
             return await call(), None

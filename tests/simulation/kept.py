@@ -16,7 +16,9 @@ REGRESSIONS_FILE = Path(__file__).with_name("kept.json")
 
 @dataclass(frozen=True)
 class RegressionRun:
-    """A plan that was kept. `trace_pattern`: a pattern of the line of its trace that it was kept for, without which it proves nothing any more."""
+    """A plan that was kept. `trace_pattern`: a pattern of the line of its trace that it was kept
+    for, without which it proves nothing any more.
+    """
 
     plan: SimulationPlan
     trace_pattern: str
@@ -24,11 +26,16 @@ class RegressionRun:
 
 def load_regressions() -> list[RegressionRun]:
     """All plans that were kept."""
-    return [RegressionRun(_parse_plan(entry), entry["shows"]) for entry in json.loads(REGRESSIONS_FILE.read_text())]
+    return [
+        RegressionRun(_parse_plan(entry), entry["shows"])
+        for entry in json.loads(REGRESSIONS_FILE.read_text())
+    ]
 
 
 def add_regression(plan: SimulationPlan, violation: str) -> None:
-    """Adds a plan, and what was wrong. What its trace must show from then on is to be written by hand."""
+    """Adds a plan, and what was wrong. What its trace must show from then on is to be written by
+    hand.
+    """
     entry = {
         "why": violation,
         "shows": "",
@@ -46,13 +53,19 @@ def add_regression(plan: SimulationPlan, violation: str) -> None:
             (
                 name
                 for name, crash_plan in CRASH_PLANS.items()
-                if (plan.payment_requests, plan.withdrawals) == (crash_plan.payment_requests, crash_plan.withdrawals)
+                if (plan.payment_requests, plan.withdrawals)
+                == (crash_plan.payment_requests, crash_plan.withdrawals)
             ),
             "",
         ),
     }
     REGRESSIONS_FILE.write_text(
-        "[\n" + ",\n".join(json.dumps(saved_entry) for saved_entry in [*json.loads(REGRESSIONS_FILE.read_text()), entry]) + "\n]\n"
+        "[\n"
+        + ",\n".join(
+            json.dumps(saved_entry)
+            for saved_entry in [*json.loads(REGRESSIONS_FILE.read_text()), entry]
+        )
+        + "\n]\n"
     )
 
 

@@ -1,4 +1,6 @@
-"""What callers do in a run: they pay, repeat themselves, change their mind, and write down what they were told."""
+"""What callers do in a run: they pay, repeat themselves, change their mind, and write down what
+they were told.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,34 @@ from .world import World
 
 _CURRENCY_WEIGHTS = {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
 _TOKEN_WEIGHTS = {
-    "tok_visa": 40.0, "tok_delay:200": 4.0, "tok_delay:2500": 1.0, "tok_delay:4000": 1.5, "tok_lost_before": 4.0, "tok_lost_after": 4.0, "tok_lost_after:3": 3.0, "tok_lost_after:20": 1.0,
-    "tok_error_before": 3.0, "tok_error_before:6": 2.0, "tok_lost_before:8": 1.5, "tok_busy:20": 1.0, "tok_error_after": 3.0, "tok_error_stored": 1.0, "tok_unreachable": 3.0, "tok_unreachable:8": 2.0, "tok_busy:2": 3.0,
-    "tok_decline": 4.0, "tok_decline:insufficient_funds": 2.0, "tok_refused": 1.0, "tok_rejected": 1.0, "tok_other_amount": 2.0,
-    "tok_pending:paid": 3.0, "tok_pending:declined": 2.0, "tok_pending:action": 2.0, "tok_pending:review-action-review-paid": 1.5, "tok_pending:action-review-declined": 1.0,
-}  # fmt: skip
+    "tok_visa": 40.0,
+    "tok_delay:200": 4.0,
+    "tok_delay:2500": 1.0,
+    "tok_delay:4000": 1.5,
+    "tok_lost_before": 4.0,
+    "tok_lost_after": 4.0,
+    "tok_lost_after:3": 3.0,
+    "tok_lost_after:20": 1.0,
+    "tok_error_before": 3.0,
+    "tok_error_before:6": 2.0,
+    "tok_lost_before:8": 1.5,
+    "tok_busy:20": 1.0,
+    "tok_error_after": 3.0,
+    "tok_error_stored": 1.0,
+    "tok_unreachable": 3.0,
+    "tok_unreachable:8": 2.0,
+    "tok_busy:2": 3.0,
+    "tok_decline": 4.0,
+    "tok_decline:insufficient_funds": 2.0,
+    "tok_refused": 1.0,
+    "tok_rejected": 1.0,
+    "tok_other_amount": 2.0,
+    "tok_pending:paid": 3.0,
+    "tok_pending:declined": 2.0,
+    "tok_pending:action": 2.0,
+    "tok_pending:review-action-review-paid": 1.5,
+    "tok_pending:action-review-declined": 1.0,
+}
 
 
 class PaymentFollowUp(StrEnum):
@@ -56,7 +81,9 @@ _BURST_SIZE = 8
 
 @dataclass(frozen=True)
 class PaymentRequest:
-    """A payment that somebody wants to make. Amounts and fees in minor units by order; a fee of None: as configured."""
+    """A payment that somebody wants to make. Amounts and fees in minor units by order; a fee of
+    None: as configured.
+    """
 
     number: int
     team: str
@@ -88,21 +115,33 @@ class PaymentRequest:
         return f"c-{self.checkout_id}" if self.together else f"o-{self.order_id(index)}"
 
 
-def draw_payment_request(seeded_random: SeededRandom, number: int, span_seconds: float) -> PaymentRequest:
-    """The payment of a number, started within so many seconds. It depends on nothing but seed and number."""
+def draw_payment_request(
+    seeded_random: SeededRandom, number: int, span_seconds: float
+) -> PaymentRequest:
+    """The payment of a number, started within so many seconds. It depends on nothing but seed and
+    number.
+    """
 
     def key(name: str) -> str:
         return f"wish {number} {name}"
 
     order_count = seeded_random.weighted_choice(key("orders"), {1: 6.0, 2: 3.0, 3: 2.0, 12: 0.3})
-    amounts = tuple(int(10 ** seeded_random.uniform(key(f"amount {index}"), 1, 6)) for index in range(order_count))
+    amounts = tuple(
+        int(10 ** seeded_random.uniform(key(f"amount {index}"), 1, 6))
+        for index in range(order_count)
+    )
     team = seeded_random.choice(key("team"), TEAMS)
     sellers = tuple(
-        seeded_random.weighted_choice(key(f"seller {index}"), {"hot": 5.0, "a": 1.0, "b": 1.0, "c": 1.0, "blocked": 0.15})
+        seeded_random.weighted_choice(
+            key(f"seller {index}"), {"hot": 5.0, "a": 1.0, "b": 1.0, "c": 1.0, "blocked": 0.15}
+        )
         for index in range(order_count)
     )
     together = seeded_random.number(key("together")) < 0.3
-    fees = tuple(amount // 20 if seeded_random.number(key(f"fee {index}")) < 0.3 else None for index, amount in enumerate(amounts))
+    fees = tuple(
+        amount // 20 if seeded_random.number(key(f"fee {index}")) < 0.3 else None
+        for index, amount in enumerate(amounts)
+    )
     return PaymentRequest(
         number=number,
         team=team,
@@ -114,7 +153,9 @@ def draw_payment_request(seeded_random: SeededRandom, number: int, span_seconds:
         sellers=tuple(seller_of(team, seller) for seller in sellers),
         amounts=amounts,
         fees=fees,
-        expires_in_seconds=seeded_random.uniform(key("expires"), 1, 12) if seeded_random.number(key("whether it expires")) < 0.15 else None,
+        expires_in_seconds=seeded_random.uniform(key("expires"), 1, 12)
+        if seeded_random.number(key("whether it expires")) < 0.15
+        else None,
         concurrent_calls=seeded_random.weighted_choice(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
         waits_for_result=seeded_random.number(key("patient")) < 0.7,
         follow_up=seeded_random.weighted_choice(key("then"), _FOLLOW_UP_WEIGHTS),
@@ -126,7 +167,9 @@ def _start_time(seeded_random: SeededRandom, number: int, span_seconds: float) -
     """Most come in bursts, so that batches form; the others by themselves."""
     burst = seeded_random.number(f"burst {number // _BURST_SIZE}") * span_seconds
     spread = seeded_random.uniform(f"apart {number}", 0, span_seconds)
-    return burst + spread / 1000 if seeded_random.number(f"whether apart {number}") < 0.7 else spread
+    return (
+        burst + spread / 1000 if seeded_random.number(f"whether apart {number}") < 0.7 else spread
+    )
 
 
 @dataclass
@@ -146,17 +189,24 @@ class PaymentResponses:
 class PaymentLoad:
     """Callers, each with a node of its own; a call that does not get through comes again."""
 
-    def __init__(self, world: World, cluster: Cluster, payment_requests: list[PaymentRequest]) -> None:
+    def __init__(
+        self, world: World, cluster: Cluster, payment_requests: list[PaymentRequest]
+    ) -> None:
         self._world = world
         self._cluster = cluster
         self._open_count = len(payment_requests)
         self._tasks: list[asyncio.Task[None]] = []
-        self.responses = {payment_request.checkout_id: PaymentResponses(payment_request) for payment_request in payment_requests}
+        self.responses = {
+            payment_request.checkout_id: PaymentResponses(payment_request)
+            for payment_request in payment_requests
+        }
 
     def start(self) -> None:
         for responses in self.responses.values():
             node = Node(f"caller-{responses.request.number}")
-            self._world.loop.deliver(node, responses.request.start_seconds, self._start_caller, responses)
+            self._world.loop.deliver(
+                node, responses.request.start_seconds, self._start_caller, responses
+            )
 
     @property
     def is_idle(self) -> bool:
@@ -170,43 +220,86 @@ class PaymentLoad:
         payment_request = responses.request
         client = self._cluster.client(payment_request.checkout_id, payment_request.team)
         request = _build_request(payment_request, self._world.loop.now)
-        await asyncio.gather(*(self._pay(client, request, responses) for _ in range(payment_request.concurrent_calls)))
+        await asyncio.gather(
+            *(
+                self._pay(client, request, responses)
+                for _ in range(payment_request.concurrent_calls)
+            )
+        )
         if responses.payments:
             await self._follow_up(client, request, responses)
             if payment_request.delivery_count:
                 await self._confirm_deliveries(client, responses)
         self._open_count -= 1
 
-    async def _pay(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, responses: PaymentResponses) -> None:
-        response = await self._call_until_success(lambda: client.payment.CreatePayment(request), responses)
+    async def _pay(
+        self,
+        client: AsyncClient,
+        request: payment_service_pb2.CreatePaymentRequest,
+        responses: PaymentResponses,
+    ) -> None:
+        response = await self._call_until_success(
+            lambda: client.payment.CreatePayment(request), responses
+        )
         if response is not None:
             responses.payments.append(response.payment)
 
-    async def _call_until_success(self, call: Any, responses: PaymentResponses, allowed_reasons: frozenset[str] = frozenset()) -> Any:
-        return await call_until_success(call, responses.request.checkout_id, responses.violations, allowed_reasons)
+    async def _call_until_success(
+        self, call: Any, responses: PaymentResponses, allowed_reasons: frozenset[str] = frozenset()
+    ) -> Any:
+        return await call_until_success(
+            call, responses.request.checkout_id, responses.violations, allowed_reasons
+        )
 
     async def _expect_rejection(self, call: Any, responses: PaymentResponses, reason: str) -> None:
         await expect_rejection(call, responses.request.checkout_id, responses.violations, reason)
 
-    async def _follow_up(self, client: AsyncClient, request: payment_service_pb2.CreatePaymentRequest, responses: PaymentResponses) -> None:
+    async def _follow_up(
+        self,
+        client: AsyncClient,
+        request: payment_service_pb2.CreatePaymentRequest,
+        responses: PaymentResponses,
+    ) -> None:
         payment_request = responses.request
         match payment_request.follow_up:
             case PaymentFollowUp.REPEAT:
                 await self._pay(client, request, responses)
             case PaymentFollowUp.OTHER_VALUES:
-                changed_request = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
-                changed_request.payment_orders[0].amount = format_amount(payment_request.amounts[0] + 1, payment_request.currency)
-                await self._expect_rejection(lambda: client.payment.CreatePayment(changed_request), responses, "KEY_REUSED")
+                changed_request = payment_service_pb2.CreatePaymentRequest.FromString(
+                    request.SerializeToString()
+                )
+                changed_request.payment_orders[0].amount = format_amount(
+                    payment_request.amounts[0] + 1, payment_request.currency
+                )
+                await self._expect_rejection(
+                    lambda: client.payment.CreatePayment(changed_request), responses, "KEY_REUSED"
+                )
             case PaymentFollowUp.OTHER_CALLER:
-                other_client = self._cluster.client(f"the thief of {payment_request.checkout_id}", other_team(payment_request.team))
-                await self._expect_rejection(lambda: other_client.payment.CreatePayment(request), responses, "ID_TAKEN")
-                await self._expect_rejection(lambda: other_client.get_payment(payment_request.checkout_id), responses, "NOT_FOUND")
-                await self._expect_rejection(lambda: other_client.payment.CreatePayment(_under_other_ids(request)), responses, "ID_TAKEN")
+                other_client = self._cluster.client(
+                    f"the thief of {payment_request.checkout_id}", other_team(payment_request.team)
+                )
+                await self._expect_rejection(
+                    lambda: other_client.payment.CreatePayment(request), responses, "ID_TAKEN"
+                )
+                await self._expect_rejection(
+                    lambda: other_client.get_payment(payment_request.checkout_id),
+                    responses,
+                    "NOT_FOUND",
+                )
+                await self._expect_rejection(
+                    lambda: other_client.payment.CreatePayment(_under_other_ids(request)),
+                    responses,
+                    "ID_TAKEN",
+                )
             case PaymentFollowUp.CANCEL:
                 responses.cancelled = True
-                cancel_request = payment_service_pb2.CancelPaymentRequest(checkout_id=payment_request.checkout_id, reason="changed my mind")
+                cancel_request = payment_service_pb2.CancelPaymentRequest(
+                    checkout_id=payment_request.checkout_id, reason="changed my mind"
+                )
                 response = await self._call_until_success(
-                    lambda: client.payment.CancelPayment(cancel_request), responses, frozenset({"STATE_FORBIDS"})
+                    lambda: client.payment.CancelPayment(cancel_request),
+                    responses,
+                    frozenset({"STATE_FORBIDS"}),
                 )
                 if response is not None:
                     responses.payments.append(response.payment)
@@ -217,14 +310,23 @@ class PaymentLoad:
 
     async def _confirm_deliveries(self, client: AsyncClient, responses: PaymentResponses) -> None:
         for index in range(responses.request.delivery_count):
-            confirm_request = payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=responses.request.order_id(index))
+            confirm_request = payment_service_pb2.ConfirmDeliveryRequest(
+                payment_order_id=responses.request.order_id(index)
+            )
             response = await self._call_until_success(
-                lambda confirm_request=confirm_request: client.payment.ConfirmDelivery(confirm_request), responses, frozenset({"STATE_FORBIDS"})
+                lambda confirm_request=confirm_request: client.payment.ConfirmDelivery(
+                    confirm_request
+                ),
+                responses,
+                frozenset({"STATE_FORBIDS"}),
             )
             if response is not None:
                 responses.delivered_order_ids.add(response.payment_order.payment_order_id)
                 if not response.payment_order.HasField("delivery_confirmed_time"):
-                    responses.violations.append(f"order {responses.request.order_id(index)} was told to be delivered, and when was not")
+                    responses.violations.append(
+                        f"order {responses.request.order_id(index)} was told to be delivered, and "
+                        "when was not"
+                    )
 
     async def _watch(self, client: AsyncClient, responses: PaymentResponses) -> None:
         last_version = 0
@@ -232,25 +334,40 @@ class PaymentLoad:
             async with asyncio.timeout(30):
                 async for payment in client.watch_payment(responses.request.checkout_id):
                     if payment.version <= last_version:
-                        responses.violations.append(f"{responses.request.checkout_id}: version {payment.version} was sent after {last_version}")
+                        responses.violations.append(
+                            f"{responses.request.checkout_id}: version {payment.version} was sent "
+                            f"after {last_version}"
+                        )
                     last_version = payment.version
                     responses.payments.append(payment)
             if responses.payments[-1].payment_state == payment_pb2.PAYMENT_STATE_OPEN:
-                responses.violations.append(f"{responses.request.checkout_id}: watching it ended while it is open")
+                responses.violations.append(
+                    f"{responses.request.checkout_id}: watching it ended while it is open"
+                )
         except TimeoutError:
             pass
         except TallystickError as error:
             if not error.may_retry:
-                responses.violations.append(f"{responses.request.checkout_id}: watching it failed with {error}")
+                responses.violations.append(
+                    f"{responses.request.checkout_id}: watching it failed with {error}"
+                )
 
 
-def _build_request(payment_request: PaymentRequest, now: float) -> payment_service_pb2.CreatePaymentRequest:
+def _build_request(
+    payment_request: PaymentRequest, now: float
+) -> payment_service_pb2.CreatePaymentRequest:
     request = payment_service_pb2.CreatePaymentRequest(
         checkout_id=payment_request.checkout_id,
         credit_card_info=payment_request.token,
-        wait_for=payment_service_pb2.WAIT_FOR_RESULT if payment_request.waits_for_result else payment_service_pb2.WAIT_FOR_ACCEPTANCE,
-        charging=payment_pb2.CHARGING_TOGETHER if payment_request.together else payment_pb2.CHARGING_PER_ORDER,
-        on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING if payment_request.all_or_nothing else payment_pb2.ON_PARTIAL_KEEP,
+        wait_for=payment_service_pb2.WAIT_FOR_RESULT
+        if payment_request.waits_for_result
+        else payment_service_pb2.WAIT_FOR_ACCEPTANCE,
+        charging=payment_pb2.CHARGING_TOGETHER
+        if payment_request.together
+        else payment_pb2.CHARGING_PER_ORDER,
+        on_partial=payment_pb2.ON_PARTIAL_ALL_OR_NOTHING
+        if payment_request.all_or_nothing
+        else payment_pb2.ON_PARTIAL_KEEP,
         payment_orders=[
             new_order(
                 payment_request.order_id(index),
@@ -260,19 +377,32 @@ def _build_request(payment_request: PaymentRequest, now: float) -> payment_servi
                 payment_request.currency,
                 platform_fee="" if fee is None else format_amount(fee, payment_request.currency),
             )
-            for index, (seller, amount, fee) in enumerate(zip(payment_request.sellers, payment_request.amounts, payment_request.fees, strict=True))
+            for index, (seller, amount, fee) in enumerate(
+                zip(
+                    payment_request.sellers,
+                    payment_request.amounts,
+                    payment_request.fees,
+                    strict=True,
+                )
+            )
         ],
     )
     if payment_request.expires_in_seconds is not None:
         expiry = Timestamp()
-        expiry.FromDatetime(START_TIME + timedelta(seconds=round(now + payment_request.expires_in_seconds, 3)))
+        expiry.FromDatetime(
+            START_TIME + timedelta(seconds=round(now + payment_request.expires_in_seconds, 3))
+        )
         request.expire_time.CopyFrom(expiry)
     return request
 
 
-def _under_other_ids(request: payment_service_pb2.CreatePaymentRequest) -> payment_service_pb2.CreatePaymentRequest:
+def _under_other_ids(
+    request: payment_service_pb2.CreatePaymentRequest,
+) -> payment_service_pb2.CreatePaymentRequest:
     """The same orders under ids of the thief's own, which name another owner's sellers."""
-    copied_request = payment_service_pb2.CreatePaymentRequest.FromString(request.SerializeToString())
+    copied_request = payment_service_pb2.CreatePaymentRequest.FromString(
+        request.SerializeToString()
+    )
     copied_request.checkout_id += "-stolen"
     for order in copied_request.payment_orders:
         order.payment_order_id += "-stolen"

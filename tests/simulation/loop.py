@@ -1,4 +1,6 @@
-"""An event loop in which time is a number: nodes stand for processes, each with a clock of its own, and can be stopped and killed."""
+"""An event loop in which time is a number: nodes stand for processes, each with a clock of its own,
+and can be stopped and killed.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,18 @@ class SimulationDeadlock(Exception):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Runs whatever is ready, in an order of chance among nodes and in its own order within each; then time moves on to what comes next.
+    """Runs whatever is ready, in an order of chance among nodes and in its own order within each;
+    then time moves on to what comes next.
 
-    What `run_in_executor` is given goes to `port_call`, which runs it at one moment and then completes the future.
+    What `run_in_executor` is given goes to `port_call`, which runs it at one moment and then
+    completes the future.
     """
 
-    def __init__(self, seeded_random: SeededRandom, port_call: Callable[[Node, Callable[[], Any], asyncio.Future[Any]], None]) -> None:
+    def __init__(
+        self,
+        seeded_random: SeededRandom,
+        port_call: Callable[[Node, Callable[[], Any], asyncio.Future[Any]], None],
+    ) -> None:
         super().__init__()
         self._seeded_random = seeded_random
         self._port_call = port_call
@@ -57,9 +65,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.outside = Node("outside")
         """Where nothing dies: the run itself."""
         self._current_node = self.outside
-        self._ready_nodes: dict[Node, None] = {}  # those with something ready, in the order in which they got it
+        # those with something ready, in the order in which they got it
+        self._ready_nodes: dict[Node, None] = {}
         self._timers: list[tuple[float, int, Node, asyncio.Handle]] = []
-        self._dead_objects: list[object] = []  # what belonged to dead nodes, kept: a coroutine that is collected runs its `finally`
+        # what belonged to dead nodes, kept: a coroutine that is collected runs its `finally`
+        self._dead_objects: list[object] = []
         self.set_task_factory(self._new_task)  # type: ignore[arg-type]
 
     @property
@@ -85,11 +95,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for callback in node.on_death:
             callback()
 
-    def deliver(self, node: Node, delay_seconds: float, callback: Callable[..., object], *arguments: object) -> None:
+    def deliver(
+        self, node: Node, delay_seconds: float, callback: Callable[..., object], *arguments: object
+    ) -> None:
         """Calls back in a context of the node, after so many seconds of anybody's time."""
-        self._schedule(self._now + delay_seconds, node, asyncio.Handle(callback, arguments, self, node.context()))
+        self._schedule(
+            self._now + delay_seconds,
+            node,
+            asyncio.Handle(callback, arguments, self, node.context()),
+        )
 
-    def call_soon(self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: contextvars.Context | None = None) -> asyncio.Handle:
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         node = self._current_node if context is None else context.get(_NODE, self.outside)
         assert node is not None
@@ -106,15 +127,25 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._dead_objects.append(handle)
 
     def call_later(
-        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: contextvars.Context | None = None
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: contextvars.Context | None = None
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self._schedule(max(when - self._current_node.clock_offset, self._now), self._current_node, handle)
+        self._schedule(
+            max(when - self._current_node.clock_offset, self._now), self._current_node, handle
+        )
         return handle
 
     def _schedule(self, when: float, node: Node, handle: asyncio.Handle) -> None:
@@ -124,7 +155,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """It is dropped when its time comes."""
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         future = self.create_future()
         self._port_call(self._current_node, lambda: func(*args), future)
         return future
@@ -161,7 +194,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 return
         raise SimulationDeadlock
 
-    def _new_task(self, loop: Any, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context | None = None) -> asyncio.Task[Any]:
+    def _new_task(
+        self,
+        loop: Any,
+        coroutine: Coroutine[Any, Any, Any],
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[Any]:
         task = asyncio.Task(coroutine, loop=loop, context=context)
         node = self._current_node if context is None else context.get(_NODE, self.outside)
         assert node is not None

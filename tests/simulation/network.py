@@ -1,4 +1,6 @@
-"""Messages between nodes, in memory: they are delayed, lost, repeated, and their answers too. Both sides run the real stubs, door and handlers."""
+"""Messages between nodes, in memory: they are delayed, lost, repeated, and their answers too. Both
+sides run the real stubs, door and handlers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ async def exchange(
     *,
     propagate_cancel: bool,
 ) -> T:
-    """Has a node that is found do some work, and returns its answer. Raises Unreached or Broken; waits for ever where the answer is lost.
+    """Has a node that is found do some work, and returns its answer. Raises Unreached or Broken;
+    waits for ever where the answer is lost.
 
     `propagate_cancel`: the other side stops when the caller is cancelled.
     """
@@ -66,7 +69,14 @@ async def exchange(
         elif fault is InjectedFault.RESET or isinstance(error, asyncio.CancelledError):
             break_connection()
         elif fault is not InjectedFault.ANSWER_LOST:
-            loop.deliver(caller, response_delay, complete_future, future, None if error else task.result(), error)
+            loop.deliver(
+                caller,
+                response_delay,
+                complete_future,
+                future,
+                None if error else task.result(),
+                error,
+            )
 
     def serve(*, is_first: bool) -> None:
         task: asyncio.Task[T] = loop.create_task(work(server))  # type: ignore[arg-type]
@@ -74,7 +84,11 @@ async def exchange(
             tasks.append(task)
             task.add_done_callback(on_done)
             if fault is InjectedFault.CANCELLED:
-                loop.deliver(server, 10 ** world.seeded_random.uniform(f"cancels {call_id}", -4, 0.5), task.cancel)
+                loop.deliver(
+                    server,
+                    10 ** world.seeded_random.uniform(f"cancels {call_id}", -4, 0.5),
+                    task.cancel,
+                )
         else:
             task.add_done_callback(_ignore_result)
 
@@ -87,7 +101,11 @@ async def exchange(
     if fault is not InjectedFault.REQUEST_LOST:
         loop.deliver(loop.outside, request_delay, lambda: arrive(is_first=True))
     if fault is InjectedFault.REPEATED:
-        loop.deliver(loop.outside, request_delay + repeat_delay + world.slow_delay(call_id), lambda: arrive(is_first=False))
+        loop.deliver(
+            loop.outside,
+            request_delay + repeat_delay + world.slow_delay(call_id),
+            lambda: arrive(is_first=False),
+        )
     if fault is not InjectedFault.ANSWER_LOST:
         server.on_death.append(break_connection)
     try:
@@ -136,7 +154,9 @@ class _SimulatedContext:
     def set_trailing_metadata(self, trailing: Metadata) -> None:
         self.trailing_metadata = trailing
 
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing: Metadata = ()) -> None:
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing: Metadata = ()
+    ) -> None:
         self.code, self.details, self.trailing_metadata = code, details, trailing
         raise grpc.aio.AbortError
 
@@ -156,7 +176,11 @@ class SimulatedServer:
 
     def find_handler(self, method: str, metadata: Metadata) -> Any:
         details = cast("grpc.HandlerCallDetails", _SimulatedCallDetails(method, metadata))
-        return next(method_handler for handler in self.handlers if (method_handler := handler.service(details)) is not None)
+        return next(
+            method_handler
+            for handler in self.handlers
+            if (method_handler := handler.service(details)) is not None
+        )
 
 
 @dataclass
@@ -182,9 +206,13 @@ class SimulatedNetwork:
         """One of a service's nodes, another each time; none while the service is away."""
         self._pick_count += 1
         nodes = [] if self._world.is_unavailable(service) else list(self.servers.get(service, ()))
-        return self._world.seeded_random.choice(f"node {self._pick_count}", nodes) if nodes else None
+        return (
+            self._world.seeded_random.choice(f"node {self._pick_count}", nodes) if nodes else None
+        )
 
-    async def handle(self, node: Node, service: str, method: str, context: _SimulatedContext) -> bytes | None:
+    async def handle(
+        self, node: Node, service: str, method: str, context: _SimulatedContext
+    ) -> bytes | None:
         handler = self.servers[service][node].find_handler(method, context.metadata)
         run = handler.stream_stream if handler.response_streaming else handler.stream_unary
         try:
@@ -199,12 +227,20 @@ class _SimulatedChannel:
         self._world = world
         self._service = service
 
-    def unary_unary(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any) -> Any:
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        **_: Any,
+    ) -> Any:
         async def call(request: Any, timeout: float | None = None, metadata: Metadata = ()) -> Any:
             request_bytes = request_serializer(request) if request_serializer else request
             try:
                 async with asyncio.timeout(timeout):
-                    context, response_bytes = await self._exchange(method, request_bytes, timeout, metadata)
+                    context, response_bytes = await self._exchange(
+                        method, request_bytes, timeout, metadata
+                    )
             except TimeoutError:
                 raise _rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
             except Unreachable:
@@ -217,7 +253,9 @@ class _SimulatedChannel:
 
         return call
 
-    async def _exchange(self, method: str, request_bytes: bytes, timeout: float | None, metadata: Metadata) -> tuple[_SimulatedContext, bytes | None]:
+    async def _exchange(
+        self, method: str, request_bytes: bytes, timeout: float | None, metadata: Metadata
+    ) -> tuple[_SimulatedContext, bytes | None]:
         world = self._world
         caller = world.loop.current_node
         deadline = None if timeout is None else world.loop.now + timeout
@@ -227,25 +265,49 @@ class _SimulatedChannel:
             context = _SimulatedContext(world, metadata, request_bytes, deadline)
             poison = world.active_poison(self._service)
             if poison is not None and (
-                items := [item for item in _item_keys(method, request_bytes) if world.seeded_random.number(f"poison {item}") < poison.item_rate]
+                items := [
+                    item
+                    for item in _item_keys(method, request_bytes)
+                    if world.seeded_random.number(f"poison {item}") < poison.item_rate
+                ]
             ):
                 world.log(f"{server.name} fails on {caller.name} {name}: {', '.join(items)}")
-                context.code, context.details = grpc.StatusCode[poison.status], f"poisoned by {items[0]}"
+                context.code, context.details = (
+                    grpc.StatusCode[poison.status],
+                    f"poisoned by {items[0]}",
+                )
                 return context, None
             response_bytes = await self._network.handle(server, self._service, method, context)
-            world.log(f"{server.name} answers {caller.name} {name}: {context.code.name} {context.details}")
+            world.log(
+                f"{server.name} answers {caller.name} {name}: {context.code.name} {context.details}"
+            )
             return context, response_bytes
 
         fault_weights = CALLER_FAULTS if caller.name.startswith("caller") else CALL_FAULTS
         return await exchange(
-            world, f"{caller.name} calls {name}", fault_weights, lambda: self._network.pick_node(self._service), work, propagate_cancel=True
+            world,
+            f"{caller.name} calls {name}",
+            fault_weights,
+            lambda: self._network.pick_node(self._service),
+            work,
+            propagate_cancel=True,
         )
 
-    def unary_stream(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any) -> Any:
-        async def call(request: Any, timeout: float | None = None, metadata: Metadata = ()) -> AsyncIterator[Any]:
+    def unary_stream(
+        self,
+        method: str,
+        request_serializer: Any = None,
+        response_deserializer: Any = None,
+        **_: Any,
+    ) -> Any:
+        async def call(
+            request: Any, timeout: float | None = None, metadata: Metadata = ()
+        ) -> AsyncIterator[Any]:
             request_bytes = request_serializer(request) if request_serializer else request
             message_queue: asyncio.Queue[bytes | grpc.aio.AioRpcError | None] = asyncio.Queue()
-            close_stream = self._open_stream(method, request_bytes, timeout, metadata, message_queue)
+            close_stream = self._open_stream(
+                method, request_bytes, timeout, metadata, message_queue
+            )
             try:
                 while (message := await message_queue.get()) is not None:
                     if isinstance(message, grpc.aio.AioRpcError):
@@ -257,9 +319,16 @@ class _SimulatedChannel:
         return call
 
     def _open_stream(
-        self, method: str, request_bytes: bytes, timeout: float | None, metadata: Metadata, message_queue: asyncio.Queue[Any]
+        self,
+        method: str,
+        request_bytes: bytes,
+        timeout: float | None,
+        metadata: Metadata,
+        message_queue: asyncio.Queue[Any],
     ) -> Callable[[], None]:
-        """Opens a stream, and returns what leaves it. Its messages, then its end, come into the queue, in order. It breaks when its server dies."""
+        """Opens a stream, and returns what leaves it. Its messages, then its end, come into the
+        queue, in order. It breaks when its server dies.
+        """
         world, loop = self._world, self._world.loop
         caller = loop.current_node
         name = method.rpartition("/")[2]
@@ -274,31 +343,59 @@ class _SimulatedChannel:
             loop.deliver(caller, response_delay, message_queue.put_nowait, message)
 
         def break_stream() -> None:
-            loop.deliver(caller, response_delay, message_queue.put_nowait, _rpc_error(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer"))
+            loop.deliver(
+                caller,
+                response_delay,
+                message_queue.put_nowait,
+                _rpc_error(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer"),
+            )
 
         async def work() -> None:
-            context = _SimulatedContext(world, metadata, request_bytes, None if timeout is None else loop.now + timeout, write)
+            context = _SimulatedContext(
+                world,
+                metadata,
+                request_bytes,
+                None if timeout is None else loop.now + timeout,
+                write,
+            )
             await self._network.handle(server, self._service, method, context)
-            last_message = None if context.code is grpc.StatusCode.OK else _rpc_error(context.code, context.details, context.trailing_metadata)
+            last_message = (
+                None
+                if context.code is grpc.StatusCode.OK
+                else _rpc_error(context.code, context.details, context.trailing_metadata)
+            )
             server.on_death.remove(break_stream)
             loop.deliver(caller, response_delay, message_queue.put_nowait, last_message)
 
         tasks: list[asyncio.Task[None]] = []
         server.on_death.append(break_stream)
         loop.deliver(server, request_delay, lambda: tasks.append(loop.create_task(work())))
-        return lambda: loop.deliver(server, response_delay, lambda: [task.cancel() for task in tasks])
+        return lambda: loop.deliver(
+            server, response_delay, lambda: [task.cancel() for task in tasks]
+        )
 
     async def close(self, grace: float | None = None) -> None:
         return None
 
 
-def _rpc_error(code: grpc.StatusCode, details: str, trailing: Metadata = ()) -> grpc.aio.AioRpcError:
+def _rpc_error(
+    code: grpc.StatusCode, details: str, trailing: Metadata = ()
+) -> grpc.aio.AioRpcError:
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details)
 
 
-_BATCH_METHODS = frozenset({
-    "BatchCredit", "BatchRelease", "BatchDebit", "BatchPlaceHold", "BatchCaptureHold", "BatchReleaseHold", "BatchPost", "BatchPublish",
-})  # fmt: skip
+_BATCH_METHODS = frozenset(
+    {
+        "BatchCredit",
+        "BatchRelease",
+        "BatchDebit",
+        "BatchPlaceHold",
+        "BatchCaptureHold",
+        "BatchReleaseHold",
+        "BatchPost",
+        "BatchPublish",
+    }
+)
 """What services call each other with that has items, each of which must come through in the end."""
 _ITEM_KEY_FIELDS = ("event_id", "hold_id", "cause_id", "cause")
 
@@ -308,10 +405,16 @@ def _item_keys(method: str, request_bytes: bytes) -> list[str]:
     _, service, name = method.split("/")
     if name not in _BATCH_METHODS:
         return []
-    request_type = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].input_type
+    request_type = (
+        descriptor_pool.Default().FindServiceByName(service).methods_by_name[name].input_type
+    )
     request = message_factory.GetMessageClass(request_type).FromString(request_bytes)
     items = getattr(request, request_type.fields[0].name)
     return [
-        item if isinstance(item, str) else next(getattr(item, key) for key in _ITEM_KEY_FIELDS if key in item.DESCRIPTOR.fields_by_name)
+        item
+        if isinstance(item, str)
+        else next(
+            getattr(item, key) for key in _ITEM_KEY_FIELDS if key in item.DESCRIPTOR.fields_by_name
+        )
         for item in items
     ]

@@ -1,4 +1,6 @@
-"""What operators do in a run while everything goes wrong: they acknowledge what fits no order or payout, and have dead letters tried again in bulk."""
+"""What operators do in a run while everything goes wrong: they acknowledge what fits no order or
+payout, and have dead letters tried again in bulk.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _EXTRA_SECONDS = 10.0
 """Seconds after healing in which they go on."""
 _REASON = "dealt with by hand"
 _RETRIED_CAUSES = ("REJECTED", "MISDIRECTED")
-"""Causes that they have tried again. Others are left alone: they must end without them, or be noticed."""
+"""Causes that they have tried again. Others are left alone: they must end without them, or be
+noticed.
+"""
 _ALLOWED_REASONS = frozenset({"STATE_FORBIDS"})
 
 
@@ -39,17 +43,28 @@ class OperatorLoad:
 
     def start(self) -> None:
         self._running = True
-        self._world.loop.deliver(Node("caller-operator"), 0.5, lambda: self._tasks.append(asyncio.ensure_future(self._run_operator())))
+        self._world.loop.deliver(
+            Node("caller-operator"),
+            0.5,
+            lambda: self._tasks.append(asyncio.ensure_future(self._run_operator())),
+        )
 
     @property
     def is_idle(self) -> bool:
         return not self._running
 
     async def _run_operator(self) -> None:
-        world, client, round_number, end_time = self._world, self._cluster.client("the operator at work", OPERATOR), 0, float("inf")
+        world, client, round_number, end_time = (
+            self._world,
+            self._cluster.client("the operator at work", OPERATOR),
+            0,
+            float("inf"),
+        )
         while world.loop.now < end_time:
             round_number += 1
-            await asyncio.sleep(world.seeded_random.uniform(f"operator rests {round_number}", 0.5, 6.0))
+            await asyncio.sleep(
+                world.seeded_random.uniform(f"operator rests {round_number}", 0.5, 6.0)
+            )
             await self._acknowledge_charges(client)
             await self._acknowledge_payouts(client)
             await self._retry_dead_letters(client)
@@ -58,7 +73,9 @@ class OperatorLoad:
         self._running = False
 
     async def _call(self, method: Any, request: Message, name: str) -> Any:
-        return await call_until_success(lambda: method(request), name, self._violations, _ALLOWED_REASONS)
+        return await call_until_success(
+            lambda: method(request), name, self._violations, _ALLOWED_REASONS
+        )
 
     async def _call_twice(self, method: Any, request: Message, name: str) -> bool:
         """Whether a call that is made twice at once got through, both times alike."""
@@ -68,53 +85,103 @@ class OperatorLoad:
         return all(response is not None for response in responses)
 
     async def _acknowledge_charges(self, client: AsyncClient) -> None:
-        page = await self._call(client.payment.ListUnappliedCharges, payment_service_pb2.ListUnappliedChargesRequest(), "unapplied charges")
+        page = await self._call(
+            client.payment.ListUnappliedCharges,
+            payment_service_pb2.ListUnappliedChargesRequest(),
+            "unapplied charges",
+        )
         acknowledge = client.payment.AcknowledgeUnappliedCharge
         for charge in page.unapplied_charges if page else ():
             name = charge.unapplied_charge_id
-            request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(unapplied_charge_id=name, reason=_REASON)
-            if self._world.seeded_random.number(f"acknowledges {name}") < 0.7 and await self._call_twice(acknowledge, request, name):
+            request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(
+                unapplied_charge_id=name, reason=_REASON
+            )
+            if self._world.seeded_random.number(
+                f"acknowledges {name}"
+            ) < 0.7 and await self._call_twice(acknowledge, request, name):
                 self._acknowledged_charges.add(name)
-                changed_request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(unapplied_charge_id=name, reason="another reason")
+                changed_request = payment_service_pb2.AcknowledgeUnappliedChargeRequest(
+                    unapplied_charge_id=name, reason="another reason"
+                )
                 await self._expect_rejection(acknowledge, changed_request, name)
 
     async def _expect_rejection(self, method: Any, request: Message, name: str) -> None:
         await expect_rejection(lambda: method(request), name, self._violations, "KEY_REUSED")
 
     async def _acknowledge_payouts(self, client: AsyncClient) -> None:
-        page = await self._call(client.payout.ListAlerts, payout_service_pb2.ListAlertsRequest(), "alerts")
+        page = await self._call(
+            client.payout.ListAlerts, payout_service_pb2.ListAlertsRequest(), "alerts"
+        )
         kinds = {"STRAY_TRANSFER", "PAYOUT_CONTRADICTED"}
-        for payout_id in {alert.subject.partition("/")[2]: None for alert in (page.alerts if page else ()) if alert.kind in kinds}:
-            payout_details = await self._call(client.payout.GetPayout, payout_service_pb2.GetPayoutRequest(payout_id=payout_id), payout_id)
+        for payout_id in {
+            alert.subject.partition("/")[2]: None
+            for alert in (page.alerts if page else ())
+            if alert.kind in kinds
+        }:
+            payout_details = await self._call(
+                client.payout.GetPayout,
+                payout_service_pb2.GetPayoutRequest(payout_id=payout_id),
+                payout_id,
+            )
             for transfer in payout_details.transfers if payout_details else ():
                 reference = transfer.provider_reference
-                by_reference = payout_service_pb2.AcknowledgePayoutRequest(payout_id=payout_id, provider_reference=reference, reason=_REASON)
-                await self._call_twice(client.payout.AcknowledgePayout, by_reference, f"{payout_id} {reference}")
+                by_reference = payout_service_pb2.AcknowledgePayoutRequest(
+                    payout_id=payout_id, provider_reference=reference, reason=_REASON
+                )
+                await self._call_twice(
+                    client.payout.AcknowledgePayout, by_reference, f"{payout_id} {reference}"
+                )
             for report in payout_details.conflicting_reports if payout_details else ():
-                by_number = payout_service_pb2.AcknowledgePayoutRequest(payout_id=payout_id, report_number=report.number, reason=_REASON)
-                if await self._call_twice(client.payout.AcknowledgePayout, by_number, f"{payout_id} {report.number}"):
+                by_number = payout_service_pb2.AcknowledgePayoutRequest(
+                    payout_id=payout_id, report_number=report.number, reason=_REASON
+                )
+                if await self._call_twice(
+                    client.payout.AcknowledgePayout, by_number, f"{payout_id} {report.number}"
+                ):
                     self._acknowledged_reports.add((payout_id, report.number))
 
     async def _retry_dead_letters(self, client: AsyncClient) -> None:
         for cause in _RETRIED_CAUSES:
             cause_filter = recovery_pb2.DeadLetterFilter(cause=cause)
-            payment_request = payment_service_pb2.RetryDeadLettersRequest(filter=cause_filter, reason="once more")
+            payment_request = payment_service_pb2.RetryDeadLettersRequest(
+                filter=cause_filter, reason="once more"
+            )
             await self._call(client.payment.RetryDeadLetters, payment_request, f"retry {cause}")
-            payout_request = payout_service_pb2.RetryDeadLettersRequest(filter=cause_filter, reason="once more")
+            payout_request = payout_service_pb2.RetryDeadLettersRequest(
+                filter=cause_filter, reason="once more"
+            )
             await self._call(client.payout.RetryDeadLetters, payout_request, f"retry {cause}")
 
     async def audit(self, operator: AsyncClient) -> list[str]:
-        """What is wrong: refusals that must not be, and acknowledgements that were confirmed and are not there."""
+        """What is wrong: refusals that must not be, and acknowledgements that were confirmed and
+        are not there.
+        """
         violations = list(self._violations)
         request = payment_service_pb2.ListUnappliedChargesRequest(acknowledged=True)
-        charges = [charge async for charge in operator.pages(operator.payment.ListUnappliedCharges, request, "unapplied_charges")]
+        charges = [
+            charge
+            async for charge in operator.pages(
+                operator.payment.ListUnappliedCharges, request, "unapplied_charges"
+            )
+        ]
         acknowledged = {
-            charge.unapplied_charge_id for charge in charges if (charge.acknowledged_by, charge.acknowledge_reason) == (OPERATOR, _REASON)
+            charge.unapplied_charge_id
+            for charge in charges
+            if (charge.acknowledged_by, charge.acknowledge_reason) == (OPERATOR, _REASON)
         }
-        violations += [f"unapplied charge {name} was acknowledged, and is not" for name in sorted(self._acknowledged_charges - acknowledged)]
+        violations += [
+            f"unapplied charge {name} was acknowledged, and is not"
+            for name in sorted(self._acknowledged_charges - acknowledged)
+        ]
         for payout_id, number in sorted(self._acknowledged_reports):
-            payout_details = await operator.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
-            if _REASON not in [charge.acknowledge_reason for charge in payout_details.conflicting_reports if charge.number == number]:
+            payout_details = await operator.payout.GetPayout(
+                payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
+            )
+            if _REASON not in [
+                charge.acknowledge_reason
+                for charge in payout_details.conflicting_reports
+                if charge.number == number
+            ]:
                 violations.append(f"report {number} of {payout_id} was acknowledged, and is not")
         return violations
 
@@ -122,9 +189,17 @@ class OperatorLoad:
 async def resolve_in_bulk(operator: AsyncClient, service: Any, pb: Any, *, retry: bool) -> None:
     """Has all open dead letters of a service tried again, or closes them, after a dry run."""
     if retry:
-        call, request = service.RetryDeadLetters, pb.RetryDeadLettersRequest(all=True, reason="once more")
+        call, request = (
+            service.RetryDeadLetters,
+            pb.RetryDeadLettersRequest(all=True, reason="once more"),
+        )
     else:
-        call, request = service.CloseDeadLetters, pb.CloseDeadLettersRequest(all=True, reason="no money moved", evidence="the provider's log")
+        call, request = (
+            service.CloseDeadLetters,
+            pb.CloseDeadLettersRequest(
+                all=True, reason="no money moved", evidence="the provider's log"
+            ),
+        )
     request.dry_run = True
     await call(request)
     request.dry_run = False

@@ -1,4 +1,6 @@
-"""The auditor of payouts: what was wished, what was told and what the bank logged say where every payout must be, and what each seller has left."""
+"""The auditor of payouts: what was wished, what was told and what the bank logged say where every
+payout must be, and what each seller has left.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,24 @@ class TransferLogEntry:
 
 
 class PayoutAuditor:
-    """Reads the platform through its doors, once everything is quiet; `fault_free`: nothing went wrong by chance."""
+    """Reads the platform through its doors, once everything is quiet; `fault_free`: nothing went
+    wrong by chance.
+    """
 
     def __init__(
-        self, operator: AsyncClient, responses: Mapping[str, WithdrawalResponses], transfer_log: Sequence[TransferLogEntry], *, fault_free: bool
+        self,
+        operator: AsyncClient,
+        responses: Mapping[str, WithdrawalResponses],
+        transfer_log: Sequence[TransferLogEntry],
+        *,
+        fault_free: bool,
     ) -> None:
         self._operator = operator
         self._responses = responses
-        self._tokens = {response.withdrawal.destination_id: response.withdrawal.token for response in responses.values()}
+        self._tokens = {
+            response.withdrawal.destination_id: response.withdrawal.token
+            for response in responses.values()
+        }
         self._fault_free = fault_free
         self._transfer_log: dict[str, list[TransferLogEntry]] = {}
         for row in transfer_log:
@@ -60,17 +72,34 @@ class PayoutAuditor:
     async def audit(self) -> None:
         await self._read_dead_letters()
         request = payout_service_pb2.ListPayoutsRequest(page_size=200)
-        payouts = {payout.payout_id: payout async for payout in self._operator.pages(self._operator.payout.ListPayouts, request, "payouts")}
+        payouts = {
+            payout.payout_id: payout
+            async for payout in self._operator.pages(
+                self._operator.payout.ListPayouts, request, "payouts"
+            )
+        }
         for responses in self._responses.values():
             self.violations += responses.violations
             if responses.payouts and responses.withdrawal.payout_id not in payouts:
-                self.violations.append(f"payout {responses.withdrawal.payout_id} was acknowledged, and is not there")
-        self.violations += [f"payout {id_} was paid, and is not there" for id_ in self._transfer_log if id_ not in payouts]
+                self.violations.append(
+                    f"payout {responses.withdrawal.payout_id} was acknowledged, and is not there"
+                )
+        self.violations += [
+            f"payout {id_} was paid, and is not there"
+            for id_ in self._transfer_log
+            if id_ not in payouts
+        ]
         for payout in payouts.values():
             await self._audit_payout(payout)
         destinations_request = payout_service_pb2.ListPayoutDestinationsRequest(page_size=200)
-        async for destination in self._operator.pages(self._operator.payout.ListPayoutDestinations, destinations_request, "payout_destinations"):
-            self.versions[f"payoutDestinations/{destination.payout_destination_id}"] = destination.version
+        async for destination in self._operator.pages(
+            self._operator.payout.ListPayoutDestinations,
+            destinations_request,
+            "payout_destinations",
+        ):
+            self.versions[f"payoutDestinations/{destination.payout_destination_id}"] = (
+                destination.version
+            )
 
     async def _read_dead_letters(self) -> None:
         for state, subjects in (
@@ -78,13 +107,22 @@ class PayoutAuditor:
             (recovery_pb2.DEAD_LETTER_STATE_CLOSED, self._closed_dead_letters),
         ):
             request = payout_service_pb2.ListDeadLettersRequest(state=state)
-            async for dead_letter in self._operator.pages(self._operator.payout.ListDeadLetters, request, "dead_letters"):
+            async for dead_letter in self._operator.pages(
+                self._operator.payout.ListDeadLetters, request, "dead_letters"
+            ):
                 subjects.add(dead_letter.subject.removeprefix("payouts/"))
 
     async def _audit_payout(self, payout: payout_pb2.Payout) -> None:
-        responses, name, currency = self._responses.get(payout.payout_id), payout.payout_id, payout.currency
+        responses, name, currency = (
+            self._responses.get(payout.payout_id),
+            payout.payout_id,
+            payout.currency,
+        )
         self.versions[f"payouts/{name}"] = payout.version
-        amount, fee = parse_amount(payout.amount, currency), parse_amount(payout.fee, currency, min_amount=0)
+        amount, fee = (
+            parse_amount(payout.amount, currency),
+            parse_amount(payout.fee, currency, min_amount=0),
+        )
         if responses is not None:
             self._audit_values(responses, payout, amount)
             for reported_payout in responses.payouts:
@@ -96,7 +134,10 @@ class PayoutAuditor:
         state = _state_name(payout)
         rows = self._transfer_log.get(name, [])
         if not self._is_state_allowed(responses, payout, state, rows, amount - fee):
-            self.violations.append(f"payout {name} is {state}({payout.failure_reason}) with token {self._token(payout)}, log {rows}")
+            self.violations.append(
+                f"payout {name} is {state}({payout.failure_reason}) with token "
+                f"{self._token(payout)}, log {rows}"
+            )
         if state in _TERMINAL_STATES and not payout.ledger_updated:
             self.violations.append(f"payout {name} is {state}, and not settled")
         self._add_bookings(payout, state, rows, amount, fee)
@@ -105,14 +146,31 @@ class PayoutAuditor:
     def _token(self, payout: payout_pb2.Payout) -> str:
         return self._tokens.get(payout.payout_destination_id, "")
 
-    def _audit_values(self, responses: WithdrawalResponses, payout: payout_pb2.Payout, amount: int) -> None:
+    def _audit_values(
+        self, responses: WithdrawalResponses, payout: payout_pb2.Payout, amount: int
+    ) -> None:
         withdrawal = responses.withdrawal
-        stored = (payout.seller_account, payout.currency, payout.caller, payout.payout_destination_id)
-        if stored != (withdrawal.seller, withdrawal.currency, withdrawal.team, withdrawal.destination_id) or withdrawal.amount not in (None, amount):
+        stored = (
+            payout.seller_account,
+            payout.currency,
+            payout.caller,
+            payout.payout_destination_id,
+        )
+        if stored != (
+            withdrawal.seller,
+            withdrawal.currency,
+            withdrawal.team,
+            withdrawal.destination_id,
+        ) or withdrawal.amount not in (None, amount):
             self.violations.append(f"payout {withdrawal.payout_id} is {stored}, {payout.amount}")
 
     def _is_state_allowed(
-        self, responses: WithdrawalResponses | None, payout: payout_pb2.Payout, state: str, rows: Sequence[TransferLogEntry], net_amount: int
+        self,
+        responses: WithdrawalResponses | None,
+        payout: payout_pb2.Payout,
+        state: str,
+        rows: Sequence[TransferLogEntry],
+        net_amount: int,
     ) -> bool:
         """Whether a payout may be in this state, by the bank's log and what people wanted."""
         paid_rows = [row for row in rows if row.is_paid]
@@ -123,11 +181,15 @@ class PayoutAuditor:
             case "PAID":
                 return first is not None and first.amount == net_amount and first.state == "PAID"
             case "RETURNED":
-                return first is not None and first.amount == net_amount and first.state == "RETURNED"
+                return (
+                    first is not None and first.amount == net_amount and first.state == "RETURNED"
+                )
             case "REJECTED" | "CANCELLED":
                 return not rows and self._is_end_allowed(responses, state)
             case "FAILED":
-                reason = payout_pb2.PayoutFailureReason.Name(payout.failure_reason).removeprefix("PAYOUT_FAILURE_REASON_")
+                reason = payout_pb2.PayoutFailureReason.Name(payout.failure_reason).removeprefix(
+                    "PAYOUT_FAILURE_REASON_"
+                )
                 return self._is_failure_allowed(payout, reason, rows)
             case "AWAITING_APPROVAL":
                 return not rows
@@ -137,9 +199,16 @@ class PayoutAuditor:
     def _is_end_allowed(self, responses: WithdrawalResponses | None, state: str) -> bool:
         if state == "REJECTED":
             return responses is not None and not responses.withdrawal.is_approved
-        return responses is None or responses.cancelled or responses.disabled or responses.withdrawal.token in _CLOSED_ACCOUNT_TOKENS
+        return (
+            responses is None
+            or responses.cancelled
+            or responses.disabled
+            or responses.withdrawal.token in _CLOSED_ACCOUNT_TOKENS
+        )
 
-    def _is_failure_allowed(self, payout: payout_pb2.Payout, reason: str, rows: Sequence[TransferLogEntry]) -> bool:
+    def _is_failure_allowed(
+        self, payout: payout_pb2.Payout, reason: str, rows: Sequence[TransferLogEntry]
+    ) -> bool:
         token, states = self._token(payout), {row.state for row in rows}
         match reason:
             case "INSUFFICIENT_FUNDS":
@@ -147,7 +216,10 @@ class PayoutAuditor:
             case "DESTINATION_REFUSED":
                 return token == "ba_decline:no_account" and states == {"DECLINED"}
             case "PROVIDER_DECLINED":
-                return (token == "ba_paid_late" and states <= {"DECLINED", "PAID"}) or states <= {"DECLINED", "ERROR"} != set()
+                return (token == "ba_paid_late" and states <= {"DECLINED", "PAID"}) or states <= {
+                    "DECLINED",
+                    "ERROR",
+                } != set()
             case "PROVIDER_REFUSED":
                 return token == "ba_refused" and not rows
             case "PROVIDER_MISMATCH":
@@ -155,11 +227,20 @@ class PayoutAuditor:
             case "PROVIDER_UNREACHABLE":
                 return not rows and (not self._fault_free or token.startswith("ba_unreachable"))
             case "CLOSED_BY_OPERATOR":
-                return payout.payout_id in self._closed_dead_letters and (token == "ba_paid_late" or not any(row.is_paid for row in rows))
+                return payout.payout_id in self._closed_dead_letters and (
+                    token == "ba_paid_late" or not any(row.is_paid for row in rows)
+                )
             case _:
                 return False
 
-    def _add_bookings(self, payout: payout_pb2.Payout, state: str, rows: Sequence[TransferLogEntry], amount: int, fee: int) -> None:
+    def _add_bookings(
+        self,
+        payout: payout_pb2.Payout,
+        state: str,
+        rows: Sequence[TransferLogEntry],
+        amount: int,
+        fee: int,
+    ) -> None:
         """What the wallet and the ledger must show of it."""
         key = (payout.seller_account, payout.currency)
         if state not in _TERMINAL_STATES:
@@ -171,34 +252,54 @@ class PayoutAuditor:
             debited, fee_kept = (amount, fee) if is_exact else (row.amount, 0)
             returned_amount = row.returned_amount or 0
             self.balances[key] += returned_amount - debited
-            self.accounts[f"sellers/{payout.seller_account}", payout.currency] += returned_amount - debited
-            self.accounts["payouts/sandbox/clearing", payout.currency] += row.amount - returned_amount
+            self.accounts[f"sellers/{payout.seller_account}", payout.currency] += (
+                returned_amount - debited
+            )
+            self.accounts["payouts/sandbox/clearing", payout.currency] += (
+                row.amount - returned_amount
+            )
             self.accounts["platform/fees", payout.currency] += fee_kept
 
     async def _audit_transfers(self, payout_id: str, rows: Sequence[TransferLogEntry]) -> None:
         """Every transfer that the bank made is known, with what came back, and none else."""
-        payout_details = await self._operator.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
+        payout_details = await self._operator.payout.GetPayout(
+            payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
+        )
         actual = {
             transfer.provider_reference: (
                 parse_amount(transfer.amount, transfer.currency),
-                parse_amount(transfer.returned_amount, transfer.currency) if transfer.returned_amount else None,
+                parse_amount(transfer.returned_amount, transfer.currency)
+                if transfer.returned_amount
+                else None,
             )
             for transfer in payout_details.transfers
         }
         expected = {row.reference: (row.amount, row.returned_amount) for row in rows if row.is_paid}
         if actual != expected:
-            self.violations.append(f"the transfers of payout {payout_id} are {actual}, and must be {expected}")
+            self.violations.append(
+                f"the transfers of payout {payout_id} are {actual}, and must be {expected}"
+            )
 
-    def _compare_response(self, reported_payout: payout_pb2.Payout, payout: payout_pb2.Payout) -> None:
+    def _compare_response(
+        self, reported_payout: payout_pb2.Payout, payout: payout_pb2.Payout
+    ) -> None:
         """What is final in an answer stands for ever, but that what was paid may come back."""
         reported_state, current_state = _state_name(reported_payout), _state_name(payout)
         if reported_payout.version > payout.version or (
-            reported_state in _TERMINAL_STATES and current_state != reported_state and (reported_state, current_state) != ("PAID", "RETURNED")
+            reported_state in _TERMINAL_STATES
+            and current_state != reported_state
+            and (reported_state, current_state) != ("PAID", "RETURNED")
         ):
             self.violations.append(
-                f"payout {payout.payout_id} was told to be {reported_state} at {reported_payout.version}, and is {current_state} at {payout.version}"
+                f"payout {payout.payout_id} was told to be {reported_state} at "
+                f"{reported_payout.version}, and is {current_state} at {payout.version}"
             )
-        if (reported_payout.amount, reported_payout.fee, reported_payout.net_amount, reported_payout.seller_account) != (
+        if (
+            reported_payout.amount,
+            reported_payout.fee,
+            reported_payout.net_amount,
+            reported_payout.seller_account,
+        ) != (
             payout.amount,
             payout.fee,
             payout.net_amount,

@@ -1,4 +1,6 @@
-"""What callers do in a run about payouts: they register banks, pay sellers out, repeat themselves, change their mind; and a schedule has its cut-off."""
+"""What callers do in a run about payouts: they register banks, pay sellers out, repeat themselves,
+change their mind; and a schedule has its cut-off.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,34 @@ from .world import World
 FEES = {"EUR": 10}
 """Of each payout once the schedule is set, in minor units."""
 _TOKEN_WEIGHTS = {
-    "ba_ok": 30.0, "ba_slow": 6.0, "ba_slow:10": 3.0, "ba_returned": 5.0, "ba_returned:8": 2.0, "ba_returned_part": 3.0, "ba_returned_closed": 3.0,
-    "ba_decline:no_account": 3.0, "ba_decline:risk": 3.0, "ba_refused": 1.0, "ba_rejected": 1.0, "ba_lost_before": 3.0, "ba_lost_after": 4.0, "ba_lost_after:3": 2.0,
-    "ba_error_before": 2.0, "ba_error_after": 2.0, "ba_error_stored": 1.0, "ba_unreachable": 2.0, "ba_unreachable:8": 1.0, "ba_busy:2": 2.0, "ba_other_amount": 5.0,
-    "ba_paid_late": 5.0, "ba_twice": 5.0, "ba_batch_lost": 2.0, "ba_delay:2500": 1.0, "ba_review": 2.0, "ba_unverified": 1.0,
-}  # fmt: skip
+    "ba_ok": 30.0,
+    "ba_slow": 6.0,
+    "ba_slow:10": 3.0,
+    "ba_returned": 5.0,
+    "ba_returned:8": 2.0,
+    "ba_returned_part": 3.0,
+    "ba_returned_closed": 3.0,
+    "ba_decline:no_account": 3.0,
+    "ba_decline:risk": 3.0,
+    "ba_refused": 1.0,
+    "ba_rejected": 1.0,
+    "ba_lost_before": 3.0,
+    "ba_lost_after": 4.0,
+    "ba_lost_after:3": 2.0,
+    "ba_error_before": 2.0,
+    "ba_error_after": 2.0,
+    "ba_error_stored": 1.0,
+    "ba_unreachable": 2.0,
+    "ba_unreachable:8": 1.0,
+    "ba_busy:2": 2.0,
+    "ba_other_amount": 5.0,
+    "ba_paid_late": 5.0,
+    "ba_twice": 5.0,
+    "ba_batch_lost": 2.0,
+    "ba_delay:2500": 1.0,
+    "ba_review": 2.0,
+    "ba_unverified": 1.0,
+}
 _SELLER_WEIGHTS = {"hot": 6.0, "a": 2.0, "b": 1.0, "c": 1.0}
 _MAX_ATTEMPTS = 6
 """How often a caller asks for a payout that the seller's money does not allow yet."""
@@ -57,7 +82,9 @@ _FOLLOW_UP_WEIGHTS = {
 
 @dataclass(frozen=True)
 class WithdrawalRequest:
-    """A payout that somebody wants. `amount` in minor units, None: whatever can be paid; `is_approved`: what the second person says, if one is asked."""
+    """A payout that somebody wants. `amount` in minor units, None: whatever can be paid;
+    `is_approved`: what the second person says, if one is asked.
+    """
 
     number: int
     team: str
@@ -81,8 +108,12 @@ class WithdrawalRequest:
         return f"w{self.number}-bank"
 
 
-def draw_withdrawal(seeded_random: SeededRandom, number: int, span_seconds: float) -> WithdrawalRequest:
-    """The payout of a number, begun within so many seconds. It depends on nothing but seed and number."""
+def draw_withdrawal(
+    seeded_random: SeededRandom, number: int, span_seconds: float
+) -> WithdrawalRequest:
+    """The payout of a number, begun within so many seconds. It depends on nothing but seed and
+    number.
+    """
 
     def key(name: str) -> str:
         return f"withdrawal {number} {name}"
@@ -93,9 +124,13 @@ def draw_withdrawal(seeded_random: SeededRandom, number: int, span_seconds: floa
         team=team,
         start_seconds=seeded_random.uniform(key("start"), span_seconds / 4, span_seconds + 3),
         token=seeded_random.weighted_choice(key("token"), _TOKEN_WEIGHTS),
-        currency=seeded_random.weighted_choice(key("currency"), {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}),
+        currency=seeded_random.weighted_choice(
+            key("currency"), {"EUR": 6.0, "JPY": 1.0, "KWD": 1.0}
+        ),
         seller=seller_of(team, seeded_random.weighted_choice(key("seller"), _SELLER_WEIGHTS)),
-        amount=int(10 ** seeded_random.uniform(key("amount"), 1, 5.5)) if seeded_random.number(key("whether all")) < 0.6 else None,
+        amount=int(10 ** seeded_random.uniform(key("amount"), 1, 5.5))
+        if seeded_random.number(key("whether all")) < 0.6
+        else None,
         concurrent_calls=seeded_random.weighted_choice(key("at once"), {1: 8.0, 2: 1.0, 4: 0.5}),
         is_approved=seeded_random.number(key("approves")) < 0.7,
         follow_up=seeded_random.weighted_choice(key("then"), _FOLLOW_UP_WEIGHTS),
@@ -118,22 +153,31 @@ class WithdrawalResponses:
 class PayoutLoad:
     """Callers, each with a node of its own, and the operator who sets the schedule and decides."""
 
-    def __init__(self, world: World, cluster: Cluster, withdrawals: list[WithdrawalRequest]) -> None:
+    def __init__(
+        self, world: World, cluster: Cluster, withdrawals: list[WithdrawalRequest]
+    ) -> None:
         self._world = world
         self._cluster = cluster
         self._open_count = len(withdrawals)
         self._tasks: list[asyncio.Task[None]] = []
         self.violations: list[str] = []
-        self.responses = {withdrawal.payout_id: WithdrawalResponses(withdrawal) for withdrawal in withdrawals}
+        self.responses = {
+            withdrawal.payout_id: WithdrawalResponses(withdrawal) for withdrawal in withdrawals
+        }
 
     def start(self, *, with_schedule: bool) -> None:
         """Begins all of it; `with_schedule`: with a cut-off some seconds from now."""
         if with_schedule:
             self._open_count += 1
-            self._world.loop.deliver(Node("caller-schedule"), 0.3, self._start_caller, self._set_schedule())
+            self._world.loop.deliver(
+                Node("caller-schedule"), 0.3, self._start_caller, self._set_schedule()
+            )
         for responses in self.responses.values():
             self._world.loop.deliver(
-                Node(f"caller-w{responses.withdrawal.number}"), responses.withdrawal.start_seconds, self._start_caller, self._run_caller(responses)
+                Node(f"caller-w{responses.withdrawal.number}"),
+                responses.withdrawal.start_seconds,
+                self._start_caller,
+                self._run_caller(responses),
             )
 
     @property
@@ -153,7 +197,9 @@ class PayoutLoad:
             minimum_amount="0.20",
             fee=format_amount(FEES["EUR"], "EUR"),
         )
-        await call_until_success(lambda: operator.payout.SetPayoutSchedule(request), "the schedule", self.violations)
+        await call_until_success(
+            lambda: operator.payout.SetPayoutSchedule(request), "the schedule", self.violations
+        )
         self._open_count -= 1
 
     async def _run_caller(self, responses: WithdrawalResponses) -> None:
@@ -163,13 +209,17 @@ class PayoutLoad:
             request = _build_request(withdrawal)
             if withdrawal.has_robber:
                 await self._attempt_robbery(responses)
-            await asyncio.gather(*(self._pay(client, request, responses) for _ in range(withdrawal.concurrent_calls)))
+            await asyncio.gather(
+                *(self._pay(client, request, responses) for _ in range(withdrawal.concurrent_calls))
+            )
             if responses.payouts:
                 await self._approve_or_reject(client, responses)
                 await self._follow_up(client, request, responses)
         self._open_count -= 1
 
-    async def _register_destination(self, client: AsyncClient, responses: WithdrawalResponses) -> bool:
+    async def _register_destination(
+        self, client: AsyncClient, responses: WithdrawalResponses
+    ) -> bool:
         """Whether the destination can be paid to, as its provider says."""
         withdrawal = responses.withdrawal
         create_request = payout_service_pb2.CreatePayoutDestinationRequest(
@@ -179,25 +229,42 @@ class PayoutLoad:
             bank_account_token=withdrawal.token,
         )
         if (
-            await call_until_success(lambda: client.payout.CreatePayoutDestination(create_request), withdrawal.destination_id, responses.violations)
+            await call_until_success(
+                lambda: client.payout.CreatePayoutDestination(create_request),
+                withdrawal.destination_id,
+                responses.violations,
+            )
             is None
         ):
             return False
         responses.registered = True
-        get_request = payout_service_pb2.GetPayoutDestinationRequest(payout_destination_id=withdrawal.destination_id)
+        get_request = payout_service_pb2.GetPayoutDestinationRequest(
+            payout_destination_id=withdrawal.destination_id
+        )
         for _ in range(_MAX_POLLS):
             response = await call_until_success(
-                lambda: client.payout.GetPayoutDestination(get_request), withdrawal.destination_id, responses.violations
+                lambda: client.payout.GetPayoutDestination(get_request),
+                withdrawal.destination_id,
+                responses.violations,
             )
-            if response is None or response.payout_destination.state != payout_pb2.PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION:
-                return response is not None and bool(response.payout_destination.state == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED)
+            if (
+                response is None
+                or response.payout_destination.state
+                != payout_pb2.PAYOUT_DESTINATION_STATE_PENDING_VERIFICATION
+            ):
+                return response is not None and bool(
+                    response.payout_destination.state
+                    == payout_pb2.PAYOUT_DESTINATION_STATE_VERIFIED
+                )
             await asyncio.sleep(0.5)
         return False
 
     async def _attempt_robbery(self, responses: WithdrawalResponses) -> None:
         """Another owner's calls about a seller that is not its own: each has to be refused."""
         withdrawal, name = responses.withdrawal, f"{responses.withdrawal.payout_id} robbed"
-        robber = self._cluster.client(f"the robber of {withdrawal.payout_id}", other_team(withdrawal.team))
+        robber = self._cluster.client(
+            f"the robber of {withdrawal.payout_id}", other_team(withdrawal.team)
+        )
         destination_request = payout_service_pb2.CreatePayoutDestinationRequest(
             payout_destination_id=f"{withdrawal.payout_id}-robber",
             seller_account=withdrawal.seller,
@@ -205,22 +272,58 @@ class PayoutLoad:
             bank_account_token="ba_ok",
         )
         payout_request = payout_service_pb2.CreatePayoutRequest(
-            payout_id=f"{withdrawal.payout_id}-robbed", seller_account=withdrawal.seller, currency=withdrawal.currency
+            payout_id=f"{withdrawal.payout_id}-robbed",
+            seller_account=withdrawal.seller,
+            currency=withdrawal.currency,
         )
-        preview_request = payout_service_pb2.PreviewPayoutRequest(seller_account=withdrawal.seller, currency=withdrawal.currency)
+        preview_request = payout_service_pb2.PreviewPayoutRequest(
+            seller_account=withdrawal.seller, currency=withdrawal.currency
+        )
         schedule_request = payout_service_pb2.SetPayoutScheduleRequest(
-            seller_account=withdrawal.seller, currency=withdrawal.currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL
+            seller_account=withdrawal.seller,
+            currency=withdrawal.currency,
+            interval=payout_pb2.PAYOUT_INTERVAL_MANUAL,
         )
-        await expect_rejection(lambda: robber.payout.CreatePayoutDestination(destination_request), name, responses.violations, "ID_TAKEN")
-        await expect_rejection(lambda: robber.payout.PreviewPayout(preview_request), name, responses.violations, "NOT_FOUND")
-        await expect_rejection(lambda: robber.payout.SetPayoutSchedule(schedule_request), name, responses.violations, "NOT_FOUND")
-        await expect_rejection(lambda: robber.payout.CreatePayout(payout_request), name, responses.violations, "NOT_FOUND")
+        await expect_rejection(
+            lambda: robber.payout.CreatePayoutDestination(destination_request),
+            name,
+            responses.violations,
+            "ID_TAKEN",
+        )
+        await expect_rejection(
+            lambda: robber.payout.PreviewPayout(preview_request),
+            name,
+            responses.violations,
+            "NOT_FOUND",
+        )
+        await expect_rejection(
+            lambda: robber.payout.SetPayoutSchedule(schedule_request),
+            name,
+            responses.violations,
+            "NOT_FOUND",
+        )
+        await expect_rejection(
+            lambda: robber.payout.CreatePayout(payout_request),
+            name,
+            responses.violations,
+            "NOT_FOUND",
+        )
 
-    async def _pay(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, responses: WithdrawalResponses) -> None:
-        allowed_reasons = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE"})
+    async def _pay(
+        self,
+        client: AsyncClient,
+        request: payout_service_pb2.CreatePayoutRequest,
+        responses: WithdrawalResponses,
+    ) -> None:
+        allowed_reasons = frozenset(
+            {"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE"}
+        )
         for _ in range(_MAX_ATTEMPTS):
             response = await call_until_success(
-                lambda: client.payout.CreatePayout(request), responses.withdrawal.payout_id, responses.violations, allowed_reasons
+                lambda: client.payout.CreatePayout(request),
+                responses.withdrawal.payout_id,
+                responses.violations,
+                allowed_reasons,
             )
             if response is not None:
                 responses.payouts.append(response.payout)
@@ -235,46 +338,89 @@ class PayoutLoad:
             if payout.payout_state != payout_pb2.PAYOUT_STATE_CREATED:
                 break
             await asyncio.sleep(0.5)
-            payout = await call_until_success(lambda: client.get_payout(withdrawal.payout_id), withdrawal.payout_id, responses.violations)
+            payout = await call_until_success(
+                lambda: client.get_payout(withdrawal.payout_id),
+                withdrawal.payout_id,
+                responses.violations,
+            )
             if payout is None:
                 return
-        if payout.payout_state != payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL or withdrawal.follow_up is PayoutFollowUp.CANCEL:
+        if (
+            payout.payout_state != payout_pb2.PAYOUT_STATE_AWAITING_APPROVAL
+            or withdrawal.follow_up is PayoutFollowUp.CANCEL
+        ):
             return
         approver = self._cluster.client(f"the boss of {withdrawal.payout_id}", OPERATOR)
         values = {"payout_id": withdrawal.payout_id, "reason": "as I see it"}
         if withdrawal.is_approved:
             approve_request = payout_service_pb2.ApprovePayoutRequest(**values)
             response = await call_until_success(
-                lambda: approver.payout.ApprovePayout(approve_request), withdrawal.payout_id, responses.violations, frozenset({"STATE_FORBIDS"})
+                lambda: approver.payout.ApprovePayout(approve_request),
+                withdrawal.payout_id,
+                responses.violations,
+                frozenset({"STATE_FORBIDS"}),
             )
         else:
             reject_request = payout_service_pb2.RejectPayoutRequest(**values)
             response = await call_until_success(
-                lambda: approver.payout.RejectPayout(reject_request), withdrawal.payout_id, responses.violations, frozenset({"STATE_FORBIDS"})
+                lambda: approver.payout.RejectPayout(reject_request),
+                withdrawal.payout_id,
+                responses.violations,
+                frozenset({"STATE_FORBIDS"}),
             )
         if response is not None:
             responses.payouts.append(response.payout)
 
-    async def _follow_up(self, client: AsyncClient, request: payout_service_pb2.CreatePayoutRequest, responses: WithdrawalResponses) -> None:
+    async def _follow_up(
+        self,
+        client: AsyncClient,
+        request: payout_service_pb2.CreatePayoutRequest,
+        responses: WithdrawalResponses,
+    ) -> None:
         withdrawal, name = responses.withdrawal, responses.withdrawal.payout_id
         match withdrawal.follow_up:
             case PayoutFollowUp.REPEAT:
-                response = await call_until_success(lambda: client.payout.CreatePayout(request), name, responses.violations)
+                response = await call_until_success(
+                    lambda: client.payout.CreatePayout(request), name, responses.violations
+                )
                 if response is not None:
                     responses.payouts.append(response.payout)
             case PayoutFollowUp.OTHER_VALUES:
-                changed_request = payout_service_pb2.CreatePayoutRequest.FromString(request.SerializeToString())
-                changed_request.amount = format_amount((withdrawal.amount or 0) + 1, withdrawal.currency)
-                await expect_rejection(lambda: client.payout.CreatePayout(changed_request), name, responses.violations, "KEY_REUSED")
+                changed_request = payout_service_pb2.CreatePayoutRequest.FromString(
+                    request.SerializeToString()
+                )
+                changed_request.amount = format_amount(
+                    (withdrawal.amount or 0) + 1, withdrawal.currency
+                )
+                await expect_rejection(
+                    lambda: client.payout.CreatePayout(changed_request),
+                    name,
+                    responses.violations,
+                    "KEY_REUSED",
+                )
             case PayoutFollowUp.OTHER_CALLER:
-                other_client = self._cluster.client(f"the thief of {name}", other_team(withdrawal.team))
-                await expect_rejection(lambda: other_client.payout.CreatePayout(request), name, responses.violations, "ID_TAKEN")
-                await expect_rejection(lambda: other_client.get_payout(name), name, responses.violations, "NOT_FOUND")
+                other_client = self._cluster.client(
+                    f"the thief of {name}", other_team(withdrawal.team)
+                )
+                await expect_rejection(
+                    lambda: other_client.payout.CreatePayout(request),
+                    name,
+                    responses.violations,
+                    "ID_TAKEN",
+                )
+                await expect_rejection(
+                    lambda: other_client.get_payout(name), name, responses.violations, "NOT_FOUND"
+                )
             case PayoutFollowUp.CANCEL:
                 responses.cancelled = True
-                cancel_request = payout_service_pb2.CancelPayoutRequest(payout_id=name, reason="changed my mind")
+                cancel_request = payout_service_pb2.CancelPayoutRequest(
+                    payout_id=name, reason="changed my mind"
+                )
                 response = await call_until_success(
-                    lambda: client.payout.CancelPayout(cancel_request), name, responses.violations, frozenset({"STATE_FORBIDS"})
+                    lambda: client.payout.CancelPayout(cancel_request),
+                    name,
+                    responses.violations,
+                    frozenset({"STATE_FORBIDS"}),
                 )
                 if response is not None:
                     responses.payouts.append(response.payout)
@@ -284,7 +430,10 @@ class PayoutLoad:
                     payout_destination_id=withdrawal.destination_id, reason="closed it"
                 )
                 await call_until_success(
-                    lambda: client.payout.DisablePayoutDestination(disable_request), name, responses.violations, frozenset({"STATE_FORBIDS"})
+                    lambda: client.payout.DisablePayoutDestination(disable_request),
+                    name,
+                    responses.violations,
+                    frozenset({"STATE_FORBIDS"}),
                 )
             case PayoutFollowUp.WATCH:
                 await self._watch(client, responses)
@@ -297,21 +446,28 @@ class PayoutLoad:
             async with asyncio.timeout(20):
                 async for payout in client.watch_payout(responses.withdrawal.payout_id):
                     if payout.version <= last_version:
-                        responses.violations.append(f"{responses.withdrawal.payout_id}: version {payout.version} was sent after {last_version}")
+                        responses.violations.append(
+                            f"{responses.withdrawal.payout_id}: version {payout.version} was sent "
+                            f"after {last_version}"
+                        )
                     last_version = payout.version
                     responses.payouts.append(payout)
         except TimeoutError:
             pass
         except Exception as error:  # noqa: BLE001 - a stream may break, as any call
             if not getattr(error, "may_retry", False):
-                responses.violations.append(f"{responses.withdrawal.payout_id}: watching it failed with {error}")
+                responses.violations.append(
+                    f"{responses.withdrawal.payout_id}: watching it failed with {error}"
+                )
 
 
 def _build_request(withdrawal: WithdrawalRequest) -> payout_service_pb2.CreatePayoutRequest:
     return payout_service_pb2.CreatePayoutRequest(
         payout_id=withdrawal.payout_id,
         seller_account=withdrawal.seller,
-        amount="" if withdrawal.amount is None else format_amount(withdrawal.amount, withdrawal.currency),
+        amount=""
+        if withdrawal.amount is None
+        else format_amount(withdrawal.amount, withdrawal.currency),
         currency=withdrawal.currency,
         payout_destination_id=withdrawal.destination_id,
     )

@@ -37,17 +37,23 @@ from .world import SLOW_SECONDS, World
 _MAX_CALL_SECONDS = 400.0
 """Seconds of the world's time after which callers must have their answers."""
 _MAX_SECONDS_TO_REST = 720.0
-"""Seconds after healing in which everything must come to rest: past its key's window a charge is asked about twelve times, up to an hour apart."""
+"""Seconds after healing in which everything must come to rest: past its key's window a charge is
+asked about twelve times, up to an hour apart.
+"""
 _LAST_MESSAGES_SECONDS = 20.0
 """Seconds after which no message is under way any more."""
 _SHORT_WINDOW_SECONDS, _LONG_WINDOW_SECONDS = 15.0, 86_400.0
 _CAUSES_FOR_OPERATOR = frozenset({"REJECTED", "MISDIRECTED"})
-"""Causes of dead letters that no retry can mend: what the provider rejects as malformed, and another's answer."""
+"""Causes of dead letters that no retry can mend: what the provider rejects as malformed, and
+another's answer.
+"""
 
 
 @dataclass(frozen=True)
 class SimulationPlan:
-    """What a run is made of: all of it follows from this. `without`: payments and faults that are left out; `planned`: faults at given places."""
+    """What a run is made of: all of it follows from this. `without`: payments and faults that are
+    left out; `planned`: faults at given places.
+    """
 
     seed: int
     payments: int
@@ -73,7 +79,9 @@ class SimulationPlan:
 
 @dataclass
 class SimulationResult:
-    """What a run gave. `seconds_to_rest`: seconds of the world's time from healing until everything was quiet."""
+    """What a run gave. `seconds_to_rest`: seconds of the world's time from healing until everything
+    was quiet.
+    """
 
     plan: SimulationPlan
     violations: list[str] = field(default_factory=list)
@@ -85,7 +93,9 @@ class SimulationResult:
 
 
 class _TraceHandler(logging.Handler):
-    """What is logged belongs to the trace; an error is a violation: nothing that is injected may surprise the platform."""
+    """What is logged belongs to the trace; an error is a violation: nothing that is injected may
+    surprise the platform.
+    """
 
     def __init__(self, world: World, result: SimulationResult) -> None:
         super().__init__(logging.INFO)
@@ -119,13 +129,17 @@ class Simulation:
             poison=_is_included(plan, plan.poison, "poison", 0.35),
         )
         result = SimulationResult(plan)
-        gc.disable()  # what is collected runs its `finally`, at a moment that depends on everything before
+        # what is collected runs its `finally`, at a moment that depends on everything before
+        gc.disable()
         world = [self._run_world(plan, result)]
-        with _silence_warnings():  # what is left unfinished ends where it stands, which concerns nobody any more
+        # what is left unfinished ends where it stands, which concerns nobody any more
+        with _silence_warnings():
             world.clear()
             while gc.collect():
                 pass
-        if not self._is_warm:  # what the first run has loaded and compiled stays; looking through it after each run took longer than a short run
+        # what the first run has loaded and compiled stays; looking through it after each run took
+        # longer than a short run
+        if not self._is_warm:
             gc.freeze()
             self._is_warm = True
         gc.enable()
@@ -136,10 +150,17 @@ class Simulation:
         tracing.seed(plan.seed)
         seeded_random = SeededRandom(plan.seed)
         faults = FaultInjector(seeded_random, plan.share or 0.0, plan.without_faults, plan.planned)
-        clock_drift = {service: seeded_random.uniform(f"drift of {service}", -5, 5) for service in SERVICES}
-        key_window = _SHORT_WINDOW_SECONDS if seeded_random.number("window") < 0.3 else _LONG_WINDOW_SECONDS
-        # what is still under way when a lease ends could reach the provider after it has forgotten the key
-        slow_seconds = (SLOW_SECONDS[0], 5.0) if key_window == _SHORT_WINDOW_SECONDS else SLOW_SECONDS
+        clock_drift = {
+            service: seeded_random.uniform(f"drift of {service}", -5, 5) for service in SERVICES
+        }
+        key_window = (
+            _SHORT_WINDOW_SECONDS if seeded_random.number("window") < 0.3 else _LONG_WINDOW_SECONDS
+        )
+        # what is still under way when a lease ends could reach the provider after it has forgotten
+        # the key
+        slow_seconds = (
+            (SLOW_SECONDS[0], 5.0) if key_window == _SHORT_WINDOW_SECONDS else SLOW_SECONDS
+        )
         world = World(seeded_random, faults, self._conditions, clock_drift, slow_seconds)
         try:
             with _logging_to(_TraceHandler(world, result)):
@@ -160,15 +181,23 @@ class Simulation:
         self._verify_reader.close()
         self._tables.close()
 
-    async def _play(self, plan: SimulationPlan, world: World, key_window: float, result: SimulationResult) -> None:
+    async def _play(
+        self, plan: SimulationPlan, world: World, key_window: float, result: SimulationResult
+    ) -> None:
         cluster = Cluster(world, self._urls, self._engines, key_window)
-        span_seconds = 5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
+        span_seconds = (
+            5.0 + min(plan.payments / 12, 5.0 + plan.payments / 40) if plan.payments else 0.0
+        )
         payment_requests = [
-            draw_payment_request(world.seeded_random, number, span_seconds) for number in range(plan.payments) if number not in plan.without_payments
+            draw_payment_request(world.seeded_random, number, span_seconds)
+            for number in range(plan.payments)
+            if number not in plan.without_payments
         ]
         payment_load = PaymentLoad(world, cluster, [*plan.payment_requests, *payment_requests])
         withdrawals = [
-            draw_withdrawal(world.seeded_random, number, span_seconds) for number in range(plan.payouts) if number not in plan.without_payouts
+            draw_withdrawal(world.seeded_random, number, span_seconds)
+            for number in range(plan.payouts)
+            if number not in plan.without_payouts
         ]
         payout_load = PayoutLoad(world, cluster, [*plan.withdrawals, *withdrawals])
         if plan.outage:
@@ -183,39 +212,74 @@ class Simulation:
         payout_load.start(with_schedule=plan.payouts > 0)
         if plan.payments:
             operator_load.start()
-        await asyncio.sleep(max([span_seconds, *(planned_outage.end for planned_outage in world.outages), world.poison.end if world.poison else 0.0]))
+        await asyncio.sleep(
+            max(
+                [
+                    span_seconds,
+                    *(planned_outage.end for planned_outage in world.outages),
+                    world.poison.end if world.poison else 0.0,
+                ]
+            )
+        )
         world.log("heals")
         world.faults.healed = True
         healed_time = world.loop.now
         operator = cluster.client(OPERATOR, OPERATOR)
         loads = (payment_load, payout_load, operator_load)
-        while not all(planned_outage.is_idle for planned_outage in loads) and world.loop.now < healed_time + _MAX_CALL_SECONDS:  # noqa: ASYNC110 - nodes do not share what one waits for
+        while (  # noqa: ASYNC110 - nodes do not share what one waits for
+            not all(planned_outage.is_idle for planned_outage in loads)
+            and world.loop.now < healed_time + _MAX_CALL_SECONDS
+        ):
             await asyncio.sleep(1.0)
         if not all(planned_outage.is_idle for planned_outage in loads):
             result.violations.append(f"callers wait {_MAX_CALL_SECONDS:g} s after healing")
-        await self._wait_until_at_rest(world, result, healed_time + (_LAST_MESSAGES_SECONDS if world.faults.fault_rate else 0.0), healed_time)
+        await self._wait_until_at_rest(
+            world,
+            result,
+            healed_time + (_LAST_MESSAGES_SECONDS if world.faults.fault_rate else 0.0),
+            healed_time,
+        )
         result.seconds_to_rest = world.loop.now - healed_time
         result.port_calls = list(world.calls)
-        allowed_causes = _CAUSES_FOR_OPERATOR | ({"UNRESOLVED"} if key_window == _SHORT_WINDOW_SECONDS else set())
+        allowed_causes = _CAUSES_FOR_OPERATOR | (
+            {"UNRESOLVED"} if key_window == _SHORT_WINDOW_SECONDS else set()
+        )
         for attempt in range(2):
             causes = await self._resolve_dead_letters(operator, world)
-            result.violations += [f"a dead letter for {cause} needs an operator" for cause in sorted(causes - allowed_causes) if attempt == 0]
+            result.violations += [
+                f"a dead letter for {cause} needs an operator"
+                for cause in sorted(causes - allowed_causes)
+                if attempt == 0
+            ]
             if causes:
                 await self._wait_until_at_rest(world, result, world.loop.now, world.loop.now)
         result.violations += await audit_alerts(operator, self._tables.query)
         world.is_auditing = True
         teams = {team: cluster.client(f"auditor for {team}", team) for team in TEAMS}
         fault_free = not world.faults.fault_rate
-        payout_auditor = PayoutAuditor(operator, payout_load.responses, self._transfer_log(), fault_free=fault_free)
-        auditor = Auditor(operator, teams, payment_load.responses, self._charge_log(), payout_auditor, fault_free=fault_free)
+        payout_auditor = PayoutAuditor(
+            operator, payout_load.responses, self._transfer_log(), fault_free=fault_free
+        )
+        auditor = Auditor(
+            operator,
+            teams,
+            payment_load.responses,
+            self._charge_log(),
+            payout_auditor,
+            fault_free=fault_free,
+        )
         await auditor.audit()
         result.violations += [*payout_load.violations, *await operator_load.audit(operator)]
         result.violations += auditor.violations
         report = run_checks(self._verify_reader.read)
-        result.violations += [f"verify: {violation}" for check in report.checks for violation in check.failures]
+        result.violations += [
+            f"verify: {violation}" for check in report.checks for violation in check.failures
+        ]
         world.log(f"ends with {len(result.violations)} violations")
 
-    async def _wait_until_at_rest(self, world: World, result: SimulationResult, earliest_time: float, start_time: float) -> None:
+    async def _wait_until_at_rest(
+        self, world: World, result: SimulationResult, earliest_time: float, start_time: float
+    ) -> None:
         """Waits until nothing is due and everything has been told and booked."""
         while world.loop.now < earliest_time or self._tables.query(OPEN_WORK_SQL)[0][0] != 0:
             if world.loop.now > start_time + _MAX_SECONDS_TO_REST:
@@ -226,38 +290,70 @@ class Simulation:
     async def _resolve_dead_letters(self, operator: AsyncClient, world: World) -> set[str]:
         """An operator has dead letters tried again, or closes them; their causes."""
         causes = set()
-        services: tuple[tuple[Any, Any], ...] = ((operator.payment, payment_service_pb2), (operator.payout, payout_service_pb2))
+        services: tuple[tuple[Any, Any], ...] = (
+            (operator.payment, payment_service_pb2),
+            (operator.payout, payout_service_pb2),
+        )
         for service, pb in services:
             request = pb.ListDeadLettersRequest(state=recovery_pb2.DEAD_LETTER_STATE_OPEN)
-            dead_letters = [dead_letter async for dead_letter in operator.pages(service.ListDeadLetters, request, "dead_letters")]
+            dead_letters = [
+                dead_letter
+                async for dead_letter in operator.pages(
+                    service.ListDeadLetters, request, "dead_letters"
+                )
+            ]
             causes |= {dead_letter.cause for dead_letter in dead_letters}
-            if dead_letters and world.seeded_random.number(f"in bulk {dead_letters[0].dead_letter_id}") < 0.5:
-                await resolve_in_bulk(operator, service, pb, retry=world.seeded_random.number(f"retry {dead_letters[0].dead_letter_id}") < 0.5)
+            if (
+                dead_letters
+                and world.seeded_random.number(f"in bulk {dead_letters[0].dead_letter_id}") < 0.5
+            ):
+                await resolve_in_bulk(
+                    operator,
+                    service,
+                    pb,
+                    retry=world.seeded_random.number(f"retry {dead_letters[0].dead_letter_id}")
+                    < 0.5,
+                )
                 continue
             for dead_letter in dead_letters:
                 await _resolve_dead_letter(
-                    service, pb, dead_letter.dead_letter_id, retry=world.seeded_random.number(f"retry {dead_letter.dead_letter_id}") < 0.5
+                    service,
+                    pb,
+                    dead_letter.dead_letter_id,
+                    retry=world.seeded_random.number(f"retry {dead_letter.dead_letter_id}") < 0.5,
                 )
         return causes
 
     def _charge_log(self) -> list[ChargeLogEntry]:
         rows = self._tables.query(
-            "select charge_id, state, amount, currency, reference, code from sandbox.charge order by charge_id, key, generation"
+            "select charge_id, state, amount, currency, reference, code from sandbox.charge order "
+            "by charge_id, key, generation"
         )
         return [ChargeLogEntry(*row) for row in rows]
 
     def _transfer_log(self) -> list[TransferLogEntry]:
         columns = "payout_id, generation, state, amount, currency, returned_amount, reference"
-        return [TransferLogEntry(*row) for row in self._tables.query(f"select {columns} from sandbox.transfer order by payout_id, key, generation")]
+        return [
+            TransferLogEntry(*row)
+            for row in self._tables.query(
+                f"select {columns} from sandbox.transfer order by payout_id, key, generation"
+            )
+        ]
 
 
 async def _resolve_dead_letter(service: Any, pb: Any, dead_letter_id: str, *, retry: bool) -> None:
     """What an operator does with a dead letter, if that can be done."""
     try:
         if retry:
-            await service.RetryDeadLetter(pb.RetryDeadLetterRequest(dead_letter_id=dead_letter_id, reason="once more"))
+            await service.RetryDeadLetter(
+                pb.RetryDeadLetterRequest(dead_letter_id=dead_letter_id, reason="once more")
+            )
         else:
-            close_request = pb.CloseDeadLetterRequest(dead_letter_id=dead_letter_id, reason="no money moved", evidence="the provider's log")
+            close_request = pb.CloseDeadLetterRequest(
+                dead_letter_id=dead_letter_id,
+                reason="no money moved",
+                evidence="the provider's log",
+            )
             await service.CloseDeadLetter(close_request)
     except TallystickError as error:
         if error.reason != "STATE_FORBIDS":
@@ -266,7 +362,9 @@ async def _resolve_dead_letter(service: Any, pb: Any, dead_letter_id: str, *, re
 
 @contextmanager
 def _logging_to(handler: logging.Handler) -> Iterator[None]:
-    """Everything that is logged meanwhile goes to one handler alone: others might keep what belongs to the run beyond it."""
+    """Everything that is logged meanwhile goes to one handler alone: others might keep what belongs
+    to the run beyond it.
+    """
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
     root.handlers = [handler]
@@ -291,13 +389,24 @@ def _silence_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _is_included(plan: SimulationPlan, override: bool | None, subject: str, probability: float) -> bool:
-    """Whether there is something, as given or by the seed: in a share of the runs in which payments are made by chance."""
-    return override if override is not None else plan.payments > 0 and SeededRandom(plan.seed).number(f"whether there is {subject}") < probability
+def _is_included(
+    plan: SimulationPlan, override: bool | None, subject: str, probability: float
+) -> bool:
+    """Whether there is something, as given or by the seed: in a share of the runs in which payments
+    are made by chance.
+    """
+    return (
+        override
+        if override is not None
+        else plan.payments > 0
+        and SeededRandom(plan.seed).number(f"whether there is {subject}") < probability
+    )
 
 
 def _fault_rate(plan: SimulationPlan) -> float:
     """How much goes wrong: in some runs nothing, in most a little, in some a lot."""
     if plan.share is not None:
         return plan.share
-    return SeededRandom(plan.seed).weighted_choice("share", {0.0: 1.0, 0.02: 3.0, 0.05: 5.0, 0.12: 2.0})
+    return SeededRandom(plan.seed).weighted_choice(
+        "share", {0.0: 1.0, 0.02: 3.0, 0.05: 5.0, 0.12: 2.0}
+    )

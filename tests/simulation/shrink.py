@@ -13,8 +13,14 @@ from .run import SimulationPlan, SimulationResult
 T = TypeVar("T")
 
 
-def shrink(run: Callable[[SimulationPlan], SimulationResult], failed_result: SimulationResult, timeout_seconds: float) -> SimulationResult:
-    """The shortest run found within so many seconds that still fails in one of the same ways. Halves are left out first, then single payments and faults."""
+def shrink(
+    run: Callable[[SimulationPlan], SimulationResult],
+    failed_result: SimulationResult,
+    timeout_seconds: float,
+) -> SimulationResult:
+    """The shortest run found within so many seconds that still fails in one of the same ways.
+    Halves are left out first, then single payments and faults.
+    """
     deadline = time.monotonic() + timeout_seconds
     shortest = failed_result
     original_kinds = _violation_kinds(failed_result)
@@ -29,7 +35,11 @@ def shrink(run: Callable[[SimulationPlan], SimulationResult], failed_result: Sim
             return True
         return False
 
-    def plan_without(faults: Sequence[str] = (), payment_numbers: Sequence[int] = (), payout_numbers: Sequence[int] = ()) -> SimulationPlan:
+    def plan_without(
+        faults: Sequence[str] = (),
+        payment_numbers: Sequence[int] = (),
+        payout_numbers: Sequence[int] = (),
+    ) -> SimulationPlan:
         plan = shortest.plan
         return replace(
             plan,
@@ -39,13 +49,24 @@ def shrink(run: Callable[[SimulationPlan], SimulationResult], failed_result: Sim
         )
 
     previous_plan = None
-    while previous_plan != shortest.plan and time.monotonic() < deadline:  # what one leaves out may make another needless
+    # what one leaves out may make another needless
+    while previous_plan != shortest.plan and time.monotonic() < deadline:
         previous_plan = shortest.plan
-        payments = [number for number in range(previous_plan.payments) if number not in previous_plan.without_payments]
+        payments = [
+            number
+            for number in range(previous_plan.payments)
+            if number not in previous_plan.without_payments
+        ]
         _remove_unneeded(payments, lambda subset: still_fails(plan_without(payment_numbers=subset)))
-        payouts = [number for number in range(previous_plan.payouts) if number not in previous_plan.without_payouts]
+        payouts = [
+            number
+            for number in range(previous_plan.payouts)
+            if number not in previous_plan.without_payouts
+        ]
         _remove_unneeded(payouts, lambda subset: still_fails(plan_without(payout_numbers=subset)))
-        _remove_unneeded(list(shortest.faults), lambda subset: still_fails(plan_without(faults=subset)))
+        _remove_unneeded(
+            list(shortest.faults), lambda subset: still_fails(plan_without(faults=subset))
+        )
     return shortest
 
 
@@ -55,7 +76,9 @@ def _violation_kinds(result: SimulationResult) -> set[str]:
 
 
 def _remove_unneeded(items: Sequence[T], still_fails: Callable[[Sequence[T]], bool]) -> None:
-    """Tries to do without parts of the items, smaller and smaller ones; what it still fails without stays out."""
+    """Tries to do without parts of the items, smaller and smaller ones; what it still fails without
+    stays out.
+    """
     size = max(len(items) // 2, 1)
     remaining = list(items)
     while remaining:

@@ -1,4 +1,6 @@
-"""Processes that run plans, each on a database of its own, in one PostgreSQL that is made for it."""
+"""Processes that run plans, each on a database of its own, in one PostgreSQL that is made
+for it.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,8 @@ def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("spawn")
     urls: Queue[str] = context.Queue()
     passwords = folder / "passwords.json"
-    os.environ["PYTHONHASHSEED"] = "0"  # of the workers: nothing may depend on how a process orders its sets
+    # of the workers: nothing may depend on how a process orders its sets
+    os.environ["PYTHONHASHSEED"] = "0"
     try:
         admin = postgres.start()
         with psycopg.connect(admin, autocommit=True) as connection:
@@ -84,7 +87,8 @@ def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
             try:
                 yield pool
             except BaseException:
-                for worker in multiprocessing.active_children():  # what they are at is of no use any more
+                # what they are at is of no use any more
+                for worker in multiprocessing.active_children():
                     worker.kill()
                 raise
     finally:
@@ -92,11 +96,16 @@ def worker_pool(folder: Path, count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _memory_folder(folder: Path) -> Path:
-    """A folder in memory, always the same for a folder, where the system has such a thing: emptying tables there takes a seventh of the time."""
+    """A folder in memory, always the same for a folder, where the system has such a thing: emptying
+    tables there takes a seventh of the time.
+    """
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         return folder
-    return memory / f"tallystick-{os.getuid()}-{sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
+    return (
+        memory
+        / f"tallystick-{os.getuid()}-{sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
+    )
 
 
 def _create_database(admin: str, name: str, passwords: Path) -> str:

@@ -1,4 +1,6 @@
-"""The world of one run: its time, its chance, what goes wrong in it, and the trace of what happened."""
+"""The world of one run: its time, its chance, what goes wrong in it, and the trace of what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,41 @@ from typing import Any
 
 from .chance import SeededRandom
 from .database import TRANSACTION_LABEL, DatabaseConditions
-from .faults import COMMIT_FAULTS, READ_FAULTS, TRANSACTION_FAULTS, FaultInjector, InjectedFault, Outage, Poison
+from .faults import (
+    COMMIT_FAULTS,
+    READ_FAULTS,
+    TRANSACTION_FAULTS,
+    FaultInjector,
+    InjectedFault,
+    Outage,
+    Poison,
+)
 from .loop import Node, VirtualLoop
 
 PAUSE_SECONDS = (7.0, 15.0)
 """Seconds for which a process is stopped: longer than a lease."""
 SLOW_SECONDS = (0.5, 12.0)
 """Seconds that something slow takes: some of it longer than its caller waits."""
-_POLLS = frozenset({
-    "transaction OperationWorker._claim_due.claim", "transaction PaymentWorker.end_overdue.end", "transaction Monitor.run_once.refresh_alerts",
-    "read UnappliedChargeBooking.run_once.<lambda>", "read DeliveryConfirmation.run_once.<lambda>", "read WalletScheduler._apply_due.load_page",
-    "read OutboxSource.__call__.<lambda>", "read relay_position", "read Relay._retry_rejected.<lambda>", "read LedgerEvents.__call__.load_unpublished",
-    "read PaymentHandlers._load_payments.load", "read FailedChargePoller.run_once.load", "read CompletedPayoutPoller.run_once.load",
-    "transaction BatchGenerator._finish.finish",
-    "read PayoutHandlers._load_payouts.<lambda>", "read PayoutHandlers._get_visible_destination.<lambda>",
-})  # fmt: skip
+_POLLS = frozenset(
+    {
+        "transaction OperationWorker._claim_due.claim",
+        "transaction PaymentWorker.end_overdue.end",
+        "transaction Monitor.run_once.refresh_alerts",
+        "read UnappliedChargeBooking.run_once.<lambda>",
+        "read DeliveryConfirmation.run_once.<lambda>",
+        "read WalletScheduler._apply_due.load_page",
+        "read OutboxSource.__call__.<lambda>",
+        "read relay_position",
+        "read Relay._retry_rejected.<lambda>",
+        "read LedgerEvents.__call__.load_unpublished",
+        "read PaymentHandlers._load_payments.load",
+        "read FailedChargePoller.run_once.load",
+        "read CompletedPayoutPoller.run_once.load",
+        "transaction BatchGenerator._finish.finish",
+        "read PayoutHandlers._load_payouts.<lambda>",
+        "read PayoutHandlers._get_visible_destination.<lambda>",
+    }
+)
 """What is done again and again, and mostly finds nothing."""
 _LEASE_CHECKS = frozenset(
     {
@@ -41,7 +63,9 @@ _MAX_DELAY_SECONDS = 0.05
 
 
 class World:
-    """Everything that a run's nodes share. `clock_drift`: seconds that the clock of a service's database is ahead; `on_process_death` is called for each process that dies."""
+    """Everything that a run's nodes share. `clock_drift`: seconds that the clock of a service's
+    database is ahead; `on_process_death` is called for each process that dies.
+    """
 
     def __init__(
         self,
@@ -61,19 +85,30 @@ class World:
         self.outages: Sequence[Outage] = ()
         self.poison: Poison | None = None
         self.is_auditing = False
-        """Whether all is at rest and only an auditor calls: what he asks takes no time, in which everybody would look for work in vain."""
+        """Whether all is at rest and only an auditor calls: what he asks takes no time, in which
+        everybody would look for work in vain.
+        """
         self._conditions = conditions
         self._clock_drift = clock_drift
         self._slow_seconds = slow_seconds
 
     def is_unavailable(self, target: str) -> bool:
         """Whether nobody reaches a service, or the provider, now."""
-        return any(outage.target == target and outage.begin <= self.loop.now < outage.end for outage in self.outages)
+        return any(
+            outage.target == target and outage.begin <= self.loop.now < outage.end
+            for outage in self.outages
+        )
 
     def active_poison(self, target: str) -> Poison | None:
         """How a service fails on some items now."""
         poison = self.poison
-        return poison if poison is not None and poison.target == target and poison.begin <= self.loop.now < poison.end else None
+        return (
+            poison
+            if poison is not None
+            and poison.target == target
+            and poison.begin <= self.loop.now < poison.end
+            else None
+        )
 
     def log(self, line: str) -> None:
         """Adds a line to the trace."""
@@ -84,9 +119,16 @@ class World:
         if self.is_auditing:
             return 0.0, 0.0, 0.0, 0.0
         a, b, c, d = self.seeded_random.numbers(f"delay {call_id}")
-        return a * _MAX_DELAY_SECONDS, b * _MAX_DELAY_SECONDS, c * _MAX_DELAY_SECONDS, d * _MAX_DELAY_SECONDS
+        return (
+            a * _MAX_DELAY_SECONDS,
+            b * _MAX_DELAY_SECONDS,
+            c * _MAX_DELAY_SECONDS,
+            d * _MAX_DELAY_SECONDS,
+        )
 
-    def inject_fault(self, node: Node, call_id: str, weights: Mapping[InjectedFault, float]) -> InjectedFault | None:
+    def inject_fault(
+        self, node: Node, call_id: str, weights: Mapping[InjectedFault, float]
+    ) -> InjectedFault | None:
         """The fault that befalls a port call of the node, which `numbered` has named."""
         fault = self.faults.fault_for(call_id, weights) if node.name != PROVIDER_NODE else None
         if fault is not None:
@@ -113,14 +155,20 @@ class World:
         def resume() -> None:
             node.is_paused = False
 
-        self.loop.deliver(self.loop.outside, self.seeded_random.uniform(f"stop {node.name} {self.loop.now}", *PAUSE_SECONDS), resume)
+        self.loop.deliver(
+            self.loop.outside,
+            self.seeded_random.uniform(f"stop {node.name} {self.loop.now}", *PAUSE_SECONDS),
+            resume,
+        )
 
     def _port_call(self, node: Node, run: Callable[[], Any], future: asyncio.Future[Any]) -> None:
         """A transaction: at one moment, between two delays."""
         label = TRANSACTION_LABEL.get()
         call_id = self.faults.next_call_id(f"{node.name} {label}")
         delay_before, delay_after, _, _ = self.delays(call_id)
-        fault = self.inject_fault(node, call_id, TRANSACTION_FAULTS if label.startswith("transaction") else READ_FAULTS)
+        fault = self.inject_fault(
+            node, call_id, TRANSACTION_FAULTS if label.startswith("transaction") else READ_FAULTS
+        )
         if fault is InjectedFault.SLOW:
             delay_before += self.slow_delay(call_id)
 
@@ -129,7 +177,9 @@ class World:
                 self.kill(node)
                 return
             self._conditions.fault, self._conditions.at_commit = fault, False
-            self._conditions.now = self.loop.now + self._clock_drift.get(node.name.partition("-")[0], 0.0)
+            self._conditions.now = self.loop.now + self._clock_drift.get(
+                node.name.partition("-")[0], 0.0
+            )
             result, error = None, None
             try:
                 result = run()

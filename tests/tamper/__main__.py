@@ -1,4 +1,6 @@
-"""scripts/tamper [--edits N] [--seed S] [--every-cell] [--quick] [--json]: edits a database as its administrator, and shows what `tallystick verify` does not name."""
+"""scripts/tamper [--edits N] [--seed S] [--every-cell] [--quick] [--json]: edits a database as its
+administrator, and shows what `tallystick verify` does not name.
+"""
 
 from __future__ import annotations
 
@@ -25,27 +27,47 @@ def print_progress(line: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/tamper", description="Edits a database as its administrator, and shows what verify does not name.")
-    parser.add_argument("--edits", type=int, default=3000, help="how many edits, one at a time; by default 3000")
-    parser.add_argument("--seed", type=int, default=1, help="what the edits are drawn from; by default 1")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    parser.add_argument(
-        "--every-cell", action="store_true", help="instead of edits at random, several edits of each cell of the tables without seals"
+    parser = argparse.ArgumentParser(
+        prog="scripts/tamper",
+        description="Edits a database as its administrator, and shows what verify does not name.",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="no further check once one has named something: a check that would crash may not be seen"
+        "--edits", type=int, default=3000, help="how many edits, one at a time; by default 3000"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="what the edits are drawn from; by default 1"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument(
+        "--every-cell",
+        action="store_true",
+        help="instead of edits at random, several edits of each cell of the tables without seals",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=(
+            "no further check once one has named something: a check that would crash may not be "
+            "seen"
+        ),
     )
     options = parser.parse_args()
     if options.edits < 1:
         parser.error("--edits must be above 0: nothing would be proved")
     with exit_on_interrupt():
-        result = _run(options.edits, options.seed, every_cell=options.every_cell, quick=options.quick)
+        result = _run(
+            options.edits, options.seed, every_cell=options.every_cell, quick=options.quick
+        )
     for edit in result.missed:
         print_progress(f"missed: {edit.table}.{edit.column}: {edit.description}")
     for edit, error in result.crashed:
         print_progress(f"crashed: {edit.table}.{edit.column}: {edit.description}: {error}")
     summary = result.as_dict()
-    print(json.dumps(summary) if options.json else "\n".join(f"{name:>12}: {value}" for name, value in summary.items()))
+    print(
+        json.dumps(summary)
+        if options.json
+        else "\n".join(f"{name:>12}: {value}" for name, value in summary.items())
+    )
     sys.exit(0 if result.found_count >= 0.99 * result.edit_count else 1)
 
 
@@ -65,10 +87,17 @@ def _run(edits: int, seed: int, *, every_cell: bool, quick: bool) -> TamperingRe
 
         def progress(number: int, result: TamperingResult) -> None:
             if number % 100 == 0:
-                print_progress(f"{time.monotonic() - start_time:5.0f} s: {number} edits, {len(result.missed)} missed, {len(result.crashed)} crashed")
+                print_progress(
+                    f"{time.monotonic() - start_time:5.0f} s: {number} edits, "
+                    f"{len(result.missed)} missed, {len(result.crashed)} crashed"
+                )
 
         try:
-            return tampering.run_every_cell(progress) if every_cell else tampering.run(edits, seed, progress, stop_at_first=quick)
+            return (
+                tampering.run_every_cell(progress)
+                if every_cell
+                else tampering.run(edits, seed, progress, stop_at_first=quick)
+            )
         finally:
             tampering.close()
     finally:

@@ -17,7 +17,15 @@ from tallystick_server.verify.run import CHECKS, run_checks
 from tallystick_storage.migrations import UNSEALED
 from tallystick_storage.verify import statement
 
-from .edits import ROW, Edit, EditableColumn, each_edit, editable_columns, first_edit, make_random_edit
+from .edits import (
+    ROW,
+    Edit,
+    EditableColumn,
+    each_edit,
+    editable_columns,
+    first_edit,
+    make_random_edit,
+)
 from .exempt import EXEMPTIONS
 
 _DIALECT = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
@@ -27,7 +35,9 @@ _MAX_ATTEMPTS = 12
 
 @dataclass
 class TamperingResult:
-    """How many edits were made, and those that verify did not name, by table and column. `not_editable`: columns of which the database took no edit."""
+    """How many edits were made, and those that verify did not name, by table and column.
+    `not_editable`: columns of which the database took no edit.
+    """
 
     edit_count: int = 0
     missed: list[Edit] = field(default_factory=list)
@@ -47,14 +57,19 @@ class TamperingResult:
             "found": self.found_count,
             "missed": len(self.missed) + len(self.crashed),
             "crashed": len(self.crashed),
-            "by": {table: dict(sorted(counts.items())) for table, counts in sorted(missed_by_table.items())},
+            "by": {
+                table: dict(sorted(counts.items()))
+                for table, counts in sorted(missed_by_table.items())
+            },
             "not_editable": sorted(self.not_editable),
             "exempt": len(EXEMPTIONS),
         }
 
 
 class Tampering:
-    """Edits one database through one connection of its administrator; each edit is rolled back once verify has looked."""
+    """Edits one database through one connection of its administrator; each edit is rolled back once
+    verify has looked.
+    """
 
     def __init__(self, admin: str) -> None:
         self._connection = psycopg.connect(admin)
@@ -62,7 +77,10 @@ class Tampering:
         self._connection.commit()
         all_columns = editable_columns(self._connection)
         self._columns = [
-            column for column in all_columns if not {f"{column.qualified_table}.{column.name}", column.qualified_table} & EXEMPTIONS.keys()
+            column
+            for column in all_columns
+            if not {f"{column.qualified_table}.{column.name}", column.qualified_table}
+            & EXEMPTIONS.keys()
         ]
         self._columns_by_table: dict[str, list[EditableColumn]] = defaultdict(list)
         for column in all_columns:
@@ -78,7 +96,9 @@ class Tampering:
         *,
         stop_at_first: bool = False,
     ) -> TamperingResult:
-        """Makes so many edits, of columns in turn, so that each has its share. `stop_at_first`: once a check names something, no other is run."""
+        """Makes so many edits, of columns in turn, so that each has its share. `stop_at_first`:
+        once a check names something, no other is run.
+        """
         random, result = Random(seed), TamperingResult()
         pending_columns: list[EditableColumn] = []
         failed_attempts = 0
@@ -92,7 +112,10 @@ class Tampering:
                 failed_attempts += 1
         return result
 
-    def run_every_cell(self, report_progress: Callable[[int, TamperingResult], None] = lambda _number, _result: None) -> TamperingResult:
+    def run_every_cell(
+        self,
+        report_progress: Callable[[int, TamperingResult], None] = lambda _number, _result: None,
+    ) -> TamperingResult:
         """Makes each edit of `each_edit` to each cell of the tables without seals."""
         result = TamperingResult()
         for column in self._columns:
@@ -121,11 +144,17 @@ class Tampering:
                 self._connection.rollback()
         return result
 
-    def _try_edit(self, random: Random, column: EditableColumn, result: TamperingResult, *, quick: bool) -> bool:
-        """Makes one edit that has to do with a column, and notes whether verify names something; whether one could be made."""
+    def _try_edit(
+        self, random: Random, column: EditableColumn, result: TamperingResult, *, quick: bool
+    ) -> bool:
+        """Makes one edit that has to do with a column, and notes whether verify names something;
+        whether one could be made.
+        """
         try:
             for _ in range(_MAX_ATTEMPTS):
-                edit = make_random_edit(self._connection, random, column, self._columns_by_table[column.qualified_table])
+                edit = make_random_edit(
+                    self._connection, random, column, self._columns_by_table[column.qualified_table]
+                )
                 if edit is None or (edit.column == ROW and f"{edit.table}.{ROW}" in EXEMPTIONS):
                     continue
                 result.edit_count += 1
@@ -145,7 +174,9 @@ class Tampering:
         return self.report().passed
 
     def _is_detected(self) -> bool:
-        """Whether a check finds something wrong; the one that found the last edit is asked first, the others only if it finds nothing."""
+        """Whether a check finds something wrong; the one that found the last edit is asked first,
+        the others only if it finds nothing.
+        """
         for index, check in enumerate(self._checks):
             if not run_checks(self._read, checks=[check]).passed:
                 self._checks.insert(0, self._checks.pop(index))
@@ -168,7 +199,10 @@ class Tampering:
         """Opens a query as verify does, but in the transaction of the edit."""
         self._connection.execute(f"set local search_path = {name.partition('.')[0]}, pg_temp")
         compiled = str(statement(name, parameters).compile(dialect=_DIALECT))
-        with self._connection.transaction(), self._connection.cursor(row_factory=namedtuple_row) as cursor:
+        with (
+            self._connection.transaction(),
+            self._connection.cursor(row_factory=namedtuple_row) as cursor,
+        ):
             return iter(cursor.execute(compiled, parameters).fetchall())
 
     def close(self) -> None:

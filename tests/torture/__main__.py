@@ -1,4 +1,6 @@
-"""scripts/torture --minutes M [--seed S] [--json]: real processes and a real PostgreSQL under a seeded nemesis, while a checker writes down what is told."""
+"""scripts/torture --minutes M [--seed S] [--json]: real processes and a real PostgreSQL under a
+seeded nemesis, while a checker writes down what is told.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Nemesis:
         self._platform = platform
         self._proxy = proxy
         self._random = random.Random(f"{seed}/nemesis")
-        self.kills = self.stops = self.database_crashes = self.database_freezes = self._connection_freezes = 0
+        self.kills = self.stops = self.database_crashes = self.database_freezes = (
+            self._connection_freezes
+        ) = 0
 
     async def run(self, seconds: float) -> None:
         start_time = time.monotonic()
@@ -56,13 +60,16 @@ class Nemesis:
             else:
                 await self._strike()
             print_progress(
-                f"{now - start_time:5.0f} s: {self.kills} kills, {self.stops} stops, {self._proxy.cut_count} cuts, {self._proxy.frozen_count} frozen connections, "
+                f"{now - start_time:5.0f} s: {self.kills} kills, {self.stops} stops, "
+                f"{self._proxy.cut_count} cuts, {self._proxy.frozen_count} frozen connections, "
                 f"{self.database_crashes} database crashes, {self.database_freezes} freezes"
             )
             await asyncio.sleep(self._random.uniform(0.5, 1.5) * _STRIKE_INTERVAL_SECONDS)
 
     async def _strike_database(self) -> None:
-        """Crashes PostgreSQL, or has it stand still, or freezes the connections to it; in turns, so that a minute sees one and three minutes see all."""
+        """Crashes PostgreSQL, or has it stand still, or freezes the connections to it; in turns, so
+        that a minute sees one and three minutes see all.
+        """
         strike_kind = (self.database_crashes + self.database_freezes + self._connection_freezes) % 3
         if strike_kind == 0:
             self.database_crashes += 1
@@ -81,13 +88,21 @@ class Nemesis:
     async def _strike(self) -> None:
         for _ in range(self._random.randint(0, 3)):
             self._proxy.arm(self._random.choice(["before", "after"]))
-        victim = self._random.choice([process for process in self._platform.processes if not process.is_stopped])
-        if self._random.random() < 0.15 and not any(process.is_stopped for process in self._platform.processes):
+        victim = self._random.choice(
+            [process for process in self._platform.processes if not process.is_stopped]
+        )
+        if self._random.random() < 0.15 and not any(
+            process.is_stopped for process in self._platform.processes
+        ):
             self.stops += 1
             victim.send_signal(signal.SIGSTOP)
-            asyncio.get_running_loop().call_later(LEASE_SECONDS * 1.5, victim.send_signal, signal.SIGCONT)
+            asyncio.get_running_loop().call_later(
+                LEASE_SECONDS * 1.5, victim.send_signal, signal.SIGCONT
+            )
             return
-        for killed_process in dict.fromkeys([victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]):
+        for killed_process in dict.fromkeys(
+            [victim, *self._random.sample(self._platform.processes, self._random.randint(0, 1))]
+        ):
             self.kills += 1
             killed_process.send_signal(signal.SIGKILL)
 
@@ -98,7 +113,9 @@ async def _restart_processes(platform: ProcessCluster) -> None:
         await asyncio.sleep(0.3)
 
 
-async def _run_torture(platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int) -> dict[str, Any]:
+async def _run_torture(
+    platform: ProcessCluster, postgres: EmbeddedPostgres, minutes: float, seed: int, callers: int
+) -> dict[str, Any]:
     proxy = PostgresProxy(postgres._socket_dir / ".s.PGSQL.5432")
     platform.configure(await proxy.start(), _FIRST_PORT)
     restarter = asyncio.create_task(_restart_processes(platform))
@@ -132,19 +149,36 @@ async def _run_torture(platform: ProcessCluster, postgres: EmbeddedPostgres, min
     if seconds_to_rest > _MAX_SECONDS_TO_REST:
         summary["violations"].append(f"at rest only after {seconds_to_rest:.0f} s")
     return {
-        "seed": seed, "minutes": minutes, "kills": nemesis.kills, "stops": nemesis.stops, "cuts": proxy.cut_count, "frozen_connections": proxy.frozen_count,
-        "database_crashes": nemesis.database_crashes, "database_freezes": nemesis.database_freezes,
-        "calls": load.call_count, "payments": len(load.payment_calls), "payouts": len(load.payout_calls), **summary, "seconds_to_rest": round(seconds_to_rest, 1),
-    }  # fmt: skip
+        "seed": seed,
+        "minutes": minutes,
+        "kills": nemesis.kills,
+        "stops": nemesis.stops,
+        "cuts": proxy.cut_count,
+        "frozen_connections": proxy.frozen_count,
+        "database_crashes": nemesis.database_crashes,
+        "database_freezes": nemesis.database_freezes,
+        "calls": load.call_count,
+        "payments": len(load.payment_calls),
+        "payouts": len(load.payout_calls),
+        **summary,
+        "seconds_to_rest": round(seconds_to_rest, 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="scripts/torture", description="Kills, stops and cuts what it can, and checks that no cent is lost or doubled."
+        prog="scripts/torture",
+        description=(
+            "Kills, stops and cuts what it can, and checks that no cent is lost or doubled."
+        ),
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long; by default 10")
-    parser.add_argument("--seed", type=int, default=1, help="what the nemesis and the load draw from; by default 1")
-    parser.add_argument("--callers", type=int, default=24, help="how many call at a time; by default 24")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="what the nemesis and the load draw from; by default 1"
+    )
+    parser.add_argument(
+        "--callers", type=int, default=24, help="how many call at a time; by default 24"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     if not 0 < options.minutes < 1e5 or options.callers < 1:
@@ -169,7 +203,15 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         admin = postgres.start(print_progress)
         migrate(admin, passwords)
         databases = DatabaseUrls(admin, passwords, Settings().service_database_url)
-        return asyncio.run(_run_torture(ProcessCluster(_FOLDER, postgres, databases), postgres, options.minutes, options.seed, options.callers))
+        return asyncio.run(
+            _run_torture(
+                ProcessCluster(_FOLDER, postgres, databases),
+                postgres,
+                options.minutes,
+                options.seed,
+                options.callers,
+            )
+        )
     finally:
         postgres.stop()
 

@@ -1,4 +1,6 @@
-"""The load: callers that pay, and pay sellers out, by the SDK, and write down what each call told them."""
+"""The load: callers that pay, and pay sellers out, by the SDK, and write down what each call told
+them.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,44 @@ from tallystick.payment.v1 import payment_pb2
 from tallystick.payout.v1 import payout_pb2, payout_service_pb2
 
 _CARD_TOKEN_WEIGHTS = {
-    "tok_visa": 60, "tok_delay:100": 5, "tok_lost_before": 6, "tok_lost_after": 6, "tok_error_before": 3, "tok_error_after": 3, "tok_unreachable": 3,
-    "tok_busy": 3, "tok_decline": 4, "tok_refused": 1, "tok_pending:paid": 3, "tok_pending:declined": 1, "tok_other_amount": 1, "tok_error_stored": 0.5,
+    "tok_visa": 60,
+    "tok_delay:100": 5,
+    "tok_lost_before": 6,
+    "tok_lost_after": 6,
+    "tok_error_before": 3,
+    "tok_error_after": 3,
+    "tok_unreachable": 3,
+    "tok_busy": 3,
+    "tok_decline": 4,
+    "tok_refused": 1,
+    "tok_pending:paid": 3,
+    "tok_pending:declined": 1,
+    "tok_other_amount": 1,
+    "tok_error_stored": 0.5,
     "tok_rejected": 0.3,
-}  # fmt: skip
+}
 _BANK_TOKEN_WEIGHTS = {
-    "ba_ok": 50, "ba_slow": 8, "ba_returned": 6, "ba_returned_part": 4, "ba_decline:risk": 4, "ba_lost_before": 6, "ba_lost_after": 6, "ba_error_after": 3,
-    "ba_unreachable": 3, "ba_busy": 3, "ba_batch_lost": 4, "ba_paid_late": 2, "ba_other_amount": 1, "ba_rejected": 0.3,
-}  # fmt: skip
-_EXPECTED_REASONS = frozenset({"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE", "NOT_FOUND"})
-"""What a payout may be refused for: the seller has nothing, or the bank account is not verified yet."""
+    "ba_ok": 50,
+    "ba_slow": 8,
+    "ba_returned": 6,
+    "ba_returned_part": 4,
+    "ba_decline:risk": 4,
+    "ba_lost_before": 6,
+    "ba_lost_after": 6,
+    "ba_error_after": 3,
+    "ba_unreachable": 3,
+    "ba_busy": 3,
+    "ba_batch_lost": 4,
+    "ba_paid_late": 2,
+    "ba_other_amount": 1,
+    "ba_rejected": 0.3,
+}
+_EXPECTED_REASONS = frozenset(
+    {"INSUFFICIENT_FUNDS", "DESTINATION_UNUSABLE", "AMOUNT_OUT_OF_RANGE", "NOT_FOUND"}
+)
+"""What a payout may be refused for: the seller has nothing, or the bank account is not verified
+yet.
+"""
 
 
 @dataclass
@@ -56,10 +86,22 @@ class TortureLoad:
         self.call_count = 0
 
     async def run(self) -> None:
-        settings = ClientSettings(deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0}, attempts=4, jitter=self._random.random)
-        async with AsyncClient(self._address, payout=self._payout_address, settings=settings) as client:
+        settings = ClientSettings(
+            deadlines={"CreatePayment": 8.0, "CreatePayout": 8.0},
+            attempts=4,
+            jitter=self._random.random,
+        )
+        async with AsyncClient(
+            self._address, payout=self._payout_address, settings=settings
+        ) as client:
             callers = [self._run_caller(client, number) for number in range(self._caller_count)]
-            await asyncio.gather(*callers, *(self._run_payout_caller(client, number) for number in range(self._caller_count // 4)))
+            await asyncio.gather(
+                *callers,
+                *(
+                    self._run_payout_caller(client, number)
+                    for number in range(self._caller_count // 4)
+                ),
+            )
 
     def stop(self) -> None:
         self._stop_event.set()
@@ -72,11 +114,15 @@ class TortureLoad:
             token = self._random.choices([*_CARD_TOKEN_WEIGHTS], [*_CARD_TOKEN_WEIGHTS.values()])[0]
             order_count = self._random.randint(1, 3)
             self.payment_calls[checkout_id] = PaymentCalls(token, order_count)
-            calls = [self._call_payment(client, checkout_id) for _ in range(2 if self._random.random() < 0.2 else 1)]
+            calls = [
+                self._call_payment(client, checkout_id)
+                for _ in range(2 if self._random.random() < 0.2 else 1)
+            ]
             if self._random.random() < 0.1:
                 calls.append(self._call_and_cancel(client, checkout_id))
             await asyncio.gather(*calls)
-            if self.payment_calls[checkout_id].unknown_count and not self._stop_event.is_set():  # as any caller would: the same id again
+            # as any caller would: the same id again
+            if self.payment_calls[checkout_id].unknown_count and not self._stop_event.is_set():
                 await self._call_payment(client, checkout_id)
 
     async def _call_and_cancel(self, client: AsyncClient, checkout_id: str) -> None:
@@ -96,18 +142,37 @@ class TortureLoad:
             token = self._random.choices([*_BANK_TOKEN_WEIGHTS], [*_BANK_TOKEN_WEIGHTS.values()])[0]
             calls = self.payout_calls[payout_id] = PayoutCalls()
             for _ in range(5):
-                if await self._call_payout(client, payout_id, seller, token, calls) or self._stop_event.is_set():
+                if (
+                    await self._call_payout(client, payout_id, seller, token, calls)
+                    or self._stop_event.is_set()
+                ):
                     break
                 await asyncio.sleep(0.3)
 
-    async def _call_payout(self, client: AsyncClient, payout_id: str, seller: str, token: str, calls: PayoutCalls) -> bool:
+    async def _call_payout(
+        self, client: AsyncClient, payout_id: str, seller: str, token: str, calls: PayoutCalls
+    ) -> bool:
         """Whether the payout was answered for."""
         self.call_count += 2
-        destination = {"payout_destination_id": f"{payout_id}-bank", "seller_account": seller, "currency": "EUR"}
+        destination = {
+            "payout_destination_id": f"{payout_id}-bank",
+            "seller_account": seller,
+            "currency": "EUR",
+        }
         try:
-            await client.payout.CreatePayoutDestination(payout_service_pb2.CreatePayoutDestinationRequest(**destination, bank_account_token=token))
+            await client.payout.CreatePayoutDestination(
+                payout_service_pb2.CreatePayoutDestinationRequest(
+                    **destination, bank_account_token=token
+                )
+            )
             calls.payouts.append(
-                await client.create_payout(payout_id, seller, "EUR", "1.25", payout_destination_id=destination["payout_destination_id"])
+                await client.create_payout(
+                    payout_id,
+                    seller,
+                    "EUR",
+                    "1.25",
+                    payout_destination_id=destination["payout_destination_id"],
+                )
             )
         except TallystickError as error:
             if not _is_outcome_unknown(error) and error.reason not in _EXPECTED_REASONS:
@@ -119,11 +184,19 @@ class TortureLoad:
         calls = self.payment_calls[checkout_id]
         self.call_count += 1
         orders = [
-            new_order(f"{checkout_id}-{n}", f"buyer-{checkout_id}", f"seller-{(len(checkout_id) + n) % 7}", f"{n + 1}.50", "EUR")
+            new_order(
+                f"{checkout_id}-{n}",
+                f"buyer-{checkout_id}",
+                f"seller-{(len(checkout_id) + n) % 7}",
+                f"{n + 1}.50",
+                "EUR",
+            )
             for n in range(calls.order_count)
         ]
         try:
-            calls.payments.append(await client.create_payment(checkout_id, orders, credit_card_info=calls.token))
+            calls.payments.append(
+                await client.create_payment(checkout_id, orders, credit_card_info=calls.token)
+            )
         except TallystickError as error:
             if _is_outcome_unknown(error):
                 calls.unknown_count += 1
@@ -133,4 +206,8 @@ class TortureLoad:
 
 def _is_outcome_unknown(error: TallystickError) -> bool:
     """Whether a call may have done what it was to do, or may come again."""
-    return error.retry_after is not None or not error.reason or error.reason in ("INTERNAL", "DEADLINE_EXCEEDED")
+    return (
+        error.retry_after is not None
+        or not error.reason
+        or error.reason in ("INTERNAL", "DEADLINE_EXCEEDED")
+    )

@@ -1,4 +1,6 @@
-"""The platform under torture: two processes of each service, the sandbox, and a PostgreSQL with fsync behind a proxy."""
+"""The platform under torture: two processes of each service, the sandbox, and a PostgreSQL with
+fsync behind a proxy.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from tests.policies import format_setting, scaled_defaults
 SERVICES = ("payment", "ledger", "wallet", "payout", "event")
 _CLI = [sys.executable, "-m", "tallystick_server.cli.main"]
 _RETRY_SCALE = 1 / 20
-"""The default retry policies, so many times as fast; but what is polled once a day for a month is polled four times within seconds."""
+"""The default retry policies, so many times as fast; but what is polled once a day for a month is
+polled four times within seconds.
+"""
 _FAST_SETTINGS = {
     "TALLYSTICK_REUSE_PORT": "true",
     "TALLYSTICK_LEASE": "6",
@@ -31,7 +35,12 @@ _FAST_SETTINGS = {
     "TALLYSTICK_SWEEP_INTERVAL": "0.3",
     "TALLYSTICK_BREAKER_REST": "0.5",
     "TALLYSTICK_DRAIN": "2",
-    "TALLYSTICK_RETRY": format_setting({**scaled_defaults(_RETRY_SCALE), RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4)}),
+    "TALLYSTICK_RETRY": format_setting(
+        {
+            **scaled_defaults(_RETRY_SCALE),
+            RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 1.0, 1.0, 4),
+        }
+    ),
     "TALLYSTICK_PAYOUT_WAITING_PERIOD": "0",
 }
 LEASE_SECONDS = 6.0
@@ -54,14 +63,18 @@ class SupervisedProcess:
         """Starts it if it does not run."""
         if self.child is None or self.child.poll() is not None:
             with self.log.open("ab") as log:
-                self.child = subprocess.Popen(self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log)
+                self.child = subprocess.Popen(
+                    self.command, env={**os.environ, **self.environment}, stderr=log, stdout=log
+                )
             self.is_stopped = False
             self.start_count += 1
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(number)
-            self.is_stopped = number == signal.SIGSTOP or (self.is_stopped and number != signal.SIGCONT)
+            self.is_stopped = number == signal.SIGSTOP or (
+                self.is_stopped and number != signal.SIGCONT
+            )
 
     def kill(self) -> None:
         if self.child is not None:
@@ -96,14 +109,24 @@ class ProcessCluster:
                 "TALLYSTICK_SANDBOX_URL": f"http://127.0.0.1:{sandbox_port}",
                 "TALLYSTICK_DATA": str(self._folder),
             }
-            self.processes += [SupervisedProcess(f"{name}-{number}", [*_CLI, "serve", name], environment, log) for number in range(2)]
-        sandbox_environment = {"TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={self._url('sandbox', proxy_port)}", "TALLYSTICK_DATA": str(self._folder)}
-        self.sandbox = SupervisedProcess("sandbox", [*_CLI, "sandbox", "--port", str(sandbox_port)], sandbox_environment, log)
+            self.processes += [
+                SupervisedProcess(f"{name}-{number}", [*_CLI, "serve", name], environment, log)
+                for number in range(2)
+            ]
+        sandbox_environment = {
+            "TALLYSTICK_SERVICE_DATABASE_URL": f"sandbox={self._url('sandbox', proxy_port)}",
+            "TALLYSTICK_DATA": str(self._folder),
+        }
+        self.sandbox = SupervisedProcess(
+            "sandbox", [*_CLI, "sandbox", "--port", str(sandbox_port)], sandbox_environment, log
+        )
 
     def _url(self, name: str, port: int) -> str:
         """The service's login, by way of the proxy."""
         url = make_url(self.databases.service(name))
-        return url.set(drivername="postgresql", host="127.0.0.1", port=port, query={}).render_as_string(hide_password=False)
+        return url.set(
+            drivername="postgresql", host="127.0.0.1", port=port, query={}
+        ).render_as_string(hide_password=False)
 
     def ensure_running(self) -> None:
         for process in (self.sandbox, *self.processes):

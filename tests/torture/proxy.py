@@ -1,4 +1,6 @@
-"""A TCP proxy before PostgreSQL that can cut a connection at its COMMIT, before it is made or after, and freeze the connections that are open."""
+"""A TCP proxy before PostgreSQL that can cut a connection at its COMMIT, before it is made or
+after, and freeze the connections that are open.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class PostgresProxy:
         self._pending_cuts.append(when)
 
     def freeze(self) -> None:
-        """Every open connection passes nothing on any more, and is not closed: as one to a primary that a failover proxy has left. New ones work."""
+        """Every open connection passes nothing on any more, and is not closed: as one to a primary
+        that a failover proxy has left. New ones work.
+        """
         self.frozen_count += len(self._open_connections)
         for flow_event in self._open_connections:
             flow_event.clear()
@@ -46,7 +50,9 @@ class PostgresProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _handle_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
             upstream_reader, upstream_writer = await asyncio.open_unix_connection(str(self._socket))
         except OSError:
@@ -70,7 +76,12 @@ class PostgresProxy:
             for peer_writer in (writer, upstream_writer):
                 peer_writer.transport.abort()
 
-    async def _pump_to_server(self, reader: asyncio.StreamReader, upstream_writer: asyncio.StreamWriter, flow_event: asyncio.Event) -> None:
+    async def _pump_to_server(
+        self,
+        reader: asyncio.StreamReader,
+        upstream_writer: asyncio.StreamWriter,
+        flow_event: asyncio.Event,
+    ) -> None:
         """Ends, which cuts both sides, when the connection does or is to be cut."""
         while chunk := await reader.read(65_536):
             if not flow_event.is_set():
@@ -86,7 +97,9 @@ class PostgresProxy:
             upstream_writer.write(chunk)
             await upstream_writer.drain()
 
-    async def _pump_to_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow_event: asyncio.Event) -> None:
+    async def _pump_to_client(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow_event: asyncio.Event
+    ) -> None:
         while chunk := await reader.read(65_536):
             await flow_event.wait()
             writer.write(chunk)

@@ -1,4 +1,6 @@
-"""Watches a payment and reads the events it made, with asyncio. python follow_events.py [ADDRESS]"""
+"""Watches a payment and reads the events it made, with asyncio. python follow_events.py
+[ADDRESS]
+"""
 
 import asyncio
 import sys
@@ -16,13 +18,23 @@ async def main(address: str) -> None:
         async for event in client.events():
             last = event.cursor
         order = new_order(f"{checkout}-1", "buyer-1", "seller-1", "5.00", "GBP")
-        await client.create_payment(checkout, [order], credit_card_info="tok_delay:200", wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE)
+        await client.create_payment(
+            checkout,
+            [order],
+            credit_card_info="tok_delay:200",
+            wait_for=payment_service_pb2.WAIT_FOR_ACCEPTANCE,
+        )
         async for payment in client.watch_payment(checkout):
-            print(f"version {payment.version}: {payment_pb2.PaymentState.Name(payment.payment_state)}")
+            print(
+                f"version {payment.version}: {payment_pb2.PaymentState.Name(payment.payment_state)}"
+            )
         async with asyncio.timeout(30):
             async for event in client.events(last, follow=True):
                 print(f"{event.cursor} {event_pb2.EventType.Name(event.type)} {event.event_id}")
-                if event.aggregate_id == f"payments/{checkout}" and event.type == event_pb2.EVENT_TYPE_PAYMENT_CLOSED:
+                if (
+                    event.aggregate_id == f"payments/{checkout}"
+                    and event.type == event_pb2.EVENT_TYPE_PAYMENT_CLOSED
+                ):
                     break
 
 

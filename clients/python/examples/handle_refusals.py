@@ -1,4 +1,6 @@
-"""What a caller sees when something is wrong: errors say what to mend, declines are data. python handle_refusals.py [ADDRESS]"""
+"""What a caller sees when something is wrong: errors say what to mend, declines are data. python
+handle_refusals.py [ADDRESS]
+"""
 
 import sys
 import uuid
@@ -11,17 +13,34 @@ def main(address: str) -> None:
     checkout = f"example-{uuid.uuid4().hex[:12]}"
     with Client(address) as client:
         try:
-            client.create_payment(checkout, [new_order(f"{checkout}-1", "buyer-1", "seller-1", "1.005", "USD")], credit_card_info="tok_visa")
+            client.create_payment(
+                checkout,
+                [new_order(f"{checkout}-1", "buyer-1", "seller-1", "1.005", "USD")],
+                credit_card_info="tok_visa",
+            )
         except InvalidArgumentError as error:
-            print(f"refused: {error.reason} in {error.field_violations[0].field}: {error.field_violations[0].description}")
+            print(
+                f"refused: {error.reason} in {error.field_violations[0].field}: "
+                f"{error.field_violations[0].description}"
+            )
 
         order = new_order(f"{checkout}-1", "buyer-1", "seller-1", "20.00", "USD")
-        payment = client.create_payment(checkout, [order], credit_card_info="tok_decline:insufficient_funds")
+        payment = client.create_payment(
+            checkout, [order], credit_card_info="tok_decline:insufficient_funds"
+        )
         failed_order = payment.payment_orders[0]
-        print(f"declined: {payment_pb2.FailureReason.Name(failed_order.failure_reason)} ({failed_order.decline_code})")
+        print(
+            f"declined: {payment_pb2.FailureReason.Name(failed_order.failure_reason)} "
+            f"({failed_order.decline_code})"
+        )
 
-        repeated = client.create_payment(checkout, [order], credit_card_info="tok_decline:insufficient_funds")
-        print(f"the same call again: version {repeated.version}, as before: {repeated.version == payment.version}")
+        repeated = client.create_payment(
+            checkout, [order], credit_card_info="tok_decline:insufficient_funds"
+        )
+        print(
+            f"the same call again: version {repeated.version}, as before: "
+            f"{repeated.version == payment.version}"
+        )
         try:
             client.create_payment(checkout, [order], credit_card_info="tok_visa")
         except AlreadyExistsError as error:

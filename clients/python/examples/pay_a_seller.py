@@ -1,4 +1,6 @@
-"""Registers a seller's bank account, pays the seller out, and shows every move of it. python pay_a_seller.py [ADDRESS]"""
+"""Registers a seller's bank account, pays the seller out, and shows every move of it. python
+pay_a_seller.py [ADDRESS]
+"""
 
 import sys
 import time
@@ -14,10 +16,20 @@ _ACCOUNT = "ba_ok"  # the provider's token for her bank account, never its numbe
 def main(address: str) -> None:
     seller = f"seller-{uuid.uuid4().hex[:12]}"
     with Client(address) as client:
-        client.create_payment(f"{seller}-sale", [new_order(f"{seller}-sale-1", "buyer-ada", seller, "40.00", "EUR")], credit_card_info="tok_visa")
-        client.payment.ConfirmDelivery(payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=f"{seller}-sale-1"))
+        client.create_payment(
+            f"{seller}-sale",
+            [new_order(f"{seller}-sale-1", "buyer-ada", seller, "40.00", "EUR")],
+            credit_card_info="tok_visa",
+        )
+        client.payment.ConfirmDelivery(
+            payment_service_pb2.ConfirmDeliveryRequest(payment_order_id=f"{seller}-sale-1")
+        )
         create_destination = payout_service_pb2.CreatePayoutDestinationRequest(
-            payout_destination_id=f"{seller}-bank", seller_account=seller, currency="EUR", bank_account_token=_ACCOUNT, description="her savings bank"
+            payout_destination_id=f"{seller}-bank",
+            seller_account=seller,
+            currency="EUR",
+            bank_account_token=_ACCOUNT,
+            description="her savings bank",
         )
         client.payout.CreatePayoutDestination(create_destination)
 
@@ -30,21 +42,33 @@ def main(address: str) -> None:
 
         final_payout = client.wait_for_payout(new_payout.payout_id)
         repeated_payout = client.create_payout(f"{seller}-1", seller, "EUR", "25.00")
-        print(f"the same call again pays nothing: version {repeated_payout.version}, as before: {repeated_payout.version == final_payout.version}")
+        print(
+            f"the same call again pays nothing: version {repeated_payout.version}, as before: "
+            f"{repeated_payout.version == final_payout.version}"
+        )
         try:
             client.create_payout(f"{seller}-2", seller, "EUR", "25.00")
         except FailedPreconditionError as error:
             print(f"refused: {error.reason}")
 
 
-def wait_until_available(client: Client, seller: str, amount: str) -> payout_service_pb2.PreviewPayoutResponse:
-    """The provider says whether it can pay there, and the wallet is told of the delivery, mostly at once."""
+def wait_until_available(
+    client: Client, seller: str, amount: str
+) -> payout_service_pb2.PreviewPayoutResponse:
+    """The provider says whether it can pay there, and the wallet is told of the delivery, mostly at
+    once.
+    """
     for _ in range(100):
-        preview = client.payout.PreviewPayout(payout_service_pb2.PreviewPayoutRequest(seller_account=seller, currency="EUR"))
+        preview = client.payout.PreviewPayout(
+            payout_service_pb2.PreviewPayoutRequest(seller_account=seller, currency="EUR")
+        )
         if preview.amount == amount:
             return preview
         time.sleep(0.1)
-    raise TimeoutError(f"not payable yet: {[payout_pb2.PayoutLimit.Name(shortfall.limit) for shortfall in preview.shortfalls]}")
+    raise TimeoutError(
+        "not payable yet: "
+        f"{[payout_pb2.PayoutLimit.Name(shortfall.limit) for shortfall in preview.shortfalls]}"
+    )
 
 
 if __name__ == "__main__":

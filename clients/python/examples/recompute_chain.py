@@ -1,4 +1,6 @@
-"""Recomputes the ledger's hash chain from the API alone (docs/reference/ledger-hash-chain.md). python recompute_chain.py [ADDRESS]"""
+"""Recomputes the ledger's hash chain from the API alone (docs/reference/ledger-hash-chain.md).
+python recompute_chain.py [ADDRESS]
+"""
 
 import sys
 from hashlib import sha256
@@ -11,12 +13,23 @@ def recompute(previous: bytes, tx: ledger_pb2.Transaction) -> bytes:
     book, sequence = tx.transaction_id.split("-")
     kind = ledger_pb2.TransactionKind.Name(tx.kind).removeprefix("TRANSACTION_KIND_")
     reverses = tx.reverses_transaction_id.partition("-")[2] or "0"
-    fields: list[str | int] = [book, sequence, kind, tx.cause_id, tx.caller, tx.description, reverses]
+    fields: list[str | int] = [
+        book,
+        sequence,
+        kind,
+        tx.cause_id,
+        tx.caller,
+        tx.description,
+        reverses,
+    ]
     fields += [tx.effective_time.ToMicroseconds(), tx.post_time.ToMicroseconds()]
     for entry in tx.entries:
         sign = -1 if entry.direction == ledger_pb2.DIRECTION_DEBIT else 1
         fields += [entry.account, entry.currency, sign * int(entry.amount.replace(".", ""))]
-    return sha256(previous + b"".join(b"%d:%b" % (len(raw), raw) for raw in (str(field).encode() for field in fields))).digest()
+    return sha256(
+        previous
+        + b"".join(b"%d:%b" % (len(raw), raw) for raw in (str(field).encode() for field in fields))
+    ).digest()
 
 
 if __name__ == "__main__":

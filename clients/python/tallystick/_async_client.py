@@ -26,7 +26,15 @@ from tallystick._errors import (
     wrong_event_loop_error,
 )
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, CallAttempts, ClientSettings, StreamBackoff, ensure_request_id, get_tracer, short_name
+from tallystick._settings import (
+    CHANNEL_OPTIONS,
+    CallAttempts,
+    ClientSettings,
+    StreamBackoff,
+    ensure_request_id,
+    get_tracer,
+    short_name,
+)
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -35,7 +43,9 @@ from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
 class AsyncClient:
-    """Calls the platform at `target`, as Client does. It can be made anywhere, belongs to the event loop of its first call, and is closed there."""
+    """Calls the platform at `target`, as Client does. It can be made anywhere, belongs to the event
+    loop of its first call, and is closed there.
+    """
 
     payment: payment_service_pb2_grpc.PaymentServiceAsyncStub
     ledger: ledger_service_pb2_grpc.LedgerServiceAsyncStub
@@ -44,7 +54,14 @@ class AsyncClient:
     event: event_service_pb2_grpc.EventServiceAsyncStub
 
     def __init__(
-        self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
+        self,
+        target: str,
+        *,
+        ledger: str = "",
+        wallet: str = "",
+        payout: str = "",
+        event: str = "",
+        settings: ClientSettings | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
         self._state = _ClientState()
@@ -53,7 +70,9 @@ class AsyncClient:
         def stub(stub_class: Any, address: str) -> Any:
             address = address or target
             if address not in self._channels:
-                self._channels[address] = _AsyncChannel(partial(self._channel, address), self._settings, self._state)
+                self._channels[address] = _AsyncChannel(
+                    partial(self._channel, address), self._settings, self._state
+                )
             return stub_class(cast("grpc.aio.Channel", self._channels[address]))
 
         self.payment = stub(payment_service_pb2_grpc.PaymentServiceStub, target)
@@ -71,11 +90,17 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Ends every connection. A call or a stream in flight, also one that waits before it is sent again, ends with TallystickError.
+        """Ends every connection. A call or a stream in flight, also one that waits before it is
+        sent again, ends with TallystickError.
 
         Raises TallystickError in another event loop than the client's while that is not closed.
         """
@@ -84,65 +109,123 @@ class AsyncClient:
             await channel.close()
 
     async def create_payment(
-        self, checkout_id: str, payment_orders: Sequence[payment_pb2.NewPaymentOrder], *, credit_card_info: str, **values: Any
+        self,
+        checkout_id: str,
+        payment_orders: Sequence[payment_pb2.NewPaymentOrder],
+        *,
+        credit_card_info: str,
+        **values: Any,
     ) -> payment_pb2.Payment:
-        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token; `values` are CreatePaymentRequest's other fields.
+        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token;
+        `values` are CreatePaymentRequest's other fields.
 
-        A repeat with the same values answers with the payment as it stands, and never charges again.
+        A repeat with the same values answers with the payment as it stands, and never charges
+        again.
         """
         request = payment_service_pb2.CreatePaymentRequest(
-            checkout_id=checkout_id, payment_orders=payment_orders, credit_card_info=credit_card_info, **values
+            checkout_id=checkout_id,
+            payment_orders=payment_orders,
+            credit_card_info=credit_card_info,
+            **values,
         )
         return (await self.payment.CreatePayment(request)).payment
 
     async def get_payment(self, checkout_id: str) -> payment_pb2.Payment:
         """The payment as it stands."""
-        return (await self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id))).payment
+        return (
+            await self.payment.GetPayment(
+                payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)
+            )
+        ).payment
 
-    def watch_payment(self, checkout_id: str, after_version: int = 0) -> AsyncGenerator[payment_pb2.Payment, None]:
-        """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
-        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
+    def watch_payment(
+        self, checkout_id: str, after_version: int = 0
+    ) -> AsyncGenerator[payment_pb2.Payment, None]:
+        """The payment as it stands, then after each change, until its state is final. The stream is
+        opened again when it ends early.
+        """
+        request = payment_service_pb2.WatchPaymentRequest(
+            checkout_id=checkout_id, after_version=after_version
+        )
         return self._watch(self.payment.WatchPayment, request, "payment")
 
-    async def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
-        """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
-        return await self._wait_until_final(self.watch_payment(checkout_id), "payment", timeout) or await self.get_payment(checkout_id)
+    async def wait_for_payment(
+        self, checkout_id: str, timeout: float = 60.0
+    ) -> payment_pb2.Payment:
+        """The payment once its state is final. Raises DeadlineExceededError when the seconds are
+        over before.
+        """
+        return await self._wait_until_final(
+            self.watch_payment(checkout_id), "payment", timeout
+        ) or await self.get_payment(checkout_id)
 
-    async def create_payout(self, payout_id: str, seller_account: str, currency: str, amount: str | Decimal = "", **values: Any) -> payout_pb2.Payout:
-        """Pays a seller out, and waits until the money is held. `amount` in major units, "": whatever can be paid.
+    async def create_payout(
+        self,
+        payout_id: str,
+        seller_account: str,
+        currency: str,
+        amount: str | Decimal = "",
+        **values: Any,
+    ) -> payout_pb2.Payout:
+        """Pays a seller out, and waits until the money is held. `amount` in major units, "":
+        whatever can be paid.
 
-        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with the payout as it stands, and never pays again.
+        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with
+        the payout as it stands, and never pays again.
         """
         request = payout_service_pb2.CreatePayoutRequest(
-            payout_id=payout_id, seller_account=seller_account, currency=currency, amount=amount_text(amount), **values
+            payout_id=payout_id,
+            seller_account=seller_account,
+            currency=currency,
+            amount=amount_text(amount),
+            **values,
         )
         return (await self.payout.CreatePayout(request)).payout
 
     async def get_payout(self, payout_id: str) -> payout_pb2.Payout:
         """The payout as it stands."""
-        return (await self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))).payout
+        return (
+            await self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id))
+        ).payout
 
-    def watch_payout(self, payout_id: str, after_version: int = 0) -> AsyncGenerator[payout_pb2.Payout, None]:
-        """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
-        request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
+    def watch_payout(
+        self, payout_id: str, after_version: int = 0
+    ) -> AsyncGenerator[payout_pb2.Payout, None]:
+        """The payout as it stands, then after each change, until it is settled at its end; a later
+        return is told by an event.
+        """
+        request = payout_service_pb2.WatchPayoutRequest(
+            payout_id=payout_id, after_version=after_version
+        )
         return self._watch(self.payout.WatchPayout, request, "payout")
 
     async def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
-        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
-        return await self._wait_until_final(self.watch_payout(payout_id), "payout", timeout) or await self.get_payout(payout_id)
+        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds
+        are over before.
+        """
+        return await self._wait_until_final(
+            self.watch_payout(payout_id), "payout", timeout
+        ) or await self.get_payout(payout_id)
 
-    async def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> AsyncGenerator[event_pb2.Event, None]:
-        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end, however slowly it is read.
+    async def events(
+        self, after_cursor: int = 0, *, follow: bool = False, **filters: Any
+    ) -> AsyncGenerator[event_pb2.Event, None]:
+        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it
+        does not end, however slowly it is read.
 
         The stream is opened again from the last event when it ends early; `aclose()` ends it.
         """
-        request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
+        request = event_service_pb2.StreamEventsRequest(
+            after_cursor=after_cursor, follow=follow, **filters
+        )
         async with aclosing(self._resume_stream(self.event.StreamEvents, request)) as responses:
             async for response in responses:
                 request.after_cursor = response.event.cursor
                 yield response.event
 
-    async def pages(self, method: Callable[[Any], Awaitable[Any]], request: Any, field: str) -> AsyncIterator[Any]:
+    async def pages(
+        self, method: Callable[[Any], Awaitable[Any]], request: Any, field: str
+    ) -> AsyncIterator[Any]:
         """The items of all pages of a list call, as Client.pages."""
         request = type(request).FromString(request.SerializeToString())
         while True:
@@ -153,7 +236,9 @@ class AsyncClient:
                 return
             request.page_token = response.next_page_token
 
-    async def _watch(self, stream: Callable[..., Any], request: Any, field: str) -> AsyncGenerator[Any, None]:
+    async def _watch(
+        self, stream: Callable[..., Any], request: Any, field: str
+    ) -> AsyncGenerator[Any, None]:
         """The versions of a resource, from the one after the request's on."""
         async with aclosing(self._resume_stream(stream, request)) as responses:
             async for response in responses:
@@ -161,19 +246,29 @@ class AsyncClient:
                 request.after_version = resource.version
                 yield resource
 
-    async def _wait_until_final(self, versions: AsyncGenerator[Any, None], field: str, timeout: float) -> Any:
-        """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
+    async def _wait_until_final(
+        self, versions: AsyncGenerator[Any, None], field: str, timeout: float
+    ) -> Any:
+        """The last version of a resource, None if there was none to show. Raises
+        DeadlineExceededError when the seconds are over before.
+        """
         last = None
         try:
             async with aclosing(versions), asyncio.timeout(timeout):
                 async for resource in versions:
                     last = resource
         except TimeoutError as error:
-            raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
+            raise DeadlineExceededError(
+                f"the {field} was not final within {timeout:g} seconds"
+            ) from error
         return last
 
-    async def _resume_stream(self, stream: Callable[..., Any], request: Any) -> AsyncGenerator[Any, None]:
-        """A stream's messages, over as many openings as it takes; the request is moved on by who reads them."""
+    async def _resume_stream(
+        self, stream: Callable[..., Any], request: Any
+    ) -> AsyncGenerator[Any, None]:
+        """A stream's messages, over as many openings as it takes; the request is moved on by who
+        reads them.
+        """
         backoff = StreamBackoff(self._settings)
         while True:
             try:
@@ -188,7 +283,9 @@ class AsyncClient:
 
 
 class _ClientState:
-    """What the channels of one client share: its event loop, which is that of its first call, and whether it is closed."""
+    """What the channels of one client share: its event loop, which is that of its first call, and
+    whether it is closed.
+    """
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -216,7 +313,9 @@ class _ClientState:
                 await self._close_event.wait()
 
     def close(self) -> None:
-        """Closes the client. Raises TallystickError in another event loop than its own, unless nothing runs there any more."""
+        """Closes the client. Raises TallystickError in another event loop than its own, unless
+        nothing runs there any more.
+        """
         if self._loop is not None and not self.is_current_loop and not self._loop.is_closed():
             raise closed_in_wrong_event_loop_error()
         self.is_closed = True
@@ -225,9 +324,13 @@ class _ClientState:
 
 
 class _AsyncChannel:
-    """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and typed errors."""
+    """What a generated stub asks of a channel, with deadlines, retries, credentials, traces and
+    typed errors.
+    """
 
-    def __init__(self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings, state: _ClientState) -> None:
+    def __init__(
+        self, connect: Callable[[], grpc.aio.Channel], settings: ClientSettings, state: _ClientState
+    ) -> None:
         self._connect = connect
         self._settings = settings
         self._state = state
@@ -239,14 +342,18 @@ class _AsyncChannel:
         self._channel = None
 
     def _open(self) -> grpc.aio.Channel:
-        """The channel. Raises TallystickError in another event loop than the client's, and once it is closed."""
+        """The channel. Raises TallystickError in another event loop than the client's, and once it
+        is closed.
+        """
         self._state.check_usable()
         if self._channel is None:
             self._channel = self._connect()
         return self._channel
 
     def _is_cancelled_by_close(self) -> bool:
-        """Whether it is closing the client that cancelled a call, which must not look as if somebody had cancelled the caller's task."""
+        """Whether it is closing the client that cancelled a call, which must not look as if
+        somebody had cancelled the caller's task.
+        """
         task = asyncio.current_task()
         return self._state.is_closed and not (task is not None and task.cancelling())
 
@@ -260,14 +367,23 @@ class _AsyncChannel:
                 multicallables.append(channel.unary_unary(method, *arguments, **options))
             return multicallables[0](*values, **keywords)
 
-        async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
+        async def call(
+            request: Any,
+            timeout: float | None = None,
+            metadata: Sequence[tuple[str, str]] = (),
+            **_: Any,
+        ) -> Any:
             deadline = asyncio.get_running_loop().time() + self._settings.seconds(name, timeout)
             with get_tracer().start_as_current_span(name, kind=SpanKind.CLIENT):
-                return await self._send_with_retries(send, ensure_request_id(request), deadline, metadata)
+                return await self._send_with_retries(
+                    send, ensure_request_id(request), deadline, metadata
+                )
 
         return call
 
-    async def _send_with_retries(self, send: Any, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]) -> Any:
+    async def _send_with_retries(
+        self, send: Any, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]
+    ) -> Any:
         """Sends once or more, within the deadline."""
         now = asyncio.get_running_loop().time
 
@@ -288,7 +404,9 @@ class _AsyncChannel:
 
         attempts = CallAttempts()
         try:
-            return await AsyncRetrying(sleep=self._state.sleep, **self._settings.retries(deadline, now, attempts))(attempt)
+            return await AsyncRetrying(
+                sleep=self._state.sleep, **self._settings.retries(deadline, now, attempts)
+            )(attempt)
         except TallystickError as error:
             final_error = attempts.final_error(error)
             raise final_error from final_error.__cause__
@@ -296,8 +414,15 @@ class _AsyncChannel:
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
         multicallables: list[Any] = []
 
-        async def call(request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> AsyncGenerator[Any, None]:
-            seconds = self._settings.seconds(method, self._settings.stream_seconds if timeout is None else timeout)
+        async def call(
+            request: Any,
+            timeout: float | None = None,
+            metadata: Sequence[tuple[str, str]] = (),
+            **_: Any,
+        ) -> AsyncGenerator[Any, None]:
+            seconds = self._settings.seconds(
+                method, self._settings.stream_seconds if timeout is None else timeout
+            )
             pairs = self._settings.metadata(metadata)
             channel = self._open()
             if not multicallables:

@@ -15,9 +15,23 @@ import grpc
 from opentelemetry.trace import SpanKind
 from tenacity import Retrying, sleep_using_event
 
-from tallystick._errors import DeadlineExceededError, TallystickError, client_closed_error, client_closed_in_flight_error, from_rpc
+from tallystick._errors import (
+    DeadlineExceededError,
+    TallystickError,
+    client_closed_error,
+    client_closed_in_flight_error,
+    from_rpc,
+)
 from tallystick._money import amount_text
-from tallystick._settings import CHANNEL_OPTIONS, CallAttempts, ClientSettings, StreamBackoff, ensure_request_id, get_tracer, short_name
+from tallystick._settings import (
+    CHANNEL_OPTIONS,
+    CallAttempts,
+    ClientSettings,
+    StreamBackoff,
+    ensure_request_id,
+    get_tracer,
+    short_name,
+)
 from tallystick.event.v1 import event_pb2, event_service_pb2, event_service_pb2_grpc
 from tallystick.ledger.v1 import ledger_service_pb2_grpc
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
@@ -26,13 +40,22 @@ from tallystick.wallet.v1 import wallet_service_pb2_grpc
 
 
 class Client:
-    """Calls the platform at `target`, "host:port" or "unix:path". A service that runs elsewhere gets its own address: `ledger="host:port"`.
+    """Calls the platform at `target`, "host:port" or "unix:path". A service that runs elsewhere
+    gets its own address: `ledger="host:port"`.
 
-    Every call has a deadline, is sent again where the platform says so, with the same ids and within that deadline, and raises a TallystickError.
+    Every call has a deadline, is sent again where the platform says so, with the same ids and
+    within that deadline, and raises a TallystickError.
     """
 
     def __init__(
-        self, target: str, *, ledger: str = "", wallet: str = "", payout: str = "", event: str = "", settings: ClientSettings | None = None
+        self,
+        target: str,
+        *,
+        ledger: str = "",
+        wallet: str = "",
+        payout: str = "",
+        event: str = "",
+        settings: ClientSettings | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
         self._channels: dict[str, _Channel] = {}
@@ -47,85 +70,150 @@ class Client:
         if target not in self._channels:
             credentials = self._settings.credentials
             options = CHANNEL_OPTIONS
-            grpc_channel = grpc.insecure_channel(target, options) if credentials is None else grpc.secure_channel(target, credentials, options)
+            grpc_channel = (
+                grpc.insecure_channel(target, options)
+                if credentials is None
+                else grpc.secure_channel(target, credentials, options)
+            )
             self._channels[target] = _Channel(grpc_channel, self._settings, self._close_event)
         return self._channels[target]
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends every connection. A call or a stream in flight, also one that waits before it is sent again, ends with TallystickError."""
+        """Ends every connection. A call or a stream in flight, also one that waits before it is
+        sent again, ends with TallystickError.
+        """
         self._close_event.set()
         for channel in self._channels.values():
             channel.close()
 
     def create_payment(
-        self, checkout_id: str, payment_orders: Sequence[payment_pb2.NewPaymentOrder], *, credit_card_info: str, **values: Any
+        self,
+        checkout_id: str,
+        payment_orders: Sequence[payment_pb2.NewPaymentOrder],
+        *,
+        credit_card_info: str,
+        **values: Any,
     ) -> payment_pb2.Payment:
-        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token; `values` are CreatePaymentRequest's other fields.
+        """Takes a payment, and waits for its result. `credit_card_info` is the provider's token;
+        `values` are CreatePaymentRequest's other fields.
 
-        A repeat with the same values answers with the payment as it stands, and never charges again.
+        A repeat with the same values answers with the payment as it stands, and never charges
+        again.
         """
         request = payment_service_pb2.CreatePaymentRequest(
-            checkout_id=checkout_id, payment_orders=payment_orders, credit_card_info=credit_card_info, **values
+            checkout_id=checkout_id,
+            payment_orders=payment_orders,
+            credit_card_info=credit_card_info,
+            **values,
         )
         return self.payment.CreatePayment(request).payment
 
     def get_payment(self, checkout_id: str) -> payment_pb2.Payment:
         """The payment as it stands."""
-        return self.payment.GetPayment(payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)).payment
+        return self.payment.GetPayment(
+            payment_service_pb2.GetPaymentRequest(checkout_id=checkout_id)
+        ).payment
 
-    def watch_payment(self, checkout_id: str, after_version: int = 0) -> Generator[payment_pb2.Payment, None, None]:
-        """The payment as it stands, then after each change, until its state is final. The stream is opened again when it ends early."""
-        request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id, after_version=after_version)
+    def watch_payment(
+        self, checkout_id: str, after_version: int = 0
+    ) -> Generator[payment_pb2.Payment, None, None]:
+        """The payment as it stands, then after each change, until its state is final. The stream is
+        opened again when it ends early.
+        """
+        request = payment_service_pb2.WatchPaymentRequest(
+            checkout_id=checkout_id, after_version=after_version
+        )
         return self._watch(self.payment.WatchPayment, request, "payment")
 
     def wait_for_payment(self, checkout_id: str, timeout: float = 60.0) -> payment_pb2.Payment:
-        """The payment once its state is final. Raises DeadlineExceededError when the seconds are over before."""
+        """The payment once its state is final. Raises DeadlineExceededError when the seconds are
+        over before.
+        """
         request = payment_service_pb2.WatchPaymentRequest(checkout_id=checkout_id)
-        return self._wait_until_final(self.payment.WatchPayment, request, "payment", timeout) or self.get_payment(checkout_id)
+        return self._wait_until_final(
+            self.payment.WatchPayment, request, "payment", timeout
+        ) or self.get_payment(checkout_id)
 
-    def create_payout(self, payout_id: str, seller_account: str, currency: str, amount: str | Decimal = "", **values: Any) -> payout_pb2.Payout:
-        """Pays a seller out, and waits until the money is held. `amount` in major units, "": whatever can be paid.
+    def create_payout(
+        self,
+        payout_id: str,
+        seller_account: str,
+        currency: str,
+        amount: str | Decimal = "",
+        **values: Any,
+    ) -> payout_pb2.Payout:
+        """Pays a seller out, and waits until the money is held. `amount` in major units, "":
+        whatever can be paid.
 
-        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with the payout as it stands, and never pays again.
+        `values` are CreatePayoutRequest's other fields. A repeat with the same values answers with
+        the payout as it stands, and never pays again.
         """
         request = payout_service_pb2.CreatePayoutRequest(
-            payout_id=payout_id, seller_account=seller_account, currency=currency, amount=amount_text(amount), **values
+            payout_id=payout_id,
+            seller_account=seller_account,
+            currency=currency,
+            amount=amount_text(amount),
+            **values,
         )
         return self.payout.CreatePayout(request).payout
 
     def get_payout(self, payout_id: str) -> payout_pb2.Payout:
         """The payout as it stands."""
-        return self.payout.GetPayout(payout_service_pb2.GetPayoutRequest(payout_id=payout_id)).payout
+        return self.payout.GetPayout(
+            payout_service_pb2.GetPayoutRequest(payout_id=payout_id)
+        ).payout
 
-    def watch_payout(self, payout_id: str, after_version: int = 0) -> Generator[payout_pb2.Payout, None, None]:
-        """The payout as it stands, then after each change, until it is settled at its end; a later return is told by an event."""
-        request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id, after_version=after_version)
+    def watch_payout(
+        self, payout_id: str, after_version: int = 0
+    ) -> Generator[payout_pb2.Payout, None, None]:
+        """The payout as it stands, then after each change, until it is settled at its end; a later
+        return is told by an event.
+        """
+        request = payout_service_pb2.WatchPayoutRequest(
+            payout_id=payout_id, after_version=after_version
+        )
         return self._watch(self.payout.WatchPayout, request, "payout")
 
     def wait_for_payout(self, payout_id: str, timeout: float = 60.0) -> payout_pb2.Payout:
-        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds are over before."""
+        """The payout once it is settled at its end. Raises DeadlineExceededError when the seconds
+        are over before.
+        """
         request = payout_service_pb2.WatchPayoutRequest(payout_id=payout_id)
-        return self._wait_until_final(self.payout.WatchPayout, request, "payout", timeout) or self.get_payout(payout_id)
+        return self._wait_until_final(
+            self.payout.WatchPayout, request, "payout", timeout
+        ) or self.get_payout(payout_id)
 
-    def events(self, after_cursor: int = 0, *, follow: bool = False, **filters: Any) -> Generator[event_pb2.Event, None, None]:
-        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it does not end, however slowly it is read.
+    def events(
+        self, after_cursor: int = 0, *, follow: bool = False, **filters: Any
+    ) -> Generator[event_pb2.Event, None, None]:
+        """Events in order, from a cursor on; `filters` are StreamEventsRequest's. With `follow` it
+        does not end, however slowly it is read.
 
         The stream is opened again from the last event when it ends early; `close()` ends it.
         """
-        request = event_service_pb2.StreamEventsRequest(after_cursor=after_cursor, follow=follow, **filters)
+        request = event_service_pb2.StreamEventsRequest(
+            after_cursor=after_cursor, follow=follow, **filters
+        )
         with closing(self._resume_stream(self.event.StreamEvents, request)) as responses:
             for response in responses:
                 request.after_cursor = response.event.cursor
                 yield response.event
 
     def pages(self, method: Callable[[Any], Any], request: Any, field: str) -> Iterator[Any]:
-        """The items of all pages of a list call: `client.pages(client.ledger.ListAccounts, ListAccountsRequest(), "accounts")`."""
+        """The items of all pages of a list call: `client.pages(client.ledger.ListAccounts,
+        ListAccountsRequest(), "accounts")`.
+        """
         request = type(request).FromString(request.SerializeToString())
         while True:
             response = method(request)
@@ -134,7 +222,9 @@ class Client:
                 return
             request.page_token = response.next_page_token
 
-    def _watch(self, stream: Callable[..., Any], request: Any, field: str, deadline: float = math.inf) -> Generator[Any, None, None]:
+    def _watch(
+        self, stream: Callable[..., Any], request: Any, field: str, deadline: float = math.inf
+    ) -> Generator[Any, None, None]:
         """The versions of a resource, from the one after the request's on."""
         with closing(self._resume_stream(stream, request, deadline)) as responses:
             for response in responses:
@@ -142,8 +232,12 @@ class Client:
                 request.after_version = resource.version
                 yield resource
 
-    def _wait_until_final(self, stream: Callable[..., Any], request: Any, field: str, timeout: float) -> Any:
-        """The last version of a resource, None if there was none to show. Raises DeadlineExceededError when the seconds are over before."""
+    def _wait_until_final(
+        self, stream: Callable[..., Any], request: Any, field: str, timeout: float
+    ) -> Any:
+        """The last version of a resource, None if there was none to show. Raises
+        DeadlineExceededError when the seconds are over before.
+        """
         deadline = time.monotonic() + timeout
         last = None
         try:
@@ -152,17 +246,23 @@ class Client:
         except TallystickError as error:
             if time.monotonic() < deadline:
                 raise
-            raise DeadlineExceededError(f"the {field} was not final within {timeout:g} seconds") from error
+            raise DeadlineExceededError(
+                f"the {field} was not final within {timeout:g} seconds"
+            ) from error
         return last
 
-    def _resume_stream(self, stream: Callable[..., Any], request: Any, deadline: float = math.inf) -> Generator[Any, None, None]:
+    def _resume_stream(
+        self, stream: Callable[..., Any], request: Any, deadline: float = math.inf
+    ) -> Generator[Any, None, None]:
         """A stream's messages, over as many openings as it takes; the request is moved on by who
         reads them. `deadline`: when no more are waited for.
         """
         backoff = StreamBackoff(self._settings)
         while True:
             try:
-                timeout = min(self._settings.stream_seconds, max(deadline - time.monotonic(), 0.001))
+                timeout = min(
+                    self._settings.stream_seconds, max(deadline - time.monotonic(), 0.001)
+                )
                 backoff.mark_opened()
                 with closing(stream(request, timeout=timeout)) as responses:
                     for response in responses:
@@ -172,22 +272,38 @@ class Client:
             except TallystickError as error:
                 if time.monotonic() >= deadline:
                     raise
-                self._close_event.wait(min(backoff.delay(error), max(deadline - time.monotonic(), 0)))
+                self._close_event.wait(
+                    min(backoff.delay(error), max(deadline - time.monotonic(), 0))
+                )
 
 
 class _Channel(grpc.Channel):
-    """A channel whose calls have deadlines, retries, credentials, traces and typed errors; generated stubs are made over it."""
+    """A channel whose calls have deadlines, retries, credentials, traces and typed errors;
+    generated stubs are made over it.
+    """
 
-    def __init__(self, channel: grpc.Channel, settings: ClientSettings, close_event: threading.Event) -> None:
+    def __init__(
+        self, channel: grpc.Channel, settings: ClientSettings, close_event: threading.Event
+    ) -> None:
         self._channel = channel
         self._settings = settings
         self._close_event = close_event
 
     def unary_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _UnaryCall(method, self._channel.unary_unary(method, *arguments, **options), self._settings, self._close_event)
+        return _UnaryCall(
+            method,
+            self._channel.unary_unary(method, *arguments, **options),
+            self._settings,
+            self._close_event,
+        )
 
     def unary_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return _StreamCall(method, self._channel.unary_stream(method, *arguments, **options), self._settings, self._close_event)
+        return _StreamCall(
+            method,
+            self._channel.unary_stream(method, *arguments, **options),
+            self._settings,
+            self._close_event,
+        )
 
     def stream_unary(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._channel.stream_unary(method, *arguments, **options)
@@ -195,7 +311,11 @@ class _Channel(grpc.Channel):
     def stream_stream(self, method: str, *arguments: Any, **options: Any) -> Any:
         return self._channel.stream_stream(method, *arguments, **options)
 
-    def subscribe(self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False) -> None:
+    def subscribe(
+        self,
+        callback: Callable[[grpc.ChannelConnectivity], None],
+        try_to_connect: bool | None = False,
+    ) -> None:
         self._channel.subscribe(callback, try_to_connect)  # type: ignore[arg-type]
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
@@ -214,20 +334,37 @@ class _Channel(grpc.Channel):
 class _UnaryCall:
     """One method; a call of it is sent once or more, within one deadline."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event) -> None:
+    def __init__(
+        self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event
+    ) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
         self._close_event = close_event
 
-    def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Any:
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        **_: Any,
+    ) -> Any:
         return self.with_call(request, timeout, metadata)[0]
 
-    def with_call(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> tuple[Any, Any]:
+    def with_call(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        **_: Any,
+    ) -> tuple[Any, Any]:
         """The response and the call, whose trailing metadata tell of replays and the trace."""
         deadline = time.monotonic() + self._settings.seconds(self._name, timeout)
         attempts = CallAttempts()
-        retrying = Retrying(sleep=sleep_using_event(self._close_event), **self._settings.retries(deadline, time.monotonic, attempts))
+        retrying = Retrying(
+            sleep=sleep_using_event(self._close_event),
+            **self._settings.retries(deadline, time.monotonic, attempts),
+        )
         with get_tracer().start_as_current_span(self._name, kind=SpanKind.CLIENT):
             try:
                 return retrying(self._send, ensure_request_id(request), deadline, metadata)
@@ -235,7 +372,9 @@ class _UnaryCall:
                 final_error = attempts.final_error(error)
                 raise final_error from final_error.__cause__
 
-    def _send(self, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
+    def _send(
+        self, request: Any, deadline: float, metadata: Sequence[tuple[str, str]]
+    ) -> tuple[Any, Any]:
         remaining = max(deadline - time.monotonic(), 0.001)
         pairs = self._settings.metadata(metadata)
         if self._close_event.is_set():
@@ -253,14 +392,24 @@ class _UnaryCall:
 class _StreamCall:
     """One streaming method; a stream that breaks is opened again by who knows where it stood."""
 
-    def __init__(self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event) -> None:
+    def __init__(
+        self, method: str, call: Any, settings: ClientSettings, close_event: threading.Event
+    ) -> None:
         self._name = short_name(method)
         self._call = call
         self._settings = settings
         self._close_event = close_event
 
-    def __call__(self, request: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] = (), **_: Any) -> Generator[Any, None, None]:
-        seconds = self._settings.seconds(self._name, self._settings.stream_seconds if timeout is None else timeout)
+    def __call__(
+        self,
+        request: Any,
+        timeout: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        **_: Any,
+    ) -> Generator[Any, None, None]:
+        seconds = self._settings.seconds(
+            self._name, self._settings.stream_seconds if timeout is None else timeout
+        )
         pairs = self._settings.metadata(metadata)
         if self._close_event.is_set():
             raise client_closed_error()

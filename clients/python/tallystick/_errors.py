@@ -1,4 +1,6 @@
-"""What a call that is refused raises: one class for each gRPC status, made from ErrorInfo. A payment that failed is no error, but data."""
+"""What a call that is refused raises: one class for each gRPC status, made from ErrorInfo. A
+payment that failed is no error, but data.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ class FieldViolation:
 class TallystickError(Exception):
     """A call was refused, or did not get through.
 
-    `reason`: the name of a `tallystick.error.v1.Reason`, or "" where the call did not reach the platform. `retry_after`: seconds after which the
-    same request may come back, or None. `trace_id`: what to give to whoever looks into it, or "".
+    `reason`: the name of a `tallystick.error.v1.Reason`, or "" where the call did not reach the
+    platform. `retry_after`: seconds after which the same request may come back, or None.
+    `trace_id`: what to give to whoever looks into it, or "".
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class TallystickError(Exception):
 
     @property
     def may_retry(self) -> bool:
-        """Whether the same request may come back: the platform said when, or could not be reached."""
+        """Whether the same request may come back: the platform said when, or could not be
+        reached.
+        """
         return self.retry_after is not None or isinstance(self, UnavailableError)
 
 
@@ -101,7 +106,9 @@ class UnavailableError(TallystickError):
 
 
 class DeadlineExceededError(TallystickError):
-    """The outcome is not known, since the time, or the tries, were up before: come back with the same id."""
+    """The outcome is not known, since the time, or the tries, were up before: come back with the
+    same id.
+    """
 
 
 class UnimplementedError(TallystickError):
@@ -122,7 +129,8 @@ _CLASSES: dict[grpc.StatusCode, type[TallystickError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.CANCELLED: UnavailableError,  # by what lies between, or a server that ends: to whoever called it is a lost answer
+    # by what lies between, or a server that ends: to whoever called it is a lost answer
+    grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
@@ -136,12 +144,16 @@ def client_closed_error() -> TallystickError:
 
 def client_closed_in_flight_error() -> TallystickError:
     """The exception for a call that was in flight when its client was closed."""
-    return TallystickError("the client is closed; this call was in flight, so its outcome is not known")
+    return TallystickError(
+        "the client is closed; this call was in flight, so its outcome is not known"
+    )
 
 
 def wrong_event_loop_error() -> TallystickError:
     """The exception for a call in another event loop than the client's."""
-    return TallystickError("this client is used in another event loop already; make an AsyncClient for each event loop")
+    return TallystickError(
+        "this client is used in another event loop already; make an AsyncClient for each event loop"
+    )
 
 
 def closed_in_wrong_event_loop_error() -> TallystickError:
@@ -159,11 +171,19 @@ def from_rpc(error: grpc.RpcError) -> TallystickError:
     pairs: Any = error.trailing_metadata() or ()
     trailing: dict[str, Any] = dict(pairs)
     raw = trailing.get(_DETAILS)
-    status = status_pb2.Status.FromString(raw) if isinstance(raw, bytes) else status_pb2.Status(message=error.details() or "")
-    return from_status(status, _CLASSES.get(error.code(), TallystickError), str(trailing.get(_TRACE_ID, "")))
+    status = (
+        status_pb2.Status.FromString(raw)
+        if isinstance(raw, bytes)
+        else status_pb2.Status(message=error.details() or "")
+    )
+    return from_status(
+        status, _CLASSES.get(error.code(), TallystickError), str(trailing.get(_TRACE_ID, ""))
+    )
 
 
-def from_status(status: status_pb2.Status, kind: type[TallystickError] = TallystickError, trace_id: str = "") -> TallystickError:
+def from_status(
+    status: status_pb2.Status, kind: type[TallystickError] = TallystickError, trace_id: str = ""
+) -> TallystickError:
     """The exception for a `google.rpc.Status`, such as the error of an item of a batch."""
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()

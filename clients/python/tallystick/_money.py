@@ -8,11 +8,16 @@ from tallystick.payment.v1 import payment_pb2
 
 
 def amount_text(amount: str | Decimal) -> str:
-    """Plain decimal text. Raises TypeError for anything but str and Decimal, ValueError for what is no number."""
+    """Plain decimal text. Raises TypeError for anything but str and Decimal, ValueError for what is
+    no number.
+    """
     if isinstance(amount, str):
         return amount
     if not isinstance(amount, Decimal):
-        raise TypeError(f"an amount is a str or a Decimal, not {type(amount).__name__}: floating point cannot hold money")
+        raise TypeError(
+            f"an amount is a str or a Decimal, not {type(amount).__name__}: floating point cannot "
+            "hold money"
+        )
     if not amount.is_finite():
         raise ValueError("an amount is a finite number")
     return format(amount, "f")
@@ -27,7 +32,9 @@ def new_order(
     *,
     platform_fee: str | Decimal = "",
 ) -> payment_pb2.NewPaymentOrder:
-    """One seller's share of a payment. `amount` in major units; `platform_fee` "": as configured."""
+    """One seller's share of a payment. `amount` in major units; `platform_fee` "": as
+    configured.
+    """
     return payment_pb2.NewPaymentOrder(
         payment_order_id=payment_order_id,
         buyer_account=buyer_account,

@@ -24,7 +24,8 @@ DEFAULT_DEADLINE = 10.0
 _INITIAL_BACKOFF_SECONDS, _MAX_BACKOFF_SECONDS = 0.05, 2.0
 _MAX_DOUBLINGS = 16  # more reach _LONGEST_WAIT anyway, and in the end no float holds the result
 _MIN_ATTEMPT_SECONDS = 0.01  # seconds that a sending is worth
-_MIN_STREAM_SECONDS = 1.0  # seconds after which the platform's word that a stream has reached its time is believed
+# seconds after which the platform's word that a stream has reached its time is believed
+_MIN_STREAM_SECONDS = 1.0
 CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the target's name has
     ("grpc.initial_reconnect_backoff_ms", 200),
@@ -32,15 +33,17 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # while the kernel of a process that is frozen still acknowledges
+    # while the kernel of a process that is frozen still acknowledges
+    ("grpc.http2.ping_timeout_ms", 5_000),
 )
 """How a channel connects, and connects again."""
 
 
 @dataclass(frozen=True)
 class ClientSettings:
-    """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method name, over the defaults (30 s for CreatePayment
-    and CreatePayout, 10 s for the others). `attempts`: the most sendings of one call; None: as many as its one deadline has time for.
+    """`token`: a bearer token. `credentials`: TLS; None: plain text. `deadlines`: seconds by method
+    name, over the defaults (30 s for CreatePayment and CreatePayout, 10 s for the others).
+    `attempts`: the most sendings of one call; None: as many as its one deadline has time for.
 
     Raises ValueError for a token that cannot be sent.
     """
@@ -50,15 +53,22 @@ class ClientSettings:
     deadlines: Mapping[str, float] = field(default_factory=dict)
     attempts: int | None = None
     stream_attempts: int | None = 30
-    """The most openings of a stream in a row that fail and bring no message; past them its error is raised. None: no limit."""
+    """The most openings of a stream in a row that fail and bring no message; past them its error is
+    raised. None: no limit.
+    """
     stream_seconds: float = 310.0
-    """A stream's deadline, longer than the platform keeps one. `events`, `watch_payment` and `watch_payout` go on after it, from where they were."""
+    """A stream's deadline, longer than the platform keeps one. `events`, `watch_payment` and
+    `watch_payout` go on after it, from where they were.
+    """
     jitter: Callable[[], float] = random.random
     """A number from 0 to 1."""
 
     def __post_init__(self) -> None:
         if not _is_sendable(self.token):  # which is not shown
-            raise ValueError("token must have visible ASCII characters only, without a line break or a space at either end.")
+            raise ValueError(
+                "token must have visible ASCII characters only, without a line break or a space "
+                "at either end."
+            )
 
     def deadline(self, method: str) -> float:
         return self.deadlines.get(method, DEFAULT_DEADLINES.get(method, DEFAULT_DEADLINE))
@@ -71,14 +81,28 @@ class ClientSettings:
             raise ValueError("timeout must be a number of seconds above 0.")
         return timeout
 
-    def metadata(self, call_metadata: Iterable[tuple[str, str | bytes]] = ()) -> tuple[tuple[str, str | bytes], ...]:
-        """What is given for one call, credentials, and the trace context of the current span. Raises ValueError for what cannot be sent."""
+    def metadata(
+        self, call_metadata: Iterable[tuple[str, str | bytes]] = ()
+    ) -> tuple[tuple[str, str | bytes], ...]:
+        """What is given for one call, credentials, and the trace context of the current span.
+        Raises ValueError for what cannot be sent.
+        """
         checked: list[tuple[str, str | bytes]] = []
         for key, value in call_metadata:
             if not re.fullmatch(r"[0-9a-z_.-]+", key) or key.startswith("grpc-"):
-                raise ValueError(f"metadata cannot have the key {key!r}: it must be of a-z 0-9 _ . - and not begin with grpc-.")
-            if not (isinstance(value, bytes) if key.endswith("-bin") else isinstance(value, str) and _is_sendable(value)):
-                raise ValueError(f"metadata {key} must be bytes where its name ends with -bin, else visible ASCII characters.")
+                raise ValueError(
+                    f"metadata cannot have the key {key!r}: it must be of a-z 0-9 _ . - and not "
+                    "begin with grpc-."
+                )
+            if not (
+                isinstance(value, bytes)
+                if key.endswith("-bin")
+                else isinstance(value, str) and _is_sendable(value)
+            ):
+                raise ValueError(
+                    f"metadata {key} must be bytes where its name ends with -bin, else visible "
+                    "ASCII characters."
+                )
             checked.append((key, value))
         carrier: dict[str, str] = {}
         TraceContextTextMapPropagator().inject(carrier)
@@ -88,45 +112,74 @@ class ClientSettings:
         return tuple(pairs)
 
     def wait(self, error: TallystickError, attempt: int) -> float:
-        """Seconds before the next sending: what the platform said, or exponential; jittered, so that callers do not come back together."""
+        """Seconds before the next sending: what the platform said, or exponential; jittered, so
+        that callers do not come back together.
+        """
         doublings = min(attempt - 1, _MAX_DOUBLINGS)
-        base = error.retry_after if error.retry_after is not None else min(_INITIAL_BACKOFF_SECONDS * 2**doublings, _MAX_BACKOFF_SECONDS)
+        base = (
+            error.retry_after
+            if error.retry_after is not None
+            else min(_INITIAL_BACKOFF_SECONDS * 2**doublings, _MAX_BACKOFF_SECONDS)
+        )
         return base * (1 + self.jitter() / 2)
 
-    def retries(self, deadline: float, now: Callable[[], float], attempts: CallAttempts) -> dict[str, Any]:
-        """How tenacity sends one call again: what the platform lets come back, until the time until `deadline`, or the attempts, are used up."""
+    def retries(
+        self, deadline: float, now: Callable[[], float], attempts: CallAttempts
+    ) -> dict[str, Any]:
+        """How tenacity sends one call again: what the platform lets come back, until the time until
+        `deadline`, or the attempts, are used up.
+        """
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
             remaining = deadline - now()
-            seconds = self.wait(error, state.attempt_number) if isinstance(error, TallystickError) else 0.0
+            seconds = (
+                self.wait(error, state.attempt_number)
+                if isinstance(error, TallystickError)
+                else 0.0
+            )
             if isinstance(error, TallystickError) and error.retry_after is None:
-                seconds = min(seconds, remaining - _MIN_ATTEMPT_SECONDS)  # the last sending is just before the end
+                # the last sending is just before the end
+                seconds = min(seconds, remaining - _MIN_ATTEMPT_SECONDS)
             if not 0 <= seconds < remaining:
                 raise error or DeadlineExceededError("no time is left")
             return seconds
 
         stop = stop_never if self.attempts is None else stop_after_attempt(self.attempts)
-        return {"stop": stop, "wait": wait, "retry": retry_if_exception(attempts.should_retry), "reraise": True}
+        return {
+            "stop": stop,
+            "wait": wait,
+            "retry": retry_if_exception(attempts.should_retry),
+            "reraise": True,
+        }
 
 
 class CallAttempts:
     """How often one call was sent, and what its last error says of the call as a whole.
 
-    A refusal is said of one try. An earlier try may have taken effect all the same where its outcome is not known. It got no answer: the
-    error has no reason, since there was no connection, it broke, or the call was cancelled on its way. Or its refusal does not exclude it:
-    SHUTTING_DOWN also ends calls in flight, KEY_IN_USE means that one is in flight, and DEPENDENCY_UNAVAILABLE may follow a COMMIT whose
-    answer was lost. Only a reason of NOT_STARTED_REASONS says that the try did nothing.
+    A refusal is said of one try. An earlier try may have taken effect all the same where its
+    outcome is not known. It got no answer: the error has no reason, since there was no connection,
+    it broke, or the call was cancelled on its way. Or its refusal does not exclude it:
+    SHUTTING_DOWN also ends calls in flight, KEY_IN_USE means that one is in flight, and
+    DEPENDENCY_UNAVAILABLE may follow a COMMIT whose answer was lost. Only a reason of
+    NOT_STARTED_REASONS says that the try did nothing.
 
-    After such a try a refusal stands as it is only where it is CONCLUSIVE, whatever happened before. That is what follows from the request
-    alone: each try sends the same bytes, so an earlier one was refused for the same. It is also KEY_REUSED: what an earlier try had stored
-    under the id would have the same values, and the repeat would find it. Nothing else is conclusive:
+    After such a try a refusal stands as it is only where it is CONCLUSIVE, whatever happened
+    before. That is what follows from the request alone: each try sends the same bytes, so an
+    earlier one was refused for the same. It is also KEY_REUSED: what an earlier try had stored
+    under the id would have the same values, and the repeat would find it. Nothing else is
+    conclusive:
 
-    - Refusals by a state (STATE_FORBIDS, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH, INSUFFICIENT_FUNDS, DESTINATION_UNUSABLE,
-      AMOUNT_OUT_OF_RANGE of a payout): an earlier try may have caused that state, or may be in flight and be carried out after this refusal.
-    - FIELD_INVALID: a time in the request may have passed since. NOT_FOUND, ID_TAKEN: the owner of a seller may have changed since.
-    - Credentials, roles, unknown methods: a process of another version, or with other callers, may have answered.
-    - What may come again (OVERLOADED, PROVIDER_UNAVAILABLE, and so on): it is true of the last try alone, also where it says "Nothing was
+    - Refusals by a state (STATE_FORBIDS, HOLD_ENDED, ALREADY_REVERSED, VERSION_MISMATCH,
+      INSUFFICIENT_FUNDS, DESTINATION_UNUSABLE,
+      AMOUNT_OUT_OF_RANGE of a payout): an earlier try may have caused that state, or may be in
+      flight and be carried out after this refusal.
+    - FIELD_INVALID: a time in the request may have passed since. NOT_FOUND, ID_TAKEN: the owner of
+      a seller may have changed since.
+    - Credentials, roles, unknown methods: a process of another version, or with other callers, may
+      have answered.
+    - What may come again (OVERLOADED, PROVIDER_UNAVAILABLE, and so on): it is true of the last try
+      alone, also where it says "Nothing was
       stored".
     """
 
@@ -151,12 +204,17 @@ class CallAttempts:
     def final_error(self, error: TallystickError) -> TallystickError:
         """What is raised in the end: with the number of tries.
 
-        The outcome of the call is not known where the last try got no answer in time, or is refused for the moment after a try whose outcome is
-        not known. Then this is the error of the deadline, caused by a refusal, whose reason and text, such as "Nothing was stored", would be wrong
-        of the call. Any other refusal that is not conclusive keeps its class and reason, and says that it is of the last try.
+        The outcome of the call is not known where the last try got no answer in time, or is refused
+        for the moment after a try whose outcome is not known. Then this is the error of the
+        deadline, caused by a refusal, whose reason and text, such as "Nothing was stored", would be
+        wrong of the call. Any other refusal that is not conclusive keeps its class and reason, and
+        says that it is of the last try.
         """
         if _is_timeout(error):
-            message = f"{error.message} (after {_format_attempt_count(self._count)}; the last got no answer in time, so the outcome is not known"
+            message = (
+                f"{error.message} (after {_format_attempt_count(self._count)}; the last got no "
+                "answer in time, so the outcome is not known"
+            )
             if self._last_error is not None:
                 message += (
                     f"; an earlier one was refused with {self._last_error.reason}"
@@ -168,26 +226,42 @@ class CallAttempts:
             return timeout_error
         if isinstance(error, UnavailableError) and not error.reason:
             return error.with_message(
-                f"{error.message} (after {_format_attempt_count(self._count)}; the last got no answer, so the outcome is not known)"
+                f"{error.message} (after {_format_attempt_count(self._count)}; the last got no "
+                "answer, so the outcome is not known)"
             )
-        other_errors = self._ambiguous_errors - {(error.reason, error.message)}  # those that say the same leave no more doubt than the last
+        # those that say the same leave no more doubt than the last
+        other_errors = self._ambiguous_errors - {(error.reason, error.message)}
         if other_errors and error.reason not in CONCLUSIVE_REASONS:
             return self._ambiguous_error(error)
-        return error.with_message(f"{error.message} (after {self._count} tries)") if self._count > 1 and error is self._last_error else error
+        return (
+            error.with_message(f"{error.message} (after {self._count} tries)")
+            if self._count > 1 and error is self._last_error
+            else error
+        )
 
     def _ambiguous_error(self, error: TallystickError) -> TallystickError:
         """A refusal after a try whose outcome is not known."""
         attempts = _format_attempt_count(self._count)
         if not (error.may_retry and error.reason):
-            return error.with_message(f"{error.message} (after {attempts}; this is said of the last one: the outcome of an earlier one is not known)")
-        message = f"the outcome is not known (after {attempts}; an earlier one may have taken effect, and the last was refused with {error.reason})"
-        timeout_error = DeadlineExceededError(message, reason="DEADLINE_EXCEEDED", trace_id=error.trace_id)
+            return error.with_message(
+                f"{error.message} (after {attempts}; this is said of the last one: the outcome of "
+                "an earlier one is not known)"
+            )
+        message = (
+            f"the outcome is not known (after {attempts}; an earlier one may have taken effect, "
+            f"and the last was refused with {error.reason})"
+        )
+        timeout_error = DeadlineExceededError(
+            message, reason="DEADLINE_EXCEEDED", trace_id=error.trace_id
+        )
         timeout_error.__cause__ = error
         return timeout_error
 
 
 NOT_STARTED_REASONS = frozenset({"OVERLOADED", "RATE_LIMITED", "PROVIDER_UNAVAILABLE"})
-"""Reasons by which a try certainly did nothing: it was refused before it began. The rule is at `Tries`."""
+"""Reasons by which a try certainly did nothing: it was refused before it began. The rule is at
+`Tries`.
+"""
 CONCLUSIVE_REASONS = frozenset(
     {
         "FIELD_REQUIRED",
@@ -206,7 +280,9 @@ CONCLUSIVE_REASONS = frozenset(
         "SECOND_PERSON_REQUIRED",
     }
 )
-"""Reasons that hold for every try of a call, whatever became of an earlier one. The rule is at `Tries`."""
+"""Reasons that hold for every try of a call, whatever became of an earlier one. The rule is at
+`Tries`.
+"""
 
 
 def _format_attempt_count(count: int) -> str:
@@ -240,18 +316,24 @@ class StreamBackoff:
             error.reason == "STREAM_EXPIRED",
             _is_timeout(error),
         )  # by the platform; by the deadline here, as when messages are read slowly
-        min_seconds = _MIN_STREAM_SECONDS if expired else self._settings.stream_seconds / 2  # a stream that ends so much earlier has not had its time
-        ran_full_time = (expired or is_timeout) and time.monotonic() - self._opened_at >= min_seconds
+        # a stream that ends so much earlier has not had its time
+        min_seconds = _MIN_STREAM_SECONDS if expired else self._settings.stream_seconds / 2
+        ran_full_time = (
+            expired or is_timeout
+        ) and time.monotonic() - self._opened_at >= min_seconds
         self._failures = 0 if ran_full_time else self._failures + 1
         max_attempts = self._settings.stream_attempts
-        if not (expired or is_timeout or error.may_retry) or (max_attempts is not None and self._failures >= max_attempts):
+        if not (expired or is_timeout or error.may_retry) or (
+            max_attempts is not None and self._failures >= max_attempts
+        ):
             raise error
         return self._settings.wait(error, max(self._failures, 1))
 
 
 M = TypeVar("M", bound=Message)
 
-_DIGITS_TO_LETTERS = str.maketrans("0123456789", "ghijklmnop")  # digits could look like a card number
+# digits could look like a card number
+_DIGITS_TO_LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
 def _is_sendable(text: str) -> bool:
@@ -264,7 +346,9 @@ def get_tracer() -> trace.Tracer:
 
 
 def ensure_request_id(request: M) -> M:
-    """The request with a request_id of its own, where there is such a field and it is empty: however often it is then sent, it counts once."""
+    """The request with a request_id of its own, where there is such a field and it is empty:
+    however often it is then sent, it counts once.
+    """
     if "request_id" not in request.DESCRIPTOR.fields_by_name or request.request_id:  # type: ignore[attr-defined]
         return request
     copy = type(request)()

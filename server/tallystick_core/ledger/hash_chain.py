@@ -36,8 +36,12 @@ class ChainedTransaction:
     balances_after: tuple[int, ...]
 
 
-def append_posting(head: Head, posting: Posting, post_time: datetime, balances: dict[tuple[str, str], int]) -> ChainedTransaction:
-    """Puts a posting behind the head, and moves `balances` (account and currency to balance) on by it."""
+def append_posting(
+    head: Head, posting: Posting, post_time: datetime, balances: dict[tuple[str, str], int]
+) -> ChainedTransaction:
+    """Puts a posting behind the head, and moves `balances` (account and currency to balance) on by
+    it.
+    """
     balances_after = []
     for line in posting.lines:
         key = (line.account, line.currency)
@@ -46,11 +50,29 @@ def append_posting(head: Head, posting: Posting, post_time: datetime, balances: 
     sequence = head.sequence + 1
     effective_time = posting.effective_time or post_time
     digest = compute_chain_hash(head.hash, posting, sequence, effective_time, post_time)
-    return ChainedTransaction(posting, sequence, head.hash, digest, effective_time, post_time, tuple(balances_after))
+    return ChainedTransaction(
+        posting, sequence, head.hash, digest, effective_time, post_time, tuple(balances_after)
+    )
 
 
-def compute_chain_hash(previous_hash: bytes, posting: Posting, sequence: int, effective_time: datetime, post_time: datetime) -> bytes:
+def compute_chain_hash(
+    previous_hash: bytes,
+    posting: Posting,
+    sequence: int,
+    effective_time: datetime,
+    post_time: datetime,
+) -> bytes:
     """SHA-256(previous hash ‖ canonical bytes of the transaction)."""
-    head = (BOOK, sequence, posting.kind, posting.cause_id, posting.caller, posting.description, posting.reverses or 0)
+    head = (
+        BOOK,
+        sequence,
+        posting.kind,
+        posting.cause_id,
+        posting.caller,
+        posting.description,
+        posting.reverses or 0,
+    )
     times = (to_microseconds(effective_time), to_microseconds(post_time))
-    return sha256(previous_hash + encode_canonical(*head, *times) + posting.canonical_lines).digest()
+    return sha256(
+        previous_hash + encode_canonical(*head, *times) + posting.canonical_lines
+    ).digest()

@@ -9,9 +9,13 @@ from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.validation import reject_card_id
 
 BOOK = "main"
-"""The one book there is now. Its writers take turns, so more books, not more writers, are the way to more postings."""
+"""The one book there is now. Its writers take turns, so more books, not more writers, are the way
+to more postings.
+"""
 
-_ACCOUNT = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,3}\Z", re.ASCII)
+_ACCOUNT = re.compile(
+    r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}(?:/[A-Za-z0-9][A-Za-z0-9_-]{0,63}){0,3}\Z", re.ASCII
+)
 _TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
 
 
@@ -19,9 +23,17 @@ _TRANSACTION_ID = re.compile(r"\A([a-z]+)-([1-9][0-9]{0,17})\Z", re.ASCII)
 def parse_account(text: str, field: str) -> str:
     """A path of one to four ids. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
     if not text:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required: a path such as sellers/s-1.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            f"{field} is required: a path such as sellers/s-1.",
+            field=field,
+        )
     if _ACCOUNT.match(text) is None:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be one to four ids joined by /, such as sellers/s-1.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be one to four ids joined by /, such as sellers/s-1.",
+            field=field,
+        )
     for part in text.split("/"):
         reject_card_id(part, field)
     return text
@@ -36,5 +48,7 @@ def parse_transaction_id(text: str, field: str = "transaction_id") -> int:
     match = _TRANSACTION_ID.match(text)
     if match is None or match[1] != BOOK:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
-        raise ApiError(reason, f"{field} must be an id that the ledger gave, such as main-1.", field=field)
+        raise ApiError(
+            reason, f"{field} must be an id that the ledger gave, such as main-1.", field=field
+        )
     return int(match[2])

@@ -33,17 +33,27 @@ class Posting:
     @cached_property
     def canonical_lines(self) -> bytes:
         """The lines as canonical bytes."""
-        return encode_canonical(*[value for line in self.lines for value in (line.account, line.currency, line.amount)])
+        return encode_canonical(
+            *[value for line in self.lines for value in (line.account, line.currency, line.amount)]
+        )
 
     @cached_property
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values."""
-        head = encode_canonical(self.kind, self.cause_id, self.description, to_microseconds(self.effective_time), self.reverses or 0)
+        head = encode_canonical(
+            self.kind,
+            self.cause_id,
+            self.description,
+            to_microseconds(self.effective_time),
+            self.reverses or 0,
+        )
         return sha256(head + self.canonical_lines).digest()
 
 
 def first_difference(sent: Posting, stored: Posting) -> str:
-    """The contract's name of the first field in which two postings of one cause differ, in the order of the request."""
+    """The contract's name of the first field in which two postings of one cause differ, in the
+    order of the request.
+    """
     if len(sent.lines) != len(stored.lines):
         return "entries"
     for index, (sent_line, stored_line) in enumerate(zip(sent.lines, stored.lines, strict=True)):
@@ -57,7 +67,14 @@ def first_difference(sent: Posting, stored: Posting) -> str:
 def build_reversal(original: Posting, sequence: int, reason: str, caller: str) -> Posting:
     """The mirror image of a posted transaction."""
     lines = tuple(line._replace(amount=-line.amount) for line in original.lines)
-    return Posting(PostingKind.REVERSAL, format_transaction_id(sequence), caller, lines, description=reason, reverses=sequence)
+    return Posting(
+        PostingKind.REVERSAL,
+        format_transaction_id(sequence),
+        caller,
+        lines,
+        description=reason,
+        reverses=sequence,
+    )
 
 
 def reject_irreversible(posting: Posting) -> None:
@@ -65,12 +82,15 @@ def reject_irreversible(posting: Posting) -> None:
     if any(line.account.startswith("sellers/") for line in posting.lines):
         raise ApiError(
             ErrorReason.STATE_FORBIDS,
-            "The transaction touches a seller's account and cannot be reversed; correct it through the wallet.",
+            "The transaction touches a seller's account and cannot be reversed; correct it "
+            "through the wallet.",
             metadata={"state": "TOUCHES_SELLER", "verb": "REVERSE"},
         )
     if posting.kind is PostingKind.REVERSAL:
         raise ApiError(
-            ErrorReason.STATE_FORBIDS, "The transaction is a REVERSAL and cannot be reversed.", metadata={"state": "REVERSAL", "verb": "REVERSE"}
+            ErrorReason.STATE_FORBIDS,
+            "The transaction is a REVERSAL and cannot be reversed.",
+            metadata={"state": "REVERSAL", "verb": "REVERSE"},
         )
 
 
@@ -81,4 +101,8 @@ def check_balanced(lines: Sequence[JournalLine]) -> None:
         sums[line.currency] += line.amount
     for currency, total in sums.items():
         if total:
-            raise ApiError(ErrorReason.ENTRIES_UNBALANCED, f"The entries in {currency} must sum to zero.", field="entries")
+            raise ApiError(
+                ErrorReason.ENTRIES_UNBALANCED,
+                f"The entries in {currency} must sum to zero.",
+                field="entries",
+            )

@@ -7,7 +7,9 @@ from enum import StrEnum
 from tallystick_core.provider.outcome import RetryReason
 
 MAX_OPEN_REPORTS = 10
-"""Conflicting reports of a charge or payout that wait for an operator at a time; more are not stored before some are acknowledged."""
+"""Conflicting reports of a charge or payout that wait for an operator at a time; more are not
+stored before some are acknowledged.
+"""
 
 
 class NextAction(StrEnum):
@@ -32,7 +34,9 @@ class NextAction(StrEnum):
 
 
 class Circuit(StrEnum):
-    """What of a provider may fail while the rest of it answers: each has a circuit breaker of its own."""
+    """What of a provider may fail while the rest of it answers: each has a circuit breaker of its
+    own.
+    """
 
     SENDS = "sends"
     LOOK_UPS = "look-ups and cancellations"
@@ -53,10 +57,18 @@ class ExhaustedAction(StrEnum):
 
 
 def when_exhausted(retry_reason: RetryReason, *, maybe_sent: bool) -> ExhaustedAction:
-    """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have reached the provider at some time."""
+    """What follows when trouble of this kind has come too often. `maybe_sent`: the demand may have
+    reached the provider at some time.
+    """
     if retry_reason is RetryReason.NOT_SENT and not maybe_sent:
         return ExhaustedAction.FAIL
-    if retry_reason in (RetryReason.NOT_SENT, RetryReason.NO_ANSWER, RetryReason.SERVER_ERROR, RetryReason.BUSY, RetryReason.FORBIDDEN):
+    if retry_reason in (
+        RetryReason.NOT_SENT,
+        RetryReason.NO_ANSWER,
+        RetryReason.SERVER_ERROR,
+        RetryReason.BUSY,
+        RetryReason.FORBIDDEN,
+    ):
         return ExhaustedAction.LOOK_UP
     if retry_reason in (RetryReason.NOT_FOUND, RetryReason.UNANSWERED):
         return ExhaustedAction.GO_ON

@@ -9,7 +9,15 @@ from tallystick_core.fingerprint import digest_text
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payment.checkout import ChargeMode, CheckoutRequest, Order
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger
-from tallystick_core.provider.outcome import ChargeOutcome, Declined, FailureReason, NotSent, Pending, Succeeded, Unknown
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    Declined,
+    FailureReason,
+    NotSent,
+    Pending,
+    Succeeded,
+    Unknown,
+)
 from tallystick_core.validation import parse_id
 
 TRIGGERS: dict[type, PaymentTrigger] = {
@@ -22,24 +30,42 @@ TRIGGERS: dict[type, PaymentTrigger] = {
 
 
 def next_action(
-    statuses: Iterable[OrderStatus], *, attempt_ended: bool, must_end: bool, maybe_sent: bool, lookup_only: bool, key_honored: bool
+    statuses: Iterable[OrderStatus],
+    *,
+    attempt_ended: bool,
+    must_end: bool,
+    maybe_sent: bool,
+    lookup_only: bool,
+    key_honored: bool,
 ) -> NextAction:
-    """What comes next for a charge whose orders have these statuses; those of one charge move together.
+    """What comes next for a charge whose orders have these statuses; those of one charge move
+    together.
 
-    `attempt_ended`: its attempt has ended; `must_end`: it was cancelled, or its time is up; `maybe_sent`: it may have reached the provider;
-    `lookup_only`: it is the provider's turn to say what became of it; `key_honored`: the provider surely still knows the attempt's key.
+    `attempt_ended`: its attempt has ended; `must_end`: it was cancelled, or its time is up;
+    `maybe_sent`: it may have reached the provider; `lookup_only`: it is the provider's turn to say
+    what became of it; `key_honored`: the provider surely still knows the attempt's key.
     """
     distinct_statuses = set(statuses)
     if OrderStatus.SUCCESS in distinct_statuses:
         return NextAction.SETTLE
     if OrderStatus.NOT_STARTED in distinct_statuses:
-        never_sent = distinct_statuses == {OrderStatus.NOT_STARTED} and not attempt_ended and not maybe_sent
+        never_sent = (
+            distinct_statuses == {OrderStatus.NOT_STARTED} and not attempt_ended and not maybe_sent
+        )
         return NextAction.GIVE_UP if must_end and never_sent else NextAction.RISK
     if attempt_ended:
         return NextAction.JUDGE
     if must_end:
-        return NextAction.CANCEL if maybe_sent or OrderStatus.PENDING in distinct_statuses else NextAction.GIVE_UP
-    return NextAction.SEND if distinct_statuses == {OrderStatus.EXECUTING} and key_honored and not lookup_only else NextAction.LOOK_UP
+        return (
+            NextAction.CANCEL
+            if maybe_sent or OrderStatus.PENDING in distinct_statuses
+            else NextAction.GIVE_UP
+        )
+    return (
+        NextAction.SEND
+        if distinct_statuses == {OrderStatus.EXECUTING} and key_honored and not lookup_only
+        else NextAction.LOOK_UP
+    )
 
 
 def trigger_for(outcome: ChargeOutcome) -> PaymentTrigger:
@@ -48,11 +74,17 @@ def trigger_for(outcome: ChargeOutcome) -> PaymentTrigger:
 
 def format_charge_id(checkout: CheckoutRequest, order: Order) -> str:
     """The demand that covers an order: its own, or the checkout's."""
-    return f"c-{checkout.checkout_id}" if checkout.charging is ChargeMode.TOGETHER else f"o-{order.payment_order_id}"
+    return (
+        f"c-{checkout.checkout_id}"
+        if checkout.charging is ChargeMode.TOGETHER
+        else f"o-{order.payment_order_id}"
+    )
 
 
 def parse_charge_id(text: str, field: str = "charge_id") -> str:
-    """A charge's id, o- or c- and the id of its order or checkout. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A charge's id, o- or c- and the id of its order or checkout. Raises FIELD_REQUIRED,
+    FIELD_INVALID, CARD_NUMBER_REFUSED.
+    """
     kind, _, id_ = text.partition("-")
     if not text or kind not in ("o", "c") or not id_:
         raise ApiError(
@@ -70,7 +102,9 @@ def derive_unapplied_charge_id(provider: str, reference: str) -> str:
 
 
 def check_amount(outcome: ChargeOutcome, amount: int, currency: str) -> ChargeOutcome:
-    """What an answer means for the orders of a charge of this amount: money that fits no order never makes one a SUCCESS."""
+    """What an answer means for the orders of a charge of this amount: money that fits no order
+    never makes one a SUCCESS.
+    """
     if isinstance(outcome, Succeeded) and (outcome.amount, outcome.currency) != (amount, currency):
         return Declined(FailureReason.PROVIDER_MISMATCH, reference=outcome.reference)
     return outcome

@@ -38,7 +38,9 @@ class PartialFailurePolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One seller's share of a payment, as the caller asked for it. Amounts in minor units; `platform_fee` None: as configured."""
+    """One seller's share of a payment, as the caller asked for it. Amounts in minor units;
+    `platform_fee` None: as configured.
+    """
 
     payment_order_id: str
     buyer_account: str
@@ -52,12 +54,21 @@ class Order:
     def values(self) -> tuple[str | int, ...]:
         """What makes two orders the same."""
         fee = "" if self.platform_fee is None else self.platform_fee
-        return (self.payment_order_id, self.buyer_account, self.seller_account, self.amount, self.currency, fee)
+        return (
+            self.payment_order_id,
+            self.buyer_account,
+            self.seller_account,
+            self.amount,
+            self.currency,
+            fee,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class CheckoutRequest:
-    """What the caller sent, parsed. `orders` are sorted by id, so that the order in which they came makes no difference."""
+    """What the caller sent, parsed. `orders` are sorted by id, so that the order in which they came
+    makes no difference.
+    """
 
     checkout_id: str
     caller: str
@@ -74,34 +85,77 @@ class CheckoutRequest:
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, however they were written."""
-        identity = (self.checkout_id, self.owner, self.buyer_info, self.seller_info, self.buyer_country)
-        options = (self.payment_token, self.payment_method_type, self.charging, self.on_partial, to_microseconds(self.expire_time))
-        return fingerprint(*identity, *options, *(value for order in self.orders for value in order.values()))
+        identity = (
+            self.checkout_id,
+            self.owner,
+            self.buyer_info,
+            self.seller_info,
+            self.buyer_country,
+        )
+        options = (
+            self.payment_token,
+            self.payment_method_type,
+            self.charging,
+            self.on_partial,
+            to_microseconds(self.expire_time),
+        )
+        return fingerprint(
+            *identity, *options, *(value for order in self.orders for value in order.values())
+        )
 
 
 def first_difference(sent: CheckoutRequest, stored: CheckoutRequest) -> str:
-    """The contract's name of the first field in which two events differ, in the order of the request."""
-    names = ("buyer_info", "seller_info", "buyer_country", "payment_token", "payment_method_type", "charging", "on_partial", "expire_time")
+    """The contract's name of the first field in which two events differ, in the order of the
+    request.
+    """
+    names = (
+        "buyer_info",
+        "seller_info",
+        "buyer_country",
+        "payment_token",
+        "payment_method_type",
+        "charging",
+        "on_partial",
+        "expire_time",
+    )
     for name in names:
         if getattr(sent, name) != getattr(stored, name):
             return "credit_card_info" if name == "payment_token" else name
     if len(sent.orders) != len(stored.orders):
         return "payment_orders"
-    order_fields = ("payment_order_id", "buyer_account", "seller_account", "amount", "currency", "platform_fee")
+    order_fields = (
+        "payment_order_id",
+        "buyer_account",
+        "seller_account",
+        "amount",
+        "currency",
+        "platform_fee",
+    )
     for sent_order, stored_order in zip(sent.orders, stored.orders, strict=True):
-        for name, sent_value, stored_value in zip(order_fields, sent_order.values(), stored_order.values(), strict=True):
+        for name, sent_value, stored_value in zip(
+            order_fields, sent_order.values(), stored_order.values(), strict=True
+        ):
             if sent_value != stored_value:
                 return f"payment_orders[{sent_order.index}].{name}"
     return "checkout_id"
 
 
-def reject_siblings(checkout: CheckoutRequest, rejections: dict[str, FailureReason]) -> dict[str, FailureReason]:
-    """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those that did not."""
+def reject_siblings(
+    checkout: CheckoutRequest, rejections: dict[str, FailureReason]
+) -> dict[str, FailureReason]:
+    """Risk verdicts by order id, with all or nothing applied: orders that passed fail with those
+    that did not.
+    """
     if checkout.on_partial is not PartialFailurePolicy.ALL_OR_NOTHING or not rejections:
         return rejections
-    return {order.payment_order_id: rejections.get(order.payment_order_id, FailureReason.SIBLING_FAILED) for order in checkout.orders}
+    return {
+        order.payment_order_id: rejections.get(order.payment_order_id, FailureReason.SIBLING_FAILED)
+        for order in checkout.orders
+    }
 
 
 def normalize(checkout: CheckoutRequest) -> CheckoutRequest:
     """The event with its orders sorted by id."""
-    return replace(checkout, orders=tuple(sorted(checkout.orders, key=lambda order: order.payment_order_id)))
+    return replace(
+        checkout, orders=tuple(sorted(checkout.orders, key=lambda order: order.payment_order_id))
+    )

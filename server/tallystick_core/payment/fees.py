@@ -16,7 +16,12 @@ class FeeRates:
     by_seller: dict[str, int]
 
     def compute_fee(self, order: Order) -> int:
-        """The order's own fee, or the configured rate of its amount; the seller always gets at least one minor unit."""
+        """The order's own fee, or the configured rate of its amount; the seller always gets at
+        least one minor unit.
+        """
         if order.platform_fee is not None:
             return order.platform_fee
-        return min(apply_rate(order.amount, self.by_seller.get(order.seller_account, self.default)), order.amount - 1)
+        return min(
+            apply_rate(order.amount, self.by_seller.get(order.seller_account, self.default)),
+            order.amount - 1,
+        )

@@ -19,7 +19,9 @@ class OrderStatus(StrEnum):
 
 
 class PaymentTrigger(StrEnum):
-    """What can happen to an order: the risk check's verdicts, the provider's five answers, what a person decides, and that it is settled."""
+    """What can happen to an order: the risk check's verdicts, the provider's five answers, what a
+    person decides, and that it is settled.
+    """
 
     RISK_PASSED = "RISK_PASSED"
     RISK_REFUSED = "RISK_REFUSED"
@@ -29,7 +31,9 @@ class PaymentTrigger(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     GIVEN_UP = "GIVEN_UP"
-    """It is not sent any more, and surely nothing was charged: it was never sent, or its provider has proved not to know it."""
+    """It is not sent any more, and surely nothing was charged: it was never sent, or its provider
+    has proved not to know it.
+    """
     CLOSED = "CLOSED"
     """An operator has closed it, with evidence that nothing was charged."""
     SETTLED = "SETTLED"
@@ -95,8 +99,14 @@ VERBS: dict[PaymentTrigger, Verb] = {
 
 TERMINAL_STATUSES = frozenset({OrderStatus.SUCCESS, OrderStatus.FAILED})
 
-ALERT_AFTER_SECONDS: Mapping[str, float] = {OrderStatus.EXECUTING: 600.0, OrderStatus.PENDING: 259_200.0, OrderStatus.SUCCESS: 600.0}
-"""Seconds that an order may rest in a status before a person should know; SUCCESS: until it is settled."""
+ALERT_AFTER_SECONDS: Mapping[str, float] = {
+    OrderStatus.EXECUTING: 600.0,
+    OrderStatus.PENDING: 259_200.0,
+    OrderStatus.SUCCESS: 600.0,
+}
+"""Seconds that an order may rest in a status before a person should know; SUCCESS: until it is
+settled.
+"""
 
 
 def transition(status: OrderStatus, trigger: PaymentTrigger) -> OrderStatus:

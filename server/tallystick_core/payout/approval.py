@@ -8,11 +8,15 @@ from tallystick_core.errors import ApiError, ErrorReason
 
 
 def needs_approval(amount: int, currency: str, thresholds: Mapping[str, int]) -> bool:
-    """Whether a second person has to approve: the amount that leaves the wallet is above its currency's threshold; without one, none has to."""
+    """Whether a second person has to approve: the amount that leaves the wallet is above its
+    currency's threshold; without one, none has to.
+    """
     return currency in thresholds and amount > thresholds[currency]
 
 
 def require_second_approver(approver: str, creator: str) -> None:
     """Raises SECOND_PERSON_REQUIRED where the approver is the creator."""
     if approver == creator:
-        raise ApiError(ErrorReason.SECOND_PERSON_REQUIRED, "Somebody else than its creator has to approve it.")
+        raise ApiError(
+            ErrorReason.SECOND_PERSON_REQUIRED, "Somebody else than its creator has to approve it."
+        )

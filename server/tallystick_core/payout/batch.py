@@ -36,7 +36,9 @@ class ItemState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """Payouts to be made together, parsed: a list, sorted by id, or, where that is empty, a run of a seller's schedule ("": the default)."""
+    """Payouts to be made together, parsed: a list, sorted by id, or, where that is empty, a run of
+    a seller's schedule ("": the default).
+    """
 
     payout_batch_id: str
     caller: str
@@ -53,7 +55,9 @@ class NewBatch:
 
 
 def first_difference(sent: NewBatch, stored: NewBatch) -> str:
-    """The contract's name of the first field in which two batches of one id differ; payouts are compared in the order of their ids."""
+    """The contract's name of the first field in which two batches of one id differ; payouts are
+    compared in the order of their ids.
+    """
     if bool(sent.payouts) != bool(stored.payouts):
         return "list" if sent.payouts else "run"
     for name in ("seller_account", "currency"):
@@ -67,21 +71,30 @@ def first_difference(sent: NewBatch, stored: NewBatch) -> str:
 
 
 def format_run_id(currency: str, cut_off: datetime) -> str:
-    """The id of the run of a cut-off, and of its batch: the same from whatever process, so that a cut-off has one run."""
+    """The id of the run of a cut-off, and of its batch: the same from whatever process, so that a
+    cut-off has one run.
+    """
     return f"{_RUN_PREFIX}{currency}-{cut_off.astimezone(UTC):%Y%m%dT%H%MZ}"
 
 
 def derive_payout_id(run_id: str, seller_account: str) -> str:
-    """The id of a payout that a run makes: the same for the same run and seller, so that one that is begun again pays nobody twice.
+    """The id of a payout that a run makes: the same for the same run and seller, so that one that
+    is begun again pays nobody twice.
 
-    `run_id` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with a schedule of its own, who has no batch,
-    but may have left the default only just now.
+    `run_id` is the id of the batch that a caller asked for, or `run_id`: that too for a seller with
+    a schedule of its own, who has no batch, but may have left the default only just now.
     """
     return f"{RUN_PAYOUT_PREFIX}{digest_text(run_id, seller_account)}"
 
 
 def parse_batch_id(text: str, field: str = "payout_batch_id") -> str:
-    """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A caller's id of a batch; those of runs are the platform's. Raises FIELD_REQUIRED,
+    FIELD_INVALID, CARD_NUMBER_REFUSED.
+    """
     if text.startswith(_RUN_PREFIX):
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not begin with {_RUN_PREFIX}: such ids are the platform's.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must not begin with {_RUN_PREFIX}: such ids are the platform's.",
+            field=field,
+        )
     return parse_id(text, field)

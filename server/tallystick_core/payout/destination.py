@@ -30,7 +30,9 @@ class DestinationState(StrEnum):
 
 
 class DestinationTrigger(StrEnum):
-    """What can happen to a destination: the answers to its verification, what its payouts show, and what people decide."""
+    """What can happen to a destination: the answers to its verification, what its payouts show, and
+    what people decide.
+    """
 
     VERIFIED = "VERIFIED"
     DECLINED = "DECLINED"
@@ -87,9 +89,15 @@ DESTINATION_TRIGGERS: dict[type, DestinationTrigger] = {
 }
 
 
-def transition_destination(state: DestinationState, trigger: DestinationTrigger) -> DestinationState:
-    """The state after. Raises STATE_FORBIDS for what cannot happen to a destination in that state."""
-    return next_state(DESTINATION_TRANSITIONS, DESTINATION_VERBS, state, trigger, "payout destination")
+def transition_destination(
+    state: DestinationState, trigger: DestinationTrigger
+) -> DestinationState:
+    """The state after. Raises STATE_FORBIDS for what cannot happen to a destination in that
+    state.
+    """
+    return next_state(
+        DESTINATION_TRANSITIONS, DESTINATION_VERBS, state, trigger, "payout destination"
+    )
 
 
 def is_account_rejected(outcome: PayoutOutcome) -> bool:
@@ -109,7 +117,9 @@ def require_approvable(state: DestinationState, *, awaits_approval: bool) -> Non
         raise invalid_state_error("destination", state, _APPROVE)
     if not awaits_approval:
         message = f"The destination is {state} and cannot be approved: it awaits no approval."
-        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": _APPROVE.name})
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": _APPROVE.name}
+        )
 
 
 @dataclass(frozen=True, slots=True)

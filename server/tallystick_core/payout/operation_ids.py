@@ -24,5 +24,11 @@ def format_destination_operation_id(payout_destination_id: str) -> str:
 
 def split_operation_ids(operation_ids: Collection[str]) -> tuple[list[str], list[str]]:
     """The ids of the payouts, and those of the destinations, that are demanded."""
-    payouts = [id_.removeprefix(_PAYOUT_PREFIX) for id_ in operation_ids if id_.startswith(_PAYOUT_PREFIX)]
-    return payouts, [id_.removeprefix(_DESTINATION_PREFIX) for id_ in operation_ids if id_.startswith(_DESTINATION_PREFIX)]
+    payouts = [
+        id_.removeprefix(_PAYOUT_PREFIX) for id_ in operation_ids if id_.startswith(_PAYOUT_PREFIX)
+    ]
+    return payouts, [
+        id_.removeprefix(_DESTINATION_PREFIX)
+        for id_ in operation_ids
+        if id_.startswith(_DESTINATION_PREFIX)
+    ]

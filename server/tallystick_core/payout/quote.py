@@ -13,7 +13,9 @@ from tallystick_core.payout.destination import DestinationState
 
 
 class PayoutBlocker(StrEnum):
-    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutLimit`, in its order."""
+    """What keeps money from being paid out; the same names as `tallystick.payout.v1.PayoutLimit`,
+    in its order.
+    """
 
     PENDING_FUNDS = "PENDING_FUNDS"
     HELD = "HELD"
@@ -43,7 +45,9 @@ _DESTINATION_BLOCKERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class WalletBalance:
-    """What the wallet shows of a seller's money, in minor units, each at least 0; all 0 where there is no wallet."""
+    """What the wallet shows of a seller's money, in minor units, each at least 0; all 0 where there
+    is no wallet.
+    """
 
     pending: int = 0
     available: int = 0
@@ -71,7 +75,9 @@ class PayoutTerms:
 
 @dataclass(frozen=True, slots=True)
 class DestinationReadiness:
-    """Where a seller would be paid. `in_cooldown`: its usable_time has not come, by the database's clock; `awaits_approval`: a second person's."""
+    """Where a seller would be paid. `in_cooldown`: its usable_time has not come, by the database's
+    clock; `awaits_approval`: a second person's.
+    """
 
     state: DestinationState
     in_cooldown: bool
@@ -80,7 +86,9 @@ class DestinationReadiness:
 
 @dataclass(frozen=True, slots=True)
 class PayoutQuote:
-    """What can be paid: all or nothing of what the terms leave. `shortfalls`: what keeps how much, each for itself; owed is not in the wallet."""
+    """What can be paid: all or nothing of what the terms leave. `shortfalls`: what keeps how much,
+    each for itself; owed is not in the wallet.
+    """
 
     amount: int
     fee: int
@@ -92,8 +100,12 @@ class PayoutQuote:
         return self.amount - self.fee if self.amount else 0
 
 
-def quote_payout(balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None) -> PayoutQuote:
-    """What a seller could be paid now, and what keeps the rest. A limit that keeps nothing is told only where it would keep everything."""
+def quote_payout(
+    balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None
+) -> PayoutQuote:
+    """What a seller could be paid now, and what keeps the rest. A limit that keeps nothing is told
+    only where it would keep everything.
+    """
     spendable = max(balance.available - terms.reserve, 0)
     max_amount = min(spendable, MAX_AMOUNT)
     amounts = {
@@ -107,12 +119,18 @@ def quote_payout(balance: WalletBalance, terms: PayoutTerms, destination: Destin
         PayoutBlocker.MINIMUM_AMOUNT: 0 < max_amount < terms.minimum_amount,
         PayoutBlocker.FEE: 0 < max_amount <= terms.fee,
         PayoutBlocker.FROZEN: balance.frozen,
-        **{blocker: blocker is _destination_blocker(destination) for blocker in PayoutBlocker if blocker in _DESTINATION_BLOCKERS},
+        **{
+            blocker: blocker is _destination_blocker(destination)
+            for blocker in PayoutBlocker
+            if blocker in _DESTINATION_BLOCKERS
+        },
     }
     shortfalls = {blocker: amount for blocker, amount in amounts.items() if amount} | {
         blocker: max_amount for blocker, blocks in blocking.items() if blocks
     }
-    return PayoutQuote(0 if any(blocking.values()) else max_amount, terms.fee, MappingProxyType(shortfalls))
+    return PayoutQuote(
+        0 if any(blocking.values()) else max_amount, terms.fee, MappingProxyType(shortfalls)
+    )
 
 
 def _destination_blocker(destination: DestinationReadiness | None) -> PayoutBlocker | None:
@@ -130,24 +148,50 @@ def _destination_blocker(destination: DestinationReadiness | None) -> PayoutBloc
             return PayoutBlocker.DESTINATION_UNUSABLE
 
 
-def quote_amount(requested_amount: int | None, balance: WalletBalance, terms: PayoutTerms, destination: DestinationReadiness | None) -> int:
-    """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can be paid. Only the hold makes sure of it.
+def quote_amount(
+    requested_amount: int | None,
+    balance: WalletBalance,
+    terms: PayoutTerms,
+    destination: DestinationReadiness | None,
+) -> int:
+    """What leaves the wallet for a payout that is accepted now: what was asked for, or whatever can
+    be paid. Only the hold makes sure of it.
 
-    Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen), DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
+    Raises AMOUNT_OUT_OF_RANGE (below the minimum, or not above the fee), STATE_FORBIDS (frozen),
+    DESTINATION_UNUSABLE, INSUFFICIENT_FUNDS.
     """
-    if requested_amount is not None and (requested_amount < terms.minimum_amount or requested_amount <= terms.fee):
-        message = "amount must be at least the minimum amount, and more than the fee; PreviewPayout shows both."
+    if requested_amount is not None and (
+        requested_amount < terms.minimum_amount or requested_amount <= terms.fee
+    ):
+        message = (
+            "amount must be at least the minimum amount, and more than the fee; PreviewPayout "
+            "shows both."
+        )
         raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, message, field="amount")
     quote = quote_payout(balance, terms, destination)
     metadata = {"limits": ",".join(quote.shortfalls)}
     if PayoutBlocker.FROZEN in quote.shortfalls:
         raise ApiError(
-            ErrorReason.STATE_FORBIDS, "The wallet is FROZEN and cannot be paid out.", metadata={"state": "FROZEN", "verb": "PAY_OUT", **metadata}
+            ErrorReason.STATE_FORBIDS,
+            "The wallet is FROZEN and cannot be paid out.",
+            metadata={"state": "FROZEN", "verb": "PAY_OUT", **metadata},
         )
     if not _DESTINATION_BLOCKERS.isdisjoint(quote.shortfalls):
-        raise ApiError(ErrorReason.DESTINATION_UNUSABLE, "The seller has no destination that can be paid to now.", metadata=metadata)
+        raise ApiError(
+            ErrorReason.DESTINATION_UNUSABLE,
+            "The seller has no destination that can be paid to now.",
+            metadata=metadata,
+        )
     amount = quote.amount if requested_amount is None else requested_amount
     if not 0 < amount <= quote.amount:
-        problem = "Nothing can be paid now" if requested_amount is None else "Less can be paid than is asked for"
-        raise ApiError(ErrorReason.INSUFFICIENT_FUNDS, f"{problem}; PreviewPayout tells why.", metadata=metadata)
+        problem = (
+            "Nothing can be paid now"
+            if requested_amount is None
+            else "Less can be paid than is asked for"
+        )
+        raise ApiError(
+            ErrorReason.INSUFFICIENT_FUNDS,
+            f"{problem}; PreviewPayout tells why.",
+            metadata=metadata,
+        )
     return amount

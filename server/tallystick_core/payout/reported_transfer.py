@@ -1,4 +1,6 @@
-"""What a payout provider's answers mean: moves of the payout, and money that moved. Money that moved always counts, and counts once."""
+"""What a payout provider's answers mean: moves of the payout, and money that moved. Money that
+moved always counts, and counts once.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,37 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from tallystick_core.fingerprint import digest_text
-from tallystick_core.ledger.posting_rules import JournalLine, PostingKind, payout_lines, payout_return_lines, unapplied_payout_lines
-from tallystick_core.payout.state import HOLD_CAPTURED, POSSIBLY_SENT, TERMINAL_STATES, TRIGGERS, VERBS, PayoutState, PayoutTrigger, transition
-from tallystick_core.provider.outcome import Declined, PayoutFailure, PayoutOutcome, Returned, Succeeded
+from tallystick_core.ledger.posting_rules import (
+    JournalLine,
+    PostingKind,
+    payout_lines,
+    payout_return_lines,
+    unapplied_payout_lines,
+)
+from tallystick_core.payout.state import (
+    HOLD_CAPTURED,
+    POSSIBLY_SENT,
+    TERMINAL_STATES,
+    TRIGGERS,
+    VERBS,
+    PayoutState,
+    PayoutTrigger,
+    transition,
+)
+from tallystick_core.provider.outcome import (
+    Declined,
+    PayoutFailure,
+    PayoutOutcome,
+    Returned,
+    Succeeded,
+)
 from tallystick_core.state_machine import invalid_state_error
 
 
 class TransferMatch(StrEnum):
-    """How a transfer that a provider tells of fits its payout; the same names as `tallystick.payout.v1.TransferFit`."""
+    """How a transfer that a provider tells of fits its payout; the same names as
+    `tallystick.payout.v1.TransferFit`.
+    """
 
     AS_ASKED = "AS_ASKED"
     LATE = "LATE"
@@ -25,7 +50,9 @@ class TransferMatch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Money that a provider says it paid for a payout, in minor units, and what came back of it; `returned_amount` None: nothing did."""
+    """Money that a provider says it paid for a payout, in minor units, and what came back of it;
+    `returned_amount` None: nothing did.
+    """
 
     reference: str
     amount: int
@@ -37,17 +64,27 @@ class Transfer:
     @property
     def has_valid_return(self) -> bool:
         """Whether what came back is the whole or a part of what went out."""
-        return self.returned_amount is not None and self.returned_currency == self.currency and self.returned_amount <= self.amount
+        return (
+            self.returned_amount is not None
+            and self.returned_currency == self.currency
+            and self.returned_amount <= self.amount
+        )
 
     @property
     def is_as_requested(self) -> bool:
-        """Whether it was paid as asked, and nothing came back but the whole or a part of it. Otherwise an operator has to know."""
-        return self.fit is TransferMatch.AS_ASKED and (self.returned_amount is None or self.has_valid_return)
+        """Whether it was paid as asked, and nothing came back but the whole or a part of it.
+        Otherwise an operator has to know.
+        """
+        return self.fit is TransferMatch.AS_ASKED and (
+            self.returned_amount is None or self.has_valid_return
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutRecord:
-    """What is on disk about a payout when an answer is judged. `net` is what the provider was asked to pay; transfers by reference."""
+    """What is on disk about a payout when an answer is judged. `net` is what the provider was asked
+    to pay; transfers by reference.
+    """
 
     state: PayoutState
     net: int
@@ -57,24 +94,29 @@ class PayoutRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeEffect:
-    """What an answer does: moves in order, each a version of its own, and the transfers that are new or have changed."""
+    """What an answer does: moves in order, each a version of its own, and the transfers that are
+    new or have changed.
+    """
 
     triggers: tuple[PayoutTrigger, ...] = ()
     transfers: tuple[Transfer, ...] = ()
     failure: PayoutFailure | None = None
     """Why, where it fails."""
     is_conflicting: bool = False
-    """The provider tells otherwise than before, which is for a person: that a paid payout failed, where only a return gives its money back,
-    or another amount of a transfer that is known."""
+    """The provider tells otherwise than before, which is for a person: that a paid payout failed,
+    where only a return gives its money back, or another amount of a transfer that is known.
+    """
 
 
 def apply_outcome(payout: PayoutRecord, outcome: PayoutOutcome) -> OutcomeEffect:
-    """What an answer means for a payout, whenever and however often it comes; told again it does nothing. Money that moved always counts.
+    """What an answer means for a payout, whenever and however often it comes; told again it does
+    nothing. Money that moved always counts.
 
     Raises STATE_FORBIDS for a payout that was never sent.
     """
     if payout.state not in POSSIBLY_SENT:
-        raise invalid_state_error("payout", payout.state, VERBS[TRIGGERS[type(outcome)]])  # it was never sent
+        # it was never sent
+        raise invalid_state_error("payout", payout.state, VERBS[TRIGGERS[type(outcome)]])
     match outcome:
         case Succeeded():
             return _on_paid(payout, outcome)
@@ -92,14 +134,23 @@ def apply_outcome(payout: PayoutRecord, outcome: PayoutOutcome) -> OutcomeEffect
 
 def _failure_reason(declined: Declined) -> PayoutFailure:
     """A reason that payouts do not have is told by its code alone."""
-    return declined.reason if isinstance(declined.reason, PayoutFailure) else PayoutFailure.PROVIDER_DECLINED
+    return (
+        declined.reason
+        if isinstance(declined.reason, PayoutFailure)
+        else PayoutFailure.PROVIDER_DECLINED
+    )
 
 
 def _on_paid(payout: PayoutRecord, outcome: Succeeded) -> OutcomeEffect:
     previous = payout.transfers.get(outcome.reference)
     if previous is not None:
-        return OutcomeEffect(is_conflicting=(outcome.amount, outcome.currency) != (previous.amount, previous.currency))
-    transfer = Transfer(outcome.reference, outcome.amount, outcome.currency, _match(payout, outcome))
+        return OutcomeEffect(
+            is_conflicting=(outcome.amount, outcome.currency)
+            != (previous.amount, previous.currency)
+        )
+    transfer = Transfer(
+        outcome.reference, outcome.amount, outcome.currency, _match(payout, outcome)
+    )
     if payout.state in TERMINAL_STATES:
         return OutcomeEffect((PayoutTrigger.STRAY,), (transfer,))
     if transfer.fit is TransferMatch.AS_ASKED:
@@ -123,25 +174,44 @@ def _on_returned(payout: PayoutRecord, outcome: Returned) -> OutcomeEffect:
         paid_effect = _on_paid(payout, Succeeded(outcome.reference, payout.net, payout.currency))
         state = transition(payout.state, paid_effect.triggers[0])
         return_effect = _on_returned(
-            replace(payout, state=state, transfers={**payout.transfers, outcome.reference: paid_effect.transfers[0]}), outcome
+            replace(
+                payout,
+                state=state,
+                transfers={**payout.transfers, outcome.reference: paid_effect.transfers[0]},
+            ),
+            outcome,
         )
         return replace(return_effect, triggers=paid_effect.triggers + return_effect.triggers)
     if transfer.returned_amount is not None:
-        return OutcomeEffect(is_conflicting=(outcome.amount, outcome.currency) != (transfer.returned_amount, transfer.returned_currency))
-    updated_transfer = replace(transfer, returned_amount=outcome.amount, returned_currency=outcome.currency)
-    is_expected_return = transfer.fit is TransferMatch.AS_ASKED and updated_transfer.has_valid_return
-    return OutcomeEffect((PayoutTrigger.RETURNED if is_expected_return else PayoutTrigger.STRAY,), (updated_transfer,))
+        return OutcomeEffect(
+            is_conflicting=(outcome.amount, outcome.currency)
+            != (transfer.returned_amount, transfer.returned_currency)
+        )
+    updated_transfer = replace(
+        transfer, returned_amount=outcome.amount, returned_currency=outcome.currency
+    )
+    is_expected_return = (
+        transfer.fit is TransferMatch.AS_ASKED and updated_transfer.has_valid_return
+    )
+    return OutcomeEffect(
+        (PayoutTrigger.RETURNED if is_expected_return else PayoutTrigger.STRAY,),
+        (updated_transfer,),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MoneyMovement:
-    """What the ledger is told of money that moved, and the wallet with it: `kind` and `cause_id` are the key in both."""
+    """What the ledger is told of money that moved, and the wallet with it: `kind` and `cause_id`
+    are the key in both.
+    """
 
     kind: PostingKind
     cause_id: str
     lines: tuple[JournalLine, ...]
     seller_change: int
-    """Minor units: the wallet's debit below 0, its credit above; 0: it is not the seller's. A transfer AS_ASKED is debited by capturing the hold."""
+    """Minor units: the wallet's debit below 0, its credit above; 0: it is not the seller's. A
+    transfer AS_ASKED is debited by capturing the hold.
+    """
 
 
 REQUESTED_MATCHES = frozenset({TransferMatch.AS_ASKED, TransferMatch.LATE})
@@ -149,20 +219,45 @@ REQUESTED_MATCHES = frozenset({TransferMatch.AS_ASKED, TransferMatch.LATE})
 
 
 def posting_id(payout_id: str, provider: str, transfer: Transfer) -> str:
-    """The id under which a transfer is posted: the payout's for what was asked for, in time or late, so that wallet and ledger too take it once."""
-    return payout_id if transfer.fit in REQUESTED_MATCHES else f"t-{digest_text(provider, transfer.reference)}"
+    """The id under which a transfer is posted: the payout's for what was asked for, in time or
+    late, so that wallet and ledger too take it once.
+    """
+    return (
+        payout_id
+        if transfer.fit in REQUESTED_MATCHES
+        else f"t-{digest_text(provider, transfer.reference)}"
+    )
 
 
-def money_movements(payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer) -> tuple[MoneyMovement, ...]:
-    """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the payout's. Posting is idempotent by the keys."""
+def money_movements(
+    payout_id: str, provider: str, seller: str, amount: int, fee: int, transfer: Transfer
+) -> tuple[MoneyMovement, ...]:
+    """What is posted for a transfer, and for its return if it came back; `amount` and `fee` are the
+    payout's. Posting is idempotent by the keys.
+    """
     is_requested = transfer.fit in REQUESTED_MATCHES
     cause_id = posting_id(payout_id, provider, transfer)
     if transfer.fit is TransferMatch.OTHER_CURRENCY:
-        payment = MoneyMovement(PostingKind.UNAPPLIED, cause_id, unapplied_payout_lines(provider, transfer.currency, transfer.amount), 0)
+        payment = MoneyMovement(
+            PostingKind.UNAPPLIED,
+            cause_id,
+            unapplied_payout_lines(provider, transfer.currency, transfer.amount),
+            0,
+        )
     elif is_requested:
-        payment = MoneyMovement(PostingKind.PAYOUT, cause_id, payout_lines(provider, seller, transfer.currency, amount, fee), -amount)
+        payment = MoneyMovement(
+            PostingKind.PAYOUT,
+            cause_id,
+            payout_lines(provider, seller, transfer.currency, amount, fee),
+            -amount,
+        )
     else:
-        payment = MoneyMovement(PostingKind.PAYOUT, cause_id, payout_lines(provider, seller, transfer.currency, transfer.amount, 0), -transfer.amount)
+        payment = MoneyMovement(
+            PostingKind.PAYOUT,
+            cause_id,
+            payout_lines(provider, seller, transfer.currency, transfer.amount, 0),
+            -transfer.amount,
+        )
     returned_amount = transfer.returned_amount
     if returned_amount is None:
         return (payment,)
@@ -170,10 +265,18 @@ def money_movements(payout_id: str, provider: str, seller: str, amount: int, fee
         return (
             payment,
             MoneyMovement(
-                PostingKind.PAYOUT_RETURN, cause_id, payout_return_lines(provider, seller, transfer.currency, returned_amount), returned_amount
+                PostingKind.PAYOUT_RETURN,
+                cause_id,
+                payout_return_lines(provider, seller, transfer.currency, returned_amount),
+                returned_amount,
             ),
         )
     return (
         payment,
-        MoneyMovement(PostingKind.PAYOUT_RETURN, cause_id, unapplied_payout_lines(provider, transfer.returned_currency, -returned_amount), 0),
+        MoneyMovement(
+            PostingKind.PAYOUT_RETURN,
+            cause_id,
+            unapplied_payout_lines(provider, transfer.returned_currency, -returned_amount),
+            0,
+        ),
     )

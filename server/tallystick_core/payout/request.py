@@ -16,7 +16,9 @@ RUN_PAYOUT_PREFIX = "r-"
 
 @dataclass(frozen=True, slots=True)
 class NewPayout:
-    """What the caller asked for, parsed. `amount` in minor units; None: whatever can be paid when it is accepted."""
+    """What the caller asked for, parsed. `amount` in minor units; None: whatever can be paid when
+    it is accepted.
+    """
 
     payout_id: str
     caller: str
@@ -29,9 +31,18 @@ class NewPayout:
     """"": the seller's current one."""
 
     def values(self) -> tuple[str | int, ...]:
-        """What makes two payouts the same: what was asked for, never what was found to be payable."""
+        """What makes two payouts the same: what was asked for, never what was found to be
+        payable.
+        """
         amount = "" if self.amount is None else self.amount
-        return (self.payout_id, self.owner, self.seller_account, amount, self.currency, self.payout_destination_id)
+        return (
+            self.payout_id,
+            self.owner,
+            self.seller_account,
+            amount,
+            self.currency,
+            self.payout_destination_id,
+        )
 
     def fingerprint(self) -> bytes:
         """32 bytes that are equal for equal values, however they were written."""
@@ -39,22 +50,35 @@ class NewPayout:
 
 
 def first_difference(sent: NewPayout, stored: NewPayout) -> str:
-    """The contract's name of the first field in which two payouts of one id differ, in the order of the request."""
+    """The contract's name of the first field in which two payouts of one id differ, in the order of
+    the request.
+    """
     names = ("seller_account", "amount", "currency", "payout_destination_id")
-    return next((name for name in names if getattr(sent, name) != getattr(stored, name)), "payout_id")
+    return next(
+        (name for name in names if getattr(sent, name) != getattr(stored, name)), "payout_id"
+    )
 
 
 def parse_payout_id(text: str, field: str = "payout_id") -> str:
-    """A caller's id of a payout; those that runs make are the platform's. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A caller's id of a payout; those that runs make are the platform's. Raises FIELD_REQUIRED,
+    FIELD_INVALID, CARD_NUMBER_REFUSED.
+    """
     if text.startswith(RUN_PAYOUT_PREFIX):
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not begin with {RUN_PAYOUT_PREFIX}: such ids are the platform's.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must not begin with {RUN_PAYOUT_PREFIX}: such ids are the platform's.",
+            field=field,
+        )
     return parse_id(text, field)
 
 
 def classify_hold_failure(reason: ErrorReason) -> PayoutFailure | None:
-    """Why a payout fails whose hold the wallet refused; None: the refusal is a fault of ours, and says nothing about the seller's money."""
+    """Why a payout fails whose hold the wallet refused; None: the refusal is a fault of ours, and
+    says nothing about the seller's money.
+    """
     match reason:
-        case ErrorReason.INSUFFICIENT_FUNDS | ErrorReason.NOT_FOUND:  # no wallet: nothing was ever sold
+        # no wallet: nothing was ever sold
+        case ErrorReason.INSUFFICIENT_FUNDS | ErrorReason.NOT_FOUND:
             return PayoutFailure.INSUFFICIENT_FUNDS
         case ErrorReason.STATE_FORBIDS:
             return PayoutFailure.WALLET_FROZEN

@@ -1,4 +1,6 @@
-"""When sellers are paid by themselves: days of a calendar and a time of day, on the clocks of a time zone."""
+"""When sellers are paid by themselves: days of a calendar and a time of day, on the clocks of a
+time zone.
+"""
 
 from __future__ import annotations
 
@@ -75,18 +77,25 @@ class Schedule:
     def cut_off_on(self, day: date) -> datetime:
         """The cut-off on that day of its zone, in UTC.
 
-        Where the clocks skip it, it is as much later as they skip; where they show it twice, the first time counts (RFC 5545, 3.3.5).
-        So each day has one.
+        Where the clocks skip it, it is as much later as they skip; where they show it twice, the
+        first time counts (RFC 5545, 3.3.5). So each day has one.
         """
         return datetime.combine(day, self.cut_off, self.zone).astimezone(UTC)
 
 
 def next_time(schedule: Schedule, after: datetime) -> datetime | None:
-    """The first cut-off later than `after`, in UTC; None with MANUAL. `after` is an aware time of any zone."""
+    """The first cut-off later than `after`, in UTC; None with MANUAL. `after` is an aware time of
+    any zone.
+    """
     if schedule.interval is Interval.MANUAL:
         return None
-    first = after.astimezone(schedule.zone).date() - _DAY  # a cut-off that the clocks skip may fall on the next day
-    return next(cut_off for cut_off in map(schedule.cut_off_on, _iter_days(schedule, first)) if cut_off > after)
+    # a cut-off that the clocks skip may fall on the next day
+    first = after.astimezone(schedule.zone).date() - _DAY
+    return next(
+        cut_off
+        for cut_off in map(schedule.cut_off_on, _iter_days(schedule, first))
+        if cut_off > after
+    )
 
 
 def _iter_days(schedule: Schedule, first: date) -> Iterator[date]:
@@ -98,30 +107,52 @@ def _iter_days(schedule: Schedule, first: date) -> Iterator[date]:
         day += _DAY
 
 
-def parse_schedule(interval: Interval, weekday: Weekday | None, day_of_month: int, cut_off: str, time_zone: str) -> Schedule:
-    """A schedule, whose days and time are given just where its interval has them. Raises FIELD_REQUIRED, FIELD_INVALID."""
+def parse_schedule(
+    interval: Interval, weekday: Weekday | None, day_of_month: int, cut_off: str, time_zone: str
+) -> Schedule:
+    """A schedule, whose days and time are given just where its interval has them. Raises
+    FIELD_REQUIRED, FIELD_INVALID.
+    """
     _check_presence("weekday", weekday is not None, interval, required=interval is Interval.WEEKLY)
-    _check_presence("day_of_month", day_of_month != 0, interval, required=interval is Interval.MONTHLY)
+    _check_presence(
+        "day_of_month", day_of_month != 0, interval, required=interval is Interval.MONTHLY
+    )
     _check_presence("cut_off", cut_off != "", interval, required=interval is not Interval.MANUAL)
-    _check_presence("time_zone", time_zone != "", interval, required=interval is not Interval.MANUAL)
+    _check_presence(
+        "time_zone", time_zone != "", interval, required=interval is not Interval.MANUAL
+    )
     if interval is Interval.MANUAL:
         return Schedule(interval)
     if not 0 <= day_of_month <= 31:
-        raise ApiError(ErrorReason.FIELD_INVALID, "day_of_month must be from 1 to 31.", field="day_of_month")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID, "day_of_month must be from 1 to 31.", field="day_of_month"
+        )
     return Schedule(interval, weekday, day_of_month, _parse_time(cut_off), parse_zone(time_zone))
 
 
 def _check_presence(field: str, is_set: bool, interval: Interval, *, required: bool) -> None:
     if required and not is_set:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required with the interval {interval}.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            f"{field} is required with the interval {interval}.",
+            field=field,
+        )
     if is_set and not required:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be unset with the interval {interval}.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be unset with the interval {interval}.",
+            field=field,
+        )
 
 
 def _parse_time(text: str) -> time:
     match = _TIME.match(text)
     if match is None:
-        raise ApiError(ErrorReason.FIELD_INVALID, "cut_off must be a time of day from 00:00 to 23:59, such as 16:30.", field="cut_off")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "cut_off must be a time of day from 00:00 to 23:59, such as 16:30.",
+            field="cut_off",
+        )
     return time(int(match[1]), int(match[2]))
 
 
@@ -130,6 +161,14 @@ def parse_zone(text: str, field: str = "time_zone") -> ZoneInfo:
     try:
         if _ZONE.match(text) is not None:
             return ZoneInfo(text)
-    except (KeyError, ValueError, OSError):  # not there; in the tzdata package a folder is an OSError
+    except (
+        KeyError,
+        ValueError,
+        OSError,
+    ):  # not there; in the tzdata package a folder is an OSError
         pass
-    raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be an IANA time zone such as Europe/Berlin, or UTC.", field=field)
+    raise ApiError(
+        ErrorReason.FIELD_INVALID,
+        f"{field} must be an IANA time zone such as Europe/Berlin, or UTC.",
+        field=field,
+    )

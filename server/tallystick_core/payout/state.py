@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from tallystick_core.provider.outcome import Declined, InTransit, NotSent, Returned, Submitted, Succeeded, Unknown
+from tallystick_core.provider.outcome import (
+    Declined,
+    InTransit,
+    NotSent,
+    Returned,
+    Submitted,
+    Succeeded,
+    Unknown,
+)
 from tallystick_core.state_machine import Verb, next_state
 
 _PAYOUT_PREFIX, _DESTINATION_PREFIX = "p-", "d-"
@@ -28,7 +36,9 @@ class PayoutState(StrEnum):
 
 
 class PayoutTrigger(StrEnum):
-    """What can happen to a payout: the wallet's verdicts, what people decide, the provider's answers, and that it is settled."""
+    """What can happen to a payout: the wallet's verdicts, what people decide, the provider's
+    answers, and that it is settled.
+    """
 
     FUNDS_HELD = "FUNDS_HELD"
     HELD_FOR_APPROVAL = "HELD_FOR_APPROVAL"
@@ -49,7 +59,9 @@ class PayoutTrigger(StrEnum):
     NOT_SENT = "NOT_SENT"
     UNKNOWN = "UNKNOWN"
     STRAY = "STRAY"
-    """Money was paid, or came back, that fits no move; or the provider tells otherwise than before, which moves nothing."""
+    """Money was paid, or came back, that fits no move; or the provider tells otherwise than before,
+    which moves nothing.
+    """
     GIVEN_UP = "GIVEN_UP"
     """Sending has been given up, and surely nothing was paid."""
     CLOSED = "CLOSED"
@@ -74,12 +86,15 @@ class PayoutTransitionReason(StrEnum):
     CLOSED_BY_OPERATOR = "CLOSED_BY_OPERATOR"
     SETTLED = "SETTLED"
     ACKNOWLEDGED = "ACKNOWLEDGED"
-    """An operator has dealt with a transfer that fits no move, or with a conflicting report. Nothing else changes."""
+    """An operator has dealt with a transfer that fits no move, or with a conflicting report.
+    Nothing else changes.
+    """
 
 
 _S, _T = PayoutState, PayoutTrigger
 TRANSITIONS: dict[tuple[PayoutState, PayoutTrigger], PayoutState] = {
-    # moved on by the wallet's answer to its hold, at once; without one it is asked again, since only an answer tells whether money is held
+    # moved on by the wallet's answer to its hold, at once; without one it is asked again, since
+    # only an answer tells whether money is held
     (_S.CREATED, _T.FUNDS_HELD): _S.READY,
     (_S.CREATED, _T.HELD_FOR_APPROVAL): _S.AWAITING_APPROVAL,
     (_S.CREATED, _T.HOLD_REFUSED): _S.FAILED,
@@ -179,7 +194,8 @@ ALERT_AFTER_SECONDS: Mapping[str, float] = {
 }
 """Seconds that a payout may rest in a state before a person should know.
 
-MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; COLLECTING: a batch.
+MOVING: in any other, or at its end until it is settled; VERIFYING: a destination; COLLECTING: a
+batch.
 """
 
 TRIGGERS: dict[type, PayoutTrigger] = {

@@ -61,25 +61,37 @@ class RetryReason(StrEnum):
     NO_ANSWER = "NO_ANSWER"
     """Whether money moved is not known."""
     SERVER_ERROR = "SERVER_ERROR"
-    """The provider answered that it failed; it may give that answer to the key for ever, so it is soon asked what became of the demand as well."""
+    """The provider answered that it failed; it may give that answer to the key for ever, so it is
+    soon asked what became of the demand as well.
+    """
     BUSY = "BUSY"
     """The provider told to come back later."""
     FORBIDDEN = "FORBIDDEN"
     """The provider does not accept our credentials; nothing more is sent before it does."""
     HELD_BACK = "HELD_BACK"
-    """The provider fails too often to be asked now, or is too slow for the calls that are allowed at a time. This is no try."""
+    """The provider fails too often to be asked now, or is too slow for the calls that are allowed
+    at a time. This is no try.
+    """
     REJECTED = "REJECTED"
     """The provider finds fault with the call itself, which is a fault of ours."""
     WAITING = "WAITING"
     """The provider will tell in its own time; it is asked now and then."""
     WATCHED = "WATCHED"
-    """It has come to its end, and may still come back; it is asked now and then, as often as the policy says."""
+    """It has come to its end, and may still come back; it is asked now and then, as often as the
+    policy says.
+    """
     NOT_FOUND = "NOT_FOUND"
-    """The provider was asked what became of the demand, and does not know it. While it honours the key the demand is sent again."""
+    """The provider was asked what became of the demand, and does not know it. While it honours the
+    key the demand is sent again.
+    """
     UNANSWERED = "UNANSWERED"
-    """The provider was asked what became of the demand while it honours the key, and did not say; next the demand is sent again."""
+    """The provider was asked what became of the demand while it honours the key, and did not say;
+    next the demand is sent again.
+    """
     UNRESOLVED = "UNRESOLVED"
-    """The provider was asked what became of the demand when it may have forgotten the key, and did not say: the demand is never sent again."""
+    """The provider was asked what became of the demand when it may have forgotten the key, and did
+    not say: the demand is never sent again.
+    """
     MISDIRECTED = "MISDIRECTED"
     """The provider's answer belongs to another demand: nobody's money may be moved by it."""
     APPLYING_FAILED = "APPLYING_FAILED"
@@ -87,7 +99,9 @@ class RetryReason(StrEnum):
     UNSETTLED = "UNSETTLED"
     """Wallet or ledger did not answer."""
     CALLER_REJECTED = "CALLER_REJECTED"
-    """Wallet or ledger do not accept this service's calls, or do not know them: a fault of the configuration, not of the item."""
+    """Wallet or ledger do not accept this service's calls, or do not know them: a fault of the
+    configuration, not of the item.
+    """
     SETTLING_FAILED = "SETTLING_FAILED"
     """Wallet or ledger, or the service's own database, fail on this item alone."""
     SETTLING_REFUSED = "SETTLING_REFUSED"
@@ -96,7 +110,9 @@ class RetryReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The money has moved, as much as the provider says: the buyer was charged, or the seller's bank has it."""
+    """The money has moved, as much as the provider says: the buyer was charged, or the seller's
+    bank has it.
+    """
 
     reference: str
     amount: int
@@ -137,7 +153,9 @@ class NotSent:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Whether money moved is not known: the same key is sent again later, not before `retry_after` seconds if the provider says so."""
+    """Whether money moved is not known: the same key is sent again later, not before `retry_after`
+    seconds if the provider says so.
+    """
 
     detail: str
     retry_reason: RetryReason = RetryReason.NO_ANSWER
@@ -153,7 +171,9 @@ class NotFound:
 
 @dataclass(frozen=True, slots=True)
 class FinalNotFound:
-    """When a provider's "not found" proves that nothing was charged, and nothing will be, if nothing more is sent."""
+    """When a provider's "not found" proves that nothing was charged, and nothing will be, if
+    nothing more is sent.
+    """
 
     min_seconds_since_sent: float
     """Since the demand may last have been sent: longer than it can be on its way."""
@@ -161,8 +181,14 @@ class FinalNotFound:
     """How often the provider has to say so since then."""
 
     def is_conclusive(self, responses: int, seconds_since_sent: float | None) -> bool:
-        """Whether so many such answers, the last to a question asked so many seconds after the demand may last have been sent, are proof."""
-        return seconds_since_sent is not None and seconds_since_sent >= self.min_seconds_since_sent and responses >= self.min_responses
+        """Whether so many such answers, the last to a question asked so many seconds after the
+        demand may last have been sent, are proof.
+        """
+        return (
+            seconds_since_sent is not None
+            and seconds_since_sent >= self.min_seconds_since_sent
+            and responses >= self.min_responses
+        )
 
 
 ChargeOutcome = Succeeded | Declined | Pending | NotSent | Unknown
@@ -191,7 +217,9 @@ class InTransit:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The seller's bank had the money and sent it back, as much as the provider says. `reference` names the transfer, not its return."""
+    """The seller's bank had the money and sent it back, as much as the provider says. `reference`
+    names the transfer, not its return.
+    """
 
     reference: str
     amount: int
@@ -224,7 +252,9 @@ ProviderOutcome = ChargeOutcome | PayoutOutcome | VerificationOutcome | NotFound
 
 
 def is_outcome_of(outcome: ProviderOutcome, *references: str) -> bool:
-    """Whether an answer belongs to the demand of these names, its id and its key, as far as the provider says."""
+    """Whether an answer belongs to the demand of these names, its id and its key, as far as the
+    provider says.
+    """
     match outcome:
         case Succeeded() | Declined() | Pending() | Submitted() | InTransit() | Returned():
             return outcome.client_reference in ("", *references)
@@ -233,9 +263,15 @@ def is_outcome_of(outcome: ProviderOutcome, *references: str) -> bool:
 
 
 def has_valid_amounts(outcome: ProviderOutcome) -> bool:
-    """Whether what an answer says of money, if it does, is money, under a reference: what is not must not become a fact."""
+    """Whether what an answer says of money, if it does, is money, under a reference: what is not
+    must not become a fact.
+    """
     match outcome:
         case Succeeded() | Returned():
-            return bool(outcome.reference) and 0 < outcome.amount <= MAX_AMOUNT and outcome.currency in EXPONENTS
+            return (
+                bool(outcome.reference)
+                and 0 < outcome.amount <= MAX_AMOUNT
+                and outcome.currency in EXPONENTS
+            )
         case _:
             return True

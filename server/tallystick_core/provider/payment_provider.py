@@ -10,7 +10,9 @@ from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome,
 
 @dataclass(frozen=True, slots=True)
 class ChargeRequest:
-    """What a provider is asked to charge. `key` is the idempotency key; the same key is always sent with the same values."""
+    """What a provider is asked to charge. `key` is the idempotency key; the same key is always sent
+    with the same values.
+    """
 
     key: str
     charge_id: str
@@ -22,7 +24,8 @@ class ChargeRequest:
 
 
 class PaymentProvider(Protocol):
-    """A payment service provider. Its methods are total: whatever happens is one of their outcomes, and they never raise but for a bug.
+    """A payment service provider. Its methods are total: whatever happens is one of their outcomes,
+    and they never raise but for a bug.
 
     Definite outcomes echo what they belong to, as far as the provider says it.
     """
@@ -42,5 +45,7 @@ class PaymentProvider(Protocol):
         ...
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it surely will not be charged any more."""
+        """Ends a demand that may have been sent; what became of it. Declined(CALLER_CANCELLED): it
+        surely will not be charged any more.
+        """
         ...

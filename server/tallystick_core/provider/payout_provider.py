@@ -11,7 +11,9 @@ from tallystick_core.provider.outcome import PayoutLookupOutcome, PayoutOutcome,
 
 @dataclass(frozen=True, slots=True)
 class PayoutRequest:
-    """What a provider is asked to pay. `key` is the idempotency key; the same key is always sent with the same values."""
+    """What a provider is asked to pay. `key` is the idempotency key; the same key is always sent
+    with the same values.
+    """
 
     key: str
     payout_id: str
@@ -22,7 +24,9 @@ class PayoutRequest:
 
 
 class PayoutProvider(Protocol):
-    """A payout service provider. Its methods are total: whatever happens is one of their outcomes, and they never raise but for a bug."""
+    """A payout service provider. Its methods are total: whatever happens is one of their outcomes,
+    and they never raise but for a bug.
+    """
 
     name: str
     key_window: float
@@ -31,7 +35,8 @@ class PayoutProvider(Protocol):
     """The most demands that one submission takes; 1: it has no batches."""
 
     async def submit(self, requests: Sequence[PayoutRequest]) -> Sequence[PayoutOutcome]:
-        """Pays, or finds what was paid before under the same keys: one outcome for each demand, in order, each under its own key.
+        """Pays, or finds what was paid before under the same keys: one outcome for each demand, in
+        order, each under its own key.
 
         A submission whose answer is lost, or is not told apart, is Unknown for every demand in it.
         """

@@ -14,7 +14,9 @@ from tallystick_core.wallet.state import HOLD_TRANSITIONS, EntryKind, HoldState
 
 @dataclass(frozen=True, slots=True)
 class Balances:
-    """The parts of a wallet in minor units, each at least 0; `owed` is 0 unless `available` is 0."""
+    """The parts of a wallet in minor units, each at least 0; `owed` is 0 unless `available`
+    is 0.
+    """
 
     pending: int = 0
     available: int = 0
@@ -41,7 +43,9 @@ class Wallet:
 
 @dataclass(frozen=True, slots=True)
 class WalletChange:
-    """What an instruction does: the wallet after it, and the hold after it if it touches one. `amount` is what moved."""
+    """What an instruction does: the wallet after it, and the hold after it if it touches one.
+    `amount` is what moved.
+    """
 
     wallet: Wallet
     amount: int
@@ -53,26 +57,39 @@ class WalletChange:
 def repay_then_add_available(balances: Balances, amount: int) -> Balances:
     """Money becomes available; what is owed is repaid first."""
     repaid = min(balances.owed, amount)
-    return replace(balances, available=balances.available + amount - repaid, owed=balances.owed - repaid)
+    return replace(
+        balances, available=balances.available + amount - repaid, owed=balances.owed - repaid
+    )
 
 
 def is_already_released(credit: Credit | None, instruction: Instruction) -> bool:
-    """Whether a release has nothing to do, because its credit became available at once; it is answered as one that was made before."""
+    """Whether a release has nothing to do, because its credit became available at once; it is
+    answered as one that was made before.
+    """
     return instruction.kind is EntryKind.RELEASE and credit is not None and not credit.pending
 
 
 def can_open_wallet(instruction: Instruction) -> bool:
     """Whether the instruction opens a missing wallet: whatever must always be booked does."""
-    return instruction.kind is EntryKind.CREDIT or (instruction.kind is EntryKind.DEBIT and instruction.allow_owed)
+    return instruction.kind is EntryKind.CREDIT or (
+        instruction.kind is EntryKind.DEBIT and instruction.allow_owed
+    )
 
 
 def apply_instruction(
-    wallet: Wallet, hold: Hold | None, instruction: Instruction, credit: Credit | None = None, *, now: datetime | None
+    wallet: Wallet,
+    hold: Hold | None,
+    instruction: Instruction,
+    credit: Credit | None = None,
+    *,
+    now: datetime | None,
 ) -> WalletChange:
-    """Decides one instruction that was not made before. All refusals come first, then success is certain. `credit`: what a release is about.
+    """Decides one instruction that was not made before. All refusals come first, then success is
+    certain. `credit`: what a release is about.
 
-    `now` is the database's time; it may be None only if neither the hold nor the instruction has an expire_time.
-    Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND, FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
+    `now` is the database's time; it may be None only if neither the hold nor the instruction has an
+    expire_time. Raises INSUFFICIENT_FUNDS, STATE_FORBIDS (frozen), BALANCE_OUT_OF_RANGE, NOT_FOUND,
+    FIELD_INVALID (a past expire_time), HOLD_ENDED, HOLD_EXCEEDED.
     """
     match instruction.kind:
         case EntryKind.CREDIT:
@@ -89,33 +106,50 @@ def apply_instruction(
 
 def _with_balances(wallet: Wallet, balances: Balances) -> Wallet:
     if not -MAX_BALANCE <= balances.balance <= MAX_BALANCE:
-        raise ApiError(ErrorReason.BALANCE_OUT_OF_RANGE, "The wallet's balance would outgrow what can be booked.")
+        raise ApiError(
+            ErrorReason.BALANCE_OUT_OF_RANGE,
+            "The wallet's balance would outgrow what can be booked.",
+        )
     return replace(wallet, balances=balances, version=wallet.version + 1)
 
 
 def _credit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     before = wallet.balances
     adds_pending = instruction.pending and wallet.release_delay > 0
-    after = replace(before, pending=before.pending + instruction.amount) if adds_pending else repay_then_add_available(before, instruction.amount)
-    return WalletChange(_with_balances(wallet, after), instruction.amount, adds_pending=adds_pending)
+    after = (
+        replace(before, pending=before.pending + instruction.amount)
+        if adds_pending
+        else repay_then_add_available(before, instruction.amount)
+    )
+    return WalletChange(
+        _with_balances(wallet, after), instruction.amount, adds_pending=adds_pending
+    )
 
 
 def _release(wallet: Wallet, credit: Credit | None, cause: str) -> WalletChange:
-    """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change by it."""
+    """The whole of a credit that pends, also of a frozen wallet: whose money it is does not change
+    by it.
+    """
     if credit is None:
         raise not_found_error("credit", cause, "cause")
     before = wallet.balances
-    after = repay_then_add_available(replace(before, pending=before.pending - credit.amount), credit.amount)
+    after = repay_then_add_available(
+        replace(before, pending=before.pending - credit.amount), credit.amount
+    )
     return WalletChange(_with_balances(wallet, after), credit.amount)
 
 
 def _reject_unavailable(wallet: Wallet, amount: int, verb: str) -> None:
     if wallet.frozen:
         raise ApiError(
-            ErrorReason.STATE_FORBIDS, "The wallet is FROZEN: its money can be neither debited nor held.", metadata={"state": "FROZEN", "verb": verb}
+            ErrorReason.STATE_FORBIDS,
+            "The wallet is FROZEN: its money can be neither debited nor held.",
+            metadata={"state": "FROZEN", "verb": verb},
         )
     if wallet.balances.available < amount:
-        raise ApiError(ErrorReason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for.")
+        raise ApiError(
+            ErrorReason.INSUFFICIENT_FUNDS, "The wallet has less available than is asked for."
+        )
 
 
 def _debit(wallet: Wallet, instruction: Instruction) -> WalletChange:
@@ -123,23 +157,37 @@ def _debit(wallet: Wallet, instruction: Instruction) -> WalletChange:
     if not instruction.allow_owed:
         _reject_unavailable(wallet, instruction.amount, "DEBIT")
     from_available = min(before.available, instruction.amount)
-    after = replace(before, available=before.available - from_available, owed=before.owed + instruction.amount - from_available)
+    after = replace(
+        before,
+        available=before.available - from_available,
+        owed=before.owed + instruction.amount - from_available,
+    )
     return WalletChange(_with_balances(wallet, after), instruction.amount)
 
 
 def _is_expired(expire_time: datetime | None, now: datetime | None) -> bool:
-    """Whether a hold with this expire_time has expired. A missing `now` counts as too late: an unknown time moves no money."""
+    """Whether a hold with this expire_time has expired. A missing `now` counts as too late: an
+    unknown time moves no money.
+    """
     return expire_time is not None and (now is None or expire_time <= now)
 
 
-def _place_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None) -> WalletChange:
+def _place_hold(
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None
+) -> WalletChange:
     if hold is not None:
         raise key_reused_error("hold_id")
     if _is_expired(instruction.expire_time, now):
-        raise ApiError(ErrorReason.FIELD_INVALID, "expire_time must be in the future.", field="expire_time")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID, "expire_time must be in the future.", field="expire_time"
+        )
     _reject_unavailable(wallet, instruction.amount + instruction.minimum_remaining, "HOLD")
     before = wallet.balances
-    after = replace(before, available=before.available - instruction.amount, held=before.held + instruction.amount)
+    after = replace(
+        before,
+        available=before.available - instruction.amount,
+        held=before.held + instruction.amount,
+    )
     new_hold = Hold(
         instruction.cause,
         wallet.seller_account,
@@ -152,17 +200,29 @@ def _place_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now
     return WalletChange(_with_balances(wallet, after), instruction.amount, new_hold)
 
 
-def _end_hold(wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None) -> WalletChange:
+def _end_hold(
+    wallet: Wallet, hold: Hold | None, instruction: Instruction, now: datetime | None
+) -> WalletChange:
     if hold is None:
         raise not_found_error("hold", instruction.cause, "hold_id")
     state = HOLD_TRANSITIONS.get((hold.state, instruction.kind))
     if state is None:
         raise hold_ended_error(hold.state, instruction.kind)
-    if instruction.kind is not EntryKind.HOLD_EXPIRED and _is_expired(hold.expire_time, now):  # whether the expiry job has run or not
+    # whether the expiry job has run or not
+    if instruction.kind is not EntryKind.HOLD_EXPIRED and _is_expired(hold.expire_time, now):
         raise hold_ended_error(HoldState.EXPIRED, instruction.kind)
     captured_amount = instruction.amount if instruction.kind is EntryKind.HOLD_CAPTURED else 0
     if captured_amount > hold.amount:
-        raise ApiError(ErrorReason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount")
-    after = repay_then_add_available(replace(wallet.balances, held=wallet.balances.held - hold.amount), hold.amount - captured_amount)
+        raise ApiError(
+            ErrorReason.HOLD_EXCEEDED, "More is to be captured than the hold holds.", field="amount"
+        )
+    after = repay_then_add_available(
+        replace(wallet.balances, held=wallet.balances.held - hold.amount),
+        hold.amount - captured_amount,
+    )
     amount = captured_amount if instruction.kind is EntryKind.HOLD_CAPTURED else hold.amount
-    return WalletChange(_with_balances(wallet, after), amount, replace(hold, state=state, captured_amount=captured_amount))
+    return WalletChange(
+        _with_balances(wallet, after),
+        amount,
+        replace(hold, state=state, captured_amount=captured_amount),
+    )

@@ -12,7 +12,9 @@ from tallystick_core.validation import is_id, parse_id
 from tallystick_core.wallet.state import EntryKind, HoldState
 
 _PAYOUT_PREFIX = "payouts/"
-"""The namespace of the holds of payouts: no id of a caller contains a slash, so no other hold takes the id of a payout's hold."""
+"""The namespace of the holds of payouts: no id of a caller contains a slash, so no other hold takes
+the id of a payout's hold.
+"""
 
 
 def is_hold_id(text: str) -> bool:
@@ -21,7 +23,9 @@ def is_hold_id(text: str) -> bool:
 
 
 def parse_hold_id(text: str, field: str = "hold_id") -> str:
-    """A hold's id: payouts/{payout_id} for a payout, an id for every other purpose. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """A hold's id: payouts/{payout_id} for a payout, an id for every other purpose. Raises
+    FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED.
+    """
     parse_id(text.removeprefix(_PAYOUT_PREFIX), field)
     return text
 
@@ -29,21 +33,34 @@ def parse_hold_id(text: str, field: str = "hold_id") -> str:
 def require_hold_namespace(hold_id: str, purpose: str) -> None:
     """Raises FIELD_INVALID where a hold's id is not of the namespace of its purpose."""
     if purpose == "PAYOUT" and not hold_id.startswith(_PAYOUT_PREFIX):
-        raise ApiError(ErrorReason.FIELD_INVALID, f"hold_id must be {_PAYOUT_PREFIX}{{payout_id}} for the purpose PAYOUT.", field="hold_id")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"hold_id must be {_PAYOUT_PREFIX}{{payout_id}} for the purpose PAYOUT.",
+            field="hold_id",
+        )
     if purpose != "PAYOUT" and hold_id.startswith(_PAYOUT_PREFIX):
         raise ApiError(
-            ErrorReason.FIELD_INVALID, f"hold_id must not begin with {_PAYOUT_PREFIX}: such ids are for the purpose PAYOUT.", field="hold_id"
+            ErrorReason.FIELD_INVALID,
+            f"hold_id must not begin with {_PAYOUT_PREFIX}: such ids are for the purpose PAYOUT.",
+            field="hold_id",
         )
 
 
-def require_payout_service(hold_ids: Sequence[str], caller: str, payout_service: str, field_template: str) -> None:
-    """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout. `field_template`: of a hold's id, by its place."""
+def require_payout_service(
+    hold_ids: Sequence[str], caller: str, payout_service: str, field_template: str
+) -> None:
+    """Raises METHOD_FORBIDDEN where another caller than PayoutService names the hold of a payout.
+    `field_template`: of a hold's id, by its place.
+    """
     if caller == payout_service:
         return
     for index, hold_id in enumerate(hold_ids):
         if hold_id.startswith(_PAYOUT_PREFIX):
             field = field_template.format(index)
-            message = f"{field} must not begin with {_PAYOUT_PREFIX}: such holds are for PayoutService alone, which calls as {payout_service}."
+            message = (
+                f"{field} must not begin with {_PAYOUT_PREFIX}: such holds are for PayoutService "
+                f"alone, which calls as {payout_service}."
+            )
             raise ApiError(ErrorReason.METHOD_FORBIDDEN, message, field=field)
 
 
@@ -73,4 +90,8 @@ _HOLD_VERBS = {
 def hold_ended_error(state: HoldState, kind: EntryKind) -> ApiError:
     """The refusal of what is to be done with a hold that has ended."""
     verb = _HOLD_VERBS[kind]
-    return ApiError(ErrorReason.HOLD_ENDED, f"The hold is {state} and cannot be {verb.participle}.", metadata={"state": state, "verb": verb.name})
+    return ApiError(
+        ErrorReason.HOLD_ENDED,
+        f"The hold is {state} and cannot be {verb.participle}.",
+        metadata={"state": state, "verb": verb.name},
+    )

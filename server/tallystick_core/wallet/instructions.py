@@ -13,7 +13,9 @@ from tallystick_core.wallet.state import EntryKind
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A credit that was made before, as a release finds it by its cause. `pending`: it did not become available at once."""
+    """A credit that was made before, as a release finds it by its cause. `pending`: it did not
+    become available at once.
+    """
 
     seller_account: str
     currency: str
@@ -23,7 +25,9 @@ class Credit:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id. A release has the cause of its credit, and no amount."""
+    """One change to make. `cause` with `kind` is its key: "PAY_IN/po-1", or the hold's id. A
+    release has the cause of its credit, and no amount.
+    """
 
     kind: EntryKind
     cause: str
@@ -43,11 +47,18 @@ class Instruction:
         """32 bytes that are equal for equal values."""
         expire = self.expire_time.isoformat() if self.expire_time else ""
         identity = (self.kind, self.cause, self.seller_account, self.currency, self.amount)
-        minimum = (self.minimum_remaining,) if self.minimum_remaining else ()  # holds that keep nothing have the fingerprint they always had
-        return fingerprint(*identity, int(self.pending), int(self.allow_owed), self.purpose, expire, *minimum)
+        # holds that keep nothing have the fingerprint they always had
+        minimum = (self.minimum_remaining,) if self.minimum_remaining else ()
+        return fingerprint(
+            *identity, int(self.pending), int(self.allow_owed), self.purpose, expire, *minimum
+        )
 
 
-_LAST_FIELD = {EntryKind.CREDIT: "pending", EntryKind.DEBIT: "as_fact", EntryKind.HOLD_PLACED: "keep_available"}
+_LAST_FIELD = {
+    EntryKind.CREDIT: "pending",
+    EntryKind.DEBIT: "as_fact",
+    EntryKind.HOLD_PLACED: "keep_available",
+}
 """What differs when nothing else does, of the kinds whose entries name a seller and an amount."""
 
 
@@ -62,11 +73,17 @@ class StoredInstruction:
 
 
 def first_difference(sent: Instruction, stored: StoredInstruction, hold: Hold | None) -> str:
-    """The contract's name of the first field in which an instruction differs from the one of its key that was made; `hold`: the one it placed."""
+    """The contract's name of the first field in which an instruction differs from the one of its
+    key that was made; `hold`: the one it placed.
+    """
     if sent.kind is EntryKind.HOLD_CAPTURED:
         return "amount"
     names = ("seller_account", "amount", "currency") if sent.kind in _LAST_FIELD else ()
     differences = [name for name in names if getattr(sent, name) != getattr(stored, name)]
     if hold is not None and not differences:
-        differences = [name for name in ("purpose", "expire_time") if getattr(sent, name) != getattr(hold, name)]
+        differences = [
+            name
+            for name in ("purpose", "expire_time")
+            if getattr(sent, name) != getattr(hold, name)
+        ]
     return differences[0] if differences else _LAST_FIELD.get(sent.kind, "hold_id")

@@ -18,7 +18,9 @@ class EntryKind(StrEnum):
 
 
 class HoldState(StrEnum):
-    """How far a hold has come. Only OPEN moves on: by capture, by release, or at its expire_time."""
+    """How far a hold has come. Only OPEN moves on: by capture, by release, or at its
+    expire_time.
+    """
 
     OPEN = "OPEN"
     CAPTURED = "CAPTURED"

@@ -1,4 +1,6 @@
-"""The sandbox provider's own logs: what it charged and what it paid, which is the truth that tests judge by."""
+"""The sandbox provider's own logs: what it charged and what it paid, which is the truth that tests
+judge by.
+"""
 
 from tallystick_storage.migrations import create
 
@@ -10,7 +12,8 @@ depends_on = None
 TABLES = """
 create table charge (
     key text collate "C" not null,  -- the idempotency key
-    generation int not null,  -- above 1: the key came again after it had been forgotten, and was charged again
+    -- above 1: the key came again after it had been forgotten, and was charged again
+    generation int not null,
     fingerprint bytea not null,
     charge_id text collate "C" not null,
     reference text not null,
@@ -30,7 +33,8 @@ create table transfer (
     fingerprint bytea not null,
     payout_id text collate "C" not null,
     reference text not null,
-    state text not null check (state in ('SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED', 'DECLINED', 'ERROR')),
+    state text not null
+        check (state in ('SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED', 'DECLINED', 'ERROR')),
     amount bigint not null,  -- minor units, what was paid
     currency text not null,
     returned_amount bigint check ((returned_amount is not null) = (state = 'RETURNED')),

@@ -1,4 +1,6 @@
-"""Configuration: a TOML file, and the environment over it. Everything is checked at the start; each error names its setting."""
+"""Configuration: a TOML file, and the environment over it. Everything is checked at the start; each
+error names its setting.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,13 @@ from tallystick_core.payout.state import ALERT_AFTER_SECONDS as PAYOUT_ALERT_AFT
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_core.validation import parse_country, parse_id
 from tallystick_server.app.errors import StartupError
-from tallystick_server.operations.retry_policy import DEFAULT_POLICIES, POLICY_FORMAT, UNLIMITED_REASONS, RetryPolicy, parse_policy
+from tallystick_server.operations.retry_policy import (
+    DEFAULT_POLICIES,
+    POLICY_FORMAT,
+    UNLIMITED_REASONS,
+    RetryPolicy,
+    parse_policy,
+)
 from tallystick_server.providers.gateway import LEASE_MARGIN_SECONDS
 
 log = logging.getLogger(__name__)
@@ -34,16 +42,20 @@ DEFAULT_DESTINATION_COOLDOWN = 259_200.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting, parsed. In the environment a setting is TALLYSTICK_ and its name in capitals; in the file, its name.
+    """Every setting, parsed. In the environment a setting is TALLYSTICK_ and its name in capitals;
+    in the file, its name.
 
-    Its repr leaves out what holds passwords and tokens, or may, as every URL does: a traceback or a log may show it. No error shows their values.
+    Its repr leaves out what holds passwords and tokens, or may, as every URL does: a traceback or a
+    log may show it. No error shows their values.
     """
 
     data: Path = Path(".data")
     """Where the embedded PostgreSQL and generated passwords live."""
     database_url: str = field(default="", repr=False)
-    """The administrator's; empty: the embedded PostgreSQL. For `serve` host and database are enough, such as postgresql://host:5432/database: each
-    service logs in by its own role, with the generated password."""
+    """The administrator's; empty: the embedded PostgreSQL. For `serve` host and database are
+    enough, such as postgresql://host:5432/database: each service logs in by its own role, with the
+    generated password.
+    """
     environment: str = "dev"
     """Part of every key that a provider gets, so that two installations never share one."""
     listen: str = "127.0.0.1:7070"
@@ -53,9 +65,13 @@ class Settings:
     address: Mapping[str, str] = field(default_factory=dict)
     """Service to the address where the others reach it, when it runs in a process of its own."""
     service_database_url: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Service to its own database URL, where it is not the administrator's with the generated role."""
+    """Service to its own database URL, where it is not the administrator's with the
+    generated role.
+    """
     reader_database_url: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Schema to the database URL that `verify` reads it by, where it is not the administrator's with the generated role."""
+    """Schema to the database URL that `verify` reads it by, where it is not the administrator's
+    with the generated role.
+    """
     authentication: str = "none"
     """none (development, loopback only) or tokens."""
     callers: Mapping[str, Caller] = field(default_factory=dict, repr=False)
@@ -63,46 +79,73 @@ class Settings:
     service_token: str = field(default="", repr=False)
     """What this process sends to other services."""
     payout_service: str = ""
-    """The caller that WalletService takes for PayoutService, which alone may use the holds of payouts; empty: that of service_token.
-    It must be set for a WalletService without PayoutService in its process if several callers have the role service."""
+    """The caller that WalletService takes for PayoutService, which alone may use the holds of
+    payouts; empty: that of service_token. It must be set for a WalletService without PayoutService
+    in its process if several callers have the role service.
+    """
     most_calls: int = 4000
-    """The most calls of teams that change something, also those that move money out, in flight at a time; more are refused with OVERLOADED, as are
-    those above the next limits."""
+    """The most calls of teams that change something, also those that move money out, in flight at a
+    time; more are refused with OVERLOADED, as are those above the next limits.
+    """
     most_reads: int = 2000
     """The most calls of teams that only read in flight at a time."""
     most_platform_calls: int = 2000
     """The most calls of operators and auditors, and as many of services, in flight at a time."""
     most_waiting: int = 4000
-    """The most calls that wait for a result at a time; above it CreatePayment, CancelPayment and CreatePayout answer at once, as with ACCEPTANCE."""
+    """The most calls that wait for a result at a time; above it CreatePayment, CancelPayment and
+    CreatePayout answer at once, as with ACCEPTANCE.
+    """
     most_streams: int = 2000
-    """The most open streams of teams, as many of operators and auditors, and as many of services."""
+    """The most open streams of teams, as many of operators and auditors, and as many of
+    services.
+    """
     caller_share: float = 0.5
-    """The part of each of these, and of message_bytes, that the callers of one owner may have while no others call; 1: they may keep others out."""
+    """The part of each of these, and of message_bytes, that the callers of one owner may have while
+    no others call; 1: they may keep others out.
+    """
     message_bytes: int = 32 * 1024 * 1024
-    """The most bytes of requests in flight at a time, those of up to 4 KiB not counted; more are refused with OVERLOADED."""
+    """The most bytes of requests in flight at a time, those of up to 4 KiB not counted; more are
+    refused with OVERLOADED.
+    """
     connections: Mapping[str, int] = field(default_factory=dict)
     """Service to its database connections for work: 2 for ledger, 4 for each other."""
     read_connections: Mapping[str, int] = field(default_factory=dict)
-    """Service to its database connections for callers' reads: 2 for each. The sum over all processes must stay below PostgreSQL's max_connections."""
+    """Service to its database connections for callers' reads: 2 for each. The sum over all
+    processes must stay below PostgreSQL's max_connections.
+    """
     database_patience: float = 60.0
-    """Seconds that a starting service waits for a database that takes no connections; its health is NOT_SERVING meanwhile."""
+    """Seconds that a starting service waits for a database that takes no connections; its health is
+    NOT_SERVING meanwhile.
+    """
     read_timeout: float = 5.0
-    """Seconds that one query of a caller's read may take before it is refused with QUERY_TOO_SLOW."""
+    """Seconds that one query of a caller's read may take before it is refused with
+    QUERY_TOO_SLOW.
+    """
     provider: str = "sandbox"
     """Who charges the buyers."""
     payout_provider: str = "sandbox"
     """Who pays the sellers."""
     payout_approve_above: Mapping[str, int] = field(default_factory=dict)
-    """Currency to the amount above which a payout needs a second person, such as EUR=10000.00; without one, none does."""
+    """Currency to the amount above which a payout needs a second person, such as EUR=10000.00;
+    without one, none does.
+    """
     payout_waiting_period: float | None = None
-    """Seconds that a new destination waits before it is used, while the one before it is used. Unset: three days, or 0 without authentication."""
+    """Seconds that a new destination waits before it is used, while the one before it is used.
+    Unset: three days, or 0 without authentication.
+    """
     destination_approve_above: Mapping[str, int] = field(default_factory=dict)
-    """Currency to the available money above which a seller's new destination needs a second person, such as EUR=1000.00; without one, none does."""
+    """Currency to the available money above which a seller's new destination needs a second person,
+    such as EUR=1000.00; without one, none does.
+    """
     seller_check_interval: float = 60.0
-    """Seconds after which PaymentService asks again whom a seller belongs to: by then an assignment to another owner has taken effect."""
+    """Seconds after which PaymentService asks again whom a seller belongs to: by then an assignment
+    to another owner has taken effect.
+    """
     payout_alert_after: Mapping[str, float] = field(default_factory=dict)
-    """State to the seconds after which a payout that rests in it raises an alert, over MOVING=600 (any other state, or not settled),
-    AWAITING_APPROVAL=86400,SUBMITTED=86400,IN_TRANSIT=432000, and VERIFYING=259200 for destinations, COLLECTING=3600 for batches."""
+    """State to the seconds after which a payout that rests in it raises an alert, over MOVING=600
+    (any other state, or not settled), AWAITING_APPROVAL=86400,SUBMITTED=86400,IN_TRANSIT=432000,
+    and VERIFYING=259200 for destinations, COLLECTING=3600 for batches.
+    """
     sandbox_url: str = field(default="", repr=False)
     """Empty: the sandbox runs in the process."""
     sandbox_latency: float = 0.0
@@ -110,36 +153,58 @@ class Settings:
     provider_timeout: float = 30.0
     """Seconds after which a call to the provider has the outcome UNKNOWN."""
     breaker_failures: int = 20
-    """Different charges, or payouts, that fail in a row, after which a provider is left alone for a while; sends and look-ups are counted apart."""
+    """Different charges, or payouts, that fail in a row, after which a provider is left alone for a
+    while; sends and look-ups are counted apart.
+    """
     breaker_rest: float = 5.0
-    """Seconds for which it is left alone at first; twice as long after each probe that fails and had not failed before."""
+    """Seconds for which it is left alone at first; twice as long after each probe that fails and
+    had not failed before.
+    """
     breaker_longest_rest: float = 60.0
     """Seconds for which it is left alone at most."""
     waiting_depth: int = 100_000
-    """How many charges may wait for a provider that fails, before new payments are refused with PROVIDER_UNAVAILABLE.
-    If none of them is sent as the probe of an open breaker, one new payment is accepted all the same."""
+    """How many charges may wait for a provider that fails, before new payments are refused with
+    PROVIDER_UNAVAILABLE. If none of them is sent as the probe of an open breaker, one new payment
+    is accepted all the same.
+    """
     provider_calls: int = 2000
     """The most calls to one provider at a time."""
     in_flight: int = 8000
-    """The most charges, or payouts and destinations, in flight in one process; more get OVERLOADED. What is due again takes half at most."""
+    """The most charges, or payouts and destinations, in flight in one process; more get OVERLOADED.
+    What is due again takes half at most.
+    """
     lease: float = 60.0
-    """Seconds for which a process has a charge or a payout to itself; longer than a provider's call and the recording of its answer."""
+    """Seconds for which a process has a charge or a payout to itself; longer than a provider's call
+    and the recording of its answer.
+    """
     provider_key_window: float = 86_400.0
-    """Seconds for which the provider honours an idempotency key; after that a charge or a payout is looked up, never sent again."""
+    """Seconds for which the provider honours an idempotency key; after that a charge or a payout is
+    looked up, never sent again.
+    """
     provider_not_found_after: float = 60.0
-    """Seconds after a charge may last have been sent: from then on it proves something that the sandbox does not know it."""
+    """Seconds after a charge may last have been sent: from then on it proves something that the
+    sandbox does not know it.
+    """
     provider_not_found_times: int = 2
     """How often it has to say so."""
     retry: Mapping[tuple[str, RetryReason], RetryPolicy] = field(default_factory=dict)
-    """Trouble, or provider.trouble, to the policy by which it is tried again, such as no_answer=exponential:2:300:12; 0 tries: no bound."""
+    """Trouble, or provider.trouble, to the policy by which it is tried again, such as
+    no_answer=exponential:2:300:12; 0 tries: no bound.
+    """
     pending_action: float = 86_400.0
-    """Seconds a buyer has for what an order waits for; after that it is cancelled at the provider."""
+    """Seconds a buyer has for what an order waits for; after that it is cancelled at the
+    provider.
+    """
     pending_review: float = 604_800.0
     """Seconds a provider has for a review; after that an alert is raised."""
     alert_after: Mapping[str, float] = field(default_factory=dict)
-    """Status to the seconds after which an order that rests in it raises an alert, over EXECUTING=600,PENDING=259200,SUCCESS=600 (not settled)."""
+    """Status to the seconds after which an order that rests in it raises an alert, over
+    EXECUTING=600,PENDING=259200,SUCCESS=600 (not settled).
+    """
     events_alert_after: float = 300.0
-    """Seconds after which an event that waits to be published raises an alert: EventService is away, or does not accept the calls."""
+    """Seconds after which an event that waits to be published raises an alert: EventService is
+    away, or does not accept the calls.
+    """
     monitor_interval: float = 10.0
     """Seconds between two looks for what a person should know of."""
     sweep_interval: float = 1.0
@@ -151,7 +216,9 @@ class Settings:
     seller_fee_rates: Mapping[str, int] = field(default_factory=dict)
     """Seller to rate, over fee_rate."""
     release_delay: int = 0
-    """Seconds a sale stays pending unless it is released before, in wallets without a policy of their own."""
+    """Seconds a sale stays pending unless it is released before, in wallets without a policy of
+    their own.
+    """
     risk_amount_limits: Mapping[str, int] = field(default_factory=dict)
     """Currency to the largest amount of one order, such as EUR=5000.00."""
     risk_velocity_limit: int = 0
@@ -167,8 +234,10 @@ class Settings:
     trace_ratio: float = 0.01
     """The part of traces that is recorded when an endpoint is given."""
     drain: float = 20.0
-    """Seconds that calls in flight get to end when the process is stopped. Charges and payouts under way get what is left of them, and at least 5 s
-    (`drain`, if that is shorter): so a process takes up to 7 s longer than this to stop."""
+    """Seconds that calls in flight get to end when the process is stopped. Charges and payouts
+    under way get what is left of them, and at least 5 s (`drain`, if that is shorter): so a process
+    takes up to 7 s longer than this to stop.
+    """
 
 
 class _InvalidValue(Exception):
@@ -207,21 +276,37 @@ def _url(value: Any) -> str:
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         is_valid = False
-    if text and not (is_valid and re.fullmatch(r"[!-~]+", text) and text.count("@") < 2 and not parts.query and not parts.fragment):
+    if text and not (
+        is_valid
+        and re.fullmatch(r"[!-~]+", text)
+        and text.count("@") < 2
+        and not parts.query
+        and not parts.fragment
+    ):
         raise _InvalidValue(
-            "must be a URL that begins with http:// or https://, without a query; in a password @ : / ? # are written as %40 and so on"
+            "must be a URL that begins with http:// or https://, without a query; in a password @ "
+            ": / ? # are written as %40 and so on"
         )
     return text
 
 
-def _number(min_value: float, max_value: float, kind: type = float, unit: str = "") -> Callable[[Any], Any]:
+def _number(
+    min_value: float, max_value: float, kind: type = float, unit: str = ""
+) -> Callable[[Any], Any]:
     def parse(value: Any) -> Any:
         try:
             number = kind(value) if not isinstance(value, bool) else None
         except (TypeError, ValueError):
             number = None
-        if number is None or not min_value <= number <= max_value or (kind is int and isinstance(value, float)):
-            raise _InvalidValue(f"must be a {'whole ' if kind is int else ''}number{unit} from {min_value:,.10g} to {max_value:,.10g}")
+        if (
+            number is None
+            or not min_value <= number <= max_value
+            or (kind is int and isinstance(value, float))
+        ):
+            raise _InvalidValue(
+                f"must be a {'whole ' if kind is int else ''}number{unit} from {min_value:,.10g} "
+                f"to {max_value:,.10g}"
+            )
         return number
 
     return parse
@@ -237,7 +322,9 @@ def _rate(value: Any) -> int:
     return int((str(value).partition(".")[2] + "000000")[:6])
 
 
-def _table(parse: Callable[[Any], Any], parse_key: Callable[[str], str] = str) -> Callable[[Any], dict[str, Any]]:
+def _table(
+    parse: Callable[[Any], Any], parse_key: Callable[[str], str] = str
+) -> Callable[[Any], dict[str, Any]]:
     """A table; in the environment "key=value,key=value"."""
 
     def parse_table(value: Any) -> dict[str, Any]:
@@ -279,42 +366,65 @@ def _set(parse: Callable[[str, str], str]) -> Callable[[Any], frozenset[str]]:
 
 def _service(name: str) -> str:
     if name not in (*SERVICES, "sandbox"):
-        raise _InvalidValue(f"has a key that is none of {', '.join(SERVICES)}")  # which is not shown: it may be a part of a URL
+        # which is not shown: it may be a part of a URL
+        raise _InvalidValue(f"has a key that is none of {', '.join(SERVICES)}")
     return name
 
 
 def _amount_by_currency(value: Any) -> dict[str, int]:
     texts = _table(str)(value)
     try:
-        return {parse_currency(currency): parse_amount(amount, currency) for currency, amount in texts.items()}
+        return {
+            parse_currency(currency): parse_amount(amount, currency)
+            for currency, amount in texts.items()
+        }
     except ApiError as error:
         raise _InvalidValue(f"must give an amount for each currency: {error.message}") from None
 
 
 def _callers(value: Any) -> dict[str, Caller]:
-    """A list of tables with name, roles, tokens and, for callers that share one, owner; in the environment "name:role+role:token" or
-    "name@owner:role+role:token" for each, with commas between."""
+    """A list of tables with name, roles, tokens and, for callers that share one, owner; in the
+    environment "name:role+role:token" or "name@owner:role+role:token" for each, with commas
+    between.
+    """
     if isinstance(value, str):
         parts = [entry.split(":", 2) for entry in value.split(",") if entry]
         if any(len(part) != 3 for part in parts):
             raise _InvalidValue("must look like name:role+role:token,…")
         caller_fields = [(*name.partition("@")[::2], roles, token) for name, roles, token in parts]
-        value = [{"name": name, "roles": roles.split("+"), "tokens": [token], "owner": owner or name} for name, owner, roles, token in caller_fields]
+        value = [
+            {"name": name, "roles": roles.split("+"), "tokens": [token], "owner": owner or name}
+            for name, owner, roles, token in caller_fields
+        ]
     callers: dict[str, Caller] = {}
     for number, entry in enumerate(value if isinstance(value, list) else [None], 1):
         if not isinstance(entry, dict) or set(entry) - {"owner"} != {"name", "roles", "tokens"}:
-            raise _InvalidValue("must be a list of tables with name, roles and tokens, and where callers share one, owner")
+            raise _InvalidValue(
+                "must be a list of tables with name, roles and tokens, and where callers share "
+                "one, owner"
+            )
         try:
             name = parse_id(entry["name"], "name")
-            caller = Caller(name, frozenset(Role(role) for role in entry["roles"]), parse_id(entry.get("owner", name), "owner"))
+            caller = Caller(
+                name,
+                frozenset(Role(role) for role in entry["roles"]),
+                parse_id(entry.get("owner", name), "owner"),
+            )
         except (ApiError, ValueError, TypeError):
-            role_names = ", ".join(Role)  # what stands there is not shown: it may be a token in the wrong place
-            raise _InvalidValue(f"must give caller number {number} a name and an owner that are ids, and roles among {role_names}") from None
+            # what stands there is not shown: it may be a token in the wrong place
+            role_names = ", ".join(Role)
+            raise _InvalidValue(
+                f"must give caller number {number} a name and an owner that are ids, and roles "
+                f"among {role_names}"
+            ) from None
         if not isinstance(entry["tokens"], list):
             raise _InvalidValue(f"must give caller number {number} a list of tokens")
         for token in entry["tokens"]:
             if not isinstance(token, str) or len(token) < 16 or token in callers:
-                raise _InvalidValue(f"gives caller number {number} a token that is shorter than 16 characters or stands twice")
+                raise _InvalidValue(
+                    f"gives caller number {number} a token that is shorter than 16 characters or "
+                    "stands twice"
+                )
             callers[token] = caller
     return callers
 
@@ -324,24 +434,38 @@ def _policies(value: Any) -> dict[tuple[str, RetryReason], RetryPolicy]:
     for key, text in _table(_text)(value).items():
         provider, _, retry_reason = key.rpartition(".")
         if retry_reason.upper() not in DEFAULT_POLICIES:
-            raise _InvalidValue(f"names no trouble by {key}; there are {', '.join(DEFAULT_POLICIES).lower()}")
+            raise _InvalidValue(
+                f"names no trouble by {key}; there are {', '.join(DEFAULT_POLICIES).lower()}"
+            )
         if provider not in ("", *_PROVIDERS):
             raise _InvalidValue(f"names no provider by {key}; there are {', '.join(_PROVIDERS)}")
         try:
             parsed[provider, RetryReason(retry_reason.upper())] = parse_policy(text)
         except ValueError:
             raise _InvalidValue(f"must give {key} as {POLICY_FORMAT}") from None
-        if RetryReason(retry_reason.upper()) in UNLIMITED_REASONS and parsed[provider, RetryReason(retry_reason.upper())].max_attempts is not None:
-            raise _InvalidValue(f"must give {key} 0 tries, which is without end: the wallet and the ledger are the platform's own")
+        if (
+            RetryReason(retry_reason.upper()) in UNLIMITED_REASONS
+            and parsed[provider, RetryReason(retry_reason.upper())].max_attempts is not None
+        ):
+            raise _InvalidValue(
+                f"must give {key} 0 tries, which is without end: the wallet and the ledger are "
+                "the platform's own"
+            )
     return parsed
 
 
 _PROVIDERS = ("sandbox",)
 _PORT = "6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[1-9][0-9]{0,3}"
 _ADDRESS = _matching(rf"[A-Za-z0-9.\-\[\]:]+:({_PORT})|unix:.+", "host:port or unix:path")
-_NON_SETTING_NAMES = frozenset({"config", "python", "token"})  # where the settings are, what scripts/setup runs, and an operator's own
-_SERVICE_LINK = re.compile(r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)", re.ASCII)
-"""The variables that Kubernetes and Docker set for a service called tallystick, or tallystick-…, after "TALLYSTICK_"."""
+# where the settings are, what scripts/setup runs, and an operator's own
+_NON_SETTING_NAMES = frozenset({"config", "python", "token"})
+_SERVICE_LINK = re.compile(
+    r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
+    re.ASCII,
+)
+"""The variables that Kubernetes and Docker set for a service called tallystick, or tallystick-…,
+after "TALLYSTICK_".
+"""
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "data": lambda value: Path(_text(value)),
     "database_url": _text,
@@ -418,7 +542,11 @@ def load(environment: Mapping[str, str] | None = None, path: str | None = None) 
         raise StartupError(f"{path}: there is no setting '{name}'.")
     for variable in sorted(environment):
         name = variable.removeprefix("TALLYSTICK_")
-        if variable.startswith("TALLYSTICK_") and name.lower() not in setting_names | _NON_SETTING_NAMES and _SERVICE_LINK.fullmatch(name) is None:
+        if (
+            variable.startswith("TALLYSTICK_")
+            and name.lower() not in setting_names | _NON_SETTING_NAMES
+            and _SERVICE_LINK.fullmatch(name) is None
+        ):
             log.warning("%s in the environment is not a setting; it is ignored.", variable)
     values = {name: _parse_setting(name, value, f"{path}: {name}") for name, value in raw.items()}
     for name in setting_names:
@@ -449,20 +577,39 @@ def _parse_setting(name: str, value: Any, location: str) -> Any:
 def _check_combinations(settings: Settings) -> None:
     """What no setting can tell alone."""
     if settings.authentication == "none" and not is_loopback(settings.listen):
-        raise StartupError("listen (TALLYSTICK_LISTEN) must be a loopback address while authentication is none.")
+        raise StartupError(
+            "listen (TALLYSTICK_LISTEN) must be a loopback address while authentication is none."
+        )
     if settings.authentication == "tokens":
         if not settings.callers:
-            raise StartupError("callers (TALLYSTICK_CALLERS) must name at least one caller while authentication is tokens.")
+            raise StartupError(
+                "callers (TALLYSTICK_CALLERS) must name at least one caller while authentication "
+                "is tokens."
+            )
         service_caller = settings.callers.get(settings.service_token)
         if service_caller is None or Role.SERVICE not in service_caller.roles:
-            raise StartupError("service_token (TALLYSTICK_SERVICE_TOKEN) must be a token of a caller with the role service.")
-        services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
+            raise StartupError(
+                "service_token (TALLYSTICK_SERVICE_TOKEN) must be a token of a caller with the "
+                "role service."
+            )
+        services = {
+            caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles
+        }
         if settings.payout_service and settings.payout_service not in services:
-            raise StartupError("payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller with the role service, or empty.")
+            raise StartupError(
+                "payout_service (TALLYSTICK_PAYOUT_SERVICE) must be the name of a caller with the "
+                "role service, or empty."
+            )
     if settings.provider_timeout + LEASE_MARGIN_SECONDS >= settings.lease:
-        raise StartupError(f"lease (TALLYSTICK_LEASE) must be more than {LEASE_MARGIN_SECONDS:g} seconds longer than provider_timeout.")
-    if settings.provider_key_window <= settings.lease:  # what is sent must be recorded before its key is forgotten
-        raise StartupError("provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease.")
+        raise StartupError(
+            f"lease (TALLYSTICK_LEASE) must be more than {LEASE_MARGIN_SECONDS:g} seconds longer "
+            "than provider_timeout."
+        )
+    # what is sent must be recorded before its key is forgotten
+    if settings.provider_key_window <= settings.lease:
+        raise StartupError(
+            "provider_key_window (TALLYSTICK_PROVIDER_KEY_WINDOW) must be longer than lease."
+        )
 
 
 def is_loopback(address: str) -> bool:

@@ -13,5 +13,6 @@ class StartupError(Exception):
 
 def exit_on_broken_pipe() -> NoReturn:
     """Ends a command whose output nobody reads any more, as `head` does, in silence."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at the exit
+    # what is still to be written at the exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)  # as a program that SIGPIPE has ended

@@ -1,4 +1,6 @@
-"""Whether the databases of a process answer: waiting for them at the start, and health that says so while it serves."""
+"""Whether the databases of a process answer: waiting for them at the start, and health that says so
+while it serves.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,14 @@ _MAX_FAILURES = 2  # answers in a row after which health says so: one may be lat
 _RETRY_AFTER_SECONDS = 1.0
 
 
-async def await_databases(urls: Mapping[str, str], timeout_seconds: float, stop_event: asyncio.Event, print_status: Callable[[str], None]) -> None:
-    """Returns once every database answers and has a schema that this code can work with, or when the process is told to stop.
+async def await_databases(
+    urls: Mapping[str, str],
+    timeout_seconds: float,
+    stop_event: asyncio.Event,
+    print_status: Callable[[str], None],
+) -> None:
+    """Returns once every database answers and has a schema that this code can work with, or when
+    the process is told to stop.
 
     Raises Failure when waiting cannot help, or has lasted `timeout_seconds` seconds.
     """
@@ -38,10 +46,20 @@ async def await_databases(urls: Mapping[str, str], timeout_seconds: float, stop_
                 await asyncio.to_thread(check_schema, url, service)
             except DatabaseUnavailable as error:
                 if asyncio.get_running_loop().time() >= deadline:
-                    timeout_note = f" It was waited for {timeout_seconds:g} s (TALLYSTICK_DATABASE_PATIENCE)." if is_waiting else ""
-                    raise StartupError(f"The {service} service's database cannot be used: {str(error).rstrip('.')}.{timeout_note}") from error
+                    timeout_note = (
+                        f" It was waited for {timeout_seconds:g} s (TALLYSTICK_DATABASE_PATIENCE)."
+                        if is_waiting
+                        else ""
+                    )
+                    raise StartupError(
+                        f"The {service} service's database cannot be used: "
+                        f"{str(error).rstrip('.')}.{timeout_note}"
+                    ) from error
                 if not is_waiting:
-                    print_status(f"Waiting up to {timeout_seconds:g} s for the {service} service's database: {str(error).rstrip('.')}")
+                    print_status(
+                        f"Waiting up to {timeout_seconds:g} s for the {service} service's "
+                        f"database: {str(error).rstrip('.')}"
+                    )
                 is_waiting = True
                 try:
                     async with asyncio.timeout(_POLL_INTERVAL_SECONDS):
@@ -58,14 +76,21 @@ class _UnavailableHandler(grpc.GenericRpcHandler):
     def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         async def reject(_requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             raise await abort_with_error(
-                context, ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, "The service waits for its database; retry.", retry_after=_RETRY_AFTER_SECONDS)
+                context,
+                ApiError(
+                    ErrorReason.DEPENDENCY_UNAVAILABLE,
+                    "The service waits for its database; retry.",
+                    retry_after=_RETRY_AFTER_SECONDS,
+                ),
             )
 
         return grpc.stream_stream_rpc_method_handler(reject)
 
 
 async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Starts a server that has an address already: its health is NOT_SERVING, and every other call is refused."""
+    """Starts a server that has an address already: its health is NOT_SERVING, and every other call
+    is refused.
+    """
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     server.add_generic_rpc_handlers((_UnavailableHandler(),))
@@ -75,9 +100,16 @@ async def serve_not_ready(server: grpc.aio.Server, services: Sequence[str]) -> N
 
 
 class DatabaseHealth:
-    """Sets the health of services by whether their databases answer, on one connection of its own for each database."""
+    """Sets the health of services by whether their databases answer, on one connection of its own
+    for each database.
+    """
 
-    def __init__(self, health_servicer: health.aio.HealthServicer, urls: Mapping[str, str], services: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        health_servicer: health.aio.HealthServicer,
+        urls: Mapping[str, str],
+        services: Mapping[str, str],
+    ) -> None:
         """`services`: by schema, the full name of the service that needs it."""
         self._health_servicer = health_servicer
         self._services_by_database: dict[tuple[object, ...], set[str]] = {}
@@ -87,7 +119,11 @@ class DatabaseHealth:
             key = (parsed.host, parsed.port, parsed.database, str(parsed.query))
             if key not in self._databases:
                 self._databases[key] = Database(
-                    url, connections=1, readers=1, read_timeout=_QUERY_TIMEOUT_SECONDS, max_attempt_seconds=_QUERY_TIMEOUT_SECONDS
+                    url,
+                    connections=1,
+                    readers=1,
+                    read_timeout=_QUERY_TIMEOUT_SECONDS,
+                    max_attempt_seconds=_QUERY_TIMEOUT_SECONDS,
                 )
             if schema in services:
                 self._services_by_database.setdefault(key, set()).add(services[schema])
@@ -115,7 +151,10 @@ class DatabaseHealth:
             except (TimeoutError, ApiError) as error:
                 self._failure_counts[key] += 1
                 if self._failure_counts[key] == _MAX_FAILURES:
-                    log.warning("the database does not answer (%s): health is NOT_SERVING until it does", str(error) or "no answer in time")
+                    log.warning(
+                        "the database does not answer (%s): health is NOT_SERVING until it does",
+                        str(error) or "no answer in time",
+                    )
             else:
                 if self._failure_counts[key] >= _MAX_FAILURES:
                     log.warning("the database answers again")
@@ -125,10 +164,16 @@ class DatabaseHealth:
     async def _publish(self) -> None:
         """The process as a whole is healthy only if all of its databases answer."""
         status = health_pb2.HealthCheckResponse
-        unavailable = {key for key, failure_count in self._failure_counts.items() if failure_count >= _MAX_FAILURES}
+        unavailable = {
+            key
+            for key, failure_count in self._failure_counts.items()
+            if failure_count >= _MAX_FAILURES
+        }
         statuses = {"": status.NOT_SERVING if unavailable else status.SERVING}
         for key, services in self._services_by_database.items():
-            statuses |= dict.fromkeys(services, status.NOT_SERVING if key in unavailable else status.SERVING)
+            statuses |= dict.fromkeys(
+                services, status.NOT_SERVING if key in unavailable else status.SERVING
+            )
         for name, new_status in statuses.items():
             if self._last_statuses.get(name) != new_status:
                 self._last_statuses[name] = new_status

@@ -31,7 +31,12 @@ from tallystick_server.rpc.authentication import Authenticator, BearerTokens, No
 from tallystick_server.rpc.bulkhead import CallLimits
 from tallystick_server.rpc.health import AuxiliaryServices
 from tallystick_server.rpc.reflection import SymbolDescriptorPool
-from tallystick_server.rpc.server import MAX_BATCH_BYTES, MAX_DEADLINE_SECONDS, MAX_STREAM_SECONDS, RpcServer
+from tallystick_server.rpc.server import (
+    MAX_BATCH_BYTES,
+    MAX_DEADLINE_SECONDS,
+    MAX_STREAM_SECONDS,
+    RpcServer,
+)
 from tallystick_server.rpc.service_client import ServiceClient
 
 T = TypeVar("T")
@@ -40,20 +45,26 @@ log = logging.getLogger(__name__)
 _DATABASE_POLL_SECONDS = 1.0  # seconds
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _MAX_PENDING_REQUESTS = 10_000
-_MAX_PENDING_SECONDS = int(MAX_DEADLINE_SECONDS) + 15  # seconds; the longest deadline that the door grants ends before
+# seconds; the longest deadline that the door grants ends before
+_MAX_PENDING_SECONDS = int(MAX_DEADLINE_SECONDS) + 15
 PENDING_REQUEST_OPTIONS = [
     ("grpc.server.max_pending_requests", _MAX_PENDING_REQUESTS),
     ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_REQUESTS),
     ("grpc.server_max_unrequested_time_in_server", _MAX_PENDING_SECONDS),
 ]
-"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000, and those that have waited for 30 s, without a reason."""
-_MAX_CONNECTION_AGE_SECONDS = 5 * 60  # seconds after which a connection is renewed, so that its caller finds processes that are new
+"""Options of a server: of calls it has not read yet gRPC drops those beyond 1,000, and those that
+have waited for 30 s, without a reason.
+"""
+# seconds after which a connection is renewed, so that its caller finds processes that are new
+_MAX_CONNECTION_AGE_SECONDS = 5 * 60
 CONNECTIONS = [
     ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_SECONDS * 1000),
-    ("grpc.max_connection_age_grace_ms", int(MAX_STREAM_SECONDS + MAX_DEADLINE_SECONDS) * 1000),  # no call of ours takes longer, so none is cut
+    # no call of ours takes longer, so none is cut
+    ("grpc.max_connection_age_grace_ms", int(MAX_STREAM_SECONDS + MAX_DEADLINE_SECONDS) * 1000),
     ("grpc.keepalive_time_ms", 30_000),  # a caller that has vanished is noticed
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # while the kernel of a process that is frozen still acknowledges
+    # while the kernel of a process that is frozen still acknowledges
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers ping each 10 s
     ("grpc.http2.max_ping_strikes", 2),
@@ -65,9 +76,12 @@ _STOP_ORDER = ("payment", "payout", "wallet", "ledger", "event")
 _DISCONNECT_TIMEOUT_SECONDS = 5.0  # seconds within which gRPC closes connections that have ended
 _POLL_INTERVAL_SECONDS = 0.01
 _MIN_WORKER_DRAIN_SECONDS = 5.0
-"""Seconds that work in progress has after the calls, however long these take; the drain's own time, where that is shorter."""
+"""Seconds that work in progress has after the calls, however long these take; the drain's own time,
+where that is shorter.
+"""
 _FLUSH_SECONDS = 0.05  # seconds in which the last answers are written
-_HEALTH_NOTICE_SECONDS = 0.2  # seconds in which watchers hear of NOT_SERVING before calls are refused
+# seconds in which watchers hear of NOT_SERVING before calls are refused
+_HEALTH_NOTICE_SECONDS = 0.2
 
 
 @dataclass
@@ -95,13 +109,22 @@ class RunningServer:
         await self._database_health.stop()
         await asyncio.sleep(_HEALTH_NOTICE_SECONDS)
         deadline = asyncio.get_running_loop().time() + drain_timeout_seconds
-        self._rpc_servers[0].close()  # the server itself goes on, to the last, since one that is stopped drops new calls without a reason
+        # the server itself goes on, to the last, since one that is stopped drops new calls without
+        # a reason
+        self._rpc_servers[0].close()
         await self._rpc_servers[0].wait_until_idle(drain_timeout_seconds)
-        remaining_seconds = max(deadline - asyncio.get_running_loop().time(), min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds), 0.1)
-        await asyncio.gather(*(service.drain(remaining_seconds) for service in self._services))  # while the services that they call still run
+        remaining_seconds = max(
+            deadline - asyncio.get_running_loop().time(),
+            min(_MIN_WORKER_DRAIN_SECONDS, drain_timeout_seconds),
+            0.1,
+        )
+        # while the services that they call still run
+        await asyncio.gather(*(service.drain(remaining_seconds) for service in self._services))
         for service in sorted(self._services, key=lambda s: _STOP_ORDER.index(s.name)):
             await service.stop()
-        for rpc_server, grpc_server in zip(self._rpc_servers[1:], self._grpc_servers[1:], strict=True):
+        for rpc_server, grpc_server in zip(
+            self._rpc_servers[1:], self._grpc_servers[1:], strict=True
+        ):
             rpc_server.close()
             await grpc_server.stop(1)
         await asyncio.sleep(_FLUSH_SECONDS)
@@ -112,21 +135,39 @@ class RunningServer:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
 
-async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str], dependencies: Dependencies | None = None) -> RunningServer:
-    """Starts services. Together they reach each other over a unix socket with a door of its own, alone at the configured addresses."""
+async def start(
+    names: Sequence[str],
+    settings: Settings,
+    urls: Mapping[str, str],
+    dependencies: Dependencies | None = None,
+) -> RunningServer:
+    """Starts services. Together they reach each other over a unix socket with a door of its own,
+    alone at the configured addresses.
+    """
     _check_payout_service(names, settings)
-    authenticator: Authenticator = BearerTokens(settings.callers) if settings.authentication == "tokens" else NoAuthentication()
+    authenticator: Authenticator = (
+        BearerTokens(settings.callers)
+        if settings.authentication == "tokens"
+        else NoAuthentication()
+    )
     service_client = ServiceClient(settings.service_token)
     socket_folder = tempfile.mkdtemp(prefix="tallystick-") if len(names) > 1 else None
     internal_address = f"unix:{Path(socket_folder) / 'inside'}" if socket_folder else ""
-    addresses = {name: internal_address if name in names and socket_folder else settings.address.get(name, "") for name in SERVICES}
+    addresses = {
+        name: internal_address
+        if name in names and socket_folder
+        else settings.address.get(name, "")
+        for name in SERVICES
+    }
     _check_addresses(names, addresses)
     services = Wiring(settings, urls, addresses, service_client, dependencies).build(names)
     rpc_servers, servers = [], []
     health_servicer = health.aio.HealthServicer()
     for listen_address in (settings.listen, *([internal_address] if internal_address else [])):
         rpc_server = RpcServer(authenticator, _call_limits(settings))
-        servers.append(_create_server(services, rpc_server, health_servicer, reuse_port=settings.reuse_port))
+        servers.append(
+            _create_server(services, rpc_server, health_servicer, reuse_port=settings.reuse_port)
+        )
         rpc_servers.append(rpc_server)
         try:
             _listen(servers[-1], listen_address)
@@ -138,9 +179,22 @@ async def start(names: Sequence[str], settings: Settings, urls: Mapping[str, str
         service.start()
     for server in reversed(servers):
         await server.start()
-    database_health = DatabaseHealth(health_servicer, {name: urls[name] for name in names}, {s.name: s.descriptor.full_name for s in services})
+    database_health = DatabaseHealth(
+        health_servicer,
+        {name: urls[name] for name in names},
+        {s.name: s.descriptor.full_name for s in services},
+    )
     await database_health.start()
-    return RunningServer(settings.listen, services, servers, rpc_servers, health_servicer, service_client, socket_folder, database_health)
+    return RunningServer(
+        settings.listen,
+        services,
+        servers,
+        rpc_servers,
+        health_servicer,
+        service_client,
+        socket_folder,
+        database_health,
+    )
 
 
 def _call_limits(settings: Settings) -> CallLimits:
@@ -157,34 +211,60 @@ def _call_limits(settings: Settings) -> CallLimits:
 
 def _check_addresses(names: Sequence[str], addresses: Mapping[str, str]) -> None:
     booking_services = ("wallet", "ledger", "event")
-    dependencies = {"payment": booking_services, "payout": booking_services, "ledger": ("event",), "wallet": ("event",)}
+    dependencies = {
+        "payment": booking_services,
+        "payout": booking_services,
+        "ledger": ("event",),
+        "wallet": ("event",),
+    }
     for name in names:
         for dependency in dependencies.get(name, ()):
             if not addresses[dependency]:
-                raise StartupError(f'TALLYSTICK_ADDRESS must say where {name} reaches {dependency}, such as "{dependency}=127.0.0.1:7071".')
+                raise StartupError(
+                    f"TALLYSTICK_ADDRESS must say where {name} reaches {dependency}, such as "
+                    f'"{dependency}=127.0.0.1:7071".'
+                )
 
 
 def _check_payout_service(names: Sequence[str], settings: Settings) -> None:
-    """Refuses to start a WalletService that would refuse the calls of PayoutService, or a PayoutService whose calls would be refused."""
+    """Refuses to start a WalletService that would refuse the calls of PayoutService, or a
+    PayoutService whose calls would be refused.
+    """
     if settings.authentication == "none":
         return
     service_caller = settings.callers.get(settings.service_token)
     services = {caller.name for caller in settings.callers.values() if Role.SERVICE in caller.roles}
-    if "payout" in names and service_caller is not None and settings.payout_service not in ("", service_caller.name):
+    if (
+        "payout" in names
+        and service_caller is not None
+        and settings.payout_service not in ("", service_caller.name)
+    ):
         raise StartupError(
-            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {service_caller.name}, the caller of this PayoutService's service_token, or empty."
+            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must be {service_caller.name}, the "
+            "caller of this PayoutService's service_token, or empty."
         )
-    if "wallet" in names and "payout" not in names and not settings.payout_service and len(services) > 1:
+    if (
+        "wallet" in names
+        and "payout" not in names
+        and not settings.payout_service
+        and len(services) > 1
+    ):
         candidates = ", ".join(sorted(services))
         raise StartupError(
-            f"payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, among those with the role service: {candidates}."
+            "payout_service (TALLYSTICK_PAYOUT_SERVICE) must say which caller PayoutService is, "
+            f"among those with the role service: {candidates}."
         )
 
 
 def _create_server(
-    services: Sequence[Service], rpc_server: RpcServer, health_servicer: health.aio.HealthServicer, *, reuse_port: bool
+    services: Sequence[Service],
+    rpc_server: RpcServer,
+    health_servicer: health.aio.HealthServicer,
+    *,
+    reuse_port: bool,
 ) -> grpc.aio.Server:
-    max_message_bytes = 2 * MAX_BATCH_BYTES  # so that it is the door that refuses what is too large, by its name
+    # so that it is the door that refuses what is too large, by its name
+    max_message_bytes = 2 * MAX_BATCH_BYTES
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -198,16 +278,22 @@ def _create_server(
     auxiliary_services: Any = AuxiliaryServices(server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, auxiliary_services)
     names = [s.descriptor.full_name for s in services]
-    reflection_servicer = reflection.aio.ReflectionServicer([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], pool=SymbolDescriptorPool())
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection_servicer, auxiliary_services)  # type: ignore[no-untyped-call]
+    reflection_servicer = reflection.aio.ReflectionServicer(
+        [*names, health.SERVICE_NAME, reflection.SERVICE_NAME], pool=SymbolDescriptorPool()
+    )
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+        reflection_servicer, auxiliary_services
+    )  # type: ignore[no-untyped-call]
     rpc_server.add_fallback(server)
     return server
 
 
 async def _disconnect_clients(address: str) -> None:
-    """Ends the connections of a server that answers nobody any more, and returns once gRPC has let go of them.
+    """Ends the connections of a server that answers nobody any more, and returns once gRPC has let
+    go of them.
 
-    Their callers see a lost connection; a call on a connection that is open while the server stops would be cancelled without a reason.
+    Their callers see a lost connection; a call on a connection that is open while the server stops
+    would be cancelled without a reason.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _DISCONNECT_TIMEOUT_SECONDS
@@ -216,7 +302,9 @@ async def _disconnect_clients(address: str) -> None:
 
 
 def _shut_down_sockets(address: str) -> bool:
-    """Takes no more connections at an address, and reads no more from those there are. Whether there are any."""
+    """Takes no more connections at an address, and reads no more from those there are. Whether
+    there are any.
+    """
     path = address.removeprefix("unix:") if address.startswith("unix:") else ""
     has_connections = False
     for name in os.listdir("/dev/fd"):
@@ -235,7 +323,8 @@ def _shut_down_sockets(address: str) -> bool:
                 if not is_ours:
                     continue
                 if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    with socket.socket() as placeholder:  # in its place, so that gRPC finds no closed one and complains
+                    # in its place, so that gRPC finds no closed one and complains
+                    with socket.socket() as placeholder:
                         os.dup2(placeholder.fileno(), int(name))
                     continue
                 sock.getpeername()
@@ -251,15 +340,17 @@ def _listen(server: grpc.aio.Server, address: str) -> None:
         bound = 0
     if not bound:
         raise StartupError(
-            f"Nothing can listen on {address}: another program does, the address is not this machine's, or its folder is not there. "
-            "Set TALLYSTICK_LISTEN to another."
+            f"Nothing can listen on {address}: another program does, the address is not this "
+            "machine's, or its folder is not there. Set TALLYSTICK_LISTEN to another."
         )
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine as the process's work, on the fastest loop there is."""
-    gc.set_threshold(100_000, 50, 1000)  # messages and rows hold no cycles, and looking for some was costly
-    sys.setswitchinterval(0.001)  # transactions' threads wait less for the interpreter beside a busy loop
+    # messages and rows hold no cycles, and looking for some was costly
+    gc.set_threshold(100_000, 50, 1000)
+    # transactions' threads wait less for the interpreter beside a busy loop
+    sys.setswitchinterval(0.001)
     try:
         import uvloop  # noqa: PLC0415 - there is none for Windows
 
@@ -271,10 +362,20 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def serve(
-    names: Sequence[str], settings: Settings, urls: Mapping[str, str], print_status: Callable[[str], None], has_ended: Callable[[], bool]
+    names: Sequence[str],
+    settings: Settings,
+    urls: Mapping[str, str],
+    print_status: Callable[[str], None],
+    has_ended: Callable[[], bool],
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. Raises Failure if the embedded database `has_ended` meanwhile."""
-    flush = tracing.configure("tallystick-" + ("all" if len(names) > 1 else names[0]), settings.otlp_endpoint, settings.trace_ratio)
+    """Serves until SIGTERM or SIGINT, then drains. Raises Failure if the embedded database
+    `has_ended` meanwhile.
+    """
+    flush = tracing.configure(
+        "tallystick-" + ("all" if len(names) > 1 else names[0]),
+        settings.otlp_endpoint,
+        settings.trace_ratio,
+    )
     stop_event = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -289,14 +390,23 @@ async def serve(
     await server.stop(0 if has_ended() else settings.drain)
     await asyncio.to_thread(flush)
     if has_ended():
-        raise StartupError("The embedded PostgreSQL has ended, and with it every service here: see the log in its folder, and run the command again.")
+        raise StartupError(
+            "The embedded PostgreSQL has ended, and with it every service here: see the log in "
+            "its folder, and run the command again."
+        )
     print_status("Stopped")
 
 
 async def _wait_until_ready(
-    names: Sequence[str], settings: Settings, urls: Mapping[str, str], stop_event: asyncio.Event, print_status: Callable[[str], None]
+    names: Sequence[str],
+    settings: Settings,
+    urls: Mapping[str, str],
+    stop_event: asyncio.Event,
+    print_status: Callable[[str], None],
 ) -> None:
-    """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises Failure."""
+    """Waits for the databases; meanwhile health is NOT_SERVING at the configured address. Raises
+    Failure.
+    """
     server = grpc.aio.server(options=[("grpc.so_reuseport", int(settings.reuse_port))])
     _listen(server, settings.listen)
     await serve_not_ready(server, full_names(names))

@@ -69,7 +69,10 @@ P = TypeVar("P")
 
 def full_names(services: Sequence[str]) -> list[str]:
     """The full names of services."""
-    return [str(_SERVICE_MODULES[name].DESCRIPTOR.services_by_name[f"{name.title()}Service"].full_name) for name in services]
+    return [
+        str(_SERVICE_MODULES[name].DESCRIPTOR.services_by_name[f"{name.title()}Service"].full_name)
+        for name in services
+    ]
 
 
 class _Lifecycle(Protocol):
@@ -82,7 +85,9 @@ _CloseHook = Callable[[], Awaitable[None]]
 
 @dataclass
 class Service:
-    """A service in this process: what it answers, and what runs behind it. `worker` is first given time to let what is in hand come to rest."""
+    """A service in this process: what it answers, and what runs behind it. `worker` is first given
+    time to let what is in hand come to rest.
+    """
 
     name: str
     servicer: object
@@ -94,7 +99,9 @@ class Service:
 
     @property
     def descriptor(self) -> ServiceDescriptor:
-        service_descriptor: ServiceDescriptor = _SERVICE_MODULES[self.name].DESCRIPTOR.services_by_name[f"{self.name.title()}Service"]
+        service_descriptor: ServiceDescriptor = _SERVICE_MODULES[
+            self.name
+        ].DESCRIPTOR.services_by_name[f"{self.name.title()}Service"]
         return service_descriptor
 
     def start(self) -> None:
@@ -131,7 +138,9 @@ class _ProviderBundle(NamedTuple, Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What a process reaches beyond itself, beside the other services; the simulation has its own."""
+    """What a process reaches beyond itself, beside the other services; the simulation has
+    its own.
+    """
 
     new_id: Callable[[], UUID] = uuid4
     open_database: Callable[[str, int, Callable[[], UUID]], Database] | None = None
@@ -143,7 +152,9 @@ class Dependencies:
 
 
 class Wiring:
-    """Builds services. `urls`: each schema's database; `addresses`: where each service is reached."""
+    """Builds services. `urls`: each schema's database; `addresses`: where each service is
+    reached.
+    """
 
     def __init__(
         self,
@@ -170,17 +181,26 @@ class Wiring:
         return [builders[name]() for name in names]
 
     def _open_database(self, name: str) -> Database:
-        connections = self._settings.connections.get(name, _CONNECTION_COUNTS.get(name, _DEFAULT_CONNECTIONS))
+        connections = self._settings.connections.get(
+            name, _CONNECTION_COUNTS.get(name, _DEFAULT_CONNECTIONS)
+        )
         if self._dependencies.open_database is not None:
-            return self._dependencies.open_database(self._urls[name], connections, self._dependencies.new_id)
+            return self._dependencies.open_database(
+                self._urls[name], connections, self._dependencies.new_id
+            )
         readers = self._settings.read_connections.get(name, _READ_CONNECTIONS)
         return TracedDatabase(
-            self._urls[name], connections=connections, readers=readers, read_timeout=self._settings.read_timeout, new_id=self._dependencies.new_id
+            self._urls[name],
+            connections=connections,
+            readers=readers,
+            read_timeout=self._settings.read_timeout,
+            new_id=self._dependencies.new_id,
         )
 
     def _housekeeping_task(self, name: str, database: Database) -> Periodic:
         async def run_once() -> None:
-            while await database.transact(prune_commit_markers):  # each a short transaction, however many there are
+            # each a short transaction, however many there are
+            while await database.transact(prune_commit_markers):
                 continue
 
         return Periodic(f"{name}.housekeeping", _HOUSEKEEPING_INTERVAL_SECONDS, run_once)
@@ -188,7 +208,9 @@ class Wiring:
     def _build_payment(self) -> Service:
         database = self._open_database("payment")
         settings = self._settings
-        final_not_found = FinalNotFound(settings.provider_not_found_after, settings.provider_not_found_times)
+        final_not_found = FinalNotFound(
+            settings.provider_not_found_after, settings.provider_not_found_times
+        )
         bundle = self._build_providers(
             self._dependencies.providers,
             partial(sandbox_provider.HttpSandbox, final_not_found=final_not_found),
@@ -213,25 +235,55 @@ class Wiring:
         )
         handlers = payment.PaymentHandlers(database, worker)
         alert_queries = payment_store.alert_queries(
-            {**ALERT_AFTER_SECONDS, **settings.alert_after}, settings.pending_review, settings.events_alert_after
+            {**ALERT_AFTER_SECONDS, **settings.alert_after},
+            settings.pending_review,
+            settings.events_alert_after,
         )
         service = Service("payment", handlers, payment.ACCESS, [handlers], [database], worker)
-        return self._with_providers(bundle, self._with_relay(service, alert_queries, OutboxSource(database)))
+        return self._with_providers(
+            bundle, self._with_relay(service, alert_queries, OutboxSource(database))
+        )
 
-    def _with_relay(self, service: Service, alert_queries: Sequence[alert_store.AlertQuery], source: EventSource) -> Service:
+    def _with_relay(
+        self, service: Service, alert_queries: Sequence[alert_store.AlertQuery], source: EventSource
+    ) -> Service:
         """A service that has events, with all that it needs beside its handlers.
 
         `alert_queries`: what its monitor looks for; `source`: of its relay.
         """
         (database,) = service.databases
         settings = self._settings
-        relay = Relay(service.name, database, source, self._service_client, self._addresses["event"], settings.relay_interval)
-        monitor = Monitor(service.name, database, self._dependencies.new_id(), alert_queries, settings.monitor_interval)
-        return replace(service, running=[*service.running, relay, monitor, self._housekeeping_task(service.name, database)])
+        relay = Relay(
+            service.name,
+            database,
+            source,
+            self._service_client,
+            self._addresses["event"],
+            settings.relay_interval,
+        )
+        monitor = Monitor(
+            service.name,
+            database,
+            self._dependencies.new_id(),
+            alert_queries,
+            settings.monitor_interval,
+        )
+        return replace(
+            service,
+            running=[
+                *service.running,
+                relay,
+                monitor,
+                self._housekeeping_task(service.name, database),
+            ],
+        )
 
     def _with_providers(self, bundle: _ProviderBundle[Any], service: Service) -> Service:
         """A service with its providers, which start before it and stop after it."""
-        components, databases = [*bundle.components, *service.running], [*service.databases, *bundle.databases]
+        components, databases = (
+            [*bundle.components, *service.running],
+            [*service.databases, *bundle.databases],
+        )
         return replace(service, running=components, databases=databases, closing=bundle.close_hooks)
 
     def _build_providers(
@@ -241,7 +293,9 @@ class Wiring:
         make_sandbox: Callable[..., Any],
         in_process: Callable[[Any, float], P],
     ) -> _ProviderBundle[P]:
-        """The providers that are given, or else the sandbox: a server of its own, or made in this process."""
+        """The providers that are given, or else the sandbox: a server of its own, or made in this
+        process.
+        """
         if providers is not None:
             return _ProviderBundle(providers)
         window = self._settings.provider_key_window
@@ -249,8 +303,12 @@ class Wiring:
             remote = over_http(self._settings.sandbox_url, window)
             return _ProviderBundle({sandbox_provider.NAME: remote}, close_hooks=[remote.close])
         database = self._open_database("sandbox")
-        sandbox = make_sandbox(database, latency_seconds=self._settings.sandbox_latency, key_window_seconds=window)
-        return _ProviderBundle({sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database])
+        sandbox = make_sandbox(
+            database, latency_seconds=self._settings.sandbox_latency, key_window_seconds=window
+        )
+        return _ProviderBundle(
+            {sandbox_provider.NAME: in_process(sandbox, window)}, [sandbox], [database]
+        )
 
     def _worker_settings(self) -> WorkerSettings:
         settings = self._settings
@@ -260,7 +318,9 @@ class Wiring:
             max_calls_per_provider=settings.provider_calls,
             scan_interval_seconds=settings.sweep_interval,
             retry_policies=RetryPolicies(settings.retry),
-            breaker_settings=BreakerSettings(settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest),
+            breaker_settings=BreakerSettings(
+                settings.breaker_failures, settings.breaker_rest, settings.breaker_longest_rest
+            ),
             max_in_flight=settings.in_flight,
             max_owner_share=settings.caller_share,
         )
@@ -278,22 +338,40 @@ class Wiring:
     def _build_ledger(self) -> Service:
         database = self._open_database("ledger")
         handlers = ledger.LedgerHandlers(database)
-        source = FirstNonEmptySource(OutboxSource(database), LedgerEvents(database, handlers.recent))  # alerts before the book, which may never rest
+        # alerts before the book, which may never rest
+        source = FirstNonEmptySource(
+            OutboxSource(database), LedgerEvents(database, handlers.recent)
+        )
         service = Service("ledger", handlers, ledger.ACCESS, [handlers], [database])
-        return self._with_relay(service, ledger_store.alert_queries(self._settings.events_alert_after), source)
+        return self._with_relay(
+            service, ledger_store.alert_queries(self._settings.events_alert_after), source
+        )
 
     def _build_wallet(self) -> Service:
         database = self._open_database("wallet")
-        handlers = wallet.WalletHandlers(database, self._settings.release_delay, self._payout_service_caller())
-        scheduler = Periodic("wallet.sweep", self._settings.sweep_interval, WalletScheduler(database, handlers.instruction_batcher).run_once)
+        handlers = wallet.WalletHandlers(
+            database, self._settings.release_delay, self._payout_service_caller()
+        )
+        scheduler = Periodic(
+            "wallet.sweep",
+            self._settings.sweep_interval,
+            WalletScheduler(database, handlers.instruction_batcher).run_once,
+        )
         service = Service("wallet", handlers, wallet.ACCESS, [handlers, scheduler], [database])
-        return self._with_relay(service, alert_store.event_alert_queries(self._settings.events_alert_after), OutboxSource(database))
+        return self._with_relay(
+            service,
+            alert_store.event_alert_queries(self._settings.events_alert_after),
+            OutboxSource(database),
+        )
 
     def _build_payout(self) -> Service:
         database = self._open_database("payout")
         settings = self._settings
         bundle = self._build_providers(
-            self._dependencies.payout_providers, sandbox_provider.HttpSandboxPayouts, SandboxPayouts, sandbox_provider.InProcessSandboxPayouts
+            self._dependencies.payout_providers,
+            sandbox_provider.HttpSandboxPayouts,
+            SandboxPayouts,
+            sandbox_provider.InProcessSandboxPayouts,
         )
         worker = PayoutWorker(
             database,
@@ -311,10 +389,14 @@ class Wiring:
             ),
             self._dependencies.new_id(),
         )
-        alert_queries = payout_store.alert_queries({**PAYOUT_ALERT_AFTER, **settings.payout_alert_after}, settings.events_alert_after)
+        alert_queries = payout_store.alert_queries(
+            {**PAYOUT_ALERT_AFTER, **settings.payout_alert_after}, settings.events_alert_after
+        )
         handlers = payout.PayoutHandlers(database, worker)
         service = Service("payout", handlers, payout.ACCESS, [handlers], [database], worker)
-        return self._with_providers(bundle, self._with_relay(service, alert_queries, OutboxSource(database)))
+        return self._with_providers(
+            bundle, self._with_relay(service, alert_queries, OutboxSource(database))
+        )
 
     def _payout_service_caller(self) -> str:
         """Whom WalletService takes for PayoutService."""
@@ -333,4 +415,10 @@ class Wiring:
     def _build_event(self) -> Service:
         database = self._open_database("event")
         handlers = event.EventHandlers(database)
-        return Service("event", handlers, event.ACCESS, [handlers, self._housekeeping_task("event", database)], [database])
+        return Service(
+            "event",
+            handlers,
+            event.ACCESS,
+            [handlers, self._housekeeping_task("event", database)],
+            [database],
+        )

@@ -25,7 +25,8 @@ from tallystick_storage.database import Database
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command; what goes wrong is one sentence on standard error, and exit code 1."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that no PostgreSQL stays behind; serve drains instead
+    # unwinds, so that no PostgreSQL stays behind; serve drains instead
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     logging.basicConfig(level=logging.WARNING, format=serve.LOG_FORMAT)
     options = _build_parser().parse_args(arguments)
     try:
@@ -47,21 +48,42 @@ def _print_status(line: str) -> None:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tallystick", description="Payment platform for marketplaces.")
-    parser.add_argument("--version", action="version", version=f"tallystick {version('tallystick-server')}")
+    parser = argparse.ArgumentParser(
+        prog="tallystick", description="Payment platform for marketplaces."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"tallystick {version('tallystick-server')}"
+    )
     parser.add_argument("--config", help="a TOML file; settings in the environment stand over it")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("serve", help="serve all services, or some by name, until SIGTERM")
+    command = commands.add_parser(
+        "serve", help="serve all services, or some by name, until SIGTERM"
+    )
     command.add_argument("service", nargs="+", choices=("all", *SERVICES))
     command.set_defaults(run=_serve)
     command = commands.add_parser("migrate", help="bring schemas and roles up to date")
-    command.add_argument("--new-passwords", action="store_true", help="give roles new passwords whose old ones are lost")
+    command.add_argument(
+        "--new-passwords",
+        action="store_true",
+        help="give roles new passwords whose old ones are lost",
+    )
     command.set_defaults(run=_migrate)
-    command = commands.add_parser("verify", help="check every invariant over the whole database; exit 1 if rows are wrong, which it names")
+    command = commands.add_parser(
+        "verify",
+        help=(
+            "check every invariant over the whole database; exit 1 if rows are wrong, which it "
+            "names"
+        ),
+    )
     command.add_argument("--json", action="store_true", help="the report as one JSON object")
     command.set_defaults(run=_verify)
     command = commands.add_parser("sandbox", help="serve the sandbox provider over HTTP")
-    command.add_argument("--port", type=_parse_port, default=7090, help="where it listens on 127.0.0.1; by default 7090")
+    command.add_argument(
+        "--port",
+        type=_parse_port,
+        default=7090,
+        help="where it listens on 127.0.0.1; by default 7090",
+    )
     command.set_defaults(run=_sandbox)
     operator.add_commands(commands)
     return parser
@@ -87,7 +109,10 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
 def _migrate(options: argparse.Namespace, settings: Settings) -> int:
     with open_databases(settings, _print_status) as database_urls:
         if not database_urls.admin:
-            raise StartupError("TALLYSTICK_DATABASE_URL must be the administrator's URL, which makes schemas and roles.")
+            raise StartupError(
+                "TALLYSTICK_DATABASE_URL must be the administrator's URL, which makes schemas and "
+                "roles."
+            )
         migrate(database_urls.admin, database_urls.passwords, new_passwords=options.new_passwords)
     _print_status("The database is up to date")
     return 0
@@ -104,7 +129,9 @@ def _reject_unusable_database(url: str, service: str) -> None:
     try:
         check_schema(url, service)
     except DatabaseUnavailable as error:
-        raise StartupError(f"The {service} service's database cannot be used: {str(error).rstrip('.')}.") from error
+        raise StartupError(
+            f"The {service} service's database cannot be used: {str(error).rstrip('.')}."
+        ) from error
 
 
 def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
@@ -125,7 +152,10 @@ def _sandbox(options: argparse.Namespace, settings: Settings) -> int:
         try:
             web.run_app(app, host="127.0.0.1", port=options.port, print=None, access_log=None)
         except OSError as error:
-            raise StartupError(f"Nothing can listen on port {options.port}: {error.strerror}. Choose another with --port.") from None
+            raise StartupError(
+                f"Nothing can listen on port {options.port}: {error.strerror}. Choose another "
+                "with --port."
+            ) from None
         finally:
             database.close()
     return 0

@@ -39,7 +39,15 @@ class EventHandlers:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._tail = SequenceTail(database, SequenceSource(store.last_cursor, _read_between, lambda row: int(row.cursor), lambda row: len(row.body)))
+        self._tail = SequenceTail(
+            database,
+            SequenceSource(
+                store.last_cursor,
+                _read_between,
+                lambda row: int(row.cursor),
+                lambda row: len(row.body),
+            ),
+        )
         self._publish_batcher: Batcher[Sequence[store.NewEvent], int] = Batcher(
             "event.publish",
             lambda groups: bisect_on_error(self._publish_groups, groups),
@@ -55,7 +63,9 @@ class EventHandlers:
     async def stop(self) -> None:
         await self._publish_batcher.stop()
 
-    async def BatchPublish(self, request: pb.BatchPublishRequest, _call: Call) -> pb.BatchPublishResponse:
+    async def BatchPublish(
+        self, request: pb.BatchPublishRequest, _call: Call
+    ) -> pb.BatchPublishResponse:
         check_batch(request.events, "events")
         events: dict[store.EventKey, store.NewEvent] = {}
         for index, message in enumerate(request.events):
@@ -64,37 +74,66 @@ class EventHandlers:
             except ApiError as error:
                 raise error.with_field_prefix(f"events[{index}]") from None
             if event.key in events:
-                raise ApiError(ErrorReason.DUPLICATE_ITEM, f"events[{index}] stands twice in the request.", field=f"events[{index}].event_id")
+                raise ApiError(
+                    ErrorReason.DUPLICATE_ITEM,
+                    f"events[{index}] stands twice in the request.",
+                    field=f"events[{index}].event_id",
+                )
             events[event.key] = event
         try:
-            return pb.BatchPublishResponse(published=await self._publish_batcher.submit(list(events.values())))
+            return pb.BatchPublishResponse(
+                published=await self._publish_batcher.submit(list(events.values()))
+            )
         except store.EventConflict as error:
             index = list(events).index(error.key)
-            raise key_reused_error(f"events[{index}].{_first_difference(events[error.key].body, error.stored_body)}") from None
+            raise key_reused_error(
+                f"events[{index}].{_first_difference(events[error.key].body, error.stored_body)}"
+            ) from None
 
-    async def StreamEvents(self, request: pb.StreamEventsRequest, call: Call) -> AsyncIterator[pb.StreamEventsResponse]:
+    async def StreamEvents(
+        self, request: pb.StreamEventsRequest, call: Call
+    ) -> AsyncIterator[pb.StreamEventsResponse]:
         aggregate = parse_text(request.aggregate_id, "aggregate_id", MAX_AGGREGATE_ID)
         if len(request.types) > _MAX_TYPES:
-            raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"types must have at most {_MAX_TYPES} items: each type once.", field="types")
-        types = frozenset(_TYPES.parse(number, f"types[{index}]") for index, number in enumerate(request.types))
+            raise ApiError(
+                ErrorReason.TOO_MANY_ITEMS,
+                f"types must have at most {_MAX_TYPES} items: each type once.",
+                field="types",
+            )
+        types = frozenset(
+            _TYPES.parse(number, f"types[{index}]") for index, number in enumerate(request.types)
+        )
         owner = call.caller.owner if _UNRESTRICTED_ROLES.isdisjoint(call.caller.roles) else ""
 
         def matches(row: Row[Any]) -> bool:
-            return (not types or row.type in types) and aggregate in ("", row.aggregate_id) and owner in ("", row.owner)
+            return (
+                (not types or row.type in types)
+                and aggregate in ("", row.aggregate_id)
+                and owner in ("", row.owner)
+            )
 
         stream_filter = StreamFilter(
-            partial(_read_between, types=types, aggregate=aggregate, owner=owner), matches, call.caller.owner, is_indexed=bool(aggregate)
+            partial(_read_between, types=types, aggregate=aggregate, owner=owner),
+            matches,
+            call.caller.owner,
+            is_indexed=bool(aggregate),
         )
         after_cursor, follow = request.after_cursor, request.follow
         del request  # a stream keeps no body
-        async with aclosing(self._tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)) as rows:
+        async with aclosing(
+            self._tail.stream(stream_filter, after_cursor, "after_cursor", follow=follow)
+        ) as rows:
             async for row in rows:
                 event = event_pb2.Event.FromString(bytes(row.body))
                 event.cursor = row.cursor
                 yield pb.StreamEventsResponse(event=event)
 
-    async def _publish_groups(self, groups: Sequence[Sequence[store.NewEvent]]) -> Sequence[int | Exception]:
-        """Publishes groups together; an event in two of them counts for the first. Raises Differs, so that halves find its group."""
+    async def _publish_groups(
+        self, groups: Sequence[Sequence[store.NewEvent]]
+    ) -> Sequence[int | Exception]:
+        """Publishes groups together; an event in two of them counts for the first. Raises Differs,
+        so that halves find its group.
+        """
         unique: dict[store.EventKey, store.NewEvent] = {}
         for group in groups:
             for event in group:
@@ -115,31 +154,60 @@ class EventHandlers:
 
 
 def _read_between(
-    connection: Connection, after: int, until: int, limit: int, types: Collection[str] = (), aggregate: str = "", owner: str = ""
+    connection: Connection,
+    after: int,
+    until: int,
+    limit: int,
+    types: Collection[str] = (),
+    aggregate: str = "",
+    owner: str = "",
 ) -> Sequence[Row[Any]]:
     return store.list_between(connection, after, until, list(types), aggregate, owner, limit)
 
 
 def _first_difference(sent: bytes, published: bytes) -> str:
     """The first field in which two events of one id differ."""
-    sent_event, published_event = event_pb2.Event.FromString(sent), event_pb2.Event.FromString(published)
-    fields = (field.name for field in event_pb2.Event.DESCRIPTOR.fields if getattr(sent_event, field.name) != getattr(published_event, field.name))
+    sent_event, published_event = (
+        event_pb2.Event.FromString(sent),
+        event_pb2.Event.FromString(published),
+    )
+    fields = (
+        field.name
+        for field in event_pb2.Event.DESCRIPTOR.fields
+        if getattr(sent_event, field.name) != getattr(published_event, field.name)
+    )
     return next(fields, "event_id")  # they differ in fields that are not known here
 
 
 def _new_event(message: event_pb2.Event) -> store.NewEvent:
-    """An event to number; its payload is believed. Raises FIELD_REQUIRED, FIELD_INVALID, CARD_NUMBER_REFUSED."""
+    """An event to number; its payload is believed. Raises FIELD_REQUIRED, FIELD_INVALID,
+    CARD_NUMBER_REFUSED.
+    """
     aggregate, version = message.aggregate_id, message.aggregate_version
     type_ = _TYPES.parse(message.type, "type")
-    check_event(type_, aggregate, message.WhichOneof("payload") or "", message.caller, message.traceparent)
+    check_event(
+        type_, aggregate, message.WhichOneof("payload") or "", message.caller, message.traceparent
+    )
     if message.owner:
         parse_id(message.owner, "owner")
     if version < 1:
-        raise ApiError(ErrorReason.FIELD_INVALID, "aggregate_version must be 1 or more.", field="aggregate_version")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "aggregate_version must be 1 or more.",
+            field="aggregate_version",
+        )
     if message.event_id != format_event_id(aggregate, version):
-        raise ApiError(ErrorReason.FIELD_INVALID, "event_id must be {aggregate_id}/{aggregate_version}.", field="event_id")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "event_id must be {aggregate_id}/{aggregate_version}.",
+            field="event_id",
+        )
     if message.cursor:
-        raise ApiError(ErrorReason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID, "cursor must be unset: it is given here.", field="cursor"
+        )
     if not has_time(message, "create_time"):
         raise ApiError(ErrorReason.FIELD_REQUIRED, "create_time is required.", field="create_time")
-    return store.NewEvent(aggregate, version, type_, message.owner, message.SerializeToString(deterministic=True))
+    return store.NewEvent(
+        aggregate, version, type_, message.owner, message.SerializeToString(deterministic=True)
+    )

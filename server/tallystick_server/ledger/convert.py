@@ -1,4 +1,6 @@
-"""Messages of LedgerService from values and back. Parsing is validation: a posting that comes out of here can be booked."""
+"""Messages of LedgerService from values and back. Parsing is validation: a posting that comes out
+of here can be booked.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,25 @@ def parse_posting(message: pb.Posting) -> Posting:
     """A posting. Raises Refused with the path of the first field that is wrong."""
     kind = PostingKind(KINDS.parse(message.kind, "kind"))
     if kind is PostingKind.REVERSAL:
-        raise ApiError(ErrorReason.FIELD_INVALID, "kind must not be REVERSAL; use ReverseTransaction.", field="kind")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "kind must not be REVERSAL; use ReverseTransaction.",
+            field="kind",
+        )
     cause = parse_id(message.cause_id, "cause_id")
     caller = parse_id(message.caller, "caller")
     if not message.entries:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, "entries must have at least two.", field="entries")
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED, "entries must have at least two.", field="entries"
+        )
     if len(message.entries) == 1:
-        raise ApiError(ErrorReason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries")
+        raise ApiError(
+            ErrorReason.ENTRIES_UNBALANCED, "entries must have at least two.", field="entries"
+        )
     if len(message.entries) > MAX_ENTRIES:
-        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"entries must have at most {MAX_ENTRIES}.", field="entries")
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS, f"entries must have at most {MAX_ENTRIES}.", field="entries"
+        )
     lines = tuple(_parse_line(entry, index) for index, entry in enumerate(message.entries))
     check_balanced(lines)
     description = parse_text(message.description, "description", _MAX_DESCRIPTION_LENGTH)
@@ -93,7 +105,9 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
         cause_id=row.cause_id,
         description=row.description,
         reverses_transaction_id=format_transaction_id(row.reverses) if row.reverses else "",
-        reversed_by_transaction_id=format_transaction_id(row.reversed_by) if row.reversed_by else "",
+        reversed_by_transaction_id=format_transaction_id(row.reversed_by)
+        if row.reversed_by
+        else "",
         effective_time=to_timestamp(row.effective_time),
         post_time=to_timestamp(row.post_time),
         previous_hash=bytes(row.previous_hash),
@@ -105,7 +119,9 @@ def transaction(row: Row[Any], entries: Sequence[Row[Any]]) -> ledger_pb2.Transa
     return message
 
 
-def _add_entry(message: ledger_pb2.Transaction, account: str, currency: str, amount: int, balance: int) -> None:
+def _add_entry(
+    message: ledger_pb2.Transaction, account: str, currency: str, amount: int, balance: int
+) -> None:
     message.entries.add(
         account=account,
         direction=ledger_pb2.DIRECTION_CREDIT if amount > 0 else ledger_pb2.DIRECTION_DEBIT,

@@ -1,4 +1,6 @@
-"""What LedgerService tells of its changes. The book is its own outbox: it has no gaps, and nothing in it commits late."""
+"""What LedgerService tells of its changes. The book is its own outbox: it has no gaps, and nothing
+in it commits late.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,28 @@ class LedgerEvents:
     async def __call__(self) -> EventBatch:
         after, has_rejected_events = await self._database.load(store.relay_position)
         transactions = self._recent.after(after, MAX_EVENTS)
-        if transactions and not await self._is_in_book(transactions[-1][0]):  # the database was set back, and others have their numbers
+        # the database was set back, and others have their numbers
+        if transactions and not await self._is_in_book(transactions[-1][0]):
             self._recent.clear()
             transactions = []
-        if not transactions:  # nothing is new, or it was posted before this process began, or by another one
+        # nothing is new, or it was posted before this process began, or by another one
+        if not transactions:
 
             def load_unpublished(connection: Connection) -> list[store.TransactionRow]:
-                return store.load_transactions(connection, store.list_sequences_between(connection, after, after + MAX_EVENTS, "", MAX_EVENTS))
+                return store.load_transactions(
+                    connection,
+                    store.list_sequences_between(
+                        connection, after, after + MAX_EVENTS, "", MAX_EVENTS
+                    ),
+                )
 
             rows = await self._database.load(load_unpublished)
-            transactions = [(convert.transaction(row, entries), row.caller) for row, entries in rows]
+            transactions = [
+                (convert.transaction(row, entries), row.caller) for row, entries in rows
+            ]
             for transaction, _ in transactions:
-                transaction.ClearField("reversed_by_transaction_id")  # an event shows a transaction as it was posted
+                # an event shows a transaction as it was posted
+                transaction.ClearField("reversed_by_transaction_id")
 
         def mark_published(connection: Connection) -> None:
             store.set_relay_position(connection, after + len(transactions))
@@ -45,15 +57,34 @@ class LedgerEvents:
         event_batch = BatchPublishRequest()
         for transaction, caller in transactions:
             aggregate = f"transactions/{transaction.transaction_id}"
-            add_event(event_batch, event_pb2.EVENT_TYPE_TRANSACTION_POSTED, aggregate, 1, transaction.post_time, caller, transaction=transaction)
+            add_event(
+                event_batch,
+                event_pb2.EVENT_TYPE_TRANSACTION_POSTED,
+                aggregate,
+                1,
+                transaction.post_time,
+                caller,
+                transaction=transaction,
+            )
         rejected_aggregates: frozenset[str] = frozenset()
-        if has_rejected_events:  # also of what is new here: a turn that finds too many of them ends, and the next one starts behind them
+        # also of what is new here: a turn that finds too many of them ends, and the next one starts
+        # behind them
+        if has_rejected_events:
             aggregates = [event.aggregate_id for event in event_batch.events]
-            rejected_aggregates = await self._database.load(lambda connection: outbox.find_rejected_aggregates(connection, aggregates))
+            rejected_aggregates = await self._database.load(
+                lambda connection: outbox.find_rejected_aggregates(connection, aggregates)
+            )
         return EventBatch(
-            split_requests(event_batch), mark_published, has_more=len(transactions) == MAX_EVENTS, rejected_aggregates=rejected_aggregates
+            split_requests(event_batch),
+            mark_published,
+            has_more=len(transactions) == MAX_EVENTS,
+            rejected_aggregates=rejected_aggregates,
         )
 
     async def _is_in_book(self, transaction: ledger_pb2.Transaction) -> bool:
-        """Whether the book holds just this transaction, and so all before it: each hash covers the one before."""
-        return transaction.hash == await self._database.load(lambda connection: store.hash_of(connection, transaction.sequence))
+        """Whether the book holds just this transaction, and so all before it: each hash covers the
+        one before.
+        """
+        return transaction.hash == await self._database.load(
+            lambda connection: store.hash_of(connection, transaction.sequence)
+        )

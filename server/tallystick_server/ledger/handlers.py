@@ -15,7 +15,11 @@ from tallystick.money.v1 import money_pb2
 from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
 from tallystick_core.ledger.hash_chain import Head
-from tallystick_core.ledger.identifiers import format_transaction_id, parse_account, parse_transaction_id
+from tallystick_core.ledger.identifiers import (
+    format_transaction_id,
+    parse_account,
+    parse_transaction_id,
+)
 from tallystick_core.ledger.posting import Posting, build_reversal, reject_irreversible
 from tallystick_core.money import format_amount, parse_currency
 from tallystick_core.validation import parse_reason_text, parse_text
@@ -55,10 +59,22 @@ class LedgerHandlers(AlertHandlers):
         self.recent = poster.recent
         self._tail = SequenceTail(
             database,
-            SequenceSource(lambda connection: store.head_at(connection).sequence, _load_between, lambda row: row[0].sequence, _estimate_size),
+            SequenceSource(
+                lambda connection: store.head_at(connection).sequence,
+                _load_between,
+                lambda row: row[0].sequence,
+                _estimate_size,
+            ),
         )
-        self._post_batcher: Batcher[Sequence[Posting], Sequence[PostedTransaction | Exception]] = Batcher(
-            "ledger.post", poster.post_groups, max_batch=4, max_linger=0, drop_abandoned=True, max_queued=MAX_QUEUED_BATCHES
+        self._post_batcher: Batcher[Sequence[Posting], Sequence[PostedTransaction | Exception]] = (
+            Batcher(
+                "ledger.post",
+                poster.post_groups,
+                max_batch=4,
+                max_linger=0,
+                drop_abandoned=True,
+                max_queued=MAX_QUEUED_BATCHES,
+            )
         )  # what comes is batches already
 
     def start(self) -> None:
@@ -69,41 +85,70 @@ class LedgerHandlers(AlertHandlers):
 
     async def BatchPost(self, request: pb.BatchPostRequest, _call: Call) -> pb.BatchPostResponse:
         include_transaction = not request.outcome_only
-        results = await process_items(request.postings, "postings", convert.parse_posting, self._post_batcher.submit)
-        return pb.BatchPostResponse(results=[_post_result(result, include_transaction=include_transaction) for result in results])
+        results = await process_items(
+            request.postings, "postings", convert.parse_posting, self._post_batcher.submit
+        )
+        return pb.BatchPostResponse(
+            results=[
+                _post_result(result, include_transaction=include_transaction) for result in results
+            ]
+        )
 
-    async def ReverseTransaction(self, request: pb.ReverseTransactionRequest, call: Call) -> pb.ReverseTransactionResponse:
+    async def ReverseTransaction(
+        self, request: pb.ReverseTransactionRequest, call: Call
+    ) -> pb.ReverseTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
         reason = parse_reason_text(request.reason, "reason")
         original = await self._get_posting(sequence)
         reject_irreversible(original)
-        (result,) = await self._post_batcher.submit([build_reversal(original, sequence, reason, call.caller.name)])
+        (result,) = await self._post_batcher.submit(
+            [build_reversal(original, sequence, reason, call.caller.name)]
+        )
         if isinstance(result, ApiError) and result.reason is ErrorReason.KEY_REUSED:
-            raise ApiError(ErrorReason.ALREADY_REVERSED, "The transaction was reversed before, for another reason.")
+            raise ApiError(
+                ErrorReason.ALREADY_REVERSED,
+                "The transaction was reversed before, for another reason.",
+            )
         if isinstance(result, Exception):
             raise result
         if result.replayed:
             call.mark_replayed()
         return pb.ReverseTransactionResponse(transaction=result.transaction)
 
-    async def GetTransaction(self, request: pb.GetTransactionRequest, _call: Call) -> pb.GetTransactionResponse:
+    async def GetTransaction(
+        self, request: pb.GetTransactionRequest, _call: Call
+    ) -> pb.GetTransactionResponse:
         sequence = parse_transaction_id(request.transaction_id)
-        return pb.GetTransactionResponse(transaction=convert.transaction(*await self._get_transaction(sequence)))
+        return pb.GetTransactionResponse(
+            transaction=convert.transaction(*await self._get_transaction(sequence))
+        )
 
-    async def ListTransactions(self, request: pb.ListTransactionsRequest, _call: Call) -> pb.ListTransactionsResponse:
+    async def ListTransactions(
+        self, request: pb.ListTransactionsRequest, _call: Call
+    ) -> pb.ListTransactionsResponse:
         size = parse_page_size(request.page_size)
         filters = _parse_filter(request)
-        token = PageToken("ListTransactions", *("" if value is None else str(value) for value in _filter_values(filters)))
+        token = PageToken(
+            "ListTransactions",
+            *("" if value is None else str(value) for value in _filter_values(filters)),
+        )
         cursor = token.parse(request.page_token, int)
         before = int(cursor[0]) if cursor else None
 
         def read_page(connection: Connection) -> tuple[list[store.TransactionRow], int | None]:
-            sequences, scanned_to = store.list_sequences(connection, replace(filters, before=before), size + 1)
+            sequences, scanned_to = store.list_sequences(
+                connection, replace(filters, before=before), size + 1
+            )
             return store.load_transactions(connection, sequences), scanned_to
 
         rows, scanned_to = await self._database.read(read_page)
         newest_first = sorted(rows, key=lambda pair: -pair[0].sequence)
-        transactions, next_token = token.build_page(newest_first, size, lambda pair: convert.transaction(*pair), lambda pair: (pair[0].sequence,))
+        transactions, next_token = token.build_page(
+            newest_first,
+            size,
+            lambda pair: convert.transaction(*pair),
+            lambda pair: (pair[0].sequence,),
+        )
         if not next_token and scanned_to is not None:
             next_token = token.make(scanned_to)
         return pb.ListTransactionsResponse(transactions=transactions, next_page_token=next_token)
@@ -120,19 +165,31 @@ class LedgerHandlers(AlertHandlers):
         head, row = await self._database.read(read)
         if row is None:
             raise not_found_error("account", f"{account} in {currency}")
-        return pb.GetAccountResponse(account=convert.account(row), sequence=head.sequence, as_of_time=to_timestamp(head.post_time))
+        return pb.GetAccountResponse(
+            account=convert.account(row),
+            sequence=head.sequence,
+            as_of_time=to_timestamp(head.post_time),
+        )
 
-    async def ListAccounts(self, request: pb.ListAccountsRequest, _call: Call) -> pb.ListAccountsResponse:
+    async def ListAccounts(
+        self, request: pb.ListAccountsRequest, _call: Call
+    ) -> pb.ListAccountsResponse:
         size = parse_page_size(request.page_size)
         prefix = parse_text(request.prefix, "prefix", 255)
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListAccounts", prefix, currency)
         after = _account_cursor(token.parse(request.page_token, str, str))
-        rows = await self._database.read(lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1))
-        accounts, next_token = token.build_page(rows, size, convert.account, lambda row: (row.account, row.currency))
+        rows = await self._database.read(
+            lambda connection: store.list_accounts(connection, prefix, currency, after, size + 1)
+        )
+        accounts, next_token = token.build_page(
+            rows, size, convert.account, lambda row: (row.account, row.currency)
+        )
         return pb.ListAccountsResponse(accounts=accounts, next_page_token=next_token)
 
-    async def GetTrialBalance(self, request: pb.GetTrialBalanceRequest, _call: Call) -> pb.GetTrialBalanceResponse:
+    async def GetTrialBalance(
+        self, request: pb.GetTrialBalanceRequest, _call: Call
+    ) -> pb.GetTrialBalanceResponse:
         size = parse_page_size(request.page_size)
         as_of = parse_time(request, "as_of_time")
         token = PageToken("GetTrialBalance")
@@ -140,27 +197,44 @@ class LedgerHandlers(AlertHandlers):
         sums = convert.parse_sums(str(cursor[3])) if cursor else {}
 
         def read(connection: Connection) -> tuple[Head, Sequence[Row[Any]]]:
-            head = store.head_after(connection, int(cursor[0])) if cursor else store.head_at(connection, as_of)
-            return head, store.list_trial_balance(connection, head.sequence, _account_cursor(cursor[1:3] if cursor else None), size + 1)
+            head = (
+                store.head_after(connection, int(cursor[0]))
+                if cursor
+                else store.head_at(connection, as_of)
+            )
+            return head, store.list_trial_balance(
+                connection,
+                head.sequence,
+                _account_cursor(cursor[1:3] if cursor else None),
+                size + 1,
+            )
 
         head, rows = await self._database.read(read)
-        lines = [line for line in rows[:size] if line.balance is not None]  # the others were opened later
+        # the others were opened later
+        lines = [line for line in rows[:size] if line.balance is not None]
         for line in lines:
             sums[line.currency] = sums.get(line.currency, 0) + int(line.balance)
         next_token = ""
         if len(rows) > size:
             last = rows[size - 1]
-            next_token = token.make(head.sequence, last.account, last.currency, convert.format_sums(sums))
+            next_token = token.make(
+                head.sequence, last.account, last.currency, convert.format_sums(sums)
+            )
         return pb.GetTrialBalanceResponse(
             lines=[convert.account(line) for line in lines],
-            sums=[money_pb2.Money(amount=format_amount(total, currency), currency=currency) for currency, total in sorted(sums.items())],
+            sums=[
+                money_pb2.Money(amount=format_amount(total, currency), currency=currency)
+                for currency, total in sorted(sums.items())
+            ],
             sequence=head.sequence,
             chain_head=head.hash,
             as_of_time=to_timestamp(head.post_time),
             next_page_token=next_token,
         )
 
-    async def StreamEntries(self, request: pb.StreamEntriesRequest, call: Call) -> AsyncIterator[pb.StreamEntriesResponse]:
+    async def StreamEntries(
+        self, request: pb.StreamEntriesRequest, call: Call
+    ) -> AsyncIterator[pb.StreamEntriesResponse]:
         prefix = parse_text(request.account_prefix, "account_prefix", 255)
 
         def matches(row: store.TransactionRow) -> bool:
@@ -169,12 +243,16 @@ class LedgerHandlers(AlertHandlers):
         filters = StreamFilter(partial(_load_between, prefix=prefix), matches, call.caller.owner)
         after, follow = request.after_sequence, request.follow
         del request  # a stream keeps no body
-        async with aclosing(self._tail.stream(filters, after, "after_sequence", follow=follow)) as transactions:
+        async with aclosing(
+            self._tail.stream(filters, after, "after_sequence", follow=follow)
+        ) as transactions:
             async for row, entries in transactions:
                 yield pb.StreamEntriesResponse(transaction=convert.transaction(row, entries))
 
     async def _get_transaction(self, sequence: int) -> store.TransactionRow:
-        rows = await self._database.read(lambda connection: store.load_transactions(connection, [sequence]))
+        rows = await self._database.read(
+            lambda connection: store.load_transactions(connection, [sequence])
+        )
         if not rows:
             raise not_found_error("transaction", format_transaction_id(sequence))
         return rows[0]
@@ -188,14 +266,22 @@ def _estimate_size(row: store.TransactionRow) -> int:
     return 300 * len(row[1])
 
 
-def _load_between(connection: Connection, after: int, until: int, limit: int, prefix: str = "") -> list[store.TransactionRow]:
-    return store.load_transactions(connection, store.list_sequences_between(connection, after, until, prefix, limit))
+def _load_between(
+    connection: Connection, after: int, until: int, limit: int, prefix: str = ""
+) -> list[store.TransactionRow]:
+    return store.load_transactions(
+        connection, store.list_sequences_between(connection, after, until, prefix, limit)
+    )
 
 
-def _post_result(result: PostedTransaction | Exception, *, include_transaction: bool) -> pb.PostResult:
+def _post_result(
+    result: PostedTransaction | Exception, *, include_transaction: bool
+) -> pb.PostResult:
     if isinstance(result, Exception):
         return pb.PostResult(error=to_item_status(result))
-    return pb.PostResult(transaction=result.transaction if include_transaction else None, replayed=result.replayed)
+    return pb.PostResult(
+        transaction=result.transaction if include_transaction else None, replayed=result.replayed
+    )
 
 
 def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilter:
@@ -210,7 +296,14 @@ def _parse_filter(request: pb.ListTransactionsRequest) -> store.TransactionFilte
 
 
 def _filter_values(filters: store.TransactionFilter) -> tuple[object, ...]:
-    return (filters.account, filters.currency, filters.kind, filters.cause_id, filters.post_time_from, filters.post_time_until)
+    return (
+        filters.account,
+        filters.currency,
+        filters.kind,
+        filters.cause_id,
+        filters.post_time_from,
+        filters.post_time_until,
+    )
 
 
 def _account_cursor(cursor: Sequence[str | int] | None) -> tuple[str, str]:

@@ -35,20 +35,30 @@ class PostedTransaction:
 
 @dataclass(frozen=True, slots=True)
 class _KnownPostings:
-    """What of a batch is in the book already: by (kind, cause_id) the sequence and fingerprint, by sequence the transaction."""
+    """What of a batch is in the book already: by (kind, cause_id) the sequence and fingerprint, by
+    sequence the transaction.
+    """
 
     fingerprints: dict[tuple[str, str], tuple[int, bytes]]
     transactions: dict[int, store.TransactionRow]
 
     @classmethod
     def load(cls, connection: Connection, postings: Sequence[Posting]) -> _KnownPostings:
-        fingerprints = store.find_posted(connection, [(posting.kind, posting.cause_id) for posting in postings])
-        rows = store.load_transactions(connection, [sequence for sequence, _ in fingerprints.values()]) if fingerprints else []
+        fingerprints = store.find_posted(
+            connection, [(posting.kind, posting.cause_id) for posting in postings]
+        )
+        rows = (
+            store.load_transactions(connection, [sequence for sequence, _ in fingerprints.values()])
+            if fingerprints
+            else []
+        )
         return cls(fingerprints, {row.sequence: (row, entries) for row, entries in rows})
 
 
 class RecentTransactions:
-    """Transactions that this process has just posted, with their callers, so that its relay need not read them back."""
+    """Transactions that this process has just posted, with their callers, so that its relay need
+    not read them back.
+    """
 
     def __init__(self) -> None:
         self._transactions: OrderedDict[int, tuple[ledger_pb2.Transaction, str]] = OrderedDict()
@@ -60,11 +70,16 @@ class RecentTransactions:
             self._transactions.popitem(last=False)
 
     def after(self, sequence: int, limit: int) -> list[tuple[ledger_pb2.Transaction, str]]:
-        """The transactions that follow a sequence without a gap, as far as they are known here; those before them are let go."""
+        """The transactions that follow a sequence without a gap, as far as they are known here;
+        those before them are let go.
+        """
         while self._transactions and next(iter(self._transactions)) <= sequence:
             self._transactions.popitem(last=False)
         transactions: list[tuple[ledger_pb2.Transaction, str]] = []
-        while len(transactions) < limit and (item := self._transactions.get(sequence + len(transactions) + 1)) is not None:
+        while (
+            len(transactions) < limit
+            and (item := self._transactions.get(sequence + len(transactions) + 1)) is not None
+        ):
             transactions.append(item)
         return transactions
 
@@ -74,14 +89,18 @@ class RecentTransactions:
 
 
 class TransactionPoster:
-    """The post stage's work. It remembers the ids of accounts; each use compares them with the accounts' names, since a restore may change them."""
+    """The post stage's work. It remembers the ids of accounts; each use compares them with the
+    accounts' names, since a restore may change them.
+    """
 
     def __init__(self, database: Database) -> None:
         self.recent = RecentTransactions()
         self._database = database
         self._account_ids: dict[AccountKey, int] = {}
 
-    async def post_groups(self, groups: Sequence[Sequence[Posting]]) -> Sequence[Sequence[PostedTransaction | Exception] | Exception]:
+    async def post_groups(
+        self, groups: Sequence[Sequence[Posting]]
+    ) -> Sequence[Sequence[PostedTransaction | Exception] | Exception]:
         """One list of results for each list of postings."""
 
         def key(posting: Posting) -> tuple[Hashable, bytes]:
@@ -97,14 +116,27 @@ class TransactionPoster:
             self._account_ids.clear()
             return await self._post_with_ids(postings, await self._resolve_account_ids(accounts))
 
-    async def _post_with_ids(self, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]) -> Sequence[PostedTransaction | Exception]:
+    async def _post_with_ids(
+        self, postings: Sequence[Posting], account_ids: Mapping[AccountKey, int]
+    ) -> Sequence[PostedTransaction | Exception]:
         """Posts with the ids of all accounts. Raises AccountsChanged."""
 
         def post_batch(connection: Connection) -> list[PostedTransaction | Exception]:
             head, now = store.lock_head(connection)
             existing = _KnownPostings.load(connection, postings)
-            new_postings = [posting for posting in postings if (posting.kind, posting.cause_id) not in existing.fingerprints]
-            ids = {key: account_ids[key] for key in {(line.account, line.currency) for posting in new_postings for line in posting.lines}}
+            new_postings = [
+                posting
+                for posting in postings
+                if (posting.kind, posting.cause_id) not in existing.fingerprints
+            ]
+            ids = {
+                key: account_ids[key]
+                for key in {
+                    (line.account, line.currency)
+                    for posting in new_postings
+                    for line in posting.lines
+                }
+            }
             balances, entry_counts = store.lock_accounts(connection, ids)
             outcomes = _chain_all(head, now, new_postings, balances)
             chained = [item for item in outcomes.values() if isinstance(item, ChainedTransaction)]
@@ -120,7 +152,11 @@ class TransactionPoster:
 
     async def _resolve_account_ids(self, accounts: set[AccountKey]) -> dict[AccountKey, int]:
         """The ids of accounts; those that are missing are opened in a transaction of their own."""
-        account_ids = {account: self._account_ids[account] for account in accounts if account in self._account_ids}
+        account_ids = {
+            account: self._account_ids[account]
+            for account in accounts
+            if account in self._account_ids
+        }
         missing = sorted(accounts - account_ids.keys())
         if not missing:
             return account_ids
@@ -139,12 +175,19 @@ class TransactionPoster:
 def _chain_all(
     head: Head, now: datetime, postings: Sequence[Posting], balances: dict[AccountKey, int]
 ) -> dict[tuple[str, str], ChainedTransaction | ApiError]:
-    """Chains postings one behind the other; one that would outgrow a balance is refused and leaves no gap."""
+    """Chains postings one behind the other; one that would outgrow a balance is refused and leaves
+    no gap.
+    """
     outcomes: dict[tuple[str, str], ChainedTransaction | ApiError] = {}
     for posting in postings:
         key = (posting.kind, posting.cause_id)
-        if any(abs(balances[line.account, line.currency]) + abs(line.amount) > MAX_BALANCE for line in posting.lines):
-            outcomes[key] = ApiError(ErrorReason.BALANCE_OUT_OF_RANGE, "A balance would outgrow what can be booked.")
+        if any(
+            abs(balances[line.account, line.currency]) + abs(line.amount) > MAX_BALANCE
+            for line in posting.lines
+        ):
+            outcomes[key] = ApiError(
+                ErrorReason.BALANCE_OUT_OF_RANGE, "A balance would outgrow what can be booked."
+            )
             continue
         item = append_posting(head, posting, now, balances)
         outcomes[key] = item
@@ -153,13 +196,23 @@ def _chain_all(
 
 
 def _build_result(
-    posting: Posting, existing: _KnownPostings, outcomes: dict[tuple[str, str], ChainedTransaction | ApiError]
+    posting: Posting,
+    existing: _KnownPostings,
+    outcomes: dict[tuple[str, str], ChainedTransaction | ApiError],
 ) -> PostedTransaction | Exception:
     key = (posting.kind, posting.cause_id)
     if key in existing.fingerprints:
         sequence, fingerprint = existing.fingerprints[key]
         if fingerprint != posting.fingerprint:
-            return key_reused_error(first_difference(posting, convert.stored_posting(*existing.transactions[sequence])))
-        return PostedTransaction(convert.transaction(*existing.transactions[sequence]), replayed=True)
+            return key_reused_error(
+                first_difference(posting, convert.stored_posting(*existing.transactions[sequence]))
+            )
+        return PostedTransaction(
+            convert.transaction(*existing.transactions[sequence]), replayed=True
+        )
     result = outcomes[key]
-    return result if isinstance(result, ApiError) else PostedTransaction(convert.new_transaction(result), replayed=False)
+    return (
+        result
+        if isinstance(result, ApiError)
+        else PostedTransaction(convert.new_transaction(result), replayed=False)
+    )

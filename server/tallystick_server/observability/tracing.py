@@ -49,27 +49,39 @@ def seed(number: int) -> None:
 
 
 def configure(service: str, endpoint: str | None, sample_ratio: float) -> Callable[[], None]:
-    """Starts tracing for the process: spans go to an OTLP endpoint if there is one. Returns what flushes and ends it.
+    """Starts tracing for the process: spans go to an OTLP endpoint if there is one. Returns what
+    flushes and ends it.
 
     `sample_ratio`: the part of new traces that is recorded; a trace that came recorded stays so.
     """
     global _is_exporting  # noqa: PLW0603 - tracing is the process's
     _is_exporting = bool(endpoint)
     sampler = ParentBased(TraceIdRatioBased(sample_ratio if endpoint else 0.0))
-    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": service}), id_generator=_id_generator)
+    provider = TracerProvider(
+        sampler=sampler,
+        resource=Resource.create({"service.name": service}),
+        id_generator=_id_generator,
+    )
     if endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - slow to import, seldom needed
 
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_redact_errors)
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
+        provider.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
+        )
     trace.set_tracer_provider(provider)
     return provider.shutdown
 
 
 def _redact_errors(record: logging.LogRecord) -> bool:
-    """Leaves of an error that is logged its kind: its text may show the URL, and there may be a password or a token in that."""
+    """Leaves of an error that is logged its kind: its text may show the URL, and there may be a
+    password or a token in that.
+    """
     if isinstance(record.args, tuple):
-        record.args = tuple(type(argument).__name__ if isinstance(argument, Exception) else argument for argument in record.args)
+        record.args = tuple(
+            type(argument).__name__ if isinstance(argument, Exception) else argument
+            for argument in record.args
+        )
     return True
 
 
@@ -97,12 +109,22 @@ def parse_traceparent(header: str) -> SpanContext:
 
 @contextmanager
 def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
-    """The span of an incoming call, below the caller's. Where none is ever recorded it is only its ids, for errors and for whom we call."""
+    """The span of an incoming call, below the caller's. Where none is ever recorded it is only its
+    ids, for errors and for whom we call.
+    """
     carrier = {"traceparent": metadata.get("traceparent", "")}
-    caller_context = parse_traceparent(carrier["traceparent"]) if carrier["traceparent"] else trace.INVALID_SPAN_CONTEXT
+    caller_context = (
+        parse_traceparent(carrier["traceparent"])
+        if carrier["traceparent"]
+        else trace.INVALID_SPAN_CONTEXT
+    )
     if not _is_exporting and not caller_context.trace_flags.sampled:
         span = trace.NonRecordingSpan(
-            SpanContext(caller_context.trace_id or _id_generator.generate_trace_id(), _id_generator.generate_span_id(), is_remote=False)
+            SpanContext(
+                caller_context.trace_id or _id_generator.generate_trace_id(),
+                _id_generator.generate_span_id(),
+                is_remote=False,
+            )
         )
         token = attach(trace.set_span_in_context(span))
         try:
@@ -112,13 +134,17 @@ def server_span(method: str, metadata: Mapping[str, str]) -> Iterator[Span]:
         return
     parent = _propagator.extract(carrier)
     attributes = {"rpc.system": "grpc", "rpc.method": method}
-    with _tracer.start_as_current_span(method, parent, SpanKind.SERVER, attributes, record_exception=False) as recording_span:
+    with _tracer.start_as_current_span(
+        method, parent, SpanKind.SERVER, attributes, record_exception=False
+    ) as recording_span:
         yield recording_span
 
 
 @contextmanager
 def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
-    """The span of an outgoing call, below the current span or the given one; only the parent itself where that is not recorded."""
+    """The span of an outgoing call, below the current span or the given one; only the parent itself
+    where that is not recorded.
+    """
     parent_span = trace.get_current_span() if parent is None else trace.NonRecordingSpan(parent)
     if not parent_span.get_span_context().trace_flags.sampled:
         yield parent_span
@@ -130,14 +156,20 @@ def client_span(name: str, parent: SpanContext | None = None) -> Iterator[Span]:
 
 @contextmanager
 def batch_span(name: str, members: Sequence[SpanContext]) -> Iterator[None]:
-    """The span of a batch, if any of its members is recorded: below the first one's, linked to the others."""
-    sampled_members = list({member.span_id: member for member in members if member.trace_flags.sampled}.values())
+    """The span of a batch, if any of its members is recorded: below the first one's, linked to the
+    others.
+    """
+    sampled_members = list(
+        {member.span_id: member for member in members if member.trace_flags.sampled}.values()
+    )
     if not sampled_members:
         yield
         return
     context = trace.set_span_in_context(trace.NonRecordingSpan(sampled_members[0]))
     links = [Link(member) for member in sampled_members[1:]]
-    with _tracer.start_as_current_span(name, context, links=links, attributes={"batch.size": len(members)}):
+    with _tracer.start_as_current_span(
+        name, context, links=links, attributes={"batch.size": len(members)}
+    ):
         yield
 
 

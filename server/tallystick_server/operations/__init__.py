@@ -1,1 +1,3 @@
-"""The worker and what it needs: leases, batching, rescheduling, retry policies, dead letters, alerts."""
+"""The worker and what it needs: leases, batching, rescheduling, retry policies, dead letters,
+alerts.
+"""

@@ -1,4 +1,6 @@
-"""Alerts of a service: how they are listed, and raised: a row, an event, a metric and a log line."""
+"""Alerts of a service: how they are listed, and raised: a row, an event, a metric and a log
+line.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ from tallystick_storage.database import Database
 log = logging.getLogger(__name__)
 ACCESS: Access = {"ListAlerts": frozenset({Role.OPERATOR})}
 _MAX_CHANGES = 1000
-_raised_counter = metrics.get_meter("tallystick").create_counter("tallystick.alerts", description="Alerts that were raised, by kind.")
+_raised_counter = metrics.get_meter("tallystick").create_counter(
+    "tallystick.alerts", description="Alerts that were raised, by kind."
+)
 
 
 class AlertHandlers:
-    """The call that lists a service's alerts. `messages`: the service's generated messages, which have this call's under the same names."""
+    """The call that lists a service's alerts. `messages`: the service's generated messages, which
+    have this call's under the same names.
+    """
 
     def __init__(self, database: Database, messages: ModuleType) -> None:
         self._database = database
@@ -37,8 +43,14 @@ class AlertHandlers:
         size = parse_page_size(request.page_size)
         token = PageToken("ListAlerts", int(request.ended))
         cursor = token.parse_time_cursor(request.page_token)
-        rows = await self._database.read(lambda connection: store.list_alerts(connection, cursor, size + 1, include_ended=request.ended))
-        alerts, next_token = token.build_page(rows, size, to_message, lambda row: (row.create_time.isoformat(), row.alert_id))
+        rows = await self._database.read(
+            lambda connection: store.list_alerts(
+                connection, cursor, size + 1, include_ended=request.ended
+            )
+        )
+        alerts, next_token = token.build_page(
+            rows, size, to_message, lambda row: (row.create_time.isoformat(), row.alert_id)
+        )
         return self._messages.ListAlertsResponse(alerts=alerts, next_page_token=next_token)
 
 
@@ -54,16 +66,22 @@ def to_message(row: Row[Any]) -> recovery_pb2.Alert:
 
 
 def reconcile(connection: Connection, queries: Sequence[store.AlertQuery]) -> Sequence[Row[Any]]:
-    """Makes the open alerts those that are found now, so many at a time; returns the new ones, which are to be announced once this is committed."""
+    """Makes the open alerts those that are found now, so many at a time; returns the new ones,
+    which are to be announced once this is committed.
+    """
     current, overflowing_kinds = store.evaluate(connection, queries)
     new_alerts = store.open_alerts(connection, current, _MAX_CHANGES)
     _emit_changed(connection, new_alerts)
-    _emit_changed(connection, store.end_cleared(connection, current, overflowing_kinds, _MAX_CHANGES))
+    _emit_changed(
+        connection, store.end_cleared(connection, current, overflowing_kinds, _MAX_CHANGES)
+    )
     return new_alerts
 
 
 def end_alerts(connection: Connection, kind: str, subjects: Sequence[str]) -> None:
-    """Ends the alerts of a kind about subjects that have just ended, in the same transaction; the monitor would find that only later."""
+    """Ends the alerts of a kind about subjects that have just ended, in the same transaction; the
+    monitor would find that only later.
+    """
     _emit_changed(connection, store.end_by_subject(connection, kind, subjects))
 
 
@@ -79,4 +97,12 @@ def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:
         for row in rows:
             alert, version = to_message(row), 2 if row.end_time else 1
             event_time = alert.end_time if row.end_time else alert.create_time
-            add_event(events, event_pb2.EVENT_TYPE_ALERT_CHANGED, f"alerts/{row.alert_id}", version, event_time, "monitor", alert=alert)
+            add_event(
+                events,
+                event_pb2.EVENT_TYPE_ALERT_CHANGED,
+                f"alerts/{row.alert_id}",
+                version,
+                event_time,
+                "monitor",
+                alert=alert,
+            )

@@ -1,4 +1,6 @@
-"""Stages: batches that form by themselves. While one batch is being committed the next one gathers."""
+"""Stages: batches that form by themselves. While one batch is being committed the next one
+gathers.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ class Batcher(Generic[T, R]):
         self._tasks = [self._start_worker(number) for number in range(self._concurrency)]
 
     def submit(self, item: T, context: SpanContext | None = None) -> asyncio.Future[R]:
-        """Puts an item into the next batch. Raises OVERLOADED, or SHUTTING_DOWN once the stage was stopped; the item is then not worked on."""
+        """Puts an item into the next batch. Raises OVERLOADED, or SHUTTING_DOWN once the stage was
+        stopped; the item is then not worked on.
+        """
         if self._is_stopped:
             raise _shutting_down_error()
         if self._max_queued is not None and len(self._queue) >= self._max_queued:
@@ -94,7 +98,9 @@ class Batcher(Generic[T, R]):
         return len(self._queue)
 
     async def stop(self) -> None:
-        """Ends the lanes. What waits is left undone, and its submitters get SHUTTING_DOWN: stop what submits first, and wait until idle."""
+        """Ends the lanes. What waits is left undone, and its submitters get SHUTTING_DOWN: stop
+        what submits first, and wait until idle.
+        """
         self._is_stopped = True
         for task in self._tasks:
             task.cancel()
@@ -117,7 +123,12 @@ class Batcher(Generic[T, R]):
         if self._is_stopped:
             return
         error = None if task.cancelled() else task.exception()
-        log.error("Lane %d of %s ended unexpectedly and is started again.", number, self._name, exc_info=error)
+        log.error(
+            "Lane %d of %s ended unexpectedly and is started again.",
+            number,
+            self._name,
+            exc_info=error,
+        )
         self._tasks[number] = self._start_worker(number)
 
     async def _run_worker(self) -> None:
@@ -136,7 +147,12 @@ class Batcher(Generic[T, R]):
             finally:
                 self._running_batches -= 1
                 for _, future, _ in batch:  # whatever ended the lane, nobody waits for ever
-                    _fail(future, _shutting_down_error() if self._is_stopped else RuntimeError(f"A lane of {self._name} ended unexpectedly."))
+                    _fail(
+                        future,
+                        _shutting_down_error()
+                        if self._is_stopped
+                        else RuntimeError(f"A lane of {self._name} ended unexpectedly."),
+                    )
             await asyncio.sleep(min(loop.time() - start_time, self._max_linger))
 
     def _next_batch(self) -> list[tuple[T, asyncio.Future[R], SpanContext]]:
@@ -161,7 +177,9 @@ class Batcher(Generic[T, R]):
             with batch_span(self._name, [context for _, _, context in batch]):
                 results = await self._run([item for item, _, _ in batch])
             if len(results) != len(batch):
-                raise RuntimeError(f"{self._name} returned {len(results)} results for {len(batch)} items.")  # noqa: TRY301 - raised to all, as below
+                raise RuntimeError(  # noqa: TRY301 - raised to all, as below
+                    f"{self._name} returned {len(results)} results for {len(batch)} items."
+                )
         except Exception as error:  # noqa: BLE001 - it is raised to every submitter
             results = [error] * len(batch)
         for (_, future, _), result in zip(batch, results, strict=True):
@@ -182,11 +200,16 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.set_exception(error)
 
 
-async def bisect_on_error(run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], items: Sequence[T]) -> Sequence[R | Exception]:
-    """Runs a batch; when one item breaks it, halves it until that item is alone and gets the error to itself.
+async def bisect_on_error(
+    run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]], items: Sequence[T]
+) -> Sequence[R | Exception]:
+    """Runs a batch; when one item breaks it, halves it until that item is alone and gets the error
+    to itself.
 
-    An item breaks a batch when the database refuses its data, or another service refuses the call. A service that refuses the first 8 items one by
-    one, and takes none, is broken as a whole: all items get DEPENDENCY_UNAVAILABLE, as if it had not answered. An error that is no item's is raised.
+    An item breaks a batch when the database refuses its data, or another service refuses the call.
+    A service that refuses the first 8 items one by one, and takes none, is broken as a whole: all
+    items get DEPENDENCY_UNAVAILABLE, as if it had not answered. An error that is no item's is
+    raised.
     """
     return await _Bisection(run).run_all(items)
 
@@ -209,7 +232,10 @@ class _Bisection(Generic[T, R]):
                 return [error]
         results = await self._run_halves(items)
         if self._is_unavailable:
-            return [self._unavailable_error() if isinstance(result, ServiceCallRejected) else result for result in results]
+            return [
+                self._unavailable_error() if isinstance(result, ServiceCallRejected) else result
+                for result in results
+            ]
         return results
 
     @property
@@ -218,7 +244,9 @@ class _Bisection(Generic[T, R]):
 
     def _unavailable_error(self) -> ApiError:
         return ApiError(
-            ErrorReason.DEPENDENCY_UNAVAILABLE, f"{self._rejections[0].method} refuses everything: {self._rejections[0].status}.", retry_after=1.0
+            ErrorReason.DEPENDENCY_UNAVAILABLE,
+            f"{self._rejections[0].method} refuses everything: {self._rejections[0].status}.",
+            retry_after=1.0,
         )
 
     async def _run_halves(self, items: Sequence[T]) -> list[R | Exception]:
@@ -250,10 +278,12 @@ async def deduplicate_by_key(
     key_of: Callable[[T], tuple[Hashable, bytes]],
     run: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
 ) -> Sequence[R | Exception]:
-    """Runs a batch, by halves if need be, in which keys may stand several times, so that `run` sees each key once at a time.
+    """Runs a batch, by halves if need be, in which keys may stand several times, so that `run` sees
+    each key once at a time.
 
-    `key_of` gives the key and the fingerprint. Items equal to the first of their key share its result, with `replayed` set; others run after it, and
-    find what it stored. A result is a dataclass with that field.
+    `key_of` gives the key and the fingerprint. Items equal to the first of their key share its
+    result, with `replayed` set; others run after it, and find what it stored. A result is a
+    dataclass with that field.
     """
     results: list[Any] = [None] * len(items)
     remaining = list(range(len(items)))
@@ -265,18 +295,28 @@ async def deduplicate_by_key(
             item_key, fingerprint = key_of(items[index])
             leader, leader_fingerprint = leader_by_key.setdefault(item_key, (index, fingerprint))
             if leader != index:
-                (duplicates if fingerprint == leader_fingerprint else conflicts).append((index, leader))
+                (duplicates if fingerprint == leader_fingerprint else conflicts).append(
+                    (index, leader)
+                )
         leaders = [index for index, _ in leader_by_key.values()]
-        for index, result in zip(leaders, await bisect_on_error(run, [items[index] for index in leaders]), strict=True):
+        for index, result in zip(
+            leaders, await bisect_on_error(run, [items[index] for index in leaders]), strict=True
+        ):
             results[index] = result
         for index, leader in duplicates:
             leader_result = results[leader]
-            results[index] = leader_result if isinstance(leader_result, Exception) else replace(leader_result, replayed=True)
+            results[index] = (
+                leader_result
+                if isinstance(leader_result, Exception)
+                else replace(leader_result, replayed=True)
+            )
         remaining = [index for index, _ in conflicts]
     return results
 
 
-async def run_flattened(groups: Sequence[Sequence[T]], run: Callable[[Sequence[T]], Awaitable[Sequence[R]]]) -> list[list[R]]:
+async def run_flattened(
+    groups: Sequence[Sequence[T]], run: Callable[[Sequence[T]], Awaitable[Sequence[R]]]
+) -> list[list[R]]:
     """Runs the items of all groups as one batch; the results in the same groups."""
     results = iter(await run([item for group in groups for item in group]))
     return [[next(results) for _ in group] for group in groups]

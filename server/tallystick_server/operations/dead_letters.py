@@ -40,23 +40,44 @@ def to_message(row: Row[Any]) -> recovery_pb2.DeadLetter:
     )
 
 
-def emit_changed(connection: Connection, rows: Sequence[Row[Any]], origin_of: Callable[[Row[Any]], tuple[str, str]]) -> None:
-    """Tells of dead letters that are new or have ended; `origin_of` gives the caller and the traceparent of each. Ended ones end their alert."""
+def emit_changed(
+    connection: Connection,
+    rows: Sequence[Row[Any]],
+    origin_of: Callable[[Row[Any]], tuple[str, str]],
+) -> None:
+    """Tells of dead letters that are new or have ended; `origin_of` gives the caller and the
+    traceparent of each. Ended ones end their alert.
+    """
     with record_events(connection, rows) as events:
         for row in rows:
             letter, version = to_message(row), 2 if row.end_time else 1
             event_time = letter.end_time if row.end_time else letter.create_time
-            type_, aggregate = event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED, f"deadLetters/{row.dead_letter_id}"
-            add_event(events, type_, aggregate, version, event_time, *origin_of(row), dead_letter=letter)
+            type_, aggregate = (
+                event_pb2.EVENT_TYPE_DEAD_LETTER_CHANGED,
+                f"deadLetters/{row.dead_letter_id}",
+            )
+            add_event(
+                events, type_, aggregate, version, event_time, *origin_of(row), dead_letter=letter
+            )
     resource_names = [f"deadLetters/{row.dead_letter_id}" for row in rows if row.end_time]
     if resource_names:
         alerts.end_alerts(connection, _ALERT_KIND, resource_names)
 
 
-def requeue_to_end(connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str) -> None:
-    """Takes up again those demands, by subject, that were set aside and are to be ended, never to be sent; `operator`: who has decided so."""
+def requeue_to_end(
+    connection: Connection, operation_ids: Mapping[str, str], operator: str, reason: str
+) -> None:
+    """Takes up again those demands, by subject, that were set aside and are to be ended, never to
+    be sent; `operator`: who has decided so.
+    """
     rows = (
-        dead_letter_store.end(connection, sorted(operation_ids), DeadLetterState.RETRIED, operator, reason[:_MAX_REASON_LENGTH])
+        dead_letter_store.end(
+            connection,
+            sorted(operation_ids),
+            DeadLetterState.RETRIED,
+            operator,
+            reason[:_MAX_REASON_LENGTH],
+        )
         if operation_ids
         else ()
     )
@@ -65,16 +86,29 @@ def requeue_to_end(connection: Connection, operation_ids: Mapping[str, str], ope
 
 
 def resolve_and_requeue(connection: Connection, operations: Iterable[LeasedOperation]) -> None:
-    """Ends the dead letters of demands of which something definite became known; what was set aside goes on."""
+    """Ends the dead letters of demands of which something definite became known; what was set aside
+    goes on.
+    """
     by_resource_name = {item.resource_name: item for item in operations}
     if not by_resource_name:
         return
-    rows = resolve(connection, {subject: (item.caller, item.traceparent) for subject, item in by_resource_name.items()})
-    operation_store.requeue(connection, [by_resource_name[row.subject].operation_id for row in rows])
+    rows = resolve(
+        connection,
+        {subject: (item.caller, item.traceparent) for subject, item in by_resource_name.items()},
+    )
+    operation_store.requeue(
+        connection, [by_resource_name[row.subject].operation_id for row in rows]
+    )
 
 
 def resolve(connection: Connection, origins: Mapping[str, tuple[str, str]]) -> Sequence[Row[Any]]:
-    """Ends the dead letters of subjects that nobody has to decide on any more; those that ended. By subject: its caller and its traceparent."""
-    rows = dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED) if origins else ()
+    """Ends the dead letters of subjects that nobody has to decide on any more; those that ended. By
+    subject: its caller and its traceparent.
+    """
+    rows = (
+        dead_letter_store.end(connection, sorted(origins), DeadLetterState.RESOLVED)
+        if origins
+        else ()
+    )
     emit_changed(connection, rows, lambda row: origins[row.subject])
     return rows

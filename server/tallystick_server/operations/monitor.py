@@ -1,4 +1,6 @@
-"""Monitor: looks now and then for what a person should know of. One process does it for all of them."""
+"""Monitor: looks now and then for what a person should know of. One process does it for all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ class Monitor:
     """Raises the alerts of a service, and ends them. `owner_id` names this process."""
 
     def __init__(
-        self, service: str, database: Database, owner_id: UUID, alert_queries: Sequence[alert_store.AlertQuery], interval_seconds: float
+        self,
+        service: str,
+        database: Database,
+        owner_id: UUID,
+        alert_queries: Sequence[alert_store.AlertQuery],
+        interval_seconds: float,
     ) -> None:
         self._database = database
         self._owner_id = owner_id
@@ -39,7 +46,9 @@ class Monitor:
         """Looks once, if it is this process's turn."""
 
         def refresh_alerts(connection: Connection) -> Sequence[Row[Any]]:
-            if not leader_lease.try_acquire_lease(connection, "monitor", self._owner_id, self._interval_seconds * _LEASE_INTERVALS):
+            if not leader_lease.try_acquire_lease(
+                connection, "monitor", self._owner_id, self._interval_seconds * _LEASE_INTERVALS
+            ):
                 return ()
             return alerts.reconcile(connection, self._alert_queries)
 

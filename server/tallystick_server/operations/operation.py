@@ -1,4 +1,6 @@
-"""A demand in hand: what a process knows of the work it holds the lease of, whatever is demanded of a provider."""
+"""A demand in hand: what a process knows of the work it holds the lease of, whatever is demanded of
+a provider.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,13 @@ from math import inf
 from typing import Any, Generic, TypeVar
 
 from tallystick_core.operations.next_action import Circuit, NextAction
-from tallystick_core.provider.outcome import Declined, FailureReason, ProviderOutcome, RetryReason, Succeeded
+from tallystick_core.provider.outcome import (
+    Declined,
+    FailureReason,
+    ProviderOutcome,
+    RetryReason,
+    Succeeded,
+)
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_storage import operations as operation_store
 
@@ -32,7 +40,9 @@ class LeasedOperation(ABC):
     expires_at: float = inf
     """The loop's time after which it must not be sent for the first time."""
     next_poll_deadline: float = inf
-    """The loop's time at which its time is up, and it is taken up again at the latest; inf: it has none, or that had passed when it was taken up."""
+    """The loop's time at which its time is up, and it is taken up again at the latest; inf: it has
+    none, or that had passed when it was taken up.
+    """
     recorded_outcome: ProviderOutcome | None = None
     """The attempt's outcome, if that is on disk and final."""
     maybe_sent: bool = False
@@ -40,7 +50,9 @@ class LeasedOperation(ABC):
     tries: Mapping[RetryReason, int] = field(default_factory=dict)
     """How often each kind of trouble has come since it last progressed."""
     seconds_since_sent: float | None = None
-    """Seconds from when it may last have been sent until it was taken up; None: it was not sent before that."""
+    """Seconds from when it may last have been sent until it was taken up; None: it was not sent
+    before that.
+    """
     not_found_count: int = 0
     """How often the provider did not know it since it may last have been sent."""
 
@@ -51,19 +63,27 @@ class LeasedOperation(ABC):
 
     @abstractmethod
     def call_provider(self, provider: Any, action: NextAction) -> Awaitable[ProviderOutcome]:
-        """Asks its provider for what the step needs; the provider is of the port that such demands are made on."""
+        """Asks its provider for what the step needs; the provider is of the port that such demands
+        are made on.
+        """
 
     def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
         """Whether it may be sent to a provider that honours a key for so many seconds.
 
-        Either the provider surely still knows the key when a lease from now ends; or it never got the key, and has said so too: a restored database
-        may have lost a sending.
+        Either the provider surely still knows the key when a lease from now ends; or it never got
+        the key, and has said so too: a restored database may have lost a sending.
         """
-        return self.age_seconds + lease_seconds < key_window_seconds or (not self.maybe_sent and self.not_found_count > 0)
+        return self.age_seconds + lease_seconds < key_window_seconds or (
+            not self.maybe_sent and self.not_found_count > 0
+        )
 
     @abstractmethod
-    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
-        """What is to be done with it, where its provider honours a key for so many seconds. A lease ends before the key does."""
+    def next_action(
+        self, now: float, key_window_seconds: float, lease_seconds: float
+    ) -> NextAction:
+        """What is to be done with it, where its provider honours a key for so many seconds. A lease
+        ends before the key does.
+        """
 
     @abstractmethod
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
@@ -86,7 +106,9 @@ class LeasedOperation(ABC):
     @property
     @abstractmethod
     def phase(self) -> str:
-        """What it waits for, if it has to wait, for the monitor, whose thresholds differ; "": nothing but being done."""
+        """What it waits for, if it has to wait, for the monitor, whose thresholds differ; "":
+        nothing but being done.
+        """
 
     @property
     @abstractmethod
@@ -111,8 +133,12 @@ class OperationResult(Generic[H, A]):
     outcome: A
 
 
-def attempt_result(operation: LeasedOperation, outcome_code: str, outcome: ProviderOutcome) -> operation_store.AttemptResult:
-    """What a provider said to a demand, as its attempt keeps it; `outcome_code`: what that is called there."""
+def attempt_result(
+    operation: LeasedOperation, outcome_code: str, outcome: ProviderOutcome
+) -> operation_store.AttemptResult:
+    """What a provider said to a demand, as its attempt keeps it; `outcome_code`: what that is
+    called there.
+    """
     succeeded = outcome if isinstance(outcome, Succeeded) else None
     declined = outcome if isinstance(outcome, Declined) else None
     return operation_store.AttemptResult(

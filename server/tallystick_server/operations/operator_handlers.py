@@ -19,7 +19,17 @@ from tallystick_core.access import Role
 from tallystick_core.errors import ApiError, ErrorReason, not_found_error
 from tallystick_core.operations.dead_letter import DeadLetterState
 from tallystick_core.operations.next_action import NextAction
-from tallystick_core.provider.outcome import Declined, NotFound, NotSent, ProviderOutcome, RetryReason, Returned, Succeeded, Unknown, Verified
+from tallystick_core.provider.outcome import (
+    Declined,
+    NotFound,
+    NotSent,
+    ProviderOutcome,
+    RetryReason,
+    Returned,
+    Succeeded,
+    Unknown,
+    Verified,
+)
 from tallystick_core.state_machine import Verb, invalid_state_error
 from tallystick_core.validation import parse_id, parse_reason_text
 from tallystick_server.operations import alerts, dead_letters
@@ -60,7 +70,9 @@ _DEAD_LETTER_ID = re.compile(r"\A[A-Za-z0-9_-]{1,100}\Z", re.ASCII)
 
 
 class DeadLetters(Generic[H, G]):
-    """What an operator may do with them. Nothing leaves by itself but by an outcome that comes after all."""
+    """What an operator may do with them. Nothing leaves by itself but by an outcome that comes
+    after all.
+    """
 
     def __init__(self, database: Database, worker: OperationWorker[H, G]) -> None:
         self._database = database
@@ -71,13 +83,17 @@ class DeadLetters(Generic[H, G]):
 
     async def find(self, dead_letter_id: str, *, changed: bool = False) -> Row[Any]:
         """The dead letter; `changed` as in `Database.read`. Raises NOT_FOUND."""
-        row = await self._database.read(lambda connection: dead_letter_store.find(connection, dead_letter_id), changed=changed)
+        row = await self._database.read(
+            lambda connection: dead_letter_store.find(connection, dead_letter_id), changed=changed
+        )
         if row is None:
             raise not_found_error("dead letter", dead_letter_id)
         return row
 
     async def retry(self, dead_letter_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
-        """Has it tried again; it as it stands, and whether it was before. Raises NOT_FOUND, STATE_FORBIDS."""
+        """Has it tried again; it as it stands, and whether it was before. Raises NOT_FOUND,
+        STATE_FORBIDS.
+        """
         resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
         row = await self.find(dead_letter_id)
 
@@ -93,9 +109,15 @@ class DeadLetters(Generic[H, G]):
         return await self._read_resolved(dead_letter_id, _RETRY, resolution), not is_applied
 
     async def retry_many(
-        self, filters: dead_letter_store.DeadLetterFilter, cursor: DeadLetterCursor, operator: str, reason: str
+        self,
+        filters: dead_letter_store.DeadLetterFilter,
+        cursor: DeadLetterCursor,
+        operator: str,
+        reason: str,
     ) -> tuple[Sequence[Row[Any]], set[str], bool]:
-        """Has the next of those that a filter names tried again: those, the ids of those that were open still, and whether there are more."""
+        """Has the next of those that a filter names tried again: those, the ids of those that were
+        open still, and whether there are more.
+        """
         resolution = _Resolution(DeadLetterState.RETRIED, operator, reason)
 
         def retry(connection: Connection) -> tuple[Sequence[Row[Any]], set[str], bool]:
@@ -109,28 +131,51 @@ class DeadLetters(Generic[H, G]):
         return await self._database.transact(retry)
 
     async def close_many(
-        self, filters: dead_letter_store.DeadLetterFilter, cursor: DeadLetterCursor, operator: str, reason: str, evidence: str
+        self,
+        filters: dead_letter_store.DeadLetterFilter,
+        cursor: DeadLetterCursor,
+        operator: str,
+        reason: str,
+        evidence: str,
     ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any] | ApiError], bool]:
-        """Closes the next of those that a filter names, each as `close` does: those, what became of each, and whether there are more."""
-        rows = await self._database.read(lambda connection: dead_letter_store.list_open_after(connection, filters, cursor, _MAX_CLOSED + 1))
+        """Closes the next of those that a filter names, each as `close` does: those, what became of
+        each, and whether there are more.
+        """
+        rows = await self._database.read(
+            lambda connection: dead_letter_store.list_open_after(
+                connection, filters, cursor, _MAX_CLOSED + 1
+            )
+        )
         page = rows[:_MAX_CLOSED]
         semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CLOSES)
 
         async def close_one(row: Row[Any]) -> Row[Any] | ApiError:
             async with semaphore:
                 try:
-                    return (await self.close(row.dead_letter_id, operator, reason, evidence, evidence_is_specific=False))[0]
+                    return (
+                        await self.close(
+                            row.dead_letter_id,
+                            operator,
+                            reason,
+                            evidence,
+                            evidence_is_specific=False,
+                        )
+                    )[0]
                 except ApiError as error:
                     return error
 
         return page, await asyncio.gather(*(close_one(row) for row in page)), len(rows) > len(page)
 
-    async def preview(self, filters: dead_letter_store.DeadLetterFilter) -> tuple[Sequence[Row[Any]], list[str]]:
+    async def preview(
+        self, filters: dead_letter_store.DeadLetterFilter
+    ) -> tuple[Sequence[Row[Any]], list[str]]:
         """How many open ones a filter names, by cause and provider, and the ids of the first."""
 
         def load(connection: Connection) -> tuple[Sequence[Row[Any]], list[str]]:
             sample = dead_letter_store.list_open_after(connection, filters, None, _SAMPLE_SIZE)
-            return dead_letter_store.count_open(connection, filters), [row.dead_letter_id for row in sample]
+            return dead_letter_store.count_open(connection, filters), [
+                row.dead_letter_id for row in sample
+            ]
 
         return await self._database.read(load)
 
@@ -139,7 +184,13 @@ class DeadLetters(Generic[H, G]):
         return await self._database.read(dead_letter_store.now)
 
     async def close(
-        self, dead_letter_id: str, operator: str, reason: str, evidence: str, *, evidence_is_specific: bool = True
+        self,
+        dead_letter_id: str,
+        operator: str,
+        reason: str,
+        evidence: str,
+        *,
+        evidence_is_specific: bool = True,
     ) -> tuple[Row[Any], bool]:
         """Fails its demand, unless the provider knows better; it as it stands, and whether it was
         closed before. Raises NOT_FOUND, STATE_FORBIDS.
@@ -165,7 +216,9 @@ class DeadLetters(Generic[H, G]):
             case NotSent() | Unknown() | NotFound():
                 pass
             case _:
-                raise _state_error("The provider still works on it; retry the dead letter, and wait.", "PENDING")
+                raise _state_error(
+                    "The provider still works on it; retry the dead letter, and wait.", "PENDING"
+                )
 
         def close(connection: Connection) -> G:
             (leased_operation,) = self._claim(connection, operation.operation_id)
@@ -185,31 +238,47 @@ class DeadLetters(Generic[H, G]):
     async def _call_provider(self, row: Row[Any]) -> tuple[H, ProviderOutcome]:
         """What the provider says to the demand now. Raises PROVIDER_UNAVAILABLE, STATE_FORBIDS."""
         tokens, now = {self.operation_id(row): 0}, asyncio.get_running_loop().time()
-        operations = await self._database.load(lambda connection: self._worker.load(connection, tokens, now))
+        operations = await self._database.load(
+            lambda connection: self._worker.load(connection, tokens, now)
+        )
         if not operations:
-            raise _state_error("It came to its end meanwhile; read the dead letter again.", "RESOLVED")
+            raise _state_error(
+                "It came to its end meanwhile; read the dead letter again.", "RESOLVED"
+            )
         (operation,) = operations
-        action = operation.next_action(now, self._worker.gateway.key_window(operation.provider), self._worker.lease_seconds)
+        action = operation.next_action(
+            now, self._worker.gateway.key_window(operation.provider), self._worker.lease_seconds
+        )
         if action in (NextAction.PREPARE, NextAction.SETTLE):
-            raise _state_error("It waits for wallet or ledger, not for its provider; retry the dead letter.", "UNSETTLED")
+            raise _state_error(
+                "It waits for wallet or ledger, not for its provider; retry the dead letter.",
+                "UNSETTLED",
+            )
         if action is NextAction.JUDGE:
             raise _state_error(
-                "Its provider's answer is stored and cannot be applied; remove the cause, then retry the dead letter.", "UNAPPLIED_ANSWER"
+                "Its provider's answer is stored and cannot be applied; remove the cause, then "
+                "retry the dead letter.",
+                "UNAPPLIED_ANSWER",
             )
-        if not self._worker.gateway.is_configured(operation.provider):  # nobody is left to ask: the operator's evidence decides
+        # nobody is left to ask: the operator's evidence decides
+        if not self._worker.gateway.is_configured(operation.provider):
             return operation, Unknown(f"the provider {operation.provider} is not configured")
         outcome = await self._worker.gateway.call(operation, NextAction.LOOK_UP)
         if isinstance(outcome, CircuitOpen):
             retry_after = outcome.retry_after or _RETRY_AFTER_SECONDS
             raise ApiError(
-                ErrorReason.PROVIDER_UNAVAILABLE, "The provider does not answer, and is asked before anything is closed.", retry_after=retry_after
+                ErrorReason.PROVIDER_UNAVAILABLE,
+                "The provider does not answer, and is asked before anything is closed.",
+                retry_after=retry_after,
             )
         return operation, outcome
 
     def _claim(self, connection: Connection, operation_id: str) -> Sequence[H]:
         """The demand, leased. Raises _Overtaken if it came on meanwhile."""
         token = (
-            operation_store.claim_dead_lettered(connection, operation_id, self._worker.lease_seconds)
+            operation_store.claim_dead_lettered(
+                connection, operation_id, self._worker.lease_seconds
+            )
             if self._worker.lock_unresolved(connection, [operation_id])
             else None
         )
@@ -217,13 +286,17 @@ class DeadLetters(Generic[H, G]):
             raise _ConcurrentChange
         return self._worker.load(connection, {operation_id: token}, 0.0)
 
-    async def _read_resolved(self, dead_letter_id: str, verb: Verb, resolution: _Resolution) -> Row[Any]:
+    async def _read_resolved(
+        self, dead_letter_id: str, verb: Verb, resolution: _Resolution
+    ) -> Row[Any]:
         """The dead letter as it is now. Raises STATE_FORBIDS if somebody else was faster."""
         row = await self.find(dead_letter_id, changed=True)
         if not resolution.matches(row):
             if row.state != DeadLetterState.OPEN:
                 raise invalid_state_error("dead letter", row.state, verb)
-            raise _state_error("Somebody else works on it now; read the dead letter again.", row.state, verb)
+            raise _state_error(
+                "Somebody else works on it now; read the dead letter again.", row.state, verb
+            )
         return row
 
 
@@ -242,11 +315,18 @@ class _Resolution:
 
     def matches(self, row: Row[Any]) -> bool:
         """Whether it ended so."""
-        return (row.state, row.operator, row.reason, row.evidence) == (self.state, self.operator, self.reason, self.evidence)
+        return (row.state, row.operator, row.reason, row.evidence) == (
+            self.state,
+            self.operator,
+            self.reason,
+            self.evidence,
+        )
 
     def apply(self, connection: Connection, row: Row[Any]) -> None:
         """Ends an open dead letter, and tells of it. Raises _Overtaken if it has ended."""
-        rows = dead_letter_store.end(connection, [row.subject], self.state, self.operator, self.reason, self.evidence)
+        rows = dead_letter_store.end(
+            connection, [row.subject], self.state, self.operator, self.reason, self.evidence
+        )
         if [ended_row.dead_letter_id for ended_row in rows] != [row.dead_letter_id]:
             raise _ConcurrentChange
         dead_letters.emit_changed(connection, rows, lambda _: (self.operator, ""))
@@ -254,15 +334,25 @@ class _Resolution:
     def apply_all(self, connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
         """Ends those of dead letters that are open still, and tells of them."""
         subjects, ids = [row.subject for row in rows], [row.dead_letter_id for row in rows]
-        ended_rows = dead_letter_store.end(connection, subjects, self.state, self.operator, self.reason, self.evidence, ids=ids) if rows else ()
+        ended_rows = (
+            dead_letter_store.end(
+                connection, subjects, self.state, self.operator, self.reason, self.evidence, ids=ids
+            )
+            if rows
+            else ()
+        )
         dead_letters.emit_changed(connection, ended_rows, lambda _: (self.operator, ""))
         return ended_rows
 
 
 class OperatorHandlers(AlertHandlers):
-    """Handlers only decode, await and encode. `messages`: the service's generated messages, which have these calls' under the same names."""
+    """Handlers only decode, await and encode. `messages`: the service's generated messages, which
+    have these calls' under the same names.
+    """
 
-    def __init__(self, database: Database, service: DeadLetters[Any, Any], messages: ModuleType) -> None:
+    def __init__(
+        self, database: Database, service: DeadLetters[Any, Any], messages: ModuleType
+    ) -> None:
         super().__init__(database, messages)
         self._dead_letters = service
 
@@ -272,9 +362,15 @@ class OperatorHandlers(AlertHandlers):
         filters = replace(_parse_filters(request), state=state)
         token = PageToken("ListDeadLetters", *_to_texts(filters))
         cursor = token.parse_time_cursor(request.page_token)
-        rows = await self._database.read(lambda connection: dead_letter_store.list_dead_letters(connection, filters, cursor, size + 1))
+        rows = await self._database.read(
+            lambda connection: dead_letter_store.list_dead_letters(
+                connection, filters, cursor, size + 1
+            )
+        )
         messages, next_token = token.build_page(rows, size, dead_letters.to_message, _cursor_of)
-        return self._messages.ListDeadLettersResponse(dead_letters=messages, next_page_token=next_token)
+        return self._messages.ListDeadLettersResponse(
+            dead_letters=messages, next_page_token=next_token
+        )
 
     async def RetryDeadLetters(self, request: Any, call: Call) -> Any:
         reason = parse_reason_text(request.reason, "reason")
@@ -282,9 +378,13 @@ class OperatorHandlers(AlertHandlers):
         if request.dry_run:
             counts, sample = await self._dead_letters.preview(bulk.filters)
             return self._messages.RetryDeadLettersResponse(
-                matched=sum(row.letters for row in counts), counts=_to_count_messages(counts), sample=sample
+                matched=sum(row.letters for row in counts),
+                counts=_to_count_messages(counts),
+                sample=sample,
             )
-        page, retried_ids, has_more = await self._dead_letters.retry_many(bulk.filters, bulk.cursor, call.caller.name, reason)
+        page, retried_ids, has_more = await self._dead_letters.retry_many(
+            bulk.filters, bulk.cursor, call.caller.name, reason
+        )
         skipped = [
             _to_skipped_message(row, ApiError(ErrorReason.STATE_FORBIDS, "It has ended meanwhile."))
             for row in page
@@ -299,31 +399,52 @@ class OperatorHandlers(AlertHandlers):
         )
 
     async def CloseDeadLetters(self, request: Any, call: Call) -> Any:
-        reason, evidence = parse_reason_text(request.reason, "reason"), parse_reason_text(request.evidence, "evidence")
+        reason, evidence = (
+            parse_reason_text(request.reason, "reason"),
+            parse_reason_text(request.evidence, "evidence"),
+        )
         bulk = await self._parse_bulk_request("CloseDeadLetters", request)
         if request.dry_run:
             counts, sample = await self._dead_letters.preview(bulk.filters)
             return self._messages.CloseDeadLettersResponse(
-                matched=sum(row.letters for row in counts), counts=_to_count_messages(counts), sample=sample
+                matched=sum(row.letters for row in counts),
+                counts=_to_count_messages(counts),
+                sample=sample,
             )
-        page, results, has_more = await self._dead_letters.close_many(bulk.filters, bulk.cursor, call.caller.name, reason, evidence)
+        page, results, has_more = await self._dead_letters.close_many(
+            bulk.filters, bulk.cursor, call.caller.name, reason, evidence
+        )
         states = [result.state for result in results if not isinstance(result, ApiError)]
         return self._messages.CloseDeadLettersResponse(
             matched=len(page),
             closed=states.count(DeadLetterState.CLOSED),
             resolved=states.count(DeadLetterState.RESOLVED),
-            skipped=[_to_skipped_message(row, result) for row, result in zip(page, results, strict=True) if isinstance(result, ApiError)],
+            skipped=[
+                _to_skipped_message(row, result)
+                for row, result in zip(page, results, strict=True)
+                if isinstance(result, ApiError)
+            ],
             counts=_count_page(page),
             next_page_token=bulk.next_token(page, has_more=has_more),
         )
 
     async def _parse_bulk_request(self, method: str, request: Any) -> _BulkRequest:
-        """What a call for many is about, from its first page on. Raises FIELD_REQUIRED, FIELD_INVALID, PAGE_TOKEN_INVALID."""
+        """What a call for many is about, from its first page on. Raises FIELD_REQUIRED,
+        FIELD_INVALID, PAGE_TOKEN_INVALID.
+        """
         filters = _parse_filters(request)
         if request.all and filters != dead_letter_store.DeadLetterFilter():
-            raise ApiError(ErrorReason.FIELD_INVALID, "all must be false, or filter must have no criterion.", field="all")
+            raise ApiError(
+                ErrorReason.FIELD_INVALID,
+                "all must be false, or filter must have no criterion.",
+                field="all",
+            )
         if not request.all and filters == dead_letter_store.DeadLetterFilter():
-            raise ApiError(ErrorReason.FIELD_REQUIRED, "filter must have at least one criterion; set all for every open dead letter.", field="filter")
+            raise ApiError(
+                ErrorReason.FIELD_REQUIRED,
+                "filter must have at least one criterion; set all for every open dead letter.",
+                field="filter",
+            )
         token = PageToken(method, *_to_texts(filters))
         cursor = token.parse(request.page_token, str, str, str)
         if cursor is None:
@@ -331,18 +452,27 @@ class OperatorHandlers(AlertHandlers):
             until_time = min(filters.until_time or now, now)
             return _BulkRequest(token, replace(filters, until_time=until_time), None)
         until_time, create_time = parse_token_time(cursor[0]), parse_token_time(cursor[1])
-        return _BulkRequest(token, replace(filters, until_time=until_time), (create_time, str(cursor[2])))
+        return _BulkRequest(
+            token, replace(filters, until_time=until_time), (create_time, str(cursor[2]))
+        )
 
     async def RetryDeadLetter(self, request: Any, call: Call) -> Any:
         reason = parse_reason_text(request.reason, "reason")
-        row, replayed = await self._dead_letters.retry(parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason)
+        row, replayed = await self._dead_letters.retry(
+            parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason
+        )
         if replayed:
             call.mark_replayed()
         return self._messages.RetryDeadLetterResponse(dead_letter=dead_letters.to_message(row))
 
     async def CloseDeadLetter(self, request: Any, call: Call) -> Any:
-        reason, evidence = parse_reason_text(request.reason, "reason"), parse_reason_text(request.evidence, "evidence")
-        row, replayed = await self._dead_letters.close(parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason, evidence)
+        reason, evidence = (
+            parse_reason_text(request.reason, "reason"),
+            parse_reason_text(request.evidence, "evidence"),
+        )
+        row, replayed = await self._dead_letters.close(
+            parse_dead_letter_id(request.dead_letter_id), call.caller.name, reason, evidence
+        )
         if replayed:
             call.mark_replayed()
         return self._messages.CloseDeadLetterResponse(dead_letter=dead_letters.to_message(row))
@@ -350,7 +480,9 @@ class OperatorHandlers(AlertHandlers):
 
 @dataclass(frozen=True, slots=True)
 class _BulkRequest:
-    """What a call for many dead letters is about: those of a filter after a place. `token`: makes the next call's."""
+    """What a call for many dead letters is about: those of a filter after a place. `token`: makes
+    the next call's.
+    """
 
     token: PageToken
     filters: dead_letter_store.DeadLetterFilter
@@ -359,21 +491,31 @@ class _BulkRequest:
     def next_token(self, page: Sequence[Row[Any]], *, has_more: bool) -> str:
         if not has_more or self.filters.until_time is None:
             return ""
-        return self.token.make(self.filters.until_time.astimezone(UTC).isoformat(), *_cursor_of(page[-1]))
+        return self.token.make(
+            self.filters.until_time.astimezone(UTC).isoformat(), *_cursor_of(page[-1])
+        )
 
 
 def _parse_filters(request: Any) -> dead_letter_store.DeadLetterFilter:
     """Raises FIELD_INVALID."""
     message = request.filter
     if message.cause and message.cause not in DEFAULT_POLICIES:
-        raise ApiError(ErrorReason.FIELD_INVALID, f"filter.cause must be one of {', '.join(DEFAULT_POLICIES)}.", field="filter.cause")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"filter.cause must be one of {', '.join(DEFAULT_POLICIES)}.",
+            field="filter.cause",
+        )
     provider = parse_id(message.provider, "filter.provider") if message.provider else ""
     try:
         from_time, until_time = parse_time(message, "from_time"), parse_time(message, "until_time")
     except ApiError as error:
         raise error.with_field_prefix("filter") from None
     if from_time is not None and until_time is not None and from_time >= until_time:
-        raise ApiError(ErrorReason.FIELD_INVALID, "filter.until_time must be later than filter.from_time.", field="filter.until_time")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "filter.until_time must be later than filter.from_time.",
+            field="filter.until_time",
+        )
     return dead_letter_store.DeadLetterFilter("", message.cause, provider, from_time, until_time)
 
 
@@ -386,39 +528,65 @@ def _cursor_of(row: Row[Any]) -> tuple[str, str]:
 
 
 def _to_count_messages(rows: Iterable[Row[Any]]) -> list[recovery_pb2.DeadLetterCount]:
-    return [recovery_pb2.DeadLetterCount(cause=row.cause, provider=row.provider, count=row.letters) for row in rows]
+    return [
+        recovery_pb2.DeadLetterCount(cause=row.cause, provider=row.provider, count=row.letters)
+        for row in rows
+    ]
 
 
 def _count_page(page: Iterable[Row[Any]]) -> list[recovery_pb2.DeadLetterCount]:
     counts = Counter((row.cause, row.provider) for row in page)
-    return [recovery_pb2.DeadLetterCount(cause=cause, provider=provider, count=count) for (cause, provider), count in sorted(counts.items())]
+    return [
+        recovery_pb2.DeadLetterCount(cause=cause, provider=provider, count=count)
+        for (cause, provider), count in sorted(counts.items())
+    ]
 
 
 def _to_skipped_message(row: Row[Any], error: ApiError) -> recovery_pb2.SkippedDeadLetter:
-    return recovery_pb2.SkippedDeadLetter(dead_letter_id=row.dead_letter_id, cause=row.cause, error_reason=error.reason, message=error.message)
+    return recovery_pb2.SkippedDeadLetter(
+        dead_letter_id=row.dead_letter_id,
+        cause=row.cause,
+        error_reason=error.reason,
+        message=error.message,
+    )
 
 
 def parse_dead_letter_id(text: str) -> str:
     """Raises FIELD_REQUIRED, FIELD_INVALID."""
     if _DEAD_LETTER_ID.match(text) is None:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
-        raise ApiError(reason, "dead_letter_id must be one that ListDeadLetters gave.", field="dead_letter_id")
+        raise ApiError(
+            reason, "dead_letter_id must be one that ListDeadLetters gave.", field="dead_letter_id"
+        )
     return text
 
 
 def _reject_unstorable(error: ConstraintViolation, *, evidence_is_specific: bool) -> None:
-    """Raises STATE_FORBIDS unless the answer is only another one's money, which says nothing of this one: then an operator's evidence decides."""
+    """Raises STATE_FORBIDS unless the answer is only another one's money, which says nothing of
+    this one: then an operator's evidence decides.
+    """
     if not is_duplicate_reference(error):
-        raise _state_error("What its provider answers cannot be stored, and has to be set right with the provider first.", "UNSTORABLE") from None
+        raise _state_error(
+            "What its provider answers cannot be stored, and has to be set right with the "
+            "provider first.",
+            "UNSTORABLE",
+        ) from None
     _require_specific_evidence(evidence_is_specific=evidence_is_specific)
 
 
 def _require_specific_evidence(*, evidence_is_specific: bool) -> None:
-    """Raises STATE_FORBIDS where an answer about another one is to be overruled by evidence that is not about this one alone."""
+    """Raises STATE_FORBIDS where an answer about another one is to be overruled by evidence that is
+    not about this one alone.
+    """
     if not evidence_is_specific:
-        message = "Its provider answers with another one's money; close it by CloseDeadLetter, with evidence about it alone."
+        message = (
+            "Its provider answers with another one's money; close it by CloseDeadLetter, with "
+            "evidence about it alone."
+        )
         raise _state_error(message, "MISDIRECTED") from None
 
 
 def _state_error(message: str, state: str, verb: Verb = _CLOSE) -> ApiError:
-    return ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name})
+    return ApiError(
+        ErrorReason.STATE_FORBIDS, message, metadata={"state": state, "verb": verb.name}
+    )

@@ -12,9 +12,13 @@ log = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Runs one function every so many seconds, and when it is woken. A failure is logged, and the next round comes all the same."""
+    """Runs one function every so many seconds, and when it is woken. A failure is logged, and the
+    next round comes all the same.
+    """
 
-    def __init__(self, name: str, interval_seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self, name: str, interval_seconds: float, work: Callable[[], Awaitable[object]]
+    ) -> None:
         self._name = name
         self._interval_seconds = interval_seconds
         self._work = work

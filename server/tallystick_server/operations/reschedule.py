@@ -1,4 +1,6 @@
-"""Postpone: demands that did not come on, given back to the table of due work or given up, as their policies say."""
+"""Postpone: demands that did not come on, given back to the table of due work or given up, as their
+policies say.
+"""
 
 from __future__ import annotations
 
@@ -58,29 +60,55 @@ class FailedStep(Generic[H]):
 
     @property
     def has_recorded_outcome(self) -> bool:
-        """Whether what became of it is stored already: only what follows from that is still to be done."""
+        """Whether what became of it is stored already: only what follows from that is still to be
+        done.
+        """
         return self.operation.needs_booking or self.action is NextAction.JUDGE
 
 
-def classify_failure(operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool) -> FailedStep[H] | None:
-    """What an outcome means for a demand that it does not bring to an end. `key_honored`: whether the demand may be sent again."""
+def classify_failure(
+    operation: H, outcome: ProviderOutcome, action: NextAction, *, key_honored: bool
+) -> FailedStep[H] | None:
+    """What an outcome means for a demand that it does not bring to an end. `key_honored`: whether
+    the demand may be sent again.
+    """
     match outcome:
         case Pending():
-            return FailedStep(operation, RetryReason.WAITING, f"the provider waits: {outcome.reason}", action)
+            return FailedStep(
+                operation, RetryReason.WAITING, f"the provider waits: {outcome.reason}", action
+            )
         case Submitted() | InTransit():
-            return FailedStep(operation, RetryReason.WAITING, f"the provider works on it: {type(outcome).__name__}", action)
+            return FailedStep(
+                operation,
+                RetryReason.WAITING,
+                f"the provider works on it: {type(outcome).__name__}",
+                action,
+            )
         case NotSent():
-            return FailedStep(operation, retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored), outcome.detail, action)
+            return FailedStep(
+                operation,
+                retry_reason(operation, RetryReason.NOT_SENT, action, key_honored=key_honored),
+                outcome.detail,
+                action,
+            )
         case Unknown():
             return FailedStep(
-                operation, retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored), outcome.detail, action, outcome.retry_after
+                operation,
+                retry_reason(operation, outcome.retry_reason, action, key_honored=key_honored),
+                outcome.detail,
+                action,
+                outcome.retry_after,
             )
         case Succeeded() | Declined() | Returned() | Verified() | NotFound():
             return None
 
 
-def retry_reason(operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool) -> RetryReason:
-    """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing, whatever the reason."""
+def retry_reason(
+    operation: LeasedOperation, reason: RetryReason, action: NextAction, *, key_honored: bool
+) -> RetryReason:
+    """What a trouble is: that of a look-up, or a cancellation, is mostly that it tells nothing,
+    whatever the reason.
+    """
     if action is NextAction.SEND or reason is RetryReason.MISDIRECTED:
         return reason
     if operation.awaits_provider:
@@ -91,10 +119,12 @@ def retry_reason(operation: LeasedOperation, reason: RetryReason, action: NextAc
 
 
 class Rescheduler(Generic[H, G]):
-    """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead letter.
+    """The postpone stage's work. Each demand is taken up again later, fails, or becomes a dead
+    letter.
 
-    `lock_unresolved`: which demands nobody has an answer to, so that none is written down meanwhile, with the due work of them and of others locked;
-    `fail`: fails those that surely moved nothing.
+    `lock_unresolved`: which demands nobody has an answer to, so that none is written down
+    meanwhile, with the due work of them and of others locked; `fail`: fails those that surely moved
+    nothing.
     """
 
     def __init__(
@@ -116,74 +146,130 @@ class Rescheduler(Generic[H, G]):
     async def _reschedule(self, failed_steps: Sequence[FailedStep[H]]) -> Sequence[G | Exception]:
         now = asyncio.get_running_loop().time()
         decisions = [(step, self._decide(step, now)) for step in failed_steps]
-        reschedules = [decision for _, decision in decisions if isinstance(decision, operation_store.Reschedule)]
+        reschedules = [
+            decision
+            for _, decision in decisions
+            if isinstance(decision, operation_store.Reschedule)
+        ]
         failures = [step for step, decision in decisions if decision is ExhaustedAction.FAIL]
-        dead_lettered_steps = [step for step, decision in decisions if decision is ExhaustedAction.SET_ASIDE]
+        dead_lettered_steps = [
+            step for step, decision in decisions if decision is ExhaustedAction.SET_ASIDE
+        ]
 
         def store(connection: Connection) -> G:
-            # an answer that another holder wrote down meanwhile stands: it is judged when this lease ends
-            unresolved_ids = [step.operation.operation_id for step in (*failures, *dead_lettered_steps) if not step.has_recorded_outcome]
+            # an answer that another holder wrote down meanwhile stands: it is judged when this
+            # lease ends
+            unresolved_ids = [
+                step.operation.operation_id
+                for step in (*failures, *dead_lettered_steps)
+                if not step.has_recorded_outcome
+            ]
             open_ids = (
-                self._lock_unresolved(connection, unresolved_ids, [step.operation.operation_id for step in failed_steps])
+                self._lock_unresolved(
+                    connection,
+                    unresolved_ids,
+                    [step.operation.operation_id for step in failed_steps],
+                )
                 if failures or dead_lettered_steps
                 else set()
             )
-            result = self._fail(connection, [step for step in failures if step.operation.operation_id in open_ids])
+            result = self._fail(
+                connection, [step for step in failures if step.operation.operation_id in open_ids]
+            )
             if reschedules:
                 operation_store.reschedule(connection, reschedules)
             if dead_lettered_steps:
                 self._create_dead_letters(
-                    connection, [step for step in dead_lettered_steps if step.has_recorded_outcome or step.operation.operation_id in open_ids], now
+                    connection,
+                    [
+                        step
+                        for step in dead_lettered_steps
+                        if step.has_recorded_outcome or step.operation.operation_id in open_ids
+                    ],
+                    now,
                 )
             return result
 
         result = await self._database.transact(store)
         return [result] * len(failed_steps)
 
-    def _decide(self, failed_step: FailedStep[H], now: float) -> operation_store.Reschedule | ExhaustedAction:
+    def _decide(
+        self, failed_step: FailedStep[H], now: float
+    ) -> operation_store.Reschedule | ExhaustedAction:
         """When it is taken up again, at this time of the loop, or its last resort."""
         operation = failed_step.operation
         if failed_step.failure_reason is not None:
             return ExhaustedAction.FAIL
         if failed_step.retry_reason is RetryReason.HELD_BACK:
             return _build_reschedule(
-                failed_step, _cap_delay(failed_step.retry_after, operation.next_poll_deadline - now), lookup_only=operation.lookup_only
+                failed_step,
+                _cap_delay(failed_step.retry_after, operation.next_poll_deadline - now),
+                lookup_only=operation.lookup_only,
             )
         policy = self._retry_policies.policy_for(operation.provider, failed_step.retry_reason)
-        delay = policy.delay(operation.tries.get(failed_step.retry_reason, 0) + 1, operation.operation_id)
+        delay = policy.delay(
+            operation.tries.get(failed_step.retry_reason, 0) + 1, operation.operation_id
+        )
         if delay is None:
-            exhausted_action = when_exhausted(failed_step.retry_reason, maybe_sent=operation.maybe_sent)
+            exhausted_action = when_exhausted(
+                failed_step.retry_reason, maybe_sent=operation.maybe_sent
+            )
             if exhausted_action is ExhaustedAction.LOOK_UP:
                 return _build_reschedule(failed_step, failed_step.retry_after, lookup_only=True)
             if exhausted_action is not ExhaustedAction.GO_ON:
                 return exhausted_action
             delay = policy.exhausted_interval_seconds
-        return _build_reschedule(failed_step, max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after), lookup_only=False)
+        return _build_reschedule(
+            failed_step,
+            max(_cap_delay(delay, operation.next_poll_deadline - now), failed_step.retry_after),
+            lookup_only=False,
+        )
 
-    def _create_dead_letters(self, connection: Connection, failed_steps: Sequence[FailedStep[H]], now: float) -> None:
-        """Makes dead letters of demands whose leases still hold. One whose cancellation came meanwhile is not set aside: it is due."""
-        is_dead_lettered = operation_store.reschedule(connection, [_reschedule_at_deadline(step, now) for step in failed_steps])
-        steps_by_resource = {step.operation.resource_name: step for step in failed_steps if is_dead_lettered.get(step.operation.operation_id, False)}
+    def _create_dead_letters(
+        self, connection: Connection, failed_steps: Sequence[FailedStep[H]], now: float
+    ) -> None:
+        """Makes dead letters of demands whose leases still hold. One whose cancellation came
+        meanwhile is not set aside: it is due.
+        """
+        is_dead_lettered = operation_store.reschedule(
+            connection, [_reschedule_at_deadline(step, now) for step in failed_steps]
+        )
+        steps_by_resource = {
+            step.operation.resource_name: step
+            for step in failed_steps
+            if is_dead_lettered.get(step.operation.operation_id, False)
+        }
         new_dead_letters = [
             dead_letter_store.NewDeadLetter(
-                resource_name, step.retry_reason, _dead_letter_detail(step, now), sum(_count_tries(step).values()), step.operation.provider
+                resource_name,
+                step.retry_reason,
+                _dead_letter_detail(step, now),
+                sum(_count_tries(step).values()),
+                step.operation.provider,
             )
             for resource_name, step in sorted(steps_by_resource.items())
         ]
         emit_changed(
             connection,
             dead_letter_store.insert(connection, new_dead_letters),
-            lambda row: (steps_by_resource[row.subject].operation.caller, steps_by_resource[row.subject].operation.traceparent),
+            lambda row: (
+                steps_by_resource[row.subject].operation.caller,
+                steps_by_resource[row.subject].operation.traceparent,
+            ),
         )
 
 
 def _cap_delay(delay: float, remaining_seconds: float) -> float:
-    """A wait that does not go past the time that is left; none, if that has passed since the demand was taken up."""
+    """A wait that does not go past the time that is left; none, if that has passed since the demand
+    was taken up.
+    """
     return min(delay, max(remaining_seconds, 0.0))
 
 
 def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation_store.Reschedule:
-    """A demand that nobody takes up again before its time is up. Where that has passed since it was taken up, it is ended at once."""
+    """A demand that nobody takes up again before its time is up. Where that has passed since it was
+    taken up, it is ended at once.
+    """
     remaining_seconds = failed_step.operation.next_poll_deadline - now
     return replace(
         _build_reschedule(failed_step, None, lookup_only=failed_step.operation.lookup_only),
@@ -194,12 +280,21 @@ def _reschedule_at_deadline(failed_step: FailedStep[H], now: float) -> operation
 def _dead_letter_detail(failed_step: FailedStep[H], now: float) -> str:
     """What a dead letter says: also that its demand is to end."""
     failure_reason = failed_step.operation.failure_if_not_sent(now)
-    return _sanitize_detail(failed_step.detail if failure_reason is None else f"{failure_reason}, and not ended: {failed_step.detail}")
+    return _sanitize_detail(
+        failed_step.detail
+        if failure_reason is None
+        else f"{failure_reason}, and not ended: {failed_step.detail}"
+    )
 
 
-def _build_reschedule(failed_step: FailedStep[H], delay: float | None, *, lookup_only: bool) -> operation_store.Reschedule:
+def _build_reschedule(
+    failed_step: FailedStep[H], delay: float | None, *, lookup_only: bool
+) -> operation_store.Reschedule:
     operation = failed_step.operation
-    was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (RetryReason.NOT_SENT, RetryReason.HELD_BACK)
+    was_sent = failed_step.action is NextAction.SEND and failed_step.retry_reason not in (
+        RetryReason.NOT_SENT,
+        RetryReason.HELD_BACK,
+    )
     not_found_count = 0 if was_sent else operation.not_found_count + failed_step.is_not_found
     return operation_store.Reschedule(
         operation.operation_id,
@@ -217,7 +312,9 @@ def _build_reschedule(failed_step: FailedStep[H], delay: float | None, *, lookup
 
 def _sanitize_detail(text: str) -> str:
     """What can be stored of a text that may hold whatever a provider sent."""
-    return "".join(character if character.isprintable() else "?" for character in text[:_MAX_DETAIL_LENGTH])
+    return "".join(
+        character if character.isprintable() else "?" for character in text[:_MAX_DETAIL_LENGTH]
+    )
 
 
 def _count_tries(failed_step: FailedStep[H]) -> dict[str, int]:

@@ -27,7 +27,9 @@ class RetryStrategy(StrEnum):
 
 
 class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
-    """Another wait, shortened by up to a half; the same for the same seed and try. tenacity's own jitter draws from the process's random numbers."""
+    """Another wait, shortened by up to a half; the same for the same seed and try. tenacity's own
+    jitter draws from the process's random numbers.
+    """
 
     def __init__(self, wait: wait_base, seed: str) -> None:
         self._wait = wait
@@ -39,7 +41,9 @@ class wait_seeded(wait_base):  # noqa: N801 - as tenacity names its waits
 
 
 def jitter(seconds: float, seed: str) -> float:
-    """A part of so many seconds, by chance, the same for the same seed: what waits together does not come back together."""
+    """A part of so many seconds, by chance, the same for the same seed: what waits together does
+    not come back together.
+    """
     return seconds * random.Random(seed).random()  # noqa: S311 - no secret
 
 
@@ -59,7 +63,9 @@ class RetryPolicy:
 
     def delay(self, attempts: int, seed: str) -> float | None:
         """Seconds until the next try after so many; None: there is none."""
-        if self.strategy is RetryStrategy.CANCEL or (self.max_attempts is not None and attempts >= self.max_attempts):
+        if self.strategy is RetryStrategy.CANCEL or (
+            self.max_attempts is not None and attempts >= self.max_attempts
+        ):
             return None
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = attempts
@@ -68,42 +74,60 @@ class RetryPolicy:
     @property
     def exhausted_interval_seconds(self) -> float:
         """Seconds between tries where there have to be more of them than the policy has."""
-        return max(self.initial_interval_seconds, self.max_interval_seconds) or _DEFAULT_INTERVAL_SECONDS
+        return (
+            max(self.initial_interval_seconds, self.max_interval_seconds)
+            or _DEFAULT_INTERVAL_SECONDS
+        )
 
     def _wait_strategy(self, seed: str) -> wait_base:
         match self.strategy:
             case RetryStrategy.FIXED:
                 return wait_fixed(self.initial_interval_seconds)
             case RetryStrategy.INCREMENTAL:
-                return wait_incrementing(self.initial_interval_seconds, self.initial_interval_seconds, self.max_interval_seconds)
+                return wait_incrementing(
+                    self.initial_interval_seconds,
+                    self.initial_interval_seconds,
+                    self.max_interval_seconds,
+                )
             case RetryStrategy.EXPONENTIAL:
-                return wait_seeded(wait_exponential(self.initial_interval_seconds, max=self.max_interval_seconds), seed)
+                return wait_seeded(
+                    wait_exponential(self.initial_interval_seconds, max=self.max_interval_seconds),
+                    seed,
+                )
             case _:
                 return wait_none()
 
 
 DEFAULT_POLICIES: Mapping[RetryReason, RetryPolicy] = {
-    RetryReason.NOT_SENT: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 120),  # an hour without the provider fails nobody
-    RetryReason.NO_ANSWER: RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 5),  # then it is looked up, and sent again if that tells nothing
+    # an hour without the provider fails nobody
+    RetryReason.NOT_SENT: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 120),
+    # then it is looked up, and sent again if that tells nothing
+    RetryReason.NO_ANSWER: RetryPolicy(RetryStrategy.EXPONENTIAL, 2, 300, 5),
     RetryReason.SERVER_ERROR: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 10, 4),
     RetryReason.BUSY: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, 60),
     RetryReason.FORBIDDEN: RetryPolicy(RetryStrategy.EXPONENTIAL, 30, 600, 100),
     RetryReason.REJECTED: RetryPolicy(RetryStrategy.CANCEL),
     RetryReason.WAITING: RetryPolicy(RetryStrategy.INCREMENTAL, 30, 3600, None),
-    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),  # a day each, for as long as banks send money back
+    # a day each, for as long as banks send money back
+    RetryReason.WATCHED: RetryPolicy(RetryStrategy.FIXED, 86_400, 86_400, 30),
     RetryReason.NOT_FOUND: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 300, None),
     RetryReason.UNANSWERED: RetryPolicy(RetryStrategy.EXPONENTIAL, 5, 600, None),
     RetryReason.MISDIRECTED: RetryPolicy(RetryStrategy.CANCEL),
     RetryReason.UNRESOLVED: RetryPolicy(RetryStrategy.EXPONENTIAL, 60, 3600, 12),
-    RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),  # as SETTLING_FAILED
-    RetryReason.UNSETTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),  # ORDER_STUCK and PAYOUT_STUCK tell that it waits
+    # as SETTLING_FAILED
+    RetryReason.APPLYING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
+    # ORDER_STUCK and PAYOUT_STUCK tell that it waits
+    RetryReason.UNSETTLED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
     RetryReason.CALLER_REJECTED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 60, None),
-    RetryReason.SETTLING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),  # two to three hours
+    # two to three hours
+    RetryReason.SETTLING_FAILED: RetryPolicy(RetryStrategy.EXPONENTIAL, 1, 600, 30),
     RetryReason.SETTLING_REFUSED: RetryPolicy(RetryStrategy.CANCEL),
 }
 
 UNLIMITED_REASONS = frozenset({RetryReason.UNSETTLED, RetryReason.CALLER_REJECTED})
-"""What the platform owes to itself: it is tried until it is done, whatever a policy says of tries."""
+"""What the platform owes to itself: it is tried until it is done, whatever a policy says of
+tries.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +138,11 @@ class RetryPolicies:
     """(provider, trouble); the provider is "" for what holds for all."""
 
     def policy_for(self, provider: str, retry_reason: RetryReason) -> RetryPolicy:
-        policy = self.overrides.get((provider, retry_reason)) or self.overrides.get(("", retry_reason)) or DEFAULT_POLICIES[retry_reason]
+        policy = (
+            self.overrides.get((provider, retry_reason))
+            or self.overrides.get(("", retry_reason))
+            or DEFAULT_POLICIES[retry_reason]
+        )
         return replace(policy, max_attempts=None) if retry_reason in UNLIMITED_REASONS else policy
 
 
@@ -125,7 +153,10 @@ _ARGUMENT_TYPES: dict[str, tuple[Any, ...]] = {
     RetryStrategy.EXPONENTIAL: (float, float, int),
     RetryStrategy.CANCEL: (),
 }
-POLICY_FORMAT = "cancel, immediate:TRIES, fixed:SECONDS:TRIES, incremental:SECONDS:LONGEST:TRIES or exponential:SECONDS:LONGEST:TRIES"
+POLICY_FORMAT = (
+    "cancel, immediate:TRIES, fixed:SECONDS:TRIES, incremental:SECONDS:LONGEST:TRIES or "
+    "exponential:SECONDS:LONGEST:TRIES"
+)
 
 
 def parse_policy(text: str) -> RetryPolicy:

@@ -1,4 +1,6 @@
-"""The way of a demand: execute → record → settle, or postpone. First try, retry and recovery all go this one way."""
+"""The way of a demand: execute → record → settle, or postpone. First try, retry and recovery all go
+this one way.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,24 @@ from sqlalchemy import Connection
 
 from tallystick_core.errors import ApiError, overloaded_error
 from tallystick_core.operations.next_action import NextAction
-from tallystick_core.provider.outcome import Declined, FailureReason, NotFound, NotSent, ProviderOutcome, RetryReason, Unknown
+from tallystick_core.provider.outcome import (
+    Declined,
+    FailureReason,
+    NotFound,
+    NotSent,
+    ProviderOutcome,
+    RetryReason,
+    Unknown,
+)
 from tallystick_server.operations.batcher import Batcher
 from tallystick_server.operations.operation import LeasedOperation
 from tallystick_server.operations.periodic import Periodic
-from tallystick_server.operations.reschedule import FailedStep, Rescheduler, classify_failure, retry_reason
+from tallystick_server.operations.reschedule import (
+    FailedStep,
+    Rescheduler,
+    classify_failure,
+    retry_reason,
+)
 from tallystick_server.operations.retry_policy import RetryPolicies, jitter
 from tallystick_server.providers.circuit_breaker import BreakerSettings
 from tallystick_server.providers.gateway import CircuitOpen, ProviderGateway
@@ -37,17 +52,25 @@ R = TypeVar("R")
 
 _MAX_CLAIMED = 200
 _MAX_TEAM_DETACHED_TASKS = 1_000
-_POLL_LEASE_SECONDS = 5.0  # seconds after which another process asks what became of what has ended; two at a time would do no harm
+# seconds after which another process asks what became of what has ended; two at a time would do no
+# harm
+_POLL_LEASE_SECONDS = 5.0
 _REFERENCE_CONSTRAINTS = frozenset({"provider_money_pkey", "transfer_pkey"})
-"""Constraints by which what a provider moved, by its own name for it, is the money of one demand."""
+"""Constraints by which what a provider moved, by its own name for it, is the money of one
+demand.
+"""
 DOWNSTREAM_CONCURRENCY = 4
-"""Batches at a time of what is told to other services: most of that time goes by in waiting for them."""
+"""Batches at a time of what is told to other services: most of that time goes by in waiting for
+them.
+"""
 
 
 class DetachedRunner(Protocol):
     """What runs work in a task that a cancelled caller does not end."""
 
-    async def __call__(self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False) -> R: ...
+    async def __call__(
+        self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
+    ) -> R: ...
 
 
 class BookingRejected(Exception):
@@ -56,7 +79,9 @@ class BookingRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Seconds and limits. `lease_seconds` outlasts a provider call by more than LEASE_MARGIN_SECONDS, in which its answer is recorded."""
+    """Seconds and limits. `lease_seconds` outlasts a provider call by more than
+    LEASE_MARGIN_SECONDS, in which its answer is recorded.
+    """
 
     lease_seconds: float
     provider_timeout_seconds: float
@@ -72,10 +97,17 @@ class WorkerSettings:
 class OperationWorker(ABC, Generic[H, G]):
     """Takes demands on their way. What a process does not finish, a sweep of any process takes up.
 
-    `list_providers`: the ports its demands are asked by; `G` is what a service makes of demands that failed.
+    `list_providers`: the ports its demands are asked by; `G` is what a service makes of demands
+    that failed.
     """
 
-    def __init__(self, service: str, database: Database, providers: Mapping[str, Any], settings: WorkerSettings) -> None:
+    def __init__(
+        self,
+        service: str,
+        database: Database,
+        providers: Mapping[str, Any],
+        settings: WorkerSettings,
+    ) -> None:
         self.lease_seconds = settings.lease_seconds
         self.gateway = ProviderGateway(
             providers,
@@ -92,9 +124,16 @@ class OperationWorker(ABC, Generic[H, G]):
             max_batch=MAX_ITEMS,
             size_of=lambda failed_step: failed_step.operation.weight,
         )
-        self._lease_check_batcher: Batcher[LeasedOperation, bool] = Batcher(f"{service}.held", self._check_leases)
-        self._batchers: list[Batcher[Any, Any]] = [self._reschedule_batcher, self._lease_check_batcher]
-        self._claim_task = Periodic(f"{service}.sweep", settings.scan_interval_seconds, self.claim_due)
+        self._lease_check_batcher: Batcher[LeasedOperation, bool] = Batcher(
+            f"{service}.held", self._check_leases
+        )
+        self._batchers: list[Batcher[Any, Any]] = [
+            self._reschedule_batcher,
+            self._lease_check_batcher,
+        ]
+        self._claim_task = Periodic(
+            f"{service}.sweep", settings.scan_interval_seconds, self.claim_due
+        )
         self._periodic_tasks = [self._claim_task]
         self._max_in_flight = settings.max_in_flight
         self._tasks: dict[asyncio.Task[None], H] = {}
@@ -113,8 +152,12 @@ class OperationWorker(ABC, Generic[H, G]):
     def operation_id(self, resource_name: str) -> str:
         """The id of the demand that a dead letter's subject names."""
 
-    def lock_unresolved(self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()) -> set[str]:
-        """Those of the demands that nobody has an answer to, locked so that none is written down meanwhile; with the due work of all and others."""
+    def lock_unresolved(
+        self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()
+    ) -> set[str]:
+        """Those of the demands that nobody has an answer to, locked so that none is written down
+        meanwhile; with the due work of all and others.
+        """
         unresolved = operation_store.lock_open_attempts(connection, operation_ids)
         operation_store.lock(connection, [*operation_ids, *other_ids])
         return unresolved
@@ -125,7 +168,9 @@ class OperationWorker(ABC, Generic[H, G]):
 
     @abstractmethod
     async def book_operation(self, operation: H) -> None:
-        """Tells wallet and ledger. Raises BookingRejected, ServiceCallRejected, DataRefused, or Refused for what may be tried again."""
+        """Tells wallet and ledger. Raises BookingRejected, ServiceCallRejected, DataRefused, or
+        Refused for what may be tried again.
+        """
 
     @abstractmethod
     def fail(self, connection: Connection, failures: Sequence[FailedStep[H]]) -> G:
@@ -137,7 +182,9 @@ class OperationWorker(ABC, Generic[H, G]):
 
     @abstractmethod
     def after_failure(self, operation: H, result: G) -> None:
-        """Says what was made of a demand in the batch in which it was given up, or postponed, or when it was closed."""
+        """Says what was made of a demand in the batch in which it was given up, or postponed, or
+        when it was closed.
+        """
 
     def start(self) -> None:
         for batcher in self._batchers:
@@ -146,7 +193,9 @@ class OperationWorker(ABC, Generic[H, G]):
             periodic_task.start()
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Takes up nothing more that is due, lets what is in flight end for so many seconds, and gives the leases of the rest back."""
+        """Takes up nothing more that is due, lets what is in flight end for so many seconds, and
+        gives the leases of the rest back.
+        """
         for periodic_task in self._periodic_tasks:
             await periodic_task.stop()
         deadline = asyncio.get_running_loop().time() + timeout_seconds
@@ -157,13 +206,20 @@ class OperationWorker(ABC, Generic[H, G]):
         for task in (*unfinished_tasks, *self._detached_tasks):
             task.cancel()
         await asyncio.gather(*unfinished_tasks, *self._detached_tasks, return_exceptions=True)
-        tokens = {operation.operation_id: operation.lease_token for operation in (*unfinished_tasks.values(), *self._unstarted_operations)}
+        tokens = {
+            operation.operation_id: operation.lease_token
+            for operation in (*unfinished_tasks.values(), *self._unstarted_operations)
+        }
         if not tokens:
             return
         try:
-            await self._database.transact(lambda connection: operation_store.release_leases(connection, tokens))
+            await self._database.transact(
+                lambda connection: operation_store.release_leases(connection, tokens)
+            )
         except ApiError as error:  # the database is away: the leases end by themselves
-            log.warning("The leases of %d operations could not be given back: %s", len(tokens), error)
+            log.warning(
+                "The leases of %d operations could not be given back: %s", len(tokens), error
+            )
 
     async def stop(self) -> None:
         """Ends the stages; after `drain`."""
@@ -173,7 +229,11 @@ class OperationWorker(ABC, Generic[H, G]):
     @property
     def is_idle(self) -> bool:
         """Whether this process has nothing in hand."""
-        return not self._tasks and not self._detached_tasks and all(batcher.is_idle for batcher in self._batchers)
+        return (
+            not self._tasks
+            and not self._detached_tasks
+            and all(batcher.is_idle for batcher in self._batchers)
+        )
 
     @property
     def in_flight_count(self) -> int:
@@ -192,7 +252,11 @@ class OperationWorker(ABC, Generic[H, G]):
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         self._in_flight_by_provider[self._tasks.pop(task).provider] -= 1
-        if self._has_backlog and not self._is_stopping and len(self._tasks) <= self._max_in_flight // 4:
+        if (
+            self._has_backlog
+            and not self._is_stopping
+            and len(self._tasks) <= self._max_in_flight // 4
+        ):
             self._has_backlog = False
             self._claim_task.wake()
 
@@ -201,7 +265,9 @@ class OperationWorker(ABC, Generic[H, G]):
         if len(self._tasks) >= self._max_in_flight:
             raise overloaded_error("operations are in flight in this process")
 
-    async def run_detached(self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False) -> R:
+    async def run_detached(
+        self, work: Callable[[], Coroutine[Any, Any, R]], *, is_team_call: bool = False
+    ) -> R:
         """Runs what commits a lease and takes the work up, in a task of the flow: a caller that
         goes away leaves no work leased to nobody.
 
@@ -211,13 +277,19 @@ class OperationWorker(ABC, Generic[H, G]):
         if is_team_call and len(self._team_detached_tasks) >= _MAX_TEAM_DETACHED_TASKS:
             raise overloaded_error("changes wait for the database")
         task = asyncio.create_task(work())
-        for task_set in (self._detached_tasks, self._team_detached_tasks) if is_team_call else (self._detached_tasks,):
+        for task_set in (
+            (self._detached_tasks, self._team_detached_tasks)
+            if is_team_call
+            else (self._detached_tasks,)
+        ):
             task_set.add(task)
             task.add_done_callback(task_set.discard)
         return await asyncio.shield(task)
 
     def make_poll_lease_acquirer(self, owner_id: UUID) -> Callable[[Connection], bool]:
-        """Whether this process is to ask what became of what has ended: one of those with the same providers, as long as it comes back in time."""
+        """Whether this process is to ask what became of what has ended: one of those with the same
+        providers, as long as it comes back in time.
+        """
         return lambda connection: leader_lease.try_acquire_lease(
             connection, f"watch {','.join(sorted(self._providers))}", owner_id, _POLL_LEASE_SECONDS
         )
@@ -227,26 +299,39 @@ class OperationWorker(ABC, Generic[H, G]):
         self._claim_task.wake()
 
     async def claim_due(self) -> None:
-        """Takes up what is due and what a dead process left behind; again at once while a provider has more and there is room for it."""
+        """Takes up what is due and what a dead process left behind; again at once while a provider
+        has more and there is room for it.
+        """
         await self.run_detached(self._claim_due)
 
     async def _claim_due(self) -> None:
-        # each provider has its own share, so the backlog of one keeps no other waiting; half of the room is left to new operations
+        # each provider has its own share, so the backlog of one keeps no other waiting; half of the
+        # room is left to new operations
         provider_share = max(self._max_in_flight // 2 // max(len(self._providers), 1), 1)
-        limits = {provider: min(_MAX_CLAIMED, provider_share - self._in_flight_by_provider[provider]) for provider in sorted(self._providers)}
+        limits = {
+            provider: min(_MAX_CLAIMED, provider_share - self._in_flight_by_provider[provider])
+            for provider in sorted(self._providers)
+        }
         now = asyncio.get_running_loop().time()
 
         def claim(connection: Connection) -> tuple[Sequence[H], list[str]] | None:
             tokens: dict[str, int] = {}
             full_providers = []  # those that may have more
             for provider, count in limits.items():
-                leases = operation_store.claim(connection, provider, count, self.lease_seconds) if count > 0 else {}
+                leases = (
+                    operation_store.claim(connection, provider, count, self.lease_seconds)
+                    if count > 0
+                    else {}
+                )
                 if len(leases) == max(count, 0):
                     full_providers.append(provider)
                 tokens |= leases
             for provider in operation_store.list_providers(connection):
-                if provider not in limits:  # one that is not configured any more: what needs no provider goes on
-                    tokens |= operation_store.claim(connection, provider, _MAX_CLAIMED, self.lease_seconds)
+                # one that is not configured any more: what needs no provider goes on
+                if provider not in limits:
+                    tokens |= operation_store.claim(
+                        connection, provider, _MAX_CLAIMED, self.lease_seconds
+                    )
             if not tokens and not full_providers:
                 return None
             return self.load(connection, tokens, now) if tokens else (), full_providers
@@ -256,7 +341,10 @@ class OperationWorker(ABC, Generic[H, G]):
         for operation in operations:
             self.start_operation(operation)
         self._has_backlog = bool(full_providers)
-        if any(limits[provider] > 0 and provider_share > self._in_flight_by_provider[provider] for provider in full_providers):
+        if any(
+            limits[provider] > 0 and provider_share > self._in_flight_by_provider[provider]
+            for provider in full_providers
+        ):
             self._claim_task.wake()
 
     async def _is_still_leased(self, operation: LeasedOperation) -> bool:
@@ -264,9 +352,14 @@ class OperationWorker(ABC, Generic[H, G]):
 
     async def _check_leases(self, operations: Sequence[LeasedOperation]) -> Sequence[bool]:
         lease_tokens = await self._database.load(
-            lambda connection: operation_store.find_held(connection, [operation.operation_id for operation in operations])
+            lambda connection: operation_store.find_held(
+                connection, [operation.operation_id for operation in operations]
+            )
         )
-        return [lease_tokens.get(operation.operation_id) == operation.lease_token for operation in operations]
+        return [
+            lease_tokens.get(operation.operation_id) == operation.lease_token
+            for operation in operations
+        ]
 
     async def _run_operation(self, operation: H) -> None:
         """What fails on its way keeps its lease until it ends; then the sweep takes it up."""
@@ -279,7 +372,10 @@ class OperationWorker(ABC, Generic[H, G]):
 
     async def advance(self, operation: H) -> None:
         """Takes a demand as far as it comes now."""
-        now, key_window = asyncio.get_running_loop().time(), self.gateway.key_window(operation.provider)
+        now, key_window = (
+            asyncio.get_running_loop().time(),
+            self.gateway.key_window(operation.provider),
+        )
         action = operation.next_action(now, key_window, self.lease_seconds)
         if action is NextAction.SETTLE:
             await self.book(operation)
@@ -289,22 +385,45 @@ class OperationWorker(ABC, Generic[H, G]):
             await self._reschedule(early_failure)
             return
         recorded_outcome = operation.recorded_outcome if action is NextAction.JUDGE else None
-        action, outcome = (action, recorded_outcome) if recorded_outcome else await self._call_provider(operation, action)
+        action, outcome = (
+            (action, recorded_outcome)
+            if recorded_outcome
+            else await self._call_provider(operation, action)
+        )
         if isinstance(outcome, CircuitOpen):
             retry_after = outcome.retry_after + jitter(outcome.retry_after, operation.operation_id)
-            await self._reschedule(FailedStep(operation, RetryReason.HELD_BACK, outcome.reason, action, retry_after))
+            await self._reschedule(
+                FailedStep(operation, RetryReason.HELD_BACK, outcome.reason, action, retry_after)
+            )
             return
-        if isinstance(outcome, Declined) and outcome.reason is FailureReason.CALLER_CANCELLED and failure_reason is not None:
+        if (
+            isinstance(outcome, Declined)
+            and outcome.reason is FailureReason.CALLER_CANCELLED
+            and failure_reason is not None
+        ):
             outcome = replace(outcome, reason=failure_reason)
         if isinstance(outcome, NotFound):
             await self._reschedule(self._classify_not_found(operation, outcome, action, now))
             return
-        failed_step = classify_failure(operation, outcome, action, key_honored=operation.is_key_honored(key_window, self.lease_seconds))
-        if failed_step is None or action is NextAction.SEND or failed_step.retry_reason is RetryReason.WAITING:
+        failed_step = classify_failure(
+            operation,
+            outcome,
+            action,
+            key_honored=operation.is_key_honored(key_window, self.lease_seconds),
+        )
+        if (
+            failed_step is None
+            or action is NextAction.SEND
+            or failed_step.retry_reason is RetryReason.WAITING
+        ):
             try:
                 operation = await self.record(operation, outcome)
             except ConstraintViolation as error:
-                log.error("the answer to %s cannot be stored or applied: %s", operation.resource_name, error)  # noqa: TRY400 - where it happened says nothing
+                log.error(  # noqa: TRY400 - where it happened says nothing
+                    "the answer to %s cannot be stored or applied: %s",
+                    operation.resource_name,
+                    error,
+                )
                 await self._reschedule(_classify_storage_error(operation, outcome, action, error))
                 return
         if operation.needs_booking:
@@ -312,32 +431,60 @@ class OperationWorker(ABC, Generic[H, G]):
         elif failed_step is not None:
             await self._reschedule(replace(failed_step, operation=operation))
 
-    async def _call_provider(self, operation: H, action: NextAction) -> tuple[NextAction, ProviderOutcome | CircuitOpen]:
-        """What the provider says, and to which step: while its sends are held back, what may have been sent before is looked up instead."""
+    async def _call_provider(
+        self, operation: H, action: NextAction
+    ) -> tuple[NextAction, ProviderOutcome | CircuitOpen]:
+        """What the provider says, and to which step: while its sends are held back, what may have
+        been sent before is looked up instead.
+        """
         outcome = await self.gateway.call(operation, action)
-        has_separate_lookup = action is NextAction.SEND and operation.circuit(action) is not operation.circuit(NextAction.LOOK_UP)
+        has_separate_lookup = action is NextAction.SEND and operation.circuit(
+            action
+        ) is not operation.circuit(NextAction.LOOK_UP)
         if has_separate_lookup and operation.maybe_sent and isinstance(outcome, CircuitOpen):
             lookup_outcome = await self.gateway.call(operation, NextAction.LOOK_UP)
             if not isinstance(lookup_outcome, CircuitOpen | NotFound | NotSent | Unknown):
                 return NextAction.LOOK_UP, lookup_outcome
         return action, outcome
 
-    def _classify_not_found(self, operation: H, outcome: NotFound, action: NextAction, now: float) -> FailedStep[H]:
-        """What it means that the provider does not know a demand that was taken up at this time of the loop.
+    def _classify_not_found(
+        self, operation: H, outcome: NotFound, action: NextAction, now: float
+    ) -> FailedStep[H]:
+        """What it means that the provider does not know a demand that was taken up at this time of
+        the loop.
 
-        One that is not wanted any more fails once that is proof that nothing was charged, and is taken up again as soon as it can be.
+        One that is not wanted any more fails once that is proof that nothing was charged, and is
+        taken up again as soon as it can be.
         """
         failure_reason = operation.failure_if_not_sent(now)
-        final = self.gateway.final_not_found(operation.provider) if failure_reason is not None else None
-        if failure_reason is not None and final is not None and operation.seconds_since_sent is not None:
+        final = (
+            self.gateway.final_not_found(operation.provider) if failure_reason is not None else None
+        )
+        if (
+            failure_reason is not None
+            and final is not None
+            and operation.seconds_since_sent is not None
+        ):
             if final.is_conclusive(operation.not_found_count + 1, operation.seconds_since_sent):
-                return FailedStep(operation, RetryReason.NOT_FOUND, f"{outcome.detail}: {failure_reason}", action, failure_reason=failure_reason)
+                return FailedStep(
+                    operation,
+                    RetryReason.NOT_FOUND,
+                    f"{outcome.detail}: {failure_reason}",
+                    action,
+                    failure_reason=failure_reason,
+                )
             if operation.seconds_since_sent < final.min_seconds_since_sent:
                 operation = replace(
-                    operation, next_poll_deadline=min(operation.next_poll_deadline, now + final.min_seconds_since_sent - operation.seconds_since_sent)
+                    operation,
+                    next_poll_deadline=min(
+                        operation.next_poll_deadline,
+                        now + final.min_seconds_since_sent - operation.seconds_since_sent,
+                    ),
                 )
         updated_operation = replace(operation, not_found_count=operation.not_found_count + 1)
-        key_honored = updated_operation.is_key_honored(self.gateway.key_window(operation.provider), self.lease_seconds)
+        key_honored = updated_operation.is_key_honored(
+            self.gateway.key_window(operation.provider), self.lease_seconds
+        )
         reason = retry_reason(operation, RetryReason.NOT_FOUND, action, key_honored=key_honored)
         return FailedStep(operation, reason, outcome.detail, action, is_not_found=True)
 
@@ -346,27 +493,44 @@ class OperationWorker(ABC, Generic[H, G]):
         await self.call_downstream(operation, self.book_operation(operation))
 
     async def call_downstream(self, operation: H, call: Awaitable[R]) -> R | None:
-        """What wallet or ledger made of it; None: they did not answer, or refused it, and the demand is postponed.
+        """What wallet or ledger made of it; None: they did not answer, or refused it, and the
+        demand is postponed.
 
-        What they do not answer, to any caller, is tried without end; what they refuse of this one item alone is tried as often as its policy says.
+        What they do not answer, to any caller, is tried without end; what they refuse of this one
+        item alone is tried as often as its policy says.
         """
         try:
             return await call
         except BookingRejected as error:
-            await self._reschedule(FailedStep(operation, RetryReason.SETTLING_REFUSED, str(error), NextAction.SETTLE))
+            await self._reschedule(
+                FailedStep(operation, RetryReason.SETTLING_REFUSED, str(error), NextAction.SETTLE)
+            )
         except ServiceCallRejected as error:
-            reason = RetryReason.CALLER_REJECTED if error.rejects_caller else RetryReason.SETTLING_FAILED
+            reason = (
+                RetryReason.CALLER_REJECTED if error.rejects_caller else RetryReason.SETTLING_FAILED
+            )
             await self._reschedule(FailedStep(operation, reason, str(error), NextAction.SETTLE))
         except ConstraintViolation as error:
-            await self._reschedule(FailedStep(operation, RetryReason.SETTLING_FAILED, str(error), NextAction.SETTLE))
+            await self._reschedule(
+                FailedStep(operation, RetryReason.SETTLING_FAILED, str(error), NextAction.SETTLE)
+            )
         except ApiError as error:
-            await self._reschedule(FailedStep(operation, RetryReason.UNSETTLED, error.message, NextAction.SETTLE))
+            await self._reschedule(
+                FailedStep(operation, RetryReason.UNSETTLED, error.message, NextAction.SETTLE)
+            )
         return None
 
     async def _reschedule(self, failed_step: FailedStep[H]) -> None:
         operation = failed_step.operation
-        log.info("%s does not come on: %s %s", operation.resource_name, failed_step.retry_reason, failed_step.detail)
-        self.after_failure(operation, await self._reschedule_batcher.submit(failed_step, operation.context))
+        log.info(
+            "%s does not come on: %s %s",
+            operation.resource_name,
+            failed_step.retry_reason,
+            failed_step.detail,
+        )
+        self.after_failure(
+            operation, await self._reschedule_batcher.submit(failed_step, operation.context)
+        )
 
 
 def is_duplicate_reference(error: ConstraintViolation) -> bool:
@@ -374,18 +538,49 @@ def is_duplicate_reference(error: ConstraintViolation) -> bool:
     return error.constraint in _REFERENCE_CONSTRAINTS
 
 
-def _classify_storage_error(operation: H, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation) -> FailedStep[H]:
-    """What becomes of a demand whose answer the database refuses: a person has to look, whatever is wrong with it."""
+def _classify_storage_error(
+    operation: H, outcome: ProviderOutcome, action: NextAction, error: ConstraintViolation
+) -> FailedStep[H]:
+    """What becomes of a demand whose answer the database refuses: a person has to look, whatever is
+    wrong with it.
+    """
     if is_duplicate_reference(error):
         reference = getattr(outcome, "reference", "")
-        return FailedStep(operation, RetryReason.MISDIRECTED, f"what its provider says it is, {reference}, is the money of another one", action)
+        return FailedStep(
+            operation,
+            RetryReason.MISDIRECTED,
+            f"what its provider says it is, {reference}, is the money of another one",
+            action,
+        )
     if action is NextAction.JUDGE:
-        return FailedStep(operation, RetryReason.APPLYING_FAILED, f"its answer is stored and cannot be applied: {type(outcome).__name__}", action)
-    return FailedStep(operation, RetryReason.REJECTED, f"its answer cannot be stored: {type(outcome).__name__}", action)
+        return FailedStep(
+            operation,
+            RetryReason.APPLYING_FAILED,
+            f"its answer is stored and cannot be applied: {type(outcome).__name__}",
+            action,
+        )
+    return FailedStep(
+        operation,
+        RetryReason.REJECTED,
+        f"its answer cannot be stored: {type(outcome).__name__}",
+        action,
+    )
 
 
-def _classify_before_call(operation: H, action: NextAction, failure_reason: FailureReason | None) -> FailedStep[H] | None:
+def _classify_before_call(
+    operation: H, action: NextAction, failure_reason: FailureReason | None
+) -> FailedStep[H] | None:
     """What becomes of a demand of which no provider is asked; None: one is asked."""
     if action is NextAction.GIVE_UP and failure_reason is not None:
-        return FailedStep(operation, RetryReason.NOT_SENT, f"it was never sent: {failure_reason}", action, failure_reason=failure_reason)
-    return FailedStep(operation, RetryReason.REJECTED, "risk has not passed it", action) if action is NextAction.RISK else None
+        return FailedStep(
+            operation,
+            RetryReason.NOT_SENT,
+            f"it was never sent: {failure_reason}",
+            action,
+            failure_reason=failure_reason,
+        )
+    return (
+        FailedStep(operation, RetryReason.REJECTED, "risk has not passed it", action)
+        if action is NextAction.RISK
+        else None
+    )

@@ -16,8 +16,12 @@ from tallystick_storage import outbox
 
 
 @contextmanager
-def record_events(connection: Connection, changed_rows: Iterable[Row[Any]]) -> Iterator[BatchPublishRequest]:
-    """What is told in the block becomes the events of what a statement changed. Its rows name, as `request`, their outbox row; no rows, no events."""
+def record_events(
+    connection: Connection, changed_rows: Iterable[Row[Any]]
+) -> Iterator[BatchPublishRequest]:
+    """What is told in the block becomes the events of what a statement changed. Its rows name, as
+    `request`, their outbox row; no rows, no events.
+    """
     request = BatchPublishRequest()
     yield request
     row = next(iter(changed_rows), None)
@@ -36,7 +40,9 @@ def add_event(
     owner: str = "",
     **resource: Any,  # the one field of the event that holds what changed
 ) -> None:
-    """Adds an event to what is told; `owner`: whose callers may stream it, "": none but the platform."""
+    """Adds an event to what is told; `owner`: whose callers may stream it, "": none but the
+    platform.
+    """
     request.events.add(
         event_id=format_event_id(aggregate_id, version),
         type=event_type,

@@ -33,13 +33,16 @@ _MAX_REJECTIONS = 100
 _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE = 50, 10
 _MAX_DETAIL_LENGTH = 1000
 _rejected_counter = metrics.get_meter("tallystick").create_counter(
-    "tallystick.events.refused", description="Aggregates of which EventService began to refuse an event, by service."
+    "tallystick.events.refused",
+    description="Aggregates of which EventService began to refuse an event, by service.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """BatchPublishRequests to send, serialized, in order; what deletes them once EventService has them; whether more is known to wait."""
+    """BatchPublishRequests to send, serialized, in order; what deletes them once EventService has
+    them; whether more is known to wait.
+    """
 
     requests: Sequence[bytes]
     delete: Callable[[Connection], None]
@@ -59,17 +62,28 @@ class OutboxSource:
         self._database = database
 
     async def __call__(self) -> EventBatch:
-        rows = await self._database.load(lambda connection: outbox.list_unpublished(connection, _MAX_ROWS))
+        rows = await self._database.load(
+            lambda connection: outbox.list_unpublished(connection, _MAX_ROWS)
+        )
 
         def delete(connection: Connection) -> None:
             outbox.delete_published(connection, [row.sequence for row in rows])
 
-        rejected_aggregates = frozenset(aggregate for row in rows for aggregate in row.rejected_aggregates)
-        return EventBatch(merge_batches(rows), delete, has_more=len(rows) == _MAX_ROWS, rejected_aggregates=rejected_aggregates)
+        rejected_aggregates = frozenset(
+            aggregate for row in rows for aggregate in row.rejected_aggregates
+        )
+        return EventBatch(
+            merge_batches(rows),
+            delete,
+            has_more=len(rows) == _MAX_ROWS,
+            rejected_aggregates=rejected_aggregates,
+        )
 
 
 class FirstNonEmptySource:
-    """The source of a service that tells of its changes in several places: what the first of them has, or else what the next has."""
+    """The source of a service that tells of its changes in several places: what the first of them
+    has, or else what the next has.
+    """
 
     def __init__(self, *sources: EventSource) -> None:
         self._sources = sources
@@ -95,13 +109,21 @@ class _PublishResult:
 
 
 class Relay:
-    """One service's relay. It publishes what its source gives, deletes it after the answer, and rests while there is nothing.
+    """One service's relay. It publishes what its source gives, deletes it after the answer, and
+    rests while there is nothing.
 
-    When EventService refuses an event, it and the later ones of its aggregate are set apart, and tried again without end; the others are published.
+    When EventService refuses an event, it and the later ones of its aggregate are set apart, and
+    tried again without end; the others are published.
     """
 
     def __init__(
-        self, name: str, database: Database, source: EventSource, service_client: ServiceClient, address: str, interval_seconds: float
+        self,
+        name: str,
+        database: Database,
+        source: EventSource,
+        service_client: ServiceClient,
+        address: str,
+        interval_seconds: float,
     ) -> None:
         self._name = name
         self._database = database
@@ -109,8 +131,12 @@ class Relay:
         self._interval_seconds = interval_seconds
         self._source = source
         self._service_client = service_client
-        self._publish_method: Callable[..., Any] = service_client.stub(  # what is handed on has been serialized when it was told
-            lambda channel: channel.unary_unary(_PUBLISH_PATH, response_deserializer=BatchPublishResponse.FromString), address
+        # what is handed on has been serialized when it was told
+        self._publish_method: Callable[..., Any] = service_client.stub(
+            lambda channel: channel.unary_unary(
+                _PUBLISH_PATH, response_deserializer=BatchPublishResponse.FromString
+            ),
+            address,
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -156,9 +182,15 @@ class Relay:
         self._log_rejections(result.rejection_details)
         if not result.is_complete:
             return 0.0 if result.published_ids else _FAILURE_DELAY_SECONDS
-        return 0.0 if batch.has_more else max(asyncio.get_running_loop().time() - start_time, self._interval_seconds)
+        return (
+            0.0
+            if batch.has_more
+            else max(asyncio.get_running_loop().time() - start_time, self._interval_seconds)
+        )
 
-    async def _publish_batch(self, batch: EventBatch) -> tuple[_PublishResult, Sequence[outbox.RejectedEvent]]:
+    async def _publish_batch(
+        self, batch: EventBatch
+    ) -> tuple[_PublishResult, Sequence[outbox.RejectedEvent]]:
         """Publishes what the source gave, and returns the events that have to wait."""
         if not batch.rejected_aggregates:
             try:
@@ -168,28 +200,58 @@ class Relay:
             except ServiceCallRejected as error:
                 if error.rejects_caller:
                     raise
-        events = [event for request in batch.requests for event in BatchPublishRequest.FromString(request).events]
+        events = [
+            event
+            for request in batch.requests
+            for event in BatchPublishRequest.FromString(request).events
+        ]
         result = await self._publish_in_parts(events, batch.rejected_aggregates)
         blocked_aggregates = batch.rejected_aggregates | result.rejection_details.keys()
-        blocked_events = [event for event in events if event.aggregate_id in blocked_aggregates and event.event_id not in result.published_ids]
-        return result, [outbox.RejectedEvent(event.aggregate_id, event.aggregate_version, event.SerializeToString()) for event in blocked_events]
+        blocked_events = [
+            event
+            for event in events
+            if event.aggregate_id in blocked_aggregates
+            and event.event_id not in result.published_ids
+        ]
+        return result, [
+            outbox.RejectedEvent(
+                event.aggregate_id, event.aggregate_version, event.SerializeToString()
+            )
+            for event in blocked_events
+        ]
 
     async def _retry_rejected(self) -> bool:
         """Sends events again that were refused; whether more may be due at once."""
         due_events = await self._database.load(
-            lambda connection: outbox.list_due_events(connection, _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE)
+            lambda connection: outbox.list_due_events(
+                connection, _MAX_RETRIED_AGGREGATES, _MAX_RETRIED_PER_AGGREGATE
+            )
         )
         if not due_events:
             return False
-        result = await self._publish_in_parts([event_pb2.Event.FromString(event.event) for event in due_events])
-        published_events = [event for event in due_events if format_event_id(event.aggregate_id, event.version) in result.published_ids]
-        await self._database.transact(lambda connection: outbox.record_retries(connection, published_events, result.rejection_details))
+        result = await self._publish_in_parts(
+            [event_pb2.Event.FromString(event.event) for event in due_events]
+        )
+        published_events = [
+            event
+            for event in due_events
+            if format_event_id(event.aggregate_id, event.version) in result.published_ids
+        ]
+        await self._database.transact(
+            lambda connection: outbox.record_retries(
+                connection, published_events, result.rejection_details
+            )
+        )
         return bool(published_events)
 
-    async def _publish_in_parts(self, events: Sequence[event_pb2.Event], blocked_aggregates: Collection[str] = ()) -> _PublishResult:
-        """Publishes events in order, and halves what EventService refuses until the one event is found; the later ones of its aggregate are not sent.
+    async def _publish_in_parts(
+        self, events: Sequence[event_pb2.Event], blocked_aggregates: Collection[str] = ()
+    ) -> _PublishResult:
+        """Publishes events in order, and halves what EventService refuses until the one event is
+        found; the later ones of its aggregate are not sent.
 
-        `blocked_aggregates`: aggregates of which nothing is sent. Raises ServiceCallRejected if EventService rejects this service's calls.
+        `blocked_aggregates`: aggregates of which nothing is sent. Raises ServiceCallRejected if
+        EventService rejects this service's calls.
         """
         result, parts = _PublishResult(), [events]
         while parts:
@@ -197,7 +259,10 @@ class Relay:
                 result.is_complete = False
                 break
             part = [
-                event for event in parts.pop() if event.aggregate_id not in blocked_aggregates and event.aggregate_id not in result.rejection_details
+                event
+                for event in parts.pop()
+                if event.aggregate_id not in blocked_aggregates
+                and event.aggregate_id not in result.rejection_details
             ]
             try:
                 for request in split_requests(BatchPublishRequest(events=part)):
@@ -214,23 +279,32 @@ class Relay:
         return result
 
     async def _send(self, request: bytes) -> None:
-        await self._service_client.call(self._publish_method, request, "tallystick.event.v1.BatchPublish")
+        await self._service_client.call(
+            self._publish_method, request, "tallystick.event.v1.BatchPublish"
+        )
 
     def _log_rejections(self, rejection_details: Mapping[str, str]) -> None:
         for aggregate, detail in rejection_details.items():
-            log.warning("EventService refuses an event of %s; this and the later ones wait: %s", aggregate, detail)
+            log.warning(
+                "EventService refuses an event of %s; this and the later ones wait: %s",
+                aggregate,
+                detail,
+            )
         if rejection_details:
             _rejected_counter.add(len(rejection_details), {"service": self._name})
 
 
 def merge_batches(rows: Sequence[outbox.OutboxRow]) -> list[bytes]:
-    """The requests of all rows in order, small ones as one, large ones in parts that EventService takes."""
+    """The requests of all rows in order, small ones as one, large ones in parts that EventService
+    takes.
+    """
     requests: list[bytes] = []
     pending: list[bytes] = []
     event_count = size = 0
     for row in rows:
         if event_count + row.event_count > MAX_EVENTS or size + len(row.request) > _MAX_BYTES:
-            requests.append(b"".join(pending))  # messages of a repeated field, written one behind the other, are one message
+            # messages of a repeated field, written one behind the other, are one message
+            requests.append(b"".join(pending))
             pending, event_count, size = [], 0, 0
         if row.event_count > MAX_EVENTS or len(row.request) > _MAX_BYTES:
             requests += split_requests(BatchPublishRequest.FromString(row.request))
@@ -241,7 +315,9 @@ def merge_batches(rows: Sequence[outbox.OutboxRow]) -> list[bytes]:
 
 
 def split_requests(request: BatchPublishRequest) -> list[bytes]:
-    """What is told as requests that are not too long nor too large, in order; none if that is nothing."""
+    """What is told as requests that are not too long nor too large, in order; none if that is
+    nothing.
+    """
     serialized = request.SerializeToString()
     if len(request.events) <= MAX_EVENTS and len(serialized) <= _MAX_BYTES:
         return [serialized] if serialized else []

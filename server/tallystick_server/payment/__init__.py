@@ -1,1 +1,3 @@
-"""PaymentService: takes payments in, from the call to `is_payment_done`. `flow.py` tells the whole way."""
+"""PaymentService: takes payments in, from the call to `is_payment_done`. `flow.py` tells the whole
+way.
+"""

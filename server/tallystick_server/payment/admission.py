@@ -1,4 +1,6 @@
-"""How many new charges may wait while their provider fails, and whether a new payment is refused before sellers are claimed for it."""
+"""How many new charges may wait while their provider fails, and whether a new payment is refused
+before sellers are claimed for it.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,19 @@ from tallystick_storage.database import Database
 from tallystick_storage.payment import orders as store
 
 _MAX_COUNT_AGE_SECONDS = 1.0
-"""Seconds for which a count of the charges that wait answers those who only want to know whether to go on."""
+"""Seconds for which a count of the charges that wait answers those who only want to know whether to
+go on.
+"""
 
 
 class PaymentAdmission:
-    """The storable stage: one read, and at most one count in a second, for all payments that ask at once."""
+    """The storable stage: one read, and at most one count in a second, for all payments that ask at
+    once.
+    """
 
-    def __init__(self, database: Database, gateway: ProviderGateway, provider: str, max_queued_charges: int) -> None:
+    def __init__(
+        self, database: Database, gateway: ProviderGateway, provider: str, max_queued_charges: int
+    ) -> None:
         self._database = database
         self._gateway = gateway
         self._provider = provider
@@ -41,10 +49,14 @@ class PaymentAdmission:
         )
 
     async def check(self, request: CheckoutRequest) -> None:
-        """Raises the refusal of a payment that is not stored whoever its sellers belong to; one whose ids exist is answered by what is stored."""
+        """Raises the refusal of a payment that is not stored whoever its sellers belong to; one
+        whose ids exist is answered by what is stored.
+        """
         await self.batcher.submit(request)
 
-    def remaining_capacity(self, connection: Connection, now: float, *, max_age_seconds: float = 0.0) -> ChargeCapacity | None:
+    def remaining_capacity(
+        self, connection: Connection, now: float, *, max_age_seconds: float = 0.0
+    ) -> ChargeCapacity | None:
         """What may be accepted at this time of the loop, while the provider of new charges fails;
         None: anything.
 
@@ -56,9 +68,16 @@ class PaymentAdmission:
             return None
         cached_count = self._cached_count
         if cached_count is None or now - cached_count[0] >= max_age_seconds:
-            cached_count = self._cached_count = (now, operation_store.count_backlog(connection, self._provider, "", max(self._max_queued_charges, 1)))
+            cached_count = self._cached_count = (
+                now,
+                operation_store.count_backlog(
+                    connection, self._provider, "", max(self._max_queued_charges, 1)
+                ),
+            )
         queued_count = cached_count[1]
-        allows_probe = self._gateway.needs_probe(self._provider, now, others_waiting=queued_count > 0)
+        allows_probe = self._gateway.needs_probe(
+            self._provider, now, others_waiting=queued_count > 0
+        )
         return ChargeCapacity(max(self._max_queued_charges - queued_count, 0), allows_probe)
 
     async def _check_batch(self, requests: Sequence[CheckoutRequest]) -> Sequence[ApiError | None]:
@@ -67,16 +86,30 @@ class PaymentAdmission:
         order_ids = [order.payment_order_id for request in requests for order in request.orders]
 
         def load(connection: Connection) -> tuple[set[tuple[str, str]], ChargeCapacity | None]:
-            existing_ids = {(row.what, row.id) for row in store.find_existing(connection, checkout_ids, order_ids)}
-            return existing_ids, self.remaining_capacity(connection, now, max_age_seconds=_MAX_COUNT_AGE_SECONDS)
+            existing_ids = {
+                (row.what, row.id)
+                for row in store.find_existing(connection, checkout_ids, order_ids)
+            }
+            return existing_ids, self.remaining_capacity(
+                connection, now, max_age_seconds=_MAX_COUNT_AGE_SECONDS
+            )
 
         existing_ids, capacity = await self._database.load(load)
         return [_admission_error(request, existing_ids, capacity) for request in requests]
 
 
-def _admission_error(request: CheckoutRequest, existing_ids: set[tuple[str, str]], capacity: ChargeCapacity | None) -> ApiError | None:
-    ids = {("checkout", request.checkout_id), *(("order", order.payment_order_id) for order in request.orders)}
+def _admission_error(
+    request: CheckoutRequest, existing_ids: set[tuple[str, str]], capacity: ChargeCapacity | None
+) -> ApiError | None:
+    ids = {
+        ("checkout", request.checkout_id),
+        *(("order", order.payment_order_id) for order in request.orders),
+    }
     if ids & existing_ids:
         return id_taken_error("checkout_id")
     charge_count = len({format_charge_id(request, order) for order in request.orders})
-    return provider_unavailable() if capacity is not None and not capacity.allows_probe and capacity.charges < charge_count else None
+    return (
+        provider_unavailable()
+        if capacity is not None and not capacity.allows_probe and capacity.charges < charge_count
+        else None
+    )

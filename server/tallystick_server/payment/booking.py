@@ -1,4 +1,6 @@
-"""Settle: credit the wallet, post to the ledger, then set both flags, for a batch of charges. Each step may be repeated."""
+"""Settle: credit the wallet, post to the ledger, then set both flags, for a batch of charges. Each
+step may be repeated.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,11 @@ from tallystick_core.payment.state import PaymentTransitionReason, PaymentTrigge
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.worker import BookingRejected
 from tallystick_server.payment.charge import Charge, OrderInCharge
-from tallystick_server.payment.transitions import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.payment.transitions import (
+    OrderTransition,
+    TransitionResult,
+    transition_orders,
+)
 from tallystick_server.rpc.batch import errors_by_key
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.rpc.service_client import ServiceClient
@@ -23,34 +29,74 @@ from tallystick_storage.payment import orders as store
 
 
 class PaymentBooking:
-    """The settle stage's work, for at most as many orders as a call to another service may have items.
+    """The settle stage's work, for at most as many orders as a call to another service may have
+    items.
 
     The flags are set only where wallet and ledger have both answered.
     """
 
-    def __init__(self, database: Database, service_client: ServiceClient, wallet_address: str, ledger_address: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        service_client: ServiceClient,
+        wallet_address: str,
+        ledger_address: str,
+    ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
-        self._ledger: Any = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
+        self._wallet: Any = service_client.stub(
+            wallet_service_pb2_grpc.WalletServiceStub, wallet_address
+        )
+        self._ledger: Any = service_client.stub(
+            ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
+        )
 
-    async def run(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
-        """Each charge's payment if it came to its end by it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for all of them."""
+    async def run(
+        self, charges: Sequence[Charge]
+    ) -> Sequence[payment_pb2.Payment | Exception | None]:
+        """Each charge's payment if it came to its end by it, or BookingRejected. Raises
+        DEPENDENCY_UNAVAILABLE for all of them.
+        """
         return await bisect_on_error(self._book, charges)
 
-    async def _book(self, charges: Sequence[Charge]) -> Sequence[payment_pb2.Payment | Exception | None]:
+    async def _book(
+        self, charges: Sequence[Charge]
+    ) -> Sequence[payment_pb2.Payment | Exception | None]:
         orders = [(charge, order) for charge in charges for order in charge.orders]
         rejections = await self._call_for_all(orders, self._credit)
-        rejections |= await self._call_for_all([pair for pair in orders if pair[0].charge_id not in rejections], self._post)
-        transitions = [_booked_transition(charge, order) for charge, order in orders if charge.charge_id not in rejections]
+        rejections |= await self._call_for_all(
+            [pair for pair in orders if pair[0].charge_id not in rejections], self._post
+        )
+        transitions = [
+            _booked_transition(charge, order)
+            for charge, order in orders
+            if charge.charge_id not in rejections
+        ]
 
-        result = await self._database.transact(lambda connection: transition_orders(connection, transitions)) if transitions else TransitionResult()
-        return [rejections.get(charge.charge_id) or result.closed_payments.get(charge.checkout_id) for charge in charges]
+        result = (
+            await self._database.transact(
+                lambda connection: transition_orders(connection, transitions)
+            )
+            if transitions
+            else TransitionResult()
+        )
+        return [
+            rejections.get(charge.charge_id) or result.closed_payments.get(charge.checkout_id)
+            for charge in charges
+        ]
 
-    async def _call_for_all(self, orders: Sequence[tuple[Charge, OrderInCharge]], call: Callable[..., Any]) -> dict[str, BookingRejected]:
+    async def _call_for_all(
+        self, orders: Sequence[tuple[Charge, OrderInCharge]], call: Callable[..., Any]
+    ) -> dict[str, BookingRejected]:
         """Calls for all orders; returns why charges were refused."""
-        rejections = errors_by_key(((charge.charge_id, order.payment_order_id) for charge, order in orders), await call(orders) if orders else ())
-        return {charge_id: BookingRejected(f"order {order_id}: {error.message}") for (charge_id, order_id), error in rejections.items()}
+        rejections = errors_by_key(
+            ((charge.charge_id, order.payment_order_id) for charge, order in orders),
+            await call(orders) if orders else (),
+        )
+        return {
+            charge_id: BookingRejected(f"order {order_id}: {error.message}")
+            for (charge_id, order_id), error in rejections.items()
+        }
 
     async def _credit(self, orders: Sequence[tuple[Charge, OrderInCharge]]) -> Sequence[Any]:
         request = wallet_service_pb2.BatchCreditRequest(outcome_only=True)
@@ -68,7 +114,14 @@ class PaymentBooking:
     async def _post(self, orders: Sequence[tuple[Charge, OrderInCharge]]) -> Sequence[Any]:
         request = ledger_service_pb2.BatchPostRequest(outcome_only=True)
         for charge, order in orders:
-            lines = pay_in_lines(charge.provider, order.buyer_account, order.seller_account, charge.currency, order.amount, order.platform_fee)
+            lines = pay_in_lines(
+                charge.provider,
+                order.buyer_account,
+                order.seller_account,
+                charge.currency,
+                order.amount,
+                order.platform_fee,
+            )
             add_posting(request, PostingKind.PAY_IN, order.payment_order_id, charge.caller, lines)
         return list((await self._service_client.call(self._ledger.BatchPost, request)).results)
 

@@ -16,7 +16,14 @@ from tallystick_core.payment.charge import next_action
 from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.state import OrderStatus, PaymentTrigger
 from tallystick_core.provider.idempotency_key import format_provider_key
-from tallystick_core.provider.outcome import ChargeLookupOutcome, ChargeOutcome, Declined, FailureReason, PendingReason, Succeeded
+from tallystick_core.provider.outcome import (
+    ChargeLookupOutcome,
+    ChargeOutcome,
+    Declined,
+    FailureReason,
+    PendingReason,
+    Succeeded,
+)
 from tallystick_core.provider.payment_provider import ChargeRequest, PaymentProvider
 from tallystick_server.observability.tracing import SpanContext, parse_traceparent
 from tallystick_server.operations.operation import LeasedOperation, parse_tries
@@ -44,17 +51,25 @@ class OrderInCharge(NamedTuple):
     message: payment_pb2.PaymentOrder
 
     def buyer_action_seconds(self) -> float:
-        """Seconds from its last move until the buyer's time is up; inf if it does not wait for the buyer."""
+        """Seconds from its last move until the buyer's time is up; inf if it does not wait for the
+        buyer.
+        """
         if self.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION:
             return inf
-        return (self.message.resolve_by_time.ToNanoseconds() - self.message.update_time.ToNanoseconds()) / 1e9
+        return (
+            self.message.resolve_by_time.ToNanoseconds() - self.message.update_time.ToNanoseconds()
+        ) / 1e9
 
-    def apply_transition(self, transition: store.OrderTransitionRow, row: Row[Any]) -> OrderInCharge:
+    def apply_transition(
+        self, transition: store.OrderTransitionRow, row: Row[Any]
+    ) -> OrderInCharge:
         """The order after a move, as the row says."""
         message = payment_pb2.PaymentOrder()
         message.CopyFrom(self.message)
         convert.apply_transition(message, transition, row)
-        return self._replace(version=row.version, status=OrderStatus(transition.status), message=message)
+        return self._replace(
+            version=row.version, status=OrderStatus(transition.status), message=message
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +101,15 @@ class Charge(LeasedOperation):
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
         if self.canceled:
             return FailureReason.CALLER_CANCELLED
-        is_expired = now >= self.expires_at and self.orders[0].status in (OrderStatus.NOT_STARTED, OrderStatus.EXECUTING)
+        is_expired = now >= self.expires_at and self.orders[0].status in (
+            OrderStatus.NOT_STARTED,
+            OrderStatus.EXECUTING,
+        )
         return FailureReason.EXPIRED if is_expired or self.overdue else None
 
-    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
+    def next_action(
+        self, now: float, key_window_seconds: float, lease_seconds: float
+    ) -> NextAction:
         return next_action(
             (order.status for order in self.orders),
             attempt_ended=self.recorded_outcome is not None,
@@ -113,7 +133,10 @@ class Charge(LeasedOperation):
         order = self.orders[0]
         if order.status is OrderStatus.EXECUTING:
             return ""
-        if order.status is OrderStatus.PENDING and order.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION:
+        if (
+            order.status is OrderStatus.PENDING
+            and order.message.pending_reason != payment_pb2.PENDING_REASON_BUYER_ACTION
+        ):
             return "REVIEW"
         return order.status
 
@@ -123,9 +146,18 @@ class Charge(LeasedOperation):
 
     def to_request(self) -> ChargeRequest:
         """What the provider is asked."""
-        return ChargeRequest(self.provider_key, self.charge_id, self.amount, self.currency, self.payment_token, self.payment_method_type)
+        return ChargeRequest(
+            self.provider_key,
+            self.charge_id,
+            self.amount,
+            self.currency,
+            self.payment_token,
+            self.payment_method_type,
+        )
 
-    def call_provider(self, provider: PaymentProvider, action: NextAction) -> Awaitable[ChargeLookupOutcome]:
+    def call_provider(
+        self, provider: PaymentProvider, action: NextAction
+    ) -> Awaitable[ChargeLookupOutcome]:
         match action:
             case NextAction.SEND:
                 return provider.send(self.to_request())
@@ -184,8 +216,12 @@ def _order_from_new(order: store.NewOrder, message: payment_pb2.PaymentOrder) ->
     )
 
 
-def charges_from_rows(rows: Iterable[Row[Any]], tokens: dict[str, int], now: float, lease_seconds: float) -> list[Charge]:
-    """Charges out of the database, claimed under `tokens` at this time of the loop for so many seconds."""
+def charges_from_rows(
+    rows: Iterable[Row[Any]], tokens: dict[str, int], now: float, lease_seconds: float
+) -> list[Charge]:
+    """Charges out of the database, claimed under `tokens` at this time of the loop for so many
+    seconds.
+    """
     charges = []
     for charge_id, group in groupby(rows, key=lambda row: row.charge_id):
         members: Sequence[Row[Any]] = list(group)
@@ -225,25 +261,44 @@ def charges_from_rows(rows: Iterable[Row[Any]], tokens: dict[str, int], now: flo
 
 def _is_overdue(row: Row[Any]) -> bool:
     """Whether the buyer has not acted in time."""
-    return row.pending_reason == PendingReason.BUYER_ACTION and row.resolves_in is not None and row.resolves_in <= 0
+    return (
+        row.pending_reason == PendingReason.BUYER_ACTION
+        and row.resolves_in is not None
+        and row.resolves_in <= 0
+    )
 
 
 def _seconds_left(row: Row[Any]) -> float:
-    """Seconds until its time is up: the payment's while it is not known to have been charged, then the buyer's; inf if none is to come."""
-    if row.outcome in (PaymentTrigger.SUCCEEDED, PaymentTrigger.DECLINED):  # which decides, whenever it is applied
+    """Seconds until its time is up: the payment's while it is not known to have been charged, then
+    the buyer's; inf if none is to come.
+    """
+    # which decides, whenever it is applied
+    if row.outcome in (PaymentTrigger.SUCCEEDED, PaymentTrigger.DECLINED):
         return inf
     is_undecided = row.status in (OrderStatus.NOT_STARTED, OrderStatus.EXECUTING)
-    seconds = row.resolves_in if row.pending_reason == PendingReason.BUYER_ACTION else row.expires_in if is_undecided else None
+    seconds = (
+        row.resolves_in
+        if row.pending_reason == PendingReason.BUYER_ACTION
+        else row.expires_in
+        if is_undecided
+        else None
+    )
     return inf if seconds is None or seconds <= 0 else float(seconds)
 
 
 def outcome_from_attempt(attempt: operation_store.AttemptResult) -> ChargeOutcome | None:
     """What the provider said, if it was final, as its attempt keeps it."""
     match attempt:
-        case operation_store.AttemptResult(outcome=PaymentTrigger.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)):
+        case operation_store.AttemptResult(
+            outcome=PaymentTrigger.SUCCEEDED, moved_amount=int(amount), moved_currency=str(currency)
+        ):
             return Succeeded(attempt.provider_reference, amount, currency)
         case operation_store.AttemptResult(outcome=PaymentTrigger.DECLINED):
-            return Declined(FailureReason(attempt.failure_reason), attempt.decline_code, attempt.provider_reference)
+            return Declined(
+                FailureReason(attempt.failure_reason),
+                attempt.decline_code,
+                attempt.provider_reference,
+            )
         case _:
             return None
 
@@ -252,7 +307,14 @@ def _attempt_result(row: Row[Any]) -> operation_store.AttemptResult:
     """What stands on the attempt in a row that has its order's columns too."""
     amount, currency = row.moved_amount, row.moved_currency
     return operation_store.AttemptResult(
-        row.charge_id, row.number, row.outcome, row.attempt_reference, amount, currency, row.attempt_reason, row.attempt_code
+        row.charge_id,
+        row.number,
+        row.outcome,
+        row.attempt_reference,
+        amount,
+        currency,
+        row.attempt_reason,
+        row.attempt_code,
     )
 
 

@@ -1,4 +1,6 @@
-"""Deliver: deliveries are noted; the wallet is told afterwards to make the sellers' money available. Telling it may be repeated."""
+"""Deliver: deliveries are noted; the wallet is told afterwards to make the sellers' money
+available. Telling it may be repeated.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payment import convert, events
-from tallystick_server.rpc.batch import ItemRejected, item_errors, raise_if_unavailable, rejections_by_key
+from tallystick_server.rpc.batch import (
+    ItemRejected,
+    item_errors,
+    raise_if_unavailable,
+    rejections_by_key,
+)
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
 from tallystick_storage.payment import deliveries as store
@@ -25,13 +32,19 @@ _MAX_RELEASES = 500
 class DeliveryConfirmation:
     """The deliver stage's work, and what follows from it."""
 
-    def __init__(self, database: Database, service_client: ServiceClient, wallet_address: str) -> None:
+    def __init__(
+        self, database: Database, service_client: ServiceClient, wallet_address: str
+    ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._wallet: Any = service_client.stub(
+            wallet_service_pb2_grpc.WalletServiceStub, wallet_address
+        )
 
     async def run(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
-        """Whether each order's delivery was noted now; it was before, or the order is not settled, if not."""
+        """Whether each order's delivery was noted now; it was before, or the order is not settled,
+        if not.
+        """
         return await bisect_on_error(self._confirm_batch, order_ids)
 
     async def _confirm_batch(self, order_ids: Sequence[str]) -> Sequence[bool | Exception]:
@@ -46,12 +59,20 @@ class DeliveryConfirmation:
         return [order_id in confirmed_ids for order_id in order_ids]
 
     async def run_once(self) -> None:
-        """Has the wallet release what is due. What it refuses waits longer each time, and is an alert. Raises DEPENDENCY_UNAVAILABLE."""
-        rows = await self._database.load(lambda connection: store.list_releasable(connection, _MAX_RELEASES))
+        """Has the wallet release what is due. What it refuses waits longer each time, and is an
+        alert. Raises DEPENDENCY_UNAVAILABLE.
+        """
+        rows = await self._database.load(
+            lambda connection: store.list_releasable(connection, _MAX_RELEASES)
+        )
         if not rows:
             return
         results = await bisect_on_error(self._release, rows)
-        released_ids = [row.payment_order_id for row, result in zip(rows, results, strict=True) if result is None]
+        released_ids = [
+            row.payment_order_id
+            for row, result in zip(rows, results, strict=True)
+            if result is None
+        ]
         rejections = rejections_by_key([row.payment_order_id for row in rows], results)
 
         def record_results(connection: Connection) -> list[str]:
@@ -59,10 +80,19 @@ class DeliveryConfirmation:
             return store.mark_release_rejected(connection, rejections) if rejections else []
 
         for order_id in await self._database.transact(record_results):
-            log.warning("the wallet refuses to release what was paid for order %s: %s", order_id, rejections[order_id])
+            log.warning(
+                "the wallet refuses to release what was paid for order %s: %s",
+                order_id,
+                rejections[order_id],
+            )
         raise_if_unavailable(results)
 
     async def _release(self, rows: Sequence[Row[Any]]) -> Sequence[ItemRejected | None]:
-        releases = [wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller) for row in rows]
+        releases = [
+            wallet_service_pb2.Release(cause=f"PAY_IN/{row.payment_order_id}", caller=row.caller)
+            for row in rows
+        ]
         request = wallet_service_pb2.BatchReleaseRequest(releases=releases, outcome_only=True)
-        return item_errors((await self._service_client.call(self._wallet.BatchRelease, request)).results)
+        return item_errors(
+            (await self._service_client.call(self._wallet.BatchRelease, request)).results
+        )

@@ -1,4 +1,6 @@
-"""PaymentService's messages: requests parsed into values, stored rows as messages. What `parse_` returns can be stored, charged and booked."""
+"""PaymentService's messages: requests parsed into values, stored rows as messages. What `parse_`
+returns can be stored, charged and booked.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,15 @@ from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 from tallystick_core.access import Caller
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import MAX_AMOUNT, format_amount, parse_amount, parse_currency
-from tallystick_core.payment.checkout import MAX_ORDERS, ChargeMode, CheckoutRequest, MethodType, Order, PartialFailurePolicy, normalize
+from tallystick_core.payment.checkout import (
+    MAX_ORDERS,
+    ChargeMode,
+    CheckoutRequest,
+    MethodType,
+    Order,
+    PartialFailurePolicy,
+    normalize,
+)
 from tallystick_core.payment.state import OrderStatus
 from tallystick_core.validation import parse_country, parse_id, parse_text, parse_token
 from tallystick_server.rpc.enums import EnumNames
@@ -28,14 +38,20 @@ WAIT_CONDITIONS = EnumNames(payment_service_pb2.WaitFor.DESCRIPTOR)
 _MAX_INFO_LENGTH = 1024
 
 
-def parse_checkout(request: payment_service_pb2.CreatePaymentRequest, caller: Caller) -> CheckoutRequest:
+def parse_checkout(
+    request: payment_service_pb2.CreatePaymentRequest, caller: Caller
+) -> CheckoutRequest:
     """The payment event. Raises Refused with the path of the first field that is wrong."""
     checkout_id = parse_id(request.checkout_id, "checkout_id")
     buyer_info = parse_text(request.buyer_info, "buyer_info", _MAX_INFO_LENGTH)
     seller_info = parse_text(request.seller_info, "seller_info", _MAX_INFO_LENGTH)
     country = parse_country(request.buyer_country, "buyer_country")
     if request.WhichOneof("payment_method") is None:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, "payment_method is required: set credit_card_info.", field="payment_method")
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            "payment_method is required: set credit_card_info.",
+            field="payment_method",
+        )
     checkout = CheckoutRequest(
         checkout_id,
         caller.name,
@@ -44,9 +60,15 @@ def parse_checkout(request: payment_service_pb2.CreatePaymentRequest, caller: Ca
         seller_info,
         country,
         parse_token(request.credit_card_info, "credit_card_info"),
-        MethodType(METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", MethodType.CARD)),
+        MethodType(
+            METHOD_TYPES.parse(request.payment_method_type, "payment_method_type", MethodType.CARD)
+        ),
         ChargeMode(CHARGE_MODES.parse(request.charging, "charging", ChargeMode.PER_ORDER)),
-        PartialFailurePolicy(PARTIAL_FAILURE_POLICIES.parse(request.on_partial, "on_partial", PartialFailurePolicy.KEEP)),
+        PartialFailurePolicy(
+            PARTIAL_FAILURE_POLICIES.parse(
+                request.on_partial, "on_partial", PartialFailurePolicy.KEEP
+            )
+        ),
         _orders(request),
         parse_time(request, "expire_time"),
     )
@@ -56,9 +78,17 @@ def parse_checkout(request: payment_service_pb2.CreatePaymentRequest, caller: Ca
 
 def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, ...]:
     if not request.payment_orders:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, "payment_orders must have at least one order.", field="payment_orders")
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            "payment_orders must have at least one order.",
+            field="payment_orders",
+        )
     if len(request.payment_orders) > MAX_ORDERS:
-        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"payment_orders must have at most {MAX_ORDERS} orders.", field="payment_orders")
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS,
+            f"payment_orders must have at most {MAX_ORDERS} orders.",
+            field="payment_orders",
+        )
     orders, seen_ids = [], set()
     for index, message in enumerate(request.payment_orders):
         try:
@@ -67,7 +97,9 @@ def _orders(request: payment_service_pb2.CreatePaymentRequest) -> tuple[Order, .
             raise error.with_field_prefix(f"payment_orders[{index}]") from None
         if message.payment_order_id in seen_ids:
             path = f"payment_orders[{index}].payment_order_id"
-            raise ApiError(ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path)
+            raise ApiError(
+                ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path
+            )
         seen_ids.add(message.payment_order_id)
     return tuple(orders)
 
@@ -77,10 +109,22 @@ def _order(message: payment_pb2.NewPaymentOrder, index: int) -> Order:
     buyer = parse_id(message.buyer_account, "buyer_account")
     seller = parse_id(message.seller_account, "seller_account")
     if buyer == seller:
-        raise ApiError(ErrorReason.SAME_ACCOUNT, "seller_account must be another account than buyer_account.", field="seller_account")
+        raise ApiError(
+            ErrorReason.SAME_ACCOUNT,
+            "seller_account must be another account than buyer_account.",
+            field="seller_account",
+        )
     currency = parse_currency(message.currency)
     amount = parse_amount(message.amount, currency)
-    return Order(order_id, buyer, seller, amount, currency, _fee(message.platform_fee, amount, currency), index)
+    return Order(
+        order_id,
+        buyer,
+        seller,
+        amount,
+        currency,
+        _fee(message.platform_fee, amount, currency),
+        index,
+    )
 
 
 def _fee(text: str, amount: int, currency: str) -> int | None:
@@ -89,21 +133,48 @@ def _fee(text: str, amount: int, currency: str) -> int | None:
         return None
     fee = parse_amount(text, currency, "platform_fee", min_amount=0)
     if fee >= amount:
-        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, "platform_fee must be less than the amount.", field="platform_fee")
+        raise ApiError(
+            ErrorReason.AMOUNT_OUT_OF_RANGE,
+            "platform_fee must be less than the amount.",
+            field="platform_fee",
+        )
     return fee
 
 
 def _check_charge_mode(checkout: CheckoutRequest) -> None:
-    if checkout.charging is ChargeMode.TOGETHER and len({order.currency for order in checkout.orders}) > 1:
-        raise ApiError(ErrorReason.FIELD_INVALID, "charging TOGETHER needs all orders in one currency.", field="charging")
-    if checkout.on_partial is PartialFailurePolicy.ALL_OR_NOTHING and checkout.charging is not ChargeMode.TOGETHER:
-        raise ApiError(ErrorReason.FIELD_INVALID, "on_partial ALL_OR_NOTHING needs charging TOGETHER.", field="on_partial")
-    if checkout.charging is ChargeMode.TOGETHER and sum(order.amount for order in checkout.orders) > MAX_AMOUNT:
+    if (
+        checkout.charging is ChargeMode.TOGETHER
+        and len({order.currency for order in checkout.orders}) > 1
+    ):
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "charging TOGETHER needs all orders in one currency.",
+            field="charging",
+        )
+    if (
+        checkout.on_partial is PartialFailurePolicy.ALL_OR_NOTHING
+        and checkout.charging is not ChargeMode.TOGETHER
+    ):
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "on_partial ALL_OR_NOTHING needs charging TOGETHER.",
+            field="on_partial",
+        )
+    if (
+        checkout.charging is ChargeMode.TOGETHER
+        and sum(order.amount for order in checkout.orders) > MAX_AMOUNT
+    ):
         max_total = format_amount(MAX_AMOUNT, checkout.orders[0].currency)
-        raise ApiError(ErrorReason.AMOUNT_OUT_OF_RANGE, f"The orders charged together must sum to at most {max_total}.", field="payment_orders")
+        raise ApiError(
+            ErrorReason.AMOUNT_OUT_OF_RANGE,
+            f"The orders charged together must sum to at most {max_total}.",
+            field="payment_orders",
+        )
 
 
-def parse_payment_filter(request: payment_service_pb2.ListPaymentsRequest, owner: str | None) -> PaymentFilter:
+def parse_payment_filter(
+    request: payment_service_pb2.ListPaymentsRequest, owner: str | None
+) -> PaymentFilter:
     """Which payments to list; `owner` None: everybody's."""
     return PaymentFilter(
         owner,
@@ -134,7 +205,9 @@ def payment(orders: Sequence[Row[Any]]) -> payment_pb2.Payment:
     return message
 
 
-def closed_payment(row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]) -> payment_pb2.Payment:
+def closed_payment(
+    row: Row[Any], orders: Iterable[payment_pb2.PaymentOrder]
+) -> payment_pb2.Payment:
     """A payment at its end, without its orders."""
     return _payment(row, sum(order.version for order in orders), row.done_time)
 
@@ -190,7 +263,10 @@ def new_payment(checkout: store.NewCheckout, create_time: datetime) -> payment_p
 def payment_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
     """An order as it stands; a row of any of the order queries."""
     message = stored_order(row)
-    if row.next_attempt_time is not None and row.status in (OrderStatus.EXECUTING, OrderStatus.PENDING):
+    if row.next_attempt_time is not None and row.status in (
+        OrderStatus.EXECUTING,
+        OrderStatus.PENDING,
+    ):
         message.next_attempt_time.CopyFrom(to_timestamp(row.next_attempt_time))
     return message
 
@@ -209,7 +285,9 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
         provider_reference=row.provider_reference,
         attempt_count=row.attempt_count,
         resolve_by_time=to_timestamp(row.resolve_by_time) if row.resolve_by_time else None,
-        delivery_confirmed_time=to_timestamp(row.delivery_confirmed_time) if row.delivery_confirmed_time else None,
+        delivery_confirmed_time=to_timestamp(row.delivery_confirmed_time)
+        if row.delivery_confirmed_time
+        else None,
         version=row.version,
         create_time=to_timestamp(row.create_time),
         update_time=to_timestamp(row.update_time),
@@ -218,7 +296,11 @@ def stored_order(row: Row[Any]) -> payment_pb2.PaymentOrder:
 
 def new_order(order: store.NewOrder) -> payment_pb2.PaymentOrder:
     """An order as it is first stored, but for its times."""
-    return payment_pb2.PaymentOrder(**_order_fields(order), payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED, version=1)
+    return payment_pb2.PaymentOrder(
+        **_order_fields(order),
+        payment_order_status=payment_pb2.PAYMENT_ORDER_STATUS_NOT_STARTED,
+        version=1,
+    )
 
 
 def _order_fields(order: Row[Any] | store.NewOrder) -> dict[str, Any]:
@@ -244,7 +326,9 @@ def apply_risk_decision(message: payment_pb2.PaymentOrder, order: store.NewOrder
     message.version = CREATED_VERSION
 
 
-def apply_transition(message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow, row: Row[Any]) -> None:
+def apply_transition(
+    message: payment_pb2.PaymentOrder, transition: store.OrderTransitionRow, row: Row[Any]
+) -> None:
     """Makes the message of an order say what a move has made of it."""
     message.payment_order_status = _STATUSES.number(transition.status)
     message.wallet_updated = message.ledger_updated = transition.settled

@@ -1,4 +1,6 @@
-"""Accept: payments are stored, or found, in one transaction for each batch; the provider is asked only after it has committed."""
+"""Accept: payments are stored, or found, in one transaction for each batch; the provider is asked
+only after it has committed.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,23 @@ from sqlalchemy import Connection, Row
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_reused_error
 from tallystick_core.payment.charge import format_charge_id
-from tallystick_core.payment.checkout import ChargeMode, CheckoutRequest, MethodType, Order, PartialFailurePolicy, first_difference, reject_siblings
+from tallystick_core.payment.checkout import (
+    ChargeMode,
+    CheckoutRequest,
+    MethodType,
+    Order,
+    PartialFailurePolicy,
+    first_difference,
+    reject_siblings,
+)
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck
-from tallystick_core.payment.state import OrderStatus, PaymentTransitionReason, PaymentTrigger, transition
+from tallystick_core.payment.state import (
+    OrderStatus,
+    PaymentTransitionReason,
+    PaymentTrigger,
+    transition,
+)
 from tallystick_core.provider.outcome import FailureReason
 from tallystick_server.observability.tracing import SpanContext
 from tallystick_server.operations.batcher import deduplicate_by_key
@@ -43,7 +58,9 @@ class CreatePaymentCommand:
 
 @dataclass(frozen=True, slots=True)
 class CreatePaymentResult:
-    """The payment is on disk. `replayed`: it was before. `in_progress`: charges of it have just been handed on."""
+    """The payment is on disk. `replayed`: it was before. `in_progress`: charges of it have just
+    been handed on.
+    """
 
     checkout_id: str
     replayed: bool
@@ -63,7 +80,9 @@ class ChargeCapacity:
 
 @dataclass(frozen=True, slots=True)
 class _RiskCheckedPayment:
-    """An arrival with its orders as risk judged them, the message of each, and the charges for those that passed."""
+    """An arrival with its orders as risk judged them, the message of each, and the charges for
+    those that passed.
+    """
 
     command: CreatePaymentCommand
     checkout: store.NewCheckout
@@ -94,7 +113,9 @@ class PaymentCreator:
         self._start_operation = start_operation
         self._remaining_capacity = remaining_capacity
 
-    async def run(self, commands: Sequence[CreatePaymentCommand]) -> Sequence[CreatePaymentResult | Exception]:
+    async def run(
+        self, commands: Sequence[CreatePaymentCommand]
+    ) -> Sequence[CreatePaymentResult | Exception]:
         """One result for each arrival: accepted, KEY_REUSED or ID_TAKEN."""
         return await deduplicate_by_key(
             commands,
@@ -102,28 +123,43 @@ class PaymentCreator:
             self._create,
         )
 
-    async def _create(self, commands: Sequence[CreatePaymentCommand]) -> Sequence[CreatePaymentResult | Exception]:
+    async def _create(
+        self, commands: Sequence[CreatePaymentCommand]
+    ) -> Sequence[CreatePaymentResult | Exception]:
         now = asyncio.get_running_loop().time()
         deadline = now + self._lease_seconds
         create_times: dict[str, datetime] = {}
 
-        def create(connection: Connection) -> tuple[dict[str, CreatePaymentResult | Exception], list[_RiskCheckedPayment]]:
+        def create(
+            connection: Connection,
+        ) -> tuple[dict[str, CreatePaymentResult | Exception], list[_RiskCheckedPayment]]:
             results = _find_existing(connection, commands)
             results |= {
                 payment.request.checkout_id: payment.error
                 for payment in commands
                 if payment.error is not None and payment.request.checkout_id not in results
             }
-            new_commands = [command for command in commands if command.request.checkout_id not in results]
+            new_commands = [
+                command for command in commands if command.request.checkout_id not in results
+            ]
             payments = self._check_risk(connection, new_commands, deadline)
             overflow = _over_capacity(payments, self._remaining_capacity(connection, now))
-            results |= {payment.command.request.checkout_id: provider_unavailable() for payment in overflow}
+            results |= {
+                payment.command.request.checkout_id: provider_unavailable() for payment in overflow
+            }
             payments = payments[: len(payments) - len(overflow)]
             rows = self._insert(connection, payments) if payments else {}
-            concurrent_commands = [payment.command for payment in payments if payment.command.request.checkout_id not in rows]
-            if concurrent_commands:  # another process stored them since we looked; the next statement sees them
+            concurrent_commands = [
+                payment.command
+                for payment in payments
+                if payment.command.request.checkout_id not in rows
+            ]
+            # another process stored them since we looked; the next statement sees them
+            if concurrent_commands:
                 results |= _find_existing(connection, concurrent_commands)
-            new_payments = [payment for payment in payments if payment.command.request.checkout_id in rows]
+            new_payments = [
+                payment for payment in payments if payment.command.request.checkout_id in rows
+            ]
             _emit_created(connection, new_payments, rows)
             create_times.update({checkout_id: row.create_time for checkout_id, row in rows.items()})
             return results, new_payments
@@ -133,51 +169,100 @@ class PaymentCreator:
         except ConstraintViolation as error:
             if error.sqlstate != "23505" or len(commands) > 1:
                 raise
-            results, new_payments = await self._database.transact(create)  # an order id was taken while we stored; now it is found
+            # an order id was taken while we stored; now it is found
+            results, new_payments = await self._database.transact(create)
         for payment in new_payments:
             results[payment.command.request.checkout_id] = CreatePaymentResult(
-                payment.command.request.checkout_id, replayed=False, in_progress=bool(payment.charges)
+                payment.command.request.checkout_id,
+                replayed=False,
+                in_progress=bool(payment.charges),
             )
             for charge in payment.charges:
                 self._start_operation(self._with_expiry(charge, payment, create_times))
         return [results[command.request.checkout_id] for command in commands]
 
-    def _with_expiry(self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]) -> Charge:
-        """The charge with the time of the loop that its payment's expiry is at, by the database's clock."""
+    def _with_expiry(
+        self, charge: Charge, payment: _RiskCheckedPayment, create_times: Mapping[str, datetime]
+    ) -> Charge:
+        """The charge with the time of the loop that its payment's expiry is at, by the database's
+        clock.
+        """
         expiry = payment.command.request.expire_time
         if expiry is None:
             return charge
-        expires_at = charge.lease_deadline - self._lease_seconds + (expiry - create_times[charge.checkout_id]).total_seconds()
+        expires_at = (
+            charge.lease_deadline
+            - self._lease_seconds
+            + (expiry - create_times[charge.checkout_id]).total_seconds()
+        )
         return replace(charge, expires_at=expires_at, next_poll_deadline=expires_at)
 
-    def _check_risk(self, connection: Connection, commands: Sequence[CreatePaymentCommand], lease_deadline: float) -> list[_RiskCheckedPayment]:
+    def _check_risk(
+        self,
+        connection: Connection,
+        commands: Sequence[CreatePaymentCommand],
+        lease_deadline: float,
+    ) -> list[_RiskCheckedPayment]:
         """Asks risk; the orders of this batch count for those after them."""
         recent: Counter[str] = Counter()
         if self._risk.velocity_window is not None and commands:
-            buyers = sorted({order.buyer_account for command in commands for order in command.request.orders})
+            buyers = sorted(
+                {order.buyer_account for command in commands for order in command.request.orders}
+            )
             recent.update(store.count_recent_orders(connection, buyers, self._risk.velocity_window))
         payments = []
         for command in commands:
             request = command.request
             failures = reject_siblings(request, self._risk.check(request, recent))
             recent.update(order.buyer_account for order in request.orders)
-            orders = [self._new_order(request, order, failures.get(order.payment_order_id)) for order in request.orders]
+            orders = [
+                self._new_order(request, order, failures.get(order.payment_order_id))
+                for order in request.orders
+            ]
             with_messages = [(order, convert.new_order(order)) for order in orders]
-            charges = build_charges(request, with_messages, self._environment, lease_deadline, command.traceparent, command.context)
-            payments.append(_RiskCheckedPayment(command, self._new_checkout(command, len(failures)), with_messages, charges))
+            charges = build_charges(
+                request,
+                with_messages,
+                self._environment,
+                lease_deadline,
+                command.traceparent,
+                command.context,
+            )
+            payments.append(
+                _RiskCheckedPayment(
+                    command, self._new_checkout(command, len(failures)), with_messages, charges
+                )
+            )
         return payments
 
-    def _insert(self, connection: Connection, payments: Sequence[_RiskCheckedPayment]) -> dict[str, Row[Any]]:
+    def _insert(
+        self, connection: Connection, payments: Sequence[_RiskCheckedPayment]
+    ) -> dict[str, Row[Any]]:
         attempts = [
-            store.NewAttempt(charge.charge_id, charge.checkout_id, charge.provider, charge.provider_key, charge.amount, charge.currency)
+            store.NewAttempt(
+                charge.charge_id,
+                charge.checkout_id,
+                charge.provider,
+                charge.provider_key,
+                charge.amount,
+                charge.currency,
+            )
             for payment in payments
             for charge in payment.charges
         ]
         orders = [order for payment in payments for order, _ in payment.orders]
-        rows = store.insert(connection, [payment.checkout for payment in payments], orders, attempts, self._lease_seconds)
+        rows = store.insert(
+            connection,
+            [payment.checkout for payment in payments],
+            orders,
+            attempts,
+            self._lease_seconds,
+        )
         return {row.checkout_id: row for row in rows}
 
-    def _new_checkout(self, command: CreatePaymentCommand, rejected_count: int) -> store.NewCheckout:
+    def _new_checkout(
+        self, command: CreatePaymentCommand, rejected_count: int
+    ) -> store.NewCheckout:
         request = command.request
         return store.NewCheckout(
             checkout_id=request.checkout_id,
@@ -198,7 +283,9 @@ class PaymentCreator:
             open_orders=len(request.orders) - rejected_count,
         )
 
-    def _new_order(self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None) -> store.NewOrder:
+    def _new_order(
+        self, request: CheckoutRequest, order: Order, failure_reason: FailureReason | None
+    ) -> store.NewOrder:
         trigger = PaymentTrigger.RISK_REFUSED if failure_reason else PaymentTrigger.RISK_PASSED
         return store.NewOrder(
             payment_order_id=order.payment_order_id,
@@ -211,14 +298,18 @@ class PaymentCreator:
             asked_fee=order.platform_fee,
             platform_fee=self._fees.compute_fee(order),
             status=transition(OrderStatus.NOT_STARTED, trigger),
-            cause=PaymentTransitionReason.RISK_REFUSED if failure_reason else PaymentTransitionReason.RISK_PASSED,
+            cause=PaymentTransitionReason.RISK_REFUSED
+            if failure_reason
+            else PaymentTransitionReason.RISK_PASSED,
             failure_reason=failure_reason or "",
             provider="" if failure_reason else self._provider,
             attempt_count=0 if failure_reason else FIRST_ATTEMPT,
         )
 
 
-def _over_capacity(payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None) -> Sequence[_RiskCheckedPayment]:
+def _over_capacity(
+    payments: Sequence[_RiskCheckedPayment], capacity: ChargeCapacity | None
+) -> Sequence[_RiskCheckedPayment]:
     """Those whose charges find no room any more."""
     if capacity is None:
         return ()
@@ -239,7 +330,9 @@ def provider_unavailable() -> ApiError:
     return ApiError(ErrorReason.PROVIDER_UNAVAILABLE, message, retry_after=30.0)
 
 
-def _emit_created(connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]) -> None:
+def _emit_created(
+    connection: Connection, payments: Sequence[_RiskCheckedPayment], rows: Mapping[str, Row[Any]]
+) -> None:
     """Tells of new payments: each order is first stored, then judged."""
     with record_events(connection, rows.values()) as event_batch:
         for item in payments:
@@ -254,10 +347,17 @@ def _emit_created(connection: Connection, payments: Sequence[_RiskCheckedPayment
                 events.add_order_changed(event_batch, message, checkout)
         closed_ids = {row.checkout_id for row in rows.values() if row.closed}
         if closed_ids:
-            add_closed_payments(connection, event_batch, closed_ids, (message for item in payments for _, message in item.orders))
+            add_closed_payments(
+                connection,
+                event_batch,
+                closed_ids,
+                (message for item in payments for _, message in item.orders),
+            )
 
 
-def _find_existing(connection: Connection, commands: Sequence[CreatePaymentCommand]) -> dict[str, CreatePaymentResult | Exception]:
+def _find_existing(
+    connection: Connection, commands: Sequence[CreatePaymentCommand]
+) -> dict[str, CreatePaymentResult | Exception]:
     """The answers to those whose ids exist already, by checkout id."""
     checkout_ids = [command.request.checkout_id for command in commands]
     order_ids = [order.payment_order_id for command in commands for order in command.request.orders]
@@ -268,20 +368,35 @@ def _find_existing(connection: Connection, commands: Sequence[CreatePaymentComma
     for command in commands:
         request = command.request
         if request.checkout_id in by_checkout:
-            results[request.checkout_id] = _replay_or_conflict(connection, command, by_checkout[request.checkout_id])
-        elif (taken_order := next((order for order in request.orders if order.payment_order_id in by_order), None)) is not None:
-            results[request.checkout_id] = _order_conflict(request, taken_order, by_order[taken_order.payment_order_id])
+            results[request.checkout_id] = _replay_or_conflict(
+                connection, command, by_checkout[request.checkout_id]
+            )
+        elif (
+            taken_order := next(
+                (order for order in request.orders if order.payment_order_id in by_order), None
+            )
+        ) is not None:
+            results[request.checkout_id] = _order_conflict(
+                request, taken_order, by_order[taken_order.payment_order_id]
+            )
     return results
 
 
-def _replay_or_conflict(connection: Connection, command: CreatePaymentCommand, row: Row[Any]) -> CreatePaymentResult | Exception:
+def _replay_or_conflict(
+    connection: Connection, command: CreatePaymentCommand, row: Row[Any]
+) -> CreatePaymentResult | Exception:
     """The answer to an id that exists: the payment, or why not."""
     if row.owner != command.request.owner:
         return id_taken_error("checkout_id")
     if bytes(row.fingerprint) == command.fingerprint:
         return CreatePaymentResult(row.id, replayed=True)
     rows = store.load_request(connection, row.id)
-    orders = tuple(Order(r.payment_order_id, r.buyer_account, r.seller_account, r.amount, r.currency, r.asked_fee) for r in rows)
+    orders = tuple(
+        Order(
+            r.payment_order_id, r.buyer_account, r.seller_account, r.amount, r.currency, r.asked_fee
+        )
+        for r in rows
+    )
     first = rows[0]
     stored_request = CheckoutRequest(
         checkout_id=first.checkout_id,
@@ -305,4 +420,9 @@ def _order_conflict(request: CheckoutRequest, order: Order, row: Row[Any]) -> Ex
     path = f"payment_orders[{order.index}].payment_order_id"
     if row.owner != request.owner:
         return id_taken_error(path)
-    return ApiError(ErrorReason.KEY_REUSED, f"{path} belongs to another checkout.", field=path, metadata={"field": path})
+    return ApiError(
+        ErrorReason.KEY_REUSED,
+        f"{path} belongs to another checkout.",
+        field=path,
+        metadata={"field": path},
+    )

@@ -1,4 +1,6 @@
-"""What PaymentService tells of its changes. An event holds the resource as it stands after the change."""
+"""What PaymentService tells of its changes. An event holds the resource as it stands after the
+change.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,60 @@ class EventOrigin(Protocol):
     def traceparent(self) -> str: ...
 
 
-def add_order_changed(event_batch: BatchPublishRequest, order: payment_pb2.PaymentOrder, origin: EventOrigin | Row[Any]) -> None:
+def add_order_changed(
+    event_batch: BatchPublishRequest,
+    order: payment_pb2.PaymentOrder,
+    origin: EventOrigin | Row[Any],
+) -> None:
     """Adds an order's change to what is told."""
-    type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_ORDER_CHANGED, f"paymentOrders/{order.payment_order_id}"
-    add_event(event_batch, type_, aggregate, order.version, order.update_time, origin.caller, origin.traceparent, origin.owner, payment_order=order)
+    type_, aggregate = (
+        event_pb2.EVENT_TYPE_PAYMENT_ORDER_CHANGED,
+        f"paymentOrders/{order.payment_order_id}",
+    )
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        order.version,
+        order.update_time,
+        origin.caller,
+        origin.traceparent,
+        origin.owner,
+        payment_order=order,
+    )
 
 
-def add_payment_created(event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str) -> None:
+def add_payment_created(
+    event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
+) -> None:
     """Adds a new payment; it comes without its orders, each of which has an event of its own."""
     type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_CREATED, f"payments/{payment.checkout_id}"
-    add_event(event_batch, type_, aggregate, 1, payment.update_time, payment.caller, traceparent, payment.owner, payment=payment)
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        1,
+        payment.update_time,
+        payment.caller,
+        traceparent,
+        payment.owner,
+        payment=payment,
+    )
 
 
-def add_payment_closed(event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str) -> None:
+def add_payment_closed(
+    event_batch: BatchPublishRequest, payment: payment_pb2.Payment, traceparent: str
+) -> None:
     """Adds a payment's end; it comes without its orders."""
     type_, aggregate = event_pb2.EVENT_TYPE_PAYMENT_CLOSED, f"payments/{payment.checkout_id}"
-    add_event(event_batch, type_, aggregate, 2, payment.update_time, payment.caller, traceparent, payment.owner, payment=payment)
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        2,
+        payment.update_time,
+        payment.caller,
+        traceparent,
+        payment.owner,
+        payment=payment,
+    )

@@ -48,7 +48,9 @@ _MAX_READ_BATCH = 100  # payments, each of which may have 200 orders
 _YIELD_ABOVE_ORDERS = 20
 _CANCEL = Verb("CANCEL", "cancelled")
 
-_RESULT_STATUSES = frozenset({payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING})
+_RESULT_STATUSES = frozenset(
+    {payment_pb2.PAYMENT_ORDER_STATUS_FAILED, payment_pb2.PAYMENT_ORDER_STATUS_PENDING}
+)
 
 
 class PaymentHandlers(PaymentOperatorHandlers):
@@ -56,9 +58,14 @@ class PaymentHandlers(PaymentOperatorHandlers):
 
     def __init__(self, database: Database, worker: PaymentWorker) -> None:
         super().__init__(database, worker)
-        # no limit of its own: calls read after their commit as well, when "nothing was stored" would be false; the slots of the door bound them
+        # no limit of its own: calls read after their commit as well, when "nothing was stored"
+        # would be false; the slots of the door bound them
         self._read_batcher: Batcher[str, payment_pb2.Payment | None] = Batcher(
-            "payment.read", self._load_payments, max_batch=_MAX_READ_BATCH, concurrency=2, drop_abandoned=True
+            "payment.read",
+            self._load_payments,
+            max_batch=_MAX_READ_BATCH,
+            concurrency=2,
+            drop_abandoned=True,
         )
 
     def start(self) -> None:
@@ -67,28 +74,44 @@ class PaymentHandlers(PaymentOperatorHandlers):
     async def stop(self) -> None:
         await self._read_batcher.stop()
 
-    async def CreatePayment(self, request: pb.CreatePaymentRequest, call: Call) -> pb.CreatePaymentResponse:
+    async def CreatePayment(
+        self, request: pb.CreatePaymentRequest, call: Call
+    ) -> pb.CreatePaymentResponse:
         wait_for = convert.WAIT_CONDITIONS.parse(request.wait_for, "wait_for", "RESULT")
         checkout = convert.parse_checkout(request, call.caller)
-        with self._worker.notifier.subscribe(checkout.checkout_id, only_results=True) as subscription:
+        with self._worker.notifier.subscribe(
+            checkout.checkout_id, only_results=True
+        ) as subscription:
             result = await self._worker.create_payment(checkout)
             if result.replayed:
                 call.mark_replayed()
             load = partial(self._load_payment, checkout.checkout_id)
             del request, checkout  # a wait keeps no body
             with call.waiting_slot() if wait_for == "RESULT" else nullcontext(False) as may_wait:
-                deadline = call.response_deadline if may_wait else 0.0  # a caller above the limit is answered as if it had asked for ACCEPTANCE
+                # a caller above the limit is answered as if it had asked for ACCEPTANCE
+                deadline = call.response_deadline if may_wait else 0.0
                 load_first = not result.in_progress or not may_wait
-                payment = await subscription.wait_until(_is_in_progress, load, deadline, load_first=load_first, poll_seconds=_POLL_INTERVAL_SECONDS)
+                payment = await subscription.wait_until(
+                    _is_in_progress,
+                    load,
+                    deadline,
+                    load_first=load_first,
+                    poll_seconds=_POLL_INTERVAL_SECONDS,
+                )
         return pb.CreatePaymentResponse(payment=payment)
 
-    async def CancelPayment(self, request: pb.CancelPaymentRequest, call: Call) -> pb.CancelPaymentResponse:
+    async def CancelPayment(
+        self, request: pb.CancelPaymentRequest, call: Call
+    ) -> pb.CancelPaymentResponse:
         reason = parse_reason_text(request.reason, "reason")
         payment = await self._get_visible_payment(request.checkout_id, call)
         with self._worker.notifier.subscribe(payment.checkout_id) as subscription:
-            cancel_reason, newly_canceled = await self._worker.cancel(payment.checkout_id, call.caller.name, reason)
+            cancel_reason, newly_canceled = await self._worker.cancel(
+                payment.checkout_id, call.caller.name, reason
+            )
             if not cancel_reason:
-                payment = await self._get_visible_payment(request.checkout_id, call)  # it ended since it was read
+                # it ended since it was read
+                payment = await self._get_visible_payment(request.checkout_id, call)
                 state = convert.PAYMENT_STATES.parse(payment.payment_state, "payment_state")
                 raise invalid_state_error("payment", state, _CANCEL)
             if cancel_reason != reason:
@@ -98,37 +121,64 @@ class PaymentHandlers(PaymentOperatorHandlers):
             del request  # a wait keeps no body
             with call.waiting_slot() as may_wait:
                 latest = await subscription.wait_until(
-                    _is_open, lambda: self._load_payment(payment.checkout_id), call.response_deadline if may_wait else 0.0
+                    _is_open,
+                    lambda: self._load_payment(payment.checkout_id),
+                    call.response_deadline if may_wait else 0.0,
                 )
             return pb.CancelPaymentResponse(payment=latest)
 
-    async def ConfirmDelivery(self, request: pb.ConfirmDeliveryRequest, call: Call) -> pb.ConfirmDeliveryResponse:
+    async def ConfirmDelivery(
+        self, request: pb.ConfirmDeliveryRequest, call: Call
+    ) -> pb.ConfirmDeliveryResponse:
         order, _, _ = await self._get_visible_order(request.payment_order_id, call)
         transition(OrderStatus(order.status), PaymentTrigger.DELIVERED)  # refuses what was not paid
         if not order.ledger_updated:
-            raise ApiError(ErrorReason.CONFLICT, "The order is being settled; come back.", retry_after=0.2)
+            raise ApiError(
+                ErrorReason.CONFLICT, "The order is being settled; come back.", retry_after=0.2
+            )
         if not await self._worker.confirm_delivery(order.payment_order_id):
             call.mark_replayed()
-        updated_order, _, _ = await self._get_visible_order(request.payment_order_id, call, changed=True)
+        updated_order, _, _ = await self._get_visible_order(
+            request.payment_order_id, call, changed=True
+        )
         return pb.ConfirmDeliveryResponse(payment_order=convert.payment_order(updated_order))
 
     async def GetPayment(self, request: pb.GetPaymentRequest, call: Call) -> pb.GetPaymentResponse:
-        return pb.GetPaymentResponse(payment=await self._get_visible_payment(request.checkout_id, call))
-
-    async def ListPayments(self, request: pb.ListPaymentsRequest, call: Call) -> pb.ListPaymentsResponse:
-        size = parse_page_size(request.page_size)
-        filters = convert.parse_payment_filter(request, None if call.caller.can_see_all else call.caller.owner)
-        token = PageToken("ListPayments", *("" if value is None else str(value) for value in astuple(filters)))
-        cursor = token.parse_time_cursor(request.page_token)
-        rows, scanned_to = await self._database.read(lambda connection: store.list_payments(connection, filters, cursor, size + 1))
-        payments, next_token = token.build_page(
-            rows, size, convert.payment_summary, lambda row: (row.checkout_create_time.isoformat(), row.checkout_id)
+        return pb.GetPaymentResponse(
+            payment=await self._get_visible_payment(request.checkout_id, call)
         )
-        return pb.ListPaymentsResponse(payments=payments, next_page_token=next_token or token.next_token(scanned_to))
 
-    async def GetPaymentOrder(self, request: pb.GetPaymentOrderRequest, call: Call) -> pb.GetPaymentOrderResponse:
+    async def ListPayments(
+        self, request: pb.ListPaymentsRequest, call: Call
+    ) -> pb.ListPaymentsResponse:
+        size = parse_page_size(request.page_size)
+        filters = convert.parse_payment_filter(
+            request, None if call.caller.can_see_all else call.caller.owner
+        )
+        token = PageToken(
+            "ListPayments", *("" if value is None else str(value) for value in astuple(filters))
+        )
+        cursor = token.parse_time_cursor(request.page_token)
+        rows, scanned_to = await self._database.read(
+            lambda connection: store.list_payments(connection, filters, cursor, size + 1)
+        )
+        payments, next_token = token.build_page(
+            rows,
+            size,
+            convert.payment_summary,
+            lambda row: (row.checkout_create_time.isoformat(), row.checkout_id),
+        )
+        return pb.ListPaymentsResponse(
+            payments=payments, next_page_token=next_token or token.next_token(scanned_to)
+        )
+
+    async def GetPaymentOrder(
+        self, request: pb.GetPaymentOrderRequest, call: Call
+    ) -> pb.GetPaymentOrderResponse:
         order, history, attempts = await self._get_visible_order(request.payment_order_id, call)
-        reports = await self._database.read(lambda connection: conflicts.list_reports(connection, order.charge_id))
+        reports = await self._database.read(
+            lambda connection: conflicts.list_reports(connection, order.charge_id)
+        )
         return pb.GetPaymentOrderResponse(
             payment_order=convert.payment_order(order),
             history=convert.transitions(history),
@@ -136,28 +186,51 @@ class PaymentHandlers(PaymentOperatorHandlers):
             conflicting_reports=[convert.conflicting_report(row) for row in reports],
         )
 
-    async def WatchPayment(self, request: pb.WatchPaymentRequest, call: Call) -> AsyncIterator[pb.WatchPaymentResponse]:
-        checkout_id, after_version, versions = request.checkout_id, request.after_version, self._worker.notifier.watch_versions
+    async def WatchPayment(
+        self, request: pb.WatchPaymentRequest, call: Call
+    ) -> AsyncIterator[pb.WatchPaymentResponse]:
+        checkout_id, after_version, versions = (
+            request.checkout_id,
+            request.after_version,
+            self._worker.notifier.watch_versions,
+        )
         del request  # a stream keeps no body
-        async with aclosing(versions(checkout_id, lambda: self._get_visible_payment(checkout_id, call), after_version, _is_open)) as payments:
+        async with aclosing(
+            versions(
+                checkout_id,
+                lambda: self._get_visible_payment(checkout_id, call),
+                after_version,
+                _is_open,
+            )
+        ) as payments:
             async for payment in payments:
                 yield pb.WatchPaymentResponse(payment=payment)
 
-    async def _get_visible_order(self, payment_order_id: str, call: Call, *, changed: bool = False) -> store.OrderDetails:
-        """The order, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
+    async def _get_visible_order(
+        self, payment_order_id: str, call: Call, *, changed: bool = False
+    ) -> store.OrderDetails:
+        """The order, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND
+        for another's as well.
+        """
         order_id = parse_id(payment_order_id, "payment_order_id")
-        result = await self._database.read(lambda connection: store.load_order(connection, order_id), changed=changed)
+        result = await self._database.read(
+            lambda connection: store.load_order(connection, order_id), changed=changed
+        )
         order, history, attempts = result or (None, (), ())
         return call.require_visible(order, "payment order", order_id), history, attempts
 
     async def _get_visible_payment(self, checkout_id: str, call: Call) -> payment_pb2.Payment:
         """The payment, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        return call.require_visible(await self._load_payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id)
+        return call.require_visible(
+            await self._load_payment(parse_id(checkout_id, "checkout_id")), "payment", checkout_id
+        )
 
     async def _load_payment(self, checkout_id: str) -> payment_pb2.Payment | None:
         return await self._read_batcher.submit(checkout_id)
 
-    async def _load_payments(self, checkout_ids: Sequence[str]) -> Sequence[payment_pb2.Payment | None]:
+    async def _load_payments(
+        self, checkout_ids: Sequence[str]
+    ) -> Sequence[payment_pb2.Payment | None]:
         def load(connection: Connection) -> dict[str, list[store.OrderRow]]:
             return store.load_payments(connection, sorted(set(checkout_ids)))
 
@@ -180,4 +253,6 @@ def _is_in_progress(payment: payment_pb2.Payment) -> bool:
 
 
 def _has_result(order: payment_pb2.PaymentOrder) -> bool:
-    return order.payment_order_status in _RESULT_STATUSES or (order.wallet_updated and order.ledger_updated)
+    return order.payment_order_status in _RESULT_STATUSES or (
+        order.wallet_updated and order.ledger_updated
+    )

@@ -23,37 +23,68 @@ class PaymentOperatorHandlers(operator_handlers.OperatorHandlers):
         super().__init__(database, worker.dead_letters, pb)
         self._worker = worker
 
-    async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, _call: Call) -> pb.GetDeadLetterResponse:
-        row = await self._dead_letters.find(operator_handlers.parse_dead_letter_id(request.dead_letter_id))
+    async def GetDeadLetter(
+        self, request: pb.GetDeadLetterRequest, _call: Call
+    ) -> pb.GetDeadLetterResponse:
+        row = await self._dead_letters.find(
+            operator_handlers.parse_dead_letter_id(request.dead_letter_id)
+        )
         charge_id = self._dead_letters.operation_id(row)
-        orders = await self._database.read(lambda connection: store.list_charge_orders(connection, charge_id))
-        return pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row), payment_orders=[convert.payment_order(order) for order in orders])
+        orders = await self._database.read(
+            lambda connection: store.list_charge_orders(connection, charge_id)
+        )
+        return pb.GetDeadLetterResponse(
+            dead_letter=dead_letters.to_message(row),
+            payment_orders=[convert.payment_order(order) for order in orders],
+        )
 
-    async def ListUnappliedCharges(self, request: pb.ListUnappliedChargesRequest, _call: Call) -> pb.ListUnappliedChargesResponse:
+    async def ListUnappliedCharges(
+        self, request: pb.ListUnappliedChargesRequest, _call: Call
+    ) -> pb.ListUnappliedChargesResponse:
         size = parse_page_size(request.page_size)
         token = PageToken("ListUnappliedCharges", int(request.acknowledged))
         cursor = token.parse_time_cursor(request.page_token)
         rows = await self._database.read(
-            lambda connection: unapplied_store.list_unapplied_charges(connection, cursor, size + 1, include_acknowledged=request.acknowledged)
+            lambda connection: unapplied_store.list_unapplied_charges(
+                connection, cursor, size + 1, include_acknowledged=request.acknowledged
+            )
         )
         charges, next_token = token.build_page(
-            rows, size, convert.unapplied_charge, lambda row: (row.create_time.isoformat(), row.unapplied_charge_id)
+            rows,
+            size,
+            convert.unapplied_charge,
+            lambda row: (row.create_time.isoformat(), row.unapplied_charge_id),
         )
-        return pb.ListUnappliedChargesResponse(unapplied_charges=charges, next_page_token=next_token)
+        return pb.ListUnappliedChargesResponse(
+            unapplied_charges=charges, next_page_token=next_token
+        )
 
-    async def AcknowledgeUnappliedCharge(self, request: pb.AcknowledgeUnappliedChargeRequest, call: Call) -> pb.AcknowledgeUnappliedChargeResponse:
-        id_, reason = parse_id(request.unapplied_charge_id, "unapplied_charge_id"), parse_reason_text(request.reason, "reason")
-        row, replayed = await unapplied_charges.acknowledge(self._database, id_, call.caller.name, reason)
+    async def AcknowledgeUnappliedCharge(
+        self, request: pb.AcknowledgeUnappliedChargeRequest, call: Call
+    ) -> pb.AcknowledgeUnappliedChargeResponse:
+        id_, reason = (
+            parse_id(request.unapplied_charge_id, "unapplied_charge_id"),
+            parse_reason_text(request.reason, "reason"),
+        )
+        row, replayed = await unapplied_charges.acknowledge(
+            self._database, id_, call.caller.name, reason
+        )
         if replayed:
             call.mark_replayed()
         return pb.AcknowledgeUnappliedChargeResponse(unapplied_charge=convert.unapplied_charge(row))
 
-    async def AcknowledgeCharge(self, request: pb.AcknowledgeChargeRequest, call: Call) -> pb.AcknowledgeChargeResponse:
+    async def AcknowledgeCharge(
+        self, request: pb.AcknowledgeChargeRequest, call: Call
+    ) -> pb.AcknowledgeChargeResponse:
         charge_id = parse_charge_id(request.charge_id)
         if request.report_number < 1:
-            raise ApiError(ErrorReason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
+            raise ApiError(
+                ErrorReason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number"
+            )
         reason = parse_reason_text(request.reason, "reason")
-        row, replayed = await unapplied_charges.acknowledge_report(self._database, charge_id, request.report_number, call.caller.name, reason)
+        row, replayed = await unapplied_charges.acknowledge_report(
+            self._database, charge_id, request.report_number, call.caller.name, reason
+        )
         if replayed:
             call.mark_replayed()
         return pb.AcknowledgeChargeResponse(conflicting_report=convert.conflicting_report(row))

@@ -1,4 +1,6 @@
-"""Watch: charges that failed though they may have been sent. What their providers charged after all is an unapplied charge."""
+"""Watch: charges that failed though they may have been sent. What their providers charged after all
+is an unapplied charge.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,19 @@ log = logging.getLogger(__name__)
 _MAX_POLLED = 200
 
 
-def schedule_polls(connection: Connection, retry_policies: RetryPolicies, failed_charges: Iterable[Charge]) -> None:
+def schedule_polls(
+    connection: Connection, retry_policies: RetryPolicies, failed_charges: Iterable[Charge]
+) -> None:
     """Has charges watched that have just failed, as far as they may have been sent."""
     sent_charges = [charge for charge in failed_charges if charge.maybe_sent]
     next_polls = [
-        store.NextPoll(sent_charge.charge_id, retry_policies.policy_for(sent_charge.provider, RetryReason.WATCHED).delay(1, sent_charge.charge_id), 0)
+        store.NextPoll(
+            sent_charge.charge_id,
+            retry_policies.policy_for(sent_charge.provider, RetryReason.WATCHED).delay(
+                1, sent_charge.charge_id
+            ),
+            0,
+        )
         for sent_charge in sent_charges
     ]
     if next_polls:
@@ -36,7 +46,8 @@ def schedule_polls(connection: Connection, retry_policies: RetryPolicies, failed
 
 
 class FailedChargePoller:
-    """Asks what became of failed charges, as often as the policy for what is watched says. Asking is harmless, so it needs no lease.
+    """Asks what became of failed charges, as often as the policy for what is watched says. Asking
+    is harmless, so it needs no lease.
 
     `is_leader`: whether it is this process's turn to ask.
     """
@@ -63,13 +74,20 @@ class FailedChargePoller:
         def load(connection: Connection) -> list[tuple[Charge, int]]:
             poll_counts = store.list_pollable(connection, self._providers, _MAX_POLLED)
             rows = store.load_failed_charges(connection, list(poll_counts)) if poll_counts else ()
-            return [(charge, poll_counts[charge.charge_id]) for charge in charges_from_rows(rows, dict.fromkeys(poll_counts, 0), 0.0, inf)]
+            return [
+                (charge, poll_counts[charge.charge_id])
+                for charge in charges_from_rows(rows, dict.fromkeys(poll_counts, 0), 0.0, inf)
+            ]
 
         charges = await self._database.load(load)
         if not charges or not await self._database.transact(self._is_leader):
             return
-        next_polls = await asyncio.gather(*(self._try_poll(charge, poll_count) for charge, poll_count in charges))
-        await self._database.transact(lambda connection: store.schedule_polls(connection, next_polls))
+        next_polls = await asyncio.gather(
+            *(self._try_poll(charge, poll_count) for charge, poll_count in charges)
+        )
+        await self._database.transact(
+            lambda connection: store.schedule_polls(connection, next_polls)
+        )
 
     async def _try_poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
         """As `_poll`; what is wrong with one charge keeps no other from being looked at."""
@@ -79,12 +97,16 @@ class FailedChargePoller:
             log.exception("%s cannot be looked up; it is asked again", charge.resource_name)
             return store.NextPoll(
                 charge.charge_id,
-                self._retry_policies.policy_for(charge.provider, RetryReason.WATCHED).delay(poll_count + 1, charge.charge_id),
+                self._retry_policies.policy_for(charge.provider, RetryReason.WATCHED).delay(
+                    poll_count + 1, charge.charge_id
+                ),
                 poll_count,
             )
 
     async def _poll(self, charge: Charge, poll_count: int) -> store.NextPoll:
-        """When it is looked at again, and how often it has been; what is not answered counts for nothing."""
+        """When it is looked at again, and how often it has been; what is not answered counts for
+        nothing.
+        """
         policy = self._retry_policies.policy_for(charge.provider, RetryReason.WATCHED)
         outcome = await self._gateway.call(charge, NextAction.LOOK_UP)
         match outcome:
@@ -94,12 +116,22 @@ class FailedChargePoller:
                 except ApiError:  # the database is away, as the end of this turn will tell
                     return store.NextPoll(charge.charge_id, 0.0, poll_count)
                 except ConstraintViolation as error:
-                    await self._database.transact(lambda connection: record_conflicts(connection, [(charge, outcome)]))
-                    log.error("what was charged for %s after all cannot be stored: %s", charge.resource_name, error)  # noqa: TRY400 - where says nothing
+                    await self._database.transact(
+                        lambda connection: record_conflicts(connection, [(charge, outcome)])
+                    )
+                    log.error(  # noqa: TRY400 - where says nothing
+                        "what was charged for %s after all cannot be stored: %s",
+                        charge.resource_name,
+                        error,
+                    )
                 else:
                     return store.NextPoll(charge.charge_id, None, poll_count)
             case CircuitOpen() | NotSent() | Unknown():
-                return store.NextPoll(charge.charge_id, policy.delay(poll_count + 1, charge.charge_id), poll_count)
+                return store.NextPoll(
+                    charge.charge_id, policy.delay(poll_count + 1, charge.charge_id), poll_count
+                )
             case _:  # which says nothing of money
                 pass
-        return store.NextPoll(charge.charge_id, policy.delay(poll_count + 2, charge.charge_id), poll_count + 1)
+        return store.NextPoll(
+            charge.charge_id, policy.delay(poll_count + 2, charge.charge_id), poll_count + 1
+        )

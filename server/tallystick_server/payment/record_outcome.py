@@ -1,4 +1,6 @@
-"""Record: what providers said, written down in one transaction for each batch. Every answer ends here, from whatever side it comes."""
+"""Record: what providers said, written down in one transaction for each batch. Every answer ends
+here, from whatever side it comes.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,22 @@ from sqlalchemy import Connection
 from tallystick.payment.v1 import payment_pb2
 from tallystick_core.payment.charge import check_amount, trigger_for
 from tallystick_core.payment.state import TERMINAL_STATUSES, PaymentTransitionReason, transition
-from tallystick_core.provider.outcome import ChargeOutcome, Declined, Pending, PendingReason, Succeeded
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    Declined,
+    Pending,
+    PendingReason,
+    Succeeded,
+)
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import resolve_and_requeue
 from tallystick_server.operations.operation import OperationResult, attempt_result
 from tallystick_server.payment.charge import Charge, OrderInCharge, outcome_from_attempt
-from tallystick_server.payment.transitions import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.payment.transitions import (
+    OrderTransition,
+    TransitionResult,
+    transition_orders,
+)
 from tallystick_server.payment.unapplied_charges import record_unapplied
 from tallystick_storage import operations as operation_store
 from tallystick_storage.database import Database
@@ -32,24 +44,41 @@ class RecordResult:
 
 
 class PaymentOutcomeRecorder:
-    """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move only under it."""
+    """The record stage's work: an attempt's outcome is stored whoever holds the lease, orders move
+    only under it.
+    """
 
     def __init__(self, database: Database, resolve_within: Mapping[PendingReason, float]) -> None:
         self._database = database
         self._resolve_within = resolve_within
 
-    async def run(self, items: Sequence[OperationResult[Charge, ChargeOutcome]]) -> Sequence[RecordResult | Exception]:
+    async def run(
+        self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
+    ) -> Sequence[RecordResult | Exception]:
         """What became of each charge."""
         return await bisect_on_error(self._record_batch, items)
 
-    async def _record_batch(self, items: Sequence[OperationResult[Charge, ChargeOutcome]]) -> Sequence[RecordResult | Exception]:
-        attempts = [attempt_result(item.operation, trigger_for(item.outcome), item.outcome) for item in items]
+    async def _record_batch(
+        self, items: Sequence[OperationResult[Charge, ChargeOutcome]]
+    ) -> Sequence[RecordResult | Exception]:
+        attempts = [
+            attempt_result(item.operation, trigger_for(item.outcome), item.outcome)
+            for item in items
+        ]
 
         def record(connection: Connection) -> TransitionResult:
             final_results = operation_store.record_attempt_results(connection, attempts)
-            authoritative_items = [_authoritative_outcome(item, attempt, final_results) for item, attempt in zip(items, attempts, strict=True)]
+            authoritative_items = [
+                _authoritative_outcome(item, attempt, final_results)
+                for item, attempt in zip(items, attempts, strict=True)
+            ]
             result = transition_orders(
-                connection, [order_transition for item in authoritative_items for order_transition in _transitions_for(item, self._resolve_within)]
+                connection,
+                [
+                    order_transition
+                    for item in authoritative_items
+                    for order_transition in _transitions_for(item, self._resolve_within)
+                ],
             )
             _record_remainder(
                 connection,
@@ -62,7 +91,13 @@ class PaymentOutcomeRecorder:
             return result
 
         result = await self._database.transact(record)
-        return [RecordResult(result.apply_to(item.operation), result.closed_payments.get(item.operation.checkout_id)) for item in items]
+        return [
+            RecordResult(
+                result.apply_to(item.operation),
+                result.closed_payments.get(item.operation.checkout_id),
+            )
+            for item in items
+        ]
 
 
 def _authoritative_outcome(
@@ -70,24 +105,38 @@ def _authoritative_outcome(
     attempt: operation_store.AttemptResult,
     final_results: Mapping[tuple[str, int], operation_store.AttemptResult],
 ) -> OperationResult[Charge, ChargeOutcome]:
-    """The charge with the answer that counts: the first final one that was written down, whoever heard it."""
+    """The charge with the answer that counts: the first final one that was written down, whoever
+    heard it.
+    """
     stored_result = final_results.get((attempt.demand_id, attempt.number), attempt)
     outcome = item.outcome if stored_result is attempt else outcome_from_attempt(stored_result)
     return item if outcome in (None, item.outcome) else replace(item, outcome=outcome)
 
 
-def _is_fully_applied(item: OperationResult[Charge, ChargeOutcome], result: TransitionResult) -> bool:
+def _is_fully_applied(
+    item: OperationResult[Charge, ChargeOutcome], result: TransitionResult
+) -> bool:
     """Whether there is nothing more to an answer than what has moved."""
     if not isinstance(item.outcome, Succeeded | Declined):
         return True
-    return _checked_outcome(item) is item.outcome and item.operation.orders[0].payment_order_id in result.orders
+    return (
+        _checked_outcome(item) is item.outcome
+        and item.operation.orders[0].payment_order_id in result.orders
+    )
 
 
-def _record_remainder(connection: Connection, items: Sequence[OperationResult[Charge, ChargeOutcome]]) -> None:
-    """Of final answers that moved no order, or not all of the money: what fits none is unapplied, and what was set aside goes on."""
+def _record_remainder(
+    connection: Connection, items: Sequence[OperationResult[Charge, ChargeOutcome]]
+) -> None:
+    """Of final answers that moved no order, or not all of the money: what fits none is unapplied,
+    and what was set aside goes on.
+    """
     if not items:
         return
-    record_unapplied(connection, [(item.operation, item.outcome) for item in items if isinstance(item.outcome, Succeeded)])
+    record_unapplied(
+        connection,
+        [(item.operation, item.outcome) for item in items if isinstance(item.outcome, Succeeded)],
+    )
     resolve_and_requeue(connection, [item.operation for item in items])
 
 
@@ -95,7 +144,9 @@ def _checked_outcome(item: OperationResult[Charge, ChargeOutcome]) -> ChargeOutc
     return check_amount(item.outcome, item.operation.amount, item.operation.currency)
 
 
-def _transitions_for(item: OperationResult[Charge, ChargeOutcome], resolve_within: Mapping[PendingReason, float]) -> list[OrderTransition]:
+def _transitions_for(
+    item: OperationResult[Charge, ChargeOutcome], resolve_within: Mapping[PendingReason, float]
+) -> list[OrderTransition]:
     outcome = _checked_outcome(item)
     fields = _order_fields(outcome, resolve_within)
     charge = item.operation
@@ -104,30 +155,52 @@ def _transitions_for(item: OperationResult[Charge, ChargeOutcome], resolve_withi
         if order.status in TERMINAL_STATUSES:  # money that comes later is none of its
             continue
         status = transition(order.status, trigger_for(outcome))
-        if status != order.status or (isinstance(outcome, Pending) and _has_pending_change(order, outcome)):
+        if status != order.status or (
+            isinstance(outcome, Pending) and _has_pending_change(order, outcome)
+        ):
             update = store.OrderTransitionRow(
-                order.payment_order_id, charge.charge_id, charge.lease_token, order.version, status, PaymentTransitionReason.PROVIDER_ANSWER, **fields
+                order.payment_order_id,
+                charge.charge_id,
+                charge.lease_token,
+                order.version,
+                status,
+                PaymentTransitionReason.PROVIDER_ANSWER,
+                **fields,
             )
             transitions.append(OrderTransition(charge, order, update))
     return transitions
 
 
 def _has_pending_change(order: OrderInCharge, outcome: Pending) -> bool:
-    """Whether a pending order waits for something else than it did, or for the same elsewhere; the same again changes nothing."""
-    message, reason = order.message, payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}")
-    return (message.pending_reason, message.next_action_url) != (reason, outcome.next_action_url) or outcome.reference not in (
+    """Whether a pending order waits for something else than it did, or for the same elsewhere; the
+    same again changes nothing.
+    """
+    message, reason = (
+        order.message,
+        payment_pb2.PendingReason.Value(f"PENDING_REASON_{outcome.reason}"),
+    )
+    return (message.pending_reason, message.next_action_url) != (
+        reason,
+        outcome.next_action_url,
+    ) or outcome.reference not in (
         "",
         message.provider_reference,
     )
 
 
-def _order_fields(outcome: ChargeOutcome, resolve_within: Mapping[PendingReason, float]) -> dict[str, Any]:
+def _order_fields(
+    outcome: ChargeOutcome, resolve_within: Mapping[PendingReason, float]
+) -> dict[str, Any]:
     """What an outcome says of each order of its charge."""
     match outcome:
         case Succeeded():
             return {"provider_reference": outcome.reference}
         case Declined():
-            return {"failure_reason": outcome.reason, "decline_code": outcome.code, "provider_reference": outcome.reference}
+            return {
+                "failure_reason": outcome.reason,
+                "decline_code": outcome.code,
+                "provider_reference": outcome.reference,
+            }
         case Pending():
             return {
                 "pending_reason": outcome.reason,

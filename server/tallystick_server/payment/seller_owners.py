@@ -1,4 +1,6 @@
-"""Which sellers a caller may name in orders: those of its owner, and those that belong to nobody, which it claims."""
+"""Which sellers a caller may name in orders: those of its owner, and those that belong to nobody,
+which it claims.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 5.0
 _REFRESH_TIMEOUT_SECONDS = 1.0
 """For known sellers, which are sold for without an answer as well."""
-_UNAVAILABLE_SECONDS = 5.0  # seconds for which WalletService is not asked about known sellers once it has not answered
+# seconds for which WalletService is not asked about known sellers once it has not answered
+_UNAVAILABLE_SECONDS = 5.0
 _MAX_CACHED = 100_000
 
 
@@ -48,9 +51,11 @@ class _CachedOwner:
 
 
 class SellerOwnerCache:
-    """Asks WalletService about a seller at most every `refresh_seconds` seconds, so that an assignment takes effect here within that time.
+    """Asks WalletService about a seller at most every `refresh_seconds` seconds, so that an
+    assignment takes effect here within that time.
 
-    A known seller stays usable while WalletService does not answer; that a seller belongs to somebody else is never believed without asking.
+    A known seller stays usable while WalletService does not answer; that a seller belongs to
+    somebody else is never believed without asking.
     """
 
     def __init__(self, database: Database, owners: SellerOwners, refresh_seconds: float) -> None:
@@ -68,7 +73,8 @@ class SellerOwnerCache:
             drop_abandoned=True,
             max_queued=MAX_QUEUED_CALLS,
         )
-        # what needs an answer of WalletService, and so waits while that hangs, delays nobody who can do without
+        # what needs an answer of WalletService, and so waits while that hangs, delays nobody who
+        # can do without
         self.claim_batcher = self._make_batcher("payment.new_sellers")
         self.refresh_batcher = self._make_batcher("payment.known_sellers")
 
@@ -87,22 +93,41 @@ class SellerOwnerCache:
     def batchers(self) -> tuple[Batcher[Any, Any], ...]:
         return (self.lookup_batcher, self.refresh_batcher, self.claim_batcher)
 
-    async def find_foreign_sellers(self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]) -> set[str]:
-        """Those of the sellers that belong to another owner; if there are none, all of them belong to this one now.
+    async def find_foreign_sellers(
+        self, owner: str, sellers: Collection[str], require_storable: Callable[[], Awaitable[None]]
+    ) -> set[str]:
+        """Those of the sellers that belong to another owner; if there are none, all of them belong
+        to this one now.
 
-        `require_storable` raises Refused before sellers are claimed for a payment that will not be stored. Raises that, and DEPENDENCY_UNAVAILABLE.
+        `require_storable` raises Refused before sellers are claimed for a payment that will not be
+        stored. Raises that, and DEPENDENCY_UNAVAILABLE.
         """
         now = asyncio.get_running_loop().time()
-        uncertain_sellers = tuple(sorted(seller for seller in sellers if not self._is_owned_by(seller, owner, now)))
+        uncertain_sellers = tuple(
+            sorted(seller for seller in sellers if not self._is_owned_by(seller, owner, now))
+        )
         if not uncertain_sellers:
             return set()
         stored_owners = await self.lookup_batcher.submit(uncertain_sellers)
-        query = _OwnershipQuery(owner, uncertain_sellers, {seller: stored_owners[seller] for seller in uncertain_sellers if seller in stored_owners})
+        query = _OwnershipQuery(
+            owner,
+            uncertain_sellers,
+            {
+                seller: stored_owners[seller]
+                for seller in uncertain_sellers
+                if seller in stored_owners
+            },
+        )
         if not query.matches_stored:
             await require_storable()
-        owners = await (self.refresh_batcher if query.matches_stored else self.claim_batcher).submit(query)
-        foreign_sellers = {seller for seller in uncertain_sellers if owners.get(seller, owner) != owner}
-        return foreign_sellers or {seller for seller in uncertain_sellers if seller not in owners}  # claimed by nobody: never stored
+        owners = await (
+            self.refresh_batcher if query.matches_stored else self.claim_batcher
+        ).submit(query)
+        foreign_sellers = {
+            seller for seller in uncertain_sellers if owners.get(seller, owner) != owner
+        }
+        # claimed by nobody: never stored
+        return foreign_sellers or {seller for seller in uncertain_sellers if seller not in owners}
 
     def _is_owned_by(self, seller: str, owner: str, now: float) -> bool:
         entry = self._cache.get(seller)
@@ -111,10 +136,14 @@ class SellerOwnerCache:
     async def _load_stored(self, groups: Sequence[tuple[str, ...]]) -> Sequence[Mapping[str, str]]:
         """The owners that are stored here, by seller, the same for each."""
         seller_ids = sorted({seller for group in groups for seller in group})
-        owners = await self._database.load(lambda connection: store.find_owners(connection, seller_ids))
+        owners = await self._database.load(
+            lambda connection: store.find_owners(connection, seller_ids)
+        )
         return [owners] * len(groups)
 
-    async def _resolve_owners(self, queries: Sequence[_OwnershipQuery]) -> Sequence[Mapping[str, str] | Exception]:
+    async def _resolve_owners(
+        self, queries: Sequence[_OwnershipQuery]
+    ) -> Sequence[Mapping[str, str] | Exception]:
         """Owners by seller for each question, or why they cannot be known.
 
         Raises ServiceCallRejected for several questions, one of which may be at fault.
@@ -125,7 +154,9 @@ class SellerOwnerCache:
         if all_stored and now < self._unavailable_until:
             return [query.stored_owners for query in queries]
         try:
-            async with asyncio.timeout(_REFRESH_TIMEOUT_SECONDS if all_stored else _TIMEOUT_SECONDS):
+            async with asyncio.timeout(
+                _REFRESH_TIMEOUT_SECONDS if all_stored else _TIMEOUT_SECONDS
+            ):
                 owners = await self._query_owners(queries, seller_ids)
         except (TimeoutError, ApiError, ServiceCallRejected) as error:
             if isinstance(error, ServiceCallRejected):
@@ -135,27 +166,48 @@ class SellerOwnerCache:
             else:
                 self._unavailable_until = asyncio.get_running_loop().time() + _UNAVAILABLE_SECONDS
             message = "It cannot be known now whom a seller belongs to. Nothing was stored."
-            api_error = error if isinstance(error, ApiError) else ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
+            api_error = (
+                error
+                if isinstance(error, ApiError)
+                else ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, message, retry_after=1.0)
+            )
             return [query.stored_owners if query.matches_stored else api_error for query in queries]
         self._unavailable_until = 0.0
-        await self._store_owners(owners, {seller: owner for query in queries for seller, owner in query.stored_owners.items()})
+        await self._store_owners(
+            owners,
+            {seller: owner for query in queries for seller, owner in query.stored_owners.items()},
+        )
         return [owners] * len(queries)
 
-    async def _query_owners(self, queries: Sequence[_OwnershipQuery], seller_ids: Sequence[str]) -> dict[str, str]:
-        """Owners by seller. A payment claims all of its sellers, or none where one of them is somebody else's."""
+    async def _query_owners(
+        self, queries: Sequence[_OwnershipQuery], seller_ids: Sequence[str]
+    ) -> dict[str, str]:
+        """Owners by seller. A payment claims all of its sellers, or none where one of them is
+        somebody else's.
+        """
         owners = await self._owners.find_owners(seller_ids)
         if all(seller in owners for seller in seller_ids):
             return owners
-        claims = [(seller, query.owner, group) for group, query in enumerate(queries, start=1) for seller in query.sellers]
+        claims = [
+            (seller, query.owner, group)
+            for group, query in enumerate(queries, start=1)
+            for seller in query.sellers
+        ]
         return await self._owners.claim(claims)
 
-    async def _store_owners(self, owners: Mapping[str, str], stored_owners: Mapping[str, str]) -> None:
+    async def _store_owners(
+        self, owners: Mapping[str, str], stored_owners: Mapping[str, str]
+    ) -> None:
         expires_at = asyncio.get_running_loop().time() + self._refresh_seconds
         for seller, owner in owners.items():
             self._cache.pop(seller, None)
             self._cache[seller] = _CachedOwner(owner, expires_at)
         while len(self._cache) > _MAX_CACHED:
             del self._cache[next(iter(self._cache))]
-        changed_owners = {seller: owner for seller, owner in owners.items() if stored_owners.get(seller) != owner}
+        changed_owners = {
+            seller: owner for seller, owner in owners.items() if stored_owners.get(seller) != owner
+        }
         if changed_owners:
-            await self._database.transact(lambda connection: store.save_owners(connection, changed_owners))
+            await self._database.transact(
+                lambda connection: store.save_owners(connection, changed_owners)
+            )

@@ -1,4 +1,6 @@
-"""Move: orders move, and what changed is told, in the same transaction. Whoever moves orders does it here."""
+"""Move: orders move, and what changed is told, in the same transaction. Whoever moves orders does
+it here.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +31,42 @@ class OrderTransition:
 
 @dataclass(frozen=True, slots=True)
 class TransitionResult:
-    """What has moved: orders by id, as they stand now, and by checkout id the payments that came to their end by it."""
+    """What has moved: orders by id, as they stand now, and by checkout id the payments that came to
+    their end by it.
+    """
 
     orders: dict[str, OrderInCharge] = field(default_factory=dict)
     closed_payments: dict[str, payment_pb2.Payment] = field(default_factory=dict)
 
     def apply_to(self, charge: Charge) -> Charge:
-        """The charge with its orders as they stand now; once they have moved it has not been tried in vain."""
+        """The charge with its orders as they stand now; once they have moved it has not been tried
+        in vain.
+        """
         orders = tuple(self.orders.get(order.payment_order_id, order) for order in charge.orders)
         if orders == charge.orders:
             return charge
         seconds_left = inf if charge.overdue else orders[0].buyer_action_seconds()
-        return replace(charge, orders=orders, tries={}, next_poll_deadline=asyncio.get_running_loop().time() + seconds_left)
+        return replace(
+            charge,
+            orders=orders,
+            tries={},
+            next_poll_deadline=asyncio.get_running_loop().time() + seconds_left,
+        )
 
 
-def transition_orders(connection: Connection, transitions: Sequence[OrderTransition]) -> TransitionResult:
+def transition_orders(
+    connection: Connection, transitions: Sequence[OrderTransition]
+) -> TransitionResult:
     """Moves orders, as far as their leases and versions still hold."""
-    rows = store.transition_orders(connection, [transition.update for transition in transitions]) if transitions else ()
-    transitions_by_key = {(transition.order.payment_order_id, transition.charge.lease_token): transition for transition in transitions}
+    rows = (
+        store.transition_orders(connection, [transition.update for transition in transitions])
+        if transitions
+        else ()
+    )
+    transitions_by_key = {
+        (transition.order.payment_order_id, transition.charge.lease_token): transition
+        for transition in transitions
+    }
     result = TransitionResult()
     closed_ids = set()
     with record_events(connection, rows) as event_batch:
@@ -60,22 +80,40 @@ def transition_orders(connection: Connection, transitions: Sequence[OrderTransit
             events.add_order_changed(event_batch, order.message, transition.charge)
         if closed_ids:
             result.closed_payments.update(
-                add_closed_payments(connection, event_batch, closed_ids, [order.message for order in result.orders.values()])
+                add_closed_payments(
+                    connection,
+                    event_batch,
+                    closed_ids,
+                    [order.message for order in result.orders.values()],
+                )
             )
     return result
 
 
 def add_closed_payments(
-    connection: Connection, event_batch: BatchPublishRequest, checkout_ids: set[str], current_orders: Iterable[payment_pb2.PaymentOrder]
+    connection: Connection,
+    event_batch: BatchPublishRequest,
+    checkout_ids: set[str],
+    current_orders: Iterable[payment_pb2.PaymentOrder],
 ) -> dict[str, payment_pb2.Payment]:
-    """Adds payments that have just come to their end to what is told; returns them, by id. `current_orders`: orders as they stand."""
-    orders: dict[str, list[payment_pb2.PaymentOrder]] = {checkout_id: [] for checkout_id in checkout_ids}
+    """Adds payments that have just come to their end to what is told; returns them, by id.
+    `current_orders`: orders as they stand.
+    """
+    orders: dict[str, list[payment_pb2.PaymentOrder]] = {
+        checkout_id: [] for checkout_id in checkout_ids
+    }
     for order in current_orders:
         if order.checkout_id in orders:
             orders[order.checkout_id].append(order)
     checkouts = queries.load_checkouts(connection, sorted(checkout_ids))
-    incomplete_ids = [checkout.checkout_id for checkout in checkouts if checkout.order_count > len(orders[checkout.checkout_id])]
-    for checkout_id, rows in (queries.load_payments(connection, incomplete_ids) if incomplete_ids else {}).items():
+    incomplete_ids = [
+        checkout.checkout_id
+        for checkout in checkouts
+        if checkout.order_count > len(orders[checkout.checkout_id])
+    ]
+    for checkout_id, rows in (
+        queries.load_payments(connection, incomplete_ids) if incomplete_ids else {}
+    ).items():
         orders[checkout_id] = [convert.payment_order(row) for row in rows]
     closed_payments = {}
     for checkout in checkouts:

@@ -1,4 +1,6 @@
-"""Unapplied charges: money that fits no order is found beside the answer that tells of it, and booked."""
+"""Unapplied charges: money that fits no order is found beside the answer that tells of it, and
+booked.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.outbox.events import add_event, record_events
 from tallystick_server.payment import convert
 from tallystick_server.payment.charge import Charge
-from tallystick_server.rpc.batch import ItemRejected, item_errors, raise_if_unavailable, rejections_by_key
+from tallystick_server.rpc.batch import (
+    ItemRejected,
+    item_errors,
+    raise_if_unavailable,
+    rejections_by_key,
+)
 from tallystick_server.rpc.postings import add_posting
 from tallystick_server.rpc.service_client import ServiceClient
 from tallystick_storage.database import Database
@@ -32,18 +39,24 @@ _RETRY_AFTER_SECONDS = 1.0  # seconds
 
 
 def record_unapplied(connection: Connection, successes: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores what fits no order of charges that a provider told of, and what conflicts with what is stored; their attempts must be locked."""
+    """Stores what fits no order of charges that a provider told of, and what conflicts with what is
+    stored; their attempts must be locked.
+    """
     charges = _new_unapplied_charges(successes)
     conflicts.insert_reports(connection, charges)
     _emit_changed(connection, store.insert(connection, charges))
 
 
 def record_conflicts(connection: Connection, successes: Sequence[tuple[Charge, Succeeded]]) -> None:
-    """Stores for an operator what conflicts with what is stored, where the answer itself cannot be."""
+    """Stores for an operator what conflicts with what is stored, where the answer itself
+    cannot be.
+    """
     conflicts.insert_reports(connection, _new_unapplied_charges(successes))
 
 
-def _new_unapplied_charges(successes: Sequence[tuple[Charge, Succeeded]]) -> list[store.NewUnappliedCharge]:
+def _new_unapplied_charges(
+    successes: Sequence[tuple[Charge, Succeeded]],
+) -> list[store.NewUnappliedCharge]:
     return [
         store.NewUnappliedCharge(
             unapplied_charge_id=derive_unapplied_charge_id(charge.provider, outcome.reference),
@@ -62,20 +75,34 @@ def _new_unapplied_charges(successes: Sequence[tuple[Charge, Succeeded]]) -> lis
 
 
 class UnappliedChargeBooking:
-    """Posts what was found to the ledger. Posting is idempotent, so any number of processes may do it, and each may do it again."""
+    """Posts what was found to the ledger. Posting is idempotent, so any number of processes may do
+    it, and each may do it again.
+    """
 
-    def __init__(self, database: Database, service_client: ServiceClient, ledger_address: str) -> None:
+    def __init__(
+        self, database: Database, service_client: ServiceClient, ledger_address: str
+    ) -> None:
         self._database = database
         self._service_client = service_client
-        self._ledger: Any = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
+        self._ledger: Any = service_client.stub(
+            ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
+        )
 
     async def run_once(self) -> None:
-        """Books what is due. What the ledger refuses waits longer each time. Raises DEPENDENCY_UNAVAILABLE."""
-        rows = await self._database.load(lambda connection: store.list_unbooked(connection, _MAX_BOOKINGS))
+        """Books what is due. What the ledger refuses waits longer each time. Raises
+        DEPENDENCY_UNAVAILABLE.
+        """
+        rows = await self._database.load(
+            lambda connection: store.list_unbooked(connection, _MAX_BOOKINGS)
+        )
         if not rows:
             return
         results = await bisect_on_error(self._post, rows)
-        posted_ids = [row.unapplied_charge_id for row, result in zip(rows, results, strict=True) if result is None]
+        posted_ids = [
+            row.unapplied_charge_id
+            for row, result in zip(rows, results, strict=True)
+            if result is None
+        ]
         rejections = rejections_by_key([row.unapplied_charge_id for row in rows], results)
 
         def record_results(connection: Connection) -> list[str]:
@@ -91,11 +118,17 @@ class UnappliedChargeBooking:
         for row in rows:
             lines = unapplied_lines(row.provider, row.currency, row.amount)
             add_posting(request, PostingKind.UNAPPLIED, row.unapplied_charge_id, row.caller, lines)
-        return item_errors((await self._service_client.call(self._ledger.BatchPost, request)).results)
+        return item_errors(
+            (await self._service_client.call(self._ledger.BatchPost, request)).results
+        )
 
 
-async def acknowledge(database: Database, unapplied_charge_id: str, operator: str, reason: str) -> tuple[Row[Any], bool]:
-    """Ends its alert for this reason; it as it is now, and whether it was acknowledged before. Raises NOT_FOUND, CONFLICT, KEY_REUSED."""
+async def acknowledge(
+    database: Database, unapplied_charge_id: str, operator: str, reason: str
+) -> tuple[Row[Any], bool]:
+    """Ends its alert for this reason; it as it is now, and whether it was acknowledged before.
+    Raises NOT_FOUND, CONFLICT, KEY_REUSED.
+    """
 
     def acknowledge(connection: Connection) -> tuple[Row[Any] | None, bool]:
         rows = store.acknowledge(connection, unapplied_charge_id, operator, reason)
@@ -107,15 +140,20 @@ async def acknowledge(database: Database, unapplied_charge_id: str, operator: st
         raise not_found_error("unapplied charge", unapplied_charge_id)
     if not row.acknowledged_by:
         raise ApiError(
-            ErrorReason.CONFLICT, "The unapplied charge is not in the ledger yet; acknowledge it once it is.", retry_after=_RETRY_AFTER_SECONDS
+            ErrorReason.CONFLICT,
+            "The unapplied charge is not in the ledger yet; acknowledge it once it is.",
+            retry_after=_RETRY_AFTER_SECONDS,
         )
     if row.acknowledge_reason != reason:
         raise key_reused_error("reason")
     return row, replayed
 
 
-async def acknowledge_report(database: Database, charge_id: str, number: int, operator: str, reason: str) -> tuple[Row[Any], bool]:
-    """Ends the alert about a conflicting report for this reason; it as it is now, and whether it was acknowledged before.
+async def acknowledge_report(
+    database: Database, charge_id: str, number: int, operator: str, reason: str
+) -> tuple[Row[Any], bool]:
+    """Ends the alert about a conflicting report for this reason; it as it is now, and whether it
+    was acknowledged before.
 
     Raises NOT_FOUND, KEY_REUSED.
     """
@@ -136,6 +174,18 @@ async def acknowledge_report(database: Database, charge_id: str, number: int, op
 def _emit_changed(connection: Connection, rows: Sequence[Row[Any]]) -> None:
     with record_events(connection, rows) as event_batch:
         for row in rows:
-            charge, aggregate = convert.unapplied_charge(row), f"unappliedCharges/{row.unapplied_charge_id}"
+            charge, aggregate = (
+                convert.unapplied_charge(row),
+                f"unappliedCharges/{row.unapplied_charge_id}",
+            )
             type_ = event_pb2.EVENT_TYPE_UNAPPLIED_CHARGE_CHANGED
-            add_event(event_batch, type_, aggregate, row.version, charge.update_time, row.caller, row.traceparent, unapplied_charge=charge)
+            add_event(
+                event_batch,
+                type_,
+                aggregate,
+                row.version,
+                charge.update_time,
+                row.caller,
+                row.traceparent,
+                unapplied_charge=charge,
+            )

@@ -13,7 +13,13 @@ from tallystick_core.payment.checkout import CheckoutRequest
 from tallystick_core.payment.fees import FeeRates
 from tallystick_core.payment.risk import RiskCheck
 from tallystick_core.payment.state import PaymentTransitionReason, PaymentTrigger, transition
-from tallystick_core.provider.outcome import ChargeOutcome, Declined, FailureReason, Pending, PendingReason
+from tallystick_core.provider.outcome import (
+    ChargeOutcome,
+    Declined,
+    FailureReason,
+    Pending,
+    PendingReason,
+)
 from tallystick_core.provider.payment_provider import PaymentProvider
 from tallystick_server.observability.tracing import current_context, traceparent
 from tallystick_server.operations.batcher import MAX_QUEUED_CALLS, Batcher
@@ -22,16 +28,28 @@ from tallystick_server.operations.operation import OperationResult
 from tallystick_server.operations.operator_handlers import DeadLetters
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.reschedule import FailedStep
-from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, OperationWorker, WorkerSettings
+from tallystick_server.operations.worker import (
+    DOWNSTREAM_CONCURRENCY,
+    OperationWorker,
+    WorkerSettings,
+)
 from tallystick_server.payment.admission import PaymentAdmission
 from tallystick_server.payment.booking import PaymentBooking
 from tallystick_server.payment.charge import RESOURCE_PREFIX, Charge, charges_from_rows
 from tallystick_server.payment.confirm_delivery import DeliveryConfirmation
-from tallystick_server.payment.create_payment import CreatePaymentCommand, CreatePaymentResult, PaymentCreator
+from tallystick_server.payment.create_payment import (
+    CreatePaymentCommand,
+    CreatePaymentResult,
+    PaymentCreator,
+)
 from tallystick_server.payment.poll_failed import FailedChargePoller, schedule_polls
 from tallystick_server.payment.record_outcome import PaymentOutcomeRecorder, RecordResult
 from tallystick_server.payment.seller_owners import SellerOwnerCache
-from tallystick_server.payment.transitions import OrderTransition, TransitionResult, transition_orders
+from tallystick_server.payment.transitions import (
+    OrderTransition,
+    TransitionResult,
+    transition_orders,
+)
 from tallystick_server.payment.unapplied_charges import UnappliedChargeBooking
 from tallystick_server.rpc.bulkhead import Bulkhead
 from tallystick_server.rpc.message_limits import MAX_ITEMS
@@ -81,7 +99,14 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         self._create_bulkhead = Bulkhead(settings.max_in_flight, settings.max_owner_share)  # orders
         self._admission = PaymentAdmission(database, self.gateway, provider, max_queued_charges)
         creator = PaymentCreator(
-            database, risk, fees, provider, environment, settings.lease_seconds, self.start_operation, self._admission.remaining_capacity
+            database,
+            risk,
+            fees,
+            provider,
+            environment,
+            settings.lease_seconds,
+            self.start_operation,
+            self._admission.remaining_capacity,
         )
         self._create_batcher: Batcher[CreatePaymentCommand, CreatePaymentResult] = Batcher(
             "payment.accept",
@@ -91,22 +116,41 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             drop_abandoned=True,
             max_queued=MAX_QUEUED_CALLS,
         )
-        self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], RecordResult] = Batcher(
-            "payment.record",
-            PaymentOutcomeRecorder(database, resolve_within).run,
-            max_batch=MAX_ITEMS,
-            size_of=lambda command: command.operation.weight,
+        self._record_batcher: Batcher[OperationResult[Charge, ChargeOutcome], RecordResult] = (
+            Batcher(
+                "payment.record",
+                PaymentOutcomeRecorder(database, resolve_within).run,
+                max_batch=MAX_ITEMS,
+                size_of=lambda command: command.operation.weight,
+            )
         )
         booking = PaymentBooking(database, service_client, wallet_address, ledger_address)
         self._booking_batcher: Batcher[Charge, payment_pb2.Payment | None] = Batcher(
-            "payment.settle", booking.run, max_batch=MAX_ITEMS, size_of=lambda command: command.weight, concurrency=DOWNSTREAM_CONCURRENCY
+            "payment.settle",
+            booking.run,
+            max_batch=MAX_ITEMS,
+            size_of=lambda command: command.weight,
+            concurrency=DOWNSTREAM_CONCURRENCY,
         )
         delivery = DeliveryConfirmation(database, service_client, wallet_address)
-        poller = FailedChargePoller(database, self.gateway, settings.retry_policies, providers, self.record, self.make_poll_lease_acquirer(owner_id))
+        poller = FailedChargePoller(
+            database,
+            self.gateway,
+            settings.retry_policies,
+            providers,
+            self.record,
+            self.make_poll_lease_acquirer(owner_id),
+        )
         self.polling = Periodic("payment.watch", settings.scan_interval_seconds, poller.run_once)
-        self._releases = Periodic("payment.release", settings.scan_interval_seconds, delivery.run_once)
-        self._delivery_batcher: Batcher[str, bool] = Batcher("payment.deliver", delivery.run, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS)
-        self._seller_owners = SellerOwnerCache(database, SellerOwners(service_client, wallet_address), seller_check_interval)
+        self._releases = Periodic(
+            "payment.release", settings.scan_interval_seconds, delivery.run_once
+        )
+        self._delivery_batcher: Batcher[str, bool] = Batcher(
+            "payment.deliver", delivery.run, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS
+        )
+        self._seller_owners = SellerOwnerCache(
+            database, SellerOwners(service_client, wallet_address), seller_check_interval
+        )
         self._batchers += [
             self._admission.batcher,
             *self._seller_owners.batchers,
@@ -116,7 +160,11 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self._delivery_batcher,
         ]
         self._periodic_tasks += [
-            Periodic("payment.unapplied", settings.scan_interval_seconds, UnappliedChargeBooking(database, service_client, ledger_address).run_once),
+            Periodic(
+                "payment.unapplied",
+                settings.scan_interval_seconds,
+                UnappliedChargeBooking(database, service_client, ledger_address).run_once,
+            ),
             self.polling,
             Periodic("payment.overdue", settings.scan_interval_seconds, self.end_overdue),
             self._releases,
@@ -125,7 +173,8 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
     async def create_payment(self, request: CheckoutRequest) -> CreatePaymentResult:
         """Stores a payment or finds it; its charges are under way when this returns.
 
-        Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE, OVERLOADED: one owner's orders that wait to be stored leave room for those of others.
+        Raises KEY_REUSED, ID_TAKEN, DEPENDENCY_UNAVAILABLE, OVERLOADED: one owner's orders that
+        wait to be stored leave room for those of others.
         """
         self.reject_overload()
         owner, order_count = request.owner, len(request.orders)
@@ -133,28 +182,46 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             raise overloaded_error("orders wait to be stored")
         try:
             error = await self._reject_sellers(request)
-            return await self._create_batcher.submit(CreatePaymentCommand(request, request.fingerprint(), traceparent(), current_context(), error))
+            return await self._create_batcher.submit(
+                CreatePaymentCommand(
+                    request, request.fingerprint(), traceparent(), current_context(), error
+                )
+            )
         finally:
             self._create_bulkhead.release(owner, order_count)
 
     async def _reject_sellers(self, request: CheckoutRequest) -> ApiError | None:
-        """Why the event may not name its sellers. One that is stored already is answered all the same."""
+        """Why the event may not name its sellers. One that is stored already is answered all the
+        same.
+        """
         try:
             foreign_sellers = await self._seller_owners.find_foreign_sellers(
-                request.owner, {order.seller_account for order in request.orders}, lambda: self._admission.check(request)
+                request.owner,
+                {order.seller_account for order in request.orders},
+                lambda: self._admission.check(request),
             )
         except ApiError as error:
             return error
-        index = min((order.index for order in request.orders if order.seller_account in foreign_sellers), default=None)
-        return None if index is None else seller_taken_error(f"payment_orders[{index}].seller_account")
+        index = min(
+            (order.index for order in request.orders if order.seller_account in foreign_sellers),
+            default=None,
+        )
+        return (
+            None if index is None else seller_taken_error(f"payment_orders[{index}].seller_account")
+        )
 
     async def cancel(self, checkout_id: str, caller: str, reason: str) -> tuple[str, bool]:
-        """Cancels a payment that is open, whose charges are taken up at once, dead letters as well; what stands, as `store.cancel` has it."""
+        """Cancels a payment that is open, whose charges are taken up at once, dead letters as well;
+        what stands, as `store.cancel` has it.
+        """
 
         def cancel(connection: Connection) -> tuple[str, bool]:
             cancel_reason, newly_canceled = store.cancel(connection, checkout_id, reason)
             if newly_canceled:
-                charges = {f"{RESOURCE_PREFIX}{id_}": id_ for id_ in store.list_open_charges(connection, checkout_id)}
+                charges = {
+                    f"{RESOURCE_PREFIX}{id_}": id_
+                    for id_ in store.list_open_charges(connection, checkout_id)
+                }
                 requeue_to_end(connection, charges, caller, f"the payment was cancelled: {reason}")
             return cancel_reason, newly_canceled
 
@@ -163,10 +230,15 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         return result
 
     async def end_overdue(self) -> None:
-        """Takes up the dead letters whose payments have expired since, or whose buyers did not act in time: their charges are to be ended."""
+        """Takes up the dead letters whose payments have expired since, or whose buyers did not act
+        in time: their charges are to be ended.
+        """
 
         def end(connection: Connection) -> bool:
-            charges = {f"{RESOURCE_PREFIX}{id_}": id_ for id_ in operation_store.lock_overdue(connection, MAX_ITEMS)}
+            charges = {
+                f"{RESOURCE_PREFIX}{id_}": id_
+                for id_ in operation_store.lock_overdue(connection, MAX_ITEMS)
+            }
             requeue_to_end(connection, charges, _PLATFORM, "the time of the payment is up")
             return bool(charges)
 
@@ -174,7 +246,9 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
             self.wake()
 
     async def confirm_delivery(self, payment_order_id: str) -> bool:
-        """Notes that an order was delivered; whether that was not noted before. An order that is not settled is left alone."""
+        """Notes that an order was delivered; whether that was not noted before. An order that is
+        not settled is left alone.
+        """
         newly_confirmed = await self._delivery_batcher.submit(payment_order_id)
         self._releases.wake()
         return newly_confirmed
@@ -183,24 +257,37 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
         return resource_name.removeprefix(RESOURCE_PREFIX)
 
     def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Charge]:
-        return charges_from_rows(store.load_charges(connection, list(tokens)), tokens, now, self.lease_seconds)
+        return charges_from_rows(
+            store.load_charges(connection, list(tokens)), tokens, now, self.lease_seconds
+        )
 
     async def record(self, operation: Charge, outcome: ChargeOutcome) -> Charge:
-        result = await self._record_batcher.submit(OperationResult(operation, outcome), operation.context)
+        result = await self._record_batcher.submit(
+            OperationResult(operation, outcome), operation.context
+        )
         has_result = isinstance(outcome, Declined | Pending) or result.closed_payment is not None
-        self.notifier.notify(operation.checkout_id, has_result=has_result, final=result.closed_payment)
+        self.notifier.notify(
+            operation.checkout_id, has_result=has_result, final=result.closed_payment
+        )
         return result.charge
 
     async def book_operation(self, operation: Charge) -> None:
         closed_payment = await self._booking_batcher.submit(operation, operation.context)
         self.notifier.notify(operation.checkout_id, has_result=True, final=closed_payment)
 
-    def fail(self, connection: Connection, failures: Sequence[FailedStep[Charge]]) -> TransitionResult:
-        reasons = [(failure.operation, failure.failure_reason or FailureReason.PROVIDER_UNREACHABLE) for failure in failures]
+    def fail(
+        self, connection: Connection, failures: Sequence[FailedStep[Charge]]
+    ) -> TransitionResult:
+        reasons = [
+            (failure.operation, failure.failure_reason or FailureReason.PROVIDER_UNREACHABLE)
+            for failure in failures
+        ]
         transitions = [
             order_transition
             for charge, reason in reasons
-            for order_transition in _failure_transitions(charge, PaymentTrigger.GIVEN_UP, PaymentTransitionReason.GIVEN_UP, reason)
+            for order_transition in _failure_transitions(
+                charge, PaymentTrigger.GIVEN_UP, PaymentTransitionReason.GIVEN_UP, reason
+            )
         ]
         return self._fail_and_watch(connection, transitions, [charge for charge, _ in reasons])
 
@@ -209,14 +296,28 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
     ) -> TransitionResult:  # the dead letter keeps by whom and why
         return self._fail_and_watch(
             connection,
-            _failure_transitions(operation, PaymentTrigger.CLOSED, PaymentTransitionReason.CLOSED_BY_OPERATOR, FailureReason.CLOSED_BY_OPERATOR),
+            _failure_transitions(
+                operation,
+                PaymentTrigger.CLOSED,
+                PaymentTransitionReason.CLOSED_BY_OPERATOR,
+                FailureReason.CLOSED_BY_OPERATOR,
+            ),
             [operation],
         )
 
-    def _fail_and_watch(self, connection: Connection, transitions: Sequence[OrderTransition], charges: Sequence[Charge]) -> TransitionResult:
+    def _fail_and_watch(
+        self,
+        connection: Connection,
+        transitions: Sequence[OrderTransition],
+        charges: Sequence[Charge],
+    ) -> TransitionResult:
         """Fails charges; what may have been charged all the same is watched."""
         result = transition_orders(connection, transitions)
-        schedule_polls(connection, self._retry_policies, [charge for charge in charges if charge.orders[0].payment_order_id in result.orders])
+        schedule_polls(
+            connection,
+            self._retry_policies,
+            [charge for charge in charges if charge.orders[0].payment_order_id in result.orders],
+        )
         return result
 
     def after_failure(self, operation: Charge, result: TransitionResult) -> None:
@@ -226,7 +327,10 @@ class PaymentWorker(OperationWorker[Charge, TransitionResult]):
 
 
 def _failure_transitions(
-    charge: Charge, trigger: PaymentTrigger, transition_reason: PaymentTransitionReason, failure_reason: FailureReason
+    charge: Charge,
+    trigger: PaymentTrigger,
+    transition_reason: PaymentTransitionReason,
+    failure_reason: FailureReason,
 ) -> list[OrderTransition]:
     """The moves that fail a charge's orders."""
     return [

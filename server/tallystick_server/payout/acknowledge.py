@@ -1,4 +1,6 @@
-"""Acknowledge: an operator has dealt with what fits no move of a payout, so that its alert ends. The money stays booked as it is."""
+"""Acknowledge: an operator has dealt with what fits no move of a payout, so that its alert ends.
+The money stays booked as it is.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _RETRY_AFTER_SECONDS = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """What an operator acknowledges of a payout, and why: the transfer of that provider_reference, or else the conflicting report of that number."""
+    """What an operator acknowledges of a payout, and why: the transfer of that provider_reference,
+    or else the conflicting report of that number.
+    """
 
     payout_id: str
     provider_reference: str
@@ -38,41 +42,73 @@ def decode(request: pb.AcknowledgePayoutRequest, operator: str) -> Acknowledgeme
     reference, number = "", 0
     match request.WhichOneof("subject"):
         case "provider_reference":
-            reference = request.provider_reference  # the provider's own text: it is compared, and never stored
+            # the provider's own text: it is compared, and never stored
+            reference = request.provider_reference
             if not reference:
-                raise ApiError(ErrorReason.FIELD_REQUIRED, "provider_reference is required: that of the transfer.", field="provider_reference")
+                raise ApiError(
+                    ErrorReason.FIELD_REQUIRED,
+                    "provider_reference is required: that of the transfer.",
+                    field="provider_reference",
+                )
         case "report_number":
             number = request.report_number
             if number < 1:
-                raise ApiError(ErrorReason.FIELD_INVALID, "report_number must be 1 or more.", field="report_number")
+                raise ApiError(
+                    ErrorReason.FIELD_INVALID,
+                    "report_number must be 1 or more.",
+                    field="report_number",
+                )
         case _:
-            raise ApiError(ErrorReason.FIELD_REQUIRED, "subject is required: set provider_reference or report_number.", field="subject")
-    return Acknowledgement(payout_id, reference, number, operator, parse_reason_text(request.reason, "reason"))
+            raise ApiError(
+                ErrorReason.FIELD_REQUIRED,
+                "subject is required: set provider_reference or report_number.",
+                field="subject",
+            )
+    return Acknowledgement(
+        payout_id, reference, number, operator, parse_reason_text(request.reason, "reason")
+    )
 
 
 async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> bool:
-    """Whether it is acknowledged now; it was before for the same reason, if not. Raises NOT_FOUND, STATE_FORBIDS, CONFLICT, KEY_REUSED."""
+    """Whether it is acknowledged now; it was before for the same reason, if not. Raises NOT_FOUND,
+    STATE_FORBIDS, CONFLICT, KEY_REUSED.
+    """
 
     def acknowledge(connection: Connection) -> bool:
-        row = payouts.lock(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id)  # what becomes known meanwhile waits
+        # what becomes known meanwhile waits
+        row = payouts.lock(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id)
         if row is None:
             raise not_found_error("payout", acknowledgement.payout_id)
-        subject = _find_transfer(connection, acknowledgement) if acknowledgement.provider_reference else _find_report(connection, acknowledgement)
+        subject = (
+            _find_transfer(connection, acknowledgement)
+            if acknowledgement.provider_reference
+            else _find_report(connection, acknowledgement)
+        )
         if subject.acknowledged_by:
             if subject.acknowledge_reason != acknowledgement.reason:
                 raise key_reused_error("reason")
             return False
         if not row.settled:
             raise ApiError(
-                ErrorReason.CONFLICT, "The payout is being settled; acknowledge it once wallet and ledger show it.", retry_after=_RETRY_AFTER_SECONDS
+                ErrorReason.CONFLICT,
+                "The payout is being settled; acknowledge it once wallet and ledger show it.",
+                retry_after=_RETRY_AFTER_SECONDS,
             )
         if acknowledgement.provider_reference:
             changes = store.acknowledge_transfer(
-                connection, acknowledgement.payout_id, acknowledgement.provider_reference, acknowledgement.operator, acknowledgement.reason
+                connection,
+                acknowledgement.payout_id,
+                acknowledgement.provider_reference,
+                acknowledgement.operator,
+                acknowledgement.reason,
             )
         else:
             changes = store.acknowledge_report(
-                connection, acknowledgement.payout_id, acknowledgement.report_number, acknowledgement.operator, acknowledgement.reason
+                connection,
+                acknowledgement.payout_id,
+                acknowledgement.report_number,
+                acknowledgement.operator,
+                acknowledgement.reason,
             )
         with record_events(connection, changes) as event_batch:
             for change in changes:
@@ -86,22 +122,43 @@ async def acknowledge(database: Database, acknowledgement: Acknowledgement) -> b
 
 
 def _find_transfer(connection: Connection, acknowledgement: Acknowledgement) -> Row[Any]:
-    candidates = transfers.load_transfers(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id, ())
-    row = next((row for row in candidates if row.provider_reference == acknowledgement.provider_reference), None)
+    candidates = transfers.load_transfers(connection, [acknowledgement.payout_id]).get(
+        acknowledgement.payout_id, ()
+    )
+    row = next(
+        (row for row in candidates if row.provider_reference == acknowledgement.provider_reference),
+        None,
+    )
     if row is None:
-        raise not_found_error("transfer", f"of payout {acknowledgement.payout_id} by this provider_reference")
+        raise not_found_error(
+            "transfer", f"of payout {acknowledgement.payout_id} by this provider_reference"
+        )
     if transfer_of(row).is_as_requested:
         message = "The transfer was paid as asked; there is nothing to acknowledge."
-        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": row.fit, "verb": "ACKNOWLEDGE"})
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS, message, metadata={"state": row.fit, "verb": "ACKNOWLEDGE"}
+        )
     return row
 
 
 def _find_report(connection: Connection, acknowledgement: Acknowledgement) -> Row[Any]:
-    candidates = store.load_reports(connection, [acknowledgement.payout_id]).get(acknowledgement.payout_id, ())
+    candidates = store.load_reports(connection, [acknowledgement.payout_id]).get(
+        acknowledgement.payout_id, ()
+    )
     row = next((row for row in candidates if row.number == acknowledgement.report_number), None)
     if row is None and not candidates:
-        message = "No report of the provider conflicts with another about this payout; there is nothing to acknowledge."
-        raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"})
+        message = (
+            "No report of the provider conflicts with another about this payout; there is nothing "
+            "to acknowledge."
+        )
+        raise ApiError(
+            ErrorReason.STATE_FORBIDS,
+            message,
+            metadata={"state": "NO_CONFLICT", "verb": "ACKNOWLEDGE"},
+        )
     if row is None:
-        raise not_found_error("conflicting report", f"{acknowledgement.report_number} of payout {acknowledgement.payout_id}")
+        raise not_found_error(
+            "conflicting report",
+            f"{acknowledgement.report_number} of payout {acknowledgement.payout_id}",
+        )
     return row

@@ -13,7 +13,12 @@ from tallystick_core.errors import ApiError, ErrorReason, id_taken_error, key_re
 from tallystick_core.operations.dead_letter import DeadLetterState
 from tallystick_core.payout.approval import require_second_approver
 from tallystick_core.payout.operation_ids import format_payout_operation_id
-from tallystick_core.payout.state import PayoutState, PayoutTransitionReason, PayoutTrigger, transition
+from tallystick_core.payout.state import (
+    PayoutState,
+    PayoutTransitionReason,
+    PayoutTrigger,
+    transition,
+)
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.dead_letters import emit_changed, resolve
 from tallystick_server.operations.worker import DetachedRunner
@@ -29,7 +34,9 @@ from tallystick_storage.payout import queries
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What somebody decides about a payout, and why. Its cause has the name of what happens to the payout."""
+    """What somebody decides about a payout, and why. Its cause has the name of what happens to the
+    payout.
+    """
 
     cause: PayoutTransitionReason
     actor: str
@@ -41,7 +48,9 @@ class Decision:
 
 
 class PayoutDecisions:
-    """Carries decisions out, whoever works on the payout meanwhile. The payout is handed on, leased to this process."""
+    """Carries decisions out, whoever works on the payout meanwhile. The payout is handed on, leased
+    to this process.
+    """
 
     def __init__(
         self,
@@ -58,7 +67,9 @@ class PayoutDecisions:
         self._run_detached = run_detached
 
     async def decide(self, payout_id: str, decision: Decision) -> bool:
-        """Whether it was decided now; the same was decided before, if not. Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED, KEY_REUSED."""
+        """Whether it was decided now; the same was decided before, if not. Raises STATE_FORBIDS,
+        SECOND_PERSON_REQUIRED, KEY_REUSED.
+        """
         lease_deadline = asyncio.get_running_loop().time() + self._lease_seconds
 
         def decide(connection: Connection) -> PayoutOperation | None:
@@ -66,16 +77,28 @@ class PayoutDecisions:
             if _is_already_decided(queries.load_history(connection, payout_id), decision):
                 return None
             trigger = PayoutTrigger(decision.cause)
-            transition(PayoutState(row.state), trigger)  # what its state forbids comes before who forbids it
+            # what its state forbids comes before who forbids it
+            transition(PayoutState(row.state), trigger)
             if row.state == PayoutState.CREATED:
                 _require_certain_hold(connection, payout_id)
             if decision.requires_second_person:
                 require_second_approver(decision.actor, row.caller)
-            tokens = operation_store.renew_leases(connection, [format_payout_operation_id(payout_id)], self._lease_seconds)
-            (item,) = operations_from_rows(store.load_operations(connection, [payout_id]), tokens, self._environment, lease_deadline)
+            tokens = operation_store.renew_leases(
+                connection, [format_payout_operation_id(payout_id)], self._lease_seconds
+            )
+            (item,) = operations_from_rows(
+                store.load_operations(connection, [payout_id]),
+                tokens,
+                self._environment,
+                lease_deadline,
+            )
             resolve(connection, {item.resource_name: (decision.actor, item.traceparent)})
-            payout_transition = PayoutTransition(item.snapshot.apply(trigger), decision.cause, decision.actor, decision.reason)
-            return transition_payouts(connection, [PayoutChange(item, (payout_transition,))])[payout_id]
+            payout_transition = PayoutTransition(
+                item.snapshot.apply(trigger), decision.cause, decision.actor, decision.reason
+            )
+            return transition_payouts(connection, [PayoutChange(item, (payout_transition,))])[
+                payout_id
+            ]
 
         async def commit_and_start() -> bool:
             item = await self._database.transact(decide)
@@ -86,10 +109,13 @@ class PayoutDecisions:
         return await self._run_detached(commit_and_start, is_team_call=decision.by_team)
 
     async def retry(self, payout_id: str, request_id: str, caller: str, reason: str) -> bool:
-        """Makes a payout due again that was set aside; whether the retry was not made before. Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN."""
+        """Makes a payout due again that was set aside; whether the retry was not made before.
+        Raises STATE_FORBIDS, KEY_REUSED, ID_TAKEN.
+        """
 
         def retry(connection: Connection) -> bool:
-            row = store.lock(connection, [payout_id])[payout_id]  # the same call at once waits, and finds it made
+            # the same call at once waits, and finds it made
+            row = store.lock(connection, [payout_id])[payout_id]
             previous_retry = store.find_retry(connection, payout_id, request_id)
             if previous_retry is not None:
                 if previous_retry.caller != caller:
@@ -97,10 +123,16 @@ class PayoutDecisions:
                 if previous_retry.reason != reason:
                     raise key_reused_error("reason")
                 return False
-            retried_letters = dead_letter_store.end(connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason)
+            retried_letters = dead_letter_store.end(
+                connection, [f"payouts/{payout_id}"], DeadLetterState.RETRIED, caller, reason
+            )
             if not retried_letters:
                 message = f"The payout is {row.state} and cannot be retried: it is no dead letter."
-                raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": row.state, "verb": "RETRY"})
+                raise ApiError(
+                    ErrorReason.STATE_FORBIDS,
+                    message,
+                    metadata={"state": row.state, "verb": "RETRY"},
+                )
             store.insert_retry(connection, payout_id, request_id, caller, reason)
             emit_changed(connection, retried_letters, lambda _: (caller, ""))
             operation_store.requeue(connection, [format_payout_operation_id(payout_id)])
@@ -110,29 +142,47 @@ class PayoutDecisions:
 
 
 def _require_certain_hold(connection: Connection, payout_id: str) -> None:
-    """Raises STATE_FORBIDS for a locked payout, CREATED, whose hold may be another's, which must not be released.
+    """Raises STATE_FORBIDS for a locked payout, CREATED, whose hold may be another's, which must
+    not be released.
 
-    A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout leaves CREATED.
+    A retry ends the dead letter but places no hold by itself: the hold is in doubt until the payout
+    leaves CREATED.
     """
     subject = f"payouts/{payout_id}"
     if dead_letter_store.is_open(connection, subject):
-        raise _uncertain_hold_error("The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry it first.")
+        raise _uncertain_hold_error(
+            "The payout is a dead letter whose hold is in doubt, and cannot be cancelled; retry "
+            "it first."
+        )
     retry_reason = RetryReason.SETTLING_REFUSED
-    if dead_letter_store.has_cause(connection, subject, retry_reason) or operation_store.has_retry_reason(
+    if dead_letter_store.has_cause(
+        connection, subject, retry_reason
+    ) or operation_store.has_retry_reason(
         connection, format_payout_operation_id(payout_id), retry_reason
     ):
-        raise _uncertain_hold_error("The wallet refused the payout's hold, which may be another's. The payout cannot be cancelled before it is held.")
+        raise _uncertain_hold_error(
+            "The wallet refused the payout's hold, which may be another's. The payout cannot be "
+            "cancelled before it is held."
+        )
 
 
 def _uncertain_hold_error(message: str) -> ApiError:
-    return ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": PayoutState.CREATED, "verb": "CANCEL"})
+    return ApiError(
+        ErrorReason.STATE_FORBIDS,
+        message,
+        metadata={"state": PayoutState.CREATED, "verb": "CANCEL"},
+    )
 
 
 def _is_already_decided(history: Sequence[Row[Any]], decision: Decision) -> bool:
-    """Whether the same was decided before. Raises KEY_REUSED for a cancellation with another reason."""
+    """Whether the same was decided before. Raises KEY_REUSED for a cancellation with another
+    reason.
+    """
     previous_rows = [row for row in history if row.cause == decision.cause]
     if decision.cause is not PayoutTransitionReason.CANCELLED:
-        return any((row.actor, row.reason) == (decision.actor, decision.reason) for row in previous_rows)
+        return any(
+            (row.actor, row.reason) == (decision.actor, decision.reason) for row in previous_rows
+        )
     if previous_rows and previous_rows[0].reason != decision.reason:
         raise key_reused_error("reason")
     return bool(previous_rows)

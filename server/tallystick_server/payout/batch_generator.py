@@ -1,4 +1,6 @@
-"""Collect: the payouts of batches and schedules are made, page by page. One process does it for all; killed, another goes on where it was."""
+"""Collect: the payouts of batches and schedules are made, page by page. One process does it for
+all; killed, another goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 
 from tallystick_core.errors import ApiError, ErrorReason
-from tallystick_core.payout.batch import NEXT_STATE, BatchState, ItemState, NewBatch, derive_payout_id, format_run_id
+from tallystick_core.payout.batch import (
+    NEXT_STATE,
+    BatchState,
+    ItemState,
+    NewBatch,
+    derive_payout_id,
+    format_run_id,
+)
 from tallystick_core.payout.quote import WalletBalance
 from tallystick_core.payout.request import NewPayout
 from tallystick_core.payout.schedule import Schedule, next_time
@@ -20,7 +29,13 @@ from tallystick_server.observability.tracing import parse_traceparent
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.worker import DetachedRunner
 from tallystick_server.payout.create_batch import emit_batch_changed, insert_batch
-from tallystick_server.payout.create_payout import CreatedPayouts, CreatePayoutCommand, CreatePayoutOutcome, PayoutCreationPlan, PayoutCreator
+from tallystick_server.payout.create_payout import (
+    CreatedPayouts,
+    CreatePayoutCommand,
+    CreatePayoutOutcome,
+    PayoutCreationPlan,
+    PayoutCreator,
+)
 from tallystick_server.payout.schedules import schedule_from_row
 from tallystick_server.payout.wallet_reader import WalletReader
 from tallystick_server.rpc.errors import to_status
@@ -37,7 +52,8 @@ T = TypeVar("T")
 _MAX_PAGE_SIZE = 500
 _MAX_PAGES = 10  # of wallets, most of which may have nothing to be paid, for one page of payouts
 _MAX_BATCHES = 20
-_LEADER_LEASE_SECONDS = 5.0  # seconds after which another process goes on; two at a time would do no harm
+# seconds after which another process goes on; two at a time would do no harm
+_LEADER_LEASE_SECONDS = 5.0
 _MAX_IN_FLIGHT = 4000  # payouts of this process that are under way, before more are made
 _POLL_SECONDS = 0.05
 _ANY_OWNER = ""  # owners: a run of the platform pays the sellers of all of them
@@ -55,7 +71,8 @@ class _CommandPage:
 class BatchGenerator:
     """Runs schedules whose cut-off has come, and collects batches.
 
-    `owner_id` names this process, `in_flight_count` says how much it works on, `run_detached` runs work to its end though the turn is cancelled.
+    `owner_id` names this process, `in_flight_count` says how much it works on, `run_detached` runs
+    work to its end though the turn is cancelled.
     """
 
     def __init__(
@@ -74,26 +91,41 @@ class BatchGenerator:
         self._in_flight_count = in_flight_count
         self._run_detached = run_detached
         self._last_open_batch_id = ""
-        """The last open batch that was looked at: some stay open for days, and keep no other waiting."""
+        """The last open batch that was looked at: some stay open for days, and keep no other
+        waiting.
+        """
 
     async def run_once(self) -> None:
         """Goes on with all that is to be collected, if it is this process's turn."""
         if not await self._database.transact(self._is_leader):
             return
         for default, cut_offs in await self._parse_schedules(
-            await self._database.load(lambda connection: schedule_store.list_due(connection, _MAX_BATCHES, defaults_only=True))
+            await self._database.load(
+                lambda connection: schedule_store.list_due(
+                    connection, _MAX_BATCHES, defaults_only=True
+                )
+            )
         ):
             await self._start_run(default, cut_offs)
 
-        def load(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
+        def load(
+            connection: Connection,
+        ) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[Row[Any]]]:
             sellers = schedule_store.list_due(connection, _MAX_PAGE_SIZE, defaults_only=False)
-            return sellers, store.list_generating(connection, _MAX_BATCHES), store.list_open(connection, self._last_open_batch_id, _MAX_BATCHES)
+            return (
+                sellers,
+                store.list_generating(connection, _MAX_BATCHES),
+                store.list_open(connection, self._last_open_batch_id, _MAX_BATCHES),
+            )
 
         sellers, new, open_ = await self._database.load(load)
         try:
             while sellers and await self._pay_sellers(sellers) and len(sellers) == _MAX_PAGE_SIZE:
                 sellers, new, open_ = await self._database.load(load)
-        except (ApiError, ServiceCallRejected) as error:  # as while the wallet is away: batches may come on meanwhile
+        except (
+            ApiError,
+            ServiceCallRejected,
+        ) as error:  # as while the wallet is away: batches may come on meanwhile
             log.warning("the schedules of %d sellers wait: %s", len(sellers), error)
         self._last_open_batch_id = open_[-1].payout_batch_id if len(open_) == _MAX_BATCHES else ""
         for row in (*new, *open_):
@@ -104,8 +136,12 @@ class BatchGenerator:
                 await self._postpone_batch(row.payout_batch_id)
 
     async def _postpone_batch(self, payout_batch_id: str) -> None:
-        """Has a batch that cannot be collected looked at again later, so that it keeps no other waiting."""
-        await self._database.transact(lambda connection: store.postpone(connection, payout_batch_id))
+        """Has a batch that cannot be collected looked at again later, so that it keeps no other
+        waiting.
+        """
+        await self._database.transact(
+            lambda connection: store.postpone(connection, payout_batch_id)
+        )
 
     async def _advance(self, row: Row[Any]) -> None:
         """Takes a batch as far as it comes now."""
@@ -116,14 +152,25 @@ class BatchGenerator:
             await self._finish(batch)
 
     def _is_leader(self, connection: Connection) -> bool:
-        return leader_lease.try_acquire_lease(connection, "collect", self._owner_id, _LEADER_LEASE_SECONDS)
+        return leader_lease.try_acquire_lease(
+            connection, "collect", self._owner_id, _LEADER_LEASE_SECONDS
+        )
 
     async def _start_run(self, row: Row[Any], cut_offs: Schedule) -> None:
-        """Makes a batch of a default schedule whose cut-off has come: one, also if it was missed for days."""
+        """Makes a batch of a default schedule whose cut-off has come: one, also if it was missed
+        for days.
+        """
 
         def start(connection: Connection) -> None:
-            if self._is_leader(connection) and schedule_store.advance(connection, [(row, next_time(cut_offs, schedule_store.now(connection)))]):
-                new = NewBatch(format_run_id(row.currency, row.next_time), row.caller, _ANY_OWNER, currency=row.currency)
+            if self._is_leader(connection) and schedule_store.advance(
+                connection, [(row, next_time(cut_offs, schedule_store.now(connection)))]
+            ):
+                new = NewBatch(
+                    format_run_id(row.currency, row.next_time),
+                    row.caller,
+                    _ANY_OWNER,
+                    currency=row.currency,
+                )
                 insert_batch(connection, new, row.traceparent, row.next_time)
 
         try:
@@ -133,24 +180,34 @@ class BatchGenerator:
             await self._postpone_schedules([row])
 
     async def _parse_schedules(self, rows: Sequence[Row[Any]]) -> list[tuple[Row[Any], Schedule]]:
-        """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, is looked at again later; an alert tells of it."""
+        """Schedules with their cut-offs. What cannot be read here, such as an unknown time zone, is
+        looked at again later; an alert tells of it.
+        """
         schedules, invalid_rows = [], []
         for row in rows:
             try:
                 schedules.append((row, schedule_from_row(row)))
             except Exception as error:  # noqa: BLE001 - what is wrong with one schedule keeps no other waiting
-                _log_failure(f"the schedule of {row.seller_account or 'all'} in {row.currency}", error)
+                _log_failure(
+                    f"the schedule of {row.seller_account or 'all'} in {row.currency}", error
+                )
                 invalid_rows.append(row)
         await self._postpone_schedules(invalid_rows)
         return schedules
 
     async def _postpone_schedules(self, rows: Sequence[Row[Any]]) -> None:
-        """Has schedules that cannot be run looked at again later, so that they keep no other waiting."""
+        """Has schedules that cannot be run looked at again later, so that they keep no other
+        waiting.
+        """
         if rows:
-            await self._database.transact(lambda connection: schedule_store.postpone(connection, rows))
+            await self._database.transact(
+                lambda connection: schedule_store.postpone(connection, rows)
+            )
 
     async def _pay_sellers(self, rows: Sequence[Row[Any]]) -> bool:
-        """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether any was ours to do."""
+        """Makes the payouts of sellers with schedules of their own whose cut-off has come; whether
+        any was ours to do.
+        """
         await self._wait_for_capacity()
         schedules = await self._parse_schedules(rows)
         try:
@@ -158,16 +215,29 @@ class BatchGenerator:
         except (ApiError, ServiceCallRejected):  # of all
             raise
         except Exception:
-            log.exception("the payouts of %d schedules cannot be made together; each is made alone", len(schedules))
+            log.exception(
+                "the payouts of %d schedules cannot be made together; each is made alone",
+                len(schedules),
+            )
             results = await self._pay_one_by_one(schedules)
         for (row, _), result in zip(schedules, results, strict=True):
             if isinstance(result, Exception):
                 _log_failure(f"the schedule of {row.seller_account} in {row.currency}", result)
-        await self._postpone_schedules([row for (row, _), result in zip(schedules, results, strict=True) if isinstance(result, Exception)])
+        await self._postpone_schedules(
+            [
+                row
+                for (row, _), result in zip(schedules, results, strict=True)
+                if isinstance(result, Exception)
+            ]
+        )
         return any(result is True for result in results)
 
-    async def _pay_one_by_one(self, schedules: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
-        """Makes the payouts one by one, so that whatever is wrong with one keeps no other waiting."""
+    async def _pay_one_by_one(
+        self, schedules: Sequence[tuple[Row[Any], Schedule]]
+    ) -> Sequence[bool | Exception]:
+        """Makes the payouts one by one, so that whatever is wrong with one keeps no other
+        waiting.
+        """
         results: list[bool | Exception] = []
         for entry in schedules:
             try:
@@ -176,85 +246,162 @@ class BatchGenerator:
                 results.append(error)
         return results
 
-    async def _pay(self, schedules: Sequence[tuple[Row[Any], Schedule]]) -> Sequence[bool | Exception]:
+    async def _pay(
+        self, schedules: Sequence[tuple[Row[Any], Schedule]]
+    ) -> Sequence[bool | Exception]:
         commands = [
-            _build_seller_command(row, format_run_id(row.currency, row.next_time), _ANY_OWNER, row.seller_account, None, "") for row, _ in schedules
+            _build_seller_command(
+                row,
+                format_run_id(row.currency, row.next_time),
+                _ANY_OWNER,
+                row.seller_account,
+                None,
+                "",
+            )
+            for row, _ in schedules
         ]
 
-        def pay(connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
+        def pay(
+            connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
+        ) -> tuple[CreatedPayouts, set[tuple[str, str]]]:
             now = schedule_store.now(connection)
-            advanced_keys = schedule_store.advance(connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules])
+            advanced_keys = schedule_store.advance(
+                connection, [(row, next_time(cut_offs, now)) for row, cut_offs in schedules]
+            )
             skipped_ids = {
-                command.payout.payout_id for command in commands if command.wallet_key not in advanced_keys
+                command.payout.payout_id
+                for command in commands
+                if command.wallet_key not in advanced_keys
             }  # set meanwhile: these are looked at again
-            return self._creator.insert(connection, plan.excluding(skipped_ids), lease_deadline), advanced_keys
+            return self._creator.insert(
+                connection, plan.excluding(skipped_ids), lease_deadline
+            ), advanced_keys
 
         advanced_keys = await self._create_payouts(commands, pay) or set()
         return [command.wallet_key in advanced_keys for command in commands]
 
     async def _generate(self, row: Row[Any]) -> Row[Any] | None:
-        """Makes the next payouts of a batch; the batch as it stands, None: another process goes on with it."""
+        """Makes the next payouts of a batch; the batch as it stands, None: another process goes on
+        with it.
+        """
         await self._wait_for_capacity()
         page = await self._next_page(row)
         is_default = row.is_run and not row.seller_account
 
-        def generate(connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> tuple[CreatedPayouts, bool]:
+        def generate(
+            connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
+        ) -> tuple[CreatedPayouts, bool]:
             batch = store.lock(connection, row.payout_batch_id)
-            if (batch.state, batch.place, batch.collected_count) != (row.state, row.place, row.collected_count):
+            if (batch.state, batch.place, batch.collected_count) != (
+                row.state,
+                row.place,
+                row.collected_count,
+            ):
                 return CreatedPayouts(), False
             created_payouts = self._creator.insert(connection, plan, lease_deadline)
             results = plan.results | created_payouts.results
-            item_commands = [command for command in page.commands if not (is_default and _has_insufficient_funds(results[command.payout.payout_id]))]
-            items = [_to_batch_item(row.payout_batch_id, command, results[command.payout.payout_id]) for command in item_commands]
-            store.record_generated(connection, row.payout_batch_id, items, len(page.commands) - len(item_commands), page.cursor)
+            item_commands = [
+                command
+                for command in page.commands
+                if not (is_default and _has_insufficient_funds(results[command.payout.payout_id]))
+            ]
+            items = [
+                _to_batch_item(row.payout_batch_id, command, results[command.payout.payout_id])
+                for command in item_commands
+            ]
+            store.record_generated(
+                connection,
+                row.payout_batch_id,
+                items,
+                len(page.commands) - len(item_commands),
+                page.cursor,
+            )
             if page.is_last:
                 _transition(connection, row)
             return created_payouts, True
 
         if not await self._create_payouts(page.commands, generate):
             return None
-        return await self._database.load(lambda connection: store.find(connection, row.payout_batch_id))
+        return await self._database.load(
+            lambda connection: store.find(connection, row.payout_batch_id)
+        )
 
     async def _next_page(self, row: Row[Any]) -> _CommandPage:
         """What a batch is to pay next."""
         if not row.is_run:
-            requested_items = await self._database.load(lambda connection: store.list_requested(connection, row.payout_batch_id, _MAX_PAGE_SIZE))
+            requested_items = await self._database.load(
+                lambda connection: store.list_requested(
+                    connection, row.payout_batch_id, _MAX_PAGE_SIZE
+                )
+            )
             commands = [_build_item_command(row, item) for item in requested_items]
             return _CommandPage(commands, "", is_last=len(requested_items) < _MAX_PAGE_SIZE)
         if row.seller_account:
             return _CommandPage(
-                [_build_seller_command(row, row.payout_batch_id, row.owner, row.seller_account, None, row.payout_batch_id)], "", is_last=True
+                [
+                    _build_seller_command(
+                        row,
+                        row.payout_batch_id,
+                        row.owner,
+                        row.seller_account,
+                        None,
+                        row.payout_batch_id,
+                    )
+                ],
+                "",
+                is_last=True,
             )
         balances, cursor = await self._next_balances(row.currency, row.place)
         sellers = sorted(balances)
         sellers_with_schedule = await self._database.load(
-            lambda connection: schedule_store.find_sellers_with_schedule(connection, sellers, row.currency)
+            lambda connection: schedule_store.find_sellers_with_schedule(
+                connection, sellers, row.currency
+            )
         )
         payees = [seller for seller in sellers if seller not in sellers_with_schedule]
-        commands = [_build_seller_command(row, row.payout_batch_id, row.owner, seller, balances[seller], row.payout_batch_id) for seller in payees]
+        commands = [
+            _build_seller_command(
+                row, row.payout_batch_id, row.owner, seller, balances[seller], row.payout_batch_id
+            )
+            for seller in payees
+        ]
         return _CommandPage(commands, cursor, is_last=not cursor)
 
-    async def _next_balances(self, currency: str, cursor: str) -> tuple[dict[str, WalletBalance], str]:
+    async def _next_balances(
+        self, currency: str, cursor: str
+    ) -> tuple[dict[str, WalletBalance], str]:
         """The next sellers who have something to be paid, and where to go on; "": that was all."""
         balances: dict[str, WalletBalance] = {}
         for _ in range(_MAX_PAGES):
             page = await self._wallet_reader.read_page(currency, cursor)
-            balances |= {seller: balance for seller, balance in page.balances.items() if balance.available > 0}
+            balances |= {
+                seller: balance
+                for seller, balance in page.balances.items()
+                if balance.available > 0
+            }
             cursor = page.cursor
             if not cursor or len(balances) >= _MAX_PAGE_SIZE:
                 break
         return balances, cursor
 
     async def _create_payouts(
-        self, commands: Sequence[CreatePayoutCommand], insert_payouts: Callable[[Connection, PayoutCreationPlan, float], tuple[CreatedPayouts, T]]
+        self,
+        commands: Sequence[CreatePayoutCommand],
+        insert_payouts: Callable[[Connection, PayoutCreationPlan, float], tuple[CreatedPayouts, T]],
     ) -> T | None:
-        """Makes payouts as `insert_payouts` stores them in a transaction, and returns what it says of it; None: it was not ours to do."""
+        """Makes payouts as `insert_payouts` stores them in a transaction, and returns what it says
+        of it; None: it was not ours to do.
+        """
         plan = await self._creator.plan_creation(commands)
         lease_deadline = self._creator.lease_deadline()
 
         async def commit_and_start() -> T | None:
             commit_result = await self._database.transact(
-                lambda connection: insert_payouts(connection, plan, lease_deadline) if self._is_leader(connection) else None
+                lambda connection: (
+                    insert_payouts(connection, plan, lease_deadline)
+                    if self._is_leader(connection)
+                    else None
+                )
             )
             if commit_result is None:
                 return None
@@ -289,31 +436,60 @@ def _log_failure(subject: str, error: Exception) -> None:
 
 def _transition(connection: Connection, row: Row[Any]) -> None:
     """Takes a batch into its next state, and tells of it, unless somebody else has."""
-    updated_row = store.transition(connection, row.payout_batch_id, row.state, NEXT_STATE[BatchState(row.state)])
+    updated_row = store.transition(
+        connection, row.payout_batch_id, row.state, NEXT_STATE[BatchState(row.state)]
+    )
     if updated_row is not None:
         emit_batch_changed(connection, updated_row)
 
 
-def _build_seller_command(row: Row[Any], run: str, owner: str, seller: str, balance: WalletBalance | None, batch_id: str) -> CreatePayoutCommand:
-    """Whatever can be paid to a seller, as a schedule or a batch of its run has it; `owner`: whose the seller must be, "": anybody's."""
+def _build_seller_command(
+    row: Row[Any], run: str, owner: str, seller: str, balance: WalletBalance | None, batch_id: str
+) -> CreatePayoutCommand:
+    """Whatever can be paid to a seller, as a schedule or a batch of its run has it; `owner`: whose
+    the seller must be, "": anybody's.
+    """
     payout = NewPayout(derive_payout_id(run, seller), row.caller, owner, seller, None, row.currency)
-    return CreatePayoutCommand(payout, row.traceparent, parse_traceparent(row.traceparent), balance, batch_id)
+    return CreatePayoutCommand(
+        payout, row.traceparent, parse_traceparent(row.traceparent), balance, batch_id
+    )
 
 
 def _build_item_command(batch: Row[Any], item: Row[Any]) -> CreatePayoutCommand:
-    payout = NewPayout(item.payout_id, batch.caller, batch.owner, item.seller_account, item.amount, item.currency, item.payout_destination_id)
-    return CreatePayoutCommand(payout, batch.traceparent, parse_traceparent(batch.traceparent), None, batch.payout_batch_id)
+    payout = NewPayout(
+        item.payout_id,
+        batch.caller,
+        batch.owner,
+        item.seller_account,
+        item.amount,
+        item.currency,
+        item.payout_destination_id,
+    )
+    return CreatePayoutCommand(
+        payout, batch.traceparent, parse_traceparent(batch.traceparent), None, batch.payout_batch_id
+    )
 
 
 def _has_insufficient_funds(result: CreatePayoutOutcome) -> bool:
-    """Whether a seller only has too little to be paid, such as less than the minimum. A run of all sellers counts those, without a row for each."""
+    """Whether a seller only has too little to be paid, such as less than the minimum. A run of all
+    sellers counts those, without a row for each.
+    """
     return isinstance(result, ApiError) and result.reason is ErrorReason.INSUFFICIENT_FUNDS
 
 
-def _to_batch_item(batch_id: str, command: CreatePayoutCommand, result: CreatePayoutOutcome) -> store.BatchItemRow:
+def _to_batch_item(
+    batch_id: str, command: CreatePayoutCommand, result: CreatePayoutOutcome
+) -> store.BatchItemRow:
     payout = command.payout
     refusal = to_status(result).SerializeToString().hex() if isinstance(result, ApiError) else None
     state = ItemState.MADE if refusal is None else ItemState.REFUSED
     return store.BatchItemRow(
-        batch_id, payout.payout_id, payout.seller_account, payout.amount, payout.currency, payout.payout_destination_id, state, refusal
+        batch_id,
+        payout.payout_id,
+        payout.seller_account,
+        payout.amount,
+        payout.currency,
+        payout.payout_destination_id,
+        state,
+        refusal,
     )

@@ -1,4 +1,6 @@
-"""Submit: a payout provider as demands are made on it, one at a time; those that come together go out together."""
+"""Submit: a payout provider as demands are made on it, one at a time; those that come together go
+out together.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,22 @@ from tallystick_server.operations.batcher import Batcher
 
 log = logging.getLogger(__name__)
 
-_MAX_CONCURRENT_SUBMISSIONS = 8  # a submission that hangs holds up the next ones no sooner than this
+# a submission that hangs holds up the next ones no sooner than this
+_MAX_CONCURRENT_SUBMISSIONS = 8
 
 
 class BatchingPayoutProvider:
-    """A payout provider whose submissions form by themselves. A submission takes at most `timeout_seconds` seconds, then its lane is free again."""
+    """A payout provider whose submissions form by themselves. A submission takes at most
+    `timeout_seconds` seconds, then its lane is free again.
+    """
 
     def __init__(self, provider: PayoutProvider, timeout_seconds: float) -> None:
         self.key_window = provider.key_window
         self.look_up = provider.look_up
         self._provider = provider
         self._timeout_seconds = timeout_seconds
-        # a holder that gave up may have lost its lease, so its payout is not submitted any more; those that wait are bounded by `Execute`
+        # a holder that gave up may have lost its lease, so its payout is not submitted any more;
+        # those that wait are bounded by `Execute`
         self._batcher: Batcher[PayoutRequest, PayoutOutcome] = Batcher(
             f"payout.submit.{provider.name}",
             self._submit_batch,
@@ -59,6 +65,16 @@ class BatchingPayoutProvider:
         except TimeoutError:
             return [Unknown("the provider did not answer in time")] * len(requests)
         if len(outcomes) != len(requests):
-            log.error("The adapter of the payout provider %s returned %d results for %d payouts.", name, len(outcomes), len(requests))
-            return [Unknown(f"the adapter of {name} returned {len(outcomes)} results for {len(requests)} payouts")] * len(requests)
+            log.error(
+                "The adapter of the payout provider %s returned %d results for %d payouts.",
+                name,
+                len(outcomes),
+                len(requests),
+            )
+            return [
+                Unknown(
+                    f"the adapter of {name} returned {len(outcomes)} results for {len(requests)} "
+                    "payouts"
+                )
+            ] * len(requests)
         return outcomes

@@ -1,4 +1,5 @@
-"""Settle: end the hold of a payout that came to rest, and post every transfer that was made for it, in wallet and ledger.
+"""Settle: end the hold of a payout that came to rest, and post every transfer that was made for it,
+in wallet and ledger.
 
 Each step may be repeated.
 """
@@ -13,8 +14,18 @@ from tallystick.wallet.v1 import wallet_service_pb2, wallet_service_pb2_grpc
 from tallystick_core.errors import ApiError, ErrorReason
 from tallystick_core.money import format_amount
 from tallystick_core.payout.operation_ids import format_payout_hold_id
-from tallystick_core.payout.reported_transfer import MoneyMovement, Transfer, TransferMatch, money_movements
-from tallystick_core.payout.state import HOLD_CAPTURED, POLLED_AFTER_COMPLETION, PayoutTransitionReason, PayoutTrigger
+from tallystick_core.payout.reported_transfer import (
+    MoneyMovement,
+    Transfer,
+    TransferMatch,
+    money_movements,
+)
+from tallystick_core.payout.state import (
+    HOLD_CAPTURED,
+    POLLED_AFTER_COMPLETION,
+    PayoutTransitionReason,
+    PayoutTrigger,
+)
 from tallystick_core.provider.outcome import RetryReason
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.retry_policy import RetryPolicies
@@ -33,45 +44,101 @@ _PayoutMovement = tuple[PayoutOperation, MoneyMovement]
 
 
 class PayoutBooking:
-    """The settle stage's work. A payout is settled only where wallet and ledger have both answered, and nothing more became known meanwhile."""
+    """The settle stage's work. A payout is settled only where wallet and ledger have both answered,
+    and nothing more became known meanwhile.
+    """
 
     def __init__(
-        self, database: Database, service_client: ServiceClient, wallet_address: str, ledger_address: str, retry_policies: RetryPolicies
+        self,
+        database: Database,
+        service_client: ServiceClient,
+        wallet_address: str,
+        ledger_address: str,
+        retry_policies: RetryPolicies,
     ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
-        self._ledger: Any = service_client.stub(ledger_service_pb2_grpc.LedgerServiceStub, ledger_address)
+        self._wallet: Any = service_client.stub(
+            wallet_service_pb2_grpc.WalletServiceStub, wallet_address
+        )
+        self._ledger: Any = service_client.stub(
+            ledger_service_pb2_grpc.LedgerServiceStub, ledger_address
+        )
         self._retry_policies = retry_policies
 
     async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
-        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for all of them."""
+        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for
+        all of them.
+        """
         return await bisect_on_error(self._book, items)
 
-    async def _book(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
+    async def _book(
+        self, items: Sequence[PayoutOperation]
+    ) -> Sequence[PayoutOperation | Exception]:
         ids = sorted(item.payout_id for item in items)
-        transfer_rows = await self._database.load(lambda connection: transfers.load_transfers(connection, ids))
-        captured_movements, other_movements = _movements_of(items, {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()})
+        transfer_rows = await self._database.load(
+            lambda connection: transfers.load_transfers(connection, ids)
+        )
+        captured_movements, other_movements = _movements_of(
+            items, {id_: [transfer_of(row) for row in rows] for id_, rows in transfer_rows.items()}
+        )
         rejections: dict[str, BookingRejected] = {}
         # what was held becomes free before it is taken otherwise, so that less is owed
-        await self._send_in_chunks(self._capture, [(item, None) for item in items if item.state in HOLD_CAPTURED], rejections)
-        await self._send_in_chunks(self._release, [(item, None) for item in items if item.state not in HOLD_CAPTURED], rejections)
-        await self._send_in_chunks(self._debit, [entry for entry in other_movements if entry[1].seller_change < 0], rejections)
-        await self._send_in_chunks(self._credit, [entry for entry in other_movements if entry[1].seller_change > 0], rejections)
+        await self._send_in_chunks(
+            self._capture,
+            [(item, None) for item in items if item.state in HOLD_CAPTURED],
+            rejections,
+        )
+        await self._send_in_chunks(
+            self._release,
+            [(item, None) for item in items if item.state not in HOLD_CAPTURED],
+            rejections,
+        )
+        await self._send_in_chunks(
+            self._debit,
+            [entry for entry in other_movements if entry[1].seller_change < 0],
+            rejections,
+        )
+        await self._send_in_chunks(
+            self._credit,
+            [entry for entry in other_movements if entry[1].seller_change > 0],
+            rejections,
+        )
         await self._send_in_chunks(self._post, captured_movements + other_movements, rejections)
         changes = [self._booking_change(item) for item in items if item.payout_id not in rejections]
 
-        payouts = await self._database.transact(lambda connection: transition_payouts(connection, changes)) if changes else {}
-        return [rejections.get(item.payout_id) or payouts.get(item.payout_id) or _concurrent_update() for item in items]
+        payouts = (
+            await self._database.transact(
+                lambda connection: transition_payouts(connection, changes)
+            )
+            if changes
+            else {}
+        )
+        return [
+            rejections.get(item.payout_id) or payouts.get(item.payout_id) or _concurrent_update()
+            for item in items
+        ]
 
     def _booking_change(self, item: PayoutOperation) -> PayoutChange:
-        """What was paid may come back, and what failed after it was sent may have been paid after all, so its provider is asked now and then."""
+        """What was paid may come back, and what failed after it was sent may have been paid after
+        all, so its provider is asked now and then.
+        """
         needs_polling = item.state in POLLED_AFTER_COMPLETION and item.snapshot.attempt_count > 0
         poll_after_seconds = (
-            self._retry_policies.policy_for(item.provider, RetryReason.WATCHED).delay(1, item.operation_id) if needs_polling else None
+            self._retry_policies.policy_for(item.provider, RetryReason.WATCHED).delay(
+                1, item.operation_id
+            )
+            if needs_polling
+            else None
         )
         return PayoutChange(
-            item, (PayoutTransition(item.snapshot.apply(PayoutTrigger.SETTLED), PayoutTransitionReason.SETTLED),), watch_after=poll_after_seconds
+            item,
+            (
+                PayoutTransition(
+                    item.snapshot.apply(PayoutTrigger.SETTLED), PayoutTransitionReason.SETTLED
+                ),
+            ),
+            watch_after=poll_after_seconds,
         )
 
     async def _send_in_chunks(
@@ -84,24 +151,41 @@ class PayoutBooking:
         eligible_entries = [entry for entry in entries if entry[0].payout_id not in rejections]
         for start in range(0, len(eligible_entries), MAX_ITEMS):
             chunk = eligible_entries[start : start + MAX_ITEMS]
-            for id_, error in errors_by_key([item.payout_id for item, _ in chunk], await send(chunk)).items():
+            for id_, error in errors_by_key(
+                [item.payout_id for item, _ in chunk], await send(chunk)
+            ).items():
                 rejections[id_] = BookingRejected(f"payout {id_}: {error.message}")
 
     async def _capture(self, holds: Sequence[tuple[PayoutOperation, None]]) -> Sequence[Any]:
         captures = [
-            wallet_service_pb2.HoldCapture(hold_id=format_payout_hold_id(item.payout_id), amount=format_amount(item.amount, item.currency))
+            wallet_service_pb2.HoldCapture(
+                hold_id=format_payout_hold_id(item.payout_id),
+                amount=format_amount(item.amount, item.currency),
+            )
             for item, _ in holds
         ]
         return list(
-            (await self._service_client.call(self._wallet.BatchCaptureHold, wallet_service_pb2.BatchCaptureHoldRequest(captures=captures))).results
+            (
+                await self._service_client.call(
+                    self._wallet.BatchCaptureHold,
+                    wallet_service_pb2.BatchCaptureHoldRequest(captures=captures),
+                )
+            ).results
         )
 
     async def _release(self, holds: Sequence[tuple[PayoutOperation, None]]) -> Sequence[Any]:
-        request = wallet_service_pb2.BatchReleaseHoldRequest(hold_ids=[format_payout_hold_id(item.payout_id) for item, _ in holds])
-        return list((await self._service_client.call(self._wallet.BatchReleaseHold, request)).results)
+        request = wallet_service_pb2.BatchReleaseHoldRequest(
+            hold_ids=[format_payout_hold_id(item.payout_id) for item, _ in holds]
+        )
+        return list(
+            (await self._service_client.call(self._wallet.BatchReleaseHold, request)).results
+        )
 
     async def _debit(self, movements: Sequence[_PayoutMovement]) -> Sequence[Any]:
-        debits = [wallet_service_pb2.Debit(**_wallet_instruction(*entry), as_fact=True) for entry in movements]
+        debits = [
+            wallet_service_pb2.Debit(**_wallet_instruction(*entry), as_fact=True)
+            for entry in movements
+        ]
         request = wallet_service_pb2.BatchDebitRequest(debits=debits, outcome_only=True)
         return list((await self._service_client.call(self._wallet.BatchDebit, request)).results)
 
@@ -124,13 +208,19 @@ def _concurrent_update() -> ApiError:
 def _movements_of(
     items: Sequence[PayoutOperation], transfers_by_payout: Mapping[str, Sequence[Transfer]]
 ) -> tuple[list[_PayoutMovement], list[_PayoutMovement]]:
-    """All money that moved for payouts: what is taken from the wallet by capturing the hold, and the rest."""
+    """All money that moved for payouts: what is taken from the wallet by capturing the hold, and
+    the rest.
+    """
     captured_movements: list[_PayoutMovement] = []
     other_movements: list[_PayoutMovement] = []
     for item in items:
         for transfer in transfers_by_payout.get(item.payout_id, ()):
-            outgoing, *returns = money_movements(item.payout_id, item.provider, item.seller_account, item.amount, item.fee, transfer)
-            (captured_movements if transfer.fit is TransferMatch.AS_ASKED else other_movements).append((item, outgoing))
+            outgoing, *returns = money_movements(
+                item.payout_id, item.provider, item.seller_account, item.amount, item.fee, transfer
+            )
+            (
+                captured_movements if transfer.fit is TransferMatch.AS_ASKED else other_movements
+            ).append((item, outgoing))
             other_movements += [(item, movement) for movement in returns]
     return captured_movements, other_movements
 

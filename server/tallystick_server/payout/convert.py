@@ -1,4 +1,6 @@
-"""PayoutService's messages: requests parsed into values, stored rows as messages. What `parse_` returns can be stored, paid and booked."""
+"""PayoutService's messages: requests parsed into values, stored rows as messages. What `parse_`
+returns can be stored, paid and booked.
+"""
 
 from __future__ import annotations
 
@@ -44,38 +46,64 @@ def parse_destination(request: pb.CreatePayoutDestinationRequest, caller: Caller
     )
 
 
-def parse_payout(request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: Caller) -> NewPayout:
-    """A payout of the caller's owner; an operator's may be of any. Raises Refused with the first field that is wrong."""
+def parse_payout(
+    request: pb.CreatePayoutRequest | payout_pb2.NewPayout, caller: Caller
+) -> NewPayout:
+    """A payout of the caller's owner; an operator's may be of any. Raises Refused with the first
+    field that is wrong.
+    """
     payout_id = parse_payout_id(request.payout_id)
     seller = parse_id(request.seller_account, "seller_account")
     currency = parse_currency(request.currency)
     amount = parse_amount(request.amount, currency) if request.amount else None
     destination_id = parse_optional_id(request.payout_destination_id, "payout_destination_id")
-    return NewPayout(payout_id, caller.name, parse_owner(caller), seller, amount, currency, destination_id)
+    return NewPayout(
+        payout_id, caller.name, parse_owner(caller), seller, amount, currency, destination_id
+    )
 
 
 def parse_batch(request: pb.CreatePayoutBatchRequest, caller: Caller) -> NewBatch:
-    """A batch, its payouts sorted by id. Raises Refused with the path of the first field that is wrong."""
+    """A batch, its payouts sorted by id. Raises Refused with the path of the first field that is
+    wrong.
+    """
     batch_id = parse_batch_id(request.payout_batch_id)
     match request.WhichOneof("content"):
         case "list":
-            return NewBatch(batch_id, caller.name, parse_owner(caller), _payouts(request.list, caller))
+            return NewBatch(
+                batch_id, caller.name, parse_owner(caller), _payouts(request.list, caller)
+            )
         case "run":
             try:
                 seller = parse_optional_id(request.run.seller_account, "seller_account")
                 currency = parse_currency(request.run.currency)
-                return NewBatch(batch_id, caller.name, parse_owner(caller), seller_account=seller, currency=currency)
+                return NewBatch(
+                    batch_id,
+                    caller.name,
+                    parse_owner(caller),
+                    seller_account=seller,
+                    currency=currency,
+                )
             except ApiError as error:
                 raise error.with_field_prefix("run") from None
         case _:
-            raise ApiError(ErrorReason.FIELD_REQUIRED, "content is required: set list or run.", field="content")
+            raise ApiError(
+                ErrorReason.FIELD_REQUIRED, "content is required: set list or run.", field="content"
+            )
 
 
 def _payouts(payout_list: pb.PayoutList, caller: Caller) -> tuple[NewPayout, ...]:
     if not payout_list.payouts:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, "list.payouts must have at least one payout.", field="list.payouts")
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED,
+            "list.payouts must have at least one payout.",
+            field="list.payouts",
+        )
     if len(payout_list.payouts) > MAX_PAYOUTS:
-        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"list.payouts must have at most {MAX_PAYOUTS} payouts.", field="list.payouts")
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS,
+            f"list.payouts must have at most {MAX_PAYOUTS} payouts.",
+            field="list.payouts",
+        )
     payouts: dict[str, NewPayout] = {}
     for index, new in enumerate(payout_list.payouts):
         try:
@@ -84,27 +112,46 @@ def _payouts(payout_list: pb.PayoutList, caller: Caller) -> tuple[NewPayout, ...
             raise error.with_field_prefix(f"list.payouts[{index}]") from None
         if payout.payout_id in payouts:
             path = f"list.payouts[{index}].payout_id"
-            raise ApiError(ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path)
+            raise ApiError(
+                ErrorReason.DUPLICATE_ITEM, f"{path} stands twice in the request.", field=path
+            )
         payouts[payout.payout_id] = payout
     return tuple(payouts[id_] for id_ in sorted(payouts))
 
 
-def parse_schedule_update(request: pb.SetPayoutScheduleRequest, caller: Caller, traceparent: str) -> ScheduleUpdate:
-    """A schedule to set, with its terms if an operator sets it. Raises Refused with the first field that is wrong."""
+def parse_schedule_update(
+    request: pb.SetPayoutScheduleRequest, caller: Caller, traceparent: str
+) -> ScheduleUpdate:
+    """A schedule to set, with its terms if an operator sets it. Raises Refused with the first field
+    that is wrong.
+    """
     seller = parse_optional_id(request.seller_account, "seller_account")
     currency = parse_currency(request.currency)
     interval = Interval(INTERVALS.parse(request.interval, "interval"))
     weekday = WEEKDAYS.parse(request.weekday, "weekday", "")
-    schedule = parse_schedule(interval, Weekday(weekday) if weekday else None, request.day_of_month, request.cut_off, request.time_zone)
+    schedule = parse_schedule(
+        interval,
+        Weekday(weekday) if weekday else None,
+        request.day_of_month,
+        request.cut_off,
+        request.time_zone,
+    )
 
     def parse_terms_amount(field: str) -> int:
         text: str = getattr(request, field)
         return parse_amount(text, currency, field, min_amount=0) if text else 0
 
-    terms = PayoutTerms(parse_terms_amount("minimum_amount"), parse_terms_amount("fee"), parse_terms_amount("reserve"))
+    terms = PayoutTerms(
+        parse_terms_amount("minimum_amount"),
+        parse_terms_amount("fee"),
+        parse_terms_amount("reserve"),
+    )
     sets_terms = caller.can_see_all
     if not sets_terms:
-        forbidden_field = next((field for field in ("minimum_amount", "fee", "reserve") if getattr(request, field)), None)
+        forbidden_field = next(
+            (field for field in ("minimum_amount", "fee", "reserve") if getattr(request, field)),
+            None,
+        )
         if forbidden_field is not None:
             raise ApiError(
                 ErrorReason.METHOD_FORBIDDEN,
@@ -112,7 +159,18 @@ def parse_schedule_update(request: pb.SetPayoutScheduleRequest, caller: Caller, 
                 field=forbidden_field,
             )
     expected = parse_expected_version(request)
-    return ScheduleUpdate(seller, currency, schedule, request.cut_off, request.time_zone, terms, caller.name, traceparent, sets_terms, expected)
+    return ScheduleUpdate(
+        seller,
+        currency,
+        schedule,
+        request.cut_off,
+        request.time_zone,
+        terms,
+        caller.name,
+        traceparent,
+        sets_terms,
+        expected,
+    )
 
 
 def parse_payout_filter(request: pb.ListPayoutsRequest, owner: str | None) -> PayoutFilter:
@@ -165,7 +223,12 @@ def payout_with_schedule(row: Row[Any]) -> payout_pb2.Payout:
     return message
 
 
-def _payout(source: Row[Any] | store.NewPayoutRow, snapshot: PayoutSnapshot, create_time: datetime, update_time: datetime) -> payout_pb2.Payout:
+def _payout(
+    source: Row[Any] | store.NewPayoutRow,
+    snapshot: PayoutSnapshot,
+    create_time: datetime,
+    update_time: datetime,
+) -> payout_pb2.Payout:
     message = payout_pb2.Payout(
         payout_id=source.payout_id,
         seller_account=source.seller_account,
@@ -184,7 +247,9 @@ def _payout(source: Row[Any] | store.NewPayoutRow, snapshot: PayoutSnapshot, cre
     return message
 
 
-def apply_snapshot(message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime) -> None:
+def apply_snapshot(
+    message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime
+) -> None:
     """Makes the message of a payout say where it stands."""
     message.payout_state = STATES.number(snapshot.state)
     message.wallet_updated = message.ledger_updated = snapshot.settled
@@ -256,7 +321,9 @@ def transfers(rows: Iterable[Row[Any]]) -> list[payout_pb2.PayoutTransfer]:
             fit=_TRANSFER_MATCHES.number(row.fit),
             amount=format_amount(row.amount, row.currency),
             currency=row.currency,
-            returned_amount="" if row.returned_amount is None else format_amount(row.returned_amount, row.returned_currency),
+            returned_amount=""
+            if row.returned_amount is None
+            else format_amount(row.returned_amount, row.returned_currency),
             returned_currency=row.returned_currency,
             create_time=to_timestamp(row.create_time),
             return_time=to_timestamp(row.return_time) if row.return_time else None,
@@ -340,11 +407,15 @@ def _total(row: Row[Any]) -> payout_pb2.PayoutTotal:
     )
 
 
-def batch_items(rows: Iterable[Row[Any]], payouts: Mapping[str, Row[Any]]) -> list[payout_pb2.PayoutBatchItem]:
+def batch_items(
+    rows: Iterable[Row[Any]], payouts: Mapping[str, Row[Any]]
+) -> list[payout_pb2.PayoutBatchItem]:
     """The lines of a batch's report, with the payouts as they stand."""
     items = []
     for row in rows:
-        item = payout_pb2.PayoutBatchItem(payout_id=row.payout_id, seller_account=row.seller_account)
+        item = payout_pb2.PayoutBatchItem(
+            payout_id=row.payout_id, seller_account=row.seller_account
+        )
         if row.item_state == ItemState.MADE:
             item.payout.CopyFrom(payout_with_schedule(payouts[row.payout_id]))
         else:

@@ -34,8 +34,12 @@ class BatchCreator:
         return await self._database.transact(create)
 
 
-def insert_batch(connection: Connection, new: NewBatch, traceparent: str, cut_off_time: datetime | None = None) -> Row[Any] | None:
-    """Stores a batch, and tells of it; None if its id exists. `cut_off_time`: of a run that the platform makes by itself."""
+def insert_batch(
+    connection: Connection, new: NewBatch, traceparent: str, cut_off_time: datetime | None = None
+) -> Row[Any] | None:
+    """Stores a batch, and tells of it; None if its id exists. `cut_off_time`: of a run that the
+    platform makes by itself.
+    """
     row = store.insert(
         connection,
         store.NewBatchRow(
@@ -81,9 +85,27 @@ def _replay_or_conflict(connection: Connection, row: Row[Any] | None, new: NewBa
     if bytes(row.fingerprint) != new.fingerprint():
         items = store.load_items(connection, new.payout_batch_id) if not row.is_run else []
         stored = [
-            NewPayout(item.payout_id, row.caller, row.owner, item.seller_account, item.amount, item.currency, item.payout_destination_id)
+            NewPayout(
+                item.payout_id,
+                row.caller,
+                row.owner,
+                item.seller_account,
+                item.amount,
+                item.currency,
+                item.payout_destination_id,
+            )
             for item in items
         ]
         raise key_reused_error(
-            first_difference(new, NewBatch(row.payout_batch_id, row.caller, row.owner, tuple(stored), row.seller_account, row.currency))
+            first_difference(
+                new,
+                NewBatch(
+                    row.payout_batch_id,
+                    row.caller,
+                    row.owner,
+                    tuple(stored),
+                    row.seller_account,
+                    row.currency,
+                ),
+            )
         )

@@ -1,6 +1,7 @@
 """Accept: payouts are stored, or found, in one transaction for each batch.
 
-What a payout is made of is decided here: its amount, its fee, what stays in the wallet, where it goes.
+What a payout is made of is decided here: its amount, its fee, what stays in the wallet, where it
+goes.
 """
 
 from __future__ import annotations
@@ -55,16 +56,22 @@ CreatePayoutOutcome = CreatePayoutResult | ApiError
 
 @dataclass(slots=True)
 class PayoutCreationPlan:
-    """What is to be stored, and what is answered already: refusals, and payouts that exist. By payout id."""
+    """What is to be stored, and what is answered already: refusals, and payouts that exist. By
+    payout id.
+    """
 
     results: dict[str, CreatePayoutOutcome] = field(default_factory=dict)
-    to_create: dict[str, tuple[CreatePayoutCommand, store.NewPayoutRow, str]] = field(default_factory=dict)
+    to_create: dict[str, tuple[CreatePayoutCommand, store.NewPayoutRow, str]] = field(
+        default_factory=dict
+    )
     """With the token of the bank account."""
 
     def excluding(self, payout_ids: AbstractSet[str]) -> PayoutCreationPlan:
         """The same, but for some payouts that are not to be stored after all."""
         results = {id_: result for id_, result in self.results.items() if id_ not in payout_ids}
-        return PayoutCreationPlan(results, {id_: entry for id_, entry in self.to_create.items() if id_ not in payout_ids})
+        return PayoutCreationPlan(
+            results, {id_: entry for id_, entry in self.to_create.items() if id_ not in payout_ids}
+        )
 
 
 @dataclass(slots=True)
@@ -78,13 +85,16 @@ class CreatedPayouts:
 class PayoutCreator:
     """The accept stage's work. Each payout it has stored is handed on, leased to this process.
 
-    `read_balances`: reads what wallets hold, by (seller, currency); `resolve_owners`: whom sellers belong to.
+    `read_balances`: reads what wallets hold, by (seller, currency); `resolve_owners`: whom sellers
+    belong to.
     """
 
     def __init__(
         self,
         database: Database,
-        read_balances: Callable[[Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], WalletBalance]]],
+        read_balances: Callable[
+            [Sequence[tuple[str, str]]], Awaitable[Mapping[tuple[str, str], WalletBalance]]
+        ],
         resolve_owners: Callable[[Sequence[str]], Awaitable[Mapping[str, str]]],
         environment: str,
         lease_seconds: float,
@@ -97,7 +107,9 @@ class PayoutCreator:
         self._lease_seconds = lease_seconds
         self._start_operation = start_operation
 
-    async def run(self, commands: Sequence[CreatePayoutCommand]) -> Sequence[CreatePayoutResult | Exception]:
+    async def run(
+        self, commands: Sequence[CreatePayoutCommand]
+    ) -> Sequence[CreatePayoutResult | Exception]:
         """One result for each arrival: accepted, KEY_REUSED, ID_TAKEN, or why it cannot be paid."""
         return await deduplicate_by_key(
             commands,
@@ -105,12 +117,16 @@ class PayoutCreator:
             self._create,
         )
 
-    async def _create(self, commands: Sequence[CreatePayoutCommand]) -> Sequence[CreatePayoutResult | Exception]:
+    async def _create(
+        self, commands: Sequence[CreatePayoutCommand]
+    ) -> Sequence[CreatePayoutResult | Exception]:
         plan = await self.plan_creation(commands)
         results = dict(plan.results)
         if plan.to_create:
             lease_deadline = self.lease_deadline()
-            created_payouts = await self._database.transact(lambda connection: self.insert(connection, plan, lease_deadline))
+            created_payouts = await self._database.transact(
+                lambda connection: self.insert(connection, plan, lease_deadline)
+            )
             results |= created_payouts.results
             self.start_operations(created_payouts.operations)
         return [results[command.payout.payout_id] for command in commands]
@@ -125,9 +141,13 @@ class PayoutCreator:
             self._start_operation(operation)
 
     async def plan_creation(self, commands: Sequence[CreatePayoutCommand]) -> PayoutCreationPlan:
-        """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure of the money."""
+        """What becomes of payouts that are asked for, as things stand now. Only the hold makes sure
+        of the money.
+        """
         ids = sorted(command.payout.payout_id for command in commands)
-        existing_rows = await self._database.load(lambda connection: store.find_existing(connection, ids))
+        existing_rows = await self._database.load(
+            lambda connection: store.find_existing(connection, ids)
+        )
         plan = PayoutCreationPlan()
         new_commands = []
         for command in commands:
@@ -137,21 +157,41 @@ class PayoutCreator:
             else:
                 new_commands.append(command)
         if new_commands:
-            missing_keys = sorted({command.wallet_key for command in new_commands if command.balance is None})
+            missing_keys = sorted(
+                {command.wallet_key for command in new_commands if command.balance is None}
+            )
             balances = await self._read_balances(missing_keys) if missing_keys else {}
-            owners = await self._resolve_owners(sorted({command.payout.seller_account for command in new_commands}))
+            owners = await self._resolve_owners(
+                sorted({command.payout.seller_account for command in new_commands})
+            )
             keys = sorted({command.wallet_key for command in new_commands})
-            destination_ids = sorted({command.payout.payout_destination_id for command in new_commands} - {""})
-            payout_context = await self._database.load(lambda connection: PayoutContext.read(connection, keys, owners, destination_ids))
+            destination_ids = sorted(
+                {command.payout.payout_destination_id for command in new_commands} - {""}
+            )
+            payout_context = await self._database.load(
+                lambda connection: PayoutContext.read(connection, keys, owners, destination_ids)
+            )
             allocated_amounts: Counter[tuple[str, str]] = Counter()
-            for command in sorted(new_commands, key=lambda command: command.payout.amount is None):  # whatever can be paid is what the others leave
+            # whatever can be paid is what the others leave
+            for command in sorted(new_commands, key=lambda command: command.payout.amount is None):
                 balance = command.balance or balances.get(command.wallet_key, WalletBalance())
-                remaining_balance = balance.with_hold(allocated_amounts[command.wallet_key]) if command.payout.amount is None else balance
-                allocated_amounts[command.wallet_key] += self._plan_payout(plan, command, remaining_balance, payout_context, owners)
+                remaining_balance = (
+                    balance.with_hold(allocated_amounts[command.wallet_key])
+                    if command.payout.amount is None
+                    else balance
+                )
+                allocated_amounts[command.wallet_key] += self._plan_payout(
+                    plan, command, remaining_balance, payout_context, owners
+                )
         return plan
 
     def _plan_payout(
-        self, plan: PayoutCreationPlan, command: CreatePayoutCommand, balance: WalletBalance, payout_context: PayoutContext, owners: Mapping[str, str]
+        self,
+        plan: PayoutCreationPlan,
+        command: CreatePayoutCommand,
+        balance: WalletBalance,
+        payout_context: PayoutContext,
+        owners: Mapping[str, str],
     ) -> int:
         """What it takes from its wallet."""
         payout = command.payout
@@ -185,21 +225,32 @@ class PayoutCreator:
         plan.to_create[payout.payout_id] = (command, new, destination.bank_account_token)
         return amount
 
-    def insert(self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float) -> CreatedPayouts:
-        """Stores what is new, in the transaction of whoever asks; `lease_deadline` is the loop's time at which the lease ends."""
-        rows = store.insert(connection, [new for _, new, _ in plan.to_create.values()], self._lease_seconds)
+    def insert(
+        self, connection: Connection, plan: PayoutCreationPlan, lease_deadline: float
+    ) -> CreatedPayouts:
+        """Stores what is new, in the transaction of whoever asks; `lease_deadline` is the loop's
+        time at which the lease ends.
+        """
+        rows = store.insert(
+            connection, [new for _, new, _ in plan.to_create.values()], self._lease_seconds
+        )
         created_payouts = CreatedPayouts()
         with record_events(connection, rows.values()) as event_batch:
             for payout_id, row in rows.items():
                 command, new, bank_account_token = plan.to_create[payout_id]
-                operation = build_operation(new, row, bank_account_token, self._environment, lease_deadline, command.context)
+                operation = build_operation(
+                    new, row, bank_account_token, self._environment, lease_deadline, command.context
+                )
                 events.add_payout_changed(event_batch, operation.message, new.traceparent)
                 created_payouts.operations.append(operation)
                 created_payouts.results[payout_id] = CreatePayoutResult(payout_id, replayed=False)
         concurrent_ids = sorted(plan.to_create.keys() - rows.keys())
-        if concurrent_ids:  # another process stored them since we looked; the next statement sees them
+        # another process stored them since we looked; the next statement sees them
+        if concurrent_ids:
             for payout_id, row in store.find_existing(connection, concurrent_ids).items():
-                created_payouts.results[payout_id] = _replay_or_conflict(plan.to_create[payout_id][0].payout, row)
+                created_payouts.results[payout_id] = _replay_or_conflict(
+                    plan.to_create[payout_id][0].payout, row
+                )
         return created_payouts
 
 
@@ -209,5 +260,13 @@ def _replay_or_conflict(requested: NewPayout, row: Row[Any]) -> CreatePayoutOutc
         return id_taken_error("payout_id")
     if bytes(row.fingerprint) == requested.fingerprint():
         return CreatePayoutResult(row.payout_id, replayed=True)
-    stored = NewPayout(row.payout_id, row.caller, row.owner, row.seller_account, row.asked_amount, row.currency, row.asked_destination)
+    stored = NewPayout(
+        row.payout_id,
+        row.caller,
+        row.owner,
+        row.seller_account,
+        row.asked_amount,
+        row.currency,
+        row.asked_destination,
+    )
     return key_reused_error(first_difference(requested, stored))

@@ -1,4 +1,6 @@
-"""Destinations: registered, verified by the provider, and ended. A destination that ends takes the payouts along that were not sent to it yet."""
+"""Destinations: registered, verified by the provider, and ended. A destination that ends takes the
+payouts along that were not sent to it yet.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,16 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.operations.next_action import Circuit, NextAction
-from tallystick_core.payout.destination import DESTINATION_TRIGGERS, DestinationState, DestinationTrigger, transition_destination
-from tallystick_core.payout.operation_ids import format_destination_operation_id, split_operation_ids
+from tallystick_core.payout.destination import (
+    DESTINATION_TRIGGERS,
+    DestinationState,
+    DestinationTrigger,
+    transition_destination,
+)
+from tallystick_core.payout.operation_ids import (
+    format_destination_operation_id,
+    split_operation_ids,
+)
 from tallystick_core.payout.state import NOT_SENT, PayoutTransitionReason, PayoutTrigger
 from tallystick_core.provider.outcome import Declined, FailureReason, VerificationOutcome
 from tallystick_server.observability.tracing import parse_traceparent
@@ -60,18 +70,26 @@ class DestinationVerification(LeasedOperation):
     def is_key_honored(self, key_window_seconds: float, lease_seconds: float) -> bool:
         return True  # it has none: to ask again is harmless
 
-    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
+    def next_action(
+        self, now: float, key_window_seconds: float, lease_seconds: float
+    ) -> NextAction:
         return NextAction.LOOK_UP if self.lookup_only else NextAction.SEND
 
     def circuit(self, action: NextAction) -> Circuit:
         return Circuit.VERIFICATIONS  # whichever step it is
 
-    def call_provider(self, provider: BatchingPayoutProvider, action: NextAction) -> Awaitable[VerificationOutcome]:
+    def call_provider(
+        self, provider: BatchingPayoutProvider, action: NextAction
+    ) -> Awaitable[VerificationOutcome]:
         return provider.verify(self.bank_account_token, self.currency)
 
 
-def verifications_from_rows(rows: Iterable[Row[Any]], tokens: Mapping[str, int], lease_deadline: float) -> list[DestinationVerification]:
-    """Destinations out of the database, claimed under `tokens` until `lease_deadline` (the loop's time)."""
+def verifications_from_rows(
+    rows: Iterable[Row[Any]], tokens: Mapping[str, int], lease_deadline: float
+) -> list[DestinationVerification]:
+    """Destinations out of the database, claimed under `tokens` until `lease_deadline` (the loop's
+    time).
+    """
     return [
         DestinationVerification(
             operation_id=format_destination_operation_id(row.payout_destination_id),
@@ -114,25 +132,48 @@ class VerificationRecorder:
 
         def record(connection: Connection) -> None:
             new_states.clear()
-            rows = store.lock(connection, sorted({result.operation.payout_destination_id for result in results}))
+            rows = store.lock(
+                connection, sorted({result.operation.payout_destination_id for result in results})
+            )
             transitions = {}
             for result in results:
-                id_, trigger = result.operation.payout_destination_id, DESTINATION_TRIGGERS[type(result.outcome)]
+                id_, trigger = (
+                    result.operation.payout_destination_id,
+                    DESTINATION_TRIGGERS[type(result.outcome)],
+                )
                 current_state = DestinationState(rows[id_].state)
-                if current_state is DestinationState.PENDING_VERIFICATION:  # what has ended, or is verified, stays so
+                # what has ended, or is verified, stays so
+                if current_state is DestinationState.PENDING_VERIFICATION:
                     new_state = transition_destination(current_state, trigger)
                     if new_state is not current_state:
                         code = result.outcome.code if isinstance(result.outcome, Declined) else ""
                         transitions[id_] = store.DestinationTransitionRow(id_, new_state, code)
                         new_states[id_] = new_state
             transition_destinations(connection, list(transitions.values()))
-            resolve_and_requeue(connection, [result.operation for result in results if result.operation.payout_destination_id in new_states])
+            resolve_and_requeue(
+                connection,
+                [
+                    result.operation
+                    for result in results
+                    if result.operation.payout_destination_id in new_states
+                ],
+            )
 
         await self._database.transact(record)
-        return [replace(result.operation, state=new_states.get(result.operation.payout_destination_id, result.operation.state)) for result in results]
+        return [
+            replace(
+                result.operation,
+                state=new_states.get(
+                    result.operation.payout_destination_id, result.operation.state
+                ),
+            )
+            for result in results
+        ]
 
 
-def transition_destinations(connection: Connection, transitions: Sequence[store.DestinationTransitionRow]) -> Sequence[Row[Any]]:
+def transition_destinations(
+    connection: Connection, transitions: Sequence[store.DestinationTransitionRow]
+) -> Sequence[Row[Any]]:
     """Moves locked destinations, and tells of them."""
     rows = store.transition(connection, transitions) if transitions else ()
     with record_events(connection, rows) as event_batch:
@@ -150,9 +191,11 @@ def end_destinations(
     reason: str = "",
     other_operation_ids: Sequence[str] = (),
 ) -> None:
-    """Ends destinations, the dead letters of their verifications, and the payouts whose money is held for them; those are settled by a sweep.
+    """Ends destinations, the dead letters of their verifications, and the payouts whose money is
+    held for them; those are settled by a sweep.
 
-    `other_operation_ids`: demands whose due work the transaction locks later; all of it is locked here, in one pass. Raises STATE_FORBIDS.
+    `other_operation_ids`: demands whose due work the transaction locks later; all of it is locked
+    here, in one pass. Raises STATE_FORBIDS.
     """
     transitions = []
     rows = store.lock(connection, sorted(destination_ids))
@@ -160,28 +203,56 @@ def end_destinations(
         current_state = DestinationState(row.state)
         new_state = transition_destination(current_state, trigger)
         if new_state is not current_state:
-            transitions.append(store.DestinationTransitionRow(id_, new_state, disabled_by=actor, disable_reason=reason))
-    ended_rows = {transition.payout_destination_id: rows[transition.payout_destination_id] for transition in transitions}
+            transitions.append(
+                store.DestinationTransitionRow(
+                    id_, new_state, disabled_by=actor, disable_reason=reason
+                )
+            )
+    ended_rows = {
+        transition.payout_destination_id: rows[transition.payout_destination_id]
+        for transition in transitions
+    }
     unsent_ids = [
         operation_id for id_ in ended_rows for operation_id in payouts.list_unsent(connection, id_)
     ]  # none is added: what is held for a destination locks it first
-    operation_store.lock(connection, [*map(format_destination_operation_id, ended_rows), *unsent_ids, *other_operation_ids])
+    operation_store.lock(
+        connection,
+        [*map(format_destination_operation_id, ended_rows), *unsent_ids, *other_operation_ids],
+    )
     transition_destinations(connection, transitions)
-    resolve(connection, {f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent) for id_, row in ended_rows.items()})
+    resolve(
+        connection,
+        {
+            f"payoutDestinations/{id_}": (actor or row.caller, row.traceparent)
+            for id_, row in ended_rows.items()
+        },
+    )
     _cancel_unsent(connection, unsent_ids)
 
 
 def _cancel_unsent(connection: Connection, operation_ids: Sequence[str]) -> None:
     tokens = operation_store.renew_leases(connection, operation_ids, 0.0) if operation_ids else {}
     if tokens:
-        items = operations_from_rows(payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, "")
-        unsent_items = [item for item in items if item.state in NOT_SENT]  # but what was decided since they were found
-        resolve(connection, {item.resource_name: (item.caller, item.traceparent) for item in unsent_items})
+        items = operations_from_rows(
+            payouts.load_operations(connection, split_operation_ids(tokens)[0]), tokens, ""
+        )
+        # but what was decided since they were found
+        unsent_items = [item for item in items if item.state in NOT_SENT]
+        resolve(
+            connection,
+            {item.resource_name: (item.caller, item.traceparent) for item in unsent_items},
+        )
         transition_payouts(
             connection,
             [
                 PayoutChange(
-                    item, (PayoutTransition(item.snapshot.apply(PayoutTrigger.DESTINATION_ENDED), PayoutTransitionReason.DESTINATION_ENDED),)
+                    item,
+                    (
+                        PayoutTransition(
+                            item.snapshot.apply(PayoutTrigger.DESTINATION_ENDED),
+                            PayoutTransitionReason.DESTINATION_ENDED,
+                        ),
+                    ),
                 )
                 for item in unsent_items
             ],

@@ -8,12 +8,20 @@ from sqlalchemy import Connection, Row
 
 from tallystick_core.errors import id_taken_error, key_reused_error, seller_taken_error
 from tallystick_core.payout.approval import require_second_approver
-from tallystick_core.payout.destination import DestinationState, DestinationTrigger, NewDestination, require_approvable
+from tallystick_core.payout.destination import (
+    DestinationState,
+    DestinationTrigger,
+    NewDestination,
+    require_approvable,
+)
 from tallystick_core.payout.operation_ids import format_destination_operation_id
 from tallystick_core.payout.quote import WalletBalance
 from tallystick_server.outbox.events import record_events
 from tallystick_server.payout import convert, events
-from tallystick_server.payout.destination_verification import end_destinations, verifications_from_rows
+from tallystick_server.payout.destination_verification import (
+    end_destinations,
+    verifications_from_rows,
+)
 from tallystick_server.payout.worker import PayoutWorker
 from tallystick_storage.database import Database
 from tallystick_storage.payout import destinations as store
@@ -30,51 +38,77 @@ class DestinationRegistry:
         self._worker = worker
 
     async def create(self, new: NewDestination, traceparent: str) -> tuple[Row[Any], bool]:
-        """The destination as it stands, and whether it was there before. Raises ID_TAKEN, KEY_REUSED, DEPENDENCY_UNAVAILABLE."""
-        existing_rows = await self._database.read(lambda connection: store.find(connection, [new.payout_destination_id]))
+        """The destination as it stands, and whether it was there before. Raises ID_TAKEN,
+        KEY_REUSED, DEPENDENCY_UNAVAILABLE.
+        """
+        existing_rows = await self._database.read(
+            lambda connection: store.find(connection, [new.payout_destination_id])
+        )
         if new.payout_destination_id in existing_rows:
             return _replay_or_conflict(new, existing_rows[new.payout_destination_id]), True
         awaits_approval = await self._needs_approval(new)
         self._worker.reject_overload()
-        owners = await self._worker.seller_owners.claim([(new.seller_account, new.owner, 0)])  # last of what may refuse it
+        # last of what may refuse it
+        owners = await self._worker.seller_owners.claim([(new.seller_account, new.owner, 0)])
         if owners.get(new.seller_account) != new.owner:
             raise seller_taken_error("seller_account")
-        new_row = _to_row(new, self._worker.settings.provider, traceparent, awaits_approval=awaits_approval)
-        cooldown_seconds, lease_seconds = self._worker.settings.destination_cooldown_seconds, self._worker.lease_seconds
+        new_row = _to_row(
+            new, self._worker.settings.provider, traceparent, awaits_approval=awaits_approval
+        )
+        cooldown_seconds, lease_seconds = (
+            self._worker.settings.destination_cooldown_seconds,
+            self._worker.lease_seconds,
+        )
         lease_deadline = self._worker.creator.lease_deadline()
 
         def create(connection: Connection) -> Row[Any] | None:
             row = store.insert(connection, new_row, cooldown_seconds, lease_seconds)
             if row is not None:
                 with record_events(connection, [row]) as event_batch:
-                    events.add_destination_changed(event_batch, convert.destination(row), traceparent)
+                    events.add_destination_changed(
+                        event_batch, convert.destination(row), traceparent
+                    )
             return row
 
         async def commit_and_start() -> Row[Any] | None:
             row = await self._database.transact(create)
             if row is not None:
                 (item,) = verifications_from_rows(
-                    [row], {format_destination_operation_id(row.payout_destination_id): _FIRST_LEASE_TOKEN}, lease_deadline
+                    [row],
+                    {
+                        format_destination_operation_id(
+                            row.payout_destination_id
+                        ): _FIRST_LEASE_TOKEN
+                    },
+                    lease_deadline,
                 )
                 self._worker.start_operation(item)
             return row
 
         row = await self._worker.run_detached(commit_and_start, is_team_call=True)
         if row is None:
-            stored_rows = await self._database.load(lambda connection: store.find(connection, [new.payout_destination_id]))
+            stored_rows = await self._database.load(
+                lambda connection: store.find(connection, [new.payout_destination_id])
+            )
             return _replay_or_conflict(new, stored_rows[new.payout_destination_id]), True
         return row, False
 
     async def _needs_approval(self, new: NewDestination) -> bool:
-        """Whether so much money lies there that a second person has to approve the destination. Raises DEPENDENCY_UNAVAILABLE."""
+        """Whether so much money lies there that a second person has to approve the destination.
+        Raises DEPENDENCY_UNAVAILABLE.
+        """
         threshold = self._worker.settings.destination_approval_thresholds.get(new.currency)
         if threshold is None:
             return False
         key = (new.seller_account, new.currency)
-        return (await self._worker.wallet_reader.read_balances([key])).get(key, WalletBalance()).available > threshold
+        return (await self._worker.wallet_reader.read_balances([key])).get(
+            key, WalletBalance()
+        ).available > threshold
 
     async def approve(self, payout_destination_id: str, caller: str, reason: str) -> bool:
-        """Whether it was approved now; the same person did so before for the same reason, if not. Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED."""
+        """Whether it was approved now; the same person did so before for the same reason, if not.
+        Raises STATE_FORBIDS, SECOND_PERSON_REQUIRED.
+        """
 
         def approve(connection: Connection) -> bool:
             row = store.lock(connection, [payout_destination_id])[payout_destination_id]
@@ -84,7 +118,9 @@ class DestinationRegistry:
             require_second_approver(caller, row.caller)
             updated_row = store.approve(connection, payout_destination_id, caller, reason)
             with record_events(connection, [updated_row]) as event_batch:
-                events.add_destination_changed(event_batch, convert.destination(updated_row), updated_row.traceparent)
+                events.add_destination_changed(
+                    event_batch, convert.destination(updated_row), updated_row.traceparent
+                )
             return True
 
         return await self._database.transact(approve)
@@ -98,13 +134,21 @@ class DestinationRegistry:
                 if row.disable_reason != reason:
                     raise key_reused_error("reason")
                 return False
-            end_destinations(connection, [payout_destination_id], DestinationTrigger.DISABLED, actor=caller, reason=reason)
+            end_destinations(
+                connection,
+                [payout_destination_id],
+                DestinationTrigger.DISABLED,
+                actor=caller,
+                reason=reason,
+            )
             return True
 
         return await self._database.transact(disable)
 
 
-def _to_row(new: NewDestination, provider: str, traceparent: str, *, awaits_approval: bool) -> store.NewDestinationRow:
+def _to_row(
+    new: NewDestination, provider: str, traceparent: str, *, awaits_approval: bool
+) -> store.NewDestinationRow:
     return store.NewDestinationRow(
         payout_destination_id=new.payout_destination_id,
         caller=new.caller,
@@ -125,5 +169,9 @@ def _replay_or_conflict(requested: NewDestination, row: Row[Any]) -> Row[Any]:
     if row.owner != requested.owner:
         raise id_taken_error("payout_destination_id")
     if bytes(row.fingerprint) != requested.fingerprint():
-        raise key_reused_error(next(name for name in _COMPARED_FIELDS if getattr(requested, name) != getattr(row, name)))
+        raise key_reused_error(
+            next(
+                name for name in _COMPARED_FIELDS if getattr(requested, name) != getattr(row, name)
+            )
+        )
     return row

@@ -1,4 +1,6 @@
-"""Grounds: what payouts are judged by, beside their sellers' money: the terms of schedules, and destinations."""
+"""Grounds: what payouts are judged by, beside their sellers' money: the terms of schedules, and
+destinations.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tallystick_storage.payout import destinations, schedules
 
 @dataclass(frozen=True, slots=True)
 class PayoutContext:
-    """By (seller, currency) the schedules that hold and the current destinations, and by id the destinations that are named."""
+    """By (seller, currency) the schedules that hold and the current destinations, and by id the
+    destinations that are named.
+    """
 
     schedules: Mapping[tuple[str, str], Row[Any]]
     current_destinations: Mapping[tuple[str, str], Row[Any]]
@@ -25,24 +29,40 @@ class PayoutContext:
 
     @classmethod
     def read(
-        cls, connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str], destination_ids: Sequence[str]
+        cls,
+        connection: Connection,
+        keys: Sequence[tuple[str, str]],
+        owners: Mapping[str, str],
+        destination_ids: Sequence[str],
     ) -> PayoutContext:
         """`owners`: by seller, those that belong to somebody."""
-        requested_rows = destinations.find_with_readiness(connection, destination_ids) if destination_ids else {}
-        return cls(schedules.find_effective_schedules(connection, keys), destinations.find_current(connection, keys, owners), requested_rows)
+        requested_rows = (
+            destinations.find_with_readiness(connection, destination_ids) if destination_ids else {}
+        )
+        return cls(
+            schedules.find_effective_schedules(connection, keys),
+            destinations.find_current(connection, keys, owners),
+            requested_rows,
+        )
 
     def terms(self, key: tuple[str, str]) -> PayoutTerms:
         """On what terms a seller is paid."""
         row = self.schedules.get(key)
-        return PayoutTerms() if row is None else PayoutTerms(row.minimum_amount, row.fee, row.reserve)
+        return (
+            PayoutTerms() if row is None else PayoutTerms(row.minimum_amount, row.fee, row.reserve)
+        )
 
     def find_destination(self, payout: NewPayout, owner: str) -> Row[Any] | None:
-        """Where it is to be paid, a destination of the seller's owner. Raises NOT_FOUND, FIELD_INVALID for one that is named and cannot be it."""
+        """Where it is to be paid, a destination of the seller's owner. Raises NOT_FOUND,
+        FIELD_INVALID for one that is named and cannot be it.
+        """
         if not payout.payout_destination_id:
             return self.current_destinations.get((payout.seller_account, payout.currency))
         row = self.requested_destinations.get(payout.payout_destination_id)
         if row is None or row.owner != owner:
-            raise not_found_error("payout destination", payout.payout_destination_id, "payout_destination_id")
+            raise not_found_error(
+                "payout destination", payout.payout_destination_id, "payout_destination_id"
+            )
         if (row.seller_account, row.currency) != (payout.seller_account, payout.currency):
             message = "payout_destination_id must be a destination of the seller in this currency."
             raise ApiError(ErrorReason.FIELD_INVALID, message, field="payout_destination_id")
@@ -54,12 +74,18 @@ def readiness_of(destination: Row[Any] | None) -> DestinationReadiness | None:
     return (
         None
         if destination is None
-        else DestinationReadiness(DestinationState(destination.state), in_cooldown=destination.waits, awaits_approval=destination.awaits_approval)
+        else DestinationReadiness(
+            DestinationState(destination.state),
+            in_cooldown=destination.waits,
+            awaits_approval=destination.awaits_approval,
+        )
     )
 
 
 def require_seller_owner(seller_account: str, owner: str, owners: Mapping[str, str]) -> str:
-    """Whom a seller belongs to, if that is the owner that names it; "": whoever it is. Raises NOT_FOUND for another's, and for nobody's."""
+    """Whom a seller belongs to, if that is the owner that names it; "": whoever it is. Raises
+    NOT_FOUND for another's, and for nobody's.
+    """
     seller_owner = owners.get(seller_account, "")
     if not seller_owner or owner not in ("", seller_owner):
         raise not_found_error("seller", seller_account)

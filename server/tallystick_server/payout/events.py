@@ -1,4 +1,6 @@
-"""What PayoutService tells of its changes. An event holds the resource as it stands after the change."""
+"""What PayoutService tells of its changes. An event holds the resource as it stands after the
+change.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,38 @@ from tallystick.payout.v1 import payout_pb2
 from tallystick_server.outbox.events import add_event
 
 
-def add_payout_changed(event_batch: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str) -> None:
+def add_payout_changed(
+    event_batch: BatchPublishRequest, payout: payout_pb2.Payout, traceparent: str
+) -> None:
     """Adds a payout's change, or a new payout, to what is told."""
-    type_ = event_pb2.EVENT_TYPE_PAYOUT_CREATED if payout.version == 1 else event_pb2.EVENT_TYPE_PAYOUT_CHANGED
+    type_ = (
+        event_pb2.EVENT_TYPE_PAYOUT_CREATED
+        if payout.version == 1
+        else event_pb2.EVENT_TYPE_PAYOUT_CHANGED
+    )
     add_event(
-        event_batch, type_, f"payouts/{payout.payout_id}", payout.version, payout.update_time, payout.caller, traceparent, payout.owner, payout=payout
+        event_batch,
+        type_,
+        f"payouts/{payout.payout_id}",
+        payout.version,
+        payout.update_time,
+        payout.caller,
+        traceparent,
+        payout.owner,
+        payout=payout,
     )
 
 
-def add_destination_changed(event_batch: BatchPublishRequest, destination: payout_pb2.PayoutDestination, traceparent: str) -> None:
-    """Adds a destination that was registered or has changed; it comes without the bank account's token."""
-    aggregate, update_time = f"payoutDestinations/{destination.payout_destination_id}", destination.update_time
+def add_destination_changed(
+    event_batch: BatchPublishRequest, destination: payout_pb2.PayoutDestination, traceparent: str
+) -> None:
+    """Adds a destination that was registered or has changed; it comes without the bank account's
+    token.
+    """
+    aggregate, update_time = (
+        f"payoutDestinations/{destination.payout_destination_id}",
+        destination.update_time,
+    )
     type_ = event_pb2.EVENT_TYPE_PAYOUT_DESTINATION_CHANGED
     add_event(
         event_batch,
@@ -33,14 +56,46 @@ def add_destination_changed(event_batch: BatchPublishRequest, destination: payou
     )
 
 
-def add_batch_changed(event_batch: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str) -> None:
-    """Adds a batch that was accepted or has come into another state; it comes without its totals."""
-    type_, aggregate = event_pb2.EVENT_TYPE_PAYOUT_BATCH_CHANGED, f"payoutBatches/{batch.payout_batch_id}"
-    add_event(event_batch, type_, aggregate, batch.version, batch.update_time, batch.caller, traceparent, batch.owner, payout_batch=batch)
+def add_batch_changed(
+    event_batch: BatchPublishRequest, batch: payout_pb2.PayoutBatch, traceparent: str
+) -> None:
+    """Adds a batch that was accepted or has come into another state; it comes without its
+    totals.
+    """
+    type_, aggregate = (
+        event_pb2.EVENT_TYPE_PAYOUT_BATCH_CHANGED,
+        f"payoutBatches/{batch.payout_batch_id}",
+    )
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        batch.version,
+        batch.update_time,
+        batch.caller,
+        traceparent,
+        batch.owner,
+        payout_batch=batch,
+    )
 
 
-def add_schedule_changed(event_batch: BatchPublishRequest, schedule: payout_pb2.PayoutSchedule, owner: str, traceparent: str) -> None:
+def add_schedule_changed(
+    event_batch: BatchPublishRequest,
+    schedule: payout_pb2.PayoutSchedule,
+    owner: str,
+    traceparent: str,
+) -> None:
     """Adds a schedule as it was set; `owner`: the seller's, "": the platform's default."""
     aggregate = f"payoutSchedules/{schedule.seller_account or '-'}/{schedule.currency}"
     type_ = event_pb2.EVENT_TYPE_PAYOUT_SCHEDULE_CHANGED
-    add_event(event_batch, type_, aggregate, schedule.version, schedule.update_time, schedule.caller, traceparent, owner, payout_schedule=schedule)
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        schedule.version,
+        schedule.update_time,
+        schedule.caller,
+        traceparent,
+        owner,
+        payout_schedule=schedule,
+    )

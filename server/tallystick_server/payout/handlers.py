@@ -78,8 +78,11 @@ class PayoutHandlers(PayoutOperatorHandlers):
         self._preview = PayoutPreview(database, worker.wallet_reader, worker.seller_owners)
         self._schedules = PayoutSchedules(database)
         self._batch_creator = BatchCreator(database)
-        # no limit of its own: calls read after their commit as well, when "nothing was stored" would be false; the slots of the door bound them
-        self._read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher("payout.read", self._load_payouts, concurrency=2, drop_abandoned=True)
+        # no limit of its own: calls read after their commit as well, when "nothing was stored"
+        # would be false; the slots of the door bound them
+        self._read_batcher: Batcher[str, payout_pb2.Payout | None] = Batcher(
+            "payout.read", self._load_payouts, concurrency=2, drop_abandoned=True
+        )
 
     def start(self) -> None:
         self._read_batcher.start()
@@ -87,18 +90,28 @@ class PayoutHandlers(PayoutOperatorHandlers):
     async def stop(self) -> None:
         await self._read_batcher.stop()
 
-    async def CreatePayoutDestination(self, request: pb.CreatePayoutDestinationRequest, call: Call) -> pb.CreatePayoutDestinationResponse:
-        row, replayed = await self._destination_registry.create(convert.parse_destination(request, call.caller), traceparent())
+    async def CreatePayoutDestination(
+        self, request: pb.CreatePayoutDestinationRequest, call: Call
+    ) -> pb.CreatePayoutDestinationResponse:
+        row, replayed = await self._destination_registry.create(
+            convert.parse_destination(request, call.caller), traceparent()
+        )
         if replayed:
             call.mark_replayed()
         return pb.CreatePayoutDestinationResponse(payout_destination=convert.destination(row))
 
-    async def GetPayoutDestination(self, request: pb.GetPayoutDestinationRequest, call: Call) -> pb.GetPayoutDestinationResponse:
+    async def GetPayoutDestination(
+        self, request: pb.GetPayoutDestinationRequest, call: Call
+    ) -> pb.GetPayoutDestinationResponse:
         return pb.GetPayoutDestinationResponse(
-            payout_destination=convert.destination(await self._get_visible_destination(request.payout_destination_id, call))
+            payout_destination=convert.destination(
+                await self._get_visible_destination(request.payout_destination_id, call)
+            )
         )
 
-    async def ListPayoutDestinations(self, request: pb.ListPayoutDestinationsRequest, call: Call) -> pb.ListPayoutDestinationsResponse:
+    async def ListPayoutDestinations(
+        self, request: pb.ListPayoutDestinationsRequest, call: Call
+    ) -> pb.ListPayoutDestinationsResponse:
         size = parse_page_size(request.page_size)
         filters = {
             "owner": convert.parse_owner(call.caller),
@@ -108,44 +121,90 @@ class PayoutHandlers(PayoutOperatorHandlers):
         }
         token = PageToken("ListPayoutDestinations", *filters.values())
         cursor = token.parse_time_cursor(request.page_token)
-        rows = await self._database.read(lambda connection: destinations.list_destinations(connection, filters, cursor, size + 1))
-        messages, next_token = token.build_page(rows, size, convert.destination, lambda row: (row.create_time.isoformat(), row.payout_destination_id))
-        return pb.ListPayoutDestinationsResponse(payout_destinations=messages, next_page_token=next_token)
+        rows = await self._database.read(
+            lambda connection: destinations.list_destinations(connection, filters, cursor, size + 1)
+        )
+        messages, next_token = token.build_page(
+            rows,
+            size,
+            convert.destination,
+            lambda row: (row.create_time.isoformat(), row.payout_destination_id),
+        )
+        return pb.ListPayoutDestinationsResponse(
+            payout_destinations=messages, next_page_token=next_token
+        )
 
-    async def DisablePayoutDestination(self, request: pb.DisablePayoutDestinationRequest, call: Call) -> pb.DisablePayoutDestinationResponse:
+    async def DisablePayoutDestination(
+        self, request: pb.DisablePayoutDestinationRequest, call: Call
+    ) -> pb.DisablePayoutDestinationResponse:
         reason = parse_reason_text(request.reason, "reason")
         row = await self._get_visible_destination(request.payout_destination_id, call)
-        if not await self._destination_registry.disable(row.payout_destination_id, call.caller.name, reason):
+        if not await self._destination_registry.disable(
+            row.payout_destination_id, call.caller.name, reason
+        ):
             call.mark_replayed()
-        updated_row = await self._get_visible_destination(request.payout_destination_id, call, changed=True)
-        return pb.DisablePayoutDestinationResponse(payout_destination=convert.destination(updated_row))
+        updated_row = await self._get_visible_destination(
+            request.payout_destination_id, call, changed=True
+        )
+        return pb.DisablePayoutDestinationResponse(
+            payout_destination=convert.destination(updated_row)
+        )
 
-    async def ApprovePayoutDestination(self, request: pb.ApprovePayoutDestinationRequest, call: Call) -> pb.ApprovePayoutDestinationResponse:
+    async def ApprovePayoutDestination(
+        self, request: pb.ApprovePayoutDestinationRequest, call: Call
+    ) -> pb.ApprovePayoutDestinationResponse:
         reason = parse_reason_text(request.reason, "reason")
         row = await self._get_visible_destination(request.payout_destination_id, call)
-        if not await self._destination_registry.approve(row.payout_destination_id, call.caller.name, reason):
+        if not await self._destination_registry.approve(
+            row.payout_destination_id, call.caller.name, reason
+        ):
             call.mark_replayed()
-        updated_row = await self._get_visible_destination(request.payout_destination_id, call, changed=True)
-        return pb.ApprovePayoutDestinationResponse(payout_destination=convert.destination(updated_row))
+        updated_row = await self._get_visible_destination(
+            request.payout_destination_id, call, changed=True
+        )
+        return pb.ApprovePayoutDestinationResponse(
+            payout_destination=convert.destination(updated_row)
+        )
 
-    async def PreviewPayout(self, request: pb.PreviewPayoutRequest, call: Call) -> pb.PreviewPayoutResponse:
-        seller, currency = parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
+    async def PreviewPayout(
+        self, request: pb.PreviewPayoutRequest, call: Call
+    ) -> pb.PreviewPayoutResponse:
+        seller, currency = (
+            parse_id(request.seller_account, "seller_account"),
+            parse_currency(request.currency),
+        )
         destination_id = request.payout_destination_id
         if destination_id:
             await self._get_visible_destination(destination_id, call)
-        return await self._preview.preview(NewPayout("", call.caller.name, convert.parse_owner(call.caller), seller, None, currency, destination_id))
+        return await self._preview.preview(
+            NewPayout(
+                "",
+                call.caller.name,
+                convert.parse_owner(call.caller),
+                seller,
+                None,
+                currency,
+                destination_id,
+            )
+        )
 
-    async def CreatePayout(self, request: pb.CreatePayoutRequest, call: Call) -> pb.CreatePayoutResponse:
+    async def CreatePayout(
+        self, request: pb.CreatePayoutRequest, call: Call
+    ) -> pb.CreatePayoutResponse:
         payout = convert.parse_payout(request, call.caller)
         payout_id = payout.payout_id
         with self._worker.notifier.subscribe(payout_id) as subscription:
-            result = await self._worker.create_payout(CreatePayoutCommand(payout, traceparent(), current_context()))
+            result = await self._worker.create_payout(
+                CreatePayoutCommand(payout, traceparent(), current_context())
+            )
             if result.replayed:
                 call.mark_replayed()
             del request, payout  # a wait keeps no body
             with call.waiting_slot() as may_wait:
                 message = await subscription.wait_until(
-                    _is_awaiting_hold, lambda: self._load_payout(payout_id), call.response_deadline if may_wait else 0.0
+                    _is_awaiting_hold,
+                    lambda: self._load_payout(payout_id),
+                    call.response_deadline if may_wait else 0.0,
                 )
             return pb.CreatePayoutResponse(payout=message)
 
@@ -153,11 +212,17 @@ class PayoutHandlers(PayoutOperatorHandlers):
         payout = await self._get_visible_payout(request.payout_id, call)
 
         def load(connection: Connection) -> tuple[Any, Any, Any, Any]:
-            transfer_rows = transfers.load_transfers(connection, [payout.payout_id]).get(payout.payout_id, ())
-            reports = acknowledgements.load_reports(connection, [payout.payout_id]).get(payout.payout_id, ())
+            transfer_rows = transfers.load_transfers(connection, [payout.payout_id]).get(
+                payout.payout_id, ()
+            )
+            reports = acknowledgements.load_reports(connection, [payout.payout_id]).get(
+                payout.payout_id, ()
+            )
             return (
                 store.load_history(connection, payout.payout_id),
-                operation_store.list_attempts(connection, format_payout_operation_id(payout.payout_id)),
+                operation_store.list_attempts(
+                    connection, format_payout_operation_id(payout.payout_id)
+                ),
                 transfer_rows,
                 reports,
             )
@@ -171,51 +236,106 @@ class PayoutHandlers(PayoutOperatorHandlers):
             conflicting_reports=convert.conflicting_reports(reports),
         )
 
-    async def ListPayouts(self, request: pb.ListPayoutsRequest, call: Call) -> pb.ListPayoutsResponse:
+    async def ListPayouts(
+        self, request: pb.ListPayoutsRequest, call: Call
+    ) -> pb.ListPayoutsResponse:
         size = parse_page_size(request.page_size)
         filters = convert.parse_payout_filter(request, convert.parse_owner(call.caller) or None)
-        token = PageToken("ListPayouts", *("" if value is None else str(value) for value in astuple(filters)))
+        token = PageToken(
+            "ListPayouts", *("" if value is None else str(value) for value in astuple(filters))
+        )
         cursor = token.parse_time_cursor(request.page_token)
-        rows, scanned_to = await self._database.read(lambda connection: store.list_payouts(connection, filters, cursor, size + 1))
-        payouts, next_token = token.build_page(rows, size, convert.payout_with_schedule, lambda row: (row.create_time.isoformat(), row.payout_id))
-        return pb.ListPayoutsResponse(payouts=payouts, next_page_token=next_token or token.next_token(scanned_to))
+        rows, scanned_to = await self._database.read(
+            lambda connection: store.list_payouts(connection, filters, cursor, size + 1)
+        )
+        payouts, next_token = token.build_page(
+            rows,
+            size,
+            convert.payout_with_schedule,
+            lambda row: (row.create_time.isoformat(), row.payout_id),
+        )
+        return pb.ListPayoutsResponse(
+            payouts=payouts, next_page_token=next_token or token.next_token(scanned_to)
+        )
 
-    async def WatchPayout(self, request: pb.WatchPayoutRequest, call: Call) -> AsyncIterator[pb.WatchPayoutResponse]:
-        payout_id, after_version, versions = request.payout_id, request.after_version, self._worker.notifier.watch_versions
+    async def WatchPayout(
+        self, request: pb.WatchPayoutRequest, call: Call
+    ) -> AsyncIterator[pb.WatchPayoutResponse]:
+        payout_id, after_version, versions = (
+            request.payout_id,
+            request.after_version,
+            self._worker.notifier.watch_versions,
+        )
         del request  # a stream keeps no body
-        async with aclosing(versions(payout_id, lambda: self._get_visible_payout(payout_id, call), after_version, _is_in_progress)) as payouts:
+        async with aclosing(
+            versions(
+                payout_id,
+                lambda: self._get_visible_payout(payout_id, call),
+                after_version,
+                _is_in_progress,
+            )
+        ) as payouts:
             async for payout in payouts:
                 yield pb.WatchPayoutResponse(payout=payout)
 
-    async def CancelPayout(self, request: pb.CancelPayoutRequest, call: Call) -> pb.CancelPayoutResponse:
-        return pb.CancelPayoutResponse(payout=await self._decide(request, PayoutTransitionReason.CANCELLED, call))
+    async def CancelPayout(
+        self, request: pb.CancelPayoutRequest, call: Call
+    ) -> pb.CancelPayoutResponse:
+        return pb.CancelPayoutResponse(
+            payout=await self._decide(request, PayoutTransitionReason.CANCELLED, call)
+        )
 
-    async def ApprovePayout(self, request: pb.ApprovePayoutRequest, call: Call) -> pb.ApprovePayoutResponse:
-        return pb.ApprovePayoutResponse(payout=await self._decide(request, PayoutTransitionReason.APPROVED, call))
+    async def ApprovePayout(
+        self, request: pb.ApprovePayoutRequest, call: Call
+    ) -> pb.ApprovePayoutResponse:
+        return pb.ApprovePayoutResponse(
+            payout=await self._decide(request, PayoutTransitionReason.APPROVED, call)
+        )
 
-    async def RejectPayout(self, request: pb.RejectPayoutRequest, call: Call) -> pb.RejectPayoutResponse:
-        return pb.RejectPayoutResponse(payout=await self._decide(request, PayoutTransitionReason.REJECTED, call))
+    async def RejectPayout(
+        self, request: pb.RejectPayoutRequest, call: Call
+    ) -> pb.RejectPayoutResponse:
+        return pb.RejectPayoutResponse(
+            payout=await self._decide(request, PayoutTransitionReason.REJECTED, call)
+        )
 
-    async def RetryPayout(self, request: pb.RetryPayoutRequest, call: Call) -> pb.RetryPayoutResponse:
-        reason, request_id = parse_reason_text(request.reason, "reason"), parse_id(request.request_id, "request_id")
+    async def RetryPayout(
+        self, request: pb.RetryPayoutRequest, call: Call
+    ) -> pb.RetryPayoutResponse:
+        reason, request_id = (
+            parse_reason_text(request.reason, "reason"),
+            parse_id(request.request_id, "request_id"),
+        )
         payout = await self._get_visible_payout(request.payout_id, call)
-        if not await self._worker.decisions.retry(payout.payout_id, request_id, call.caller.name, reason):
+        if not await self._worker.decisions.retry(
+            payout.payout_id, request_id, call.caller.name, reason
+        ):
             call.mark_replayed()
-        return pb.RetryPayoutResponse(payout=await self._get_visible_payout(request.payout_id, call))
+        return pb.RetryPayoutResponse(
+            payout=await self._get_visible_payout(request.payout_id, call)
+        )
 
-    async def CreatePayoutBatch(self, request: pb.CreatePayoutBatchRequest, call: Call) -> pb.CreatePayoutBatchResponse:
+    async def CreatePayoutBatch(
+        self, request: pb.CreatePayoutBatchRequest, call: Call
+    ) -> pb.CreatePayoutBatchResponse:
         new = convert.parse_batch(request, call.caller)
         if not new.payouts and not new.seller_account:
-            _require_operator(call, "A run of the default schedule is for operators; name a seller_account.")
+            _require_operator(
+                call, "A run of the default schedule is for operators; name a seller_account."
+            )
         if new.seller_account:
             await self._get_seller_owner(new.seller_account, call)
         if not await self._batch_creator.create(new, traceparent()):
             call.mark_replayed()
         self._worker.generation.wake()
         row = await self._get_visible_batch(new.payout_batch_id, call, changed=True)
-        return pb.CreatePayoutBatchResponse(payout_batch=convert.batch(row, await self._load_totals(row, changed=True)))
+        return pb.CreatePayoutBatchResponse(
+            payout_batch=convert.batch(row, await self._load_totals(row, changed=True))
+        )
 
-    async def GetPayoutBatch(self, request: pb.GetPayoutBatchRequest, call: Call) -> pb.GetPayoutBatchResponse:
+    async def GetPayoutBatch(
+        self, request: pb.GetPayoutBatchRequest, call: Call
+    ) -> pb.GetPayoutBatchResponse:
         size = parse_page_size(request.page_size)
         state = convert.STATES.parse(request.payout_state, "payout_state", "")
         row = await self._get_visible_batch(request.payout_batch_id, call)
@@ -224,76 +344,141 @@ class PayoutHandlers(PayoutOperatorHandlers):
         after_id = str(cursor[0]) if cursor else ""
 
         def load(connection: Connection) -> tuple[list[payout_pb2.PayoutBatchItem], str | None]:
-            rows, last_scanned_id = batch_store.load_report(connection, row.payout_batch_id, after_id, state, size + 1, rejected_only=request.refused)
-            return convert.batch_items(rows, store.load_payouts(connection, [item.payout_id for item in rows])), last_scanned_id
+            rows, last_scanned_id = batch_store.load_report(
+                connection,
+                row.payout_batch_id,
+                after_id,
+                state,
+                size + 1,
+                rejected_only=request.refused,
+            )
+            return convert.batch_items(
+                rows, store.load_payouts(connection, [item.payout_id for item in rows])
+            ), last_scanned_id
 
         report_items, last_scanned_id = await self._database.read(load)
-        items, next_token = token.build_page(report_items, size, lambda entry: entry, lambda entry: (entry.payout_id,))
+        items, next_token = token.build_page(
+            report_items, size, lambda entry: entry, lambda entry: (entry.payout_id,)
+        )
         if not next_token and last_scanned_id is not None:
             next_token = token.make(last_scanned_id)
         # They are counted from all its payouts, so a reader of all pages counts them once.
         totals = [] if cursor else await self._load_totals(row)
-        return pb.GetPayoutBatchResponse(payout_batch=convert.batch(row, totals), items=items, next_page_token=next_token)
+        return pb.GetPayoutBatchResponse(
+            payout_batch=convert.batch(row, totals), items=items, next_page_token=next_token
+        )
 
-    async def SetPayoutSchedule(self, request: pb.SetPayoutScheduleRequest, call: Call) -> pb.SetPayoutScheduleResponse:
+    async def SetPayoutSchedule(
+        self, request: pb.SetPayoutScheduleRequest, call: Call
+    ) -> pb.SetPayoutScheduleResponse:
         update = convert.parse_schedule_update(request, call.caller, traceparent())
         if not update.seller_account:
-            _require_operator(call, "The default schedule is for operators to set; name a seller_account.")
-        owner = await self._get_seller_owner(update.seller_account, call) if update.seller_account else ""
+            _require_operator(
+                call, "The default schedule is for operators to set; name a seller_account."
+            )
+        owner = (
+            await self._get_seller_owner(update.seller_account, call)
+            if update.seller_account
+            else ""
+        )
         if not await self._schedules.set(update, owner):
             call.mark_replayed()
-        return pb.SetPayoutScheduleResponse(payout_schedule=await self._schedules.get(update.seller_account, update.currency, changed=True))
+        return pb.SetPayoutScheduleResponse(
+            payout_schedule=await self._schedules.get(
+                update.seller_account, update.currency, changed=True
+            )
+        )
 
-    async def GetPayoutSchedule(self, request: pb.GetPayoutScheduleRequest, call: Call) -> pb.GetPayoutScheduleResponse:
+    async def GetPayoutSchedule(
+        self, request: pb.GetPayoutScheduleRequest, call: Call
+    ) -> pb.GetPayoutScheduleResponse:
         seller = convert.parse_optional_id(request.seller_account, "seller_account")
         if seller:
             await self._get_seller_owner(seller, call)
-        return pb.GetPayoutScheduleResponse(payout_schedule=await self._schedules.get(seller, parse_currency(request.currency)))
+        return pb.GetPayoutScheduleResponse(
+            payout_schedule=await self._schedules.get(seller, parse_currency(request.currency))
+        )
 
     async def _decide(
-        self, request: pb.CancelPayoutRequest | pb.ApprovePayoutRequest | pb.RejectPayoutRequest, cause: PayoutTransitionReason, call: Call
+        self,
+        request: pb.CancelPayoutRequest | pb.ApprovePayoutRequest | pb.RejectPayoutRequest,
+        cause: PayoutTransitionReason,
+        call: Call,
     ) -> payout_pb2.Payout:
         """The payout after a decision."""
         reason = parse_reason_text(request.reason, "reason")
         payout = await self._get_visible_payout(request.payout_id, call)
         by_team = Role.PAYOUTS in call.caller.roles
-        decision = Decision(cause, call.caller.name, reason, requires_second_person=cause is PayoutTransitionReason.APPROVED, by_team=by_team)
+        decision = Decision(
+            cause,
+            call.caller.name,
+            reason,
+            requires_second_person=cause is PayoutTransitionReason.APPROVED,
+            by_team=by_team,
+        )
         if not await self._worker.decisions.decide(payout.payout_id, decision):
             call.mark_replayed()
         return await self._get_visible_payout(request.payout_id, call)
 
     async def _get_seller_owner(self, seller_account: str, call: Call) -> str:
-        """Whom a seller belongs to, if the caller may see it; "" for an operator and nobody's. Raises NOT_FOUND for another's, and for nobody's."""
+        """Whom a seller belongs to, if the caller may see it; "" for an operator and nobody's.
+        Raises NOT_FOUND for another's, and for nobody's.
+        """
         owners = await self._worker.seller_owners.find_owners([seller_account])
-        return owners.get(seller_account, "") if call.caller.can_see_all else require_seller_owner(seller_account, call.caller.owner, owners)
+        return (
+            owners.get(seller_account, "")
+            if call.caller.can_see_all
+            else require_seller_owner(seller_account, call.caller.owner, owners)
+        )
 
-    async def _get_visible_destination(self, payout_destination_id: str, call: Call, *, changed: bool = False) -> Row[Any]:
-        """The destination, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
+    async def _get_visible_destination(
+        self, payout_destination_id: str, call: Call, *, changed: bool = False
+    ) -> Row[Any]:
+        """The destination, if the caller may see it; `changed` as in `Database.read`. Raises
+        NOT_FOUND for another's as well.
+        """
         id_ = parse_id(payout_destination_id, "payout_destination_id")
-        rows = await self._database.read(lambda connection: destinations.find(connection, [id_]), changed=changed)
+        rows = await self._database.read(
+            lambda connection: destinations.find(connection, [id_]), changed=changed
+        )
         return call.require_visible(rows.get(id_), "payout destination", id_)
 
-    async def _get_visible_batch(self, payout_batch_id: str, call: Call, *, changed: bool = False) -> Row[Any]:
-        """The batch, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND for another's as well."""
+    async def _get_visible_batch(
+        self, payout_batch_id: str, call: Call, *, changed: bool = False
+    ) -> Row[Any]:
+        """The batch, if the caller may see it; `changed` as in `Database.read`. Raises NOT_FOUND
+        for another's as well.
+        """
         id_ = parse_id(payout_batch_id, "payout_batch_id")
         return call.require_visible(
-            await self._database.read(lambda connection: batch_store.find(connection, id_), changed=changed), "payout batch", id_
+            await self._database.read(
+                lambda connection: batch_store.find(connection, id_), changed=changed
+            ),
+            "payout batch",
+            id_,
         )
 
     async def _load_totals(self, batch: Row[Any], *, changed: bool = False) -> Sequence[Row[Any]]:
         """The totals of a batch; `changed` as in `Database.read`."""
-        return await self._database.read(lambda connection: batch_store.load_totals(connection, batch.payout_batch_id), changed=changed)
+        return await self._database.read(
+            lambda connection: batch_store.load_totals(connection, batch.payout_batch_id),
+            changed=changed,
+        )
 
     async def _get_visible_payout(self, payout_id: str, call: Call) -> payout_pb2.Payout:
         """The payout, if the caller may see it. Raises NOT_FOUND for another's as well."""
-        return call.require_visible(await self._load_payout(parse_id(payout_id, "payout_id")), "payout", payout_id)
+        return call.require_visible(
+            await self._load_payout(parse_id(payout_id, "payout_id")), "payout", payout_id
+        )
 
     async def _load_payout(self, payout_id: str) -> payout_pb2.Payout | None:
         return await self._read_batcher.submit(payout_id)
 
     async def _load_payouts(self, payout_ids: Sequence[str]) -> Sequence[payout_pb2.Payout | None]:
         # calls read their own changes so, beside others
-        rows = await self._database.read(lambda connection: store.load_payouts(connection, sorted(set(payout_ids))), changed=True)
+        rows = await self._database.read(
+            lambda connection: store.load_payouts(connection, sorted(set(payout_ids))), changed=True
+        )
         payouts = {payout_id: convert.payout_with_schedule(row) for payout_id, row in rows.items()}
         return [payouts.get(payout_id) for payout_id in payout_ids]
 

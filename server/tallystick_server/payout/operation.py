@@ -28,12 +28,16 @@ FIRST_LEASE_TOKEN = 1
 ATTEMPT_NUMBER = 1
 """A payout is demanded once, under one key: after FAILED the caller makes a new one."""
 
-_BEFORE_SUBMISSION = frozenset({PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY})
+_BEFORE_SUBMISSION = frozenset(
+    {PayoutState.CREATED, PayoutState.AWAITING_APPROVAL, PayoutState.READY}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayoutOperation(LeasedOperation):
-    """One payment to a seller's bank. Amounts in minor units; `message` is what was last told of it."""
+    """One payment to a seller's bank. Amounts in minor units; `message` is what was last told of
+    it.
+    """
 
     payout_id: str
     seller_account: str
@@ -73,20 +77,38 @@ class PayoutOperation(LeasedOperation):
     def failure_if_not_sent(self, now: float) -> FailureReason | None:
         return None
 
-    def next_action(self, now: float, key_window_seconds: float, lease_seconds: float) -> NextAction:
+    def next_action(
+        self, now: float, key_window_seconds: float, lease_seconds: float
+    ) -> NextAction:
         if self.state in _BEFORE_SUBMISSION:
             return NextAction.PREPARE
         if self.state in TERMINAL_STATES:
             return NextAction.SETTLE
-        may_send = self.state is PayoutState.SUBMITTING and not self.lookup_only and self.is_key_honored(key_window_seconds, lease_seconds)
+        may_send = (
+            self.state is PayoutState.SUBMITTING
+            and not self.lookup_only
+            and self.is_key_honored(key_window_seconds, lease_seconds)
+        )
         return NextAction.SEND if may_send else NextAction.LOOK_UP
 
     def to_request(self) -> PayoutRequest:
         """What the provider is asked."""
-        return PayoutRequest(self.provider_key, self.payout_id, self.net_amount, self.currency, self.bank_account_token)
+        return PayoutRequest(
+            self.provider_key,
+            self.payout_id,
+            self.net_amount,
+            self.currency,
+            self.bank_account_token,
+        )
 
-    def call_provider(self, provider: BatchingPayoutProvider, action: NextAction) -> Awaitable[PayoutLookupOutcome]:
-        return provider.send(self.to_request()) if action is NextAction.SEND else provider.look_up(self.to_request())
+    def call_provider(
+        self, provider: BatchingPayoutProvider, action: NextAction
+    ) -> Awaitable[PayoutLookupOutcome]:
+        return (
+            provider.send(self.to_request())
+            if action is NextAction.SEND
+            else provider.look_up(self.to_request())
+        )
 
     def updated_from(self, row: Row[Any]) -> PayoutOperation:
         """The same payout as it stands in a row."""
@@ -94,7 +116,12 @@ class PayoutOperation(LeasedOperation):
 
 
 def build_operation(
-    new: store.NewPayoutRow, row: Row[Any], bank_account_token: str, environment: str, lease_deadline: float, context: SpanContext
+    new: store.NewPayoutRow,
+    row: Row[Any],
+    bank_account_token: str,
+    environment: str,
+    lease_deadline: float,
+    context: SpanContext,
 ) -> PayoutOperation:
     """A payout that was accepted just now, leased to this process."""
     return PayoutOperation(
@@ -102,7 +129,9 @@ def build_operation(
         caller=new.caller,
         attempt_number=ATTEMPT_NUMBER,
         provider=new.provider,
-        provider_key=format_provider_key(environment, format_payout_operation_id(new.payout_id), ATTEMPT_NUMBER),
+        provider_key=format_provider_key(
+            environment, format_payout_operation_id(new.payout_id), ATTEMPT_NUMBER
+        ),
         lease_token=FIRST_LEASE_TOKEN,
         lease_deadline=lease_deadline,
         traceparent=new.traceparent,
@@ -120,15 +149,25 @@ def build_operation(
     )
 
 
-def operations_from_rows(rows: Iterable[Row[Any]], tokens: Mapping[str, int], environment: str, lease_deadline: float = inf) -> list[PayoutOperation]:
-    """Payouts out of the database, claimed under `tokens` until `lease_deadline` (the loop's time); without a token only to look at."""
+def operations_from_rows(
+    rows: Iterable[Row[Any]],
+    tokens: Mapping[str, int],
+    environment: str,
+    lease_deadline: float = inf,
+) -> list[PayoutOperation]:
+    """Payouts out of the database, claimed under `tokens` until `lease_deadline` (the loop's time);
+    without a token only to look at.
+    """
     return [
         PayoutOperation(
             operation_id=format_payout_operation_id(row.payout_id),
             caller=row.caller,
             attempt_number=ATTEMPT_NUMBER,
             provider=row.provider,
-            provider_key=row.provider_key or format_provider_key(environment, format_payout_operation_id(row.payout_id), ATTEMPT_NUMBER),
+            provider_key=row.provider_key
+            or format_provider_key(
+                environment, format_payout_operation_id(row.payout_id), ATTEMPT_NUMBER
+            ),
             lease_token=tokens.get(format_payout_operation_id(row.payout_id), 0),
             lease_deadline=lease_deadline,
             traceparent=row.traceparent,

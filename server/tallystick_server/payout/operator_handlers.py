@@ -19,21 +19,36 @@ class PayoutOperatorHandlers(operator_handlers.OperatorHandlers):
         super().__init__(database, worker.dead_letters, pb)
         self._worker = worker
 
-    async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, _call: Call) -> pb.GetDeadLetterResponse:
-        row = await self._dead_letters.find(operator_handlers.parse_dead_letter_id(request.dead_letter_id))
+    async def GetDeadLetter(
+        self, request: pb.GetDeadLetterRequest, _call: Call
+    ) -> pb.GetDeadLetterResponse:
+        row = await self._dead_letters.find(
+            operator_handlers.parse_dead_letter_id(request.dead_letter_id)
+        )
         collection, _, id_ = row.subject.partition("/")
         response = pb.GetDeadLetterResponse(dead_letter=dead_letters.to_message(row))
         if collection == "payouts":
-            payouts = await self._database.read(lambda connection: store.load_payouts(connection, [id_]))
+            payouts = await self._database.read(
+                lambda connection: store.load_payouts(connection, [id_])
+            )
             response.payout.CopyFrom(convert.payout_with_schedule(payouts[id_]))
         else:
-            rows = await self._database.read(lambda connection: destinations.find(connection, [id_]))
+            rows = await self._database.read(
+                lambda connection: destinations.find(connection, [id_])
+            )
             response.payout_destination.CopyFrom(convert.destination(rows[id_]))
         return response
 
-    async def AcknowledgePayout(self, request: pb.AcknowledgePayoutRequest, call: Call) -> pb.AcknowledgePayoutResponse:
+    async def AcknowledgePayout(
+        self, request: pb.AcknowledgePayoutRequest, call: Call
+    ) -> pb.AcknowledgePayoutResponse:
         acknowledgement = acknowledge.decode(request, call.caller.name)
         if not await acknowledge.acknowledge(self._database, acknowledgement):
             call.mark_replayed()
-        payouts = await self._database.read(lambda connection: store.load_payouts(connection, [acknowledgement.payout_id]), changed=True)
-        return pb.AcknowledgePayoutResponse(payout=convert.payout_with_schedule(payouts[acknowledgement.payout_id]))
+        payouts = await self._database.read(
+            lambda connection: store.load_payouts(connection, [acknowledgement.payout_id]),
+            changed=True,
+        )
+        return pb.AcknowledgePayoutResponse(
+            payout=convert.payout_with_schedule(payouts[acknowledgement.payout_id])
+        )

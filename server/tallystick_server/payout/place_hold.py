@@ -1,4 +1,6 @@
-"""Prepare: hold the money of a payout in the seller's wallet, and begin its attempt, unless a second person has to approve it first."""
+"""Prepare: hold the money of a payout in the seller's wallet, and begin its attempt, unless a
+second person has to approve it first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from tallystick_core.payout.approval import needs_approval
 from tallystick_core.payout.destination import TERMINAL_DESTINATION_STATES, DestinationState
 from tallystick_core.payout.operation_ids import format_payout_hold_id
 from tallystick_core.payout.request import classify_hold_failure
-from tallystick_core.payout.state import NOT_SENT, PayoutState, PayoutTransitionReason, PayoutTrigger
+from tallystick_core.payout.state import (
+    NOT_SENT,
+    PayoutState,
+    PayoutTransitionReason,
+    PayoutTrigger,
+)
 from tallystick_core.provider.outcome import PayoutFailure
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.worker import BookingRejected
@@ -28,36 +35,67 @@ from tallystick_storage.payout import destinations
 
 
 class HoldPlacer:
-    """The prepare stage's work. `approval_thresholds`: by currency, the amount above which a payout needs a second person, in minor units."""
+    """The prepare stage's work. `approval_thresholds`: by currency, the amount above which a payout
+    needs a second person, in minor units.
+    """
 
-    def __init__(self, database: Database, service_client: ServiceClient, wallet_address: str, approval_thresholds: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        service_client: ServiceClient,
+        wallet_address: str,
+        approval_thresholds: Mapping[str, int],
+    ) -> None:
         self._database = database
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._wallet: Any = service_client.stub(
+            wallet_service_pb2_grpc.WalletServiceStub, wallet_address
+        )
         self._approval_thresholds = approval_thresholds
 
     async def run(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
-        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for all of them."""
+        """Each payout as it stands after it, or BookingRejected. Raises DEPENDENCY_UNAVAILABLE for
+        all of them.
+        """
         return await bisect_on_error(self._place_holds, items)
 
-    async def _place_holds(self, items: Sequence[PayoutOperation]) -> Sequence[PayoutOperation | Exception]:
-        rejections = await self._request_holds([item for item in items if item.state is PayoutState.CREATED])
-        failures = {payout_id: classify_hold_failure(error.reason) for payout_id, error in rejections.items()}
+    async def _place_holds(
+        self, items: Sequence[PayoutOperation]
+    ) -> Sequence[PayoutOperation | Exception]:
+        rejections = await self._request_holds(
+            [item for item in items if item.state is PayoutState.CREATED]
+        )
+        failures = {
+            payout_id: classify_hold_failure(error.reason)
+            for payout_id, error in rejections.items()
+        }
         booking_errors = {
-            id_: BookingRejected(f"the hold of {id_}: {rejections[id_].message}") for id_, failure in failures.items() if failure is None
+            id_: BookingRejected(f"the hold of {id_}: {rejections[id_].message}")
+            for id_, failure in failures.items()
+            if failure is None
         }
         eligible_items = [item for item in items if item.payout_id not in booking_errors]
 
         def apply_results(connection: Connection) -> dict[str, PayoutOperation]:
-            states = destinations.lock_states(connection, sorted({item.payout_destination_id for item in eligible_items}))
+            states = destinations.lock_states(
+                connection, sorted({item.payout_destination_id for item in eligible_items})
+            )
             changes = [
-                plan_change(item, failures.get(item.payout_id), states[item.payout_destination_id], self._approval_thresholds)
+                plan_change(
+                    item,
+                    failures.get(item.payout_id),
+                    states[item.payout_destination_id],
+                    self._approval_thresholds,
+                )
                 for item in eligible_items
             ]
             return transition_payouts(connection, changes)
 
         payouts = await self._database.transact(apply_results) if eligible_items else {}
-        return [booking_errors.get(item.payout_id) or payouts.get(item.payout_id, item) for item in items]
+        return [
+            booking_errors.get(item.payout_id) or payouts.get(item.payout_id, item)
+            for item in items
+        ]
 
     async def _request_holds(self, items: Sequence[PayoutOperation]) -> dict[str, ApiError]:
         """Places the holds; what the wallet refused, by payout id."""
@@ -75,33 +113,61 @@ class HoldPlacer:
             )
             for item in items
         ]
-        response = await self._service_client.call(self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds))
+        response = await self._service_client.call(
+            self._wallet.BatchPlaceHold, wallet_service_pb2.BatchPlaceHoldRequest(holds=holds)
+        )
         return errors_by_key([item.payout_id for item in items], response.results)
 
 
 def plan_change(
-    item: PayoutOperation, failure: PayoutFailure | None, destination_state: DestinationState, approval_thresholds: Mapping[str, int]
+    item: PayoutOperation,
+    failure: PayoutFailure | None,
+    destination_state: DestinationState,
+    approval_thresholds: Mapping[str, int],
 ) -> PayoutChange:
-    """What becomes of a payout that is CREATED, with the wallet's verdict, or READY: an attempt, committed before it is sent, if its way is free."""
+    """What becomes of a payout that is CREATED, with the wallet's verdict, or READY: an attempt,
+    committed before it is sent, if its way is free.
+    """
     transitions: list[PayoutTransition] = []
     snapshot = item.snapshot
     if snapshot.state is PayoutState.CREATED:
         transitions.append(_hold_transition(item, failure, approval_thresholds))
         snapshot = transitions[-1].snapshot
-    if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:  # it can be paid nowhere any more
-        transitions.append(PayoutTransition(snapshot.apply(PayoutTrigger.DESTINATION_ENDED), PayoutTransitionReason.DESTINATION_ENDED))
+    # it can be paid nowhere any more
+    if snapshot.state in NOT_SENT and destination_state in TERMINAL_DESTINATION_STATES:
+        transitions.append(
+            PayoutTransition(
+                snapshot.apply(PayoutTrigger.DESTINATION_ENDED),
+                PayoutTransitionReason.DESTINATION_ENDED,
+            )
+        )
     elif snapshot.state is PayoutState.READY:
         transitions.append(
-            PayoutTransition(snapshot.apply(PayoutTrigger.SENDING, attempt_count=snapshot.attempt_count + 1), PayoutTransitionReason.SENDING)
+            PayoutTransition(
+                snapshot.apply(PayoutTrigger.SENDING, attempt_count=snapshot.attempt_count + 1),
+                PayoutTransitionReason.SENDING,
+            )
         )
-    return PayoutChange(item, tuple(transitions), waits=transitions[-1].snapshot.state is PayoutState.AWAITING_APPROVAL)
+    return PayoutChange(
+        item,
+        tuple(transitions),
+        waits=transitions[-1].snapshot.state is PayoutState.AWAITING_APPROVAL,
+    )
 
 
-def _hold_transition(item: PayoutOperation, failure: PayoutFailure | None, approval_thresholds: Mapping[str, int]) -> PayoutTransition:
+def _hold_transition(
+    item: PayoutOperation, failure: PayoutFailure | None, approval_thresholds: Mapping[str, int]
+) -> PayoutTransition:
     """What the wallet's verdict makes of a payout."""
     if failure is not None:
-        return PayoutTransition(item.snapshot.apply(PayoutTrigger.HOLD_REFUSED, failure_reason=failure), PayoutTransitionReason.HOLD_REFUSED)
+        return PayoutTransition(
+            item.snapshot.apply(PayoutTrigger.HOLD_REFUSED, failure_reason=failure),
+            PayoutTransitionReason.HOLD_REFUSED,
+        )
     approval_required = needs_approval(item.amount, item.currency, approval_thresholds)
     return PayoutTransition(
-        item.snapshot.apply(PayoutTrigger.HELD_FOR_APPROVAL if approval_required else PayoutTrigger.FUNDS_HELD), PayoutTransitionReason.FUNDS_HELD
+        item.snapshot.apply(
+            PayoutTrigger.HELD_FOR_APPROVAL if approval_required else PayoutTrigger.FUNDS_HELD
+        ),
+        PayoutTransitionReason.FUNDS_HELD,
     )

@@ -1,4 +1,6 @@
-"""Watch: payouts at rest whose provider may still tell something, because banks send money back days later."""
+"""Watch: payouts at rest whose provider may still tell something, because banks send money back
+days later.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from sqlalchemy import Connection
 from tallystick_core.errors import ApiError
 from tallystick_core.operations.next_action import NextAction
 from tallystick_core.payout.state import POLLED_AFTER_COMPLETION
-from tallystick_core.provider.outcome import NotFound, NotSent, ProviderOutcome, RetryReason, Unknown
+from tallystick_core.provider.outcome import (
+    NotFound,
+    NotSent,
+    ProviderOutcome,
+    RetryReason,
+    Unknown,
+)
 from tallystick_server.operations.retry_policy import RetryPolicies
 from tallystick_server.operations.worker import is_duplicate_reference
 from tallystick_server.payout.operation import PayoutOperation, operations_from_rows
@@ -37,7 +45,8 @@ def _is_conclusive(outcome: ProviderOutcome | CircuitOpen) -> bool:
 
 
 class CompletedPayoutPoller:
-    """Asks what became of payouts, as often as the policy for what is watched says. Asking is harmless, so it needs no lease.
+    """Asks what became of payouts, as often as the policy for what is watched says. Asking is
+    harmless, so it needs no lease.
 
     `is_leader`: whether it is this process's turn to ask.
     """
@@ -63,13 +72,19 @@ class CompletedPayoutPoller:
 
         def load(connection: Connection) -> list[tuple[PayoutOperation, int]]:
             poll_counts = store.list_pollable(connection, _MAX_POLLED)
-            items = operations_from_rows(store.load_operations(connection, list(poll_counts)), {}, "") if poll_counts else ()
+            items = (
+                operations_from_rows(store.load_operations(connection, list(poll_counts)), {}, "")
+                if poll_counts
+                else ()
+            )
             return [(item, poll_counts[item.payout_id]) for item in items]
 
         due_payouts = await self._database.load(load)
         if not due_payouts or not await self._database.transact(self._is_leader):
             return
-        next_polls = await asyncio.gather(*(self.poll(item, poll_count) for item, poll_count in due_payouts))
+        next_polls = await asyncio.gather(
+            *(self.poll(item, poll_count) for item, poll_count in due_payouts)
+        )
 
         def store_polls(connection: Connection) -> None:
             store.schedule_polls(connection, next_polls)
@@ -77,7 +92,9 @@ class CompletedPayoutPoller:
         await self._database.transact(store_polls)
 
     async def poll(self, item: PayoutOperation, poll_count: int) -> store.NextPayoutPoll:  # noqa: PLR0911 - one for each that can come of it
-        """When it is looked at again, and how often it has been; what is not answered counts for nothing."""
+        """When it is looked at again, and how often it has been; what is not answered counts for
+        nothing.
+        """
         policy = self._retry_policies.policy_for(item.provider, RetryReason.WATCHED)
         if item.state not in POLLED_AFTER_COMPLETION:
             return store.NextPayoutPoll(item.payout_id, None, poll_count)
@@ -85,21 +102,38 @@ class CompletedPayoutPoller:
             outcome = await self._gateway.call(item, NextAction.LOOK_UP)
         except Exception:  # what is wrong with one payout keeps no other from being looked at
             log.exception("%s cannot be looked up; it is asked again", item.resource_name)
-            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count)
+            return store.NextPayoutPoll(
+                item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
+            )
         if not _is_conclusive(outcome):
-            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count)
+            return store.NextPayoutPoll(
+                item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
+            )
         if isinstance(outcome, NotFound):  # which says nothing of its money
-            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1)
+            return store.NextPayoutPoll(
+                item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1
+            )
         try:
             await self._record_or_report(item, outcome)
-        except Exception as error:  # what one payout's answer does keeps no other from being looked at
-            if isinstance(error, ApiError) and error.retry_after is not None:  # the database is away, as the end of this turn will tell
+        except (
+            Exception
+        ) as error:  # what one payout's answer does keeps no other from being looked at
+            # the database is away, as the end of this turn will tell
+            if isinstance(error, ApiError) and error.retry_after is not None:
                 return store.NextPayoutPoll(item.payout_id, 0.0, poll_count)
-            log.exception("what %s came to cannot be recorded; it is asked again", item.resource_name)
-            return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count)
-        return store.NextPayoutPoll(item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1)
+            log.exception(
+                "what %s came to cannot be recorded; it is asked again", item.resource_name
+            )
+            return store.NextPayoutPoll(
+                item.payout_id, policy.delay(poll_count + 1, item.operation_id), poll_count
+            )
+        return store.NextPayoutPoll(
+            item.payout_id, policy.delay(poll_count + 2, item.operation_id), poll_count + 1
+        )
 
-    async def _record_or_report(self, item: PayoutOperation, outcome: ProviderOutcome | CircuitOpen) -> None:
+    async def _record_or_report(
+        self, item: PayoutOperation, outcome: ProviderOutcome | CircuitOpen
+    ) -> None:
         """Records an answer, or for an operator that its reference is another payout's transfer."""
         try:
             await self._record_outcome(item, outcome)

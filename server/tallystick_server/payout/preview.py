@@ -20,18 +20,31 @@ _BLOCKERS = EnumNames(payout_pb2.PayoutLimit.DESCRIPTOR)
 class PayoutPreview:
     """Answers by the same rules by which payouts are accepted."""
 
-    def __init__(self, database: Database, wallet_reader: WalletReader, seller_owners: SellerOwners) -> None:
+    def __init__(
+        self, database: Database, wallet_reader: WalletReader, seller_owners: SellerOwners
+    ) -> None:
         self._database = database
         self._wallet_reader = wallet_reader
         self._seller_owners = seller_owners
 
     async def preview(self, payout: NewPayout) -> pb.PreviewPayoutResponse:
-        """What would be paid. Raises DEPENDENCY_UNAVAILABLE, NOT_FOUND for another owner's seller, and what `Grounds.destination` raises."""
-        key, destination_ids = (payout.seller_account, payout.currency), [payout.payout_destination_id] if payout.payout_destination_id else []
+        """What would be paid. Raises DEPENDENCY_UNAVAILABLE, NOT_FOUND for another owner's seller,
+        and what `Grounds.destination` raises.
+        """
+        key, destination_ids = (
+            (payout.seller_account, payout.currency),
+            [payout.payout_destination_id] if payout.payout_destination_id else [],
+        )
         owners = await self._seller_owners.find_owners([payout.seller_account])
         owner = require_seller_owner(payout.seller_account, payout.owner, owners)
-        payout_context = await self._database.read(lambda connection: PayoutContext.read(connection, [key], owners, destination_ids))
-        destination, terms, schedule = payout_context.find_destination(payout, owner), payout_context.terms(key), payout_context.schedules.get(key)
+        payout_context = await self._database.read(
+            lambda connection: PayoutContext.read(connection, [key], owners, destination_ids)
+        )
+        destination, terms, schedule = (
+            payout_context.find_destination(payout, owner),
+            payout_context.terms(key),
+            payout_context.schedules.get(key),
+        )
         balance = (await self._wallet_reader.read_balances([key])).get(key, WalletBalance())
         quote = quote_payout(balance, terms, readiness_of(destination))
 
@@ -46,10 +59,18 @@ class PayoutPreview:
             amount=format_minor(quote.amount),
             net_amount=format_minor(quote.net),
             shortfalls=[
-                payout_pb2.PayoutShortfall(limit=_BLOCKERS.number(blocker), amount=format_minor(amount))
+                payout_pb2.PayoutShortfall(
+                    limit=_BLOCKERS.number(blocker), amount=format_minor(amount)
+                )
                 for blocker, amount in quote.shortfalls.items()
             ],
-            payout_destination_id=destination.payout_destination_id if destination is not None else "",
-            usable_time=to_timestamp(destination.usable_time) if destination is not None and destination.waits else None,
-            next_time=to_timestamp(schedule.next_time) if schedule is not None and schedule.next_time else None,
+            payout_destination_id=destination.payout_destination_id
+            if destination is not None
+            else "",
+            usable_time=to_timestamp(destination.usable_time)
+            if destination is not None and destination.waits
+            else None,
+            next_time=to_timestamp(schedule.next_time)
+            if schedule is not None and schedule.next_time
+            else None,
         )

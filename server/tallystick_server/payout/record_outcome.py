@@ -1,4 +1,5 @@
-"""Record: what providers said of payouts, judged and written down in one transaction for each batch.
+"""Record: what providers said of payouts, judged and written down in one transaction for each
+batch.
 
 Every answer ends here, from whatever side it comes.
 """
@@ -14,9 +15,22 @@ from sqlalchemy import Connection, Row
 from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_core.payout.destination import DestinationTrigger, is_account_rejected
 from tallystick_core.payout.operation_ids import format_payout_operation_id
-from tallystick_core.payout.reported_transfer import OutcomeEffect, PayoutRecord, Transfer, apply_outcome, posting_id
+from tallystick_core.payout.reported_transfer import (
+    OutcomeEffect,
+    PayoutRecord,
+    Transfer,
+    apply_outcome,
+    posting_id,
+)
 from tallystick_core.payout.state import TRIGGERS, PayoutTransitionReason, PayoutTrigger
-from tallystick_core.provider.outcome import Declined, InTransit, PayoutOutcome, Returned, Submitted, Succeeded
+from tallystick_core.provider.outcome import (
+    Declined,
+    InTransit,
+    PayoutOutcome,
+    Returned,
+    Submitted,
+    Succeeded,
+)
 from tallystick_server.operations.batcher import bisect_on_error
 from tallystick_server.operations.dead_letters import resolve_and_requeue
 from tallystick_server.operations.operation import OperationResult, attempt_result
@@ -36,22 +50,38 @@ _MISDIRECTED_SUFFIX = ", which is the transfer of another payout"
 
 
 class PayoutOutcomeRecorder:
-    """The record stage's work. An answer is a fact: it is judged by what is on disk, locked, and counts whoever brings it."""
+    """The record stage's work. An answer is a fact: it is judged by what is on disk, locked, and
+    counts whoever brings it.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def run(self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]) -> Sequence[PayoutOperation | Exception]:
+    async def run(
+        self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]
+    ) -> Sequence[PayoutOperation | Exception]:
         """Each payout as it stands after the answers."""
         return await bisect_on_error(self._record_outcomes, results)
 
-    async def _record_outcomes(self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]) -> Sequence[PayoutOperation | Exception]:
+    async def _record_outcomes(
+        self, results: Sequence[OperationResult[PayoutOperation, PayoutOutcome]]
+    ) -> Sequence[PayoutOperation | Exception]:
         ids = sorted({result.operation.payout_id for result in results})
-        rejected_destination_ids = sorted({result.operation.payout_destination_id for result in results if is_account_rejected(result.outcome)})
+        rejected_destination_ids = sorted(
+            {
+                result.operation.payout_destination_id
+                for result in results
+                if is_account_rejected(result.outcome)
+            }
+        )
 
         def record(connection: Connection) -> dict[str, PayoutOperation]:
             operation_store.record_attempt_results(
-                connection, [attempt_result(result.operation, TRIGGERS[type(result.outcome)], result.outcome) for result in results]
+                connection,
+                [
+                    attempt_result(result.operation, TRIGGERS[type(result.outcome)], result.outcome)
+                    for result in results
+                ],
             )
             if rejected_destination_ids:  # attempts are locked before what is due, as everywhere
                 end_destinations(
@@ -64,7 +94,9 @@ class PayoutOutcomeRecorder:
             transfer_rows = transfers.load_transfers(connection, ids)
             updates = {
                 result.operation.payout_id: _PayoutUpdate(
-                    result.operation, rows[result.operation.payout_id], transfer_rows.get(result.operation.payout_id, ())
+                    result.operation,
+                    rows[result.operation.payout_id],
+                    transfer_rows.get(result.operation.payout_id, ()),
                 )
                 for result in results
             }
@@ -73,15 +105,26 @@ class PayoutOutcomeRecorder:
             return _store_updates(connection, list(updates.values()))
 
         payouts = await self._database.transact(record)
-        return [_with_current_state(result.operation, payouts[result.operation.payout_id]) for result in results]
+        return [
+            _with_current_state(result.operation, payouts[result.operation.payout_id])
+            for result in results
+        ]
 
     async def record_misdirected(self, item: PayoutOperation, outcome: PayoutOutcome) -> None:
-        """Stores for an operator that the provider reports another payout's transfer of a payout at rest. It moves no money."""
+        """Stores for an operator that the provider reports another payout's transfer of a payout at
+        rest. It moves no money.
+        """
 
         def record(connection: Connection) -> None:
             rows = store.lock(connection, [item.payout_id])
-            update = _PayoutUpdate(item, rows[item.payout_id], transfers.load_transfers(connection, [item.payout_id]).get(item.payout_id, ()))
-            update.conflicts.append(f"{_describe_report(outcome)}{_MISDIRECTED_SUFFIX}"[:_MAX_REPORT_LENGTH])
+            update = _PayoutUpdate(
+                item,
+                rows[item.payout_id],
+                transfers.load_transfers(connection, [item.payout_id]).get(item.payout_id, ()),
+            )
+            update.conflicts.append(
+                f"{_describe_report(outcome)}{_MISDIRECTED_SUFFIX}"[:_MAX_REPORT_LENGTH]
+            )
             _store_updates(connection, [update])
 
         await self._database.transact(record)
@@ -89,14 +132,19 @@ class PayoutOutcomeRecorder:
 
 def _with_current_state(item: PayoutOperation, current_item: PayoutOperation) -> PayoutOperation:
     """A payout in hand, under the lease it is held by, as it stands now."""
-    return replace(item, snapshot=current_item.snapshot, message=current_item.message, tries=current_item.tries)
+    return replace(
+        item, snapshot=current_item.snapshot, message=current_item.message, tries=current_item.tries
+    )
 
 
 class _PayoutUpdate:
     """One payout under its lock, with all that the batch tells of it, in order."""
 
-    def __init__(self, item: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]) -> None:
-        self.item = item if item.snapshot.version == row.version else item.updated_from(row)  # mostly nobody has moved it meanwhile
+    def __init__(
+        self, item: PayoutOperation, row: Row[Any], transfer_rows: Sequence[Row[Any]]
+    ) -> None:
+        # mostly nobody has moved it meanwhile
+        self.item = item if item.snapshot.version == row.version else item.updated_from(row)
         self.was_booked = row.settled
         self.transitions: list[PayoutTransition] = []
         self.reported_transfers: dict[str, Transfer] = {}
@@ -105,29 +153,46 @@ class _PayoutUpdate:
         self.is_conclusive = False
         """Whether something definite was said, so that what was set aside goes on."""
         self._snapshot = self.item.snapshot
-        self._transfers = {transfer_row.provider_reference: transfer_of(transfer_row) for transfer_row in transfer_rows}
+        self._transfers = {
+            transfer_row.provider_reference: transfer_of(transfer_row)
+            for transfer_row in transfer_rows
+        }
 
     def apply(self, outcome: PayoutOutcome) -> None:
         """What an answer makes of it."""
-        payout_record = PayoutRecord(self._snapshot.state, self.item.net_amount, self.item.currency, self._transfers)
+        payout_record = PayoutRecord(
+            self._snapshot.state, self.item.net_amount, self.item.currency, self._transfers
+        )
         effect = apply_outcome(payout_record, outcome)
         self._transfers |= {transfer.reference: transfer for transfer in effect.transfers}
         self.reported_transfers |= {transfer.reference: transfer for transfer in effect.transfers}
-        self.is_conclusive = self.is_conclusive or isinstance(outcome, Submitted | InTransit | Succeeded | Returned | Declined)
+        self.is_conclusive = self.is_conclusive or isinstance(
+            outcome, Submitted | InTransit | Succeeded | Returned | Declined
+        )
         for trigger in effect.triggers:
             self._add_transition(trigger, outcome, effect)
         if effect.is_conflicting:
             self.conflicts.append(_describe_report(outcome))
 
-    def _add_transition(self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect) -> None:
+    def _add_transition(
+        self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect
+    ) -> None:
         previous_snapshot = self._snapshot
-        snapshot = previous_snapshot.apply(trigger, **self._snapshot_changes(trigger, outcome, effect))
+        snapshot = previous_snapshot.apply(
+            trigger, **self._snapshot_changes(trigger, outcome, effect)
+        )
         if trigger is not PayoutTrigger.STRAY and snapshot.state is previous_snapshot.state:
             return  # the same again
         self._snapshot = snapshot
-        self.transitions.append(PayoutTransition(snapshot, _TRANSITION_REASONS.get(trigger, PayoutTransitionReason.PROVIDER_ANSWER)))
+        self.transitions.append(
+            PayoutTransition(
+                snapshot, _TRANSITION_REASONS.get(trigger, PayoutTransitionReason.PROVIDER_ANSWER)
+            )
+        )
 
-    def _snapshot_changes(self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect) -> dict[str, Any]:
+    def _snapshot_changes(
+        self, trigger: PayoutTrigger, outcome: PayoutOutcome, effect: OutcomeEffect
+    ) -> dict[str, Any]:
         """What an answer says of the payout beside its state."""
         changes: dict[str, Any] = {}
         if reference := getattr(outcome, "reference", ""):
@@ -136,37 +201,55 @@ class _PayoutUpdate:
             changes["decline_code"] = code
         if trigger is PayoutTrigger.DECLINED:
             changes["failure_reason"] = effect.failure
-        currency_transfers = [transfer for transfer in self._transfers.values() if transfer.currency == self.item.currency]
+        currency_transfers = [
+            transfer
+            for transfer in self._transfers.values()
+            if transfer.currency == self.item.currency
+        ]
         changes["paid_amount"] = sum(transfer.amount for transfer in currency_transfers)
         if trigger in (PayoutTrigger.RETURNED, PayoutTrigger.STRAY):
             changes["returned_amount"] = sum(
-                transfer.returned_amount or 0 for transfer in currency_transfers if transfer.returned_currency == self.item.currency
+                transfer.returned_amount or 0
+                for transfer in currency_transfers
+                if transfer.returned_currency == self.item.currency
             )
         return changes
 
     def new_reports(self, stored_reports: Sequence[Row[Any]]) -> list[NewReport]:
-        """The conflicting reports that are news, each a version of the payout; where the money is stays as it was reported first.
+        """The conflicting reports that are news, each a version of the payout; where the money is
+        stays as it was reported first.
 
-        What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert. What it says again after something
-        else is, though it was acknowledged before.
+        What is open, or was reported last, is no news: a provider that goes on saying it raises no
+        second alert. What it says again after something else is, though it was acknowledged before.
         """
         open_reports = {row.report for row in stored_reports if not row.acknowledged_by}
         last_report = stored_reports[-1].report if stored_reports else ""
         reports: list[str] = []
         for report in self.conflicts:
-            if report != last_report and report not in open_reports and len(open_reports) < MAX_OPEN_REPORTS:
+            if (
+                report != last_report
+                and report not in open_reports
+                and len(open_reports) < MAX_OPEN_REPORTS
+            ):
                 reports.append(report)
                 open_reports.add(report)
                 last_report = report
         for _ in reports:
             self._snapshot = self._snapshot.apply(PayoutTrigger.STRAY)
-            self.transitions.append(PayoutTransition(self._snapshot, PayoutTransitionReason.STRAY_TRANSFER))
-        return [NewReport(self.item.payout_id, number, report) for number, report in enumerate(reports, len(stored_reports) + 1)]
+            self.transitions.append(
+                PayoutTransition(self._snapshot, PayoutTransitionReason.STRAY_TRANSFER)
+            )
+        return [
+            NewReport(self.item.payout_id, number, report)
+            for number, report in enumerate(reports, len(stored_reports) + 1)
+        ]
 
 
 def _describe_report(outcome: PayoutOutcome) -> str:
     """What is reported, in a line: the same for the same."""
-    parts = (str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code"))
+    parts = (
+        str(getattr(outcome, name, "")) for name in ("reference", "amount", "currency", "code")
+    )
     return " ".join([type(outcome).__name__, *filter(None, parts)])[:_MAX_REPORT_LENGTH]
 
 
@@ -175,27 +258,47 @@ def _record_conflicts(connection: Connection, updates: Sequence[_PayoutUpdate]) 
     conflicting_updates = [update for update in updates if update.conflicts]
     if not conflicting_updates:
         return
-    stored_reports = acknowledgements.load_reports(connection, [update.item.payout_id for update in conflicting_updates])
-    new_reports = [report for update in conflicting_updates for report in update.new_reports(stored_reports.get(update.item.payout_id, ()))]
+    stored_reports = acknowledgements.load_reports(
+        connection, [update.item.payout_id for update in conflicting_updates]
+    )
+    new_reports = [
+        report
+        for update in conflicting_updates
+        for report in update.new_reports(stored_reports.get(update.item.payout_id, ()))
+    ]
     if new_reports:
         acknowledgements.insert_reports(connection, new_reports)
 
 
-def _store_updates(connection: Connection, updates: Sequence[_PayoutUpdate]) -> dict[str, PayoutOperation]:
+def _store_updates(
+    connection: Connection, updates: Sequence[_PayoutUpdate]
+) -> dict[str, PayoutOperation]:
     """Writes all of it down; the payouts as they stand."""
     _record_conflicts(connection, updates)
-    reported_transfers = [_to_reported_transfer(update.item, transfer) for update in updates for transfer in update.reported_transfers.values()]
+    reported_transfers = [
+        _to_reported_transfer(update.item, transfer)
+        for update in updates
+        for transfer in update.reported_transfers.values()
+    ]
     if reported_transfers:
         transfers.upsert_transfers(connection, reported_transfers)
-    reopened_ids = [update.item.payout_id for update in updates if update.was_booked and update.transitions]
+    reopened_ids = [
+        update.item.payout_id for update in updates if update.was_booked and update.transitions
+    ]
     if reopened_ids:
         store.reopen(connection, reopened_ids)
-    changes = [PayoutChange(update.item, tuple(update.transitions), ignores_lease=True) for update in updates if update.transitions]
+    changes = [
+        PayoutChange(update.item, tuple(update.transitions), ignores_lease=True)
+        for update in updates
+        if update.transitions
+    ]
     payouts = transition_payouts(connection, changes)
     if len(payouts) < len(changes):
         raise RuntimeError("a fact about a locked payout was not written down")
     resolve_and_requeue(connection, [update.item for update in updates if update.is_conclusive])
-    return {update.item.payout_id: payouts.get(update.item.payout_id, update.item) for update in updates}
+    return {
+        update.item.payout_id: payouts.get(update.item.payout_id, update.item) for update in updates
+    }
 
 
 def _to_reported_transfer(item: PayoutOperation, transfer: Transfer) -> transfers.ReportedTransfer:

@@ -21,7 +21,9 @@ from tallystick_storage.payout import schedules as store
 
 @dataclass(frozen=True, slots=True)
 class ScheduleUpdate:
-    """A schedule as a caller sets it, parsed; `seller_account` "": the default. `cut_off` and `time_zone` as they were sent."""
+    """A schedule as a caller sets it, parsed; `seller_account` "": the default. `cut_off` and
+    `time_zone` as they were sent.
+    """
 
     seller_account: str
     currency: str
@@ -44,7 +46,8 @@ class PayoutSchedules:
         self._database = database
 
     async def set(self, update: ScheduleUpdate, owner: str) -> bool:
-        """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "": the default is the platform's.
+        """Whether it holds only now; equal values held before, if not. `owner`: the seller's, "":
+        the default is the platform's.
 
         Raises VERSION_MISMATCH where another version than the expected one would be replaced.
         """
@@ -54,7 +57,9 @@ class PayoutSchedules:
             row = store.upsert(connection, new)
             if row is not None:
                 with record_events(connection, [row]) as event_batch:
-                    events.add_schedule_changed(event_batch, convert.schedule(row), owner, row.traceparent)
+                    events.add_schedule_changed(
+                        event_batch, convert.schedule(row), owner, row.traceparent
+                    )
             elif update.expected_version is not None:
                 version, is_equal = store.compare_stored(connection, new)
                 if not is_equal:
@@ -63,14 +68,26 @@ class PayoutSchedules:
 
         return await self._database.transact(set_)
 
-    async def get(self, seller_account: str, currency: str, *, changed: bool = False) -> payout_pb2.PayoutSchedule:
-        """The schedule that holds; MANUAL without any terms where none was set. `changed` as in `Database.read`."""
+    async def get(
+        self, seller_account: str, currency: str, *, changed: bool = False
+    ) -> payout_pb2.PayoutSchedule:
+        """The schedule that holds; MANUAL without any terms where none was set. `changed` as in
+        `Database.read`.
+        """
         key = (seller_account, currency)
-        rows = await self._database.read(lambda connection: store.find_effective_schedules(connection, [key]), changed=changed)
+        rows = await self._database.read(
+            lambda connection: store.find_effective_schedules(connection, [key]), changed=changed
+        )
         if key in rows:
             return convert.schedule(rows[key])
         zero = format_amount(0, currency)
-        return payout_pb2.PayoutSchedule(currency=currency, interval=payout_pb2.PAYOUT_INTERVAL_MANUAL, minimum_amount=zero, fee=zero, reserve=zero)
+        return payout_pb2.PayoutSchedule(
+            currency=currency,
+            interval=payout_pb2.PAYOUT_INTERVAL_MANUAL,
+            minimum_amount=zero,
+            fee=zero,
+            reserve=zero,
+        )
 
 
 def _to_row(update: ScheduleUpdate, owner: str, now: datetime) -> store.NewSchedule:
@@ -98,4 +115,6 @@ def _to_row(update: ScheduleUpdate, owner: str, now: datetime) -> store.NewSched
 def schedule_from_row(row: Row[Any]) -> Schedule:
     """The cut-offs of a stored schedule."""
     weekday = Weekday(row.weekday) if row.weekday else None
-    return parse_schedule(Interval(row.interval), weekday, row.day_of_month, row.cut_off, row.time_zone)
+    return parse_schedule(
+        Interval(row.interval), weekday, row.day_of_month, row.cut_off, row.time_zone
+    )

@@ -8,7 +8,12 @@ from typing import Any
 from sqlalchemy import Row
 
 from tallystick_core.payout.reported_transfer import Transfer, TransferMatch
-from tallystick_core.payout.state import PayoutState, PayoutTransitionReason, PayoutTrigger, transition
+from tallystick_core.payout.state import (
+    PayoutState,
+    PayoutTransitionReason,
+    PayoutTrigger,
+    transition,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +33,20 @@ class PayoutSnapshot:
     def apply(self, trigger: PayoutTrigger, **changes: Any) -> PayoutSnapshot:
         """Where it stands after what happened. Raises STATE_FORBIDS."""
         state = transition(self.state, trigger)
-        return replace(self, version=self.version + 1, state=state, settled=trigger is PayoutTrigger.SETTLED, **changes)
+        return replace(
+            self,
+            version=self.version + 1,
+            state=state,
+            settled=trigger is PayoutTrigger.SETTLED,
+            **changes,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutTransition:
-    """One step of a move: where the payout stands after it, what caused it, and who decided it and why, where somebody did."""
+    """One step of a move: where the payout stands after it, what caused it, and who decided it and
+    why, where somebody did.
+    """
 
     snapshot: PayoutSnapshot
     cause: PayoutTransitionReason
@@ -58,4 +71,11 @@ def snapshot_of(row: Row[Any]) -> PayoutSnapshot:
 
 def transfer_of(row: Row[Any]) -> Transfer:
     """A stored transfer."""
-    return Transfer(row.provider_reference, row.amount, row.currency, TransferMatch(row.fit), row.returned_amount, row.returned_currency)
+    return Transfer(
+        row.provider_reference,
+        row.amount,
+        row.currency,
+        TransferMatch(row.fit),
+        row.returned_amount,
+        row.returned_currency,
+    )

@@ -1,4 +1,6 @@
-"""Move: payouts move, and what changed is told, in the same transaction. Whoever moves payouts does it here."""
+"""Move: payouts move, and what changed is told, in the same transaction. Whoever moves payouts does
+it here.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from tallystick_storage.payout import payouts as store
 
 @dataclass(frozen=True, slots=True)
 class PayoutChange:
-    """A move of a payout, in one turn or several. `ignores_lease`: it happens whoever holds the lease; the rest as in `store.PayoutUpdateRow`."""
+    """A move of a payout, in one turn or several. `ignores_lease`: it happens whoever holds the
+    lease; the rest as in `store.PayoutUpdateRow`.
+    """
 
     item: PayoutOperation
     transitions: tuple[PayoutTransition, ...]
@@ -31,12 +35,18 @@ class PayoutChange:
         return self.transitions[-1].snapshot
 
 
-def transition_payouts(connection: Connection, changes: Sequence[PayoutChange]) -> dict[str, PayoutOperation]:
-    """Moves payouts, as far as their leases and versions still hold; those that moved, as they stand now, by payout id."""
+def transition_payouts(
+    connection: Connection, changes: Sequence[PayoutChange]
+) -> dict[str, PayoutOperation]:
+    """Moves payouts, as far as their leases and versions still hold; those that moved, as they
+    stand now, by payout id.
+    """
     if not changes:
         return {}
     rows = store.transition(
-        connection, [_to_row(change) for change in changes], [transition_row for change in changes for transition_row in _transition_rows(change)]
+        connection,
+        [_to_row(change) for change in changes],
+        [transition_row for change in changes for transition_row in _transition_rows(change)],
     )
     payouts = {}
     with record_events(connection, rows.values()) as event_batch:
@@ -48,14 +58,23 @@ def transition_payouts(connection: Connection, changes: Sequence[PayoutChange]) 
             for transition in change.transitions:
                 message = _with_snapshot(message, transition.snapshot, row.update_time)
                 events.add_payout_changed(event_batch, message, change.item.traceparent)
-            begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count  # before that nothing can have been sent
+            # before that nothing can have been sent
+            begins_attempt = change.snapshot.attempt_count > change.item.snapshot.attempt_count
             maybe_sent = change.item.maybe_sent and not begins_attempt
             # what has moved was not tried in vain
-            payouts[change.item.payout_id] = replace(change.item, snapshot=change.snapshot, message=message, tries={}, maybe_sent=maybe_sent)
+            payouts[change.item.payout_id] = replace(
+                change.item,
+                snapshot=change.snapshot,
+                message=message,
+                tries={},
+                maybe_sent=maybe_sent,
+            )
     return payouts
 
 
-def _with_snapshot(previous_message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime) -> payout_pb2.Payout:
+def _with_snapshot(
+    previous_message: payout_pb2.Payout, snapshot: PayoutSnapshot, update_time: datetime
+) -> payout_pb2.Payout:
     message = payout_pb2.Payout()
     message.CopyFrom(previous_message)
     convert.apply_snapshot(message, snapshot, update_time)
@@ -78,7 +97,9 @@ def _to_row(change: PayoutChange) -> store.PayoutUpdateRow:
         attempt_count=snapshot.attempt_count,
         paid_amount=snapshot.paid_amount,
         returned_amount=snapshot.returned_amount,
-        provider_key=item.provider_key if snapshot.attempt_count > item.snapshot.attempt_count else "",
+        provider_key=item.provider_key
+        if snapshot.attempt_count > item.snapshot.attempt_count
+        else "",
         waits=change.waits,
         watch_after=change.watch_after,
     )

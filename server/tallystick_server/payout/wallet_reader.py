@@ -30,27 +30,54 @@ class WalletReader:
 
     def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
         self._service_client = service_client
-        self._wallet: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._wallet: Any = service_client.stub(
+            wallet_service_pb2_grpc.WalletServiceStub, wallet_address
+        )
         self._semaphore = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
 
-    async def read_balances(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], WalletBalance]:
-        """What the wallets of each (seller, currency) hold; those that do not exist are missing. Raises DEPENDENCY_UNAVAILABLE."""
-        pages = await asyncio.gather(*(self._list_wallets(seller, currency, "", 1) for seller, currency in keys))
-        return {key: page.balances[key[0]] for key, page in zip(keys, pages, strict=True) if key[0] in page.balances}
+    async def read_balances(
+        self, keys: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], WalletBalance]:
+        """What the wallets of each (seller, currency) hold; those that do not exist are missing.
+        Raises DEPENDENCY_UNAVAILABLE.
+        """
+        pages = await asyncio.gather(
+            *(self._list_wallets(seller, currency, "", 1) for seller, currency in keys)
+        )
+        return {
+            key: page.balances[key[0]]
+            for key, page in zip(keys, pages, strict=True)
+            if key[0] in page.balances
+        }
 
     async def read_page(self, currency: str, cursor: str) -> WalletPage:
         """The next wallets in a currency, by seller. Raises DEPENDENCY_UNAVAILABLE."""
         return await self._list_wallets("", currency, cursor, _PAGE_SIZE)
 
-    async def _list_wallets(self, seller: str, currency: str, cursor: str, page_size: int) -> WalletPage:
-        request = wallet_service_pb2.ListWalletsRequest(seller_account=seller, currency=currency, page_size=page_size, page_token=cursor)
+    async def _list_wallets(
+        self, seller: str, currency: str, cursor: str, page_size: int
+    ) -> WalletPage:
+        request = wallet_service_pb2.ListWalletsRequest(
+            seller_account=seller, currency=currency, page_size=page_size, page_token=cursor
+        )
         async with self._semaphore:
-            response = await self._service_client.call_or_unavailable(self._wallet.ListWallets, request)
-        return WalletPage({wallet.seller_account: _to_balance(wallet) for wallet in response.wallets}, response.next_page_token)
+            response = await self._service_client.call_or_unavailable(
+                self._wallet.ListWallets, request
+            )
+        return WalletPage(
+            {wallet.seller_account: _to_balance(wallet) for wallet in response.wallets},
+            response.next_page_token,
+        )
 
 
 def _to_balance(wallet: wallet_pb2.Wallet) -> WalletBalance:
     def parse_part(text: str) -> int:
         return parse_amount(text, wallet.currency, min_amount=0, max_amount=MAX_BALANCE)
 
-    return WalletBalance(parse_part(wallet.pending), parse_part(wallet.available), parse_part(wallet.held), parse_part(wallet.owed), wallet.frozen)
+    return WalletBalance(
+        parse_part(wallet.pending),
+        parse_part(wallet.available),
+        parse_part(wallet.held),
+        parse_part(wallet.owed),
+        wallet.frozen,
+    )

@@ -1,4 +1,6 @@
-"""The way of a payout: accept → prepare → execute → record → settle, and of a destination: register → verify. Their stages, joined."""
+"""The way of a payout: accept → prepare → execute → record → settle, and of a destination: register
+→ verify. Their stages, joined.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,16 @@ from sqlalchemy import Connection
 
 from tallystick.payout.v1 import payout_pb2
 from tallystick_core.operations.next_action import NextAction
-from tallystick_core.payout.destination import DestinationState, DestinationTrigger, transition_destination
-from tallystick_core.payout.operation_ids import format_destination_operation_id, format_payout_operation_id, split_operation_ids
+from tallystick_core.payout.destination import (
+    DestinationState,
+    DestinationTrigger,
+    transition_destination,
+)
+from tallystick_core.payout.operation_ids import (
+    format_destination_operation_id,
+    format_payout_operation_id,
+    split_operation_ids,
+)
 from tallystick_core.payout.state import PayoutState, PayoutTransitionReason, PayoutTrigger
 from tallystick_core.provider.outcome import PayoutFailure, RetryReason
 from tallystick_core.provider.payout_provider import PayoutProvider
@@ -21,12 +31,20 @@ from tallystick_server.operations.operation import OperationResult
 from tallystick_server.operations.operator_handlers import DeadLetters
 from tallystick_server.operations.periodic import Periodic
 from tallystick_server.operations.reschedule import FailedStep
-from tallystick_server.operations.worker import DOWNSTREAM_CONCURRENCY, OperationWorker, WorkerSettings
+from tallystick_server.operations.worker import (
+    DOWNSTREAM_CONCURRENCY,
+    OperationWorker,
+    WorkerSettings,
+)
 from tallystick_server.payout.approvals import PayoutDecisions
 from tallystick_server.payout.batch_generator import BatchGenerator
 from tallystick_server.payout.batching_provider import BatchingPayoutProvider
 from tallystick_server.payout.booking import PayoutBooking
-from tallystick_server.payout.create_payout import CreatePayoutCommand, CreatePayoutResult, PayoutCreator
+from tallystick_server.payout.create_payout import (
+    CreatePayoutCommand,
+    CreatePayoutResult,
+    PayoutCreator,
+)
 from tallystick_server.payout.destination_verification import (
     DestinationVerification,
     VerificationRecorder,
@@ -66,7 +84,9 @@ class PayoutSettings:
     destination_cooldown_seconds: float
     """Seconds that a new destination waits before it is used."""
     destination_approval_thresholds: Mapping[str, int]
-    """By currency, in minor units, the available money of a seller above which a second person has to approve a new destination."""
+    """By currency, in minor units, the available money of a seller above which a second person has
+    to approve a new destination.
+    """
 
 
 class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
@@ -83,7 +103,10 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         payout_settings: PayoutSettings,
         owner_id: UUID,
     ) -> None:
-        self._batching_providers = {name: BatchingPayoutProvider(provider, settings.provider_timeout_seconds) for name, provider in providers.items()}
+        self._batching_providers = {
+            name: BatchingPayoutProvider(provider, settings.provider_timeout_seconds)
+            for name, provider in providers.items()
+        }
         super().__init__("payout", database, self._batching_providers, settings)
         self.notifier: ChangeNotifier[payout_pb2.Payout] = ChangeNotifier()
         self.dead_letters = DeadLetters(database, self)
@@ -98,36 +121,70 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             settings.lease_seconds,
             self.start_operation,
         )
-        self.decisions = PayoutDecisions(database, payout_settings.environment, settings.lease_seconds, self.start_operation, self.run_detached)
+        self.decisions = PayoutDecisions(
+            database,
+            payout_settings.environment,
+            settings.lease_seconds,
+            self.start_operation,
+            self.run_detached,
+        )
         self._create_batcher: Batcher[CreatePayoutCommand, CreatePayoutResult] = Batcher(
-            "payout.accept", self.creator.run, max_batch=MAX_ITEMS, drop_abandoned=True, max_queued=MAX_QUEUED_CALLS
+            "payout.accept",
+            self.creator.run,
+            max_batch=MAX_ITEMS,
+            drop_abandoned=True,
+            max_queued=MAX_QUEUED_CALLS,
         )
         self._hold_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
             "payout.prepare",
-            HoldPlacer(database, service_client, wallet_address, payout_settings.approval_thresholds).run,
+            HoldPlacer(
+                database, service_client, wallet_address, payout_settings.approval_thresholds
+            ).run,
             max_batch=MAX_ITEMS,
             concurrency=DOWNSTREAM_CONCURRENCY,
         )
         recorder = PayoutOutcomeRecorder(database)
-        self._record_batcher: Batcher[OperationResult[PayoutOperation, Any], PayoutOperation] = Batcher(
-            "payout.record", recorder.run, max_batch=MAX_ITEMS
+        self._record_batcher: Batcher[OperationResult[PayoutOperation, Any], PayoutOperation] = (
+            Batcher("payout.record", recorder.run, max_batch=MAX_ITEMS)
         )
         self._booking_batcher: Batcher[PayoutOperation, PayoutOperation] = Batcher(
             "payout.settle",
-            PayoutBooking(database, service_client, wallet_address, ledger_address, settings.retry_policies).run,
+            PayoutBooking(
+                database, service_client, wallet_address, ledger_address, settings.retry_policies
+            ).run,
             max_batch=MAX_ITEMS,
             concurrency=DOWNSTREAM_CONCURRENCY,
         )
-        self._verification_batcher: Batcher[OperationResult[DestinationVerification, Any], DestinationVerification] = Batcher(
-            "payout.verify", VerificationRecorder(database).run
-        )
-        self._batchers += [self._create_batcher, self._hold_batcher, self._record_batcher, self._booking_batcher, self._verification_batcher]
+        self._verification_batcher: Batcher[
+            OperationResult[DestinationVerification, Any], DestinationVerification
+        ] = Batcher("payout.verify", VerificationRecorder(database).run)
+        self._batchers += [
+            self._create_batcher,
+            self._hold_batcher,
+            self._record_batcher,
+            self._booking_batcher,
+            self._verification_batcher,
+        ]
         poller = CompletedPayoutPoller(
-            database, self.gateway, settings.retry_policies, self.record, recorder.record_misdirected, self.make_poll_lease_acquirer(owner_id)
+            database,
+            self.gateway,
+            settings.retry_policies,
+            self.record,
+            recorder.record_misdirected,
+            self.make_poll_lease_acquirer(owner_id),
         )
         self.polling = Periodic("payout.watch", settings.scan_interval_seconds, poller.run_once)
-        generator = BatchGenerator(database, self.creator, self.wallet_reader, owner_id, lambda: self.in_flight_count, self.run_detached)
-        self.generation = Periodic("payout.collect", settings.scan_interval_seconds, generator.run_once)
+        generator = BatchGenerator(
+            database,
+            self.creator,
+            self.wallet_reader,
+            owner_id,
+            lambda: self.in_flight_count,
+            self.run_detached,
+        )
+        self.generation = Periodic(
+            "payout.collect", settings.scan_interval_seconds, generator.run_once
+        )
         self._periodic_tasks += [self.polling, self.generation]
 
     def start(self) -> None:
@@ -141,18 +198,35 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
             await provider.stop()
 
     async def create_payout(self, command: CreatePayoutCommand) -> CreatePayoutResult:
-        """Stores a payout or finds it; it is under way when this returns. Raises Refused, and then nothing was stored."""
+        """Stores a payout or finds it; it is under way when this returns. Raises Refused, and then
+        nothing was stored.
+        """
         self.reject_overload()
         return await self._create_batcher.submit(command)
 
     async def advance(self, operation: Operation) -> None:
-        if isinstance(operation, PayoutOperation) and operation.state in (PayoutState.CREATED, PayoutState.READY):
-            if not self.gateway.is_configured(operation.provider):  # no money is held, nor an attempt begun, for what cannot be sent
+        if isinstance(operation, PayoutOperation) and operation.state in (
+            PayoutState.CREATED,
+            PayoutState.READY,
+        ):
+            # no money is held, nor an attempt begun, for what cannot be sent
+            if not self.gateway.is_configured(operation.provider):
                 detail = f"the provider {operation.provider} is not configured"
-                await self._reschedule(FailedStep(operation, RetryReason.HELD_BACK, detail, NextAction.PREPARE, UNCONFIGURED_RETRY_SECONDS))
+                await self._reschedule(
+                    FailedStep(
+                        operation,
+                        RetryReason.HELD_BACK,
+                        detail,
+                        NextAction.PREPARE,
+                        UNCONFIGURED_RETRY_SECONDS,
+                    )
+                )
                 return
-            prepared_operation = await self.call_downstream(operation, self._hold_batcher.submit(operation, operation.context))
-            if prepared_operation is None or prepared_operation.snapshot == operation.snapshot:  # the lease was lost: whoever has it goes on
+            prepared_operation = await self.call_downstream(
+                operation, self._hold_batcher.submit(operation, operation.context)
+            )
+            # the lease was lost: whoever has it goes on
+            if prepared_operation is None or prepared_operation.snapshot == operation.snapshot:
                 return
             operation = prepared_operation
             self._notify(operation)
@@ -162,33 +236,70 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
 
     def operation_id(self, resource_name: str) -> str:
         collection, _, id_ = resource_name.partition("/")
-        return format_payout_operation_id(id_) if collection == "payouts" else format_destination_operation_id(id_)
+        return (
+            format_payout_operation_id(id_)
+            if collection == "payouts"
+            else format_destination_operation_id(id_)
+        )
 
-    def lock_unresolved(self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()) -> set[str]:
+    def lock_unresolved(
+        self, connection: Connection, operation_ids: list[str], other_ids: Sequence[str] = ()
+    ) -> set[str]:
         payout_ids, destination_ids = split_operation_ids(operation_ids)
         unresolved = (
-            {format_destination_operation_id(id_) for id_ in destinations.lock_unresolved(connection, destination_ids)} if destination_ids else set()
+            {
+                format_destination_operation_id(id_)
+                for id_ in destinations.lock_unresolved(connection, destination_ids)
+            }
+            if destination_ids
+            else set()
         )
         operation_store.lock(connection, [*operation_ids, *other_ids])
-        return unresolved | ({format_payout_operation_id(id_) for id_ in store.lock_unresolved(connection, payout_ids)} if payout_ids else set())
+        return unresolved | (
+            {
+                format_payout_operation_id(id_)
+                for id_ in store.lock_unresolved(connection, payout_ids)
+            }
+            if payout_ids
+            else set()
+        )
 
-    def load(self, connection: Connection, tokens: dict[str, int], now: float) -> Sequence[Operation]:
+    def load(
+        self, connection: Connection, tokens: dict[str, int], now: float
+    ) -> Sequence[Operation]:
         payout_ids, destination_ids = split_operation_ids(tokens)
         lease_deadline = now + self.lease_seconds
         operations = (
-            operations_from_rows(store.load_operations(connection, payout_ids), tokens, self.settings.environment, lease_deadline)
+            operations_from_rows(
+                store.load_operations(connection, payout_ids),
+                tokens,
+                self.settings.environment,
+                lease_deadline,
+            )
             if payout_ids
             else []
         )
         return [
             *operations,
-            *(verifications_from_rows(destinations.load_operations(connection, destination_ids), tokens, lease_deadline) if destination_ids else ()),
+            *(
+                verifications_from_rows(
+                    destinations.load_operations(connection, destination_ids),
+                    tokens,
+                    lease_deadline,
+                )
+                if destination_ids
+                else ()
+            ),
         ]
 
     async def record(self, operation: Operation, outcome: object) -> Operation:
         if isinstance(operation, DestinationVerification):
-            return await self._verification_batcher.submit(OperationResult(operation, outcome), operation.context)
-        payout = await self._record_batcher.submit(OperationResult(operation, outcome), operation.context)
+            return await self._verification_batcher.submit(
+                OperationResult(operation, outcome), operation.context
+            )
+        payout = await self._record_batcher.submit(
+            OperationResult(operation, outcome), operation.context
+        )
         self._notify(payout)
         return payout
 
@@ -196,23 +307,54 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         if isinstance(operation, PayoutOperation):
             self._notify(await self._booking_batcher.submit(operation, operation.context))
 
-    def fail(self, connection: Connection, failures: Sequence[FailedStep[Operation]]) -> Mapping[str, Operation]:
-        payouts = [failure.operation for failure in failures if isinstance(failure.operation, PayoutOperation)]
+    def fail(
+        self, connection: Connection, failures: Sequence[FailedStep[Operation]]
+    ) -> Mapping[str, Operation]:
+        payouts = [
+            failure.operation
+            for failure in failures
+            if isinstance(failure.operation, PayoutOperation)
+        ]
         snapshot_changes = {"failure_reason": PayoutFailure.PROVIDER_UNREACHABLE}
         return _fail_payouts(
             connection,
             [
-                (item, PayoutTransition(item.snapshot.apply(PayoutTrigger.GIVEN_UP, **snapshot_changes), PayoutTransitionReason.GIVEN_UP))
+                (
+                    item,
+                    PayoutTransition(
+                        item.snapshot.apply(PayoutTrigger.GIVEN_UP, **snapshot_changes),
+                        PayoutTransitionReason.GIVEN_UP,
+                    ),
+                )
                 for item in payouts
             ],
         )
 
-    def close(self, connection: Connection, operation: Operation, operator: str, reason: str) -> Mapping[str, Operation]:
+    def close(
+        self, connection: Connection, operation: Operation, operator: str, reason: str
+    ) -> Mapping[str, Operation]:
         if isinstance(operation, PayoutOperation):
-            snapshot = operation.snapshot.apply(PayoutTrigger.CLOSED, failure_reason=PayoutFailure.CLOSED_BY_OPERATOR)
-            return _fail_payouts(connection, [(operation, PayoutTransition(snapshot, PayoutTransitionReason.CLOSED_BY_OPERATOR, operator, reason))])
-        new_state = transition_destination(DestinationState(operation.state), DestinationTrigger.CLOSED)
-        transition_destinations(connection, [destinations.DestinationTransitionRow(operation.payout_destination_id, new_state)])
+            snapshot = operation.snapshot.apply(
+                PayoutTrigger.CLOSED, failure_reason=PayoutFailure.CLOSED_BY_OPERATOR
+            )
+            return _fail_payouts(
+                connection,
+                [
+                    (
+                        operation,
+                        PayoutTransition(
+                            snapshot, PayoutTransitionReason.CLOSED_BY_OPERATOR, operator, reason
+                        ),
+                    )
+                ],
+            )
+        new_state = transition_destination(
+            DestinationState(operation.state), DestinationTrigger.CLOSED
+        )
+        transition_destinations(
+            connection,
+            [destinations.DestinationTransitionRow(operation.payout_destination_id, new_state)],
+        )
         return {}
 
     def after_failure(self, operation: Operation, result: Mapping[str, Operation]) -> None:
@@ -225,6 +367,10 @@ class PayoutWorker(OperationWorker[Operation, Mapping[str, Operation]]):
         self.notifier.notify(item.payout_id, has_result=True)
 
 
-def _fail_payouts(connection: Connection, failures: Sequence[tuple[PayoutOperation, PayoutTransition]]) -> Mapping[str, Operation]:
-    payouts = transition_payouts(connection, [PayoutChange(item, (transition,)) for item, transition in failures])
+def _fail_payouts(
+    connection: Connection, failures: Sequence[tuple[PayoutOperation, PayoutTransition]]
+) -> Mapping[str, Operation]:
+    payouts = transition_payouts(
+        connection, [PayoutChange(item, (transition,)) for item, transition in failures]
+    )
     return {payout.operation_id: payout for payout in payouts.values()}

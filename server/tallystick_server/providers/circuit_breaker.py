@@ -1,4 +1,6 @@
-"""A circuit breaker: who fails too often is left alone for a while, then asked by one probe at a time."""
+"""A circuit breaker: who fails too often is left alone for a while, then asked by one probe at a
+time.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,17 @@ class Breaker:
         self._probing = False
 
     def admit_or_delay(self, now: float, call_id: str) -> float | None:
-        """Seconds for which a call is to be held back; None: it may be made, and its end must be reported. An open breaker lets one probe through.
+        """Seconds for which a call is to be held back; None: it may be made, and its end must be
+        reported. An open breaker lets one probe through.
 
-        A call that has failed waits a little longer than others, so that one that fails for ever is not the probe before them.
+        A call that has failed waits a little longer than others, so that one that fails for ever is
+        not the probe before them.
         """
         if not self._open:
             return None
-        probe_time = self._open_until + (self._settings.reset_timeout_seconds if call_id in self._failed_call_ids else 0)
+        probe_time = self._open_until + (
+            self._settings.reset_timeout_seconds if call_id in self._failed_call_ids else 0
+        )
         if now < probe_time:
             return probe_time - now
         if self._probing:
@@ -51,8 +57,14 @@ class Breaker:
         return self._open
 
     def needs_probe(self, now: float, *, others_waiting: bool) -> bool:
-        """Whether its rest is over, and no call has come to be the probe; while others wait, which may be it: for as long again."""
-        return self._open and not self._probing and now >= self._open_until + (self._reset_timeout_seconds if others_waiting else 0)
+        """Whether its rest is over, and no call has come to be the probe; while others wait, which
+        may be it: for as long again.
+        """
+        return (
+            self._open
+            and not self._probing
+            and now >= self._open_until + (self._reset_timeout_seconds if others_waiting else 0)
+        )
 
     def record_success(self) -> None:
         """Reports that the counterpart answers."""
@@ -63,18 +75,26 @@ class Breaker:
         self._reset_timeout_seconds = self._settings.reset_timeout_seconds
 
     def record_failure(self, now: float, call_id: str, *, trip: bool = False) -> None:
-        """Reports that it does not answer a call, or, `trip`, that there is no use in asking. A call that fails again and again counts once."""
+        """Reports that it does not answer a call, or, `trip`, that there is no use in asking. A
+        call that fails again and again counts once.
+        """
         is_repeat = call_id in self._failed_call_ids
         self._failed_call_ids.add(call_id)
         if self._open and not self._probing:  # a call that was under way when it opened
             return
         if self._open:
             self._reset_timeout_seconds = (
-                self._reset_timeout_seconds if is_repeat else min(self._reset_timeout_seconds * 2, self._settings.max_reset_timeout_seconds)
+                self._reset_timeout_seconds
+                if is_repeat
+                else min(self._reset_timeout_seconds * 2, self._settings.max_reset_timeout_seconds)
             )
         elif not trip and len(self._failed_call_ids) < self._settings.failure_threshold:
             return
         else:
-            log.warning("%s is left alone after %d calls failed in a row", self._name, len(self._failed_call_ids))
+            log.warning(
+                "%s is left alone after %d calls failed in a row",
+                self._name,
+                len(self._failed_call_ids),
+            )
         self._open, self._probing = True, False
         self._open_until = now + self._reset_timeout_seconds

@@ -11,7 +11,15 @@ from typing import Any, Protocol
 from opentelemetry import trace
 
 from tallystick_core.operations.next_action import Circuit, NextAction
-from tallystick_core.provider.outcome import FinalNotFound, NotSent, ProviderOutcome, RetryReason, Unknown, has_valid_amounts, is_outcome_of
+from tallystick_core.provider.outcome import (
+    FinalNotFound,
+    NotSent,
+    ProviderOutcome,
+    RetryReason,
+    Unknown,
+    has_valid_amounts,
+    is_outcome_of,
+)
 from tallystick_server.observability.tracing import SpanContext, client_span
 from tallystick_server.providers.circuit_breaker import Breaker, BreakerSettings
 from tallystick_storage.database import in_transaction
@@ -56,9 +64,11 @@ class ProviderOperation(Protocol):
 
 
 class ProviderGateway:
-    """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under the key that is sent.
+    """Asks providers, each within its own bounds. The attempt is on disk before it is sent, under
+    the key that is sent.
 
-    `is_still_leased`: whether a demand is still leased to this process, and nothing has changed of what is wanted of it.
+    `is_still_leased`: whether a demand is still leased to this process, and nothing has changed of
+    what is wanted of it.
     """
 
     def __init__(
@@ -72,8 +82,13 @@ class ProviderGateway:
     ) -> None:
         self._providers = providers
         self._semaphores = {name: asyncio.Semaphore(max_calls_per_provider) for name in providers}
-        # what was sent is still asked about while sends fail, and a provider whose look-ups fail is still sent to
-        self._breakers = {(name, circuit): Breaker(f"provider {name}, {circuit},", breaker_settings) for name in providers for circuit in Circuit}
+        # what was sent is still asked about while sends fail, and a provider whose look-ups fail is
+        # still sent to
+        self._breakers = {
+            (name, circuit): Breaker(f"provider {name}, {circuit},", breaker_settings)
+            for name in providers
+            for circuit in Circuit
+        }
         self._timeout_seconds = timeout_seconds
         self._is_still_leased = is_still_leased
 
@@ -82,9 +97,13 @@ class ProviderGateway:
         return not self.is_configured(provider) or self._breakers[provider, Circuit.SENDS].is_open()
 
     def needs_probe(self, provider: str, now: float, *, others_waiting: bool) -> bool:
-        """Whether sends to a provider fail too often, and one more is to find out whether it answers again."""
+        """Whether sends to a provider fail too often, and one more is to find out whether it
+        answers again.
+        """
         has_capacity = self.is_configured(provider) and not self._semaphores[provider].locked()
-        return has_capacity and self._breakers[provider, Circuit.SENDS].needs_probe(now, others_waiting=others_waiting)
+        return has_capacity and self._breakers[provider, Circuit.SENDS].needs_probe(
+            now, others_waiting=others_waiting
+        )
 
     def is_configured(self, provider: str) -> bool:
         """Whether a provider is configured."""
@@ -99,23 +118,34 @@ class ProviderGateway:
         final: FinalNotFound | None = self._providers[provider].final_not_found
         return final
 
-    async def call(self, operation: ProviderOperation, action: NextAction) -> ProviderOutcome | CircuitOpen:
+    async def call(
+        self, operation: ProviderOperation, action: NextAction
+    ) -> ProviderOutcome | CircuitOpen:
         """The provider's answer to the demand, or to what became of it."""
         if in_transaction():
             raise RuntimeError("a provider is not called inside a transaction")
         if not self.is_configured(operation.provider):
             return CircuitOpen(
                 UNCONFIGURED_RETRY_SECONDS,
-                f"the provider {operation.provider} is not configured; configure it again, or close the operation with evidence",
+                f"the provider {operation.provider} is not configured; configure it again, or "
+                "close the operation with evidence",
             )
         semaphore, loop = self._semaphores[operation.provider], asyncio.get_running_loop()
         had_to_wait = semaphore.locked()
-        if not await _acquire_slot(semaphore, operation.lease_deadline - self._timeout_seconds - LEASE_MARGIN_SECONDS):
-            return CircuitOpen(0, "so many ask the provider that the lease would not outlast the call")
+        if not await _acquire_slot(
+            semaphore, operation.lease_deadline - self._timeout_seconds - LEASE_MARGIN_SECONDS
+        ):
+            return CircuitOpen(
+                0, "so many ask the provider that the lease would not outlast the call"
+            )
         try:
             if action is NextAction.SEND and loop.time() >= operation.expires_at:
                 return CircuitOpen(0, "it expired before it was sent")
-            if action is NextAction.SEND and had_to_wait and not await self._is_still_leased(operation):
+            if (
+                action is NextAction.SEND
+                and had_to_wait
+                and not await self._is_still_leased(operation)
+            ):
                 return CircuitOpen(0, "something else was wanted of it before it was sent")
             breaker = self._breakers[operation.provider, operation.circuit(action)]
             retry_after = breaker.admit_or_delay(loop.time(), operation.operation_id)
@@ -124,7 +154,9 @@ class ProviderGateway:
             with client_span(f"{operation.provider} {action.lower()}", operation.context) as span:
                 try:
                     outcome = await self._call(operation, action)
-                except asyncio.CancelledError:  # nobody will tell how it ended, so it must not be waited for
+                except (
+                    asyncio.CancelledError
+                ):  # nobody will tell how it ended, so it must not be waited for
                     breaker.record_failure(loop.time(), operation.operation_id)
                     raise
                 _update_breaker(breaker, operation, outcome, loop.time())
@@ -140,14 +172,28 @@ class ProviderGateway:
         except TimeoutError:
             return Unknown("the provider did not answer in time")
         except Exception:
-            log.exception("the adapter of %s failed on %s (trace %s)", operation.provider, operation.resource_name, _trace_id(operation))
+            log.exception(
+                "the adapter of %s failed on %s (trace %s)",
+                operation.provider,
+                operation.resource_name,
+                _trace_id(operation),
+            )
             return Unknown("the provider's adapter failed")
         if not is_outcome_of(outcome, operation.operation_id, operation.provider_key):
-            return Unknown(f"{type(outcome).__name__} of another demand, as the provider says", RetryReason.MISDIRECTED)
-        return outcome if has_valid_amounts(outcome) else Unknown(f"{type(outcome).__name__} of what is no amount of money")
+            return Unknown(
+                f"{type(outcome).__name__} of another demand, as the provider says",
+                RetryReason.MISDIRECTED,
+            )
+        return (
+            outcome
+            if has_valid_amounts(outcome)
+            else Unknown(f"{type(outcome).__name__} of what is no amount of money")
+        )
 
 
-def _update_breaker(breaker: Breaker, operation: ProviderOperation, outcome: ProviderOutcome, now: float) -> None:
+def _update_breaker(
+    breaker: Breaker, operation: ProviderOperation, outcome: ProviderOutcome, now: float
+) -> None:
     """What an outcome says of the provider itself."""
     match outcome:
         case Unknown(retry_reason=RetryReason.FORBIDDEN):
@@ -159,7 +205,9 @@ def _update_breaker(breaker: Breaker, operation: ProviderOperation, outcome: Pro
 
 
 async def _acquire_slot(semaphore: asyncio.Semaphore, deadline: float) -> bool:
-    """Takes a place as soon as there is one, at the latest at a time of the loop; whether it was taken."""
+    """Takes a place as soon as there is one, at the latest at a time of the loop; whether it was
+    taken.
+    """
     if asyncio.get_running_loop().time() > deadline:
         return False
     if not semaphore.locked():  # the usual case needs no timer

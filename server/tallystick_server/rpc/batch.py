@@ -26,15 +26,24 @@ R = TypeVar("R")
 def check_batch(items: Sequence[object], field: str) -> None:
     """1 to 1,000 items. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
     if not items:
-        raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field)
+        raise ApiError(
+            ErrorReason.FIELD_REQUIRED, f"{field} must have at least one item.", field=field
+        )
     if len(items) > MAX_ITEMS:
-        raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"{field} must have at most {MAX_ITEMS} items.", field=field)
+        raise ApiError(
+            ErrorReason.TOO_MANY_ITEMS, f"{field} must have at most {MAX_ITEMS} items.", field=field
+        )
 
 
 async def process_items(
-    items: Sequence[M], field: str, parse: Callable[[M], T], process: Callable[[list[T]], Awaitable[Sequence[R | Exception]]]
+    items: Sequence[M],
+    field: str,
+    parse: Callable[[M], T],
+    process: Callable[[list[T]], Awaitable[Sequence[R | Exception]]],
 ) -> list[R | Exception]:
-    """One result for each item of `field`, in order: its refusal, or what `process` made of it. Raises FIELD_REQUIRED, TOO_MANY_ITEMS."""
+    """One result for each item of `field`, in order: its refusal, or what `process` made of it.
+    Raises FIELD_REQUIRED, TOO_MANY_ITEMS.
+    """
     check_batch(items, field)
     results: list[R | Exception | None] = []
     parsed = []
@@ -52,16 +61,28 @@ def to_item_status(error: Exception) -> status_pb2.Status:
     """An item's refusal as its result tells it; what is none of the item's is raised."""
     if isinstance(error, ConstraintViolation):
         log.error("the database refused an item: %s (trace %s)", error, trace_id())
-        return to_status(ApiError(ErrorReason.INTERNAL, "The database refused the item.", metadata={"trace_id": trace_id()}))
+        return to_status(
+            ApiError(
+                ErrorReason.INTERNAL,
+                "The database refused the item.",
+                metadata={"trace_id": trace_id()},
+            )
+        )
     if not isinstance(error, ApiError):
         raise error
     return to_status(error)
 
 
 def errors_by_key(keys: Iterable[K], results: Iterable[Any]) -> dict[K, ApiError]:
-    """What another service refused of a batch, by the keys of its items, which stand in the order of the results."""
+    """What another service refused of a batch, by the keys of its items, which stand in the order
+    of the results.
+    """
     pairs = zip(keys, results, strict=True)
-    return {key: from_status(result.error) for key, result in pairs if result.WhichOneof("result") == "error"}
+    return {
+        key: from_status(result.error)
+        for key, result in pairs
+        if result.WhichOneof("result") == "error"
+    }
 
 
 class ItemRejected(Exception):
@@ -70,7 +91,12 @@ class ItemRejected(Exception):
 
 def item_errors(results: Iterable[Any]) -> list[ItemRejected | None]:
     """What another service made of each item of a batch; None: it was done."""
-    return [ItemRejected(from_status(result.error).message) if result.WhichOneof("result") == "error" else None for result in results]
+    return [
+        ItemRejected(from_status(result.error).message)
+        if result.WhichOneof("result") == "error"
+        else None
+        for result in results
+    ]
 
 
 def rejections_by_key(keys: Iterable[K], results: Iterable[object]) -> dict[K, str]:

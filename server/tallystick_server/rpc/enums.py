@@ -13,22 +13,39 @@ class EnumNames:
     """One enum's values and names, without the prefix that they have on the wire."""
 
     def __init__(self, descriptor: EnumDescriptor) -> None:
-        prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in descriptor.name).lstrip("_") + "_"
-        self._name_by_number = {value.number: value.name.removeprefix(prefix) for value in descriptor.values}
+        prefix = (
+            "".join(f"_{c}" if c.isupper() else c.upper() for c in descriptor.name).lstrip("_")
+            + "_"
+        )
+        self._name_by_number = {
+            value.number: value.name.removeprefix(prefix) for value in descriptor.values
+        }
         self._number_by_name = {name: number for number, name in self._name_by_number.items()}
-        self._allowed_names = ", ".join(name for name, number in self._number_by_name.items() if number)
+        self._allowed_names = ", ".join(
+            name for name, number in self._number_by_name.items() if number
+        )
 
     def parse(self, number: int, field: str, default: str | None = None) -> str:
         """The name of a value. Unset: the default, or FIELD_REQUIRED; unknown: FIELD_INVALID."""
         if number == 0:
             if default is None:
-                raise ApiError(ErrorReason.FIELD_REQUIRED, f"{field} is required: one of {self._allowed_names}.", field=field)
+                raise ApiError(
+                    ErrorReason.FIELD_REQUIRED,
+                    f"{field} is required: one of {self._allowed_names}.",
+                    field=field,
+                )
             return default
         name = self._name_by_number.get(number)
         if name is None:
-            raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be one of {self._allowed_names}.", field=field)
+            raise ApiError(
+                ErrorReason.FIELD_INVALID,
+                f"{field} must be one of {self._allowed_names}.",
+                field=field,
+            )
         return name
 
     def number(self, name: str) -> Any:
-        """The value of a name, of the generated type; "" or None is the unset value. KeyError for a name that the contract does not have."""
+        """The value of a name, of the generated type; "" or None is the unset value. KeyError for a
+        name that the contract does not have.
+        """
         return self._number_by_name[name] if name else 0

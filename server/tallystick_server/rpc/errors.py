@@ -32,11 +32,21 @@ _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
         ErrorReason.MESSAGE_MALFORMED,
         ErrorReason.MESSAGE_TOO_LARGE,
     ),
-    grpc.StatusCode.UNAUTHENTICATED: (ErrorReason.CREDENTIALS_MISSING, ErrorReason.CREDENTIALS_INVALID),
-    grpc.StatusCode.PERMISSION_DENIED: (ErrorReason.METHOD_FORBIDDEN, ErrorReason.SECOND_PERSON_REQUIRED),
+    grpc.StatusCode.UNAUTHENTICATED: (
+        ErrorReason.CREDENTIALS_MISSING,
+        ErrorReason.CREDENTIALS_INVALID,
+    ),
+    grpc.StatusCode.PERMISSION_DENIED: (
+        ErrorReason.METHOD_FORBIDDEN,
+        ErrorReason.SECOND_PERSON_REQUIRED,
+    ),
     grpc.StatusCode.NOT_FOUND: (ErrorReason.NOT_FOUND,),
     grpc.StatusCode.ALREADY_EXISTS: (ErrorReason.KEY_REUSED, ErrorReason.ID_TAKEN),
-    grpc.StatusCode.ABORTED: (ErrorReason.KEY_IN_USE, ErrorReason.CONFLICT, ErrorReason.VERSION_MISMATCH),
+    grpc.StatusCode.ABORTED: (
+        ErrorReason.KEY_IN_USE,
+        ErrorReason.CONFLICT,
+        ErrorReason.VERSION_MISMATCH,
+    ),
     grpc.StatusCode.FAILED_PRECONDITION: (
         ErrorReason.STATE_FORBIDS,
         ErrorReason.HOLD_ENDED,
@@ -58,14 +68,22 @@ _REASONS_BY_CODE: dict[grpc.StatusCode, tuple[ErrorReason, ...]] = {
     grpc.StatusCode.UNIMPLEMENTED: (ErrorReason.METHOD_NOT_BUILT, ErrorReason.METHOD_UNKNOWN),
     grpc.StatusCode.INTERNAL: (ErrorReason.INTERNAL,),
 }
-CODE_BY_REASON: dict[ErrorReason, grpc.StatusCode] = {reason: code for code, reasons in _REASONS_BY_CODE.items() for reason in reasons}
+CODE_BY_REASON: dict[ErrorReason, grpc.StatusCode] = {
+    reason: code for code, reasons in _REASONS_BY_CODE.items() for reason in reasons
+}
 
 
 def to_status(error: ApiError) -> status_pb2.Status:
-    """A refusal with ErrorInfo, the field in BadRequest, and RetryInfo where the same request may come back."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    """A refusal with ErrorInfo, the field in BadRequest, and RetryInfo where the same request may
+    come back.
+    """
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    ]
     if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message, reason=error.reason)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message, reason=error.reason
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         delay = Duration()
@@ -80,20 +98,40 @@ def to_status(error: ApiError) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=error.message, details=packed_details)
 
 
-async def abort_with_error(context: Any, error: ApiError, trailing: Sequence[tuple[str, str]] = ()) -> NoReturn:
+async def abort_with_error(
+    context: Any, error: ApiError, trailing: Sequence[tuple[str, str]] = ()
+) -> NoReturn:
     """Ends a call, by its context, with a refusal."""
-    await context.abort(CODE_BY_REASON[error.reason], error.message, (("grpc-status-details-bin", to_status(error).SerializeToString()), *trailing))
+    await context.abort(
+        CODE_BY_REASON[error.reason],
+        error.message,
+        (("grpc-status-details-bin", to_status(error).SerializeToString()), *trailing),
+    )
     raise AssertionError("unreachable: abort raises")
 
 
 def from_status(status: status_pb2.Status) -> ApiError:
     """The refusal of an item of a batch, as another service gave it."""
-    error_info, bad_request, retry_info = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    error_info, bad_request, retry_info = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.BadRequest(),
+        error_details_pb2.RetryInfo(),
+    )
     for detail in status.details:
         for message in (error_info, bad_request, retry_info):
             detail.Unpack(message)  # only what is of its type
     if error_info.domain != DOMAIN or error_info.reason not in ErrorReason.__members__:
         return ApiError(ErrorReason.INTERNAL, status.message)
     field = bad_request.field_violations[0].field if bad_request.field_violations else ""
-    retry_after = retry_info.retry_delay.ToTimedelta().total_seconds() if retry_info.HasField("retry_delay") else None
-    return ApiError(ErrorReason(error_info.reason), status.message, field=field, metadata=dict(error_info.metadata), retry_after=retry_after)
+    retry_after = (
+        retry_info.retry_delay.ToTimedelta().total_seconds()
+        if retry_info.HasField("retry_delay")
+        else None
+    )
+    return ApiError(
+        ErrorReason(error_info.reason),
+        status.message,
+        field=field,
+        metadata=dict(error_info.metadata),
+        retry_after=retry_after,
+    )

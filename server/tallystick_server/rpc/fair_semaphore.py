@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 
 
 class FairSemaphore:
-    """Lets so many callers in at a time; those that wait are served round robin by owner, and first come, first served within one.
+    """Lets so many callers in at a time; those that wait are served round robin by owner, and first
+    come, first served within one.
 
-    Whatever the others ask for, each owner that waits is served once before any other is served twice.
+    Whatever the others ask for, each owner that waits is served once before any other is served
+    twice.
     """
 
     def __init__(self, permits: int) -> None:

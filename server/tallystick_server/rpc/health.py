@@ -1,4 +1,6 @@
-"""Services of others beside the door, health and reflection: open to all, but what cannot be read is refused by name, and streams are bounded."""
+"""Services of others beside the door, health and reflection: open to all, but what cannot be read
+is refused by name, and streams are bounded.
+"""
 
 from __future__ import annotations
 
@@ -26,29 +28,44 @@ class AuxiliaryServices:
         self._open_streams = 0
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        self._server.add_generic_rpc_handlers(tuple(_StrictHandler(handler, self._wrap_method) for handler in handlers))
+        self._server.add_generic_rpc_handlers(
+            tuple(_StrictHandler(handler, self._wrap_method) for handler in handlers)
+        )
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """The same once more, for servers that look methods up by name; the generic ones serve here."""
+        """The same once more, for servers that look methods up by name; the generic ones serve
+        here.
+        """
 
     def _wrap_method(self, handler: Any) -> Any:
         """The same method, asked only what it can read, and only by so many at a time."""
         parse = _make_tolerant(handler.request_deserializer)
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._limit_streams(_wrap_request_stream(handler.stream_stream)), parse, handler.response_serializer
+                self._limit_streams(_wrap_request_stream(handler.stream_stream)),
+                parse,
+                handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._limit_streams(_wrap_single_request(handler.unary_stream)), parse, handler.response_serializer
+                self._limit_streams(_wrap_single_request(handler.unary_stream)),
+                parse,
+                handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(_wrap_single_request(handler.unary_unary), parse, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(
+            _wrap_single_request(handler.unary_unary), parse, handler.response_serializer
+        )
 
     def _limit_streams(self, handler: Handler) -> Handler:
         async def stream(request: Any, context: Context) -> None:
             if self._open_streams >= self._max_streams:
                 await abort_with_error(
-                    context, ApiError(ErrorReason.OVERLOADED, "The process has as many streams in hand as it takes.", retry_after=0.5)
+                    context,
+                    ApiError(
+                        ErrorReason.OVERLOADED,
+                        "The process has as many streams in hand as it takes.",
+                        retry_after=0.5,
+                    ),
                 )
             self._open_streams += 1
             try:
@@ -108,5 +125,8 @@ async def _check_requests(requests: AsyncIterator[Any], context: Context) -> Asy
 async def _check_request(request: Any, context: Context) -> Any:
     """The request, if it could be read; else the call ends with MESSAGE_MALFORMED."""
     if request is None:
-        await abort_with_error(context, ApiError(ErrorReason.MESSAGE_MALFORMED, "The bytes are no message of this method."))
+        await abort_with_error(
+            context,
+            ApiError(ErrorReason.MESSAGE_MALFORMED, "The bytes are no message of this method."),
+        )
     return request

@@ -16,15 +16,25 @@ _MAX_NESTED_ITEMS = 50_000
 _MAX_FIELDS = 250_000
 """The most fields that are looked at; a message of MAX_BATCH_BYTES that is no attack has fewer."""
 _MESSAGE = FieldDescriptor.TYPE_MESSAGE
-_UNPACKED_TYPES = frozenset({_MESSAGE, FieldDescriptor.TYPE_GROUP, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES})
-"""The types of which each item is a field of its own; those of any other may stand packed in one."""
+_UNPACKED_TYPES = frozenset(
+    {_MESSAGE, FieldDescriptor.TYPE_GROUP, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}
+)
+"""The types of which each item is a field of its own; those of any other may stand packed
+in one.
+"""
 _FIXED_WIDTHS = {
-    **dict.fromkeys((FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64, FieldDescriptor.TYPE_SFIXED64), 8),
-    **dict.fromkeys((FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_SFIXED32), 4),
+    **dict.fromkeys(
+        (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64, FieldDescriptor.TYPE_SFIXED64),
+        8,
+    ),
+    **dict.fromkeys(
+        (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_SFIXED32), 4
+    ),
 }
 _CONTINUATION_BYTES = bytes(range(0x80, 0x100))  # a varint ends with any other byte
 _VARINT, _BYTES = 0, 2
-_FIXED_LENGTHS = {_VARINT: 0, 1: 8, 3: 0, 4: 0, 5: 4}  # of each wire type; groups begin and end without one
+# of each wire type; groups begin and end without one
+_FIXED_LENGTHS = {_VARINT: 0, 1: 8, 3: 0, 4: 0, 5: 4}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,23 +55,40 @@ def _shape_of(descriptor: Descriptor) -> _MessageShape | None:
     """None for a message that can hold no items. Messages of the contract are not recursive."""
     repeated = {field.number: field.name for field in descriptor.fields if field.is_repeated}
     packed = {
-        field.number: _FIXED_WIDTHS.get(field.type, 0) for field in descriptor.fields if field.is_repeated and field.type not in _UNPACKED_TYPES
+        field.number: _FIXED_WIDTHS.get(field.type, 0)
+        for field in descriptor.fields
+        if field.is_repeated and field.type not in _UNPACKED_TYPES
     }
-    nested = {field.number: (field.name, _shape_of(field.message_type)) for field in descriptor.fields if field.type == _MESSAGE}
-    children = {number: (name, shape) for number, (name, shape) in nested.items() if shape is not None}
+    nested = {
+        field.number: (field.name, _shape_of(field.message_type))
+        for field in descriptor.fields
+        if field.type == _MESSAGE
+    }
+    children = {
+        number: (name, shape) for number, (name, shape) in nested.items() if shape is not None
+    }
     if not repeated and not children:
         return None
     first_bytes = (
         set(range(0x100))
         if packed
-        else {_first_byte(field) | continuation_bit for field in descriptor.fields if field.is_repeated for continuation_bit in (0, 0x80)}
+        else {
+            _first_byte(field) | continuation_bit
+            for field in descriptor.fields
+            if field.is_repeated
+            for continuation_bit in (0, 0x80)
+        }
     )
-    no_items = (set(range(0x100)) - first_bytes).intersection(*(shape.non_item_bytes for _, shape in children.values()))
+    no_items = (set(range(0x100)) - first_bytes).intersection(
+        *(shape.non_item_bytes for _, shape in children.values())
+    )
     return _MessageShape(descriptor.full_name, repeated, packed, children, bytes(sorted(no_items)))
 
 
 def _first_byte(field: FieldDescriptor) -> int:
-    """The seven bits that a field's tag begins with. The eighth says that the tag goes on, which a sender may set for a tag of one byte too."""
+    """The seven bits that a field's tag begins with. The eighth says that the tag goes on, which a
+    sender may set for a tag of one byte too.
+    """
     return (field.number << 3 | (_BYTES if field.type in _UNPACKED_TYPES else _VARINT)) & 0x7F
 
 
@@ -83,18 +110,23 @@ class _ItemCount:
 
 
 def check_items(raw: bytes, descriptor: Descriptor) -> None:
-    """Refuses a message with more items than a call may have, at a bounded cost. Raises TOO_MANY_ITEMS, MESSAGE_MALFORMED."""
+    """Refuses a message with more items than a call may have, at a bounded cost. Raises
+    TOO_MANY_ITEMS, MESSAGE_MALFORMED.
+    """
     shape = _shape_of(descriptor)
     if shape is None:
         return
     max_item_count = len(raw.translate(None, shape.non_item_bytes))
     if max_item_count <= MAX_ITEMS and len(raw) <= _MAX_FIELDS:
         return
-    unchecked_bytes = MAX_ITEMS if max_item_count <= _MAX_NESTED_ITEMS else 0  # so many bytes have no room for more items
+    # so many bytes have no room for more items
+    unchecked_bytes = MAX_ITEMS if max_item_count <= _MAX_NESTED_ITEMS else 0
     try:
         _check(raw, 0, len(raw), shape, _ItemCount(unchecked_bytes))
     except IndexError:
-        raise ApiError(ErrorReason.MESSAGE_MALFORMED, f"The bytes are no {descriptor.full_name}.") from None
+        raise ApiError(
+            ErrorReason.MESSAGE_MALFORMED, f"The bytes are no {descriptor.full_name}."
+        ) from None
 
 
 def _check(raw: bytes, offset: int, end: int, shape: _MessageShape, count: _ItemCount) -> None:
@@ -106,7 +138,9 @@ def _check(raw: bytes, offset: int, end: int, shape: _MessageShape, count: _Item
         number, wire_type = tag >> 3, tag & 7
         length = _FIXED_LENGTHS.get(wire_type, end)
         if wire_type == _BYTES:
-            length, offset = (raw[offset], offset + 1) if raw[offset] < 0x80 else _read_varint(raw, offset)
+            length, offset = (
+                (raw[offset], offset + 1) if raw[offset] < 0x80 else _read_varint(raw, offset)
+            )
         elif wire_type == _VARINT:
             _, offset = _read_varint(raw, offset)
         next_offset = offset + length
@@ -115,21 +149,36 @@ def _check(raw: bytes, offset: int, end: int, shape: _MessageShape, count: _Item
         count.fields += 1
         if number in repeated:
             items = (
-                _count_packed(raw[offset:next_offset], shape.packed_widths[number]) if wire_type == _BYTES and number in shape.packed_widths else 1
+                _count_packed(raw[offset:next_offset], shape.packed_widths[number])
+                if wire_type == _BYTES and number in shape.packed_widths
+                else 1
             )
             count.items += items
             counts[number] = counts.get(number, 0) + items
             if counts[number] > MAX_ITEMS:
                 name = repeated[number]
-                raise ApiError(ErrorReason.TOO_MANY_ITEMS, f"{name} must have at most {MAX_ITEMS} items.", field=name)
+                raise ApiError(
+                    ErrorReason.TOO_MANY_ITEMS,
+                    f"{name} must have at most {MAX_ITEMS} items.",
+                    field=name,
+                )
         if count.items > _MAX_NESTED_ITEMS or count.fields > _MAX_FIELDS:
-            raise ApiError(ErrorReason.TOO_MANY_ITEMS, "The message has more items and fields than one call may have; send several.")
+            raise ApiError(
+                ErrorReason.TOO_MANY_ITEMS,
+                "The message has more items and fields than one call may have; send several.",
+            )
         if wire_type == _BYTES and length > count.small and number in children:
             name, child = children[number]
             try:
                 _check(raw, offset, next_offset, child, count)
             except ApiError as error:
-                raise (error.with_field_prefix(f"{name}[{counts[number] - 1}]" if number in repeated else name) if error.field else error) from None
+                raise (
+                    error.with_field_prefix(
+                        f"{name}[{counts[number] - 1}]" if number in repeated else name
+                    )
+                    if error.field
+                    else error
+                ) from None
         offset = next_offset
 
 

@@ -17,7 +17,9 @@ _POLL_SECONDS = 0.5  # seconds; another process may have made the change
 
 
 class Subscription(Generic[M]):
-    """One call's wait for a resource. A change is a hint to look again, but for `final`: the resource at its end, as committed."""
+    """One call's wait for a resource. A change is a hint to look again, but for `final`: the
+    resource at its end, as committed.
+    """
 
     def __init__(self, *, only_results: bool) -> None:
         self.final: M | None = None
@@ -47,9 +49,11 @@ class Subscription(Generic[M]):
         load_first: bool = True,
         poll_seconds: float = _POLL_SECONDS,
     ) -> M | None:
-        """The resource once it does not move any more, or as it stands when the time (the loop's) is up; None if there is none.
+        """The resource once it does not move any more, or as it stands when the time (the loop's)
+        is up; None if there is none.
 
-        `load_first`: whether it may be so already. `poll_seconds`: how long to wait for a change, in seconds, before looking all the same.
+        `load_first`: whether it may be so already. `poll_seconds`: how long to wait for a change,
+        in seconds, before looking all the same.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -71,7 +75,9 @@ class ChangeNotifier(Generic[M]):
 
     @contextmanager
     def subscribe(self, key: str, *, only_results: bool = False) -> Iterator[Subscription[M]]:
-        """Hears of each change of the resource until the block ends, or only of those that bring a demand for it to rest."""
+        """Hears of each change of the resource until the block ends, or only of those that bring a
+        demand for it to rest.
+        """
         subscription = Subscription[M](only_results=only_results)
         subscriptions = self._subscriptions.setdefault(key, set())
         subscriptions.add(subscription)
@@ -83,16 +89,28 @@ class ChangeNotifier(Generic[M]):
                 self._subscriptions.pop(key, None)
 
     def notify(self, key: str, *, has_result: bool, final: M | None = None) -> None:
-        """Wakes those who wait for the resource. `has_result`: a demand for it has come to rest; `final`: so have all."""
+        """Wakes those who wait for the resource. `has_result`: a demand for it has come to rest;
+        `final`: so have all.
+        """
         for subscription in self._subscriptions.get(key, ()):
             subscription.notify(has_result=has_result, final=final)
 
     async def watch_versions(
-        self, key: str, load: Callable[[], Awaitable[Any]], after_version: int, is_in_progress: Callable[[Any], bool]
+        self,
+        key: str,
+        load: Callable[[], Awaitable[Any]],
+        after_version: int,
+        is_in_progress: Callable[[Any], bool],
     ) -> AsyncGenerator[Any, None]:
-        """Each version of the resource that is seen after a given one, until it does not move any more. Raises FIELD_INVALID."""
+        """Each version of the resource that is seen after a given one, until it does not move any
+        more. Raises FIELD_INVALID.
+        """
         if after_version < 0:
-            raise ApiError(ErrorReason.FIELD_INVALID, "after_version must not be negative.", field="after_version")
+            raise ApiError(
+                ErrorReason.FIELD_INVALID,
+                "after_version must not be negative.",
+                field="after_version",
+            )
         last_version = after_version
         with self.subscribe(key) as subscription:
             while True:

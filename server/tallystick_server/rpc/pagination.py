@@ -21,7 +21,9 @@ MAX_PAGE_BYTES = 1024 * 1024
 def parse_page_size(requested: int) -> int:
     """0 means 50, above 200 means 200. Raises FIELD_INVALID below 0."""
     if requested < 0:
-        raise ApiError(ErrorReason.FIELD_INVALID, "page_size must not be negative.", field="page_size")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID, "page_size must not be negative.", field="page_size"
+        )
     return min(requested, 200) if requested else 50
 
 
@@ -35,9 +37,15 @@ class PageToken:
         return urlsafe_b64encode(json.dumps([self._filters_digest, *cursor]).encode()).decode()
 
     def build_page(
-        self, rows: Sequence[R], size: int, to_message: Callable[[R], M], cursor_of: Callable[[R], tuple[str | int, ...]]
+        self,
+        rows: Sequence[R],
+        size: int,
+        to_message: Callable[[R], M],
+        cursor_of: Callable[[R], tuple[str | int, ...]],
     ) -> tuple[list[M], str]:
-        """The messages of a page, and the token of the next or "". It ends after `size` rows or at 1 MiB; `rows` holds one more if there is one."""
+        """The messages of a page, and the token of the next or "". It ends after `size` rows or at
+        1 MiB; `rows` holds one more if there is one.
+        """
         messages: list[M] = []
         used_bytes = 0
         for row in rows[:size]:
@@ -46,28 +54,41 @@ class PageToken:
             if messages and used_bytes > MAX_PAGE_BYTES:
                 break
             messages.append(message)
-        return messages, self.make(*cursor_of(rows[len(messages) - 1])) if len(rows) > len(messages) else ""
+        return messages, self.make(*cursor_of(rows[len(messages) - 1])) if len(rows) > len(
+            messages
+        ) else ""
 
     def next_token(self, last_cursor: tuple[datetime, str] | None) -> str:
         """The token of the page below the last (time, id) that was looked at; "" if all were."""
         return self.make(last_cursor[0].isoformat(), last_cursor[1]) if last_cursor else ""
 
     def parse_time_cursor(self, token: str) -> tuple[datetime, str] | None:
-        """The (time, id) that a page of rows, newest first, comes before, or None for the first page. Raises PAGE_TOKEN_INVALID."""
+        """The (time, id) that a page of rows, newest first, comes before, or None for the first
+        page. Raises PAGE_TOKEN_INVALID.
+        """
         cursor = self.parse(token, str, str)
         return (parse_token_time(cursor[0]), str(cursor[1])) if cursor else None
 
     def parse(self, token: str, *types: type) -> list[str | int] | None:
-        """The place, as values of the given types, or None for the first page. Raises PAGE_TOKEN_INVALID."""
+        """The place, as values of the given types, or None for the first page. Raises
+        PAGE_TOKEN_INVALID.
+        """
         if not token:
             return None
         try:
             filters_digest, *cursor = json.loads(urlsafe_b64decode(token.encode("ascii")))
         except (ValueError, TypeError, RecursionError):
             raise invalid_page_token() from None
-        if filters_digest != self._filters_digest or [type(value) for value in cursor] != list(types):
+        if filters_digest != self._filters_digest or [type(value) for value in cursor] != list(
+            types
+        ):
             raise invalid_page_token()
-        if not all(value.isascii() and "\0" not in value if isinstance(value, str) else abs(value) < 1 << 63 for value in cursor):
+        if not all(
+            value.isascii() and "\0" not in value
+            if isinstance(value, str)
+            else abs(value) < 1 << 63
+            for value in cursor
+        ):
             raise invalid_page_token()
         return list(cursor)
 
@@ -85,4 +106,8 @@ def parse_token_time(text: str | int) -> datetime:
 
 def invalid_page_token() -> ApiError:
     """The refusal of a page token that this listing did not make."""
-    return ApiError(ErrorReason.PAGE_TOKEN_INVALID, "page_token must be one that this call gave for the same filters.", field="page_token")
+    return ApiError(
+        ErrorReason.PAGE_TOKEN_INVALID,
+        "page_token must be one that this call gave for the same filters.",
+        field="page_token",
+    )

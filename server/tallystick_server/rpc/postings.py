@@ -12,13 +12,21 @@ from tallystick_server.rpc.enums import EnumNames
 _KINDS = EnumNames(ledger_pb2.TransactionKind.DESCRIPTOR)
 
 
-def add_posting(request: ledger_service_pb2.BatchPostRequest, kind: PostingKind, cause_id: str, caller: str, lines: Iterable[JournalLine]) -> None:
+def add_posting(
+    request: ledger_service_pb2.BatchPostRequest,
+    kind: PostingKind,
+    cause_id: str,
+    caller: str,
+    lines: Iterable[JournalLine],
+) -> None:
     """Adds a posting to what is to be posted."""
     posting = request.postings.add(kind=_KINDS.number(kind), cause_id=cause_id, caller=caller)
     for line in lines:
         posting.entries.add(
             account=line.account,
-            direction=ledger_pb2.DIRECTION_CREDIT if line.amount > 0 else ledger_pb2.DIRECTION_DEBIT,
+            direction=ledger_pb2.DIRECTION_CREDIT
+            if line.amount > 0
+            else ledger_pb2.DIRECTION_DEBIT,
             amount=format_amount(abs(line.amount), line.currency),
             currency=line.currency,
         )

@@ -1,4 +1,6 @@
-"""What reflection shows: every symbol of the contract, methods and fields too, which protobuf's pool does not find by themselves."""
+"""What reflection shows: every symbol of the contract, methods and fields too, which protobuf's
+pool does not find by themselves.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ from tallystick_server.rpc.message_limits import MAX_ITEMS
 from tallystick_server.rpc.service_client import ServiceClient
 
 SellerClaim = tuple[str, str, int]
-"""A seller, the owner that claims it, "": it is only looked up, and the group of claims that are made all or none, 0: this one alone."""
+"""A seller, the owner that claims it, "": it is only looked up, and the group of claims that are
+made all or none, 0: this one alone.
+"""
 
 
 class SellerOwners:
@@ -18,12 +20,16 @@ class SellerOwners:
 
     def __init__(self, service_client: ServiceClient, wallet_address: str) -> None:
         self._service_client = service_client
-        self._wallet_stub: Any = service_client.stub(wallet_service_pb2_grpc.WalletServiceStub, wallet_address)
+        self._wallet_stub: Any = service_client.stub(
+            wallet_service_pb2_grpc.WalletServiceStub, wallet_address
+        )
 
     async def claim(self, claims: Sequence[SellerClaim]) -> dict[str, str]:
-        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises DEPENDENCY_UNAVAILABLE.
+        """Owners by seller after the claims; a seller that belongs to nobody is missing. Raises
+        DEPENDENCY_UNAVAILABLE.
 
-        More than MAX_ITEMS claims are several requests, so no group may be larger, or begin in one and end in another.
+        More than MAX_ITEMS claims are several requests, so no group may be larger, or begin in one
+        and end in another.
         """
         owners: dict[str, str] = {}
         for start in range(0, len(claims), MAX_ITEMS):
@@ -33,7 +39,9 @@ class SellerOwners:
                     for seller, owner, group in claims[start : start + MAX_ITEMS]
                 ]
             )
-            response = await self._service_client.call_or_unavailable(self._wallet_stub.BatchClaimSellers, request)
+            response = await self._service_client.call_or_unavailable(
+                self._wallet_stub.BatchClaimSellers, request
+            )
             owners |= {seller.seller_account: seller.owner for seller in response.sellers}
         return owners
 

@@ -1,11 +1,19 @@
-"""The door that every incoming call goes through, outermost first: telemetry, errors, deadline, authentication, authorization, limits."""
+"""The door that every incoming call goes through, outermost first: telemetry, errors, deadline,
+authentication, authorization, limits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -36,16 +44,23 @@ MAX_DEADLINE_SECONDS = 60.0
 MAX_STREAM_SECONDS = 300.0
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-_SMALL_MESSAGE_BYTES = 4 * 1024  # messages up to here are not counted: as many as there are slots are nothing
-_SERIAL_PARSE_BYTES = 64 * 1024  # of larger messages one is parsed at a time, and other calls come between
+# messages up to here are not counted: as many as there are slots are nothing
+_SMALL_MESSAGE_BYTES = 4 * 1024
+# of larger messages one is parsed at a time, and other calls come between
+_SERIAL_PARSE_BYTES = 64 * 1024
 _RESPONSE_MARGIN_SECONDS = 0.5  # seconds before the deadline in which the answer still gets home
 _MAX_WAIT_SECONDS = 30.0
 _POLL_SECONDS = 0.02
-_CANCELLATION_GRACE_SECONDS = 0.1  # seconds in which gRPC says of a call without a message that its caller has cancelled it
+# seconds in which gRPC says of a call without a message that its caller has cancelled it
+_CANCELLATION_GRACE_SECONDS = 0.1
 _MAX_STREAM_WRITES = 2
 _MAX_READS = 32
-"""Streams that write at a time: a write takes at least three turns of the loop and is one event, of which gRPC's poller hands over one a turn."""
-_WRITE_HANDOVER_SECONDS = 0.001  # seconds after which the next stream may write, though a reader has not taken what was written for it
+"""Streams that write at a time: a write takes at least three turns of the loop and is one event, of
+which gRPC's poller hands over one a turn.
+"""
+# seconds after which the next stream may write, though a reader has not taken what was written for
+# it
+_WRITE_HANDOVER_SECONDS = 0.001
 _TEAM_ROLES = frozenset({Role.TEAM, Role.PAYOUTS})
 _DRAIN_ABORT_SECONDS = 1.0  # seconds in which calls that are ended by a drain refuse
 _STREAM_DRAIN_SECONDS = 1.0  # seconds that a drain gives streams, which resume from their cursors
@@ -66,7 +81,9 @@ class Call:
 
     @contextmanager
     def waiting_slot(self) -> Iterator[bool]:
-        """Gives up the call's slot for one of the waiting calls until the block ends. Whether there was one: without, the call answers at once."""
+        """Gives up the call's slot for one of the waiting calls until the block ends. Whether there
+        was one: without, the call answers at once.
+        """
         if self.slots is None:
             yield True
             return
@@ -103,7 +120,10 @@ class Call:
     @property
     def response_deadline(self) -> float:
         """The loop's time at which the answer sets out, however things stand then."""
-        return min(self.deadline - _RESPONSE_MARGIN_SECONDS, asyncio.get_running_loop().time() + _MAX_WAIT_SECONDS)
+        return min(
+            self.deadline - _RESPONSE_MARGIN_SECONDS,
+            asyncio.get_running_loop().time() + _MAX_WAIT_SECONDS,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +135,9 @@ class _Slots:
     operators: Bulkhead
 
     def for_caller(self, caller: Caller) -> Bulkhead:
-        """By the role that the method admits the caller by; of several by a team's first, then by a service's, so that operators' slots stay free."""
+        """By the role that the method admits the caller by; of several by a team's first, then by a
+        service's, so that operators' slots stay free.
+        """
         if not _TEAM_ROLES.isdisjoint(caller.roles):
             return self.teams
         return self.services if Role.SERVICE in caller.roles else self.operators
@@ -137,9 +159,17 @@ class _Method:
 
 
 class RpcServer:
-    """Serves the methods of services. One for each server: its limits count the calls of all services together."""
+    """Serves the methods of services. One for each server: its limits count the calls of all
+    services together.
+    """
 
-    def __init__(self, authenticator: Authenticator, limits: CallLimits | None = None, *, max_stream_seconds: float = MAX_STREAM_SECONDS) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        limits: CallLimits | None = None,
+        *,
+        max_stream_seconds: float = MAX_STREAM_SECONDS,
+    ) -> None:
         limits = limits or CallLimits()
         self._authenticator = authenticator
         self._max_stream_seconds = max_stream_seconds
@@ -162,10 +192,13 @@ class RpcServer:
         self._closing.set()
 
     async def wait_until_idle(self, timeout_seconds: float) -> None:
-        """Waits until no call is in flight, so many seconds, and a second for streams; those calls that are left then end with SHUTTING_DOWN."""
+        """Waits until no call is in flight, so many seconds, and a second for streams; those calls
+        that are left then end with SHUTTING_DOWN.
+        """
         bulkheads = (*self._writes.all, *self._reads.all, self._waiting)
         await asyncio.gather(
-            _wait_until_free(bulkheads, timeout_seconds), _wait_until_free(self._streams.all, min(_STREAM_DRAIN_SECONDS, timeout_seconds))
+            _wait_until_free(bulkheads, timeout_seconds),
+            _wait_until_free(self._streams.all, min(_STREAM_DRAIN_SECONDS, timeout_seconds)),
         )
         self._aborting = True
         for timeout in self._timeouts:
@@ -173,23 +206,50 @@ class RpcServer:
                 timeout.reschedule(asyncio.get_running_loop().time())
         await _wait_until_free(bulkheads, _DRAIN_ABORT_SECONDS)
 
-    def add_service(self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, access: Access) -> None:
-        """Adds a service. Raises TypeError for a method without an explicit access rule or without a handler."""
+    def add_service(
+        self, server: grpc.aio.Server, service: ServiceDescriptor, servicer: object, access: Access
+    ) -> None:
+        """Adds a service. Raises TypeError for a method without an explicit access rule or without
+        a handler.
+        """
         handlers = {}
         for method in service.methods:
             if not access.get(method.name):
-                raise TypeError(f"{method.full_name} has no access rule; the server does not start without one")
-            handlers[method.name] = self._build_handler(method, getattr(servicer, method.name), access[method.name])
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+                raise TypeError(
+                    f"{method.full_name} has no access rule; the server does not start without one"
+                )
+            handlers[method.name] = self._build_handler(
+                method, getattr(servicer, method.name), access[method.name]
+            )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service.full_name, handlers),)
+        )
 
     def add_fallback(self, server: grpc.aio.Server) -> None:
         """Answers METHOD_UNKNOWN to everything that was not added before."""
         server.add_generic_rpc_handlers((_Unknown(self._reject_unknown),))
 
-    def _build_handler(self, descriptor: MethodDescriptor, handler: Callable[[Any, Call], Any], roles: frozenset[Role]) -> Any:
-        max_bytes = MAX_BATCH_BYTES if "Batch" in descriptor.name and has_items(descriptor.input_type) else MAX_MESSAGE_BYTES
+    def _build_handler(
+        self,
+        descriptor: MethodDescriptor,
+        handler: Callable[[Any, Call], Any],
+        roles: frozenset[Role],
+    ) -> Any:
+        max_bytes = (
+            MAX_BATCH_BYTES
+            if "Batch" in descriptor.name and has_items(descriptor.input_type)
+            else MAX_MESSAGE_BYTES
+        )
         name = f"{descriptor.containing_service.full_name}/{descriptor.name}"
-        method = _Method(name, handler, descriptor.input_type, GetMessageClass(descriptor.input_type), roles, max_bytes, self._slots_for(descriptor))
+        method = _Method(
+            name,
+            handler,
+            descriptor.input_type,
+            GetMessageClass(descriptor.input_type),
+            roles,
+            max_bytes,
+            self._slots_for(descriptor),
+        )
         if descriptor.server_streaming:
 
             async def stream(_messages: object, context: Context) -> None:
@@ -200,14 +260,19 @@ class RpcServer:
         async def unary(_messages: object, context: Context) -> bytes:
             return await self._serve_unary(method, context)
 
-        # a stream of one message is the same on the wire; a message that gRPC reads itself it keeps until the call ends
+        # a stream of one message is the same on the wire; a message that gRPC reads itself it keeps
+        # until the call ends
         return grpc.stream_unary_rpc_method_handler(unary)
 
     def _slots_for(self, descriptor: MethodDescriptor) -> _Slots:
         """Which slots the calls of a method take."""
         if descriptor.server_streaming:
             return self._streams
-        return self._reads if descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS else self._writes
+        return (
+            self._reads
+            if descriptor.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+            else self._writes
+        )
 
     async def _serve_unary(self, method: _Method, context: Context) -> bytes:
         raw = await _read_message(context)
@@ -221,9 +286,12 @@ class RpcServer:
                         request = await self._parse_request(method, raw, call.caller.owner)
                         async with self._read_permit(method, call.caller.owner):
                             pending_response = handler(request, call)
-                            del raw, request  # only the handler keeps the body, as long as it needs it
+                            # only the handler keeps the body, as long as it needs it
+                            del raw, request
                             response = await pending_response
-                context.set_trailing_metadata((("tallystick-trace-id", trace_id()), *call.metadata.items()))
+                context.set_trailing_metadata(
+                    (("tallystick-trace-id", trace_id()), *call.metadata.items())
+                )
                 return response.SerializeToString()
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
                 if isinstance(error, TimeoutError) and self._aborting:
@@ -237,28 +305,45 @@ class RpcServer:
             try:
                 call = self._admit(method, raw, context, metadata)
                 with self._hold_slots(method, len(raw), call):
-                    responses = method.handler(await self._parse_request(method, raw, call.caller.owner), call)
+                    responses = method.handler(
+                        await self._parse_request(method, raw, call.caller.owner), call
+                    )
                     del raw
-                    call.release_body()  # handlers of streams decode the request in their first step, and drop it
+                    # handlers of streams decode the request in their first step, and drop it
+                    call.release_body()
                     expiry = asyncio.get_running_loop().time() + self._max_stream_seconds
                     async with aclosing(responses) as messages:
-                        pending_write = await self._send(messages, context, expiry, call.caller.owner)
+                        pending_write = await self._send(
+                            messages, context, expiry, call.caller.owner
+                        )
                     if pending_write is not None:
-                        await self._cancel_stream(pending_write, method.slots.for_caller(call.caller), call.caller.owner)
+                        await self._cancel_stream(
+                            pending_write, method.slots.for_caller(call.caller), call.caller.owner
+                        )
             except Exception as error:  # noqa: BLE001 - every failure leaves by the closed list
                 await _abort_call(context, span, error, method.name)
 
     @contextmanager
     def _hold_slots(self, method: _Method, size: int, call: Call) -> Iterator[None]:
-        """The call's slot until the block ends, and the bytes of its message until it waits, or its stream begins. Raises OVERLOADED."""
+        """The call's slot until the block ends, and the bytes of its message until it waits, or its
+        stream begins. Raises OVERLOADED.
+        """
         owner, slots = call.caller.owner, method.slots.for_caller(call.caller)
         if not slots.try_acquire(owner):
-            raise ApiError(ErrorReason.OVERLOADED, "Too many calls of this kind are in flight; retry after 0.5 s.", retry_after=0.5)
+            raise ApiError(
+                ErrorReason.OVERLOADED,
+                "Too many calls of this kind are in flight; retry after 0.5 s.",
+                retry_after=0.5,
+            )
         call.slots = (slots, self._waiting)
         try:
             if size > _SMALL_MESSAGE_BYTES:
                 if not self._message_bytes.try_acquire(owner, size):
-                    raise ApiError(ErrorReason.OVERLOADED, "Too many bytes of messages are in flight; retry after 0.5 s.", retry_after=0.5)
+                    raise ApiError(
+                        ErrorReason.OVERLOADED,
+                        "Too many bytes of messages are in flight; retry after 0.5 s.",
+                        retry_after=0.5,
+                    )
                 call.body_permit = (self._message_bytes, size)
             yield
         finally:
@@ -266,7 +351,9 @@ class RpcServer:
             call.release_body()
 
     def _read_permit(self, method: _Method, owner: str) -> AbstractAsyncContextManager[None]:
-        """A read's turn among those of other owners, since all reads share a few connections; what changes something has no turns."""
+        """A read's turn among those of other owners, since all reads share a few connections; what
+        changes something has no turns.
+        """
         return self._read_semaphore.permit(owner) if method.slots is self._reads else nullcontext()
 
     @asynccontextmanager
@@ -288,8 +375,12 @@ class RpcServer:
             await asyncio.sleep(0)
             return request
 
-    async def _send(self, messages: AsyncIterator[Message], context: Context, expiry: float, owner: str) -> asyncio.Future[None] | None:
-        """Sends a stream's messages. Returns the write that its reader had not taken when the stream was to end, or None at the end."""
+    async def _send(
+        self, messages: AsyncIterator[Message], context: Context, expiry: float, owner: str
+    ) -> asyncio.Future[None] | None:
+        """Sends a stream's messages. Returns the write that its reader had not taken when the
+        stream was to end, or None at the end.
+        """
         while (message := await self._receive(messages, expiry)) is not None:
             async with self._write_semaphore.permit(owner):
                 write = asyncio.ensure_future(context.write(message.SerializeToString()))
@@ -303,8 +394,12 @@ class RpcServer:
                 break
         return None
 
-    async def _cancel_stream(self, write: asyncio.Future[None], slots: Bulkhead, owner: str) -> None:
-        """A reader that stands still keeps no place here; should it go on, it hears why its stream has ended."""
+    async def _cancel_stream(
+        self, write: asyncio.Future[None], slots: Bulkhead, owner: str
+    ) -> None:
+        """A reader that stands still keeps no place here; should it go on, it hears why its stream
+        has ended.
+        """
         slots.release(owner)
         try:
             await asyncio.wait((write,))
@@ -321,16 +416,24 @@ class RpcServer:
             raise _stream_expired_error()
 
     async def _wait_until_closing(self, future: asyncio.Future[Any], expiry: float) -> None:
-        """Waits for a step of a stream: until it is done, the stream's time is up, or the process is being stopped."""
+        """Waits for a step of a stream: until it is done, the stream's time is up, or the process
+        is being stopped.
+        """
         closing_task = asyncio.ensure_future(self._closing.wait())
         try:
             remaining_seconds = expiry - asyncio.get_running_loop().time()
-            await asyncio.wait((future, closing_task), timeout=max(remaining_seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (future, closing_task),
+                timeout=max(remaining_seconds, 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         finally:
             closing_task.cancel()
 
     async def _receive(self, messages: AsyncIterator[Message], expiry: float) -> Message | None:
-        """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or SHUTTING_DOWN."""
+        """The next message of a stream, or None at its end. Raises STREAM_EXPIRED or
+        SHUTTING_DOWN.
+        """
         self._check_stream_open(expiry)  # also where there is always a next message
         future = asyncio.ensure_future(anext(messages, None))
         try:
@@ -344,7 +447,9 @@ class RpcServer:
             if not future.done():  # a generator that still runs cannot be closed
                 await asyncio.wait((future,))
 
-    def _admit(self, method: _Method, raw: object, context: Context, metadata: Mapping[str, str]) -> Call:
+    def _admit(
+        self, method: _Method, raw: object, context: Context, metadata: Mapping[str, str]
+    ) -> Call:
         """All that is refused before the call takes a slot, in a fixed order. Raises Refused."""
         now = asyncio.get_running_loop().time()
         if self._closing.is_set():
@@ -355,10 +460,17 @@ class RpcServer:
         if remaining_seconds is not None and remaining_seconds <= 0:
             raise ApiError(ErrorReason.DEADLINE_EXCEEDED, "The deadline has passed already.")
         if len(raw) > method.max_bytes:
-            raise ApiError(ErrorReason.MESSAGE_TOO_LARGE, f"The message must have at most {method.max_bytes} bytes.")
+            raise ApiError(
+                ErrorReason.MESSAGE_TOO_LARGE,
+                f"The message must have at most {method.max_bytes} bytes.",
+            )
         caller = self._authenticator.authenticate(metadata, context.auth_context() or {})
         caller = authorize(caller, method.roles)
-        timeout_seconds = DEFAULT_DEADLINE_SECONDS if remaining_seconds is None else min(remaining_seconds, MAX_DEADLINE_SECONDS)
+        timeout_seconds = (
+            DEFAULT_DEADLINE_SECONDS
+            if remaining_seconds is None
+            else min(remaining_seconds, MAX_DEADLINE_SECONDS)
+        )
         return Call(caller, now + timeout_seconds)
 
     async def _reject_unknown(self, name: str, context: Context) -> NoReturn:
@@ -366,13 +478,18 @@ class RpcServer:
             await _abort_call(
                 context,
                 span,
-                ApiError(ErrorReason.METHOD_UNKNOWN, "There is no such method here; its service may be served at another address."),
+                ApiError(
+                    ErrorReason.METHOD_UNKNOWN,
+                    "There is no such method here; its service may be served at another address.",
+                ),
                 name,
             )
 
 
 async def _read_message(context: Context) -> Any:
-    """The call's message, or gRPC's mark that there is none. A call that was cancelled before its message came ends here."""
+    """The call's message, or gRPC's mark that there is none. A call that was cancelled before its
+    message came ends here.
+    """
     raw = await context.read()
     if not isinstance(raw, bytes):
         await asyncio.sleep(_CANCELLATION_GRACE_SECONDS)
@@ -384,18 +501,28 @@ def _parse(method: _Method, raw: bytes) -> Message:
     try:
         return method.request_type.FromString(raw)
     except DecodeError:
-        raise ApiError(ErrorReason.MESSAGE_MALFORMED, f"The bytes are no {method.request_descriptor.full_name}.") from None
+        raise ApiError(
+            ErrorReason.MESSAGE_MALFORMED,
+            f"The bytes are no {method.request_descriptor.full_name}.",
+        ) from None
 
 
 async def _abort_call(context: Context, span: Span, exception: Exception, method: str) -> NoReturn:
     """Ends the call with a refusal: the error's own, or INTERNAL with nothing but the trace id."""
     if isinstance(exception, TimeoutError):
-        error = ApiError(ErrorReason.DEADLINE_EXCEEDED, "The time was up before the result was known; come back with the same id.")
+        error = ApiError(
+            ErrorReason.DEADLINE_EXCEEDED,
+            "The time was up before the result was known; come back with the same id.",
+        )
     elif isinstance(exception, ApiError):
         error = exception
     else:
         log.error("%s failed (trace %s)", method, trace_id(), exc_info=exception)
-        error = ApiError(ErrorReason.INTERNAL, "A fault of ours; the same id is safe.", metadata={"trace_id": trace_id()})
+        error = ApiError(
+            ErrorReason.INTERNAL,
+            "A fault of ours; the same id is safe.",
+            metadata={"trace_id": trace_id()},
+        )
     mark_failed(span, CODE_BY_REASON[error.reason].name, error.reason)
     await abort_with_error(context, error, [("tallystick-trace-id", trace_id())])
 
@@ -403,7 +530,10 @@ async def _abort_call(context: Context, span: Span, exception: Exception, method
 async def _wait_until_free(bulkheads: Sequence[Bulkhead], timeout_seconds: float) -> None:
     """Waits until nobody has a slot, so many seconds."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
-    while any(bulkhead.used for bulkhead in bulkheads) and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - calls end by many ways
+    while (  # noqa: ASYNC110 - calls end by many ways
+        any(bulkhead.used for bulkhead in bulkheads)
+        and asyncio.get_running_loop().time() < deadline
+    ):
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -414,7 +544,11 @@ def _ignore_write_error(write: asyncio.Future[None]) -> None:
 
 
 def _stream_expired_error() -> ApiError:
-    return ApiError(ErrorReason.STREAM_EXPIRED, "The stream has reached its time; open it again from where it ended.", retry_after=0.1)
+    return ApiError(
+        ErrorReason.STREAM_EXPIRED,
+        "The stream has reached its time; open it again from where it ended.",
+        retry_after=0.1,
+    )
 
 
 def _shutting_down_error() -> ApiError:
@@ -422,7 +556,9 @@ def _shutting_down_error() -> ApiError:
 
 
 def _read_metadata(context: Context) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return {
+        key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    }
 
 
 class _Unknown(grpc.GenericRpcHandler):

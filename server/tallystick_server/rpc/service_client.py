@@ -1,4 +1,6 @@
-"""Calls from one service to another: under our own identity, traced, with a deadline, and retried by tenacity."""
+"""Calls from one service to another: under our own identity, traced, with a deadline, and retried
+by tenacity.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +30,31 @@ _RETRYABLE_CODES = frozenset(
         grpc.StatusCode.CANCELLED,
     }
 )
-_CALLER_REJECTED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNIMPLEMENTED})
+_CALLER_REJECTED_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
 
 
 class ServiceCallRejected(Exception):
-    """Another service rejected a call with a status that no repeat of the same call changes. `method`: such as "tallystick.wallet.v1.BatchCredit"."""
+    """Another service rejected a call with a status that no repeat of the same call changes.
+    `method`: such as "tallystick.wallet.v1.BatchCredit".
+    """
 
-    def __init__(self, method: str, status: str, message: str, *, rejects_caller: bool = False) -> None:
+    def __init__(
+        self, method: str, status: str, message: str, *, rejects_caller: bool = False
+    ) -> None:
         super().__init__(f"{method} was refused: {status} {message}")
         self.method = method
         self.status = status
         self.message = message
         self.rejects_caller = rejects_caller
-        """The service rejects this caller, or does not know the method: every item would be refused, and none of them is at fault."""
+        """The service rejects this caller, or does not know the method: every item would be
+        refused, and none of them is at fault.
+        """
 
 
 SERVICE_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
@@ -49,10 +63,12 @@ SERVICE_CHANNEL_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.lb_policy_name", "round_robin"),  # over all addresses that the service's name has
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 2000),  # an attempt to connect has at least so long
-    ("grpc.max_reconnect_backoff_ms", 2000),  # so a service that is back is found, however long it was away
+    # so a service that is back is found, however long it was away
+    ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.keepalive_time_ms", 10_000),  # a host that has vanished is noticed
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # while the kernel of a process that is frozen still acknowledges
+    # while the kernel of a process that is frozen still acknowledges
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
@@ -64,9 +80,13 @@ def open_channel(address: str) -> grpc.aio.Channel:
 
 
 class ServiceClient:
-    """The other services, as one service sees them. Every call between them is idempotent, so each may be repeated."""
+    """The other services, as one service sees them. Every call between them is idempotent, so each
+    may be repeated.
+    """
 
-    def __init__(self, token: str = "", connect: Callable[[str], grpc.aio.Channel] = open_channel) -> None:
+    def __init__(
+        self, token: str = "", connect: Callable[[str], grpc.aio.Channel] = open_channel
+    ) -> None:
         self._token = token
         self._connect = connect
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -78,31 +98,47 @@ class ServiceClient:
         return stub_class(self._channels[address])
 
     async def call(self, method: Callable[..., Any], request: Any, name: str = "") -> Any:
-        """Calls a stub's method; `name` is what it is traced by, needed for a request of mere bytes.
+        """Calls a stub's method; `name` is what it is traced by, needed for a request of mere
+        bytes.
 
-        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; ServiceCallRejected when it is refused.
+        Raises DEPENDENCY_UNAVAILABLE when several tries have failed; ServiceCallRejected when it is
+        refused.
         """
         if in_transaction():
             raise RuntimeError("a service is not called inside a transaction")
         name = name or type(request).DESCRIPTOR.full_name.removesuffix("Request")
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(_MAX_ATTEMPTS), wait=wait_exponential(0.05, max=1), retry=retry_if_exception(_is_retryable), reraise=True
+            stop=stop_after_attempt(_MAX_ATTEMPTS),
+            wait=wait_exponential(0.05, max=1),
+            retry=retry_if_exception(_is_retryable),
+            reraise=True,
         )
         with client_span(name):
             try:
                 async for attempt in retrying:
                     with attempt:
-                        return await method(request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata())
+                        return await method(
+                            request, timeout=_TIMEOUT_SECONDS, metadata=self._metadata()
+                        )
             except grpc.aio.AioRpcError as error:
                 if _is_retryable(error):
-                    raise ApiError(ErrorReason.DEPENDENCY_UNAVAILABLE, f"{name} does not answer.", retry_after=1.0) from error
+                    raise ApiError(
+                        ErrorReason.DEPENDENCY_UNAVAILABLE,
+                        f"{name} does not answer.",
+                        retry_after=1.0,
+                    ) from error
                 raise ServiceCallRejected(
-                    name, error.code().name, error.details() or "", rejects_caller=error.code() in _CALLER_REJECTED_CODES
+                    name,
+                    error.code().name,
+                    error.details() or "",
+                    rejects_caller=error.code() in _CALLER_REJECTED_CODES,
                 ) from error
         raise RuntimeError("unreachable: the last attempt returns or raises")
 
     async def call_or_unavailable(self, method: Callable[..., Any], request: Any) -> Any:
-        """As `call`, for what a caller waits for: a service that rejects this one as its caller counts as one that does not answer."""
+        """As `call`, for what a caller waits for: a service that rejects this one as its caller
+        counts as one that does not answer.
+        """
         try:
             return await self.call(method, request)
         except ServiceCallRejected as error:

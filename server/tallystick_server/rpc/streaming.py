@@ -1,4 +1,6 @@
-"""Streams that read a numbered sequence from a cursor on. All streams of a process that have reached its end share one poller."""
+"""Streams that read a numbered sequence from a cursor on. All streams of a process that have
+reached its end share one poller.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tallystick_storage.database import Database
 R = TypeVar("R")
 
 _MAX_READ_ITEMS = 200  # items of one read
-_MAX_READ_RANGE = 5_000  # numbers that one read looks at, so that a rare filter reads everything in bounded turns
+# numbers that one read looks at, so that a rare filter reads everything in bounded turns
+_MAX_READ_RANGE = 5_000
 _POLL_SECONDS = 0.25  # seconds
 _MAX_BUFFER_BYTES = 4 * 1024 * 1024
 _MAX_READ_AHEAD_BYTES = 128 * 1024  # what one stream reads ahead; one item always fits
@@ -51,12 +54,15 @@ class StreamFilter(Generic[R]):
 
 
 class SequenceTail(Generic[R]):
-    """The end of a sequence, for all streams of this process: what came last is read once, and none of them polls."""
+    """The end of a sequence, for all streams of this process: what came last is read once, and none
+    of them polls.
+    """
 
     def __init__(self, database: Database, source: SequenceSource[R]) -> None:
         self._database = database
         self._source = source
-        self._read_semaphore = FairSemaphore(1)  # one connection for those that are behind, the others are for money
+        # one connection for those that are behind, the others are for money
+        self._read_semaphore = FairSemaphore(1)
         self._buffer: deque[R] = deque()
         self._buffer_bytes = 0
         self._buffer_start = 0  # all items behind this number, and up to the end, are kept
@@ -64,8 +70,12 @@ class SequenceTail(Generic[R]):
         self._growth_task: asyncio.Task[None] | None = None
         self._waiter_count = 0
 
-    async def stream(self, stream_filter: StreamFilter[R], after: int, field: str, *, follow: bool) -> AsyncGenerator[R, None]:
-        """What fits behind a cursor, in order, and with `follow` also what comes. Raises FIELD_INVALID for the field that the cursor is of."""
+    async def stream(
+        self, stream_filter: StreamFilter[R], after: int, field: str, *, follow: bool
+    ) -> AsyncGenerator[R, None]:
+        """What fits behind a cursor, in order, and with `follow` also what comes. Raises
+        FIELD_INVALID for the field that the cursor is of.
+        """
         if after < 0:
             raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must not be negative.", field=field)
         while True:
@@ -88,25 +98,40 @@ class SequenceTail(Generic[R]):
             await self._wait_for_growth(after)
 
     def _read_buffered(self, after: int) -> tuple[list[R], int]:
-        """The next of what is kept behind a number, in order, and the number up to which that is all there is."""
+        """The next of what is kept behind a number, in order, and the number up to which that is
+        all there is.
+        """
         items = []
         for item in reversed(self._buffer):
             if self._source.position(item) <= after:
                 break
             items.append(item)
         page = self._limit_read_ahead(items[::-1])
-        return page, self._buffer_end if len(page) == len(items) else self._source.position(page[-1])
+        return page, self._buffer_end if len(page) == len(items) else self._source.position(
+            page[-1]
+        )
 
     def _limit_read_ahead(self, items: Sequence[R]) -> list[R]:
-        """As many of the items as one stream reads ahead: a reader that stands still keeps no more than those."""
+        """As many of the items as one stream reads ahead: a reader that stands still keeps no more
+        than those.
+        """
         sizes = accumulate(map(self._source.size_of, items))
-        return [item for index, (item, size) in enumerate(zip(items, sizes, strict=True)) if not index or size <= _MAX_READ_AHEAD_BYTES]
+        return [
+            item
+            for index, (item, size) in enumerate(zip(items, sizes, strict=True))
+            if not index or size <= _MAX_READ_AHEAD_BYTES
+        ]
 
-    async def _read_page(self, stream_filter: StreamFilter[R], after: int) -> tuple[int, int, Sequence[R]]:
-        """One bounded read: the end of the sequence, the number up to which it looked, and what fits up to there."""
+    async def _read_page(
+        self, stream_filter: StreamFilter[R], after: int
+    ) -> tuple[int, int, Sequence[R]]:
+        """One bounded read: the end of the sequence, the number up to which it looked, and what
+        fits up to there.
+        """
 
         def read(connection: Connection) -> tuple[int, int, Sequence[R]]:
-            end = self._source.last(connection)  # before the items: of what comes between, none is passed over
+            # before the items: of what comes between, none is passed over
+            end = self._source.last(connection)
             until = end if stream_filter.is_indexed else min(after + _MAX_READ_RANGE, end)
             candidates = stream_filter.read_after(connection, after, until, _MAX_READ_ITEMS)
             items = self._limit_read_ahead(candidates)
@@ -118,7 +143,8 @@ class SequenceTail(Generic[R]):
 
     async def _wait_for_growth(self, after: int) -> None:
         """Waits until the end is another than a given one."""
-        if self._buffer_end > after:  # it has grown already, though others may wait for it to grow more
+        # it has grown already, though others may wait for it to grow more
+        if self._buffer_end > after:
             return
         if self._growth_task is None or self._growth_task.done():
             if self._buffer_end < after:
@@ -130,7 +156,8 @@ class SequenceTail(Generic[R]):
         finally:
             self._waiter_count -= 1
             if not self._waiter_count and self._growth_task is not None:
-                if self._growth_task.cancel():  # nobody watches the end any more: a restore may change what is behind it
+                # nobody watches the end any more: a restore may change what is behind it
+                if self._growth_task.cancel():
                     self._reset_buffer(-1)
                 self._growth_task = None
 
@@ -141,7 +168,8 @@ class SequenceTail(Generic[R]):
             end = await self._database.read(self._source.last)
             if end == self._buffer_end:
                 continue
-            if not self._buffer_end < end <= self._buffer_end + _MAX_READ_RANGE:  # it was restored, or is far ahead: who follows reads for itself
+            # it was restored, or is far ahead: who follows reads for itself
+            if not self._buffer_end < end <= self._buffer_end + _MAX_READ_RANGE:
                 self._reset_buffer(end)
                 return
             await self._extend_buffer(end)
@@ -174,7 +202,8 @@ class SequenceTail(Generic[R]):
 def _cursor_beyond_end_error(field: str, end: int) -> ApiError:
     return ApiError(
         ErrorReason.FIELD_INVALID,
-        f"{field} must be at most {end}, the last one there is; what is beyond it was never numbered, or was lost when the database was restored.",
+        f"{field} must be at most {end}, the last one there is; what is beyond it was never "
+        "numbered, or was lost when the database was restored.",
         field=field,
         metadata={"last": str(end)},
     )

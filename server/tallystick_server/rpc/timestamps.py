@@ -23,8 +23,14 @@ def has_time(message: Message, field: str) -> bool:
     if not message.HasField(field):
         return False
     timestamp: Timestamp = getattr(message, field)
-    if not (_MIN_SECONDS <= timestamp.seconds < _END_SECONDS and 0 <= timestamp.nanos < 1_000_000_000):
-        raise ApiError(ErrorReason.FIELD_INVALID, f"{field} must be a time between the years 1 and 9999.", field=field)
+    if not (
+        _MIN_SECONDS <= timestamp.seconds < _END_SECONDS and 0 <= timestamp.nanos < 1_000_000_000
+    ):
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            f"{field} must be a time between the years 1 and 9999.",
+            field=field,
+        )
     return True
 
 

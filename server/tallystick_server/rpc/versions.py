@@ -14,6 +14,8 @@ def parse_expected_version(message: Any) -> int | None:
     version: int = message.expected_version
     if version < 0:
         raise ApiError(
-            ErrorReason.FIELD_INVALID, "expected_version must not be negative; leave it unset to replace any version.", field="expected_version"
+            ErrorReason.FIELD_INVALID,
+            "expected_version must not be negative; leave it unset to replace any version.",
+            field="expected_version",
         )
     return version

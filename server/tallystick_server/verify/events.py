@@ -21,12 +21,19 @@ def check_operations(read: QueryRunner) -> Check:
             elif row.open is None:
                 check.fail(name, "is due, but has come to its end")
             elif row.due == row.set_aside:
-                check.fail(name, "has an open dead letter and is due" if row.due else "is not due and has no open dead letter")
+                check.fail(
+                    name,
+                    "has an open dead letter and is due"
+                    if row.due
+                    else "is not due and has no open dead letter",
+                )
     return check
 
 
 def check_events(read: QueryRunner) -> Check:
-    """The stream has no gap, and every change of an order, payout or wallet is in it or still in the outbox."""
+    """The stream has no gap, and every change of an order, payout or wallet is in it or still in
+    the outbox.
+    """
     check = Check("each change has its event", "E1 E2", sum_counts(read("event.count")))
     heads = [*read("event.head")]
     if len(heads) != 1:
@@ -35,14 +42,28 @@ def check_events(read: QueryRunner) -> Check:
     for totals in read("event.count"):
         for head in heads:
             if head.cursor != totals.last:
-                check.fail("event.head", f"is at {head.cursor}, but the events end at {totals.last}")
+                check.fail(
+                    "event.head", f"is at {head.cursor}, but the events end at {totals.last}"
+                )
     for service, prefix in _AGGREGATE_PREFIXES.items():
-        versions_with_events = merge_join(read(f"{service}.versions"), _block_key, read("event.versions", prefix=prefix), _block_key)
-        for (aggregate, _), pair, outbox_row in merge_join(versions_with_events, lambda item: item[0], read(f"{service}.outbox"), _block_key):
+        versions_with_events = merge_join(
+            read(f"{service}.versions"),
+            _block_key,
+            read("event.versions", prefix=prefix),
+            _block_key,
+        )
+        for (aggregate, _), pair, outbox_row in merge_join(
+            versions_with_events, lambda item: item[0], read(f"{service}.outbox"), _block_key
+        ):
             changes, events = (pair[1], pair[2]) if pair is not None else (None, None)
             if changes is None or (events is not None and changes.versions == events.versions):
                 continue
-            event_versions = {version for row in (events, outbox_row) if row is not None for version in row.versions.split()}
+            event_versions = {
+                version
+                for row in (events, outbox_row)
+                if row is not None
+                for version in row.versions.split()
+            }
             for version in changes.versions.split():
                 if version not in event_versions:
                     check.fail(f"{service} {aggregate} version {version}", "has no event")
@@ -50,23 +71,40 @@ def check_events(read: QueryRunner) -> Check:
 
 
 def check_versions(read: QueryRunner) -> Check:
-    """Whatever has events and no history of its own is there, at the version of its last event, of which each version has one."""
+    """Whatever has events and no history of its own is there, at the version of its last event, of
+    which each version has one.
+    """
     check = Check("each thing is at the version of its last event", "E1")
     services = ("payment", "ledger", "wallet", "payout")
-    resources = heapq.merge(*[read(f"{service}.last_versions") for service in services], key=_aggregate_id)
-    outbox_groups = groupby(heapq.merge(*[read(f"{service}.outbox") for service in services], key=_aggregate_id), key=_aggregate_id)
-    versions_with_events = merge_join(resources, _aggregate_id, read("event.last_versions"), _aggregate_id)
-    for key, pair, outbox in merge_join(versions_with_events, lambda item: item[0], outbox_groups, lambda item: item[0]):
+    resources = heapq.merge(
+        *[read(f"{service}.last_versions") for service in services], key=_aggregate_id
+    )
+    outbox_groups = groupby(
+        heapq.merge(*[read(f"{service}.outbox") for service in services], key=_aggregate_id),
+        key=_aggregate_id,
+    )
+    versions_with_events = merge_join(
+        resources, _aggregate_id, read("event.last_versions"), _aggregate_id
+    )
+    for key, pair, outbox in merge_join(
+        versions_with_events, lambda item: item[0], outbox_groups, lambda item: item[0]
+    ):
         if pair is None:
             continue
         check.count_row()
         _, row, event = pair
         if row is None:
-            check.fail(f"{_TABLES[key.partition('/')[0]]} {key.partition('/')[2]}", f"is missing, but event.event has its version {event.version}")
-        elif outbox is None and (event is None or (event.version, event.events) != (row.version, row.version)):
+            check.fail(
+                f"{_TABLES[key.partition('/')[0]]} {key.partition('/')[2]}",
+                f"is missing, but event.event has its version {event.version}",
+            )
+        elif outbox is None and (
+            event is None or (event.version, event.events) != (row.version, row.version)
+        ):
             check.fail(
                 f"{row.name} {key.partition('/')[2]}",
-                f"is at version {row.version}, but event.event has {event.events if event else 0} of its versions",
+                f"is at version {row.version}, but event.event has {event.events if event else 0} "
+                "of its versions",
             )
     return check
 

@@ -9,9 +9,17 @@ from tallystick_server.verify.report import Check, QueryRunner, sum_counts
 
 
 def check_ledger(read: QueryRunner) -> Check:
-    """From the first transaction to the head: the chain of hashes, sums, currencies and running balances. The database recomputes them."""
-    check = Check("the book recomputes from its first transaction", "L1 L2 L3 L6 L7", sum_counts(read("ledger.tx_count")))
-    check.fail_each(read("ledger.wrong_transactions", kinds=[*map(str, PostingKind)], genesis=GENESIS))
+    """From the first transaction to the head: the chain of hashes, sums, currencies and running
+    balances. The database recomputes them.
+    """
+    check = Check(
+        "the book recomputes from its first transaction",
+        "L1 L2 L3 L6 L7",
+        sum_counts(read("ledger.tx_count")),
+    )
+    check.fail_each(
+        read("ledger.wrong_transactions", kinds=[*map(str, PostingKind)], genesis=GENESIS)
+    )
     check.fail_each(read("ledger.wrong_entries"))
     check.fail_each(read("ledger.strays"))
     _check_head(check, read)
@@ -22,20 +30,35 @@ def check_ledger(read: QueryRunner) -> Check:
 
 def _check_head(check: Check, read: QueryRunner) -> None:
     """The head is at the last transaction, and the relay not beyond it."""
-    heads, relays, last = [*read("ledger.heads")], [*read("ledger.relayed")], next(iter([*read("ledger.last")]), None)
+    heads, relays, last = (
+        [*read("ledger.heads")],
+        [*read("ledger.relayed")],
+        next(iter([*read("ledger.last")]), None),
+    )
     sequence, last_hash = (last.sequence, bytes(last.hash)) if last is not None else (0, GENESIS)
     if [head.book for head in heads] != [BOOK]:
         check.fail("ledger.head", f"has {len(heads)} rows, and must have one, of the book {BOOK}")
     for head in heads:
         if last is not None and head.post_time != last.post_time:
-            check.fail(f"ledger.head {head.book}", f"is of {head.post_time}, but the last transaction was posted at {last.post_time}")
+            check.fail(
+                f"ledger.head {head.book}",
+                f"is of {head.post_time}, but the last transaction was posted at {last.post_time}",
+            )
         if (head.sequence, bytes(head.hash)) != (sequence, last_hash):
-            check.fail(f"ledger.head {head.book}", f"is at {head.sequence}, but the book ends at {sequence}")
+            check.fail(
+                f"ledger.head {head.book}",
+                f"is at {head.sequence}, but the book ends at {sequence}",
+            )
     if [row.book for row in relays] != [BOOK]:
-        check.fail("ledger.relayed", f"has {len(relays)} rows, and must have one, of the book {BOOK}")
+        check.fail(
+            "ledger.relayed", f"has {len(relays)} rows, and must have one, of the book {BOOK}"
+        )
     for row in relays:
         if row.sequence is None or row.sequence > sequence:
-            check.fail(f"ledger.relayed {row.book}", f"is at {row.sequence}, but the book ends at {sequence}")
+            check.fail(
+                f"ledger.relayed {row.book}",
+                f"is at {row.sequence}, but the book ends at {sequence}",
+            )
 
 
 def check_unique_postings(read: QueryRunner) -> Check:

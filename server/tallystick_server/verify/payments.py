@@ -7,17 +7,40 @@ from itertools import groupby
 from typing import Any
 
 from tallystick_core.ledger.posting_rules import JournalLine, pay_in_lines, unapplied_lines
-from tallystick_core.payment.state import TERMINAL_STATUSES, TRANSITIONS, OrderStatus, PaymentTrigger
-from tallystick_server.verify.report import Check, QueryRunner, Rows, format_entries, merge_join, sum_counts, to_lists
+from tallystick_core.payment.state import (
+    TERMINAL_STATUSES,
+    TRANSITIONS,
+    OrderStatus,
+    PaymentTrigger,
+)
+from tallystick_server.verify.report import (
+    Check,
+    QueryRunner,
+    Rows,
+    format_entries,
+    merge_join,
+    sum_counts,
+    to_lists,
+)
 
 _SAME_STATUS_TRIGGERS = (PaymentTrigger.SETTLED, PaymentTrigger.PENDING)
 """What leaves an order in the status it has, in a version of its own."""
-_TRANSITIONS = sorted({f"{before} {after}" for (before, why), after in TRANSITIONS.items() if before != after or why in _SAME_STATUS_TRIGGERS})
+_TRANSITIONS = sorted(
+    {
+        f"{before} {after}"
+        for (before, why), after in TRANSITIONS.items()
+        if before != after or why in _SAME_STATUS_TRIGGERS
+    }
+)
 
 
 def check_orders(read: QueryRunner) -> Check:
     """Every order's history is contiguous, moves along the table, and ends in what the order is."""
-    check = Check("each order's history leads to what it is", "P3 P4 P9", sum_counts(read("payment.order_count")))
+    check = Check(
+        "each order's history leads to what it is",
+        "P3 P4 P9",
+        sum_counts(read("payment.order_count")),
+    )
     check.fail_each(read("payment.wrong_history", moves=_TRANSITIONS))
     check.fail_each(read("payment.wrong_ends"))
     check.fail_each(read("payment.missing_orders"))
@@ -25,9 +48,19 @@ def check_orders(read: QueryRunner) -> Check:
 
 
 def check_charges(read: QueryRunner) -> Check:
-    """Every charge demands the sum of its orders, at most one attempt of it succeeds, SUCCESS has a charge, and its money is no other charge's."""
-    check = Check("each charge is the sum of its orders", "P1 P2", sum_counts(read("payment.attempt_count")))
-    for name in ("wrong_charges", "wrong_demands", "shared_references", "wrong_money", "unpaid_successes"):
+    """Every charge demands the sum of its orders, at most one attempt of it succeeds, SUCCESS has a
+    charge, and its money is no other charge's.
+    """
+    check = Check(
+        "each charge is the sum of its orders", "P1 P2", sum_counts(read("payment.attempt_count"))
+    )
+    for name in (
+        "wrong_charges",
+        "wrong_demands",
+        "shared_references",
+        "wrong_money",
+        "unpaid_successes",
+    ):
         check.fail_each(read(f"payment.{name}"))
     return check
 
@@ -36,7 +69,10 @@ def check_unapplied(read: QueryRunner) -> Check:
     """Money that fits no order is booked once, as what it is; nothing else is booked so."""
     check = Check("unapplied charges are in the ledger", "P2")
     for key, charge, posting_group in merge_join(
-        read("payment.unapplied"), lambda row: row.unapplied_charge_id, _postings_by_cause(read("ledger.unapplied")), _key
+        read("payment.unapplied"),
+        lambda row: row.unapplied_charge_id,
+        _postings_by_cause(read("ledger.unapplied")),
+        _key,
     ):
         check.count_row()
         name = f"payment.unapplied_charge {key}"
@@ -54,46 +90,76 @@ def check_deliveries(read: QueryRunner) -> Check:
     check = Check("what was delivered is released", "P5")
     pending = read("wallet.pending_pay_ins")
     for key, order, pending_credit in merge_join(
-        read("payment.delivered"), lambda row: row.payment_order_id, pending, lambda row: row.payment_order_id
+        read("payment.delivered"),
+        lambda row: row.payment_order_id,
+        pending,
+        lambda row: row.payment_order_id,
     ):
         check.count_row()
         if order is not None and pending_credit is not None and not order.waiting:
-            check.fail(f"wallet.pending_credit PAY_IN/{key}", "is pending, but its order was delivered")
+            check.fail(
+                f"wallet.pending_credit PAY_IN/{key}", "is pending, but its order was delivered"
+            )
     return check
 
 
 def check_checkouts(read: QueryRunner) -> Check:
-    """is_payment_done holds exactly where every order is SUCCESS and settled, and the counters say so."""
-    check = Check("is_payment_done says what its orders say", "P6", sum_counts(read("payment.checkout_count")))
+    """is_payment_done holds exactly where every order is SUCCESS and settled, and the counters say
+    so.
+    """
+    check = Check(
+        "is_payment_done says what its orders say", "P6", sum_counts(read("payment.checkout_count"))
+    )
     check.fail_each(read("payment.wrong_checkouts", final=[*map(str, TERMINAL_STATUSES)]))
     return check
 
 
 def check_booking(read: QueryRunner) -> Check:
-    """A settled order has exactly one credit and one transaction, of its values; what is credited or posted belongs to an order."""
+    """A settled order has exactly one credit and one transaction, of its values; what is credited
+    or posted belongs to an order.
+    """
     check = Check("flags, wallet and ledger tell the same", "P7")
     credits_ = to_lists(groupby(read("wallet.pay_ins"), key=lambda row: row.payment_order_id))
-    with_credit = merge_join(read("payment.orders"), lambda row: row.payment_order_id, credits_, _key)
-    for key, pair, posting_group in merge_join(with_credit, _key, _postings_by_cause(read("ledger.pay_ins")), _key):
+    with_credit = merge_join(
+        read("payment.orders"), lambda row: row.payment_order_id, credits_, _key
+    )
+    for key, pair, posting_group in merge_join(
+        with_credit, _key, _postings_by_cause(read("ledger.pay_ins")), _key
+    ):
         check.count_row()
         order, credit_group = (pair[1], pair[2]) if pair is not None else (None, None)
         name = f"payment.payment_order {key}"
-        if order is None or (order.status != OrderStatus.SUCCESS and (credit_group or posting_group)):
+        if order is None or (
+            order.status != OrderStatus.SUCCESS and (credit_group or posting_group)
+        ):
             check.fail(name, "was credited or posted, but there is no such order that succeeded")
             continue
         if order.wallet_updated or credit_group:
             _check_credit(check, name, order, credit_group[1] if credit_group else [])
         if order.ledger_updated or posting_group:
-            lines = pay_in_lines(order.provider, order.buyer_account, order.seller_account, order.currency, order.amount, order.platform_fee)
+            lines = pay_in_lines(
+                order.provider,
+                order.buyer_account,
+                order.seller_account,
+                order.currency,
+                order.amount,
+                order.platform_fee,
+            )
             if not _is_posted(posting_group, lines):
-                check.fail(name, "its ledger transaction is not exactly one with the entries of its pay-in")
+                check.fail(
+                    name, "its ledger transaction is not exactly one with the entries of its pay-in"
+                )
     return check
 
 
 def _check_credit(check: Check, name: str, order: Any, rows: list[Any]) -> None:
     expected = [(order.seller_account, order.currency, order.seller_amount)]
     if [(row.seller_account, row.currency, row.amount) for row in rows] != expected:
-        check.fail(name, f"its wallet credits are not exactly one of {order.seller_amount} {order.currency} for {order.seller_account}")
+        check.fail(
+            name,
+            f"its wallet credits are not exactly one of {order.seller_amount} {order.currency} "
+            f"for {order.seller_account}",
+        )
 
 
 def _is_posted(posting_group: tuple[str, list[str]] | None, lines: tuple[JournalLine, ...]) -> bool:

@@ -1,4 +1,6 @@
-"""Payouts hang together: with their history, their holds, their transfers, and what wallet and ledger were told."""
+"""Payouts hang together: with their history, their holds, their transfers, and what wallet and
+ledger were told.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +9,91 @@ from typing import Any
 
 from tallystick_core.payout.operation_ids import format_payout_hold_id
 from tallystick_core.payout.reported_transfer import Transfer, TransferMatch, money_movements
-from tallystick_core.payout.state import HOLD_CAPTURED, HOLD_OPEN, HOLD_RELEASED, TRANSITIONS, PayoutState, PayoutTransitionReason
-from tallystick_server.verify.report import Check, QueryRunner, format_entries, merge_join, sum_counts, to_lists
+from tallystick_core.payout.state import (
+    HOLD_CAPTURED,
+    HOLD_OPEN,
+    HOLD_RELEASED,
+    TRANSITIONS,
+    PayoutState,
+    PayoutTransitionReason,
+)
+from tallystick_server.verify.report import (
+    Check,
+    QueryRunner,
+    format_entries,
+    merge_join,
+    sum_counts,
+    to_lists,
+)
 
-_TRANSITIONS = sorted({f"{before} {after}" for (before, _), after in TRANSITIONS.items() if before != after})
+_TRANSITIONS = sorted(
+    {f"{before} {after}" for (before, _), after in TRANSITIONS.items() if before != after}
+)
 _SAME_STATE_TRANSITIONS = [
     f"{PayoutTransitionReason.SETTLED} true",
     f"{PayoutTransitionReason.STRAY_TRANSFER} false",
     f"{PayoutTransitionReason.ACKNOWLEDGED} true",
 ]
-"""The causes of versions that leave the state as it is, and whether the payout is settled after them."""
+"""The causes of versions that leave the state as it is, and whether the payout is settled after
+them.
+"""
 
 
 def check_payouts(read: QueryRunner) -> Check:
-    """Every payout's history is contiguous, moves along the table, and ends in what the payout is."""
-    check = Check("each payout's history leads to what it is", "P3 P4", sum_counts(read("payout.payout_count")))
-    check.fail_each(read("payout.wrong_history", moves=_TRANSITIONS, stayed=_SAME_STATE_TRANSITIONS))
+    """Every payout's history is contiguous, moves along the table, and ends in what the
+    payout is.
+    """
+    check = Check(
+        "each payout's history leads to what it is",
+        "P3 P4",
+        sum_counts(read("payout.payout_count")),
+    )
+    check.fail_each(
+        read("payout.wrong_history", moves=_TRANSITIONS, stayed=_SAME_STATE_TRANSITIONS)
+    )
     check.fail_each(read("payout.wrong_ends"))
     check.fail_each(read("payout.missing"))
     return check
 
 
 def check_holds(read: QueryRunner) -> Check:
-    """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a captured one, any other none that is open."""
+    """A payout that is to be sent, or is on its way, has an open hold of its amount, a paid one a
+    captured one, any other none that is open.
+    """
     check = Check("each payout has the hold that its state says", "O1")
-    for key, payout, hold in merge_join(read("payout.payouts"), lambda row: row.payout_id, read("wallet.payout_holds"), lambda row: row.payout_id):
+    for key, payout, hold in merge_join(
+        read("payout.payouts"),
+        lambda row: row.payout_id,
+        read("wallet.payout_holds"),
+        lambda row: row.payout_id,
+    ):
         check.count_row()
         name = f"wallet.hold {format_payout_hold_id(str(key))}"
         if payout is None:
             check.fail(name, "is a payout's, but there is no such payout")
-        elif hold is not None and (hold.seller_account, hold.currency, hold.amount) != (payout.seller_account, payout.currency, payout.amount):
-            check.fail(name, f"is not of {payout.amount} {payout.currency} of {payout.seller_account}, as its payout is")
+        elif hold is not None and (hold.seller_account, hold.currency, hold.amount) != (
+            payout.seller_account,
+            payout.currency,
+            payout.amount,
+        ):
+            check.fail(
+                name,
+                f"is not of {payout.amount} {payout.currency} of {payout.seller_account}, as its "
+                "payout is",
+            )
         elif not _has_expected_hold(payout, hold):
-            check.fail(name, f"is {hold.state if hold is not None else 'missing'}, but its payout is {payout.state}")
+            check.fail(
+                name,
+                f"is {hold.state if hold is not None else 'missing'}, but its payout is "
+                f"{payout.state}",
+            )
     return check
 
 
 def _has_expected_hold(payout: Any, hold: Any) -> bool:
-    """Whether a payout has the hold that it must have; one that is being settled, or is new, may have either."""
+    """Whether a payout has the hold that it must have; one that is being settled, or is new, may
+    have either.
+    """
     state = hold.state if hold is not None else "NONE"
     if payout.state in HOLD_OPEN:
         return bool(state == "OPEN")
@@ -56,10 +105,14 @@ def _has_expected_hold(payout: Any, hold: Any) -> bool:
 
 
 def check_transfers(read: QueryRunner) -> Check:
-    """A payout is PAID, or RETURNED, by the transfer that was made as asked, of which the database has at most one."""
+    """A payout is PAID, or RETURNED, by the transfer that was made as asked, of which the database
+    has at most one.
+    """
     check = Check("each payout was paid once", "O2")
     transfers = groupby(read("payout.transfers"), key=lambda row: row.payout_id)
-    for key, payout, rows in merge_join(read("payout.payouts"), lambda row: row.payout_id, to_lists(transfers), lambda pair: pair[0]):
+    for key, payout, rows in merge_join(
+        read("payout.payouts"), lambda row: row.payout_id, to_lists(transfers), lambda pair: pair[0]
+    ):
         check.count_row()
         transfer_rows = rows[1] if rows is not None else []
         if payout is None:
@@ -70,19 +123,33 @@ def check_transfers(read: QueryRunner) -> Check:
         if (payout.state in HOLD_CAPTURED) != bool(exact_transfers) and payout.version == max(
             (row.version for row in transfer_rows), default=payout.version
         ):
-            check.fail(name, f"is {payout.state}, but {'a' if exact_transfers else 'no'} transfer was made as asked")
-        if payout.state == PayoutState.RETURNED and not any(row.returned_amount for row in exact_transfers):
+            check.fail(
+                name,
+                f"is {payout.state}, but {'a' if exact_transfers else 'no'} transfer was made as "
+                "asked",
+            )
+        if payout.state == PayoutState.RETURNED and not any(
+            row.returned_amount for row in exact_transfers
+        ):
             check.fail(name, "is RETURNED, but nothing came back")
     return check
 
 
 def check_money_movements(read: QueryRunner) -> Check:
-    """Money that moved for a payout is in wallet and ledger once, as what it is; nothing else is."""
+    """Money that moved for a payout is in wallet and ledger once, as what it is; nothing
+    else is.
+    """
     check = Check("what moved for payouts is posted as it was", "P7")
-    bookings = merge_join(read("ledger.payouts"), lambda row: row.cause, read("wallet.payouts"), lambda row: row.cause)
-    for cause, movement, booking_pair in merge_join(read("payout.facts"), lambda row: row.cause, bookings, lambda booking: booking[0]):
+    bookings = merge_join(
+        read("ledger.payouts"), lambda row: row.cause, read("wallet.payouts"), lambda row: row.cause
+    )
+    for cause, movement, booking_pair in merge_join(
+        read("payout.facts"), lambda row: row.cause, bookings, lambda booking: booking[0]
+    ):
         check.count_row()
-        posting, entry = (booking_pair[1], booking_pair[2]) if booking_pair is not None else (None, None)
+        posting, entry = (
+            (booking_pair[1], booking_pair[2]) if booking_pair is not None else (None, None)
+        )
         if movement is None:
             check.fail(f"payout.transfer {cause}", "is posted, but no provider told of it")
         else:
@@ -92,12 +159,27 @@ def check_money_movements(read: QueryRunner) -> Check:
 
 def _check_money_movement(check: Check, cause: str, row: Any, posting: Any, entry: Any) -> None:
     name = f"payout.transfer {cause}"
-    transfer = Transfer(row.provider_reference, row.amount, row.currency, TransferMatch(row.fit), row.returned_amount, row.returned_currency)
-    movement = money_movements(row.payout_id, row.provider, row.seller_account, row.payout_amount, row.payout_fee, transfer)[row.is_return]
-    if (row.settled or posting is not None) and (posting is None or posting.lines != format_entries(movement.lines)):
+    transfer = Transfer(
+        row.provider_reference,
+        row.amount,
+        row.currency,
+        TransferMatch(row.fit),
+        row.returned_amount,
+        row.returned_currency,
+    )
+    movement = money_movements(
+        row.payout_id, row.provider, row.seller_account, row.payout_amount, row.payout_fee, transfer
+    )[row.is_return]
+    if (row.settled or posting is not None) and (
+        posting is None or posting.lines != format_entries(movement.lines)
+    ):
         check.fail(name, "its ledger transaction is not exactly one with its entries")
     by_hold = transfer.fit is TransferMatch.AS_ASKED and not row.is_return
-    expected = (row.seller_account, row.payout_currency, movement.seller_change) if movement.seller_change and not by_hold else None
+    expected = (
+        (row.seller_account, row.payout_currency, movement.seller_change)
+        if movement.seller_change and not by_hold
+        else None
+    )
     actual = (entry.seller_account, entry.currency, entry.amount) if entry is not None else None
     if (row.settled or entry is not None) and actual != expected:
         check.fail(name, f"its wallet entry is {actual}, and must be {expected}")

@@ -18,7 +18,9 @@ QueryRunner = Callable[..., Rows]
 
 @dataclass
 class Check:
-    """One check: which invariants it proves, how many rows it looked at, and what is wrong, the first first."""
+    """One check: which invariants it proves, how many rows it looked at, and what is wrong, the
+    first first.
+    """
 
     name: str
     invariants: str
@@ -50,13 +52,34 @@ class Report:
         return not any(check.failures for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        checks = [{"name": c.name, "invariants": c.invariants.split(), "rows": c.row_count, "wrong": c.failures} for c in self.checks]
+        checks = [
+            {
+                "name": c.name,
+                "invariants": c.invariants.split(),
+                "rows": c.row_count,
+                "wrong": c.failures,
+            }
+            for c in self.checks
+        ]
         return {"passed": self.passed, "checks": checks}
 
     def as_text(self) -> str:
-        lines = [f"{'ok   ' if not c.failures else 'WRONG'} {c.name:<46} {c.row_count:>9} rows   {c.invariants}" for c in self.checks]
+        lines = [
+            (
+                f"{'ok   ' if not c.failures else 'WRONG'} {c.name:<46} {c.row_count:>9} rows   "
+                f"{c.invariants}"
+            )
+            for c in self.checks
+        ]
         lines += [f"  {failure}" for c in self.checks for failure in c.failures]
-        return "\n".join([*lines, "verify: every check passed" if self.passed else "verify: the database is NOT as it must be"])
+        return "\n".join(
+            [
+                *lines,
+                "verify: every check passed"
+                if self.passed
+                else "verify: the database is NOT as it must be",
+            ]
+        )
 
 
 def sum_counts(rows: Rows) -> int:
@@ -74,9 +97,14 @@ def to_lists(groups: Iterable[tuple[Any, Iterable[Any]]]) -> Iterator[tuple[Any,
 
 
 def merge_join(
-    left: Iterable[Any], left_key: Callable[[Any], Any], right: Iterable[Any], right_key: Callable[[Any], Any]
+    left: Iterable[Any],
+    left_key: Callable[[Any], Any],
+    right: Iterable[Any],
+    right_key: Callable[[Any], Any],
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """Full outer merge of two streams that are sorted by their keys: key, left item or None, right item or None."""
+    """Full outer merge of two streams that are sorted by their keys: key, left item or None, right
+    item or None.
+    """
     left_items, right_items = iter(left), iter(right)
     left_item, right_item = next(left_items, None), next(right_items, None)
     while left_item is not None or right_item is not None:

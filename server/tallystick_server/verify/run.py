@@ -1,7 +1,9 @@
-"""`tallystick verify`: recomputes everything that stored rows can show, and names the rows that are wrong.
+"""`tallystick verify`: recomputes everything that stored rows can show, and names the rows that are
+wrong.
 
-It reads each service with that service's read-only role and merges sorted streams: no join crosses a wall. It may run beside a platform at work
-whose services share a database, which is then seen as it stood at one moment.
+It reads each service with that service's read-only role and merges sorted streams: no join crosses
+a wall. It may run beside a platform at work whose services share a database, which is then seen as
+it stood at one moment.
 """
 
 from __future__ import annotations
@@ -18,8 +20,20 @@ from tallystick_server.app.database.migrate import first_line
 from tallystick_server.app.errors import StartupError
 from tallystick_server.verify.events import check_events, check_operations, check_versions
 from tallystick_server.verify.ledger import check_ledger, check_unique_postings
-from tallystick_server.verify.payments import check_booking, check_charges, check_checkouts, check_deliveries, check_orders, check_unapplied
-from tallystick_server.verify.payouts import check_holds, check_money_movements, check_payouts, check_transfers
+from tallystick_server.verify.payments import (
+    check_booking,
+    check_charges,
+    check_checkouts,
+    check_deliveries,
+    check_orders,
+    check_unapplied,
+)
+from tallystick_server.verify.payouts import (
+    check_holds,
+    check_money_movements,
+    check_payouts,
+    check_transfers,
+)
 from tallystick_server.verify.report import Check, QueryRunner, Report
 from tallystick_server.verify.seals import check_derived, check_seals
 from tallystick_server.verify.wallets import check_wallets, check_wallets_against_ledger
@@ -41,21 +55,45 @@ def verify(database_urls: DatabaseUrls) -> Report:
         reader.close()
 
 
-def run_checks(read: QueryRunner, *, concurrency: int = 1, checks: Sequence[Callable[[QueryRunner], Check]] | None = None) -> Report:
+def run_checks(
+    read: QueryRunner,
+    *,
+    concurrency: int = 1,
+    checks: Sequence[Callable[[QueryRunner], Check]] | None = None,
+) -> Report:
     """Runs checks, by default all, over what `read` gives, `concurrency` of them in threads of
     their own. The costly ones are last, and begun first.
     """
     with ThreadPoolExecutor(concurrency) as executor:
-        return Report([*executor.map(partial(_run_check, read=read), reversed(CHECKS if checks is None else checks))][::-1])
+        return Report(
+            [
+                *executor.map(
+                    partial(_run_check, read=read), reversed(CHECKS if checks is None else checks)
+                )
+            ][::-1]
+        )
 
 
 def _run_check(check: Callable[[QueryRunner], Check], read: QueryRunner) -> Check:
-    """A check's findings; content that no rule can take is a finding, for its row is broken too: `check_seals` and the other checks name it."""
+    """A check's findings; content that no rule can take is a finding, for its row is broken too:
+    `check_seals` and the other checks name it.
+    """
     try:
         return check(read)
-    except (DataError, psycopg.DataError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        DataError,
+        psycopg.DataError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         failed_check = Check(check.__name__.removeprefix("check_"), "")
-        failed_check.fail(f"check {failed_check.name}", f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}")
+        failed_check.fail(
+            f"check {failed_check.name}",
+            f"stopped at content that it cannot take: {type(error).__name__}: {first_line(error)}",
+        )
         return failed_check
 
 

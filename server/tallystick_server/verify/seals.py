@@ -7,18 +7,28 @@ from tallystick_storage.verify import INCONSISTENCY_QUERIES, SEALED_SCHEMAS, bro
 
 
 def check_seals(read: QueryRunner) -> Check:
-    """The content of each sealed row has the hash that was written with it; the database compares, so what is sound is not read."""
+    """The content of each sealed row has the hash that was written with it; the database compares,
+    so what is sound is not read.
+    """
     check = Check("each row is as its service wrote it", "S1")
     for schema in SEALED_SCHEMAS:
         for table in read(f"{schema}.sealed_tables", schema=schema):
             check.count_row()
-            for row in read(f"{schema}.broken_seals", statement=broken_seals(schema, table.name, table.key, table.content)):
-                check.fail(f"{schema}.{table.name} {row.key}", "has no seal" if row.missing else "its content is not what was sealed")
+            for row in read(
+                f"{schema}.broken_seals",
+                statement=broken_seals(schema, table.name, table.key, table.content),
+            ):
+                check.fail(
+                    f"{schema}.{table.name} {row.key}",
+                    "has no seal" if row.missing else "its content is not what was sealed",
+                )
     return check
 
 
 def check_derived(read: QueryRunner) -> Check:
-    """What follows from other rows of a schema is what they make it: times, counts, attempts, policies."""
+    """What follows from other rows of a schema is what they make it: times, counts, attempts,
+    policies.
+    """
     check = Check("rows are what others make them", "P4")
     for name in INCONSISTENCY_QUERIES:
         check.count_row()

@@ -1,4 +1,6 @@
-"""Change: credits, releases, debits and holds, decided one by one under their wallets' locks, written by one statement for each batch."""
+"""Change: credits, releases, debits and holds, decided one by one under their wallets' locks,
+written by one statement for each batch.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,19 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from tallystick_core.errors import ApiError, key_reused_error, not_found_error
-from tallystick_core.wallet.balances import Wallet, apply_instruction, can_open_wallet, is_already_released
+from tallystick_core.wallet.balances import (
+    Wallet,
+    apply_instruction,
+    can_open_wallet,
+    is_already_released,
+)
 from tallystick_core.wallet.holds import Hold, hold_ended_error
-from tallystick_core.wallet.instructions import Credit, Instruction, StoredInstruction, first_difference
+from tallystick_core.wallet.instructions import (
+    Credit,
+    Instruction,
+    StoredInstruction,
+    first_difference,
+)
 from tallystick_core.wallet.state import EntryKind, HoldState
 from tallystick_server.operations.batcher import deduplicate_by_key, run_flattened
 from tallystick_server.outbox.events import record_events
@@ -20,7 +32,9 @@ from tallystick_server.wallet import events
 from tallystick_storage.database import Database
 from tallystick_storage.wallet import wallets as store
 
-_HOLD_END_KINDS = frozenset({EntryKind.HOLD_CAPTURED, EntryKind.HOLD_RELEASED, EntryKind.HOLD_EXPIRED})
+_HOLD_END_KINDS = frozenset(
+    {EntryKind.HOLD_CAPTURED, EntryKind.HOLD_RELEASED, EntryKind.HOLD_EXPIRED}
+)
 _HOLD_KINDS = _HOLD_END_KINDS | {EntryKind.HOLD_PLACED}
 _RESOLVED_KINDS = _HOLD_END_KINDS | {EntryKind.RELEASE}
 """What is about a wallet that only its cause names."""
@@ -29,7 +43,9 @@ _MAX_CACHED_WALLETS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class InstructionRequest:
-    """An instruction, with the trace context of the call it came with. `include_wallet`: whether the caller wants to see its wallet."""
+    """An instruction, with the trace context of the call it came with. `include_wallet`: whether
+    the caller wants to see its wallet.
+    """
 
     instruction: Instruction
     traceparent: str
@@ -38,7 +54,9 @@ class InstructionRequest:
 
 @dataclass(frozen=True, slots=True)
 class InstructionResult:
-    """The wallet, if it is shown, and the hold, as they stand after the batch. `replayed`: the change was made before."""
+    """The wallet, if it is shown, and the hold, as they stand after the batch. `replayed`: the
+    change was made before.
+    """
 
     wallet: Row[Any] | None
     hold: Row[Any] | None
@@ -57,35 +75,70 @@ class WalletInstructions:
         self._release_delay_seconds = release_delay_seconds
         self._existing_wallets: set[store.WalletKey] = set()  # wallets that are known to exist
 
-    async def apply_groups(self, groups: Sequence[Sequence[InstructionRequest]]) -> Sequence[Sequence[InstructionResult | Exception] | Exception]:
+    async def apply_groups(
+        self, groups: Sequence[Sequence[InstructionRequest]]
+    ) -> Sequence[Sequence[InstructionResult | Exception] | Exception]:
         """One list of results for each list of instructions."""
 
         def key(request: InstructionRequest) -> tuple[Hashable, bytes]:
-            return (request.instruction.kind, request.instruction.cause), request.instruction.fingerprint + bytes([request.include_wallet])
+            return (
+                request.instruction.kind,
+                request.instruction.cause,
+            ), request.instruction.fingerprint + bytes([request.include_wallet])
 
         return await run_flattened(groups, lambda flat: deduplicate_by_key(flat, key, self._apply))
 
-    async def _apply(self, requests: Sequence[InstructionRequest]) -> Sequence[InstructionResult | Exception]:
-        to_open = {_wallet_key(a.instruction, {}) for a in requests if can_open_wallet(a.instruction)}
+    async def _apply(
+        self, requests: Sequence[InstructionRequest]
+    ) -> Sequence[InstructionResult | Exception]:
+        to_open = {
+            _wallet_key(a.instruction, {}) for a in requests if can_open_wallet(a.instruction)
+        }
         await self._ensure_wallets(to_open)
-        await self._tombstone_unknown_holds(sorted({a.instruction.cause for a in requests if a.instruction.kind is EntryKind.HOLD_RELEASED}))
-        hold_ids = sorted({a.instruction.cause for a in requests if a.instruction.kind in _HOLD_KINDS})
-        release_causes = sorted({a.instruction.cause for a in requests if a.instruction.kind is EntryKind.RELEASE})
+        await self._tombstone_unknown_holds(
+            sorted(
+                {
+                    a.instruction.cause
+                    for a in requests
+                    if a.instruction.kind is EntryKind.HOLD_RELEASED
+                }
+            )
+        )
+        hold_ids = sorted(
+            {a.instruction.cause for a in requests if a.instruction.kind in _HOLD_KINDS}
+        )
+        release_causes = sorted(
+            {a.instruction.cause for a in requests if a.instruction.kind is EntryKind.RELEASE}
+        )
         wallet_keys = await self._resolve_wallets(
-            sorted({a.instruction.cause for a in requests if a.instruction.kind in _HOLD_END_KINDS}), release_causes
+            sorted(
+                {a.instruction.cause for a in requests if a.instruction.kind in _HOLD_END_KINDS}
+            ),
+            release_causes,
         )
         keys = sorted({_wallet_key(a.instruction, wallet_keys) for a in requests} - {("", "")})
-        included_keys = sorted({_wallet_key(a.instruction, wallet_keys) for a in requests if a.include_wallet} - {("", "")})
+        included_keys = sorted(
+            {_wallet_key(a.instruction, wallet_keys) for a in requests if a.include_wallet}
+            - {("", "")}
+        )
 
         def apply_batch(connection: Connection) -> list[InstructionResult | Exception]:
             wallets = store.lock_wallets(connection, keys)
             if not to_open <= wallets.keys():
                 raise _WalletsMissing
-            existing_entries = store.find_entries(connection, [(a.instruction.kind, a.instruction.cause) for a in requests])
+            existing_entries = store.find_entries(
+                connection, [(a.instruction.kind, a.instruction.cause) for a in requests]
+            )
             holds = store.find_holds(connection, hold_ids) if hold_ids else {}
-            credits_by_cause = store.find_credits(connection, release_causes) if release_causes else {}
-            tombstones = store.find_tombstones(connection, hold_ids) if len(holds) < len(hold_ids) else set()
-            needs_time = any(a.instruction.expire_time for a in requests) or any(row.expire_time for row in holds.values())
+            credits_by_cause = (
+                store.find_credits(connection, release_causes) if release_causes else {}
+            )
+            tombstones = (
+                store.find_tombstones(connection, hold_ids) if len(holds) < len(hold_ids) else set()
+            )
+            needs_time = any(a.instruction.expire_time for a in requests) or any(
+                row.expire_time for row in holds.values()
+            )
             now = store.now(connection) if needs_time else None
             batch = _InstructionBatch(
                 wallets,
@@ -105,7 +158,9 @@ class WalletInstructions:
                 decision
                 if isinstance(decision, Exception)
                 else InstructionResult(
-                    wallets_after.get(_wallet_key(a.instruction, wallet_keys)), holds_after.get(a.instruction.cause), replayed=decision
+                    wallets_after.get(_wallet_key(a.instruction, wallet_keys)),
+                    holds_after.get(a.instruction.cause),
+                    replayed=decision,
                 )
                 for a, decision in zip(requests, decisions, strict=True)
             ]
@@ -132,26 +187,47 @@ class WalletInstructions:
         self._existing_wallets.update(missing)
 
     async def _tombstone_unknown_holds(self, hold_ids: list[str]) -> None:
-        """What is released and does not exist must not be placed afterwards, since nobody would release it then; in a transaction of its own."""
-        existing = await self._database.load(lambda connection: store.find_holds(connection, hold_ids)) if hold_ids else {}
+        """What is released and does not exist must not be placed afterwards, since nobody would
+        release it then; in a transaction of its own.
+        """
+        existing = (
+            await self._database.load(lambda connection: store.find_holds(connection, hold_ids))
+            if hold_ids
+            else {}
+        )
         missing_ids = [hold_id for hold_id in hold_ids if hold_id not in existing]
         if missing_ids:
-            await self._database.transact(lambda connection: store.add_tombstones(connection, missing_ids, "wallet"))
+            await self._database.transact(
+                lambda connection: store.add_tombstones(connection, missing_ids, "wallet")
+            )
 
-    async def _resolve_wallets(self, hold_ids: list[str], causes: list[str]) -> dict[str, store.WalletKey]:
-        """The wallets of holds that are to end, and of credits that are to be released; neither ever changes its wallet."""
+    async def _resolve_wallets(
+        self, hold_ids: list[str], causes: list[str]
+    ) -> dict[str, store.WalletKey]:
+        """The wallets of holds that are to end, and of credits that are to be released; neither
+        ever changes its wallet.
+        """
         if not hold_ids and not causes:
             return {}
 
         def resolve(connection: Connection) -> dict[str, store.WalletKey]:
-            targets: dict[str, Any] = {**store.find_holds(connection, hold_ids), **store.find_credits(connection, causes)}
-            return {cause: (target.seller_account, target.currency) for cause, target in targets.items()}
+            targets: dict[str, Any] = {
+                **store.find_holds(connection, hold_ids),
+                **store.find_credits(connection, causes),
+            }
+            return {
+                cause: (target.seller_account, target.currency) for cause, target in targets.items()
+            }
 
         return await self._database.load(resolve)
 
 
-def _wallet_key(instruction: Instruction, wallet_keys: Mapping[str, store.WalletKey]) -> store.WalletKey:
-    """The wallet it is about: of a hold that is to end, or a credit that is to be released, theirs; ("", "") if there is none."""
+def _wallet_key(
+    instruction: Instruction, wallet_keys: Mapping[str, store.WalletKey]
+) -> store.WalletKey:
+    """The wallet it is about: of a hold that is to end, or a credit that is to be released, theirs;
+    ("", "") if there is none.
+    """
     if instruction.kind in _RESOLVED_KINDS:
         return wallet_keys.get(instruction.cause, ("", ""))
     return (instruction.seller_account, instruction.currency)
@@ -180,7 +256,9 @@ class _InstructionBatch:
         self.changes: list[store.DecidedInstruction] = []
 
     def decide(self, request: InstructionRequest) -> bool | ApiError:
-        """Whether the change had been made before, or why it is refused; otherwise it is among the changes."""
+        """Whether the change had been made before, or why it is refused; otherwise it is among the
+        changes.
+        """
         instruction = request.instruction
         replay = self._find_replay(instruction)
         if replay is not None:
@@ -188,7 +266,13 @@ class _InstructionBatch:
         key = _wallet_key(instruction, self._wallet_keys)
         wallet = self._wallets.get(key) or Wallet(*key)  # a missing one is empty
         try:
-            change = apply_instruction(wallet, self._holds.get(instruction.cause), instruction, self._credits.get(instruction.cause), now=self._now)
+            change = apply_instruction(
+                wallet,
+                self._holds.get(instruction.cause),
+                instruction,
+                self._credits.get(instruction.cause),
+                now=self._now,
+            )
         except ApiError as refused:
             return refused
         if key not in self._wallets:
@@ -200,20 +284,29 @@ class _InstructionBatch:
         return False
 
     def _key_reused_error(self, instruction: Instruction, entry: StoredInstruction) -> ApiError:
-        return key_reused_error(first_difference(instruction, entry, self._holds.get(instruction.cause)))
+        return key_reused_error(
+            first_difference(instruction, entry, self._holds.get(instruction.cause))
+        )
 
     def _find_replay(self, instruction: Instruction) -> bool | ApiError | None:
-        """The answer that does not depend on the wallet: to what was made before, or can never be made."""
+        """The answer that does not depend on the wallet: to what was made before, or can never be
+        made.
+        """
         kind, cause = instruction.kind, instruction.cause
         entry = self._existing_entries.get((kind, cause))
         if entry is not None:
-            return True if entry.fingerprint == instruction.fingerprint else self._key_reused_error(instruction, entry)
+            return (
+                True
+                if entry.fingerprint == instruction.fingerprint
+                else self._key_reused_error(instruction, entry)
+            )
         if cause in self._tombstones and kind in _HOLD_KINDS:
             return kind is EntryKind.HOLD_RELEASED or hold_ended_error(HoldState.RELEASED, kind)
         if is_already_released(self._credits.get(cause), instruction):
             return True
         if (
-            kind is EntryKind.RELEASE and _wallet_key(instruction, self._wallet_keys) not in self._wallets
+            kind is EntryKind.RELEASE
+            and _wallet_key(instruction, self._wallet_keys) not in self._wallets
         ):  # a credit made meanwhile is not found either
             return not_found_error("credit", cause, "cause")
         return None

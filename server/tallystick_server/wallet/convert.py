@@ -35,7 +35,11 @@ def _parse_cause(text: str) -> str:
     match = _CAUSE.match(text)
     if match is None or match[1] not in PostingKind.__members__:
         reason = ErrorReason.FIELD_INVALID if text else ErrorReason.FIELD_REQUIRED
-        raise ApiError(reason, "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.", field="cause")
+        raise ApiError(
+            reason,
+            "cause must be {TransactionKind}/{cause_id}, such as PAY_IN/po-1.",
+            field="cause",
+        )
     reject_card_id(text.rpartition("/")[2], "cause")
     return text
 
@@ -47,7 +51,9 @@ def parse_credit(message: pb.Credit) -> Instruction:
 
 def parse_release(message: pb.Release) -> Instruction:
     """A release. Raises Refused with the first field that is wrong."""
-    return Instruction(EntryKind.RELEASE, _parse_cause(message.cause), parse_id(message.caller, "caller"))
+    return Instruction(
+        EntryKind.RELEASE, _parse_cause(message.cause), parse_id(message.caller, "caller")
+    )
 
 
 def parse_debit(message: pb.Debit) -> Instruction:
@@ -55,12 +61,27 @@ def parse_debit(message: pb.Debit) -> Instruction:
     return _parse_movement(EntryKind.DEBIT, message, allow_owed=message.as_fact)
 
 
-def _parse_movement(kind: EntryKind, message: pb.Credit | pb.Debit, *, pending: bool = False, allow_owed: bool = False) -> Instruction:
+def _parse_movement(
+    kind: EntryKind,
+    message: pb.Credit | pb.Debit,
+    *,
+    pending: bool = False,
+    allow_owed: bool = False,
+) -> Instruction:
     cause = _parse_cause(message.cause)
     caller = parse_id(message.caller, "caller")
     seller = parse_id(message.seller_account, "seller_account")
     currency = parse_currency(message.currency)
-    return Instruction(kind, cause, caller, seller, currency, parse_amount(message.amount, currency), pending, allow_owed)
+    return Instruction(
+        kind,
+        cause,
+        caller,
+        seller,
+        currency,
+        parse_amount(message.amount, currency),
+        pending,
+        allow_owed,
+    )
 
 
 def parse_hold(message: pb.NewHold) -> Instruction:
@@ -74,8 +95,16 @@ def parse_hold(message: pb.NewHold) -> Instruction:
     require_hold_namespace(hold_id, purpose)
     expire_time = parse_time(message, "expire_time")
     if expire_time is not None and purpose == "PAYOUT":
-        raise ApiError(ErrorReason.FIELD_INVALID, "expire_time must be unset: a payout's hold never expires.", field="expire_time")
-    minimum_remaining = parse_amount(message.keep_available, currency, "keep_available", min_amount=0) if message.keep_available else 0
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "expire_time must be unset: a payout's hold never expires.",
+            field="expire_time",
+        )
+    minimum_remaining = (
+        parse_amount(message.keep_available, currency, "keep_available", min_amount=0)
+        if message.keep_available
+        else 0
+    )
     return Instruction(
         EntryKind.HOLD_PLACED,
         hold_id,
@@ -90,15 +119,25 @@ def parse_hold(message: pb.NewHold) -> Instruction:
 
 
 def parse_policy(message: pb.SetWalletPolicyRequest) -> tuple[bool | None, int | None]:
-    """Whether to freeze, and the release delay in whole seconds; None: it stays as it is. Raises FIELD_REQUIRED, FIELD_INVALID."""
+    """Whether to freeze, and the release delay in whole seconds; None: it stays as it is. Raises
+    FIELD_REQUIRED, FIELD_INVALID.
+    """
     frozen = message.frozen if message.HasField("frozen") else None
     if not message.HasField("release_delay"):
         if frozen is None:
-            raise ApiError(ErrorReason.FIELD_REQUIRED, "frozen or release_delay must be set; what is unset stays as it is.", field="frozen")
+            raise ApiError(
+                ErrorReason.FIELD_REQUIRED,
+                "frozen or release_delay must be set; what is unset stays as it is.",
+                field="frozen",
+            )
         return frozen, None
     delay = message.release_delay
     if delay.nanos or not 0 <= delay.seconds <= _MAX_DELAY_SECONDS:
-        raise ApiError(ErrorReason.FIELD_INVALID, "release_delay must be whole seconds from 0 to 365 days.", field="release_delay")
+        raise ApiError(
+            ErrorReason.FIELD_INVALID,
+            "release_delay must be whole seconds from 0 to 365 days.",
+            field="release_delay",
+        )
     return frozen, delay.seconds
 
 
@@ -185,7 +224,9 @@ def parse_claim(message: pb.SellerClaim) -> SellerClaim:
 
 
 def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) -> NewAssignment:
-    """An assignment that an operator asks for. Raises Refused with the first field that is wrong."""
+    """An assignment that an operator asks for. Raises Refused with the first field that is
+    wrong.
+    """
     return NewAssignment(
         parse_id(message.seller_assignment_id, "seller_assignment_id"),
         parse_id(message.seller_account, "seller_account"),
@@ -196,7 +237,12 @@ def parse_assignment(message: pb.RequestSellerAssignmentRequest, caller: str) ->
 
 
 def seller(row: Row[Any]) -> wallet_pb2.Seller:
-    return wallet_pb2.Seller(seller_account=row.seller_account, owner=row.owner, version=row.version, update_time=to_timestamp(row.update_time))
+    return wallet_pb2.Seller(
+        seller_account=row.seller_account,
+        owner=row.owner,
+        version=row.version,
+        update_time=to_timestamp(row.update_time),
+    )
 
 
 def assignment(row: Row[Any]) -> wallet_pb2.SellerAssignment:

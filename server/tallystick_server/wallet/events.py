@@ -14,30 +14,88 @@ from tallystick_server.wallet import convert
 from tallystick_storage.wallet import wallets as store
 
 
-def add_wallet_changed(event_batch: BatchPublishRequest, item: store.DecidedInstruction, create_time: datetime) -> None:
+def add_wallet_changed(
+    event_batch: BatchPublishRequest, item: store.DecidedInstruction, create_time: datetime
+) -> None:
     """Adds a new entry to what is told."""
     entry, instruction = convert.new_entry(item, create_time), item.instruction
-    type_, aggregate = event_pb2.EVENT_TYPE_WALLET_CHANGED, f"wallets/{entry.seller_account}/{entry.currency}"
-    add_event(event_batch, type_, aggregate, entry.number, entry.create_time, instruction.caller, item.traceparent, wallet_entry=entry)
+    type_, aggregate = (
+        event_pb2.EVENT_TYPE_WALLET_CHANGED,
+        f"wallets/{entry.seller_account}/{entry.currency}",
+    )
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        entry.number,
+        entry.create_time,
+        instruction.caller,
+        item.traceparent,
+        wallet_entry=entry,
+    )
 
 
-def add_policy_changed(event_batch: BatchPublishRequest, wallet: Row[Any], caller: str, traceparent: str) -> None:
+def add_policy_changed(
+    event_batch: BatchPublishRequest, wallet: Row[Any], caller: str, traceparent: str
+) -> None:
     """Adds a wallet's new policy to what is told."""
     message = convert.wallet(wallet)
-    type_, aggregate = event_pb2.EVENT_TYPE_WALLET_POLICY_CHANGED, f"walletPolicies/{wallet.seller_account}/{wallet.currency}"
-    add_event(event_batch, type_, aggregate, wallet.policy_version, message.update_time, caller, traceparent, wallet=message)
+    type_, aggregate = (
+        event_pb2.EVENT_TYPE_WALLET_POLICY_CHANGED,
+        f"walletPolicies/{wallet.seller_account}/{wallet.currency}",
+    )
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        wallet.policy_version,
+        message.update_time,
+        caller,
+        traceparent,
+        wallet=message,
+    )
 
 
-def add_seller_changed(event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str) -> None:
-    """Adds a seller that was claimed, or has come to another owner; the new owner's callers may stream it."""
+def add_seller_changed(
+    event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
+) -> None:
+    """Adds a seller that was claimed, or has come to another owner; the new owner's callers may
+    stream it.
+    """
     seller = convert.seller(row)
     type_, aggregate = event_pb2.EVENT_TYPE_SELLER_CHANGED, f"sellers/{seller.seller_account}"
-    add_event(event_batch, type_, aggregate, seller.version, seller.update_time, caller, traceparent, seller.owner, seller=seller)
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        seller.version,
+        seller.update_time,
+        caller,
+        traceparent,
+        seller.owner,
+        seller=seller,
+    )
 
 
-def add_assignment_changed(event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str) -> None:
+def add_assignment_changed(
+    event_batch: BatchPublishRequest, row: Row[Any], caller: str, traceparent: str
+) -> None:
     """Adds an assignment that was asked for, or decided."""
     assignment = convert.assignment(row)
-    type_, aggregate = event_pb2.EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED, f"sellerAssignments/{assignment.seller_assignment_id}"
-    event_time = assignment.decide_time if assignment.HasField("decide_time") else assignment.create_time
-    add_event(event_batch, type_, aggregate, assignment.version, event_time, caller, traceparent, seller_assignment=assignment)
+    type_, aggregate = (
+        event_pb2.EVENT_TYPE_SELLER_ASSIGNMENT_CHANGED,
+        f"sellerAssignments/{assignment.seller_assignment_id}",
+    )
+    event_time = (
+        assignment.decide_time if assignment.HasField("decide_time") else assignment.create_time
+    )
+    add_event(
+        event_batch,
+        type_,
+        aggregate,
+        assignment.version,
+        event_time,
+        caller,
+        traceparent,
+        seller_assignment=assignment,
+    )

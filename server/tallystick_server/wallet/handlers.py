@@ -23,7 +23,11 @@ from tallystick_server.rpc.pagination import PageToken, parse_page_size
 from tallystick_server.rpc.server import Access, Call
 from tallystick_server.rpc.versions import parse_expected_version
 from tallystick_server.wallet import convert
-from tallystick_server.wallet.apply_instructions import InstructionRequest, InstructionResult, WalletInstructions
+from tallystick_server.wallet.apply_instructions import (
+    InstructionRequest,
+    InstructionResult,
+    WalletInstructions,
+)
 from tallystick_server.wallet.seller_ownership import Sellers
 from tallystick_server.wallet.set_policy import WalletPolicies
 from tallystick_storage.database import Database
@@ -58,14 +62,18 @@ M = TypeVar("M")
 
 
 class WalletHandlers(AlertHandlers):
-    """Handlers only decode, await and encode. `payout_service`: the caller that PayoutService is."""
+    """Handlers only decode, await and encode. `payout_service`: the caller that
+    PayoutService is.
+    """
 
     def __init__(self, database: Database, release_delay_seconds: int, payout_service: str) -> None:
         super().__init__(database, pb)
         self._payout_service = payout_service
         self._policies = WalletPolicies(database, release_delay_seconds)
         self._sellers = Sellers(database)
-        self.instruction_batcher: Batcher[Sequence[InstructionRequest], Sequence[InstructionResult | Exception]] = Batcher(
+        self.instruction_batcher: Batcher[
+            Sequence[InstructionRequest], Sequence[InstructionResult | Exception]
+        ] = Batcher(
             "wallet.change",
             WalletInstructions(database, release_delay_seconds).apply_groups,
             max_batch=4,
@@ -84,49 +92,93 @@ class WalletHandlers(AlertHandlers):
     async def GetWallet(self, request: pb.GetWalletRequest, _call: Call) -> pb.GetWalletResponse:
         return pb.GetWalletResponse(wallet=await self._get_wallet(_parse_key(request)))
 
-    async def ListWallets(self, request: pb.ListWalletsRequest, _call: Call) -> pb.ListWalletsResponse:
+    async def ListWallets(
+        self, request: pb.ListWalletsRequest, _call: Call
+    ) -> pb.ListWalletsResponse:
         size = parse_page_size(request.page_size)
-        seller = parse_id(request.seller_account, "seller_account") if request.seller_account else ""
+        seller = (
+            parse_id(request.seller_account, "seller_account") if request.seller_account else ""
+        )
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListWallets", seller, currency)
         cursor = token.parse(request.page_token, str, str)
         after = (str(cursor[0]), str(cursor[1])) if cursor else ("", "")
-        rows = await self._database.read(lambda connection: store.list_wallets(connection, seller, currency, after, size + 1))
-        wallets, next_token = token.build_page(rows, size, convert.wallet, lambda row: (row.seller_account, row.currency))
+        rows = await self._database.read(
+            lambda connection: store.list_wallets(connection, seller, currency, after, size + 1)
+        )
+        wallets, next_token = token.build_page(
+            rows, size, convert.wallet, lambda row: (row.seller_account, row.currency)
+        )
         return pb.ListWalletsResponse(wallets=wallets, next_page_token=next_token)
 
-    async def ListWalletEntries(self, request: pb.ListWalletEntriesRequest, _call: Call) -> pb.ListWalletEntriesResponse:
+    async def ListWalletEntries(
+        self, request: pb.ListWalletEntriesRequest, _call: Call
+    ) -> pb.ListWalletEntriesResponse:
         size = parse_page_size(request.page_size)
         key = _parse_key(request)
         token = PageToken("ListWalletEntries", *key)
         cursor = token.parse(request.page_token, int)
         rows = await self._database.read(
-            lambda connection: store.list_entries(connection, key, int(cursor[0]) if cursor else _MAX_ENTRY_NUMBER, size + 1)
+            lambda connection: store.list_entries(
+                connection, key, int(cursor[0]) if cursor else _MAX_ENTRY_NUMBER, size + 1
+            )
         )
         entries, next_token = token.build_page(rows, size, convert.entry, lambda row: (row.number,))
         return pb.ListWalletEntriesResponse(entries=entries, next_page_token=next_token)
 
-    async def BatchCredit(self, request: pb.BatchCreditRequest, _call: Call) -> pb.BatchCreditResponse:
-        results = await self._apply_batch(request.credits, "credits", convert.parse_credit, include_wallet=not request.outcome_only)
+    async def BatchCredit(
+        self, request: pb.BatchCreditRequest, _call: Call
+    ) -> pb.BatchCreditResponse:
+        results = await self._apply_batch(
+            request.credits,
+            "credits",
+            convert.parse_credit,
+            include_wallet=not request.outcome_only,
+        )
         return pb.BatchCreditResponse(results=[_wallet_result(result) for result in results])
 
-    async def BatchRelease(self, request: pb.BatchReleaseRequest, _call: Call) -> pb.BatchReleaseResponse:
-        results = await self._apply_batch(request.releases, "releases", convert.parse_release, include_wallet=not request.outcome_only)
+    async def BatchRelease(
+        self, request: pb.BatchReleaseRequest, _call: Call
+    ) -> pb.BatchReleaseResponse:
+        results = await self._apply_batch(
+            request.releases,
+            "releases",
+            convert.parse_release,
+            include_wallet=not request.outcome_only,
+        )
         return pb.BatchReleaseResponse(results=[_wallet_result(result) for result in results])
 
     async def BatchDebit(self, request: pb.BatchDebitRequest, _call: Call) -> pb.BatchDebitResponse:
-        results = await self._apply_batch(request.debits, "debits", convert.parse_debit, include_wallet=not request.outcome_only)
+        results = await self._apply_batch(
+            request.debits, "debits", convert.parse_debit, include_wallet=not request.outcome_only
+        )
         return pb.BatchDebitResponse(results=[_wallet_result(result) for result in results])
 
-    async def BatchPlaceHold(self, request: pb.BatchPlaceHoldRequest, call: Call) -> pb.BatchPlaceHoldResponse:
-        require_payout_service([hold.hold_id for hold in request.holds], call.caller.name, self._payout_service, "holds[{}].hold_id")
+    async def BatchPlaceHold(
+        self, request: pb.BatchPlaceHoldRequest, call: Call
+    ) -> pb.BatchPlaceHoldResponse:
+        require_payout_service(
+            [hold.hold_id for hold in request.holds],
+            call.caller.name,
+            self._payout_service,
+            "holds[{}].hold_id",
+        )
         results = await self._apply_batch(request.holds, "holds", convert.parse_hold)
         return pb.BatchPlaceHoldResponse(results=[_hold_result(result) for result in results])
 
-    async def BatchCaptureHold(self, request: pb.BatchCaptureHoldRequest, call: Call) -> pb.BatchCaptureHoldResponse:
+    async def BatchCaptureHold(
+        self, request: pb.BatchCaptureHoldRequest, call: Call
+    ) -> pb.BatchCaptureHoldResponse:
         check_batch(request.captures, "captures")
-        require_payout_service([capture.hold_id for capture in request.captures], call.caller.name, self._payout_service, "captures[{}].hold_id")
-        ids = sorted({capture.hold_id for capture in request.captures if is_hold_id(capture.hold_id)})
+        require_payout_service(
+            [capture.hold_id for capture in request.captures],
+            call.caller.name,
+            self._payout_service,
+            "captures[{}].hold_id",
+        )
+        ids = sorted(
+            {capture.hold_id for capture in request.captures if is_hold_id(capture.hold_id)}
+        )
         holds = await self._database.load(lambda connection: store.find_holds(connection, ids))
 
         def parse(capture: pb.HoldCapture) -> Instruction:
@@ -139,8 +191,12 @@ class WalletHandlers(AlertHandlers):
         results = await self._apply_batch(request.captures, "captures", parse)
         return pb.BatchCaptureHoldResponse(results=[_hold_result(result) for result in results])
 
-    async def BatchReleaseHold(self, request: pb.BatchReleaseHoldRequest, call: Call) -> pb.BatchReleaseHoldResponse:
-        require_payout_service(request.hold_ids, call.caller.name, self._payout_service, "hold_ids[{}]")
+    async def BatchReleaseHold(
+        self, request: pb.BatchReleaseHoldRequest, call: Call
+    ) -> pb.BatchReleaseHoldResponse:
+        require_payout_service(
+            request.hold_ids, call.caller.name, self._payout_service, "hold_ids[{}]"
+        )
 
         def parse(hold_id: str) -> Instruction:
             return Instruction(EntryKind.HOLD_RELEASED, parse_hold_id(hold_id), call.caller.name)
@@ -150,7 +206,9 @@ class WalletHandlers(AlertHandlers):
 
     async def GetHold(self, request: pb.GetHoldRequest, _call: Call) -> pb.GetHoldResponse:
         hold_id = parse_hold_id(request.hold_id)
-        holds = await self._database.read(lambda connection: store.find_holds(connection, [hold_id]))
+        holds = await self._database.read(
+            lambda connection: store.find_holds(connection, [hold_id])
+        )
         if hold_id not in holds:
             raise not_found_error("hold", hold_id)
         return pb.GetHoldResponse(hold=convert.hold(holds[hold_id]))
@@ -161,11 +219,17 @@ class WalletHandlers(AlertHandlers):
         currency = parse_currency(request.currency) if request.currency else ""
         token = PageToken("ListHolds", seller, currency)
         before = token.parse_time_cursor(request.page_token)
-        rows = await self._database.read(lambda connection: store.list_holds(connection, seller, currency, before, size + 1))
-        holds, next_token = token.build_page(rows, size, convert.hold, lambda row: (row.create_time.isoformat(), row.hold_id))
+        rows = await self._database.read(
+            lambda connection: store.list_holds(connection, seller, currency, before, size + 1)
+        )
+        holds, next_token = token.build_page(
+            rows, size, convert.hold, lambda row: (row.create_time.isoformat(), row.hold_id)
+        )
         return pb.ListHoldsResponse(holds=holds, next_page_token=next_token)
 
-    async def SetWalletPolicy(self, request: pb.SetWalletPolicyRequest, call: Call) -> pb.SetWalletPolicyResponse:
+    async def SetWalletPolicy(
+        self, request: pb.SetWalletPolicyRequest, call: Call
+    ) -> pb.SetWalletPolicyResponse:
         key = _parse_key(request)
         frozen, release_delay_seconds = convert.parse_policy(request)
         expected = parse_expected_version(request)
@@ -181,7 +245,9 @@ class WalletHandlers(AlertHandlers):
             call.mark_replayed()
         return pb.SetWalletPolicyResponse(wallet=await self._get_wallet(key, changed=True))
 
-    async def BatchClaimSellers(self, request: pb.BatchClaimSellersRequest, call: Call) -> pb.BatchClaimSellersResponse:
+    async def BatchClaimSellers(
+        self, request: pb.BatchClaimSellersRequest, call: Call
+    ) -> pb.BatchClaimSellersResponse:
         check_batch(request.claims, "claims")
         claims = []
         for index, claim in enumerate(request.claims):
@@ -193,63 +259,100 @@ class WalletHandlers(AlertHandlers):
         return pb.BatchClaimSellersResponse(sellers=[convert.seller(row) for row in rows])
 
     async def GetSeller(self, request: pb.GetSellerRequest, _call: Call) -> pb.GetSellerResponse:
-        row, assignments = await self._sellers.get(parse_id(request.seller_account, "seller_account"))
+        row, assignments = await self._sellers.get(
+            parse_id(request.seller_account, "seller_account")
+        )
         return pb.GetSellerResponse(
-            seller=None if row is None else convert.seller(row), assignments=[convert.assignment(assignment) for assignment in assignments]
+            seller=None if row is None else convert.seller(row),
+            assignments=[convert.assignment(assignment) for assignment in assignments],
         )
 
-    async def RequestSellerAssignment(self, request: pb.RequestSellerAssignmentRequest, call: Call) -> pb.RequestSellerAssignmentResponse:
-        row, replayed = await self._sellers.request(convert.parse_assignment(request, call.caller.name), traceparent())
+    async def RequestSellerAssignment(
+        self, request: pb.RequestSellerAssignmentRequest, call: Call
+    ) -> pb.RequestSellerAssignmentResponse:
+        row, replayed = await self._sellers.request(
+            convert.parse_assignment(request, call.caller.name), traceparent()
+        )
         if replayed:
             call.mark_replayed()
         return pb.RequestSellerAssignmentResponse(seller_assignment=convert.assignment(row))
 
-    async def ApproveSellerAssignment(self, request: pb.ApproveSellerAssignmentRequest, call: Call) -> pb.ApproveSellerAssignmentResponse:
+    async def ApproveSellerAssignment(
+        self, request: pb.ApproveSellerAssignmentRequest, call: Call
+    ) -> pb.ApproveSellerAssignmentResponse:
         row = await self._decide(request, AssignmentState.APPROVED, call)
         return pb.ApproveSellerAssignmentResponse(seller_assignment=convert.assignment(row))
 
-    async def RejectSellerAssignment(self, request: pb.RejectSellerAssignmentRequest, call: Call) -> pb.RejectSellerAssignmentResponse:
+    async def RejectSellerAssignment(
+        self, request: pb.RejectSellerAssignmentRequest, call: Call
+    ) -> pb.RejectSellerAssignmentResponse:
         row = await self._decide(request, AssignmentState.REJECTED, call)
         return pb.RejectSellerAssignmentResponse(seller_assignment=convert.assignment(row))
 
     async def _decide(
-        self, request: pb.ApproveSellerAssignmentRequest | pb.RejectSellerAssignmentRequest, decision: AssignmentState, call: Call
+        self,
+        request: pb.ApproveSellerAssignmentRequest | pb.RejectSellerAssignmentRequest,
+        decision: AssignmentState,
+        call: Call,
     ) -> Any:
         """The assignment after a decision."""
-        assignment_id, reason = parse_id(request.seller_assignment_id, "seller_assignment_id"), parse_reason_text(request.reason, "reason")
-        row, replayed = await self._sellers.decide(assignment_id, decision, call.caller.name, reason, traceparent())
+        assignment_id, reason = (
+            parse_id(request.seller_assignment_id, "seller_assignment_id"),
+            parse_reason_text(request.reason, "reason"),
+        )
+        row, replayed = await self._sellers.decide(
+            assignment_id, decision, call.caller.name, reason, traceparent()
+        )
         if replayed:
             call.mark_replayed()
         return row
 
     async def _get_wallet(self, key: store.WalletKey, *, changed: bool = False) -> Any:
         """The wallet; `changed` as in `Database.read`. Raises NOT_FOUND."""
-        wallets = await self._database.read(lambda connection: store.find_wallets(connection, [key]), changed=changed)
+        wallets = await self._database.read(
+            lambda connection: store.find_wallets(connection, [key]), changed=changed
+        )
         if key not in wallets:
             raise not_found_error("wallet", f"of seller {key[0]} in {key[1]}")
         return convert.wallet(wallets[key])
 
     async def _apply_batch(
-        self, items: Sequence[M], field: str, parse: Callable[[M], Instruction], *, include_wallet: bool = True
+        self,
+        items: Sequence[M],
+        field: str,
+        parse: Callable[[M], Instruction],
+        *,
+        include_wallet: bool = True,
     ) -> list[InstructionResult | Exception]:
-        """One result for each item, in order, with its wallet if that is `include_wallet`; those that cannot be parsed are refused on their own."""
+        """One result for each item, in order, with its wallet if that is `include_wallet`; those
+        that cannot be parsed are refused on their own.
+        """
         trace_context = traceparent()
         return await process_items(
-            items, field, lambda item: InstructionRequest(parse(item), trace_context, include_wallet), self.instruction_batcher.submit
+            items,
+            field,
+            lambda item: InstructionRequest(parse(item), trace_context, include_wallet),
+            self.instruction_batcher.submit,
         )
 
 
-def _parse_key(request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.SetWalletPolicyRequest) -> store.WalletKey:
+def _parse_key(
+    request: pb.GetWalletRequest | pb.ListWalletEntriesRequest | pb.SetWalletPolicyRequest,
+) -> store.WalletKey:
     return parse_id(request.seller_account, "seller_account"), parse_currency(request.currency)
 
 
 def _wallet_result(result: InstructionResult | Exception) -> pb.WalletResult:
     if isinstance(result, Exception):
         return pb.WalletResult(error=to_item_status(result))
-    return pb.WalletResult(wallet=convert.wallet(result.wallet) if result.wallet else None, replayed=result.replayed)
+    return pb.WalletResult(
+        wallet=convert.wallet(result.wallet) if result.wallet else None, replayed=result.replayed
+    )
 
 
 def _hold_result(result: InstructionResult | Exception) -> pb.HoldResult:
     if isinstance(result, Exception):
         return pb.HoldResult(error=to_item_status(result))
-    return pb.HoldResult(hold=convert.hold(result.hold) if result.hold else None, replayed=result.replayed)
+    return pb.HoldResult(
+        hold=convert.hold(result.hold) if result.hold else None, replayed=result.replayed
+    )

@@ -1,4 +1,6 @@
-"""Sweep: what a wallet owes to time: holds that expire, sales that have been pending for long enough."""
+"""Sweep: what a wallet owes to time: holds that expire, sales that have been pending for long
+enough.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,35 @@ _PAGE_SIZE = 500
 
 
 class WalletScheduler:
-    """Makes the changes that are due, by the same way as every other change; any number of processes may."""
+    """Makes the changes that are due, by the same way as every other change; any number of
+    processes may.
+    """
 
     def __init__(
-        self, database: Database, instruction_batcher: Batcher[Sequence[InstructionRequest], Sequence[InstructionResult | Exception]]
+        self,
+        database: Database,
+        instruction_batcher: Batcher[
+            Sequence[InstructionRequest], Sequence[InstructionResult | Exception]
+        ],
     ) -> None:
         self._database = database
         self._instruction_batcher = instruction_batcher
 
     async def run_once(self) -> None:
-        """Makes all that is due. Raises RuntimeError if some of it was refused; the rest is done all the same."""
+        """Makes all that is due. Raises RuntimeError if some of it was refused; the rest is done
+        all the same.
+        """
         rejections = await self._apply_due(EntryKind.HOLD_EXPIRED, store.list_expired_holds)
         rejections += await self._apply_due(EntryKind.RELEASE, store.list_releasable)
         if rejections:
-            raise RuntimeError(f"{len(rejections)} changes that were due were refused; the first is {rejections[0]}")
+            raise RuntimeError(
+                f"{len(rejections)} changes that were due were refused; the first is "
+                f"{rejections[0]}"
+            )
 
-    async def _apply_due(self, kind: EntryKind, list_due: Callable[..., Sequence[Row[Any]]]) -> list[str]:
+    async def _apply_due(
+        self, kind: EntryKind, list_due: Callable[..., Sequence[Row[Any]]]
+    ) -> list[str]:
         """Makes all changes of a kind that are due, page by page; what was refused, in words."""
         rejections: list[str] = []
         cursor: store.DueCursor | None = None
@@ -46,7 +61,10 @@ class WalletScheduler:
             cursor = (rows[-1].time, rows[-1].cause)
             instructions = [Instruction(kind, row.cause, "wallet") for row in rows]
             results = await self._instruction_batcher.submit(
-                [InstructionRequest(instruction, "", include_wallet=False) for instruction in instructions]
+                [
+                    InstructionRequest(instruction, "", include_wallet=False)
+                    for instruction in instructions
+                ]
             )
             rejections += [
                 f"{kind} of {item.cause}: {result}"

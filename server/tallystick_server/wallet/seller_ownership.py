@@ -1,4 +1,6 @@
-"""Whom sellers belong to: to the owner that first names them, until two operators assign them to another."""
+"""Whom sellers belong to: to the owner that first names them, until two operators assign them to
+another.
+"""
 
 from __future__ import annotations
 
@@ -33,28 +35,44 @@ class Sellers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, claims: Sequence[SellerClaim], caller: str, traceparent: str) -> Sequence[Row[Any]]:
-        """The sellers that belong to somebody, by id, after the claims. Only a seller that belongs to nobody costs a transaction."""
+    async def claim(
+        self, claims: Sequence[SellerClaim], caller: str, traceparent: str
+    ) -> Sequence[Row[Any]]:
+        """The sellers that belong to somebody, by id, after the claims. Only a seller that belongs
+        to nobody costs a transaction.
+        """
         names = sorted({claim.seller_account for claim in claims})
         while True:  # each round finds one more of the sellers owned, or is the last
-            owner_rows = await self._database.load(lambda connection: store.find_owners(connection, names))
+            owner_rows = await self._database.load(
+                lambda connection: store.find_owners(connection, names)
+            )
             new = grant_claims(claims, {row.seller_account: row.owner for row in owner_rows})
             if not new:
                 return owner_rows
             with suppress(_ConcurrentClaim):
-                await self._database.transact(_claim_all([store.NewSeller(*pair) for pair in sorted(new.items())], caller, traceparent))
+                await self._database.transact(
+                    _claim_all(
+                        [store.NewSeller(*pair) for pair in sorted(new.items())],
+                        caller,
+                        traceparent,
+                    )
+                )
 
     async def get(self, seller_account: str) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
         """A seller, None if it belongs to nobody, and its last assignments."""
 
         def load_seller(connection: Connection) -> tuple[Row[Any] | None, Sequence[Row[Any]]]:
             rows = store.find_owners(connection, [seller_account])
-            return next(iter(rows), None), store.list_assignments(connection, seller_account, _MAX_ASSIGNMENTS)
+            return next(iter(rows), None), store.list_assignments(
+                connection, seller_account, _MAX_ASSIGNMENTS
+            )
 
         return await self._database.read(load_seller)
 
     async def request(self, new: NewAssignment, traceparent: str) -> tuple[Row[Any], bool]:
-        """The assignment as it stands, and whether it was there before. Raises KEY_REUSED, FIELD_INVALID, STATE_FORBIDS."""
+        """The assignment as it stands, and whether it was there before. Raises KEY_REUSED,
+        FIELD_INVALID, STATE_FORBIDS.
+        """
 
         def request_assignment(connection: Connection) -> tuple[Row[Any], bool]:
             stored = store.find_assignment(connection, new.seller_assignment_id)
@@ -64,38 +82,72 @@ class Sellers:
                 require_new_owner(new.owner, previous_owner)
                 row = store.insert_assignment(
                     connection,
-                    store.NewAssignmentRow(new.seller_assignment_id, new.seller_account, new.owner, previous_owner, new.requested_by, new.reason),
+                    store.NewAssignmentRow(
+                        new.seller_assignment_id,
+                        new.seller_account,
+                        new.owner,
+                        previous_owner,
+                        new.requested_by,
+                        new.reason,
+                    ),
                 )
                 if row is not None:
                     with record_events(connection, [row]) as event_batch:
-                        events.add_assignment_changed(event_batch, row, new.requested_by, traceparent)
+                        events.add_assignment_changed(
+                            event_batch, row, new.requested_by, traceparent
+                        )
                     return row, False
-                stored = store.find_assignment(connection, new.seller_assignment_id)  # stored meanwhile by the same call
+                # stored meanwhile by the same call
+                stored = store.find_assignment(connection, new.seller_assignment_id)
             if stored is None:
                 message = "The seller has an open assignment; approve or reject that first."
-                raise ApiError(ErrorReason.STATE_FORBIDS, message, metadata={"state": AssignmentState.REQUESTED, "verb": "REQUEST"})
+                raise ApiError(
+                    ErrorReason.STATE_FORBIDS,
+                    message,
+                    metadata={"state": AssignmentState.REQUESTED, "verb": "REQUEST"},
+                )
             require_same_assignment(
-                new, NewAssignment(stored.seller_assignment_id, stored.seller_account, stored.owner, stored.requested_by, stored.reason)
+                new,
+                NewAssignment(
+                    stored.seller_assignment_id,
+                    stored.seller_account,
+                    stored.owner,
+                    stored.requested_by,
+                    stored.reason,
+                ),
             )
             return stored, True
 
         return await self._database.transact(request_assignment)
 
-    async def decide(self, assignment_id: str, decision: AssignmentState, caller: str, reason: str, traceparent: str) -> tuple[Row[Any], bool]:
-        """The assignment as it stands, and whether it was decided so before. Raises NOT_FOUND, STATE_FORBIDS, SECOND_PERSON_REQUIRED."""
+    async def decide(
+        self,
+        assignment_id: str,
+        decision: AssignmentState,
+        caller: str,
+        reason: str,
+        traceparent: str,
+    ) -> tuple[Row[Any], bool]:
+        """The assignment as it stands, and whether it was decided so before. Raises NOT_FOUND,
+        STATE_FORBIDS, SECOND_PERSON_REQUIRED.
+        """
 
         def apply_decision(connection: Connection) -> tuple[Row[Any], bool]:
             row = store.find_assignment(connection, assignment_id, for_update=True)
             if row is None:
                 raise not_found_error("seller assignment", assignment_id)
-            if not decide_assignment(AssignmentState(row.state), decision, row.requested_by, caller):
+            if not decide_assignment(
+                AssignmentState(row.state), decision, row.requested_by, caller
+            ):
                 return row, True
             is_approved = decision is AssignmentState.APPROVED
             seller = store.lock(connection, row.seller_account) if is_approved else None
             if is_approved:  # the second person approves what the assignment shows
                 require_unchanged_owner(row.previous_owner, "" if seller is None else seller.owner)
             version = (1 if seller is None else seller.version + 1) if is_approved else None
-            decided_row = store.record_decision(connection, assignment_id, decision, caller, reason, version)
+            decided_row = store.record_decision(
+                connection, assignment_id, decision, caller, reason, version
+            )
             with record_events(connection, [decided_row]) as event_batch:
                 events.add_assignment_changed(event_batch, decided_row, caller, traceparent)
             if version is not None:
@@ -111,8 +163,12 @@ class _ConcurrentClaim(Exception):
     """Somebody else was faster; nothing is stored."""
 
 
-def _claim_all(new: Sequence[store.NewSeller], caller: str, traceparent: str) -> Callable[[Connection], None]:
-    """What claims all of the sellers. It raises _Overtaken where one was claimed meanwhile, so that no group of claims is made in part."""
+def _claim_all(
+    new: Sequence[store.NewSeller], caller: str, traceparent: str
+) -> Callable[[Connection], None]:
+    """What claims all of the sellers. It raises _Overtaken where one was claimed meanwhile, so that
+    no group of claims is made in part.
+    """
 
     def claim_sellers(connection: Connection) -> None:
         rows = store.claim(connection, new)
@@ -125,11 +181,19 @@ def _claim_all(new: Sequence[store.NewSeller], caller: str, traceparent: str) ->
     return claim_sellers
 
 
-def _change_owner(connection: Connection, seller_account: str, owner: str, version: int) -> Row[Any]:
-    """Has the seller belong to the owner, as its given version. Raises CONFLICT where it was claimed since it was looked at."""
+def _change_owner(
+    connection: Connection, seller_account: str, owner: str, version: int
+) -> Row[Any]:
+    """Has the seller belong to the owner, as its given version. Raises CONFLICT where it was
+    claimed since it was looked at.
+    """
     if version > 1:
         return store.change_owner(connection, seller_account, owner, version)
     claimed_rows = store.claim(connection, [store.NewSeller(seller_account, owner)])
     if not claimed_rows:
-        raise ApiError(ErrorReason.CONFLICT, "The seller was claimed at the same moment; retry.", retry_after=0.2)
+        raise ApiError(
+            ErrorReason.CONFLICT,
+            "The seller was claimed at the same moment; retry.",
+            retry_after=0.2,
+        )
     return claimed_rows[0]

@@ -12,7 +12,9 @@ from tallystick_storage.wallet import wallets as store
 
 
 class WalletPolicies:
-    """Sets them. A wallet that is not there yet is opened, with `default_release_delay_seconds` in seconds as whoever sets nothing has it."""
+    """Sets them. A wallet that is not there yet is opened, with `default_release_delay_seconds` in
+    seconds as whoever sets nothing has it.
+    """
 
     def __init__(self, database: Database, default_release_delay_seconds: int) -> None:
         self._database = database
@@ -28,7 +30,8 @@ class WalletPolicies:
         caller: str,
         traceparent: str,
     ) -> bool:
-        """Has a policy hold from now on, of which None stays as it is; equal values held before, if not.
+        """Has a policy hold from now on, of which None stays as it is; equal values held before, if
+        not.
 
         Raises VERSION_MISMATCH where another version would be replaced.
         """
@@ -51,7 +54,11 @@ class WalletPolicies:
                     events.add_policy_changed(event_batch, wallet, caller, traceparent)
             elif expected_version is not None:
                 current = store.find_wallets(connection, [key]).get(key)
-                if current is None or frozen not in (None, current.frozen) or release_delay_seconds not in (None, current.release_delay):
+                if (
+                    current is None
+                    or frozen not in (None, current.frozen)
+                    or release_delay_seconds not in (None, current.release_delay)
+                ):
                     raise version_mismatch_error(0 if current is None else current.policy_version)
             return wallet is not None
 

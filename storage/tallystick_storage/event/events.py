@@ -33,41 +33,62 @@ class EventConflict(ConstraintViolation):
     """An event of this key is published already, and says something else: `stored_body`."""
 
     def __init__(self, key: EventKey, stored_body: bytes) -> None:
-        super().__init__("23505", "event_aggregate_id_aggregate_version_key", f"{key[0]}/{key[1]} is published with another content")
+        super().__init__(
+            "23505",
+            "event_aggregate_id_aggregate_version_key",
+            f"{key[0]}/{key[1]} is published with another content",
+        )
         self.key = key
         self.stored_body = stored_body
 
 
 _LOCK = text("select cursor from head for update")
-# The lock is taken by the statement before, so this one sees all that earlier holders committed. All bodies are one parameter, cut here: as values
+# The lock is taken by the statement before, so this one sees all that earlier holders committed.
+# All bodies are one parameter, cut here: as values
 # of a list each would be copied several times.
 _PUBLISH = text("""
     with asked as materialized (
         select r.*, exists (  -- "offset 0" keeps it a look-up by key
-            select from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version offset 0) as known
-        from json_to_recordset(cast(:events as json)) as r (place int, aggregate_id text, aggregate_version bigint, type text, owner text, start int, length int)),
+            select from event e where e.aggregate_id = r.aggregate_id
+                and e.aggregate_version = r.aggregate_version offset 0) as known
+        from json_to_recordset(cast(:events as json))
+            as r (place int, aggregate_id text, aggregate_version bigint, type text, owner text,
+            start int, length int)),
     e as (
         insert into event (cursor, aggregate_id, aggregate_version, type, owner, body)
-        select h.cursor + row_number() over (order by r.place), r.aggregate_id, r.aggregate_version, r.type, r.owner,
+        select h.cursor + row_number() over (order by r.place), r.aggregate_id, r.aggregate_version,
+            r.type, r.owner,
             substr(cast(:bodies as bytea), r.start, r.length)
         from asked r, head h where not r.known order by r.place),
     c as (update head set cursor = head.cursor + (select count(*) from asked where not known))
     select r.aggregate_id, r.aggregate_version, e.body is not null as differs, e.body
     from asked r left join lateral (
-        select e.body from event e where e.aggregate_id = r.aggregate_id and e.aggregate_version = r.aggregate_version
+        select e.body from event e where e.aggregate_id = r.aggregate_id
+            and e.aggregate_version = r.aggregate_version
             and e.body <> substr(cast(:bodies as bytea), r.start, r.length) offset 0) e on true
     where r.known order by r.place
 """)
 
 
 def publish(connection: Connection, events: Sequence[NewEvent]) -> set[EventKey]:
-    """Numbers those events that are new, in order, without a gap; returns the keys of the others. No key may stand twice among them. Raises Differs."""
+    """Numbers those events that are new, in order, without a gap; returns the keys of the others.
+    No key may stand twice among them. Raises Differs.
+    """
     connection.execute(_LOCK)
     items = []
     start = 1
     for index, event in enumerate(events):
         key = {"aggregate_id": event.aggregate_id, "aggregate_version": event.aggregate_version}
-        items.append({**key, "place": index, "type": event.type, "owner": event.owner, "start": start, "length": len(event.body)})
+        items.append(
+            {
+                **key,
+                "place": index,
+                "type": event.type,
+                "owner": event.owner,
+                "start": start,
+                "length": len(event.body),
+            }
+        )
         start += len(event.body)
     parameters = {"events": encode_rows(items), "bodies": b"".join(event.body for event in events)}
     existing = connection.execute(_PUBLISH, parameters).all()
@@ -95,9 +116,19 @@ _LIST_ALL = text(_LIST_BETWEEN.format(which=""))
 _LIST_OF_AGGREGATE = text(_LIST_BETWEEN.format(which="aggregate_id = :aggregate_id and"))
 
 
-def list_between(connection: Connection, after: int, until: int, types: list[str], aggregate_id: str, owner: str, limit: int) -> Sequence[Row[Any]]:
+def list_between(
+    connection: Connection,
+    after: int,
+    until: int,
+    types: list[str],
+    aggregate_id: str,
+    owner: str,
+    limit: int,
+) -> Sequence[Row[Any]]:
     """The next events behind a cursor and up to another; empty filters do not filter."""
     parameters = {"after": after, "until": until, "types": types, "owner": owner, "most": limit}
     if aggregate_id:
-        return connection.execute(_LIST_OF_AGGREGATE, {**parameters, "aggregate_id": aggregate_id}).all()
+        return connection.execute(
+            _LIST_OF_AGGREGATE, {**parameters, "aggregate_id": aggregate_id}
+        ).all()
     return connection.execute(_LIST_ALL, parameters).all()

@@ -1,4 +1,6 @@
-"""The book. Lock order: head, accounts by id; both inside functions of the schema, since the role itself may update nothing."""
+"""The book. Lock order: head, accounts by id; both inside functions of the schema, since the role
+itself may update nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _LOCK_HEAD = text("select sequence, hash, post_time, now from lock_head(:book)")
 _LOCK_ACCOUNTS = text("""
     select l.account_id, l.balance, l.entry_count, a.account, a.currency
     from lock_accounts(cast(:ids as bigint[])) l
-    cross join lateral (select account, currency from account where account_id = l.account_id offset 0) a  -- else all accounts are read, to be merged
+    -- else all accounts are read, to be merged
+    cross join lateral (select account, currency from account
+        where account_id = l.account_id offset 0) a
 """)
 
 
@@ -29,29 +33,38 @@ def lock_head(connection: Connection) -> tuple[Head, datetime]:
 
 
 class AccountsChanged(Exception):
-    """An account's id is not the one it had: the database has been set back since the id was read."""
+    """An account's id is not the one it had: the database has been set back since the id
+    was read.
+    """
 
 
-def lock_accounts(connection: Connection, ids: Mapping[tuple[str, str], int]) -> tuple[dict[tuple[str, str], int], dict[int, int]]:
-    """Locks accounts in the order of their ids. `ids` by (account, currency); returns balances in minor units by the same, and numbers of entries by id.
+def lock_accounts(
+    connection: Connection, ids: Mapping[tuple[str, str], int]
+) -> tuple[dict[tuple[str, str], int], dict[int, int]]:
+    """Locks accounts in the order of their ids. `ids` by (account, currency); returns balances in
+    minor units by the same, and numbers of entries by id.
 
     Raises AccountsChanged if an id is now another account's, or nobody's.
     """
     locked = connection.execute(_LOCK_ACCOUNTS, {"ids": sorted(ids.values())}).all()
     if {(row.account, row.currency): row.account_id for row in locked} != ids:
         raise AccountsChanged
-    return {(row.account, row.currency): int(row.balance) for row in locked}, {row.account_id: row.entry_count for row in locked}
+    return {(row.account, row.currency): int(row.balance) for row in locked}, {
+        row.account_id: row.entry_count for row in locked
+    }
 
 
 _OPEN_ACCOUNTS = text("""
     insert into account (account, currency, balance, entry_count, create_time)
     select account, currency, 0, 0, clock()
-    from json_to_recordset(cast(:accounts as json)) as r (account text collate "C", currency text collate "C") order by account, currency
+    from json_to_recordset(cast(:accounts as json))
+        as r (account text collate "C", currency text collate "C") order by account, currency
     on conflict do nothing
 """)
 _FIND_ACCOUNT_IDS = text("""
     select a.account, a.currency, a.account_id
-    from json_to_recordset(cast(:accounts as json)) as r (account text collate "C", currency text collate "C")
+    from json_to_recordset(cast(:accounts as json))
+        as r (account text collate "C", currency text collate "C")
     join account a on a.account = r.account and a.currency = r.currency
 """)
 
@@ -61,47 +74,68 @@ def open_accounts(connection: Connection, accounts: Sequence[tuple[str, str]]) -
     connection.execute(_OPEN_ACCOUNTS, {"accounts": _encode_accounts(accounts)})
 
 
-def find_account_ids(connection: Connection, accounts: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+def find_account_ids(
+    connection: Connection, accounts: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], int]:
     """The ids of accounts that exist."""
     result = connection.execute(_FIND_ACCOUNT_IDS, {"accounts": _encode_accounts(accounts)})
     return {(account, currency): account_id for account, currency, account_id in result}
 
 
 def _encode_accounts(accounts: Sequence[tuple[str, str]]) -> str:
-    return encode_rows([{"account": account, "currency": currency} for account, currency in accounts])
+    return encode_rows(
+        [{"account": account, "currency": currency} for account, currency in accounts]
+    )
 
 
 _FIND_POSTED = text("""
     select t.kind, t.cause_id, t.sequence, t.fingerprint
-    from json_to_recordset(cast(:causes as json)) as r (kind text, cause_id text) join tx t on t.kind = r.kind and t.cause_id = r.cause_id
+    from json_to_recordset(cast(:causes as json)) as r (kind text, cause_id text)
+        join tx t on t.kind = r.kind and t.cause_id = r.cause_id
 """)
 
 
-def find_posted(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, bytes]]:
+def find_posted(
+    connection: Connection, causes: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[int, bytes]]:
     """Which causes (kind, cause_id) are in the book already: their sequence and fingerprint."""
     items = encode_rows([{"kind": kind, "cause_id": cause} for kind, cause in causes])
-    return {(row.kind, row.cause_id): (row.sequence, bytes(row.fingerprint)) for row in connection.execute(_FIND_POSTED, {"causes": items})}
+    return {
+        (row.kind, row.cause_id): (row.sequence, bytes(row.fingerprint))
+        for row in connection.execute(_FIND_POSTED, {"causes": items})
+    }
 
 
 # One statement, so that the triggers of both tables see all rows.
 _APPEND = text("""
     with t as (
-        insert into tx (book, sequence, kind, cause_id, caller, fingerprint, n, description, reverses, effective_time, post_time, previous_hash, hash)
-        select :book, sequence, kind, cause_id, caller, decode(fingerprint, 'hex'), n, description, reverses, effective_time, post_time,
+        insert into tx (book, sequence, kind, cause_id, caller, fingerprint, n, description,
+            reverses, effective_time, post_time, previous_hash, hash)
+        select :book, sequence, kind, cause_id, caller, decode(fingerprint, 'hex'), n, description,
+            reverses, effective_time, post_time,
             decode(previous_hash, 'hex'), decode(hash, 'hex')
-        from json_to_recordset(cast(:transactions as json)) as r (sequence bigint, kind text, cause_id text, caller text, fingerprint text, n int,
-            description text, reverses bigint, effective_time timestamptz, post_time timestamptz, previous_hash text, hash text))
+        from json_to_recordset(cast(:transactions as json))
+            as r (sequence bigint, kind text, cause_id text, caller text, fingerprint text, n int,
+            description text, reverses bigint, effective_time timestamptz, post_time timestamptz,
+                previous_hash text, hash text))
     insert into entry (book, sequence, place, account_id, currency, amount, balance_after, number)
     select :book, sequence, place, account_id, currency, amount, balance_after, number
-    from json_to_recordset(cast(:entries as json)) as r (sequence bigint, place smallint, account_id bigint, currency text collate "C", amount bigint,
+    from json_to_recordset(cast(:entries as json))
+        as r (sequence bigint, place smallint, account_id bigint, currency text collate "C",
+        amount bigint,
         balance_after numeric, number bigint)
 """)
 
 
 def append(
-    connection: Connection, chained: Sequence[ChainedTransaction], ids: Mapping[tuple[str, str], int], entry_counts: Mapping[int, int]
+    connection: Connection,
+    chained: Sequence[ChainedTransaction],
+    ids: Mapping[tuple[str, str], int],
+    entry_counts: Mapping[int, int],
 ) -> None:
-    """Appends transactions that follow the locked head; `ids` are their accounts', `entry_counts` how many entries each of these has."""
+    """Appends transactions that follow the locked head; `ids` are their accounts', `entry_counts`
+    how many entries each of these has.
+    """
     transactions = [
         {
             "sequence": item.sequence,
@@ -120,23 +154,43 @@ def append(
         for item in chained
     ]
     connection.execute(
-        _APPEND, {"book": BOOK, "transactions": encode_rows(transactions), "entries": encode_rows(_entry_rows(chained, ids, entry_counts))}
+        _APPEND,
+        {
+            "book": BOOK,
+            "transactions": encode_rows(transactions),
+            "entries": encode_rows(_entry_rows(chained, ids, entry_counts)),
+        },
     )
 
 
-def _entry_rows(chained: Sequence[ChainedTransaction], ids: Mapping[tuple[str, str], int], entry_counts: Mapping[int, int]) -> list[dict[str, Any]]:
+def _entry_rows(
+    chained: Sequence[ChainedTransaction],
+    ids: Mapping[tuple[str, str], int],
+    entry_counts: Mapping[int, int],
+) -> list[dict[str, Any]]:
     entry_numbers = dict(entry_counts)
     entries = []
     for item in chained:
-        for line_number, (line, balance) in enumerate(zip(item.posting.lines, item.balances_after, strict=True), 1):
+        for line_number, (line, balance) in enumerate(
+            zip(item.posting.lines, item.balances_after, strict=True), 1
+        ):
             account_id = ids[line.account, line.currency]
             entry_numbers[account_id] += 1
-            entry = {"sequence": item.sequence, "place": line_number, "account_id": account_id, "currency": line.currency, "amount": line.amount}
-            entries.append({**entry, "balance_after": str(balance), "number": entry_numbers[account_id]})
+            entry = {
+                "sequence": item.sequence,
+                "place": line_number,
+                "account_id": account_id,
+                "currency": line.currency,
+                "amount": line.amount,
+            }
+            entries.append(
+                {**entry, "balance_after": str(balance), "number": entry_numbers[account_id]}
+            )
     return entries
 
 
-_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.cause_id, t.caller, t.description, t.reverses, b.sequence as reversed_by, t.effective_time, t.post_time,
+_TRANSACTION_COLUMNS = """t.sequence, t.kind, t.cause_id, t.caller, t.description, t.reverses,
+    b.sequence as reversed_by, t.effective_time, t.post_time,
     t.previous_hash, t.hash"""
 _TRANSACTIONS = text(f"""
     select {_TRANSACTION_COLUMNS} from tx t left join tx b on b.reverses = t.sequence
@@ -144,8 +198,10 @@ _TRANSACTIONS = text(f"""
 """)
 _ENTRIES = text("""
     select e.sequence, e.place, a.account, e.currency, e.amount, e.balance_after
-    from entry e cross join lateral (select account from account where account_id = e.account_id offset 0) a
-    where e.book = :book and e.sequence = any (cast(:sequences as bigint[])) order by e.sequence, e.place
+    from entry e cross
+        join lateral (select account from account where account_id = e.account_id offset 0) a
+    where e.book = :book and e.sequence = any (cast(:sequences as bigint[]))
+        order by e.sequence, e.place
 """)
 
 TransactionRow = tuple[Row[Any], list[Row[Any]]]
@@ -154,7 +210,9 @@ TransactionRow = tuple[Row[Any], list[Row[Any]]]
 def load_transactions(connection: Connection, sequences: Sequence[int]) -> list[TransactionRow]:
     """Transactions with their entries, by sequence."""
     parameters = {"book": BOOK, "sequences": list(sequences)}
-    by_sequence: dict[int, TransactionRow] = {row.sequence: (row, []) for row in connection.execute(_TRANSACTIONS, parameters)}
+    by_sequence: dict[int, TransactionRow] = {
+        row.sequence: (row, []) for row in connection.execute(_TRANSACTIONS, parameters)
+    }
     for entry in connection.execute(_ENTRIES, parameters):
         by_sequence[entry.sequence][1].append(entry)
     return list(by_sequence.values())
@@ -173,44 +231,77 @@ class TransactionFilter:
     before: int | None = None
 
 
-_FIRST_SINCE = text("select sequence from tx where post_time >= :time and book = :book order by post_time, sequence limit 1")
-_LAST_BEFORE = text("select sequence from tx where post_time < :time and book = :book order by post_time desc, sequence desc limit 1")
+_FIRST_SINCE = text(
+    "select sequence from tx where post_time >= :time and book = :book order by post_time, "
+    "sequence limit 1"
+)
+_LAST_BEFORE = text(
+    "select sequence from tx where post_time < :time and book = :book order by post_time desc, "
+    "sequence desc limit 1"
+)
 _MAX_SCANNED = 2_000
 
 
-def list_sequences(connection: Connection, filters: TransactionFilter, limit: int) -> tuple[list[int], int | None]:
-    """The sequences of transactions, newest first, and down to which all have been looked at if there may be more below it, None: there are none.
+def list_sequences(
+    connection: Connection, filters: TransactionFilter, limit: int
+) -> tuple[list[int], int | None]:
+    """The sequences of transactions, newest first, and down to which all have been looked at if
+    there may be more below it, None: there are none.
 
-    The book's times rise with its sequences, so a time is a sequence. What is rare is not searched for in the whole book at once.
+    The book's times rise with its sequences, so a time is a sequence. What is rare is not searched
+    for in the whole book at once.
     """
     low, high = 1, filters.before
     if filters.post_time_from is not None:
-        low = connection.execute(_FIRST_SINCE, {"book": BOOK, "time": filters.post_time_from}).scalar_one_or_none() or 0
+        low = (
+            connection.execute(
+                _FIRST_SINCE, {"book": BOOK, "time": filters.post_time_from}
+            ).scalar_one_or_none()
+            or 0
+        )
         if not low:
             return [], None
     if filters.post_time_until is not None:
-        last_before = connection.execute(_LAST_BEFORE, {"book": BOOK, "time": filters.post_time_until}).scalar_one_or_none()
+        last_before = connection.execute(
+            _LAST_BEFORE, {"book": BOOK, "time": filters.post_time_until}
+        ).scalar_one_or_none()
         if last_before is None:
             return [], None
         high = last_before + 1 if high is None else min(high, last_before + 1)
     range_ = "sequence >= :low" if high is None else "sequence >= :low and sequence < :high"
     conditions = []
     if filters.currency is not None:
-        conditions.append("exists (select from entry e where e.book = t.book and e.sequence = t.sequence and e.currency = :currency offset 0)")
+        conditions.append(
+            "exists (select from entry e where e.book = t.book and e.sequence = t.sequence and "
+            "e.currency = :currency offset 0)"
+        )
     if filters.kind is not None and (filters.account is not None or filters.cause_id is not None):
         conditions.append("t.kind = :kind")
     statement = text(f"""
-        with looked_at as materialized ({_candidate_query(filters, range_)} order by sequence desc limit :most_looked_at)
+        with looked_at as materialized ({_candidate_query(filters, range_)} order by sequence desc
+            limit :most_looked_at)
         (select distinct l.sequence, false as last from looked_at l
-         cross join lateral (select * from tx t where t.book = :book and t.sequence = l.sequence offset 0) t
+         cross join lateral (select * from tx t where t.book = :book
+             and t.sequence = l.sequence offset 0) t
          where {" and ".join(conditions) or "true"} order by l.sequence desc limit :most)
         union all
         (select min(sequence), true from looked_at having count(*) = :most_looked_at)
     """)
-    values = {name: value for name in ("account", "currency", "kind", "cause_id") if (value := getattr(filters, name)) is not None}
-    bounds = {"low": low, "high": high, "most": limit, "most_looked_at": _MAX_SCANNED if conditions else 4 * limit}
+    values = {
+        name: value
+        for name in ("account", "currency", "kind", "cause_id")
+        if (value := getattr(filters, name)) is not None
+    }
+    bounds = {
+        "low": low,
+        "high": high,
+        "most": limit,
+        "most_looked_at": _MAX_SCANNED if conditions else 4 * limit,
+    }
     result = connection.execute(statement, {**values, **bounds, "book": BOOK}).all()
-    return [row.sequence for row in result if not row.last], next((row.sequence for row in result if row.last), None)
+    return [row.sequence for row in result if not row.last], next(
+        (row.sequence for row in result if row.last), None
+    )
 
 
 def _candidate_query(filters: TransactionFilter, range_: str) -> str:
@@ -219,14 +310,25 @@ def _candidate_query(filters: TransactionFilter, range_: str) -> str:
         return f"select sequence from tx where book = :book and cause_id = :cause_id and {range_}"
     if filters.account is not None:
         return f"""
-            select e.sequence from (select account_id from account where account = :account{" and currency = :currency" if filters.currency else ""}) a
-            cross join lateral (select sequence from entry where account_id = a.account_id and {range_} order by sequence desc limit :most_looked_at) e"""
-    return f"select sequence from tx where book = :book and {'kind = :kind and ' if filters.kind else ''}{range_}"
+            select e.sequence
+                from (select account_id from account
+                where account = :account{" and currency = :currency" if filters.currency else ""}) a
+            cross join lateral (select sequence from entry where account_id = a.account_id
+                and {range_} order by sequence desc limit :most_looked_at) e"""
+    return (
+        "select sequence from tx where book = :book and "
+        f"{'kind = :kind and ' if filters.kind else ''}{range_}"
+    )
 
 
 _HEAD = text("select sequence, hash, post_time from head where book = :book")
-_HEAD_AT = text("select sequence, hash, post_time from tx where book = :book and post_time <= :time order by post_time desc, sequence desc limit 1")
-_HEAD_AFTER = text("select sequence, hash, post_time from tx where book = :book and sequence = :sequence")
+_HEAD_AT = text(
+    "select sequence, hash, post_time from tx where book = :book and post_time <= :time order by "
+    "post_time desc, sequence desc limit 1"
+)
+_HEAD_AFTER = text(
+    "select sequence, hash, post_time from tx where book = :book and sequence = :sequence"
+)
 
 
 def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
@@ -234,94 +336,157 @@ def head_at(connection: Connection, as_of: datetime | None = None) -> Head:
     row = connection.execute(_HEAD, {"book": BOOK}).one()
     if as_of is not None and as_of < row.post_time:
         transaction = connection.execute(_HEAD_AT, {"book": BOOK, "time": as_of}).one_or_none()
-        return Head(transaction.sequence, bytes(transaction.hash), as_of) if transaction else Head(0, bytes(32), as_of)
+        return (
+            Head(transaction.sequence, bytes(transaction.hash), as_of)
+            if transaction
+            else Head(0, bytes(32), as_of)
+        )
     return Head(row.sequence, bytes(row.hash), row.post_time)
 
 
 def head_after(connection: Connection, sequence: int) -> Head:
     """The point just after a transaction."""
-    transaction = connection.execute(_HEAD_AFTER, {"book": BOOK, "sequence": sequence}).one_or_none()
-    return Head(transaction.sequence, bytes(transaction.hash), transaction.post_time) if transaction else head_at(connection)
+    transaction = connection.execute(
+        _HEAD_AFTER, {"book": BOOK, "sequence": sequence}
+    ).one_or_none()
+    return (
+        Head(transaction.sequence, bytes(transaction.hash), transaction.post_time)
+        if transaction
+        else head_at(connection)
+    )
 
 
-# The entry that an account stood at; the last one if that is not asked for by an earlier transaction.
+# The entry that an account stood at; the last one if that is not asked for by an earlier
+# transaction.
 _BALANCE_AT = """
-    select e.balance_after as balance, e.number as entry_count from entry e where e.account_id = a.account_id and e.sequence <= :sequence
+    select e.balance_after as balance, e.number as entry_count from entry e
+        where e.account_id = a.account_id and e.sequence <= :sequence
     order by e.sequence desc, e.place desc limit 1
 """
 _ACCOUNT_AT = text(f"""
-    select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross join lateral ({_BALANCE_AT}) e
+    select a.account, a.currency, e.balance, a.create_time, e.entry_count from account a cross
+        join lateral ({_BALANCE_AT}) e
     where a.account = :account and a.currency = :currency
 """)
 
 
-def account_at(connection: Connection, account: str, currency: str, sequence: int) -> Row[Any] | None:
+def account_at(
+    connection: Connection, account: str, currency: str, sequence: int
+) -> Row[Any] | None:
     """An account as it stood after a transaction of the book; None before its first."""
-    return connection.execute(_ACCOUNT_AT, {"account": account, "currency": currency, "sequence": sequence}).one_or_none()
+    return connection.execute(
+        _ACCOUNT_AT, {"account": account, "currency": currency, "sequence": sequence}
+    ).one_or_none()
 
 
 _ACCOUNTS = """
     select account, currency, balance, entry_count, create_time from account
-    where starts_with(account, :prefix) and entry_count > 0 and {after} order by account, currency limit :most
+    where starts_with(account, :prefix) and entry_count > 0 and {after} order by account, currency
+        limit :most
 """
-_ALL_ACCOUNTS = text(_ACCOUNTS.format(after="(account, currency) > (:after_account, :after_currency)"))
-_ACCOUNTS_IN_CURRENCY = text(_ACCOUNTS.format(after="currency = :currency and account > :after_account"))
+_ALL_ACCOUNTS = text(
+    _ACCOUNTS.format(after="(account, currency) > (:after_account, :after_currency)")
+)
+_ACCOUNTS_IN_CURRENCY = text(
+    _ACCOUNTS.format(after="currency = :currency and account > :after_account")
+)
 
 
-def list_accounts(connection: Connection, prefix: str, currency: str, after: tuple[str, str], limit: int) -> Sequence[Row[Any]]:
+def list_accounts(
+    connection: Connection, prefix: str, currency: str, after: tuple[str, str], limit: int
+) -> Sequence[Row[Any]]:
     """Accounts with their balances now, by name and currency, after a given one."""
     values = {"prefix": prefix, "most": limit}
     if currency:
-        return connection.execute(_ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}).all()
-    after_account, after_currency = max(after, (prefix, ""))  # the index is read from here on, whatever else is asked of a row
-    return connection.execute(_ALL_ACCOUNTS, {**values, "after_account": after_account, "after_currency": after_currency}).all()
+        return connection.execute(
+            _ACCOUNTS_IN_CURRENCY, {**values, "currency": currency, "after_account": after[0]}
+        ).all()
+    # the index is read from here on, whatever else is asked of a row
+    after_account, after_currency = max(after, (prefix, ""))
+    return connection.execute(
+        _ALL_ACCOUNTS, {**values, "after_account": after_account, "after_currency": after_currency}
+    ).all()
 
 
 _LIST_TRIAL_BALANCE = text(f"""
     select a.account, a.currency, e.balance, a.create_time, e.entry_count
-    from (select * from account where (account, currency) > (:after_account, :after_currency) order by account, currency limit :most) a
+    from (select * from account where (account, currency) > (:after_account, :after_currency)
+        order by account, currency limit :most) a
     left join lateral ({_BALANCE_AT}) e on true
     order by a.account, a.currency
 """)
 
 
-def list_trial_balance(connection: Connection, sequence: int, after: tuple[str, str], limit: int) -> Sequence[Row[Any]]:
-    """Up to so many accounts as they stood after a transaction, by name and currency, after a given one; without a balance before their first."""
-    return connection.execute(_LIST_TRIAL_BALANCE, {"sequence": sequence, "after_account": after[0], "after_currency": after[1], "most": limit}).all()
+def list_trial_balance(
+    connection: Connection, sequence: int, after: tuple[str, str], limit: int
+) -> Sequence[Row[Any]]:
+    """Up to so many accounts as they stood after a transaction, by name and currency, after a given
+    one; without a balance before their first.
+    """
+    return connection.execute(
+        _LIST_TRIAL_BALANCE,
+        {
+            "sequence": sequence,
+            "after_account": after[0],
+            "after_currency": after[1],
+            "most": limit,
+        },
+    ).all()
 
 
 _SEQUENCES_BETWEEN = text("""
-    select t.sequence from tx t where t.book = :book and t.sequence > :after and t.sequence <= :until and (:prefix = '' or exists (
+    select t.sequence from tx t where t.book = :book and t.sequence > :after
+        and t.sequence <= :until and (:prefix = '' or exists (
         select from entry e join account a on a.account_id = e.account_id
         where e.book = t.book and e.sequence = t.sequence and starts_with(a.account, :prefix)))
     order by t.sequence limit :most
 """)
 
 
-def list_sequences_between(connection: Connection, after: int, until: int, prefix: str, limit: int) -> list[int]:
-    """The next transactions of the book behind one and up to another that touch an account of the prefix."""
-    return list(connection.execute(_SEQUENCES_BETWEEN, {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": limit}).scalars())
+def list_sequences_between(
+    connection: Connection, after: int, until: int, prefix: str, limit: int
+) -> list[int]:
+    """The next transactions of the book behind one and up to another that touch an account of the
+    prefix.
+    """
+    return list(
+        connection.execute(
+            _SEQUENCES_BETWEEN,
+            {"book": BOOK, "after": after, "until": until, "prefix": prefix, "most": limit},
+        ).scalars()
+    )
 
 
-_RELAY_POSITION = text("select sequence, exists (select from refused_aggregate) as any_refused from relayed where book = :book")
-_SET_RELAY_POSITION = text("update relayed set sequence = greatest(sequence, :sequence) where book = :book")
+_RELAY_POSITION = text(
+    "select sequence, exists (select from refused_aggregate) as any_refused from relayed where "
+    "book = :book"
+)
+_SET_RELAY_POSITION = text(
+    "update relayed set sequence = greatest(sequence, :sequence) where book = :book"
+)
 
 
-# An alert's event waits in the outbox; a transaction's waits in the book behind the last one that EventService has confirmed.
+# An alert's event waits in the outbox; a transaction's waits in the book behind the last one that
+# EventService has confirmed.
 _OLDEST_EVENT = f"""
     select min(create_time) as create_time from (
         ({OLDEST_IN_OUTBOX})
-        union all select t.post_time from relayed r join tx t on t.book = r.book and t.sequence = r.sequence + 1) w
+        union all select t.post_time from relayed r join tx t on t.book = r.book
+            and t.sequence = r.sequence + 1) w
 """
 
 
 def alert_queries(max_event_delay_seconds: float) -> Sequence[AlertQuery]:
-    """What a person should know of; `max_event_delay_seconds`: seconds that an event may wait to be published."""
+    """What a person should know of; `max_event_delay_seconds`: seconds that an event may wait to be
+    published.
+    """
     return event_alert_queries(max_event_delay_seconds, _OLDEST_EVENT)
 
 
 def relay_position(connection: Connection) -> tuple[int, bool]:
-    """The last transaction that EventService has confirmed, and whether it refuses any event of this service."""
+    """The last transaction that EventService has confirmed, and whether it refuses any event of
+    this service.
+    """
     row = connection.execute(_RELAY_POSITION, {"book": BOOK}).one()
     return row.sequence, row.any_refused
 
@@ -331,7 +496,9 @@ _HASH = text("select hash from tx where book = :book and sequence = :sequence")
 
 def hash_of(connection: Connection, sequence: int) -> bytes:
     """The hash of a transaction, and so of all before it; empty if there is none."""
-    return bytes(connection.execute(_HASH, {"book": BOOK, "sequence": sequence}).scalar_one_or_none() or b"")
+    return bytes(
+        connection.execute(_HASH, {"book": BOOK, "sequence": sequence}).scalar_one_or_none() or b""
+    )
 
 
 def set_relay_position(connection: Connection, sequence: int) -> None:

@@ -1,4 +1,6 @@
-"""One Alembic history for each service's schema. Its first makes what every schema has, `clock()` and `mark` among it, by `create`; every later one only calls `run`."""
+"""One Alembic history for each service's schema. Its first makes what every schema has, `clock()`
+and `mark` among it, by `create`; every later one only calls `run`.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,20 +16,31 @@ _RULE_CHECK = """
     end if;"""
 
 
-def statement_rule(name: str, table: str, *violations: tuple[str, str], on: Sequence[str] = ("insert",), with_old_rows: bool = False) -> str:
-    """A rule that each statement on a table has to keep. `violations`: a select of the rows that break it, and what is said then.
+def statement_rule(
+    name: str,
+    table: str,
+    *violations: tuple[str, str],
+    on: Sequence[str] = ("insert",),
+    with_old_rows: bool = False,
+) -> str:
+    """A rule that each statement on a table has to keep. `violations`: a select of the rows that
+    break it, and what is said then.
 
-    A select sees all rows of the statement as `changed`, and with `with_old_rows`, on an update, what they were. It looks what belongs to each up by its
-    key, where "offset 0" keeps the look-up one: on tables that grow fast the planner's statistics are old, and as a join it would read them whole, or
-    once for each row.
+    A select sees all rows of the statement as `changed`, and with `with_old_rows`, on an update,
+    what they were. It looks what belongs to each up by its key, where "offset 0" keeps the look-up
+    one: on tables that grow fast the planner's statistics are old, and as a join it would read them
+    whole, or once for each row.
 
-    A session plans it once (custom plans cost a millisecond a trigger and batch), perhaps while the tables are all but empty and a scan is cheapest, and
-    keeps the plan until they are analyzed: by such a plan a look-up of one key took 189 ms once there were 200,000 rows. So none may scan.
+    A session plans it once (custom plans cost a millisecond a trigger and batch), perhaps while the
+    tables are all but empty and a scan is cheapest, and keeps the plan until they are analyzed: by
+    such a plan a look-up of one key took 189 ms once there were 200,000 rows. So none may scan.
     """
     body = "".join(_RULE_CHECK.format(select.strip(), message) for select, message in violations)
     triggers = "".join(
-        f"create trigger {event}_{name} after {event} on {table} referencing {'old' if event == 'delete' else 'new'} table as changed"
-        f"{' old table as before' if with_old_rows else ''} for each statement execute function {name}();\n"
+        f"create trigger {event}_{name} after {event} on {table} referencing "
+        f"{'old' if event == 'delete' else 'new'} table as changed"
+        f"{' old table as before' if with_old_rows else ''} for each statement execute function "
+        f"{name}();\n"
         for event in on
     )
     return f"""
@@ -44,21 +57,40 @@ def changes_without_event(subject: str, version: str = "version", *, where: str 
     return f"select {subject}, {version} from changed where {where} except select * from told"
 
 
-def require_event(table: str, noun: str, subject: str, version: str = "version", *, where: str = "true") -> str:
-    """E1: a rule that no row of a table is written without its event. `noun` it is, in its message; `where`: the rows that are told."""
+def require_event(
+    table: str, noun: str, subject: str, version: str = "version", *, where: str = "true"
+) -> str:
+    """E1: a rule that no row of a table is written without its event. `noun` it is, in its message;
+    `where`: the rows that are told.
+    """
     message = f"{noun} changed without its event"
-    return statement_rule(f"{table}_has_event", table, (changes_without_event(subject, version, where=where), message), on=("insert", "update"))
+    return statement_rule(
+        f"{table}_has_event",
+        table,
+        (changes_without_event(subject, version, where=where), message),
+        on=("insert", "update"),
+    )
 
 
 def require_change(change_selects: Mapping[str, str]) -> str:
-    """E1: a rule that no event tells of what has not changed. `change_selects`: by collection, a select of version x.version of what {id} names."""
+    """E1: a rule that no event tells of what has not changed. `change_selects`: by collection, a
+    select of version x.version of what {id} names.
+    """
     cases = "".join(
         f"""
-            when x.aggregate_id like '{collection}/%' then exists ({select.replace("{id}", f"substr(x.aggregate_id, {len(collection) + 2})")} offset 0)"""
+            when x.aggregate_id like '{collection}/%'
+                then exists
+                ({select.replace("{id}", f"substr(x.aggregate_id, {len(collection) + 2})")} offset
+                0)"""
         for collection, select in change_selects.items()
     )
-    unmatched_events = f"select from changed, unnest(aggregate_ids, versions) as x (aggregate_id, version) where (case{cases} end) is not true"
-    return statement_rule("event_has_change", "outbox", (unmatched_events, "an event tells of no change"))
+    unmatched_events = (
+        "select from changed, unnest(aggregate_ids, versions) as x (aggregate_id, version) where "
+        f"(case{cases} end) is not true"
+    )
+    return statement_rule(
+        "event_has_change", "outbox", (unmatched_events, "an event tells of no change")
+    )
 
 
 _COMMON_OBJECTS = """
@@ -72,44 +104,56 @@ begin
 end $$;
 
 -- One row for each writing transaction, so that a lost COMMIT can be told from one that never was.
-create table mark (id uuid primary key, create_time timestamptz not null) with (autovacuum_vacuum_scale_factor = 0.01);
+create table mark (id uuid primary key, create_time timestamptz not null) with
+    (autovacuum_vacuum_scale_factor = 0.01);
 create index mark_by_time on mark (create_time);
 grant select, insert, delete on mark to {service};
 """
 
 OUTBOX = """
--- What a transaction has changed, as versions of aggregates, and the events that tell of it; deleted once EventService has them.
+-- What a transaction has changed, as versions of aggregates, and the events that tell of it;
+-- deleted once EventService has them.
 create table outbox (
     sequence bigint generated always as identity primary key,
     transaction_id xid8 not null default pg_current_xact_id(),
     aggregate_ids text[] not null,
-    versions bigint[] not null check (cardinality(versions) > 0 and cardinality(versions) = cardinality(aggregate_ids)),
-    request bytea check (request <> ''),  -- a BatchPublishRequest with an event for each, serialized; written once the changes are known
+    versions bigint[] not null
+        check (cardinality(versions) > 0 and cardinality(versions) = cardinality(aggregate_ids)),
+    -- a BatchPublishRequest with an event for each, serialized; written once the changes are
+    -- known
+    request bytea check (request <> ''),
     create_time timestamptz not null default clock()
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 create index outbox_by_transaction on outbox (transaction_id);
-alter table outbox alter aggregate_ids set storage external, alter versions set storage external, alter request set storage external;
+alter table outbox alter aggregate_ids set storage external, alter versions
+    set storage external, alter request set storage external;
 grant select, insert, delete, update (request) on outbox to {service};
 
 -- What this transaction has told, for the triggers that ask for it.
 create view told as
-    select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version from outbox where transaction_id = pg_current_xact_id();
+    select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version
+        from outbox where transaction_id = pg_current_xact_id();
 
 -- E1: who changes something tells of it before the transaction ends, and takes nothing of it back.
-create function changes_are_told() returns trigger language plpgsql set search_path from current as $$
+create function changes_are_told() returns trigger language plpgsql set search_path
+    from current as $$
 begin
     if not exists (select from outbox where sequence = new.sequence and request is not null) then
         raise exception 'a transaction does not tell what it changed' using errcode = 'P0001';
     end if;
     return null;
 end $$;
-create constraint trigger changes_are_told after insert on outbox deferrable initially deferred for each row execute function changes_are_told();
-create trigger told_once before update on outbox for each row when (old.request is not null) execute function refuse_change();
+create constraint trigger changes_are_told after insert on outbox deferrable initially deferred
+    for each row execute function changes_are_told();
+create trigger told_once before update on outbox for each row
+    when (old.request is not null) execute function refuse_change();
 
--- Aggregates of which EventService refuses an event. That event and the later ones wait here, so that the events of others are published.
+-- Aggregates of which EventService refuses an event. That event and the later ones wait here, so
+-- that the events of others are published.
 create table refused_aggregate (
     aggregate_id text collate "C" primary key,
-    refusals int not null check (refusals >= 0),  -- 0: events were added just when the earlier ones had been published
+    -- 0: events were added just when the earlier ones had been published
+    refusals int not null check (refusals >= 0),
     next_attempt_time timestamptz not null,
     detail text not null
 ) with (fillfactor = 70);
@@ -122,11 +166,15 @@ create table refused_event (
 );
 grant select, insert, update, delete on refused_aggregate, refused_event to {service};
 """
-"""The outbox of a schema whose changes other services hear of, and the events that EventService refuses."""
+"""The outbox of a schema whose changes other services hear of, and the events that EventService
+refuses.
+"""
 
 
 def conflicting_reports(key: str, references: str = "") -> str:
-    """The table of what a provider reports of something otherwise than it is stored, each once until it is acknowledged. `key`: its column."""
+    """The table of what a provider reports of something otherwise than it is stored, each once
+    until it is acknowledged. `key`: its column.
+    """
     return f"""
 create table conflicting_report (
     {key} text collate "C" not null {references},
@@ -134,21 +182,28 @@ create table conflicting_report (
     report text not null check (report <> ''),
     create_time timestamptz not null,
     acknowledged_by text not null default '',  -- the operator who has dealt with it; "": nobody has
-    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    acknowledge_reason text not null default ''
+        check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
     primary key ({key}, number)
 );
-create index conflicting_report_open on conflicting_report ({key}, number) where acknowledged_by = '';
-create unique index conflicting_report_once on conflicting_report ({key}, report) where acknowledged_by = '';
-create trigger acknowledged_once before update on conflicting_report for each row when (old.acknowledged_by <> '' or new.acknowledged_by = '')
+create index conflicting_report_open on conflicting_report ({key}, number)
+    where acknowledged_by = '';
+create unique index conflicting_report_once on conflicting_report ({key}, report)
+    where acknowledged_by = '';
+create trigger acknowledged_once before update on conflicting_report for each row
+    when (old.acknowledged_by <> '' or new.acknowledged_by = '')
 execute function refuse_change();
-create trigger never_deleted before delete or truncate on conflicting_report for each statement execute function refuse_change();
-grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_time) on conflicting_report to {{service}};
+create trigger never_deleted before delete or truncate on conflicting_report
+    for each statement execute function refuse_change();
+grant select, insert, update (acknowledged_by, acknowledge_reason, acknowledge_time)
+    on conflicting_report to {{service}};
 """
 
 
 OPERATIONS = """
--- A demand on a provider under one key, numbered and committed before it is sent; sent once or more.
+-- A demand on a provider under one key, numbered and committed before it is sent; sent once or
+-- more.
 create table attempt (
     demand_id text collate "C" not null,
     number int not null check (number > 0),
@@ -157,50 +212,72 @@ create table attempt (
     amount bigint not null check (amount > 0),
     currency text not null,
     outcome text not null check (outcome in (
-        '', 'SUCCEEDED', 'DECLINED', 'RETURNED', 'PENDING', 'SUBMITTED', 'IN_TRANSIT', 'NOT_SENT', 'UNKNOWN')),
+        '', 'SUCCEEDED', 'DECLINED', 'RETURNED', 'PENDING', 'SUBMITTED', 'IN_TRANSIT', 'NOT_SENT',
+            'UNKNOWN')),
     provider_reference text not null,
     moved_amount bigint,  -- what the provider says it moved
     moved_currency text,
     failure_reason text not null,  -- why it was declined
     decline_code text not null,
     start_time timestamptz not null,
-    end_time timestamptz check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
-    alive boolean not null generated always as (outcome <> 'DECLINED') stored,  -- for the index: a success leaves it as it is
+    end_time timestamptz
+        check ((end_time is not null) = (outcome in ('SUCCEEDED', 'DECLINED', 'RETURNED'))),
+    -- for the index: a success leaves it as it is
+    alive boolean not null generated always as (outcome <> 'DECLINED') stored,
     primary key (demand_id, number)
 ) with (fillfactor = 40);  -- its answer finds room beside it, and touches no index
--- At most one attempt is open or has succeeded: no second demand before the first has surely moved nothing.
+-- At most one attempt is open or has succeeded: no second demand before the first has surely moved
+-- nothing.
 create unique index attempt_alive on attempt (demand_id) where alive;
-create trigger never_deleted before delete or truncate on attempt for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on attempt
+    for each statement execute function refuse_change();
 grant select, insert on attempt to {service};
-grant update (outcome, provider_reference, moved_amount, moved_currency, failure_reason, decline_code, end_time) on attempt to {service};
+grant update (outcome, provider_reference, moved_amount, moved_currency, failure_reason,
+    decline_code, end_time) on attempt to {service};
 
--- What has to be done. A row leaves when its demand has come to its end, and so has what follows from it.
+-- What has to be done. A row leaves when its demand has come to its end, and so has what follows
+-- from it.
 create table due (
     demand_id text collate "C" primary key,
     provider text not null,
-    next_attempt_time timestamptz,  -- null: nothing is due, it is a dead letter; infinity: it waits for a person to decide
+    -- null: nothing is due, it is a dead letter; infinity: it waits for a person to decide
+    next_attempt_time timestamptz,
     lease_until timestamptz not null,
     lease_token bigint not null,
-    held boolean not null,  -- false: the last holder gave its lease back; else it may have sent the demand and not have lived to say so
+    -- false: the last holder gave its lease back; else it may have sent the demand and not have
+    -- lived to say so
+    held boolean not null,
     maybe_sent boolean not null,  -- the demand may have reached the provider
     looking boolean not null,  -- it is not sent again, only looked up
-    tries jsonb not null default '{}',  -- how often each kind of trouble has come since it last progressed
+    -- how often each kind of trouble has come since it last progressed
+    tries jsonb not null default '{}',
     sent_time timestamptz,  -- when it may last have been sent; null: it was not
-    not_found int not null default 0 check (not_found >= 0),  -- how often the provider did not know it since then
-    recheck boolean not null default false,  -- what is wanted of it has changed since it was claimed: its holder gives it back due at once
-    recheck_time timestamptz,  -- of a dead letter: when its time is up, and it is to be ended; null: never
+    -- how often the provider did not know it since then
+    not_found int not null default 0 check (not_found >= 0),
+    -- what is wanted of it has changed since it was claimed: its holder gives it back due at
+    -- once
+    recheck boolean not null default false,
+    -- of a dead letter: when its time is up, and it is to be ended; null: never
+    recheck_time timestamptz,
     trouble text not null,  -- the last one
     detail text not null,
-    phase text not null default '',  -- what it waited for when it was last postponed, as its service names it; "": it is new, or under way
+    -- what it waited for when it was last postponed, as its service names it; "": it is new, or
+    -- under way
+    phase text not null default '',
     since timestamptz not null default clock(),  -- when that began
-    -- From when on it can be claimed; null: not before a person has decided. The claim's index holds nothing else.
-    ready_time timestamptz generated always as (case when next_attempt_time < 'infinity' then greatest(next_attempt_time, lease_until) end) stored
+    -- From when on it can be claimed; null: not before a person has decided. The claim's index
+    -- holds nothing else.
+    ready_time timestamptz generated always as (case when next_attempt_time < 'infinity'
+        then greatest(next_attempt_time, lease_until) end) stored
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 create index due_ready on due (provider, ready_time, demand_id) where ready_time is not null;
 create index due_by_phase on due (phase, since) where next_attempt_time is not null;
-create index due_rejected on due (demand_id) where trouble = 'CALLER_REJECTED' and next_attempt_time is not null;
-create index due_recheck on due (recheck_time, demand_id) where recheck_time is not null and next_attempt_time is null;
-create index due_failing on due (trouble, provider) where trouble in ('FORBIDDEN', 'HELD_BACK') and next_attempt_time is not null;
+create index due_rejected on due (demand_id) where trouble = 'CALLER_REJECTED'
+    and next_attempt_time is not null;
+create index due_recheck on due (recheck_time, demand_id) where recheck_time is not null
+    and next_attempt_time is null;
+create index due_failing on due (trouble, provider) where trouble in ('FORBIDDEN', 'HELD_BACK')
+    and next_attempt_time is not null;
 grant select, insert, update, delete on due to {service};
 """
 """The demands of a schema on providers: their attempts, and their due work."""
@@ -226,14 +303,24 @@ create table dead_letter (
 );
 create unique index dead_letter_open on dead_letter (subject) where state = 'OPEN';
 create index dead_letter_by_time on dead_letter (create_time desc, dead_letter_id desc);
-create index dead_letter_by_cause on dead_letter (cause, provider, create_time desc, dead_letter_id desc);
-create index dead_letter_by_provider on dead_letter (provider, create_time desc, dead_letter_id desc);
+create index dead_letter_by_cause
+    on dead_letter (cause, provider, create_time desc, dead_letter_id desc);
+create index dead_letter_by_provider
+    on dead_letter (provider, create_time desc, dead_letter_id desc);
 create index dead_letter_by_state on dead_letter (state, create_time desc, dead_letter_id desc);
-create trigger ends_once before update on dead_letter for each row when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
-create trigger never_deleted before delete or truncate on dead_letter for each statement execute function refuse_change();
+create trigger ends_once before update on dead_letter for each row
+    when (old.state <> 'OPEN' or new.state = 'OPEN') execute function refuse_change();
+create trigger never_deleted before delete or truncate on dead_letter
+    for each statement execute function refuse_change();
 
-grant select, insert, update (state, operator, reason, evidence, end_time) on dead_letter to {service};
-""" + require_event("dead_letter", "a dead letter", "'deadLetters/' || dead_letter_id", "case when state = 'OPEN' then 1 else 2 end")
+grant select, insert, update (state, operator, reason, evidence, end_time)
+    on dead_letter to {service};
+""" + require_event(
+    "dead_letter",
+    "a dead letter",
+    "'deadLetters/' || dead_letter_id",
+    "case when state = 'OPEN' then 1 else 2 end",
+)
 """The dead letters of a schema that has due work; after its outbox."""
 
 ALERTS = """
@@ -252,20 +339,30 @@ create table alert (
 create unique index alert_open on alert (kind, subject) where end_time is null;
 create index alert_by_time on alert (create_time desc, alert_id desc);
 create index alert_open_by_time on alert (create_time desc, alert_id desc) where end_time is null;
-create trigger ends_once before update on alert for each row when (old.end_time is not null) execute function refuse_change();
-create trigger never_deleted before delete or truncate on alert for each statement execute function refuse_change();
+create trigger ends_once before update on alert for each row
+    when (old.end_time is not null) execute function refuse_change();
+create trigger never_deleted before delete or truncate on alert
+    for each statement execute function refuse_change();
 
 grant select, insert, update (end_time) on alert to {service};
 
 -- Work that one process does at a time for all of them.
 create table duty (name text primary key, holder uuid not null, until_time timestamptz not null);
 grant select, insert, update on duty to {service};
-""" + require_event("alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end")
+""" + require_event(
+    "alert", "an alert", "'alerts/' || alert_id", "case when end_time is null then 1 else 2 end"
+)
 """The alerts of a schema, and whose turn it is to raise them; after its outbox."""
 
 SHARED_CHANGE_SELECTS = {
-    "deadLetters": "select from dead_letter d where d.dead_letter_id = {id} and x.version = case when d.state = 'OPEN' then 1 else 2 end",
-    "alerts": "select from alert a where a.alert_id = {id} and x.version = case when a.end_time is null then 1 else 2 end",
+    "deadLetters": (
+        "select from dead_letter d where d.dead_letter_id = {id} and x.version = case when "
+        "d.state = 'OPEN' then 1 else 2 end"
+    ),
+    "alerts": (
+        "select from alert a where a.alert_id = {id} and x.version = case when a.end_time is null "
+        "then 1 else 2 end"
+    ),
 }
 """How dead letters and alerts are found by what `event_has_change` is asked for."""
 
@@ -274,21 +371,33 @@ UNSEALED: Mapping[str, frozenset[str]] = {
     "payment": frozenset(
         {"payment_order", "checkout_unpaid", "provider_money"}
     ),  # recomputed from sealed history, payments, attempts and unapplied charges
-    "ledger": frozenset({"head", "account", "tx", "entry", "relayed"}),  # recomputed from the chain of hashes
+    # recomputed from the chain of hashes
+    "ledger": frozenset({"head", "account", "tx", "entry", "relayed"}),
     "wallet": frozenset({"wallet"}),  # recomputed from its entries and policies
     "payout": frozenset({"payout_in_state"}),  # recomputed from payouts
     "event": frozenset({"head"}),  # recomputed from the events
 }
-"""Tables without seals, by schema, besides `mark`: verify recomputes them. The sandbox's tables are another's, and have none."""
+"""Tables without seals, by schema, besides `mark`: verify recomputes them. The sandbox's tables are
+another's, and have none.
+"""
 
 SEALED_ON_UPDATE: Mapping[str, str] = {
-    "payment.attempt": "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') and t.moved_amount is null and t.end_time is null",
-    "payment.due": "(t.trouble, t.detail, t.tries::text, t.not_found, t.looking, t.recheck, t.maybe_sent) = ('', '', '{}', 0, false, false, false) and t.recheck_time is null",
+    "payment.attempt": (
+        "(t.outcome, t.provider_reference, t.failure_reason, t.decline_code) = ('', '', '', '') "
+        "and t.moved_amount is null and t.end_time is null"
+    ),
+    "payment.due": (
+        "(t.trouble, t.detail, t.tries::text, t.not_found, t.looking, t.recheck, t.maybe_sent) = "
+        "('', '', '{}', 0, false, false, false) and t.recheck_time is null"
+    ),
 }
-"""Tables whose rows are sealed only once they change, and what a row must be until then: each payment makes new ones, and they hold nothing that is not derived."""
+"""Tables whose rows are sealed only once they change, and what a row must be until then: each
+payment makes new ones, and they hold nothing that is not derived.
+"""
 
 _SEAL = """
--- The hash of the row that its service wrote: whoever else changes the row leaves it as it is, and verify names the row.
+-- The hash of the row that its service wrote: whoever else changes the row leaves it as it is, and
+-- verify names the row.
 create or replace function seal() returns trigger language plpgsql as $$
 begin
     new.seal := null;
@@ -298,21 +407,32 @@ end $$;
 """
 _SEALED = """
 alter table {table} add seal bytea;
-create trigger z_sealed before {events} on {table} for each row when (session_user = '{service}') execute function seal();
+create trigger z_sealed before {events} on {table} for each row
+    when (session_user = '{service}') execute function seal();
 """
 
 
 def create(schema: str, *scripts: str) -> None:
-    """The first migration of a schema. Each of its tables is sealed, but for those that `UNSEALED` names."""
+    """The first migration of a schema. Each of its tables is sealed, but for those that `UNSEALED`
+    names.
+    """
     run(schema, _COMMON_OBJECTS, *scripts)
     if schema in UNSEALED:
         tables = re.findall(r"^create table (\w+)", "\n".join(scripts), re.MULTILINE)
-        run(schema, _SEAL, *[seal(schema, table) for table in tables if table not in UNSEALED[schema]])
+        run(
+            schema,
+            _SEAL,
+            *[seal(schema, table) for table in tables if table not in UNSEALED[schema]],
+        )
 
 
 def seal(schema: str, table: str) -> str:
-    """Gives each row of a table the hash of its content, written whenever its service writes the row. A column that is added later breaks the seals that are there."""
-    return _SEALED.replace("{table}", table).replace("{events}", "update" if f"{schema}.{table}" in SEALED_ON_UPDATE else "insert or update")
+    """Gives each row of a table the hash of its content, written whenever its service writes the
+    row. A column that is added later breaks the seals that are there.
+    """
+    return _SEALED.replace("{table}", table).replace(
+        "{events}", "update" if f"{schema}.{table}" in SEALED_ON_UPDATE else "insert or update"
+    )
 
 
 _script_collector: ContextVar[list[str] | None] = ContextVar("collected", default=None)
@@ -330,7 +450,9 @@ def collect_scripts(upgrade: Callable[[], None]) -> list[str]:
 
 
 def run(schema: str, *scripts: str) -> None:
-    """Runs SQL in the schema as its owner; {schema} stands for its name, {service} and {reader} for the service's role and its read-only role."""
+    """Runs SQL in the schema as its owner; {schema} stands for its name, {service} and {reader} for
+    the service's role and its read-only role.
+    """
     collector = _script_collector.get()
     if collector is not None:
         collector += [schema, *scripts]
@@ -338,17 +460,26 @@ def run(schema: str, *scripts: str) -> None:
     connection = op.get_bind()
     roles = op.get_context().config.attributes["roles"]  # type: ignore[union-attr]
     connection.execute(text(f"set local search_path = {schema}, pg_temp"))
-    driver: Any = connection.connection.driver_connection  # past SQLAlchemy, which takes every % for a placeholder
+    # past SQLAlchemy, which takes every % for a placeholder
+    driver: Any = connection.connection.driver_connection
     for script in scripts:
-        driver.execute(script.replace("{schema}", schema).replace("{service}", roles["service"]).replace("{reader}", roles["reader"]))
+        driver.execute(
+            script.replace("{schema}", schema)
+            .replace("{service}", roles["service"])
+            .replace("{reader}", roles["reader"])
+        )
 
 
 def build_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
-    """Builds an index while the table is written, outside a transaction. `definition`: all behind "on". One that was left half-built is built anew.
+    """Builds an index while the table is written, outside a transaction. `definition`: all behind
+    "on". One that was left half-built is built anew.
 
     A migration that builds one does nothing else.
     """
-    statement = f"create {'unique ' if unique else ''}index concurrently if not exists {name} on {definition}"
+    statement = (
+        f"create {'unique ' if unique else ''}index concurrently if not exists {name} on "
+        f"{definition}"
+    )
     collector = _script_collector.get()
     if collector is not None:
         collector += [schema, statement]
@@ -356,7 +487,14 @@ def build_index(schema: str, name: str, definition: str, *, unique: bool = False
     with op.get_context().autocommit_block():
         driver: Any = op.get_bind().connection.driver_connection
         driver.execute(f"set search_path = {schema}, pg_temp")
-        driver.execute("set lock_timeout = '10min'")  # it waits for the transactions that were open before it, and blocks nobody meanwhile
-        if driver.execute("select from pg_index where indexrelid = to_regclass(%s) and not indisvalid", (name,)).fetchone() is not None:
+        # it waits for the transactions that were open before it, and blocks nobody meanwhile
+        driver.execute("set lock_timeout = '10min'")
+        if (
+            driver.execute(
+                "select from pg_index where indexrelid = to_regclass(%s) and not indisvalid",
+                (name,),
+            ).fetchone()
+            is not None
+        ):
             driver.execute(f"drop index concurrently {name}")
         driver.execute(statement)

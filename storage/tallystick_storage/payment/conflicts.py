@@ -1,4 +1,6 @@
-"""What a provider reports of a charge that conflicts with what is stored; kept for an operator, and moves no money."""
+"""What a provider reports of a charge that conflicts with what is stored; kept for an operator, and
+moves no money.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +13,55 @@ from tallystick_core.operations.next_action import MAX_OPEN_REPORTS
 from tallystick_storage.database import encode_rows
 from tallystick_storage.payment.unapplied_charges import NewUnappliedCharge
 
-# What is open, or was reported last, is no news: a provider that goes on saying it raises no second alert.
+# What is open, or was reported last, is no news: a provider that goes on saying it raises no second
+# alert.
 _INSERT_REPORTS = text("""
     with r as (
-        select distinct on (charge_id) * from json_to_recordset(cast(:charged as json)) as r (charge_id text collate "C", provider text, provider_reference text,
+        select distinct on (charge_id) * from json_to_recordset(cast(:charged as json))
+            as r (charge_id text collate "C", provider text, provider_reference text,
             amount bigint, currency text) order by charge_id),
     conflicting as (
-        select r.charge_id, 'Succeeded ' || r.provider_reference || ' ' || r.amount || ' ' || r.currency || case
+        select r.charge_id,
+            'Succeeded ' || r.provider_reference || ' ' || r.amount || ' ' || r.currency || case
             when m.charge_id <> r.charge_id then ', which is the money of charge ' || m.charge_id
             else ', reported before as ' || k.amount || ' ' || k.currency end as report
-        from r join provider_money m on m.provider = r.provider and m.provider_reference = r.provider_reference
+        from r join provider_money m on m.provider = r.provider
+            and m.provider_reference = r.provider_reference
         left join lateral (
             select a.moved_amount as amount, a.moved_currency as currency from attempt a
-            where a.demand_id = r.charge_id and a.outcome = 'SUCCEEDED' and a.provider_reference = r.provider_reference
+            where a.demand_id = r.charge_id and a.outcome = 'SUCCEEDED'
+                and a.provider_reference = r.provider_reference
             union all
             select u.amount, u.currency from unapplied_charge u
-            where u.provider = r.provider and u.provider_reference = r.provider_reference and u.charge_id = r.charge_id
+            where u.provider = r.provider and u.provider_reference = r.provider_reference
+                and u.charge_id = r.charge_id
             limit 1) k on true
         where m.charge_id <> r.charge_id or (k.amount, k.currency) <> (r.amount, r.currency))
     insert into conflicting_report (charge_id, number, report, create_time)
     select c.charge_id, l.number + 1, c.report, clock() from conflicting c
     cross join lateral (
-        select coalesce(max(p.number), 0) as number, count(*) filter (where p.acknowledged_by = '') as open from conflicting_report p
+        select coalesce(max(p.number), 0) as number,
+            count(*) filter (where p.acknowledged_by = '') as open from conflicting_report p
         where p.charge_id = c.charge_id) l
     where l.open < :most and not exists (
-        select from conflicting_report p where p.charge_id = c.charge_id and p.report = c.report and (p.acknowledged_by = '' or p.number = l.number))
+        select from conflicting_report p where p.charge_id = c.charge_id and p.report = c.report
+            and (p.acknowledged_by = '' or p.number = l.number))
     order by c.charge_id on conflict do nothing
 """)
-_LIST_REPORTS = text("select * from conflicting_report where charge_id = :charge_id order by number")
+_LIST_REPORTS = text(
+    "select * from conflicting_report where charge_id = :charge_id order by number"
+)
 _ACKNOWLEDGE = text("""
-    update conflicting_report set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = clock()
+    update conflicting_report set acknowledged_by = :operator, acknowledge_reason = :reason,
+        acknowledge_time = clock()
     where charge_id = :charge_id and number = :number and acknowledged_by = ''
 """)
 
 
 def insert_reports(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> None:
-    """Stores those of the charges that took another charge's money, or were told of in another amount before."""
+    """Stores those of the charges that took another charge's money, or were told of in another
+    amount before.
+    """
     connection.execute(_INSERT_REPORTS, {"charged": encode_rows(charges), "most": MAX_OPEN_REPORTS})
 
 
@@ -55,7 +70,9 @@ def list_reports(connection: Connection, charge_id: str) -> Sequence[Row[Any]]:
     return connection.execute(_LIST_REPORTS, {"charge_id": charge_id}).all()
 
 
-def acknowledge(connection: Connection, charge_id: str, number: int, operator: str, reason: str) -> bool:
+def acknowledge(
+    connection: Connection, charge_id: str, number: int, operator: str, reason: str
+) -> bool:
     """Acknowledges a report that nobody has acknowledged; whether there was one."""
     values = {"charge_id": charge_id, "number": number, "operator": operator, "reason": reason}
     return bool(connection.execute(_ACKNOWLEDGE, values).rowcount)

@@ -39,7 +39,9 @@ class NewCheckout:
 
 @dataclass(slots=True)
 class NewOrder:
-    """An order to store, as risk has judged it: EXECUTING, or FAILED with its reason. Amounts in minor units."""
+    """An order to store, as risk has judged it: EXECUTING, or FAILED with its reason. Amounts in
+    minor units.
+    """
 
     payment_order_id: str
     checkout_id: str
@@ -71,7 +73,9 @@ class NewAttempt:
 
 @dataclass(slots=True)
 class OrderTransitionRow:
-    """A move of an order from `version` on. It happens only under the charge's lease and from that version."""
+    """A move of an order from `version` on. It happens only under the charge's lease and from that
+    version.
+    """
 
     payment_order_id: str
     charge_id: str
@@ -99,68 +103,105 @@ _FIND_EXISTING = text("""
 """)
 
 
-def find_existing(connection: Connection, checkout_ids: list[str], order_ids: list[str]) -> Sequence[Row[Any]]:
-    """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, owner, fingerprint."""
-    return connection.execute(_FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}).all()
+def find_existing(
+    connection: Connection, checkout_ids: list[str], order_ids: list[str]
+) -> Sequence[Row[Any]]:
+    """Which of the ids exist: rows of what ("checkout" or "order"), id, checkout_id, owner,
+    fingerprint.
+    """
+    return connection.execute(
+        _FIND_EXISTING, {"checkouts": checkout_ids, "orders": order_ids}
+    ).all()
 
 
 _COUNT_RECENT_ORDERS = text("""
     select b.buyer, (
-        select count(*) from payment_order o where o.buyer_account = b.buyer and o.create_time > (select clock()) - cast(:window as interval)) as orders
+        select count(*) from payment_order o where o.buyer_account = b.buyer
+            and o.create_time > (select clock()) - cast(:window as interval)) as orders
     from unnest(cast(:buyers as text[])) as b (buyer)
 """)
 
 
-def count_recent_orders(connection: Connection, buyers: list[str], window_seconds: float) -> dict[str, int]:
+def count_recent_orders(
+    connection: Connection, buyers: list[str], window_seconds: float
+) -> dict[str, int]:
     """Each buyer's number of orders within the last `window_seconds` seconds."""
-    result = connection.execute(_COUNT_RECENT_ORDERS, {"buyers": buyers, "window": f"{window_seconds} seconds"})
+    result = connection.execute(
+        _COUNT_RECENT_ORDERS, {"buyers": buyers, "window": f"{window_seconds} seconds"}
+    )
     return {row.buyer: row.orders for row in result}
 
 
-# Only what the first insert returns is stored with it: a checkout that another process stored meanwhile brings nothing along.
+# Only what the first insert returns is stored with it: a checkout that another process stored
+# meanwhile brings nothing along.
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new_checkout as (
-        insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
-            on_partial, provider, traceparent, expire_time, cancel_reason, order_count, open_orders, unpaid_orders, version, create_time, done_time)
-        select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info, buyer_country, payment_token, payment_method_type, charging,
-            on_partial, provider, traceparent, expire_time, '', order_count, open_orders, order_count,
+        insert into checkout (checkout_id, caller, owner, fingerprint, buyer_info, seller_info,
+            buyer_country, payment_token, payment_method_type, charging,
+            on_partial, provider, traceparent, expire_time, cancel_reason, order_count, open_orders,
+                unpaid_orders, version, create_time, done_time)
+        select checkout_id, caller, owner, decode(fingerprint, 'hex'), buyer_info, seller_info,
+            buyer_country, payment_token, payment_method_type, charging,
+            on_partial, provider, traceparent, expire_time, '', order_count, open_orders,
+                order_count,
             case when open_orders = 0 then 2 else 1 end, now, case when open_orders = 0 then now end
-        from json_to_recordset(cast(:checkouts as json)) as r (checkout_id text collate "C", caller text, owner text, fingerprint text, buyer_info text, seller_info text,
-            buyer_country text, payment_token text, payment_method_type text, charging text, on_partial text, provider text, traceparent text,
+        from json_to_recordset(cast(:checkouts as json))
+            as r (checkout_id text collate "C", caller text, owner text, fingerprint text,
+            buyer_info text, seller_info text,
+            buyer_country text, payment_token text, payment_method_type text, charging text,
+                on_partial text, provider text, traceparent text,
             expire_time timestamptz, order_count int, open_orders int), t
         order by checkout_id
         on conflict do nothing returning checkout_id, version, create_time),
     asked as materialized (
-        select r.* from json_to_recordset(cast(:orders as json)) as r (payment_order_id text collate "C", checkout_id text collate "C", charge_id text collate "C", buyer_account text,
-            seller_account text, amount bigint, currency text, asked_fee bigint, platform_fee bigint, status text, cause text, failure_reason text,
+        select r.* from json_to_recordset(cast(:orders as json))
+            as r (payment_order_id text collate "C", checkout_id text collate "C",
+            charge_id text collate "C", buyer_account text,
+            seller_account text, amount bigint, currency text, asked_fee bigint,
+                platform_fee bigint, status text, cause text, failure_reason text,
             provider text, attempt_count int)
         join new_checkout c on c.checkout_id = r.checkout_id),
     new_order as (
-        insert into payment_order (payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount, currency, asked_fee, platform_fee,
-            seller_amount, status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider,
+        insert into payment_order (payment_order_id, checkout_id, charge_id, buyer_account,
+            seller_account, amount, currency, asked_fee, platform_fee,
+            seller_amount, status, wallet_updated, ledger_updated, pending_reason, next_action_url,
+                failure_reason, decline_code, provider,
             provider_reference, attempt_count, version, create_time, update_time)
-        select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount, currency, asked_fee, platform_fee,
-            amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '', attempt_count, 2, now, now
+        select payment_order_id, checkout_id, charge_id, buyer_account, seller_account, amount,
+            currency, asked_fee, platform_fee,
+            amount - platform_fee, status, false, false, '', '', failure_reason, '', provider, '',
+                attempt_count, 2, now, now
         from asked, t order by payment_order_id),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
-            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, create_time)
-        select payment_order_id, 1, null, :first_status, :first_cause, false, false, false, '', '', '', '', '', 0, now from asked, t
+        insert into order_history (payment_order_id, version, from_status, to_status, cause,
+            wallet_updated, ledger_updated, delivered, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
+                create_time)
+        select payment_order_id, 1, null, :first_status, :first_cause, false, false, false, '', '',
+            '', '', '', 0, now from asked, t
         union all
-        select payment_order_id, 2, :first_status, status, cause, false, false, false, '', '', failure_reason, '', '', attempt_count, now from asked, t),
+        select payment_order_id, 2, :first_status, status, cause, false, false, false, '', '',
+            failure_reason, '', '', attempt_count, now from asked, t),
     new_attempt as (
-        insert into attempt (demand_id, number, checkout_id, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason,
+        insert into attempt (demand_id, number, checkout_id, provider, provider_key, amount,
+            currency, outcome, provider_reference, failure_reason,
             decline_code, start_time)
-        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '', '', now
-        from json_to_recordset(cast(:attempts as json)) as r (charge_id text collate "C", checkout_id text collate "C", provider text, provider_key text, amount bigint,
+        select charge_id, 1, r.checkout_id, provider, provider_key, amount, currency, '', '', '',
+            '', now
+        from json_to_recordset(cast(:attempts as json))
+            as r (charge_id text collate "C", checkout_id text collate "C", provider text,
+            provider_key text, amount bigint,
             currency text) join new_checkout c on c.checkout_id = r.checkout_id, t
         returning demand_id, provider),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, since)
-        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, '', '', now from new_attempt, t),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
+            maybe_sent, looking, trouble, detail, since)
+        select demand_id, provider, now, now + cast(:lease as interval), 1, true, false, false, '',
+            '', now from new_attempt, t),
     changed as (
-        select 'payments/' || checkout_id as aggregate_id, v as version from new_checkout c, generate_series(1, c.version) as v
+        select 'payments/' || checkout_id as aggregate_id, v as version
+            from new_checkout c, generate_series(1, c.version) as v
         union all
         select 'paymentOrders/' || payment_order_id, v from asked, generate_series(1, 2) as v),
     {insert_into_outbox("changed", "aggregate_id")}
@@ -169,11 +210,17 @@ _INSERT = text(f"""
 
 
 def insert(
-    connection: Connection, checkouts: Sequence[NewCheckout], orders: Sequence[NewOrder], attempts: Sequence[NewAttempt], lease_seconds: float
+    connection: Connection,
+    checkouts: Sequence[NewCheckout],
+    orders: Sequence[NewOrder],
+    attempts: Sequence[NewAttempt],
+    lease_seconds: float,
 ) -> Sequence[Row[Any]]:
-    """Stores checkouts with all that belongs to them, their charges leased for `lease_seconds` seconds under token 1.
+    """Stores checkouts with all that belongs to them, their charges leased for `lease_seconds`
+    seconds under token 1.
 
-    Returns a row for each that was new: checkout_id, create_time, closed, and the outbox row in which all that was stored is to be told.
+    Returns a row for each that was new: checkout_id, create_time, closed, and the outbox row in
+    which all that was stored is to be told.
     """
     parameters = {
         "checkouts": encode_rows(checkouts),
@@ -187,8 +234,10 @@ def insert(
 
 
 _LOAD_REQUEST = text("""
-    select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country, c.payment_token, c.payment_method_type, c.charging, c.on_partial,
-        c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.asked_fee
+    select c.checkout_id, c.caller, c.owner, c.buyer_info, c.seller_info, c.buyer_country,
+        c.payment_token, c.payment_method_type, c.charging, c.on_partial,
+        c.expire_time, o.payment_order_id, o.buyer_account, o.seller_account, o.amount, o.currency,
+            o.asked_fee
     from checkout c join payment_order o on o.checkout_id = c.checkout_id
     where c.checkout_id = :checkout_id order by o.payment_order_id
 """)
@@ -199,95 +248,140 @@ def load_request(connection: Connection, checkout_id: str) -> Sequence[Row[Any]]
     return connection.execute(_LOAD_REQUEST, {"checkout_id": checkout_id}).all()
 
 
-# Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always old, and as a join it was read once for each move.
+# Look-ups by key in a lateral "limit 1" stay look-ups: `due` is small, its statistics are always
+# old, and as a join it was read once for each move.
 _TRANSITION_ORDERS = text(f"""
     with claimed as materialized (
         select r.*, d.ours
-        from (select * from json_to_recordset(cast(:moves as json)) as r (payment_order_id text collate "C", charge_id text collate "C", lease_token bigint, version int,
-                status text, cause text, settled boolean, pending_reason text, next_action_url text, failure_reason text, decline_code text,
+        from (select * from json_to_recordset(cast(:moves as json))
+            as r (payment_order_id text collate "C", charge_id text collate "C", lease_token bigint,
+            version int,
+                status text, cause text, settled boolean, pending_reason text, next_action_url text,
+                    failure_reason text, decline_code text,
                 provider_reference text, resolve_within float) order by charge_id) r
-        cross join lateral (  -- a lease that is taken over meanwhile is no longer ours; but an answer concerns whoever has it
+        -- a lease that is taken over meanwhile is no longer ours; but an answer concerns whoever
+        -- has it
+        cross join lateral (
             select d.lease_token = r.lease_token as ours from due d
-            where d.demand_id = r.charge_id and (d.lease_token = r.lease_token or r.cause = :answered) limit 1 for update) d),
+            where d.demand_id = r.charge_id
+                and (d.lease_token = r.lease_token or r.cause = :answered) limit 1 for update) d),
     leased as materialized (select * from claimed where ours),
-    heard as (  -- what an answer was written down of is due at once, also when its holder gives it back
+    -- what an answer was written down of is due at once, also when its holder gives it back
+    heard as (
         update due d set next_attempt_time = clock(), recheck = true
-        where d.demand_id = any (array(select charge_id from claimed where not ours except select charge_id from leased)) and d.next_attempt_time is not null),
+        where d.demand_id = any (array(select charge_id from claimed where not ours
+            except select charge_id from leased)) and d.next_attempt_time is not null),
     locked_checkout as materialized (
         select c.checkout_id from checkout c
-        where c.checkout_id in (select o.checkout_id from payment_order o join leased r on r.payment_order_id = o.payment_order_id
+        where c.checkout_id in (select o.checkout_id from payment_order o
+            join leased r on r.payment_order_id = o.payment_order_id
                                 where r.settled or r.status = 'FAILED')
         order by c.checkout_id for update),
     locked as materialized (
         select r.*, o.status as from_status
-        from (select * from leased where (select count(*) from locked_checkout) >= 0  -- after the checkouts, as everywhere
+        -- after the checkouts, as everywhere
+        from (select * from leased where (select count(*) from locked_checkout) >= 0
               order by payment_order_id) r
         cross join lateral (
-            select o.status from payment_order o where o.payment_order_id = r.payment_order_id and o.version = r.version limit 1 for update) o),
+            select o.status from payment_order o where o.payment_order_id = r.payment_order_id
+                and o.version = r.version limit 1 for update) o),
     moved as (
-        update payment_order o set status = l.status, wallet_updated = l.settled, ledger_updated = l.settled, pending_reason = l.pending_reason,
-            next_action_url = l.next_action_url, failure_reason = l.failure_reason, decline_code = l.decline_code,
-            provider_reference = case when l.provider_reference = '' then o.provider_reference else l.provider_reference end,
-            resolve_by_time = case when l.pending_reason <> '' and o.pending_reason = l.pending_reason then o.resolve_by_time  -- it has waited already
-                else clock() + make_interval(secs => l.resolve_within) end, version = o.version + 1, update_time = greatest(o.update_time, clock())
+        update payment_order o set status = l.status, wallet_updated = l.settled,
+            ledger_updated = l.settled, pending_reason = l.pending_reason,
+            next_action_url = l.next_action_url, failure_reason = l.failure_reason,
+                decline_code = l.decline_code,
+            provider_reference = case when l.provider_reference = '' then o.provider_reference
+                else l.provider_reference end,
+            -- it has waited already
+            resolve_by_time = case when l.pending_reason <> ''
+                and o.pending_reason = l.pending_reason then o.resolve_by_time
+                else clock() + make_interval(secs => l.resolve_within) end, version = o.version + 1,
+                    update_time = greatest(o.update_time, clock())
         from locked l where o.payment_order_id = l.payment_order_id and o.version = l.version
         returning o.*, l.from_status, l.cause, l.settled, l.lease_token),
     history as (
-        insert into order_history (payment_order_id, version, from_status, to_status, cause, wallet_updated, ledger_updated, delivered, pending_reason,
-            next_action_url, failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time, create_time)
-        select payment_order_id, version, from_status, status, cause, wallet_updated, ledger_updated, false, pending_reason, next_action_url,
-            failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time, update_time from moved),
+        insert into order_history (payment_order_id, version, from_status, to_status, cause,
+            wallet_updated, ledger_updated, delivered, pending_reason,
+            next_action_url, failure_reason, decline_code, provider_reference, attempt_count,
+                resolve_by_time, create_time)
+        select payment_order_id, version, from_status, status, cause, wallet_updated,
+            ledger_updated, false, pending_reason, next_action_url,
+            failure_reason, decline_code, provider_reference, attempt_count, resolve_by_time,
+                update_time from moved),
     counted as (
-        update checkout c set open_orders = c.open_orders - n.ended, unpaid_orders = c.unpaid_orders - n.paid,
-            version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case when c.open_orders = n.ended then n.at end
-        from (select checkout_id, count(*) as ended, count(*) filter (where settled) as paid, max(update_time) as at
+        update checkout c set open_orders = c.open_orders - n.ended,
+            unpaid_orders = c.unpaid_orders - n.paid,
+            version = case when c.open_orders = n.ended then 2 else 1 end, done_time = case
+                when c.open_orders = n.ended then n.at end
+        from (select checkout_id, count(*) as ended, count(*) filter (where settled) as paid,
+            max(update_time) as at
               from moved where settled or status = 'FAILED' group by checkout_id) n
         where c.checkout_id = n.checkout_id
         returning c.checkout_id, c.version),
     done as (
-        delete from due d where d.demand_id = any (array(select charge_id from locked where settled or status = 'FAILED'))),
+        delete from due d
+            where d.demand_id = any (array(select charge_id from locked
+            where settled or status = 'FAILED'))),
     changed as (
         select 'paymentOrders/' || payment_order_id as aggregate_id, version from moved
         union all
         select 'payments/' || checkout_id, 2 from counted where version = 2),
     {insert_into_outbox("changed", "aggregate_id")}
-    select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time, sequence as told from moved, told
+    select payment_order_id, lease_token, checkout_id, version, update_time, resolve_by_time,
+        sequence as told from moved, told
     union all
     select null, null, checkout_id, 2, null, null, sequence from counted, told where version = 2
 """)
 
 
-def transition_orders(connection: Connection, transitions: Sequence[OrderTransitionRow]) -> Sequence[Row[Any]]:
-    """Moves orders, and closes their checkouts and due work where they come to rest. A charge whose answer moves nothing, as another holds its lease, is due at once.
+def transition_orders(
+    connection: Connection, transitions: Sequence[OrderTransitionRow]
+) -> Sequence[Row[Any]]:
+    """Moves orders, and closes their checkouts and due work where they come to rest. A charge whose
+    answer moves nothing, as another holds its lease, is due at once.
 
-    Returns a row for each order that moved: its ids, the lease it moved under, its new version, update_time and resolve_by_time, and the outbox row in which all that changed is to be told;
-    and one without payment_order_id for each payment that was closed by it. An order that is missing had lost its lease or had moved already.
+    Returns a row for each order that moved: its ids, the lease it moved under, its new version,
+    update_time and resolve_by_time, and the outbox row in which all that changed is to be told; and
+    one without payment_order_id for each payment that was closed by it. An order that is missing
+    had lost its lease or had moved already.
     """
-    return connection.execute(_TRANSITION_ORDERS, {"moves": encode_rows(transitions), "answered": PaymentTransitionReason.PROVIDER_ANSWER}).all()
+    return connection.execute(
+        _TRANSITION_ORDERS,
+        {"moves": encode_rows(transitions), "answered": PaymentTransitionReason.PROVIDER_ANSWER},
+    ).all()
 
 
-_CANCEL = text("update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders > 0 and cancel_reason = ''")
+_CANCEL = text(
+    "update checkout set cancel_reason = :reason where checkout_id = :checkout_id and open_orders "
+    "> 0 and cancel_reason = ''"
+)
 _CANCEL_DUE = text("""
     with l as materialized (
         select demand_id from due
-        where demand_id in (select charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING'))
+        where demand_id in (select charge_id from payment_order where checkout_id = :checkout_id
+            and status in ('EXECUTING', 'PENDING'))
         order by demand_id for update)
-    update due d set next_attempt_time = clock(), recheck = true from l where d.demand_id = l.demand_id and d.next_attempt_time is not null
+    update due d set next_attempt_time = clock(), recheck = true from l
+        where d.demand_id = l.demand_id and d.next_attempt_time is not null
 """)
 _LIST_OPEN_CHARGES = text(
-    "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in ('EXECUTING', 'PENDING') order by charge_id"
+    "select distinct charge_id from payment_order where checkout_id = :checkout_id and status in "
+    "('EXECUTING', 'PENDING') order by charge_id"
 )
 _CANCEL_REASON = text("select cancel_reason from checkout where checkout_id = :checkout_id")
 
 
 def cancel(connection: Connection, checkout_id: str, reason: str) -> tuple[str, bool]:
-    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due that were not set aside, which are locked as well.
+    """Notes that a payment is cancelled, if it is open and is not yet, and makes its charges due
+    that were not set aside, which are locked as well.
 
     Returns the reason that stands, "" if it had ended before, and whether it stands only now.
     """
     connection.execute(_CANCEL_DUE, {"checkout_id": checkout_id})
     updated = connection.execute(_CANCEL, {"checkout_id": checkout_id, "reason": reason}).rowcount
-    return str(connection.execute(_CANCEL_REASON, {"checkout_id": checkout_id}).scalar_one()), bool(updated)
+    return str(connection.execute(_CANCEL_REASON, {"checkout_id": checkout_id}).scalar_one()), bool(
+        updated
+    )
 
 
 def list_open_charges(connection: Connection, checkout_id: str) -> list[str]:
@@ -296,25 +390,35 @@ def list_open_charges(connection: Connection, checkout_id: str) -> list[str]:
 
 
 _CHARGE = """
-    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent, a.number, a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
-        a.provider_reference as attempt_reference, a.failure_reason as attempt_reason, a.decline_code as attempt_code,
-        extract(epoch from clock() - a.start_time) as age, extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
+    select o.*, c.caller, c.owner, c.payment_token, c.payment_method_type, c.traceparent, a.number,
+        a.provider_key, a.outcome, a.moved_amount, a.moved_currency,
+        a.provider_reference as attempt_reference, a.failure_reason as attempt_reason,
+            a.decline_code as attempt_code,
+        extract(epoch from clock() - a.start_time) as age,
+            extract(epoch from c.expire_time - clock()) as expires_in, c.cancel_reason,
         extract(epoch from o.resolve_by_time - clock()) as resolves_in,
-        coalesce(d.maybe_sent, false) as maybe_sent, extract(epoch from clock() - d.sent_time) as since_sent,
+        coalesce(d.maybe_sent, false) as maybe_sent,
+            extract(epoch from clock() - d.sent_time) as since_sent,
         coalesce(d.not_found, 0) as not_found, coalesce(d.looking, false) as looking, d.tries
     from unnest(cast(:charges as text[])) as g (id)
     {due} d on d.demand_id = g.id
-    join lateral (select * from attempt a where a.demand_id = g.id order by number desc limit 1) a on true
+    join lateral (select * from attempt a where a.demand_id = g.id order by number desc limit 1) a
+        on true
     join checkout c on c.checkout_id = a.checkout_id
     join payment_order o on o.checkout_id = c.checkout_id and o.charge_id = g.id and {which}
     order by o.charge_id, o.payment_order_id
 """
 _LOAD_CHARGES = text(_CHARGE.format(due="join due", which="o.status <> 'FAILED'"))
-_LOAD_FAILED_CHARGES = text(_CHARGE.format(due="left join due", which="o.status = 'FAILED' and o.attempt_count > 0"))  # risk did not refuse them
+# risk did not refuse them
+_LOAD_FAILED_CHARGES = text(
+    _CHARGE.format(due="left join due", which="o.status = 'FAILED' and o.attempt_count > 0")
+)
 
 
 def load_charges(connection: Connection, charge_ids: list[str]) -> Sequence[Row[Any]]:
-    """The orders of charges that are to be worked on, with what it takes to go on with them; `age` of the attempt in seconds."""
+    """The orders of charges that are to be worked on, with what it takes to go on with them; `age`
+    of the attempt in seconds.
+    """
     return connection.execute(_LOAD_CHARGES, {"charges": charge_ids}).all()
 
 
@@ -325,7 +429,9 @@ def load_failed_charges(connection: Connection, charge_ids: list[str]) -> Sequen
 
 @dataclass(slots=True)
 class NextPoll:
-    """When a failed charge is looked at again, in seconds, None: no more; and how often it has been."""
+    """When a failed charge is looked at again, in seconds, None: no more; and how often it has
+    been.
+    """
 
     charge_id: str
     delay: float | None
@@ -335,12 +441,14 @@ class NextPoll:
 _SCHEDULE_POLLS = text("""
     insert into watch (charge_id, provider, next_time, looks)
     select r.charge_id, a.provider, clock() + make_interval(secs => r.delay), r.looks
-    from json_to_recordset(cast(:looks as json)) as r (charge_id text collate "C", delay float, looks int)
+    from json_to_recordset(cast(:looks as json))
+        as r (charge_id text collate "C", delay float, looks int)
     join attempt a on a.demand_id = r.charge_id and a.number = 1 order by r.charge_id
     on conflict (charge_id) do update set next_time = excluded.next_time, looks = excluded.looks
 """)
 _LIST_POLLABLE = text("""
-    select charge_id, looks from watch where next_time <= (select clock()) and provider = any (cast(:providers as text[]))
+    select charge_id, looks from watch where next_time <= (select clock())
+        and provider = any (cast(:providers as text[]))
     order by next_time, charge_id limit :most
 """)
 _STOP_POLLS = text("delete from watch where charge_id = any (cast(:ids as text[]))")
@@ -348,29 +456,41 @@ _STOP_POLLS = text("delete from watch where charge_id = any (cast(:ids as text[]
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPoll]) -> None:
     """Has failed charges looked at, or no more."""
-    connection.execute(_SCHEDULE_POLLS, {"looks": encode_rows([poll for poll in polls if poll.delay is not None])})
-    connection.execute(_STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay is None]})
+    connection.execute(
+        _SCHEDULE_POLLS, {"looks": encode_rows([poll for poll in polls if poll.delay is not None])}
+    )
+    connection.execute(
+        _STOP_POLLS, {"ids": [poll.charge_id for poll in polls if poll.delay is None]}
+    )
 
 
 def list_pollable(connection: Connection, providers: Sequence[str], limit: int) -> dict[str, int]:
     """Failed charges of which these providers are to be asked now, and how often they have been."""
-    return {row.charge_id: row.looks for row in connection.execute(_LIST_POLLABLE, {"providers": list(providers), "most": limit})}
+    return {
+        row.charge_id: row.looks
+        for row in connection.execute(_LIST_POLLABLE, {"providers": list(providers), "most": limit})
+    }
 
 
 # The orders of what has waited for so long, the longest first.
 _WAITING_ORDERS = """
     (select demand_id, trouble from due
-     where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval) and next_attempt_time is not null
+     where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval)
+         and next_attempt_time is not null
      order by since limit :most_looked_at) d
-    cross join lateral (select a.checkout_id from attempt a where a.demand_id = d.demand_id and a.number = 1 offset 0) a
+    cross join lateral (select a.checkout_id from attempt a where a.demand_id = d.demand_id
+        and a.number = 1 offset 0) a
     cross join lateral (
-        select o.* from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = d.demand_id and o.status <> 'FAILED' offset 0) o
+        select o.* from payment_order o where o.checkout_id = a.checkout_id
+            and o.charge_id = d.demand_id and o.status <> 'FAILED' offset 0) o
 """
 _STUCK_ORDERS = f"""
-    select 'paymentOrders/' || o.payment_order_id as subject, o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    select 'paymentOrders/' || o.payment_order_id as subject,
+        o.status || ' since ' || to_char(o.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
             || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
     from {_WAITING_ORDERS}
-    where o.update_time < (select clock()) - case o.status when 'EXECUTING' then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
+    where o.update_time < (select clock()) - case o.status when 'EXECUTING'
+        then cast(:executing as interval) when 'PENDING' then cast(:pending as interval)
         else cast(:success as interval) end
 """
 _ALERT_QUERIES = (
@@ -379,22 +499,30 @@ _ALERT_QUERIES = (
         "paymentOrders",
         " union all ".join(
             f"({_STUCK_ORDERS.format(phase=phase, limit=limit)})"
-            for phase, limit in (("", "executing"), ("PENDING", "pending"), ("REVIEW", "pending"), ("SUCCESS", "success"))
+            for phase, limit in (
+                ("", "executing"),
+                ("PENDING", "pending"),
+                ("REVIEW", "pending"),
+                ("SUCCESS", "success"),
+            )
         ),
     ),
     (
         "REVIEW_OVERDUE",
         "paymentOrders",
         f"""
-    select 'paymentOrders/' || o.payment_order_id as subject, o.pending_reason as detail from {_WAITING_ORDERS.format(phase="REVIEW", limit="review")}
-    where o.pending_reason not in ('', 'BUYER_ACTION') and o.update_time < (select clock()) - cast(:review as interval)
+    select 'paymentOrders/' || o.payment_order_id as subject, o.pending_reason as detail
+        from {_WAITING_ORDERS.format(phase="REVIEW", limit="review")}
+    where o.pending_reason not in ('', 'BUYER_ACTION')
+        and o.update_time < (select clock()) - cast(:review as interval)
 """,
     ),
     (
         "UNAPPLIED_CHARGE",
         "unappliedCharges",
         """
-    select 'unappliedCharges/' || unapplied_charge_id as subject, cause as detail from unapplied_charge where acknowledged_by = ''
+    select 'unappliedCharges/' || unapplied_charge_id as subject, cause as detail
+        from unapplied_charge where acknowledged_by = ''
     order by create_time desc, unapplied_charge_id desc
 """,
     ),
@@ -402,7 +530,8 @@ _ALERT_QUERIES = (
         "CHARGE_CONTRADICTED",
         "charges",
         """
-    select 'charges/' || charge_id as subject, string_agg(report, '; ' order by number) as detail from conflicting_report where acknowledged_by = ''
+    select 'charges/' || charge_id as subject, string_agg(report, '; ' order by number) as detail
+        from conflicting_report where acknowledged_by = ''
     group by charge_id order by charge_id
 """,
     ),
@@ -410,17 +539,28 @@ _ALERT_QUERIES = (
         "RELEASE_STUCK",
         "paymentOrders",
         """
-    (select 'paymentOrders/' || payment_order_id as subject, refused as detail from to_release where refused <> '')
+    (select 'paymentOrders/' || payment_order_id as subject, refused as detail from to_release
+        where refused <> '')
     union all
     (select 'paymentOrders/' || payment_order_id, 'the wallet was not told' from to_release
-     where refused = '' and create_time < (select clock()) - cast(:success as interval) order by create_time, payment_order_id)
+     where refused = '' and create_time < (select clock()) - cast(:success as interval)
+         order by create_time, payment_order_id)
 """,
     ),
 )
 
 
-def alert_queries(alert_after_seconds: Mapping[str, float], review_seconds: float, max_event_delay_seconds: float) -> Sequence[AlertQuery]:
-    """What a person should know of; `alert_after_seconds`: seconds that an order may rest in a status; `review_seconds`: seconds that a review may take;
-    `max_event_delay_seconds`: that an event may wait to be published."""
-    limits = {str(status): alert_after_seconds[status] for status in (OrderStatus.EXECUTING, OrderStatus.PENDING, OrderStatus.SUCCESS)}
-    return operation_alert_queries(_ALERT_QUERIES, "charges", {**limits, "review": review_seconds}, max_event_delay_seconds)
+def alert_queries(
+    alert_after_seconds: Mapping[str, float], review_seconds: float, max_event_delay_seconds: float
+) -> Sequence[AlertQuery]:
+    """What a person should know of; `alert_after_seconds`: seconds that an order may rest in a
+    status; `review_seconds`: seconds that a review may take; `max_event_delay_seconds`: that an
+    event may wait to be published.
+    """
+    limits = {
+        str(status): alert_after_seconds[status]
+        for status in (OrderStatus.EXECUTING, OrderStatus.PENDING, OrderStatus.SUCCESS)
+    }
+    return operation_alert_queries(
+        _ALERT_QUERIES, "charges", {**limits, "review": review_seconds}, max_event_delay_seconds
+    )

@@ -17,29 +17,39 @@ OrderRow = Row[Any]
 OrderDetails = tuple[OrderRow, Sequence[Row[Any]], Sequence[Row[Any]]]
 """An order with its owner, its history and the attempts of its charge."""
 
-_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type, c.payment_state, c.is_payment_done, c.caller, c.owner, c.traceparent, c.expire_time,
+_PAYMENT_COLUMNS = """c.buyer_info, c.seller_info, c.buyer_country, c.payment_method_type,
+    c.payment_state, c.is_payment_done, c.caller, c.owner, c.traceparent, c.expire_time,
     c.version as checkout_version, c.create_time as checkout_create_time, c.done_time"""
-_ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account, o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
-    o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason, o.decline_code, o.provider, o.provider_reference,
-    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version, o.create_time, o.update_time"""
+_ORDER_COLUMNS = """o.payment_order_id, o.checkout_id, o.charge_id, o.buyer_account,
+    o.seller_account, o.amount, o.currency, o.platform_fee, o.status,
+    o.wallet_updated, o.ledger_updated, o.pending_reason, o.next_action_url, o.failure_reason,
+        o.decline_code, o.provider, o.provider_reference,
+    o.attempt_count, d.next_attempt_time, o.resolve_by_time, o.delivery_confirmed_time, o.version,
+        o.create_time, o.update_time"""
 
 # One statement, so that a payment and its orders are seen at one moment.
 _LOAD_PAYMENTS = text(f"""
     select {_ORDER_COLUMNS}, {_PAYMENT_COLUMNS}
-    from checkout c join payment_order o on o.checkout_id = c.checkout_id left join due d on d.demand_id = o.charge_id
+    from checkout c join payment_order o on o.checkout_id = c.checkout_id left
+        join due d on d.demand_id = o.charge_id
     where c.checkout_id = any (cast(:ids as text[])) order by o.checkout_id, o.payment_order_id
 """)
 
 
 def load_payments(connection: Connection, checkout_ids: list[str]) -> dict[str, list[OrderRow]]:
-    """The orders of payments, those that exist, by checkout id; each row has its payment's columns too."""
+    """The orders of payments, those that exist, by checkout id; each row has its payment's columns
+    too.
+    """
     by_checkout: dict[str, list[OrderRow]] = {}
     for row in connection.execute(_LOAD_PAYMENTS, {"ids": checkout_ids}):
         by_checkout.setdefault(row.checkout_id, []).append(row)
     return by_checkout
 
 
-_LOAD_CHECKOUTS = text(f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from checkout c where c.checkout_id = any (cast(:ids as text[]))")
+_LOAD_CHECKOUTS = text(
+    f"select c.checkout_id, c.order_count, {_PAYMENT_COLUMNS} from checkout c where c.checkout_id "
+    "= any (cast(:ids as text[]))"
+)
 
 
 def load_checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[PaymentRow]:
@@ -48,8 +58,10 @@ def load_checkouts(connection: Connection, checkout_ids: list[str]) -> Sequence[
 
 
 _LIST_CHARGE_ORDERS = text(f"""
-    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id and o.charge_id = a.demand_id
-    left join due d on d.demand_id = o.charge_id where a.demand_id = :charge_id and a.number = 1 order by o.payment_order_id
+    select {_ORDER_COLUMNS} from attempt a join payment_order o on o.checkout_id = a.checkout_id
+        and o.charge_id = a.demand_id
+    left join due d on d.demand_id = o.charge_id where a.demand_id = :charge_id and a.number = 1
+        order by o.payment_order_id
 """)
 
 
@@ -59,10 +71,14 @@ def list_charge_orders(connection: Connection, charge_id: str) -> Sequence[Order
 
 
 _LOAD_ORDER = text(f"""
-    select {_ORDER_COLUMNS}, c.owner from payment_order o join checkout c on c.checkout_id = o.checkout_id
+    select {_ORDER_COLUMNS}, c.owner from payment_order o
+        join checkout c on c.checkout_id = o.checkout_id
     left join due d on d.demand_id = o.charge_id where o.payment_order_id = :id
 """)
-_LOAD_HISTORY = text("select version, from_status, to_status, cause, create_time from order_history where payment_order_id = :id order by version")
+_LOAD_HISTORY = text(
+    "select version, from_status, to_status, cause, create_time from order_history where "
+    "payment_order_id = :id order by version"
+)
 
 
 def load_order(connection: Connection, payment_order_id: str) -> OrderDetails | None:
@@ -88,34 +104,66 @@ class PaymentFilter:
 
 _FILTER_CONDITIONS = {
     "owner": "c.owner = :owner",
-    "buyer_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.buyer_account = :buyer_account offset 0)",
-    "seller_account": "exists (select from payment_order o where o.checkout_id = c.checkout_id and o.seller_account = :seller_account offset 0)",
+    "buyer_account": (
+        "exists (select from payment_order o where o.checkout_id = c.checkout_id and "
+        "o.buyer_account = :buyer_account offset 0)"
+    ),
+    "seller_account": (
+        "exists (select from payment_order o where o.checkout_id = c.checkout_id and "
+        "o.seller_account = :seller_account offset 0)"
+    ),
     "payment_state": "c.payment_state = :payment_state",
 }
-_TIME_CONDITIONS = {"create_time_from": "k.create_time >= :create_time_from", "create_time_until": "k.create_time < :create_time_until"}
+_TIME_CONDITIONS = {
+    "create_time_from": "k.create_time >= :create_time_from",
+    "create_time_until": "k.create_time < :create_time_until",
+}
 
 
-def list_payments(connection: Connection, filters: PaymentFilter, before: PageKey | None, limit: int) -> tuple[Sequence[Row[Any]], PageKey | None]:
-    """Payments with the sum of their orders' versions, newest first, before a given key; and down to which all have been looked at, None: to the end."""
+def list_payments(
+    connection: Connection, filters: PaymentFilter, before: PageKey | None, limit: int
+) -> tuple[Sequence[Row[Any]], PageKey | None]:
+    """Payments with the sum of their orders' versions, newest first, before a given key; and down
+    to which all have been looked at, None: to the end.
+    """
     table, index_columns = _choose_table(filters)
-    other_filters = [name for name in _FILTER_CONDITIONS if name not in index_columns and getattr(filters, name) is not None]
+    other_filters = [
+        name
+        for name in _FILTER_CONDITIONS
+        if name not in index_columns and getattr(filters, name) is not None
+    ]
     key_conditions = {name: f"k.{name} = :{name}" for name in index_columns} | _TIME_CONDITIONS
-    keys = find_candidates(connection, table, "checkout_id", key_conditions, filters, before, has_other_filters=bool(other_filters))
+    keys = find_candidates(
+        connection,
+        table,
+        "checkout_id",
+        key_conditions,
+        filters,
+        before,
+        has_other_filters=bool(other_filters),
+    )
     statement = text(f"""
         select c.checkout_id, {_PAYMENT_COLUMNS}, o.versions, o.update_time from (
             select c.* from ({keys.select}) k
-            cross join lateral (select * from checkout c where c.checkout_id = k.checkout_id offset 0) c
-            where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"} order by k.create_time desc, k.checkout_id desc limit :most) c
+            cross join lateral (select * from checkout c
+                where c.checkout_id = k.checkout_id offset 0) c
+            where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
+                order by k.create_time desc, k.checkout_id desc limit :most) c
         cross join lateral (
-            select sum(version) as versions, max(update_time) as update_time from payment_order o where o.checkout_id = c.checkout_id offset 0) o
+            select sum(version) as versions, max(update_time) as update_time from payment_order o
+                where o.checkout_id = c.checkout_id offset 0) o
         order by c.create_time desc, c.checkout_id desc
     """)
     values = {name: getattr(filters, name) for name in other_filters}
-    return connection.execute(statement, {**keys.values, **values, "most": limit}).all(), keys.last_key
+    return connection.execute(
+        statement, {**keys.values, **values, "most": limit}
+    ).all(), keys.last_key
 
 
 def _choose_table(filters: PaymentFilter) -> tuple[str, Sequence[str]]:
-    """The table in which what is wanted is together, in the order of an index, and the filters that it is found by."""
+    """The table in which what is wanted is together, in the order of an index, and the filters that
+    it is found by.
+    """
     for account in ("buyer_account", "seller_account"):  # a buyer has fewer
         if getattr(filters, account) is not None:
             return "payment_order", [account]

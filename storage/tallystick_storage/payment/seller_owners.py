@@ -8,18 +8,27 @@ from sqlalchemy import Connection, text
 
 from tallystick_storage.database import encode_rows
 
-_FIND_OWNERS = text("select seller_account, owner from seller_owner where seller_account = any (cast(:sellers as text[]))")
+_FIND_OWNERS = text(
+    "select seller_account, owner from seller_owner where seller_account = any (cast(:sellers as "
+    "text[]))"
+)
 _SAVE_OWNERS = text("""
     insert into seller_owner (seller_account, owner, update_time)
-    select r.seller_account, r.owner, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text collate "C", owner text) order by r.seller_account
-    on conflict (seller_account) do update set owner = excluded.owner, update_time = greatest(seller_owner.update_time, excluded.update_time)
+    select r.seller_account, r.owner, clock() from json_to_recordset(cast(:sellers as json))
+        as r (seller_account text collate "C", owner text) order by r.seller_account
+    on conflict (seller_account) do update
+        set owner = excluded.owner,
+        update_time = greatest(seller_owner.update_time, excluded.update_time)
         where seller_owner.owner <> excluded.owner
 """)
 
 
 def find_owners(connection: Connection, sellers: Sequence[str]) -> dict[str, str]:
     """Owners by seller, those that are known here."""
-    return {row.seller_account: row.owner for row in connection.execute(_FIND_OWNERS, {"sellers": list(sellers)})}
+    return {
+        row.seller_account: row.owner
+        for row in connection.execute(_FIND_OWNERS, {"sellers": list(sellers)})
+    }
 
 
 def save_owners(connection: Connection, owners: Mapping[str, str]) -> None:

@@ -29,20 +29,28 @@ class NewUnappliedCharge:
     mismatch: bool
 
 
-_COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, ledger_updated,
+_COLUMNS = """unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider,
+    provider_reference, amount, currency, cause, ledger_updated,
     version, create_time, update_time, acknowledged_by, acknowledge_reason, acknowledge_time"""
-# A charge whose orders are still open is none of these: it is theirs, unless its attempt has ended otherwise. The attempt is locked, so that none of them
+# A charge whose orders are still open is none of these: it is theirs, unless its attempt has ended
+# otherwise. The attempt is locked, so that none of them
 # is failed meanwhile. What is another charge's money already stays that, and what was
 # told in another amount stays as it was told first: `conflicts` says so.
 _INSERT = text(f"""
     with judged as (
-        select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED' then 'LATE'
-            when a.outcome = 'SUCCEEDED' and a.provider_reference <> r.provider_reference then 'TWICE' end as cause
-        from json_to_recordset(cast(:charged as json)) as r (unapplied_charge_id text collate "C", charge_id text, checkout_id text, caller text, traceparent text,
+        select r.*, case when r.mismatch then 'MISMATCH' when o.failed or a.outcome = 'DECLINED'
+            then 'LATE'
+            when a.outcome = 'SUCCEEDED' and a.provider_reference <> r.provider_reference
+                then 'TWICE' end as cause
+        from json_to_recordset(cast(:charged as json))
+            as r (unapplied_charge_id text collate "C", charge_id text, checkout_id text,
+            caller text, traceparent text,
             provider text, provider_reference text, amount bigint, currency text, mismatch boolean)
         cross join lateral (
-            select bool_and(o.status = 'FAILED') as failed from payment_order o  -- what risk refused was never part of the charge
-            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id and o.attempt_count > 0) o
+            -- what risk refused was never part of the charge
+            select bool_and(o.status = 'FAILED') as failed from payment_order o
+            where o.checkout_id = r.checkout_id and o.charge_id = r.charge_id
+                and o.attempt_count > 0) o
         cross join lateral (
             select a.outcome, a.provider_reference, a.moved_amount, a.moved_currency from attempt a
             where a.demand_id = r.charge_id order by a.number desc limit 1) a
@@ -50,62 +58,85 @@ _INSERT = text(f"""
             or (a.moved_amount, a.moved_currency) = (r.amount, r.currency)),
     fits_none as (
         select * from judged r where not exists (
-            select from provider_money m where m.provider = r.provider and m.provider_reference = r.provider_reference and m.charge_id <> r.charge_id)),
+            select from provider_money m where m.provider = r.provider
+                and m.provider_reference = r.provider_reference and m.charge_id <> r.charge_id)),
     new as (
-        insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency,
+        insert into unapplied_charge (unapplied_charge_id, charge_id, checkout_id, caller,
+            traceparent, provider, provider_reference, amount, currency,
             cause, ledger_updated, version, create_time, update_time)
-        select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider, provider_reference, amount, currency, cause, false, 1, t.now, t.now
-        from fits_none, (select clock() as now) t where cause is not null order by unapplied_charge_id
+        select unapplied_charge_id, charge_id, checkout_id, caller, traceparent, provider,
+            provider_reference, amount, currency, cause, false, 1, t.now, t.now
+        from fits_none, (select clock() as now) t where cause is not null
+            order by unapplied_charge_id
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'unappliedCharges/' || unapplied_charge_id", "1")}
     select {_COLUMNS}, sequence as told from new, told
 """)
 _LIST_UNBOOKED = text(f"""
     select {_COLUMNS} from unapplied_charge u where not ledger_updated
-        and not exists (select from unbooked b where b.unapplied_charge_id = u.unapplied_charge_id and b.next_attempt_time > (select clock()))
+        and not exists (select from unbooked b where b.unapplied_charge_id = u.unapplied_charge_id
+            and b.next_attempt_time > (select clock()))
     order by create_time, unapplied_charge_id limit :most
 """)
 _MARK_BOOKING_REJECTED = text("""
     with noted as (
         insert into unbooked (unapplied_charge_id, refused, tries, next_attempt_time)
-        select r.id, r.message, 1, clock() + interval '1 second' from json_to_recordset(cast(:refused as json)) as r (id text collate "C", message text) order by r.id
-        on conflict (unapplied_charge_id) do update set refused = excluded.refused, tries = unbooked.tries + 1,
-            next_attempt_time = clock() + least(power(2, least(unbooked.tries, 9)), 300) * interval '1 second'
+        select r.id, r.message, 1, clock() + interval '1 second'
+            from json_to_recordset(cast(:refused as json)) as r (id text collate "C", message text)
+            order by r.id
+        on conflict (unapplied_charge_id) do update set refused = excluded.refused,
+            tries = unbooked.tries + 1,
+            next_attempt_time = clock() + least(power(2, least(unbooked.tries, 9)),
+                300) * interval '1 second'
         returning unapplied_charge_id, tries)
     select unapplied_charge_id from noted where tries = 1 order by unapplied_charge_id
 """)
-_CLEAR_REJECTIONS = text("delete from unbooked where unapplied_charge_id = any (cast(:ids as text[]))")
+_CLEAR_REJECTIONS = text(
+    "delete from unbooked where unapplied_charge_id = any (cast(:ids as text[]))"
+)
 _MARK_BOOKED = text(f"""
     with l as materialized (
-        select unapplied_charge_id from unapplied_charge where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
+        select unapplied_charge_id from unapplied_charge
+            where unapplied_charge_id = any (cast(:ids as text[])) and not ledger_updated
         order by unapplied_charge_id for update),
     booked as (
-        update unapplied_charge u set ledger_updated = true, version = 2, update_time = greatest(u.update_time, clock())
+        update unapplied_charge u set ledger_updated = true, version = 2,
+            update_time = greatest(u.update_time, clock())
         from l where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
     {insert_into_outbox("booked", "'unappliedCharges/' || unapplied_charge_id", "2")}
     select {_COLUMNS}, sequence as told from booked, told
 """)
 _ACKNOWLEDGE = text(f"""
     with l as materialized (
-        select unapplied_charge_id from unapplied_charge where unapplied_charge_id = :id and ledger_updated and acknowledged_by = '' for update),
+        select unapplied_charge_id from unapplied_charge where unapplied_charge_id = :id
+            and ledger_updated and acknowledged_by = '' for update),
     acknowledged as (
-        update unapplied_charge u set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = greatest(u.update_time, t.now),
+        update unapplied_charge u set acknowledged_by = :operator, acknowledge_reason = :reason,
+            acknowledge_time = greatest(u.update_time, t.now),
             version = 3, update_time = greatest(u.update_time, t.now)
-        from l, (select clock() as now) t where u.unapplied_charge_id = l.unapplied_charge_id returning u.*),
+        from l, (select clock() as now) t where u.unapplied_charge_id = l.unapplied_charge_id
+            returning u.*),
     {insert_into_outbox("acknowledged", "'unappliedCharges/' || unapplied_charge_id", "3")}
     select {_COLUMNS}, sequence as told from acknowledged, told
 """)
 _FIND = text(f"select {_COLUMNS} from unapplied_charge where unapplied_charge_id = :id")
 _LIST = f"""
     select {_COLUMNS} from unapplied_charge
-    where {{which}} and (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+    where {{which}}
+        and (create_time, unapplied_charge_id) < (coalesce(cast(:before_time as timestamptz),
+        'infinity'), :before_id)
     order by create_time desc, unapplied_charge_id desc limit :most
 """
-_LIST_OPEN, _LIST_ALL = text(_LIST.format(which="acknowledged_by = ''")), text(_LIST.format(which="true"))
+_LIST_OPEN, _LIST_ALL = (
+    text(_LIST.format(which="acknowledged_by = ''")),
+    text(_LIST.format(which="true")),
+)
 
 
 def insert(connection: Connection, charges: Sequence[NewUnappliedCharge]) -> Sequence[Row[Any]]:
-    """Stores those of the charges that fit no order; each with the outbox row in which all are to be told. Their attempts must be locked."""
+    """Stores those of the charges that fit no order; each with the outbox row in which all are to
+    be told. Their attempts must be locked.
+    """
     return connection.execute(_INSERT, {"charged": encode_rows(charges)}).all()
 
 
@@ -115,20 +146,32 @@ def list_unbooked(connection: Connection, limit: int) -> Sequence[Row[Any]]:
 
 
 def mark_booked(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
-    """Marks as booked; those that were not, each with the outbox row in which all are to be told."""
+    """Marks as booked; those that were not, each with the outbox row in which all are to be
+    told.
+    """
     connection.execute(_CLEAR_REJECTIONS, {"ids": list(ids)})
     return connection.execute(_MARK_BOOKED, {"ids": list(ids)}).all()
 
 
 def mark_booking_rejected(connection: Connection, messages: Mapping[str, str]) -> list[str]:
-    """Keeps what the ledger said, by id, and when each is tried again: after 1 s, doubling up to 300 s; those that it had not refused before."""
-    items = encode_rows([{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())])
+    """Keeps what the ledger said, by id, and when each is tried again: after 1 s, doubling up to
+    300 s; those that it had not refused before.
+    """
+    items = encode_rows(
+        [{"id": id_, "message": message or "refused"} for id_, message in sorted(messages.items())]
+    )
     return list(connection.execute(_MARK_BOOKING_REJECTED, {"refused": items}).scalars())
 
 
-def acknowledge(connection: Connection, unapplied_charge_id: str, operator: str, reason: str) -> Sequence[Row[Any]]:
-    """Acknowledges a booked charge that nobody has acknowledged; it, with the outbox row in which the change is to be recorded, or nothing."""
-    return connection.execute(_ACKNOWLEDGE, {"id": unapplied_charge_id, "operator": operator, "reason": reason}).all()
+def acknowledge(
+    connection: Connection, unapplied_charge_id: str, operator: str, reason: str
+) -> Sequence[Row[Any]]:
+    """Acknowledges a booked charge that nobody has acknowledged; it, with the outbox row in which
+    the change is to be recorded, or nothing.
+    """
+    return connection.execute(
+        _ACKNOWLEDGE, {"id": unapplied_charge_id, "operator": operator, "reason": reason}
+    ).all()
 
 
 def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
@@ -136,10 +179,17 @@ def find(connection: Connection, unapplied_charge_id: str) -> Row[Any] | None:
 
 
 def list_unapplied_charges(
-    connection: Connection, before: tuple[datetime, str] | None, limit: int, *, include_acknowledged: bool
+    connection: Connection,
+    before: tuple[datetime, str] | None,
+    limit: int,
+    *,
+    include_acknowledged: bool,
 ) -> Sequence[Row[Any]]:
-    """Those that nobody has acknowledged, or all, newest first, before a given (create_time, id)."""
+    """Those that nobody has acknowledged, or all, newest first, before a given
+    (create_time, id).
+    """
     before_time, before_id = before or (None, "")
     return connection.execute(
-        _LIST_ALL if include_acknowledged else _LIST_OPEN, {"before_time": before_time, "before_id": before_id, "most": limit}
+        _LIST_ALL if include_acknowledged else _LIST_OPEN,
+        {"before_time": before_time, "before_id": before_id, "most": limit},
     ).all()

@@ -1,1 +1,3 @@
-"""What PayoutService keeps: payouts, the transfers made for them, destinations, schedules, batches."""
+"""What PayoutService keeps: payouts, the transfers made for them, destinations, schedules,
+batches.
+"""

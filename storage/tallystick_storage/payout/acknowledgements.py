@@ -1,4 +1,6 @@
-"""What operators acknowledge of payouts: unmatched transfers, and reports of a provider that conflict with earlier ones."""
+"""What operators acknowledge of payouts: unmatched transfers, and reports of a provider that
+conflict with earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,23 @@ class NewReport:
     report: str
 
 
-_LOAD_REPORTS = text("select * from conflicting_report where payout_id = any (cast(:ids as text[])) order by payout_id, number")
+_LOAD_REPORTS = text(
+    "select * from conflicting_report where payout_id = any (cast(:ids as text[])) order by "
+    "payout_id, number"
+)
 _INSERT_REPORTS = text("""
     insert into conflicting_report (payout_id, number, report, create_time)
     select payout_id, number, report, t.now
-    from json_to_recordset(cast(:reports as json)) as r (payout_id text collate "C", number int, report text), (select clock() as now) t order by payout_id, number
+    from json_to_recordset(cast(:reports as json))
+        as r (payout_id text collate "C", number int, report text), (select clock() as now) t
+        order by payout_id, number
 """)
 
 
 def load_reports(connection: Connection, payout_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
-    """The conflicting reports of payouts, oldest first, by payout id; payouts without any are missing."""
+    """The conflicting reports of payouts, oldest first, by payout id; payouts without any are
+    missing.
+    """
     by_payout: dict[str, list[Row[Any]]] = {}
     for row in connection.execute(_LOAD_REPORTS, {"ids": list(payout_ids)}):
         by_payout.setdefault(row.payout_id, []).append(row)
@@ -46,12 +55,16 @@ def insert_reports(connection: Connection, reports: Sequence[NewReport]) -> None
 _ACKNOWLEDGE = f"""
     with p as materialized (
         update payout p set version = p.version + 1, update_time = greatest(p.update_time, t.now)
-        from (select clock() as now) t where p.payout_id = :payout_id and p.settled returning p.payout_id, p.version, p.state, p.update_time),
+        from (select clock() as now) t where p.payout_id = :payout_id and p.settled
+            returning p.payout_id, p.version, p.state, p.update_time),
     history as (
-        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
-        select payout_id, version, state, state, '{PayoutTransitionReason.ACKNOWLEDGED}', true, :operator, :reason, update_time from p),
+        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor,
+            reason, create_time)
+        select payout_id, version, state, state, '{PayoutTransitionReason.ACKNOWLEDGED}', true,
+            :operator, :reason, update_time from p),
     acknowledged as (
-        update {{table}} a set acknowledged_by = :operator, acknowledge_reason = :reason, acknowledge_time = p.update_time
+        update {{table}} a set acknowledged_by = :operator, acknowledge_reason = :reason,
+            acknowledge_time = p.update_time
         from p where a.payout_id = p.payout_id and a.{{key}} = :key),
     {insert_into_outbox("p", "'payouts/' || payout_id")}
     select p.*, sequence as told from p, told
@@ -60,13 +73,26 @@ _ACKNOWLEDGE_TRANSFER = text(_ACKNOWLEDGE.format(table="transfer", key="provider
 _ACKNOWLEDGE_REPORT = text(_ACKNOWLEDGE.format(table="conflicting_report", key="number"))
 
 
-def acknowledge_transfer(connection: Connection, payout_id: str, provider_reference: str, operator: str, reason: str) -> Sequence[Row[Any]]:
-    """Acknowledges an unmatched transfer of a locked, settled payout, as a version of the payout; its version, update_time and outbox row."""
-    values = {"payout_id": payout_id, "key": provider_reference, "operator": operator, "reason": reason}
+def acknowledge_transfer(
+    connection: Connection, payout_id: str, provider_reference: str, operator: str, reason: str
+) -> Sequence[Row[Any]]:
+    """Acknowledges an unmatched transfer of a locked, settled payout, as a version of the payout;
+    its version, update_time and outbox row.
+    """
+    values = {
+        "payout_id": payout_id,
+        "key": provider_reference,
+        "operator": operator,
+        "reason": reason,
+    }
     return connection.execute(_ACKNOWLEDGE_TRANSFER, values).all()
 
 
-def acknowledge_report(connection: Connection, payout_id: str, number: int, operator: str, reason: str) -> Sequence[Row[Any]]:
-    """Acknowledges a conflicting report of a locked, settled payout, as a version of the payout; its version, update_time and outbox row."""
+def acknowledge_report(
+    connection: Connection, payout_id: str, number: int, operator: str, reason: str
+) -> Sequence[Row[Any]]:
+    """Acknowledges a conflicting report of a locked, settled payout, as a version of the payout;
+    its version, update_time and outbox row.
+    """
     values = {"payout_id": payout_id, "key": number, "operator": operator, "reason": reason}
     return connection.execute(_ACKNOWLEDGE_REPORT, values).all()

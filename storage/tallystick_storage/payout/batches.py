@@ -14,8 +14,10 @@ from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 from tallystick_storage.payout.schedules import BACK_OFF
 
-_COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run, b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
-    b.collected_count, b.refused_count, b.skipped_count, b.version, b.create_time, b.update_time, b.done_time"""
+_COLUMNS = """b.payout_batch_id, b.caller, b.owner, b.fingerprint, b.traceparent, b.is_run,
+    b.seller_account, b.currency, b.cut_off_time, b.state, b.place, b.item_count,
+    b.collected_count, b.refused_count, b.skipped_count, b.version, b.create_time, b.update_time,
+        b.done_time"""
 
 
 @dataclass(slots=True)
@@ -36,7 +38,9 @@ class NewBatchRow:
 
 @dataclass(slots=True)
 class BatchItemRow:
-    """One payout of a batch. `refusal`: a google.rpc.Status, serialized, in hex, where it is REFUSED."""
+    """One payout of a batch. `refusal`: a google.rpc.Status, serialized, in hex, where it is
+    REFUSED.
+    """
 
     payout_batch_id: str
     payout_id: str
@@ -50,28 +54,38 @@ class BatchItemRow:
 
 _INSERT = text(f"""
     with b as (
-        insert into payout_batch (payout_batch_id, caller, owner, fingerprint, traceparent, is_run, seller_account, currency, cut_off_time, state, place,
+        insert into payout_batch (payout_batch_id, caller, owner, fingerprint, traceparent, is_run,
+            seller_account, currency, cut_off_time, state, place,
             item_count, collected_count, refused_count, version, create_time, update_time)
-        select :payout_batch_id, :caller, :owner, decode(:fingerprint, 'hex'), :traceparent, :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
+        select :payout_batch_id, :caller, :owner, decode(:fingerprint, 'hex'), :traceparent,
+            :is_run, :seller_account, :currency, :cut_off_time, 'COLLECTING', '',
             :item_count, 0, 0, 1, t.now, t.now from (select clock() as now) t
         on conflict do nothing returning *),
     items as (
-        insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state)
-        select r.payout_batch_id, r.payout_id, r.seller_account, r.amount, r.currency, r.payout_destination_id, r.state
-        from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint, currency text,
-            payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id order by r.payout_id),
+        insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency,
+            payout_destination_id, state)
+        select r.payout_batch_id, r.payout_id, r.seller_account, r.amount, r.currency,
+            r.payout_destination_id, r.state
+        from json_to_recordset(cast(:items as json))
+            as r (payout_batch_id text, payout_id text collate "C", seller_account text,
+            amount bigint, currency text,
+            payout_destination_id text, state text) join b on b.payout_batch_id = r.payout_batch_id
+                order by r.payout_id),
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id", "1")}
     select {_COLUMNS}, sequence as told from b, told
 """)
 _FIND = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id")
 _LIST_GENERATING = text(f"""
-    select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING' and b.look_time <= (select clock()) order by b.look_time, b.payout_batch_id limit :most
+    select {_COLUMNS} from payout_batch b where b.state = 'COLLECTING'
+        and b.look_time <= (select clock()) order by b.look_time, b.payout_batch_id limit :most
 """)
 _POSTPONE = text(f"""
-    update payout_batch set failures = failures + 1, look_time = clock() + {BACK_OFF} where payout_batch_id = :id and state = 'COLLECTING'
+    update payout_batch set failures = failures + 1, look_time = clock() + {BACK_OFF}
+        where payout_batch_id = :id and state = 'COLLECTING'
 """)
 _LIST_OPEN = text(
-    f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after order by b.payout_batch_id limit :most"
+    f"select {_COLUMNS} from payout_batch b where b.state = 'OPEN' and b.payout_batch_id > :after "
+    "order by b.payout_batch_id limit :most"
 )
 _LOCK = text(f"select {_COLUMNS} from payout_batch b where b.payout_batch_id = :id for update")
 _LIST_REQUESTED = text("""
@@ -79,47 +93,67 @@ _LIST_REQUESTED = text("""
     where payout_batch_id = :id and state = 'ASKED' order by payout_id limit :most
 """)
 _LOAD_ITEMS = text("""
-    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item where payout_batch_id = :id order by payout_id
+    select payout_id, seller_account, amount, currency, payout_destination_id from payout_batch_item
+        where payout_batch_id = :id order by payout_id
 """)
 _UPSERT_ITEMS = text("""
-    insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, refusal)
-    select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id, state, decode(refusal, 'hex')
-    from json_to_recordset(cast(:items as json)) as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint, currency text,
+    insert into payout_batch_item (payout_batch_id, payout_id, seller_account, amount, currency,
+        payout_destination_id, state, refusal)
+    select payout_batch_id, payout_id, seller_account, amount, currency, payout_destination_id,
+        state, decode(refusal, 'hex')
+    from json_to_recordset(cast(:items as json))
+        as r (payout_batch_id text, payout_id text collate "C", seller_account text, amount bigint,
+        currency text,
         payout_destination_id text, state text, refusal text) order by payout_id
-    on conflict (payout_batch_id, payout_id) do update set state = excluded.state, refusal = excluded.refusal
+    on conflict (payout_batch_id, payout_id) do update
+        set state = excluded.state, refusal = excluded.refusal
     returning state
 """)
 _RECORD_GENERATED = text("""
-    update payout_batch set place = :place, item_count = greatest(item_count, collected_count + :collected), collected_count = collected_count + :collected,
-        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped, failures = 0 where payout_batch_id = :id
+    update payout_batch
+        set place = :place, item_count = greatest(item_count, collected_count + :collected),
+        collected_count = collected_count + :collected,
+        refused_count = refused_count + :refused, skipped_count = skipped_count + :skipped,
+            failures = 0 where payout_batch_id = :id
 """)
 _TRANSITION = text(f"""
     with b as (
-        update payout_batch p set state = :state, version = p.version + 1, update_time = greatest(p.update_time, t.now),
+        update payout_batch p set state = :state, version = p.version + 1,
+            update_time = greatest(p.update_time, t.now),
             done_time = case when :state = 'DONE' then t.now end
-        from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before returning p.*),
+        from (select clock() as now) t where p.payout_batch_id = :id and p.state = :before
+            returning p.*),
     {insert_into_outbox("b", "'payoutBatches/' || payout_batch_id")}
     select {_COLUMNS}, sequence as told from b, told
 """)
 # Whatever of a batch is under way is due.
-_IS_IN_PROGRESS = text("select exists (select from due where payout_batch_id = :id and payout_batch_id <> '')")
+_IS_IN_PROGRESS = text(
+    "select exists (select from due where payout_batch_id = :id and payout_batch_id <> '')"
+)
 _LOAD_TOTALS = text("""
-    select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee, sum(returned_amount) as returned_amount
-    from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency order by state, currency
+    select state, currency, count(*) as payouts, sum(amount) as amount, sum(fee) as fee,
+        sum(returned_amount) as returned_amount
+    from payout where payout_batch_id = :id and payout_batch_id <> '' group by state, currency
+        order by state, currency
 """)
 _LOAD_REPORT = text("""
     select payout_id, seller_account, state as item_state, refusal from payout_batch_item
-    where payout_batch_id = :id and payout_id > :after and state <> 'ASKED' and (not :refused or state = 'REFUSED') order by payout_id limit :most
+    where payout_batch_id = :id and payout_id > :after and state <> 'ASKED'
+        and (not :refused or state = 'REFUSED') order by payout_id limit :most
 """)
-# Each payout is looked up, in the order of the report; a plan may read all payouts to learn which are in the state.
+# Each payout is looked up, in the order of the report; a plan may read all payouts to learn which
+# are in the state.
 _LOAD_REPORT_IN_STATE = text("""
     select i.payout_id, i.seller_account, i.state as item_state, i.refusal
-    from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after order by payout_id limit :looked_at) i
-    cross join lateral (select state from payout p where p.payout_id = i.payout_id and i.state = 'MADE' offset 0) p
+    from (select * from payout_batch_item where payout_batch_id = :id and payout_id > :after
+        order by payout_id limit :looked_at) i
+    cross join lateral (select state from payout p where p.payout_id = i.payout_id
+        and i.state = 'MADE' offset 0) p
     where p.state = :state order by i.payout_id limit :most
 """)
 _LAST_SCANNED = text("""
-    select payout_id from payout_batch_item where payout_batch_id = :id and payout_id > :after order by payout_id limit 1 offset :looked_at - 1
+    select payout_id from payout_batch_item where payout_batch_id = :id and payout_id > :after
+        order by payout_id limit 1 offset :looked_at - 1
 """)
 _MAX_SCANNED = 2000
 
@@ -129,8 +163,12 @@ def load_items(connection: Connection, payout_batch_id: str) -> Sequence[Row[Any
     return connection.execute(_LOAD_ITEMS, {"id": payout_batch_id}).all()
 
 
-def insert(connection: Connection, new: NewBatchRow, items: Sequence[BatchItemRow] = ()) -> Row[Any] | None:
-    """Stores a batch with what it is to pay; it with the outbox row in which it is to be told, or None if the id exists."""
+def insert(
+    connection: Connection, new: NewBatchRow, items: Sequence[BatchItemRow] = ()
+) -> Row[Any] | None:
+    """Stores a batch with what it is to pay; it with the outbox row in which it is to be told, or
+    None if the id exists.
+    """
     values: dict[str, Any] = {field: getattr(new, field) for field in new.__slots__}
     return connection.execute(_INSERT, {**values, "items": encode_rows(items)}).one_or_none()
 
@@ -145,7 +183,9 @@ def list_generating(connection: Connection, limit: int) -> Sequence[Row[Any]]:
 
 
 def postpone(connection: Connection, payout_batch_id: str) -> None:
-    """Has a batch that could not be collected looked at again later: behind the others, and ever later the more often it has failed."""
+    """Has a batch that could not be collected looked at again later: behind the others, and ever
+    later the more often it has failed.
+    """
     connection.execute(_POSTPONE, {"id": payout_batch_id})
 
 
@@ -164,19 +204,40 @@ def list_requested(connection: Connection, payout_batch_id: str, limit: int) -> 
     return connection.execute(_LIST_REQUESTED, {"id": payout_batch_id, "most": limit}).all()
 
 
-def record_generated(connection: Connection, payout_batch_id: str, items: Sequence[BatchItemRow], skipped_count: int, cursor: str) -> None:
-    """Notes what became of so many payouts of a locked batch, how many sellers were skipped, and where its reading of the wallets is."""
+def record_generated(
+    connection: Connection,
+    payout_batch_id: str,
+    items: Sequence[BatchItemRow],
+    skipped_count: int,
+    cursor: str,
+) -> None:
+    """Notes what became of so many payouts of a locked batch, how many sellers were skipped, and
+    where its reading of the wallets is.
+    """
     rejected_count = sum(item.state is ItemState.REFUSED for item in items)
     if items:
         connection.execute(_UPSERT_ITEMS, {"items": encode_rows(items)})
     connection.execute(
-        _RECORD_GENERATED, {"id": payout_batch_id, "place": cursor, "collected": len(items), "refused": rejected_count, "skipped": skipped_count}
+        _RECORD_GENERATED,
+        {
+            "id": payout_batch_id,
+            "place": cursor,
+            "collected": len(items),
+            "refused": rejected_count,
+            "skipped": skipped_count,
+        },
     )
 
 
-def transition(connection: Connection, payout_batch_id: str, from_state: BatchState, to_state: BatchState) -> Row[Any] | None:
-    """Moves a batch from a state; it with the outbox row in which it is to be told, or None if it is in another."""
-    return connection.execute(_TRANSITION, {"id": payout_batch_id, "before": from_state, "state": to_state}).one_or_none()
+def transition(
+    connection: Connection, payout_batch_id: str, from_state: BatchState, to_state: BatchState
+) -> Row[Any] | None:
+    """Moves a batch from a state; it with the outbox row in which it is to be told, or None if it
+    is in another.
+    """
+    return connection.execute(
+        _TRANSITION, {"id": payout_batch_id, "before": from_state, "state": to_state}
+    ).one_or_none()
 
 
 def is_in_progress(connection: Connection, payout_batch_id: str) -> bool:
@@ -190,11 +251,19 @@ def load_totals(connection: Connection, payout_batch_id: str) -> Sequence[Row[An
 
 
 def load_report(
-    connection: Connection, payout_batch_id: str, after: str, state: str, limit: int, *, rejected_only: bool
+    connection: Connection,
+    payout_batch_id: str,
+    after: str,
+    state: str,
+    limit: int,
+    *,
+    rejected_only: bool,
 ) -> tuple[Sequence[Row[Any]], str | None]:
-    """What became of its payouts, by id after a given one; and up to which id they have been looked at, None: to the end.
+    """What became of its payouts, by id after a given one; and up to which id they have been looked
+    at, None: to the end.
 
-    `state`: only payouts in it, "": all. A batch may have few such among many, so a page looks at 2,000 of its payouts and no more.
+    `state`: only payouts in it, "": all. A batch may have few such among many, so a page looks at
+    2,000 of its payouts and no more.
     """
     values: dict[str, Any] = {"id": payout_batch_id, "after": after, "most": limit}
     if not state:

@@ -13,8 +13,10 @@ from tallystick_core.payout.destination import DestinationState
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 
-_COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency, description, provider, traceparent, state, usable_time, decline_code,
-    awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, create_time, update_time"""
+_COLUMNS = """payout_destination_id, caller, owner, fingerprint, seller_account, currency,
+    description, provider, traceparent, state, usable_time, decline_code,
+    awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, create_time,
+        update_time"""
 
 
 @dataclass(slots=True)
@@ -45,77 +47,115 @@ class DestinationTransitionRow:
     disable_reason: str = ""
 
 
-_FIND = text(f"select {_COLUMNS}, bank_account_token from payout_destination where payout_destination_id = any (cast(:ids as text[]))")
+_FIND = text(
+    f"select {_COLUMNS}, bank_account_token from payout_destination where payout_destination_id = "
+    "any (cast(:ids as text[]))"
+)
 _INSERT = text(f"""
     with new as (
-        insert into payout_destination (payout_destination_id, caller, owner, fingerprint, seller_account, currency, bank_account_token, description,
-            provider, traceparent, state, usable_time, decline_code, awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version,
+        insert into payout_destination (payout_destination_id, caller, owner, fingerprint,
+            seller_account, currency, bank_account_token, description,
+            provider, traceparent, state, usable_time, decline_code, awaits_approval, approved_by,
+                approve_reason, disabled_by, disable_reason, version,
             create_time, update_time)
-        select :payout_destination_id, :caller, :owner, decode(:fingerprint, 'hex'), :seller_account, :currency, :bank_account_token, :description,
-            :provider, :traceparent, :state, t.now + make_interval(secs => cast(:wait as float)), '', :awaits_approval, '', '', '', '', 1, t.now, t.now
+        select :payout_destination_id, :caller, :owner, decode(:fingerprint, 'hex'),
+            :seller_account, :currency, :bank_account_token, :description,
+            :provider, :traceparent, :state, t.now + make_interval(secs => cast(:wait as float)),
+                '', :awaits_approval, '', '', '', '', 1, t.now, t.now
         from (select clock() as now) t
         on conflict do nothing returning *),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, phase)
-        select 'd-' || payout_destination_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING' from new),
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
+            maybe_sent, looking, trouble, detail, phase)
+        select 'd-' || payout_destination_id, provider, create_time,
+            create_time + cast(:lease as interval), 1, true, false, false, '', '', 'VERIFYING'
+            from new),
     {insert_into_outbox("new", "'payoutDestinations/' || payout_destination_id", "1")}
-    select {_COLUMNS}, bank_account_token, false as looking, cast(null as jsonb) as tries, sequence as told from new, told
+    select {_COLUMNS}, bank_account_token, false as looking, cast(null as jsonb) as tries,
+        sequence as told from new, told
 """)
 _LOCK = text(f"""
-    select {_COLUMNS} from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for update
+    select {_COLUMNS} from payout_destination
+        where payout_destination_id = any (cast(:ids as text[]))
+        order by payout_destination_id for update
 """)
 _LOCK_STATES = text("""
-    select payout_destination_id, state from payout_destination where payout_destination_id = any (cast(:ids as text[])) order by payout_destination_id for share
+    select payout_destination_id, state from payout_destination
+        where payout_destination_id = any (cast(:ids as text[]))
+        order by payout_destination_id for share
 """)
 _TRANSITION = text(f"""
     with moved as (
-        update payout_destination d set state = r.state, decline_code = r.decline_code, disabled_by = r.disabled_by, disable_reason = r.disable_reason,
-            verified_time = case when r.state = 'VERIFIED' then t.now else d.verified_time end, version = d.version + 1,
+        update payout_destination d set state = r.state, decline_code = r.decline_code,
+            disabled_by = r.disabled_by, disable_reason = r.disable_reason,
+            verified_time = case when r.state = 'VERIFIED' then t.now
+                else d.verified_time end, version = d.version + 1,
             update_time = greatest(d.update_time, t.now)
-        from json_to_recordset(cast(:moves as json)) as r (payout_destination_id text, state text, decline_code text, disabled_by text, disable_reason text),
+        from json_to_recordset(cast(:moves as json))
+            as r (payout_destination_id text, state text, decline_code text, disabled_by text,
+            disable_reason text),
             (select clock() as now) t
         where d.payout_destination_id = r.payout_destination_id returning d.*),
-    done as (delete from due where demand_id = any (array(select 'd-' || payout_destination_id from moved))),
+    done as (delete from due
+        where demand_id = any (array(select 'd-' || payout_destination_id from moved))),
     {insert_into_outbox("moved", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as told from moved, told
 """)
 _APPROVE = text(f"""
     with approved as (
-        update payout_destination set awaits_approval = false, approved_by = :approved_by, approve_reason = :reason, version = version + 1,
-            update_time = greatest(update_time, clock()) where payout_destination_id = :id returning *),
+        update payout_destination set awaits_approval = false, approved_by = :approved_by,
+            approve_reason = :reason, version = version + 1,
+            update_time = greatest(update_time, clock()) where payout_destination_id = :id
+                returning *),
     {insert_into_outbox("approved", "'payoutDestinations/' || payout_destination_id")}
     select {_COLUMNS}, sequence as told from approved, told
 """)
 _LOAD_OPERATIONS = text("""
     select s.*, d.looking, d.tries from unnest(cast(:ids as text[])) as g (id)
-    join payout_destination s on s.payout_destination_id = g.id join due d on d.demand_id = 'd-' || g.id order by s.payout_destination_id
+    join payout_destination s on s.payout_destination_id = g.id
+        join due d on d.demand_id = 'd-' || g.id order by s.payout_destination_id
 """)
 _LOCK_UNRESOLVED = text("""
-    select payout_destination_id from payout_destination where payout_destination_id = any (cast(:ids as text[])) and state = 'PENDING_VERIFICATION'
+    select payout_destination_id from payout_destination
+        where payout_destination_id = any (cast(:ids as text[])) and state = 'PENDING_VERIFICATION'
     order by payout_destination_id for update
 """)
 _FIND_CURRENT = text("""
-    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.waits, c.awaits_approval, c.bank_account_token, c.provider
-    from unnest(cast(:sellers as text[]), cast(:currencies as text[]), cast(:owners as text[])) as g (seller_account, currency, owner)
+    select g.seller_account, g.currency, c.payout_destination_id, c.state, c.usable_time, c.waits,
+        c.awaits_approval, c.bank_account_token, c.provider
+    from unnest(cast(:sellers as text[]), cast(:currencies as text[]),
+        cast(:owners as text[])) as g (seller_account, currency, owner)
     cross join lateral (
-        select d.payout_destination_id, d.state, d.usable_time, d.usable_time > (select clock()) as waits, d.awaits_approval, d.bank_account_token,
+        select d.payout_destination_id, d.state, d.usable_time,
+            d.usable_time > (select clock()) as waits, d.awaits_approval, d.bank_account_token,
             d.provider
         from payout_destination d
-        where d.seller_account = g.seller_account and d.currency = g.currency and d.owner = g.owner and d.state not in ('UNUSABLE', 'DISABLED')
-        order by (d.state = 'VERIFIED' and not d.awaits_approval and d.usable_time <= (select clock())) desc, d.create_time desc,
+        where d.seller_account = g.seller_account and d.currency = g.currency and d.owner = g.owner
+            and d.state not in ('UNUSABLE', 'DISABLED')
+        order by (d.state = 'VERIFIED' and not d.awaits_approval
+            and d.usable_time <= (select clock())) desc, d.create_time desc,
             d.payout_destination_id desc limit 1) c
 """)
 _FIND_WITH_READINESS = text("""
-    select payout_destination_id, owner, seller_account, currency, state, usable_time, usable_time > (select clock()) as waits, awaits_approval,
+    select payout_destination_id, owner, seller_account, currency, state, usable_time,
+        usable_time > (select clock()) as waits, awaits_approval,
         bank_account_token, provider
     from payout_destination where payout_destination_id = any (cast(:ids as text[]))
 """)
 
 
-def insert(connection: Connection, new: NewDestinationRow, cooldown_seconds: float, lease_seconds: float) -> Row[Any] | None:
-    """Stores a destination that is not used before `cooldown_seconds` seconds; it with the outbox row in which it is to be told, or None if the id exists."""
+def insert(
+    connection: Connection, new: NewDestinationRow, cooldown_seconds: float, lease_seconds: float
+) -> Row[Any] | None:
+    """Stores a destination that is not used before `cooldown_seconds` seconds; it with the outbox
+    row in which it is to be told, or None if the id exists.
+    """
     values = {field: getattr(new, field) for field in new.__slots__}
-    values |= {"state": DestinationState.PENDING_VERIFICATION, "wait": cooldown_seconds, "lease": f"{lease_seconds} seconds"}
+    values |= {
+        "state": DestinationState.PENDING_VERIFICATION,
+        "wait": cooldown_seconds,
+        "lease": f"{lease_seconds} seconds",
+    }
     return connection.execute(_INSERT, values).one_or_none()
 
 
@@ -130,17 +170,28 @@ def lock(connection: Connection, ids: list[str]) -> dict[str, Row[Any]]:
 
 def lock_states(connection: Connection, ids: list[str]) -> dict[str, DestinationState]:
     """The states of destinations, which stay as they are until the transaction ends."""
-    return {row.payout_destination_id: DestinationState(row.state) for row in connection.execute(_LOCK_STATES, {"ids": ids})}
+    return {
+        row.payout_destination_id: DestinationState(row.state)
+        for row in connection.execute(_LOCK_STATES, {"ids": ids})
+    }
 
 
-def transition(connection: Connection, transitions: Sequence[DestinationTransitionRow]) -> Sequence[Row[Any]]:
-    """Moves locked destinations, whose verification is not due any more; each with the outbox row in which all are to be told."""
+def transition(
+    connection: Connection, transitions: Sequence[DestinationTransitionRow]
+) -> Sequence[Row[Any]]:
+    """Moves locked destinations, whose verification is not due any more; each with the outbox row
+    in which all are to be told.
+    """
     return connection.execute(_TRANSITION, {"moves": encode_rows(transitions)}).all()
 
 
-def approve(connection: Connection, payout_destination_id: str, approved_by: str, reason: str) -> Row[Any]:
+def approve(
+    connection: Connection, payout_destination_id: str, approved_by: str, reason: str
+) -> Row[Any]:
     """Approves a locked destination; it with the outbox row in which it is to be told."""
-    return connection.execute(_APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}).one()
+    return connection.execute(
+        _APPROVE, {"id": payout_destination_id, "approved_by": approved_by, "reason": reason}
+    ).one()
 
 
 def load_operations(connection: Connection, ids: list[str]) -> Sequence[Row[Any]]:
@@ -153,31 +204,52 @@ def lock_unresolved(connection: Connection, ids: list[str]) -> set[str]:
     return set(connection.execute(_LOCK_UNRESOLVED, {"ids": ids}).scalars())
 
 
-def find_current(connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]) -> dict[tuple[str, str], Row[Any]]:
-    """The destination of each (seller, currency) that its owner has: the newest that can be paid to, else the newest that has not ended.
+def find_current(
+    connection: Connection, keys: Sequence[tuple[str, str]], owners: Mapping[str, str]
+) -> dict[tuple[str, str], Row[Any]]:
+    """The destination of each (seller, currency) that its owner has: the newest that can be paid
+    to, else the newest that has not ended.
 
     `waits`: its time to be used has not come.
     """
-    owned_keys = [(seller, currency, owners[seller]) for seller, currency in keys if seller in owners]
-    values = {"sellers": [key[0] for key in owned_keys], "currencies": [key[1] for key in owned_keys], "owners": [key[2] for key in owned_keys]}
-    return {(row.seller_account, row.currency): row for row in connection.execute(_FIND_CURRENT, values)}
+    owned_keys = [
+        (seller, currency, owners[seller]) for seller, currency in keys if seller in owners
+    ]
+    values = {
+        "sellers": [key[0] for key in owned_keys],
+        "currencies": [key[1] for key in owned_keys],
+        "owners": [key[2] for key in owned_keys],
+    }
+    return {
+        (row.seller_account, row.currency): row for row in connection.execute(_FIND_CURRENT, values)
+    }
 
 
 def find_with_readiness(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
     """Destinations by id, with `waits` as in `current`."""
-    return {row.payout_destination_id: row for row in connection.execute(_FIND_WITH_READINESS, {"ids": list(ids)})}
+    return {
+        row.payout_destination_id: row
+        for row in connection.execute(_FIND_WITH_READINESS, {"ids": list(ids)})
+    }
 
 
 _LIST = text(f"""
     select {_COLUMNS} from payout_destination
-    where (:owner = '' or owner = :owner) and (:seller_account = '' or seller_account = :seller_account) and (:currency = '' or currency = :currency)
+    where (:owner = '' or owner = :owner)
+        and (:seller_account = '' or seller_account = :seller_account)
+        and (:currency = '' or currency = :currency)
         and (:state = '' or state = :state)
-        and (create_time, payout_destination_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+        and (create_time, payout_destination_id) < (coalesce(cast(:before_time as timestamptz),
+            'infinity'), :before_id)
     order by create_time desc, payout_destination_id desc limit :most
 """)
 
 
-def list_destinations(connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, limit: int) -> Sequence[Row[Any]]:
+def list_destinations(
+    connection: Connection, filters: dict[str, str], before: tuple[datetime, str] | None, limit: int
+) -> Sequence[Row[Any]]:
     """Destinations, newest first, before a given (create_time, id); a filter "" does not filter."""
     before_time, before_id = before or (None, "")
-    return connection.execute(_LIST, {**filters, "before_time": before_time, "before_id": before_id, "most": limit}).all()
+    return connection.execute(
+        _LIST, {**filters, "before_time": before_time, "before_id": before_id, "most": limit}
+    ).all()

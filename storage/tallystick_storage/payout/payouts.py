@@ -1,4 +1,6 @@
-"""Payouts: stored, moved, and what it takes to work on them. Lock order: batches, attempts, destinations, due, payouts, transfers, dead letters, each by id."""
+"""Payouts: stored, moved, and what it takes to work on them. Lock order: batches, attempts,
+destinations, due, payouts, transfers, dead letters, each by id.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,18 @@ from tallystick_storage.alerts import AlertQuery, operation_alert_queries
 from tallystick_storage.database import encode_rows
 from tallystick_storage.outbox import insert_into_outbox
 
-COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount, p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
-    p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code, p.provider_reference, p.attempt_count, p.paid_amount,
+COLUMNS = """p.payout_id, p.caller, p.owner, p.seller_account, p.amount, p.fee, p.net_amount,
+    p.reserve, p.currency, p.payout_destination_id, p.payout_batch_id,
+    p.provider, p.traceparent, p.state, p.settled, p.failure_reason, p.decline_code,
+        p.provider_reference, p.attempt_count, p.paid_amount,
     p.returned_amount, p.version, p.create_time, p.update_time"""
 
 
 @dataclass(slots=True)
 class NewPayoutRow:
-    """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units, `asked_amount` None: whatever could be paid."""
+    """A payout to store, CREATED; `fingerprint` in hex, amounts in minor units, `asked_amount`
+    None: whatever could be paid.
+    """
 
     payout_id: str
     caller: str
@@ -57,10 +63,11 @@ class PayoutTransitionRow:
 class PayoutUpdateRow:
     """A move of a payout from `from_version` to what it is after it, in one step or several.
 
-    It happens only from that version, and only under the lease of `lease_token`; None: it is a fact, and happens whoever holds the lease.
-    `reported_under`: the lease token that the reporter of a fact has, or had.
-    `provider_key`: that of the attempt it begins, or "". `waits`: nothing is due before a person has decided. `watch_after`: seconds until the provider is asked
-    whether there is news of it, once it is settled; None: it is not asked.
+    It happens only from that version, and only under the lease of `lease_token`; None: it is a
+    fact, and happens whoever holds the lease. `reported_under`: the lease token that the reporter
+    of a fact has, or had. `provider_key`: that of the attempt it begins, or "". `waits`: nothing is
+    due before a person has decided. `watch_after`: seconds until the provider is asked whether
+    there is news of it, once it is settled; None: it is not asked.
     """
 
     payout_id: str
@@ -83,7 +90,9 @@ class PayoutUpdateRow:
 
 @dataclass(slots=True)
 class NextPayoutPoll:
-    """When a payout at rest is looked at again, in seconds, None: no more; and how often it has been."""
+    """When a payout at rest is looked at again, in seconds, None: no more; and how often it has
+    been.
+    """
 
     payout_id: str
     delay: float | None
@@ -91,7 +100,8 @@ class NextPayoutPoll:
 
 
 _FIND_EXISTING = text("""
-    select payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account, currency from payout
+    select payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account,
+        currency from payout
     where payout_id = any (cast(:ids as text[]))
 """)
 
@@ -101,35 +111,51 @@ def find_existing(connection: Connection, payout_ids: list[str]) -> dict[str, Ro
     return {row.payout_id: row for row in connection.execute(_FIND_EXISTING, {"ids": payout_ids})}
 
 
-# Only what the first insert returns is stored with it: a payout that another process stored meanwhile brings nothing along.
+# Only what the first insert returns is stored with it: a payout that another process stored
+# meanwhile brings nothing along.
 _INSERT = text(f"""
     with t as materialized (select clock() as now),
     new as (
-        insert into payout (payout_id, caller, owner, fingerprint, asked_amount, asked_destination, seller_account, amount, fee, net_amount, reserve, currency,
-            payout_destination_id, payout_batch_id, provider, traceparent, state, settled, failure_reason, decline_code, provider_reference,
+        insert into payout (payout_id, caller, owner, fingerprint, asked_amount, asked_destination,
+            seller_account, amount, fee, net_amount, reserve, currency,
+            payout_destination_id, payout_batch_id, provider, traceparent, state, settled,
+                failure_reason, decline_code, provider_reference,
             attempt_count, paid_amount, returned_amount, version, create_time, update_time)
-        select payout_id, caller, owner, decode(fingerprint, 'hex'), asked_amount, asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
-            payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '', '', 0, 0, 0, 1, now, now
-        from json_to_recordset(cast(:payouts as json)) as r (payout_id text collate "C", caller text, owner text, fingerprint text, asked_amount bigint,
-            asked_destination text, seller_account text, amount bigint, fee bigint, reserve bigint, currency text, payout_destination_id text, payout_batch_id text,
+        select payout_id, caller, owner, decode(fingerprint, 'hex'), asked_amount,
+            asked_destination, seller_account, amount, fee, amount - fee, reserve, currency,
+            payout_destination_id, payout_batch_id, provider, traceparent, :state, false, '', '',
+                '', 0, 0, 0, 1, now, now
+        from json_to_recordset(cast(:payouts as json))
+            as r (payout_id text collate "C", caller text, owner text, fingerprint text,
+            asked_amount bigint,
+            asked_destination text, seller_account text, amount bigint, fee bigint, reserve bigint,
+                currency text, payout_destination_id text, payout_batch_id text,
             provider text, traceparent text), t
         order by payout_id
-        on conflict do nothing returning payout_id, provider, payout_batch_id, payout_destination_id, create_time),
+        on conflict do nothing returning payout_id, provider, payout_batch_id,
+            payout_destination_id, create_time),
     history as (
-        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
+        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor,
+            reason, create_time)
         select payout_id, 1, null, :state, :cause, false, '', '', create_time from new),
     to_do as (
-        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail,
+        insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
+            maybe_sent, looking, trouble, detail,
             payout_batch_id, payout_destination_id)
-        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1, true, false, false, '', '', payout_batch_id,
+        select 'p-' || payout_id, provider, create_time, create_time + cast(:lease as interval), 1,
+            true, false, false, '', '', payout_batch_id,
             payout_destination_id from new),
     {insert_into_outbox("new", "'payouts/' || payout_id", "1")}
     select payout_id, create_time, sequence as told from new, told
 """)
 
 
-def insert(connection: Connection, payouts: Sequence[NewPayoutRow], lease_seconds: float) -> dict[str, Row[Any]]:
-    """Stores payouts, leased for `lease_seconds` seconds under token 1; those that were new, each with its create_time and the outbox row in which all are to be told."""
+def insert(
+    connection: Connection, payouts: Sequence[NewPayoutRow], lease_seconds: float
+) -> dict[str, Row[Any]]:
+    """Stores payouts, leased for `lease_seconds` seconds under token 1; those that were new, each
+    with its create_time and the outbox row in which all are to be told.
+    """
     values = {
         "payouts": encode_rows(payouts),
         "lease": f"{lease_seconds} seconds",
@@ -143,72 +169,104 @@ _TRANSITION = text(f"""
     with t as materialized (select clock() as now),
     leased as materialized (
         select r.*
-        from (select * from json_to_recordset(cast(:moves as json)) as r (payout_id text collate "C", lease_token bigint, reported_under bigint, from_version int, version int, state text,
-                settled boolean, failure_reason text, decline_code text, provider_reference text, attempt_count int, paid_amount bigint,
-                returned_amount bigint, provider_key text, waits boolean, watch_after float) order by payout_id) r
+        from (select * from json_to_recordset(cast(:moves as json))
+            as r (payout_id text collate "C", lease_token bigint, reported_under bigint,
+            from_version int, version int, state text,
+                settled boolean, failure_reason text, decline_code text, provider_reference text,
+                    attempt_count int, paid_amount bigint,
+                returned_amount bigint, provider_key text, waits boolean, watch_after float)
+                    order by payout_id) r
         cross join lateral (  -- a lease that is taken over meanwhile is no longer ours
-            select from due d where d.demand_id = 'p-' || r.payout_id and (r.lease_token is null or d.lease_token = r.lease_token) limit 1 for update) d),
+            select from due d where d.demand_id = 'p-' || r.payout_id
+                and (r.lease_token is null or d.lease_token = r.lease_token) limit 1 for update) d),
     locked as materialized (
         select l.* from (select * from leased order by payout_id) l
-        cross join lateral (select from payout p where p.payout_id = l.payout_id and p.version = l.from_version limit 1 for update) p),
+        cross join lateral (select from payout p where p.payout_id = l.payout_id
+            and p.version = l.from_version limit 1 for update) p),
     moved as (
-        update payout p set state = l.state, settled = l.settled, failure_reason = l.failure_reason, decline_code = l.decline_code,
-            provider_reference = l.provider_reference, attempt_count = l.attempt_count, paid_amount = l.paid_amount,
-            returned_amount = l.returned_amount, version = l.version, update_time = greatest(p.update_time, t.now)
+        update payout p set state = l.state, settled = l.settled, failure_reason = l.failure_reason,
+            decline_code = l.decline_code,
+            provider_reference = l.provider_reference, attempt_count = l.attempt_count,
+                paid_amount = l.paid_amount,
+            returned_amount = l.returned_amount, version = l.version,
+                update_time = greatest(p.update_time, t.now)
         from locked l, t where p.payout_id = l.payout_id and p.version = l.from_version
-        returning p.payout_id, p.version, p.update_time, p.provider, p.net_amount, p.currency, l.provider_key),
+        returning p.payout_id, p.version, p.update_time, p.provider, p.net_amount, p.currency,
+            l.provider_key),
     history as (
-        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor, reason, create_time)
-        select s.payout_id, s.version, s.from_state, s.to_state, s.cause, s.settled, s.actor, s.reason, m.update_time
-        from json_to_recordset(cast(:steps as json)) as s (payout_id text collate "C", version int, from_state text, to_state text, cause text, settled boolean,
+        insert into payout_history (payout_id, version, from_state, to_state, cause, settled, actor,
+            reason, create_time)
+        select s.payout_id, s.version, s.from_state, s.to_state, s.cause, s.settled, s.actor,
+            s.reason, m.update_time
+        from json_to_recordset(cast(:steps as json)) as s (payout_id text collate "C", version int,
+            from_state text, to_state text, cause text, settled boolean,
             actor text, reason text) join moved m on m.payout_id = s.payout_id
         returning payout_id, version),
     begun as (
-        insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome, provider_reference, failure_reason, decline_code,
+        insert into attempt (demand_id, number, provider, provider_key, amount, currency, outcome,
+            provider_reference, failure_reason, decline_code,
             start_time)
-        select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '', update_time from moved where provider_key <> ''),
+        select 'p-' || payout_id, 1, provider, provider_key, net_amount, currency, '', '', '', '',
+            update_time from moved where provider_key <> ''),
     unsent as (  -- before its attempt was begun nothing can have been sent
-        update due d set maybe_sent = false from moved m where m.provider_key <> '' and d.demand_id = 'p-' || m.payout_id),
+        update due d set maybe_sent = false from moved m where m.provider_key <> ''
+            and d.demand_id = 'p-' || m.payout_id),
     waiting as (
-        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false, tries = default, trouble = '', detail = '',
+        update due d set next_attempt_time = 'infinity', lease_until = t.now, held = false,
+            tries = default, trouble = '', detail = '',
             phase = 'AWAITING_APPROVAL', since = t.now
         from locked l, t where l.waits and d.demand_id = 'p-' || l.payout_id),
     heard as (  -- what a fact has moved is due at once, also when another holder gives it back
-        update due d set next_attempt_time = t.now, recheck = d.recheck or d.lease_token <> l.reported_under from locked l, t
+        update due d set next_attempt_time = t.now, recheck = d.recheck
+            or d.lease_token <> l.reported_under from locked l, t
         where l.lease_token is null and not l.settled and d.demand_id = 'p-' || l.payout_id
-            and (d.next_attempt_time > t.now or d.lease_token <> l.reported_under and d.next_attempt_time is not null)),
-    done as (delete from due d where d.demand_id = any (array(select 'p-' || payout_id from locked where settled))),
+            and (d.next_attempt_time > t.now or d.lease_token <> l.reported_under
+                and d.next_attempt_time is not null)),
+    done as (delete from due d
+        where d.demand_id = any (array(select 'p-' || payout_id from locked where settled))),
     watched as (
         insert into watch (payout_id, next_time, looks)
-        select payout_id, t.now + make_interval(secs => watch_after), 0 from locked, t where watch_after is not null
+        select payout_id, t.now + make_interval(secs => watch_after), 0 from locked, t
+            where watch_after is not null
         on conflict (payout_id) do update set next_time = excluded.next_time),
     {insert_into_outbox("history", "'payouts/' || payout_id")}
     select payout_id, version, update_time, sequence as told from moved, told
 """)
 
 
-def transition(connection: Connection, updates: Sequence[PayoutUpdateRow], transitions: Sequence[PayoutTransitionRow]) -> dict[str, Row[Any]]:
+def transition(
+    connection: Connection,
+    updates: Sequence[PayoutUpdateRow],
+    transitions: Sequence[PayoutTransitionRow],
+) -> dict[str, Row[Any]]:
     """Moves payouts, one move for each.
 
-    Returns for each that moved its version, update_time, and the outbox row in which all is to be told. One that is missing had lost its lease, or had
-    moved already.
+    Returns for each that moved its version, update_time, and the outbox row in which all is to be
+    told. One that is missing had lost its lease, or had moved already.
     """
-    result = connection.execute(_TRANSITION, {"moves": encode_rows(updates), "steps": encode_rows(transitions)})
+    result = connection.execute(
+        _TRANSITION, {"moves": encode_rows(updates), "steps": encode_rows(transitions)}
+    )
     return {row.payout_id: row for row in result}
 
 
 _LOCKED_DUE = (
-    "select demand_id from due where demand_id = any (select 'p-' || id from unnest(cast(:ids as text[])) as i (id)) order by demand_id for update"
+    "select demand_id from due where demand_id = any (select 'p-' || id from unnest(cast(:ids as "
+    "text[])) as i (id)) order by demand_id for update"
 )
 _LOCK = text(f"""
     with locked_due as materialized ({_LOCKED_DUE})
     select {COLUMNS} from payout p
-    where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0 order by p.payout_id for update
+    where p.payout_id = any (cast(:ids as text[])) and (select count(*) from locked_due) >= 0
+        order by p.payout_id for update
 """)
 _REOPEN = text("""
-    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held, maybe_sent, looking, trouble, detail, payout_batch_id,
+    insert into due (demand_id, provider, next_attempt_time, lease_until, lease_token, held,
+        maybe_sent, looking, trouble, detail, payout_batch_id,
         payout_destination_id)
-    select 'p-' || payout_id, provider, clock(), clock(), nextval('reopening'), false, true, false, '', '', payout_batch_id, payout_destination_id from payout where payout_id = any (cast(:ids as text[]))
+    select 'p-' || payout_id, provider, clock(), clock(), nextval('reopening'), false, true, false,
+        '', '', payout_batch_id, payout_destination_id from payout
+        where payout_id = any (cast(:ids as text[]))
     order by payout_id on conflict do nothing
 """)
 
@@ -219,12 +277,15 @@ def lock(connection: Connection, payout_ids: list[str]) -> dict[str, Row[Any]]:
 
 
 def reopen(connection: Connection, payout_ids: list[str]) -> None:
-    """Makes locked payouts due that had come to rest, under lease tokens that none of their former holders had."""
+    """Makes locked payouts due that had come to rest, under lease tokens that none of their former
+    holders had.
+    """
     connection.execute(_REOPEN, {"ids": payout_ids})
 
 
 _LOAD_OPERATIONS = text(f"""
-    select {COLUMNS}, s.bank_account_token, a.provider_key, extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
+    select {COLUMNS}, s.bank_account_token, a.provider_key,
+        extract(epoch from clock() - a.start_time) as age, d.maybe_sent, d.looking, d.tries
     from unnest(cast(:ids as text[])) as g (id)
     join payout p on p.payout_id = g.id
     join payout_destination s on s.payout_destination_id = p.payout_destination_id
@@ -235,13 +296,15 @@ _LOAD_OPERATIONS = text(f"""
 _LOCK_UNRESOLVED = text(f"""
     with locked_due as materialized ({_LOCKED_DUE})
     select payout_id from payout p
-    where payout_id = any (cast(:ids as text[])) and state in ('CREATED', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT')
+    where payout_id = any (cast(:ids as text[]))
+        and state in ('CREATED', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT')
         and (select count(*) from locked_due) >= 0 order by payout_id for update
 """)
 _LIST_UNSENT = text("""
     select d.demand_id from due d cross join lateral (
         select p.state from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
-    where d.payout_destination_id = :destination and d.payout_destination_id <> '' and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
+    where d.payout_destination_id = :destination and d.payout_destination_id <> ''
+        and p.state in ('AWAITING_APPROVAL', 'READY') order by d.demand_id
 """)
 
 
@@ -251,33 +314,53 @@ def load_operations(connection: Connection, payout_ids: list[str]) -> Sequence[R
 
 
 def lock_unresolved(connection: Connection, payout_ids: list[str]) -> set[str]:
-    """Those of the payouts under way whose provider has not told an end, locked: also those it was not asked for yet."""
+    """Those of the payouts under way whose provider has not told an end, locked: also those it was
+    not asked for yet.
+    """
     return set(connection.execute(_LOCK_UNRESOLVED, {"ids": payout_ids}).scalars())
 
 
 def list_unsent(connection: Connection, payout_destination_id: str) -> list[str]:
-    """The demand ids of payouts to a destination whose money is held and that have not been sent."""
+    """The demand ids of payouts to a destination whose money is held and that have not been
+    sent.
+    """
     return list(connection.execute(_LIST_UNSENT, {"destination": payout_destination_id}).scalars())
 
 
-_FIND_RETRY = text("select caller, reason from payout_retry where payout_id = :payout_id and request_id = :request_id")
-_INSERT_RETRY = text("insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock())")
+_FIND_RETRY = text(
+    "select caller, reason from payout_retry where payout_id = :payout_id and request_id = "
+    ":request_id"
+)
+_INSERT_RETRY = text(
+    "insert into payout_retry values (:payout_id, :request_id, :caller, :reason, clock())"
+)
 
 
 def find_retry(connection: Connection, payout_id: str, request_id: str) -> Row[Any] | None:
     """The retry of that id, with its caller and reason."""
-    return connection.execute(_FIND_RETRY, {"payout_id": payout_id, "request_id": request_id}).one_or_none()
+    return connection.execute(
+        _FIND_RETRY, {"payout_id": payout_id, "request_id": request_id}
+    ).one_or_none()
 
 
-def insert_retry(connection: Connection, payout_id: str, request_id: str, caller: str, reason: str) -> None:
+def insert_retry(
+    connection: Connection, payout_id: str, request_id: str, caller: str, reason: str
+) -> None:
     """Notes a retry of a locked payout."""
-    connection.execute(_INSERT_RETRY, {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason})
+    connection.execute(
+        _INSERT_RETRY,
+        {"payout_id": payout_id, "request_id": request_id, "caller": caller, "reason": reason},
+    )
 
 
-_LIST_POLLABLE = text("select payout_id, looks from watch where next_time <= (select clock()) order by next_time, payout_id limit :most")
+_LIST_POLLABLE = text(
+    "select payout_id, looks from watch where next_time <= (select clock()) order by next_time, "
+    "payout_id limit :most"
+)
 _SCHEDULE_POLLS = text("""
     update watch w set next_time = clock() + make_interval(secs => r.delay), looks = r.looks
-    from json_to_recordset(cast(:again as json)) as r (payout_id text collate "C", delay float, looks int) where w.payout_id = r.payout_id
+    from json_to_recordset(cast(:again as json))
+        as r (payout_id text collate "C", delay float, looks int) where w.payout_id = r.payout_id
 """)
 _STOP_POLLS = text("delete from watch where payout_id = any (cast(:ids as text[]))")
 
@@ -289,15 +372,21 @@ def list_pollable(connection: Connection, limit: int) -> dict[str, int]:
 
 def schedule_polls(connection: Connection, polls: Sequence[NextPayoutPoll]) -> None:
     """Has payouts looked at again, or no more."""
-    connection.execute(_SCHEDULE_POLLS, {"again": encode_rows([poll for poll in polls if poll.delay is not None])})
-    connection.execute(_STOP_POLLS, {"ids": [poll.payout_id for poll in polls if poll.delay is None]})
+    connection.execute(
+        _SCHEDULE_POLLS, {"again": encode_rows([poll for poll in polls if poll.delay is not None])}
+    )
+    connection.execute(
+        _STOP_POLLS, {"ids": [poll.payout_id for poll in polls if poll.delay is None]}
+    )
 
 
 _STUCK_PAYOUTS = """
-    select 'payouts/' || p.payout_id as subject, p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+    select 'payouts/' || p.payout_id as subject,
+        p.state || ' since ' || to_char(p.update_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
             || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
     from (select demand_id, trouble from due
-          where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval) and next_attempt_time is not null
+          where phase = '{phase}' and since < (select clock()) - cast(:{limit} as interval)
+              and next_attempt_time is not null
           order by since limit :most_looked_at) d
     cross join lateral (
         select p.* from payout p where p.payout_id = substr(d.demand_id, 3) offset 0) p
@@ -307,25 +396,36 @@ _ALERT_QUERIES = (
     (
         "APPROVAL_OVERDUE",
         "payouts",
-        _STUCK_PAYOUTS.format(phase="AWAITING_APPROVAL", limit="awaiting_approval") + " and p.state = 'AWAITING_APPROVAL'",
+        _STUCK_PAYOUTS.format(phase="AWAITING_APPROVAL", limit="awaiting_approval")
+        + " and p.state = 'AWAITING_APPROVAL'",
     ),
     (
         "PAYOUT_STUCK",
         "payouts",
         " union all ".join(
-            f"({_STUCK_PAYOUTS.format(phase=phase, limit=limit)} and p.state <> 'AWAITING_APPROVAL')"
-            for phase, limit in (("", "moving"), ("SUBMITTED", "submitted"), ("IN_TRANSIT", "in_transit"))
+            (
+                f"({_STUCK_PAYOUTS.format(phase=phase, limit=limit)} and p.state <> "
+                "'AWAITING_APPROVAL')"
+            )
+            for phase, limit in (
+                ("", "moving"),
+                ("SUBMITTED", "submitted"),
+                ("IN_TRANSIT", "in_transit"),
+            )
         ),
     ),
     (
         "DESTINATION_STUCK",
         "payoutDestinations",
         """
-    select 'payoutDestinations/' || s.payout_destination_id as subject, s.state || case when d.trouble = '' then '' else ': ' || d.trouble end as detail
+    select 'payoutDestinations/' || s.payout_destination_id as subject, s.state || case
+        when d.trouble = '' then '' else ': ' || d.trouble end as detail
     from (select demand_id, trouble from due
-          where phase = 'VERIFYING' and since < (select clock()) - cast(:verifying as interval) and next_attempt_time is not null
+          where phase = 'VERIFYING' and since < (select clock()) - cast(:verifying as interval)
+              and next_attempt_time is not null
           order by since limit :most_looked_at) d
-    cross join lateral (select * from payout_destination s where s.payout_destination_id = substr(d.demand_id, 3) offset 0) s
+    cross join lateral (select * from payout_destination s
+        where s.payout_destination_id = substr(d.demand_id, 3) offset 0) s
     where s.update_time < (select clock()) - cast(:verifying as interval)
 """,
     ),
@@ -333,25 +433,31 @@ _ALERT_QUERIES = (
         "BATCH_STUCK",
         "payoutBatches",
         """
-    select 'payoutBatches/' || payout_batch_id as subject, state || ': ' || collected_count || ' of ' || item_count as detail
-    from payout_batch where state = 'COLLECTING' and update_time < (select clock()) - cast(:collecting as interval)
+    select 'payoutBatches/' || payout_batch_id as subject,
+        state || ': ' || collected_count || ' of ' || item_count as detail
+    from payout_batch where state = 'COLLECTING'
+        and update_time < (select clock()) - cast(:collecting as interval)
 """,
     ),
     (
         "SCHEDULE_OVERDUE",
         "payoutSchedules",
         """
-    select 'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency as subject,
+    select 'payoutSchedules/' || case seller_account when '' then '-'
+        else seller_account end || '/' || currency as subject,
         'its cut-off was at ' || to_char(next_time, 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as detail
-    from payout_schedule where next_time < (select clock()) - cast(:collecting as interval) order by next_time
+    from payout_schedule where next_time < (select clock()) - cast(:collecting as interval)
+        order by next_time
 """,
     ),
     (
         "STRAY_TRANSFER",
         "payouts",
         """
-    select 'payouts/' || payout_id as subject, string_agg(distinct fit || ' ' || provider_reference, ', ') as detail from transfer
-    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency)) and acknowledged_by = ''
+    select 'payouts/' || payout_id as subject,
+        string_agg(distinct fit || ' ' || provider_reference, ', ') as detail from transfer
+    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency))
+        and acknowledged_by = ''
     group by payout_id order by payout_id
 """,
     ),
@@ -359,13 +465,20 @@ _ALERT_QUERIES = (
         "PAYOUT_CONTRADICTED",
         "payouts",
         """
-    select 'payouts/' || payout_id as subject, string_agg(report, ', ' order by number) as detail from conflicting_report where acknowledged_by = ''
+    select 'payouts/' || payout_id as subject, string_agg(report, ', ' order by number) as detail
+        from conflicting_report where acknowledged_by = ''
     group by payout_id order by payout_id
 """,
     ),
 )
 
 
-def alert_queries(alert_after_seconds: Mapping[str, float], max_event_delay_seconds: float) -> Sequence[AlertQuery]:
-    """What a person should know of; `alert_after_seconds`: seconds that a payout may rest in a state."""
-    return operation_alert_queries(_ALERT_QUERIES, "payouts", alert_after_seconds, max_event_delay_seconds)
+def alert_queries(
+    alert_after_seconds: Mapping[str, float], max_event_delay_seconds: float
+) -> Sequence[AlertQuery]:
+    """What a person should know of; `alert_after_seconds`: seconds that a payout may rest in a
+    state.
+    """
+    return operation_alert_queries(
+        _ALERT_QUERIES, "payouts", alert_after_seconds, max_event_delay_seconds
+    )

@@ -13,11 +13,13 @@ from tallystick_storage.pagination import PageKey, find_candidates
 from tallystick_storage.payout.payouts import COLUMNS
 
 _LOAD_PAYOUTS = text(f"""
-    select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p left join due d on d.demand_id = 'p-' || p.payout_id
+    select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from payout p
+        left join due d on d.demand_id = 'p-' || p.payout_id
     where p.payout_id = any (cast(:ids as text[])) order by p.payout_id
 """)
 _LOAD_HISTORY = text("""
-    select version, from_state, to_state, cause, actor, reason, create_time from payout_history where payout_id = :id order by version
+    select version, from_state, to_state, cause, actor, reason, create_time from payout_history
+        where payout_id = :id order by version
 """)
 
 
@@ -51,37 +53,65 @@ _FILTER_CONDITIONS = {
 }
 _KEY_CONDITIONS = {
     **{name: f"k.{name} = :{name}" for name in _FILTER_CONDITIONS},
-    "payout_batch_id": "k.payout_batch_id = :payout_batch_id and k.payout_batch_id <> ''",  # as its index says
+    # as its index says
+    "payout_batch_id": "k.payout_batch_id = :payout_batch_id and k.payout_batch_id <> ''",
     "create_time_from": "k.create_time >= :create_time_from",
     "create_time_until": "k.create_time < :create_time_until",
 }
 _IN_PROGRESS_STATES = ("CREATED", "READY", "SUBMITTING")
 # All payouts that are being worked on are due, and few are.
-_IN_PROGRESS_PAYOUTS = "(select p.* from due d cross join lateral (select * from payout p where p.payout_id = substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p)"
+_IN_PROGRESS_PAYOUTS = (
+    "(select p.* from due d cross join lateral (select * from payout p where p.payout_id = "
+    "substr(d.demand_id, 3) and d.demand_id like 'p-%' offset 0) p)"
+)
 
 
-def list_payouts(connection: Connection, filters: PayoutFilter, before: PageKey | None, limit: int) -> tuple[Sequence[Row[Any]], PageKey | None]:
-    """Payouts, newest first, before a given key; and down to which all have been looked at, None: to the end."""
+def list_payouts(
+    connection: Connection, filters: PayoutFilter, before: PageKey | None, limit: int
+) -> tuple[Sequence[Row[Any]], PageKey | None]:
+    """Payouts, newest first, before a given key; and down to which all have been looked at, None:
+    to the end.
+    """
     table, index_columns = _choose_table(filters)
-    other_filters = [name for name in _FILTER_CONDITIONS if name not in index_columns and getattr(filters, name) is not None]
+    other_filters = [
+        name
+        for name in _FILTER_CONDITIONS
+        if name not in index_columns and getattr(filters, name) is not None
+    ]
     key_conditions = {
-        name: condition for name, condition in _KEY_CONDITIONS.items() if name in (*index_columns, "create_time_from", "create_time_until")
+        name: condition
+        for name, condition in _KEY_CONDITIONS.items()
+        if name in (*index_columns, "create_time_from", "create_time_until")
     }
-    keys = find_candidates(connection, table, "payout_id", key_conditions, filters, before, has_other_filters=bool(other_filters))
+    keys = find_candidates(
+        connection,
+        table,
+        "payout_id",
+        key_conditions,
+        filters,
+        before,
+        has_other_filters=bool(other_filters),
+    )
     statement = text(f"""
         select {COLUMNS}, nullif(d.next_attempt_time, 'infinity') as next_attempt_time from (
             select p.* from ({keys.select}) k
             cross join lateral (select * from payout p where p.payout_id = k.payout_id offset 0) p
-            where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"} order by k.create_time desc, k.payout_id desc limit :most) p
-        left join lateral (select next_attempt_time from due d where d.demand_id = 'p-' || p.payout_id offset 0) d on true
+            where {" and ".join(_FILTER_CONDITIONS[name] for name in other_filters) or "true"}
+                order by k.create_time desc, k.payout_id desc limit :most) p
+        left join lateral (select next_attempt_time from due d
+            where d.demand_id = 'p-' || p.payout_id offset 0) d on true
         order by p.create_time desc, p.payout_id desc
     """)
     values = {name: getattr(filters, name) for name in other_filters}
-    return connection.execute(statement, {**keys.values, **values, "most": limit}).all(), keys.last_key
+    return connection.execute(
+        statement, {**keys.values, **values, "most": limit}
+    ).all(), keys.last_key
 
 
 def _choose_table(filters: PayoutFilter) -> tuple[str, Sequence[str]]:
-    """The table in which what is wanted is together, in the order of an index, and the filters that it is found by."""
+    """The table in which what is wanted is together, in the order of an index, and the filters that
+    it is found by.
+    """
     for name in ("payout_batch_id", "seller_account"):
         if getattr(filters, name) is not None:
             return "payout", [name]

@@ -1,4 +1,6 @@
-"""Payout schedules: when sellers are paid by themselves, and on what terms. "" is the seller of the default."""
+"""Payout schedules: when sellers are paid by themselves, and on what terms. "" is the seller of the
+default.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,20 @@ class NewSchedule:
 
 
 BACK_OFF = "make_interval(secs => least(power(2, least(failures, 10)), 60))"
-"""After how long something that has failed is looked at again, by its count of failures before: from a second on, a minute at most."""
+"""After how long something that has failed is looked at again, by its count of failures before:
+from a second on, a minute at most.
+"""
 
-_TERMS = """case when s.own_terms then s.minimum_amount else coalesce(d.minimum_amount, 0) end as minimum_amount,
-    case when s.own_terms then s.fee else coalesce(d.fee, 0) end as fee, case when s.own_terms then s.reserve else coalesce(d.reserve, 0) end as reserve"""
-_COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_month, s.cut_off, s.time_zone, {_TERMS}, s.own_terms, s.owner, s.next_time,
+_TERMS = """case when s.own_terms then s.minimum_amount
+    else coalesce(d.minimum_amount, 0) end as minimum_amount,
+    case when s.own_terms then s.fee else coalesce(d.fee, 0) end as fee, case when s.own_terms
+        then s.reserve else coalesce(d.reserve, 0) end as reserve"""
+_RESOURCE_NAME = (
+    "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end "
+    "|| '/' || currency"
+)
+_COLUMNS = f"""s.seller_account, s.currency, s.interval, s.weekday, s.day_of_month, s.cut_off,
+    s.time_zone, {_TERMS}, s.own_terms, s.owner, s.next_time,
     s.caller, s.traceparent, s.version, s.update_time"""
 _DEFAULT = "left join payout_schedule d on d.seller_account = '' and d.currency = s.currency"
 
@@ -50,56 +61,83 @@ _FIND_EFFECTIVE_SCHEDULES = text(f"""
     select g.seller, g.currency as of_currency, {_COLUMNS}
     from unnest(cast(:sellers as text[]), cast(:currencies as text[])) as g (seller, currency)
     cross join lateral (
-        select * from payout_schedule p where p.currency = g.currency and p.seller_account in (g.seller, '')
+        select * from payout_schedule p where p.currency = g.currency
+            and p.seller_account in (g.seller, '')
         order by p.seller_account desc limit 1) s
     {_DEFAULT}
 """)
 _NOW = text("select clock()")
 _UPSERT = text(f"""
     with new as (
-        insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
+        insert into payout_schedule (seller_account, currency, interval, weekday, day_of_month,
+            cut_off, time_zone, minimum_amount, fee, reserve,
             own_terms, owner, next_time, look_time, caller, traceparent, version, update_time)
-        select :seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone, :minimum_amount, :fee, :reserve, :sets_terms,
-            :owner, cast(:next_time as timestamptz), cast(:next_time as timestamptz), :caller, :traceparent, 1, clock()
+        select :seller_account, :currency, :interval, :weekday, :day_of_month, :cut_off, :time_zone,
+            :minimum_amount, :fee, :reserve, :sets_terms,
+            :owner, cast(:next_time as timestamptz), cast(:next_time as timestamptz), :caller,
+                :traceparent, 1, clock()
         where coalesce(cast(:expected_version as bigint), 0) = 0 or exists (
-            select from payout_schedule where seller_account = :seller_account and currency = :currency)
-        on conflict (seller_account, currency) do update set interval = excluded.interval, weekday = excluded.weekday,
-            day_of_month = excluded.day_of_month, cut_off = excluded.cut_off, time_zone = excluded.time_zone,
-            minimum_amount = case when excluded.own_terms then excluded.minimum_amount else payout_schedule.minimum_amount end,
+            select from payout_schedule where seller_account = :seller_account
+                and currency = :currency)
+        on conflict (seller_account, currency) do update set interval = excluded.interval,
+            weekday = excluded.weekday,
+            day_of_month = excluded.day_of_month, cut_off = excluded.cut_off,
+                time_zone = excluded.time_zone,
+            minimum_amount = case when excluded.own_terms then excluded.minimum_amount
+                else payout_schedule.minimum_amount end,
             fee = case when excluded.own_terms then excluded.fee else payout_schedule.fee end,
-            reserve = case when excluded.own_terms then excluded.reserve else payout_schedule.reserve end,
+            reserve = case when excluded.own_terms then excluded.reserve
+                else payout_schedule.reserve end,
             own_terms = excluded.own_terms or payout_schedule.own_terms, owner = excluded.owner,
             next_time = case  -- a cut-off that has come still runs, however late
-                when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
+                when excluded.next_time is not null
+                    and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
             look_time = case
-                when excluded.next_time is not null and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
+                when excluded.next_time is not null
+                    and payout_schedule.next_time <= (select clock()) then payout_schedule.next_time
                 else excluded.next_time end,
             failures = 0,
-            caller = excluded.caller, traceparent = excluded.traceparent, version = payout_schedule.version + 1,
+            caller = excluded.caller, traceparent = excluded.traceparent,
+                version = payout_schedule.version + 1,
             update_time = greatest(payout_schedule.update_time, excluded.update_time)
-            where (cast(:expected_version as bigint) is null or payout_schedule.version = cast(:expected_version as bigint))
-                and ((payout_schedule.interval, payout_schedule.weekday, payout_schedule.day_of_month, payout_schedule.cut_off, payout_schedule.time_zone)
-                    <> (excluded.interval, excluded.weekday, excluded.day_of_month, excluded.cut_off, excluded.time_zone)
+            where (cast(:expected_version as bigint) is null
+                or payout_schedule.version = cast(:expected_version as bigint))
+                and ((payout_schedule.interval, payout_schedule.weekday,
+                    payout_schedule.day_of_month, payout_schedule.cut_off,
+                    payout_schedule.time_zone)
+                    <> (excluded.interval, excluded.weekday, excluded.day_of_month,
+                        excluded.cut_off, excluded.time_zone)
                 or payout_schedule.owner <> excluded.owner
-                or excluded.own_terms and (payout_schedule.minimum_amount, payout_schedule.fee, payout_schedule.reserve, payout_schedule.own_terms)
+                or excluded.own_terms
+                    and (payout_schedule.minimum_amount, payout_schedule.fee,
+                    payout_schedule.reserve, payout_schedule.own_terms)
                     <> (excluded.minimum_amount, excluded.fee, excluded.reserve, true))
         returning *),
-    {insert_into_outbox("new", "'payoutSchedules/' || case seller_account when '' then '-' else seller_account end || '/' || currency")}
+    {insert_into_outbox("new", _RESOURCE_NAME)}
     select {_COLUMNS}, sequence as told from told, new s {_DEFAULT}
 """)
 _AMOUNT_COLUMNS = ("minimum_amount", "fee", "reserve")
-_FIND = text("select * from payout_schedule where seller_account = :seller_account and currency = :currency")
+_FIND = text(
+    "select * from payout_schedule where seller_account = :seller_account and currency = :currency"
+)
 _LIST_DUE = """
-    select * from payout_schedule where look_time <= (select clock()) and {which} order by look_time, seller_account, currency limit :most
+    select * from payout_schedule where look_time <= (select clock()) and {which}
+        order by look_time, seller_account, currency limit :most
 """  # each is written out, because only so it follows a partial index
-_LIST_DUE_DEFAULTS, _LIST_DUE_OF_SELLERS = text(_LIST_DUE.format(which="seller_account = ''")), text(_LIST_DUE.format(which="seller_account <> ''"))
+_LIST_DUE_DEFAULTS, _LIST_DUE_OF_SELLERS = (
+    text(_LIST_DUE.format(which="seller_account = ''")),
+    text(_LIST_DUE.format(which="seller_account <> ''")),
+)
 _LOCK_UNCHANGED = """
     l as materialized (
         select s.seller_account, s.currency, r.next_time from payout_schedule s
-        join json_to_recordset(cast(:times as json)) as r (seller_account text collate "C", currency text collate "C", version int, old_time timestamptz,
+        join json_to_recordset(cast(:times as json))
+            as r (seller_account text collate "C", currency text collate "C", version int,
+            old_time timestamptz,
             next_time timestamptz)
-            on s.seller_account = r.seller_account and s.currency = r.currency and s.version = r.version and s.next_time = r.old_time
+            on s.seller_account = r.seller_account and s.currency = r.currency
+                and s.version = r.version and s.next_time = r.old_time
         order by s.seller_account, s.currency for update of s)
 """
 _ADVANCE = text(f"""
@@ -114,14 +152,25 @@ _POSTPONE = text(f"""
     from l where s.seller_account = l.seller_account and s.currency = l.currency
 """)
 _SELLERS_WITH_SCHEDULE = text(
-    "select seller_account from payout_schedule where currency = :currency and seller_account = any (cast(:sellers as text[]))"
+    "select seller_account from payout_schedule where currency = :currency and seller_account = "
+    "any (cast(:sellers as text[]))"
 )
 
 
-def find_effective_schedules(connection: Connection, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
-    """The schedule that holds for each (seller, currency): its own, else the default; those without any are missing."""
-    values = {"sellers": [seller for seller, _ in keys], "currencies": [currency for _, currency in keys]}
-    return {(row.seller, row.of_currency): row for row in connection.execute(_FIND_EFFECTIVE_SCHEDULES, values)}
+def find_effective_schedules(
+    connection: Connection, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Row[Any]]:
+    """The schedule that holds for each (seller, currency): its own, else the default; those without
+    any are missing.
+    """
+    values = {
+        "sellers": [seller for seller, _ in keys],
+        "currencies": [currency for _, currency in keys],
+    }
+    return {
+        (row.seller, row.of_currency): row
+        for row in connection.execute(_FIND_EFFECTIVE_SCHEDULES, values)
+    }
 
 
 def now(connection: Connection) -> datetime:
@@ -131,41 +180,83 @@ def now(connection: Connection) -> datetime:
 
 
 def upsert(connection: Connection, new: NewSchedule) -> Row[Any] | None:
-    """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values hold already, or another version than the expected one."""
-    return connection.execute(_UPSERT, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
+    """Sets a schedule; it with the outbox row in which it is to be told, or None where equal values
+    hold already, or another version than the expected one.
+    """
+    return connection.execute(
+        _UPSERT, {field: getattr(new, field) for field in new.__slots__}
+    ).one_or_none()
 
 
 def compare_stored(connection: Connection, new: NewSchedule) -> tuple[int, bool]:
-    """The version of the schedule that is set, 0: none, and whether it has the values of a new one."""
-    row = connection.execute(_FIND, {"seller_account": new.seller_account, "currency": new.currency}).one_or_none()
+    """The version of the schedule that is set, 0: none, and whether it has the values of a
+    new one.
+    """
+    row = connection.execute(
+        _FIND, {"seller_account": new.seller_account, "currency": new.currency}
+    ).one_or_none()
     if row is None:
         return 0, False
-    columns = ("interval", "weekday", "day_of_month", "cut_off", "time_zone", "owner", *(_AMOUNT_COLUMNS if new.sets_terms else ()))
+    columns = (
+        "interval",
+        "weekday",
+        "day_of_month",
+        "cut_off",
+        "time_zone",
+        "owner",
+        *(_AMOUNT_COLUMNS if new.sets_terms else ()),
+    )
     is_equal = all(getattr(row, name) == getattr(new, name) for name in columns)
     return row.version, is_equal and (row.own_terms or not new.sets_terms)
 
 
 def list_due(connection: Connection, limit: int, *, defaults_only: bool) -> Sequence[Row[Any]]:
-    """Schedules whose cut-off has come and that are to be looked at now, in that order: defaults, or those of single sellers."""
-    return connection.execute(_LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"most": limit}).all()
+    """Schedules whose cut-off has come and that are to be looked at now, in that order: defaults,
+    or those of single sellers.
+    """
+    return connection.execute(
+        _LIST_DUE_DEFAULTS if defaults_only else _LIST_DUE_OF_SELLERS, {"most": limit}
+    ).all()
 
 
-def advance(connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]) -> set[tuple[str, str]]:
-    """Sets the next cut-offs of schedules that were read as given; the (seller, currency) of those that still stood so. The others stay as they are."""
+def advance(
+    connection: Connection, times: Sequence[tuple[Row[Any], datetime | None]]
+) -> set[tuple[str, str]]:
+    """Sets the next cut-offs of schedules that were read as given; the (seller, currency) of those
+    that still stood so. The others stay as they are.
+    """
     items = [_identify_read(row) | {"next_time": next_time} for row, next_time in times]
-    return {(row.seller_account, row.currency) for row in connection.execute(_ADVANCE, {"times": encode_rows(items)})}
+    return {
+        (row.seller_account, row.currency)
+        for row in connection.execute(_ADVANCE, {"times": encode_rows(items)})
+    }
 
 
 def postpone(connection: Connection, schedules: Sequence[Row[Any]]) -> None:
-    """Has schedules that could not be run looked at again later, as batches are; those that were set meanwhile stay as they are."""
-    connection.execute(_POSTPONE, {"times": encode_rows([_identify_read(row) for row in schedules])})
+    """Has schedules that could not be run looked at again later, as batches are; those that were
+    set meanwhile stay as they are.
+    """
+    connection.execute(
+        _POSTPONE, {"times": encode_rows([_identify_read(row) for row in schedules])}
+    )
 
 
 def _identify_read(row: Row[Any]) -> dict[str, Any]:
     """What tells whether a schedule still stands as it was read."""
-    return {"seller_account": row.seller_account, "currency": row.currency, "version": row.version, "old_time": row.next_time}
+    return {
+        "seller_account": row.seller_account,
+        "currency": row.currency,
+        "version": row.version,
+        "old_time": row.next_time,
+    }
 
 
-def find_sellers_with_schedule(connection: Connection, sellers: list[str], currency: str) -> set[str]:
+def find_sellers_with_schedule(
+    connection: Connection, sellers: list[str], currency: str
+) -> set[str]:
     """Those of the sellers who have a schedule of their own in the currency."""
-    return set(connection.execute(_SELLERS_WITH_SCHEDULE, {"sellers": sellers, "currency": currency}).scalars())
+    return set(
+        connection.execute(
+            _SELLERS_WITH_SCHEDULE, {"sellers": sellers, "currency": currency}
+        ).scalars()
+    )

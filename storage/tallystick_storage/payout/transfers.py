@@ -13,7 +13,9 @@ from tallystick_storage.database import ConstraintViolation, encode_rows
 
 @dataclass(slots=True)
 class ReportedTransfer:
-    """A transfer as the provider tells of it now, in minor units; `returned_amount` None: nothing came back."""
+    """A transfer as the provider tells of it now, in minor units; `returned_amount` None: nothing
+    came back.
+    """
 
     provider: str
     provider_reference: str
@@ -26,18 +28,28 @@ class ReportedTransfer:
     returned_currency: str
 
 
-_LOAD_TRANSFERS = text("select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, create_time, provider_reference")
+_LOAD_TRANSFERS = text(
+    "select * from transfer where payout_id = any (cast(:ids as text[])) order by payout_id, "
+    "create_time, provider_reference"
+)
 _UPSERT_TRANSFERS = text("""
-    insert into transfer (provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, create_time,
+    insert into transfer (provider, provider_reference, payout_id, fit, cause_id, amount, currency,
+        returned_amount, returned_currency, create_time,
         return_time)
-    select provider, provider_reference, payout_id, fit, cause_id, amount, currency, returned_amount, returned_currency, t.now,
+    select provider, provider_reference, payout_id, fit, cause_id, amount, currency,
+        returned_amount, returned_currency, t.now,
         case when returned_amount is not null then t.now end
-    from json_to_recordset(cast(:transfers as json)) as r (provider text, provider_reference text collate "C", payout_id text collate "C", fit text, cause_id text, amount bigint,
+    from json_to_recordset(cast(:transfers as json))
+        as r (provider text, provider_reference text collate "C", payout_id text collate "C",
+        fit text, cause_id text, amount bigint,
         currency text,
         returned_amount bigint, returned_currency text), (select clock() as now) t
     order by payout_id, provider_reference
-    on conflict (provider, provider_reference) do update set returned_amount = excluded.returned_amount, returned_currency = excluded.returned_currency,
-        return_time = excluded.return_time, acknowledged_by = '', acknowledge_reason = '', acknowledge_time = null
+    on conflict (provider, provider_reference) do update
+        set returned_amount = excluded.returned_amount,
+        returned_currency = excluded.returned_currency,
+        return_time = excluded.return_time, acknowledged_by = '', acknowledge_reason = '',
+            acknowledge_time = null
         where transfer.payout_id = excluded.payout_id and transfer.returned_amount is null
     returning payout_id
 """)
@@ -52,7 +64,11 @@ def load_transfers(connection: Connection, payout_ids: list[str]) -> dict[str, l
 
 
 def upsert_transfers(connection: Connection, transfers: Sequence[ReportedTransfer]) -> None:
-    """Stores transfers that are new, or have come back, of locked payouts. Raises DataRefused for a reference that belongs to another payout."""
+    """Stores transfers that are new, or have come back, of locked payouts. Raises DataRefused for a
+    reference that belongs to another payout.
+    """
     stored = connection.execute(_UPSERT_TRANSFERS, {"transfers": encode_rows(transfers)}).all()
     if len(stored) != len(transfers):
-        raise ConstraintViolation("23505", "transfer_pkey", "a provider's reference names transfers of two payouts")
+        raise ConstraintViolation(
+            "23505", "transfer_pkey", "a provider's reference names transfers of two payouts"
+        )

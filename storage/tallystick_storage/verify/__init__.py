@@ -1,10 +1,24 @@
-"""What `tallystick verify` reads: whole tables as sorted streams. Each schema's queries are in the file of its name; `shared` has what several use."""
+"""What `tallystick verify` reads: whole tables as sorted streams. Each schema's queries are in the
+file of its name; `shared` has what several use.
+"""
 
 from tallystick_storage.verify import ledger, payment, payout, wallet
 from tallystick_storage.verify.reader import QUERIES, Reader, statement
 from tallystick_storage.verify.shared import SEALED_SCHEMAS, broken_seals
 
-INCONSISTENCY_QUERIES = (*payment.INCONSISTENCY_QUERIES, *payout.INCONSISTENCY_QUERIES, *ledger.INCONSISTENCY_QUERIES, *wallet.INCONSISTENCY_QUERIES)
+INCONSISTENCY_QUERIES = (
+    *payment.INCONSISTENCY_QUERIES,
+    *payout.INCONSISTENCY_QUERIES,
+    *ledger.INCONSISTENCY_QUERIES,
+    *wallet.INCONSISTENCY_QUERIES,
+)
 """The names of the queries that find rows that are not what follows from others of their schema."""
 
-__all__ = ["INCONSISTENCY_QUERIES", "QUERIES", "SEALED_SCHEMAS", "Reader", "broken_seals", "statement"]
+__all__ = [
+    "INCONSISTENCY_QUERIES",
+    "QUERIES",
+    "SEALED_SCHEMAS",
+    "Reader",
+    "broken_seals",
+    "statement",
+]

@@ -10,14 +10,17 @@ QUERIES = {
     "event.count": "select count(*) as rows, coalesce(max(cursor), 0) as last from event",
     "event.gaps": """
         select 'event.event ' || cursor as name, 'follows ' || before || ', with a gap' as what
-        from (select cursor, lag(cursor, 1, 0::bigint) over (order by cursor) as before from event) e where cursor <> before + 1 order by cursor""",
+        from (select cursor, lag(cursor, 1, 0::bigint) over (order by cursor) as before
+            from event) e where cursor <> before + 1 order by cursor""",
     "event.versions": f"""
-        select aggregate_id, {VERSIONS.format("aggregate_version")} from event where starts_with(aggregate_id, :prefix)
+        select aggregate_id, {VERSIONS.format("aggregate_version")} from event
+            where starts_with(aggregate_id, :prefix)
         group by aggregate_id, block order by aggregate_id, block""",
     # The version of each thing that has no history of its own: its last event has the same.
     "event.last_versions": """
         select aggregate_id, max(aggregate_version) as version, count(*) as events from event
         where split_part(aggregate_id, '/', 1) in (
-            'deadLetters', 'alerts', 'payments', 'unappliedCharges', 'payoutDestinations', 'payoutBatches', 'payoutSchedules', 'walletPolicies', 'sellers')
+            'deadLetters', 'alerts', 'payments', 'unappliedCharges', 'payoutDestinations',
+                'payoutBatches', 'payoutSchedules', 'walletPolicies', 'sellers')
         group by aggregate_id order by aggregate_id""",
 }

@@ -1,29 +1,47 @@
-"""What verify reads of the ledger: the chain of transactions, their entries, and the balances of accounts."""
+"""What verify reads of the ledger: the chain of transactions, their entries, and the balances of
+accounts.
+"""
 
 from __future__ import annotations
 
-from tallystick_storage.verify.shared import ALERTS, LINES, UNPUBLISHED_VERSIONS, canonical_text, seal_queries, to_microseconds
+from tallystick_storage.verify.shared import (
+    ALERTS,
+    LINES,
+    UNPUBLISHED_VERSIONS,
+    canonical_text,
+    seal_queries,
+    to_microseconds,
+)
 
 INCONSISTENCY_QUERIES = {
     "ledger.wrong_accounts": """
-        select 'ledger.account ' || account || ' ' || currency as name, 'was opened at no time' as what
+        select 'ledger.account ' || account || ' ' || currency as name,
+            'was opened at no time' as what
         from account where not isfinite(create_time) order by 1""",
 }
-"""Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
+"""Rows that are not what follows from others of the schema: each query gives a column `name` and
+one `what`.
+"""
 
 QUERIES = {
     **seal_queries("ledger"),
-    "ledger.last_versions": f"""select * from ({ALERTS.format(schema="ledger")}) v order by aggregate_id collate "C" """,
+    "ledger.last_versions": f"""select * from ({ALERTS.format(schema="ledger")}) v
+        order by aggregate_id collate "C" """,
     "ledger.outbox": UNPUBLISHED_VERSIONS,
     "ledger.heads": "select book, sequence, hash, post_time from head order by book",
     "ledger.relayed": "select book, sequence from relayed order by book",
     "ledger.tx_count": "select count(*) as rows from tx",
-    "ledger.last": "select sequence, hash, post_time from tx order by book desc, sequence desc limit 1",
+    "ledger.last": (
+        "select sequence, hash, post_time from tx order by book desc, sequence desc limit 1"
+    ),
     "ledger.wrong_transactions": f"""
-        select 'ledger.tx ' || t.book || '-' || t.sequence || case when w.of_entries then ' in ledger.entry' else '' end as name, w.what
+        select 'ledger.tx ' || t.book || '-' || t.sequence || case when w.of_entries
+            then ' in ledger.entry' else '' end as name, w.what
         from (
-            select t.*, e.n as entries, e.numbered, e.balanced, lag(t.sequence, 1, 0::bigint) over b as sequence_before,
-                lag(t.hash, 1, cast(:genesis as bytea)) over b as hash_before, lag(t.post_time) over b as time_before,
+            select t.*, e.n as entries, e.numbered, e.balanced,
+                lag(t.sequence, 1, 0::bigint) over b as sequence_before,
+                lag(t.hash, 1, cast(:genesis as bytea)) over b as hash_before,
+                    lag(t.post_time) over b as time_before,
                 t.kind = any(:kinds) as known_kind,
                 t.fingerprint = sha256(convert_to({
         canonical_text("t.kind", "t.cause_id", "t.description", "''", "coalesce(t.reverses, 0)")
@@ -31,7 +49,13 @@ QUERIES = {
                     and t.effective_time = t.post_time
                 or t.fingerprint = sha256(convert_to(
                     {
-        canonical_text("t.kind", "t.cause_id", "t.description", to_microseconds("t.effective_time"), "coalesce(t.reverses, 0)")
+        canonical_text(
+            "t.kind",
+            "t.cause_id",
+            "t.description",
+            to_microseconds("t.effective_time"),
+            "coalesce(t.reverses, 0)",
+        )
     } || e.lines, 'UTF8'))
                     as has_fingerprint,
                 t.hash = sha256(t.previous_hash || convert_to({
@@ -48,69 +72,105 @@ QUERIES = {
         )
     } || e.lines, 'UTF8')) as has_hash
             from tx t left join (
-                select e.book, e.sequence, count(*) as n, min(e.place) = 1 and max(e.place) = count(*) as numbered,
-                    case when min(e.currency) = max(e.currency) then sum(e.amount) = 0 else not exists (
-                        select from entry s where s.book = e.book and s.sequence = e.sequence group by s.currency having sum(s.amount) <> 0) end as balanced,
-                    string_agg({canonical_text("coalesce(a.account, '')", "e.currency", "e.amount")}, '' order by e.place) as lines
-                from entry e left join account a on a.account_id = e.account_id group by e.book, e.sequence) e
+                select e.book, e.sequence, count(*) as n, min(e.place) = 1
+                    and max(e.place) = count(*) as numbered,
+                    case when min(e.currency) = max(e.currency) then sum(e.amount) = 0
+                        else not exists (
+                        select from entry s where s.book = e.book and s.sequence = e.sequence
+                            group by s.currency having sum(s.amount) <> 0) end as balanced,
+                    string_agg({
+        canonical_text("coalesce(a.account, '')", "e.currency", "e.amount")
+    }, '' order by e.place) as lines
+                from entry e left join account a on a.account_id = e.account_id
+                    group by e.book, e.sequence) e
                 on e.book = t.book and e.sequence = t.sequence
             window b as (order by t.book, t.sequence)) t
         cross join lateral (values
-            (false, case when t.sequence <> t.sequence_before + 1 then 'follows ' || t.sequence_before || ', with a gap' end),
-            (false, case when t.previous_hash <> t.hash_before then 'previous_hash is not the hash of the transaction before' end),
-            (false, case when t.post_time < t.time_before then 'was posted before the transaction before it' end),
-            (false, case when (t.entries = t.n and t.n >= 2) is not true then 'has ' || coalesce(t.entries, 0) || ' entries, and says ' || t.n end),
+            (false, case when t.sequence <> t.sequence_before + 1
+                then 'follows ' || t.sequence_before || ', with a gap' end),
+            (false, case when t.previous_hash <> t.hash_before
+                then 'previous_hash is not the hash of the transaction before' end),
+            (false, case when t.post_time < t.time_before
+                then 'was posted before the transaction before it' end),
+            (false, case when (t.entries = t.n and t.n >= 2) is not true
+                then 'has ' || coalesce(t.entries, 0) || ' entries, and says ' || t.n end),
             (true, case when not t.numbered then 'its entries are not numbered 1, 2, …' end),
             (false, case when not t.balanced then 'its entries do not sum to zero' end),
-            (false, case when not t.known_kind then 'is of the kind ' || quote_literal(t.kind) || ', which does not exist'
-                when t.has_fingerprint is not true then 'its fingerprint is not that of its content' end),
-            (false, case when t.known_kind and t.has_hash is not true then 'its hash is not that of its content' end)) w (of_entries, what)
-        where (t.sequence = t.sequence_before + 1 and t.previous_hash = t.hash_before and coalesce(t.post_time >= t.time_before, true)
-                and t.entries = t.n and t.n >= 2 and t.numbered and t.balanced and t.known_kind and t.has_fingerprint and t.has_hash) is not true
+            (false, case when not t.known_kind
+                then 'is of the kind ' || quote_literal(t.kind) || ', which does not exist'
+                when t.has_fingerprint is not true
+                    then 'its fingerprint is not that of its content' end),
+            (false, case when t.known_kind and t.has_hash is not true
+                then 'its hash is not that of its content' end)) w (of_entries, what)
+        where (t.sequence = t.sequence_before + 1 and t.previous_hash = t.hash_before
+            and coalesce(t.post_time >= t.time_before, true)
+                and t.entries = t.n and t.n >= 2 and t.numbered and t.balanced and t.known_kind
+                    and t.has_fingerprint and t.has_hash) is not true
             and w.what is not null
         order by t.book, t.sequence""",
     "ledger.wrong_entries": """
         select 'ledger.entry ' || e.sequence || '/' || e.place as name, w.what
         from (
-            select e.*, a.currency as account_currency, row_number() over w as nth, sum(e.amount) over w as so_far
+            select e.*, a.currency as account_currency, row_number() over w as nth,
+                sum(e.amount) over w as so_far
             from entry e left join account a on a.account_id = e.account_id
             window w as (partition by e.account_id order by e.book, e.sequence, e.place)) e
         cross join lateral (values
-            (case when e.account_currency is distinct from e.currency then 'is in another currency than its account' end),
-            (case when e.number <> e.nth then 'is number ' || e.number || ' of its account, and must be ' || e.nth end),
-            (case when e.balance_after <> e.so_far then 'balance_after is ' || e.balance_after || ', but the entries so far sum to ' || e.so_far end)) w (what)
-        where (e.account_currency = e.currency and e.number = e.nth and e.balance_after = e.so_far) is not true and w.what is not null
+            (case when e.account_currency is distinct from e.currency
+                then 'is in another currency than its account' end),
+            (case when e.number <> e.nth
+                then 'is number ' || e.number || ' of its account, and must be ' || e.nth end),
+            (case when e.balance_after <> e.so_far
+                then 'balance_after is ' || e.balance_after || ', but the entries so far sum to ' ||
+                e.so_far end)) w (what)
+        where (e.account_currency = e.currency and e.number = e.nth
+            and e.balance_after = e.so_far) is not true and w.what is not null
         order by e.sequence, e.place""",
     "ledger.strays": """
         select 'ledger.entry ' || e.sequence || '/' || e.place as name, 'has no transaction' as what
-        from entry e where not exists (select from tx t where t.book = e.book and t.sequence = e.sequence) order by e.sequence, e.place""",
+        from entry e
+            where not exists (select from tx t where t.book = e.book and t.sequence = e.sequence)
+            order by e.sequence, e.place""",
     "ledger.unbalanced": """
-        select 'ledger.entry in ' || currency as name, 'all entries sum to ' || sum(amount) || ', not to zero' as what
+        select 'ledger.entry in ' || currency as name,
+            'all entries sum to ' || sum(amount) || ', not to zero' as what
         from entry group by currency having sum(amount) <> 0 order by currency""",
     "ledger.wrong_balances": """
         select 'ledger.account ' || a.account || ' ' || a.currency as name, w.what
-        from account a left join (select account_id, sum(amount) as amount, count(*) as n from entry group by account_id) e on e.account_id = a.account_id
+        from account a left join (select account_id, sum(amount) as amount, count(*) as n from entry
+            group by account_id) e on e.account_id = a.account_id
         cross join lateral (values
-            (case when a.balance <> coalesce(e.amount, 0) then 'balance is ' || a.balance || ', but its entries sum to ' || coalesce(e.amount, 0) end),
-            (case when a.entry_count <> coalesce(e.n, 0) then 'entry_count is ' || a.entry_count || ', but it has ' || coalesce(e.n, 0) || ' entries' end)
+            (case when a.balance <> coalesce(e.amount, 0)
+                then 'balance is ' || a.balance || ', but its entries sum to ' || coalesce(e.amount,
+                0) end),
+            (case when a.entry_count <> coalesce(e.n, 0)
+                then 'entry_count is ' || a.entry_count || ', but it has ' || coalesce(e.n,
+                0) || ' entries' end)
             ) w (what)
-        where (a.balance, a.entry_count) is distinct from (coalesce(e.amount, 0), coalesce(e.n, 0)) and w.what is not null
+        where (a.balance, a.entry_count) is distinct from (coalesce(e.amount, 0), coalesce(e.n, 0))
+            and w.what is not null
         order by a.account, a.currency""",
     "ledger.repeated": """
-        select 'ledger.tx ' || kind || ' ' || cause_id as name, 'is booked ' || count(*) || ' times' as what
+        select 'ledger.tx ' || kind || ' ' || cause_id as name,
+            'is booked ' || count(*) || ' times' as what
         from tx group by cause_id, kind having count(*) > 1 order by kind, cause_id""",
     "ledger.wrong_reversals": """
-        select 'ledger.tx ' || book || '-' || sequence as name, 'is a reversal of nothing, or no reversal of what it names' as what
-        from tx where (kind = 'REVERSAL') <> (reverses is not null) or reverses >= sequence order by book, sequence""",
+        select 'ledger.tx ' || book || '-' || sequence as name,
+            'is a reversal of nothing, or no reversal of what it names' as what
+        from tx where (kind = 'REVERSAL') <> (reverses is not null) or reverses >= sequence
+            order by book, sequence""",
     "ledger.pay_ins": f"""
-        select t.cause_id, {LINES} as lines from tx t where t.kind = 'PAY_IN' order by t.cause_id, t.sequence""",
+        select t.cause_id, {LINES} as lines from tx t where t.kind = 'PAY_IN'
+            order by t.cause_id, t.sequence""",
     "ledger.sellers": """
         select substr(account, 9) as seller_account, currency, balance from account
         where account like 'sellers/%' and entry_count > 0 order by seller_account, currency""",
     "ledger.unapplied": f"""
-        select t.cause_id, {LINES} as lines from tx t where t.kind = 'UNAPPLIED' and t.cause_id like 'u-%' order by t.cause_id, t.sequence""",
+        select t.cause_id, {LINES} as lines from tx t where t.kind = 'UNAPPLIED'
+            and t.cause_id like 'u-%' order by t.cause_id, t.sequence""",
     "ledger.payouts": f"""
         select (t.kind || '/' || t.cause_id) collate "C" as cause, {LINES} as lines
-        from tx t where t.kind in ('PAYOUT', 'PAYOUT_RETURN') or (t.kind = 'UNAPPLIED' and t.cause_id like 't-%') order by cause, t.sequence""",
+        from tx t where t.kind in ('PAYOUT', 'PAYOUT_RETURN')
+            or (t.kind = 'UNAPPLIED' and t.cause_id like 't-%') order by cause, t.sequence""",
     **INCONSISTENCY_QUERIES,
 }

@@ -7,54 +7,77 @@ from tallystick_storage.migrations import SEALED_ON_UPDATE
 SEALED_SCHEMAS = ("payment", "ledger", "wallet", "payout", "event")
 _SEALED_TABLES = """
     select c.relname as name,
-        (select string_agg(format('t.%I', k.attname), ', ' order by array_position(i.indkey::int2[], k.attnum))
-         from pg_index i join pg_attribute k on k.attrelid = i.indrelid and k.attnum = any (i.indkey)
+        (select string_agg(format('t.%I', k.attname), ', '
+            order by array_position(i.indkey::int2[], k.attnum))
+         from pg_index i join pg_attribute k on k.attrelid = i.indrelid
+             and k.attnum = any (i.indkey)
          where i.indrelid = c.oid and i.indisprimary) as key,
-        string_agg(case when a.attgenerated <> '' or a.attname = 'seal' then format('null::%s', format_type(a.atttypid, null))
+        string_agg(case when a.attgenerated <> '' or a.attname = 'seal'
+            then format('null::%s', format_type(a.atttypid, null))
             else format('t.%I', a.attname) end, ', ' order by a.attnum) as content
-    from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+    from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0
+        and not a.attisdropped
     where c.relnamespace = cast(:schema as regnamespace) and c.relkind = 'r'
-        and exists (select from pg_attribute s where s.attrelid = c.oid and s.attname = 'seal' and not s.attisdropped)
+        and exists (select from pg_attribute s where s.attrelid = c.oid and s.attname = 'seal'
+            and not s.attisdropped)
     group by c.oid, c.relname order by c.relname"""
 _BROKEN_SEALS = """
     select concat_ws(' ', {key}) as key, t.seal is null as missing from {table} t
-    where {unsealed} and t.seal is distinct from sha256(record_send(row({content}))) order by {key}"""
+    where {unsealed} and t.seal is distinct from sha256(record_send(row({content})))
+        order by {key}"""
 
 
 def broken_seals(schema: str, table: str, key: str, content: str) -> str:
-    """The query for the rows of a table that are not as their service wrote them; the other arguments are as `sealed_tables` gives them."""
+    """The query for the rows of a table that are not as their service wrote them; the other
+    arguments are as `sealed_tables` gives them.
+    """
     unsealed_condition = SEALED_ON_UPDATE.get(f"{schema}.{table}", "false")
-    return _BROKEN_SEALS.format(table=table, key=key, content=content, unsealed=f"not (t.seal is null and coalesce({unsealed_condition}, false))")
+    return _BROKEN_SEALS.format(
+        table=table,
+        key=key,
+        content=content,
+        unsealed=f"not (t.seal is null and coalesce({unsealed_condition}, false))",
+    )
 
 
 def canonical_text(*expressions: str) -> str:
     """The SQL for the canonical text of some values, as `tallystick_core.fingerprint` makes it."""
-    return " || ".join(f"octet_length({expression}::text) || ':' || {expression}" for expression in expressions)
+    return " || ".join(
+        f"octet_length({expression}::text) || ':' || {expression}" for expression in expressions
+    )
 
 
 def to_microseconds(time: str) -> str:
     return f"trunc(extract(epoch from {time}) * 1000000)"
 
 
-# A transaction's entries as one text, as `tallystick_server.process.checks.report.format_entries` writes them.
-LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', ' order by e.place)
-            from entry e join account a on a.account_id = e.account_id where e.book = t.book and e.sequence = t.sequence)"""
+# A transaction's entries as one text, as `tallystick_server.process.checks.report.format_entries`
+# writes them.
+LINES = """(select string_agg(a.account || ' ' || e.currency || ' ' || e.amount, ', '
+    order by e.place)
+            from entry e join account a on a.account_id = e.account_id where e.book = t.book
+                and e.sequence = t.sequence)"""
 # The versions of something, as one text for each thousand, so that no row grows without bound.
 VERSIONS = "{0} / 1000 as block, string_agg({0}::text, ' ' order by {0}) as versions"
 UNPUBLISHED_VERSIONS = f"""
     select aggregate_id, {VERSIONS.format("version")}
     from (
-        select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version from outbox
+        select unnest(aggregate_ids) collate "C" as aggregate_id, unnest(versions) as version
+            from outbox
         union all select aggregate_id, version from refused_event) o
     group by aggregate_id, block order by aggregate_id, block"""
 ALERTS = """
-        select 'alerts/' || alert_id as aggregate_id, case when end_time is null then 1 else 2 end as version, '{schema}.alert' as name from alert"""
+        select 'alerts/' || alert_id as aggregate_id, case when end_time is null then 1
+            else 2 end as version, '{schema}.alert' as name from alert"""
 """The versions of alerts, which a schema has besides its own; {schema}: its name."""
 ALERTS_AND_DEAD_LETTERS = f"""{ALERTS}
-        union all select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1 else 2 end, '{{schema}}.dead_letter' from dead_letter"""
+        union all select 'deadLetters/' || dead_letter_id, case when state = 'OPEN' then 1
+            else 2 end, '{{schema}}.dead_letter' from dead_letter"""
 """The versions of dead letters and alerts."""
 
 
 def seal_queries(schema: str) -> dict[str, str]:
-    """The queries of a schema whose rows are sealed: its tables, and, by a statement that comes with the call, the rows of one that are not as they were written."""
+    """The queries of a schema whose rows are sealed: its tables, and, by a statement that comes
+    with the call, the rows of one that are not as they were written.
+    """
     return {f"{schema}.sealed_tables": _SEALED_TABLES, f"{schema}.broken_seals": ""}

@@ -1,4 +1,6 @@
-"""What verify reads of wallets: their entries, holds, pending credits and policies, and whose sellers are."""
+"""What verify reads of wallets: their entries, holds, pending credits and policies, and whose
+sellers are.
+"""
 
 from __future__ import annotations
 
@@ -6,111 +8,166 @@ from tallystick_storage.verify.shared import ALERTS, UNPUBLISHED_VERSIONS, VERSI
 
 INCONSISTENCY_QUERIES = {
     "wallet.wrong_holds": """
-        select 'wallet.hold ' || e.cause as name, 'is not what wallet.wallet_entry says: placed for ' || e.amount as what
+        select 'wallet.hold ' || e.cause as name,
+            'is not what wallet.wallet_entry says: placed for ' || e.amount as what
         from wallet_entry e left join hold h on h.hold_id = e.cause
-        left join wallet_entry n on n.kind in ('HOLD_CAPTURED', 'HOLD_RELEASED', 'HOLD_EXPIRED') and n.cause = e.cause
-        where e.kind = 'HOLD_PLACED' and (h.seller_account, h.currency, h.amount, h.create_time, 'HOLD_' || h.state, h.end_time)
-            is distinct from (e.seller_account, e.currency, e.amount, e.create_time, coalesce(n.kind, 'HOLD_OPEN'), n.create_time)
+        left join wallet_entry n on n.kind in ('HOLD_CAPTURED', 'HOLD_RELEASED', 'HOLD_EXPIRED')
+            and n.cause = e.cause
+        where e.kind = 'HOLD_PLACED'
+            and (h.seller_account, h.currency, h.amount, h.create_time, 'HOLD_' || h.state,
+            h.end_time)
+            is distinct
+                from (e.seller_account, e.currency, e.amount, e.create_time,
+                coalesce(n.kind, 'HOLD_OPEN'), n.create_time)
         union all
         select 'wallet.hold ' || h.hold_id, 'was never placed'
-        from hold h where h.state <> 'SEALED' and not exists (select from wallet_entry e where e.kind = 'HOLD_PLACED' and e.cause = h.hold_id)
+        from hold h where h.state <> 'SEALED'
+            and not exists (select from wallet_entry e where e.kind = 'HOLD_PLACED'
+            and e.cause = h.hold_id)
         order by 1""",
     "wallet.wrong_sellers": """
         select 'wallet.seller_assignment of wallet.seller ' || s.seller_account as name,
-            a.n || ' were approved since its first owner, but it is at version ' || s.version as what
+            a.n || ' were approved since its first owner, but it is at version ' || s.version as
+                what
         from seller s cross join lateral (
             select count(*) as n from seller_assignment a
-            where a.seller_account = s.seller_account and a.state = 'APPROVED' and a.seller_version between 2 and s.version) a
+            where a.seller_account = s.seller_account and a.state = 'APPROVED'
+                and a.seller_version between 2 and s.version) a
         where a.n <> s.version - 1 order by 1""",
     "wallet.wrong_policies": """
-        select 'wallet.wallet_policy of wallet.wallet ' || w.seller_account || ' ' || w.currency as name, 'the wallet is not what its policies say' as what
-        from wallet w left join wallet_policy p on p.seller_account = w.seller_account and p.currency = w.currency and p.version = w.policy_version
-        left join wallet_entry e on e.seller_account = w.seller_account and e.currency = w.currency and e.number = w.version
+        select 'wallet.wallet_policy of wallet.wallet ' || w.seller_account || ' ' || w.currency as
+            name, 'the wallet is not what its policies say' as what
+        from wallet w left join wallet_policy p on p.seller_account = w.seller_account
+            and p.currency = w.currency and p.version = w.policy_version
+        left join wallet_entry e on e.seller_account = w.seller_account and e.currency = w.currency
+            and e.number = w.version
         cross join lateral (
-            select count(*) as n from wallet_policy n where n.seller_account = w.seller_account and n.currency = w.currency
+            select count(*) as n from wallet_policy n where n.seller_account = w.seller_account
+                and n.currency = w.currency
                 and n.version between 1 and w.policy_version) n
         where n.n <> w.policy_version or w.frozen is distinct from coalesce(p.frozen, false)
             or p.version is not null and w.release_delay is distinct from p.release_delay
             or w.update_time <> greatest(p.create_time, e.create_time)
         union all
-        select 'wallet.wallet_policy ' || p.seller_account || ' ' || p.currency || ' ' || p.version, 'is beyond its wallet'
+        select 'wallet.wallet_policy ' || p.seller_account || ' ' || p.currency || ' ' || p.version,
+            'is beyond its wallet'
         from wallet_policy p where not exists (
-            select from wallet w where w.seller_account = p.seller_account and w.currency = p.currency and w.policy_version >= p.version)
+            select from wallet w where w.seller_account = p.seller_account
+                and w.currency = p.currency and w.policy_version >= p.version)
         order by 1""",
 }
-"""Rows that are not what follows from others of the schema: each query gives a column `name` and one `what`."""
+"""Rows that are not what follows from others of the schema: each query gives a column `name` and
+one `what`.
+"""
 
 QUERIES = {
     **seal_queries("wallet"),
     "wallet.wallet_count": "select count(*) as rows from wallet",
-    "wallet.balances": "select seller_account, currency, balance from wallet order by seller_account, currency",
+    "wallet.balances": (
+        "select seller_account, currency, balance from wallet order by seller_account, currency"
+    ),
     "wallet.wrong_entries": """
-        select 'wallet.wallet_entry ' || e.seller_account || ' ' || e.currency || ' ' || e.number as name, w.what
+        select 'wallet.wallet_entry ' || e.seller_account || ' ' || e.currency || ' ' || e.number as
+            name, w.what
         from (
-            select e.*, e.balance - lag(e.balance, 1, 0::numeric) over w as moved, lag(e.number, 1, 0::bigint) over w as number_before
+            select e.*, e.balance - lag(e.balance, 1, 0::numeric) over w as moved,
+                lag(e.number, 1, 0::bigint) over w as number_before
             from (
-                select seller_account, currency, number, kind, amount, pending_after + available_after + held_after - owed_after as balance,
-                    amount * ((kind = 'CREDIT')::int - (kind in ('DEBIT', 'HOLD_CAPTURED'))::int) as change
+                select seller_account, currency, number, kind, amount,
+                    pending_after + available_after + held_after - owed_after as balance,
+                    amount * ((kind = 'CREDIT')::int - (kind in ('DEBIT', 'HOLD_CAPTURED'))::int) as
+                        change
                 from wallet_entry) e
             window w as (partition by e.seller_account, e.currency order by e.number)) e
         cross join lateral (values
-            (case when e.number <> e.number_before + 1 then 'follows ' || e.number_before || ', with a gap' end),
-            (case when e.moved <> e.change then 'moves the balance by ' || e.moved || ', which is not its ' || e.kind || ' of ' || e.amount end)) w (what)
-        where (e.number = e.number_before + 1 and e.moved = e.change) is not true and w.what is not null
+            (case when e.number <> e.number_before + 1
+                then 'follows ' || e.number_before || ', with a gap' end),
+            (case when e.moved <> e.change
+                then 'moves the balance by ' || e.moved || ', which is not its ' || e.kind || ' of '
+                || e.amount end)) w (what)
+        where (e.number = e.number_before + 1 and e.moved = e.change) is not true
+            and w.what is not null
         order by e.seller_account, e.currency, e.number""",
     "wallet.wrong_wallets": """
         select 'wallet.wallet ' || w.seller_account || ' ' || w.currency as name, x.what
         from wallet w
         left join lateral (
-            select e.number, e.pending_after, e.available_after, e.held_after, e.owed_after from wallet_entry e
-            where e.seller_account = w.seller_account and e.currency = w.currency order by e.number desc limit 1) e on true
-        left join (select seller_account, currency, sum(amount) as amount from hold where state = 'OPEN' group by seller_account, currency) h
+            select e.number, e.pending_after, e.available_after, e.held_after, e.owed_after
+                from wallet_entry e
+            where e.seller_account = w.seller_account and e.currency = w.currency
+                order by e.number desc limit 1) e on true
+        left join (select seller_account, currency, sum(amount) as amount from hold
+            where state = 'OPEN' group by seller_account, currency) h
             on h.seller_account = w.seller_account and h.currency = w.currency
-        left join (select seller_account, currency, sum(amount) as amount from pending_credit group by seller_account, currency) p
+        left join (select seller_account, currency, sum(amount) as amount from pending_credit
+            group by seller_account, currency) p
             on p.seller_account = w.seller_account and p.currency = w.currency
         cross join lateral (values
-            (case when (w.version, w.pending, w.available, w.held, w.owed) is distinct from (coalesce(e.number, 0), coalesce(e.pending_after, 0),
-                    coalesce(e.available_after, 0), coalesce(e.held_after, 0), coalesce(e.owed_after, 0))
-                then format('is at version %s with (%s, %s, %s, %s), but its last entry says (%s, %s, %s, %s, %s)', w.version, w.pending, w.available, w.held,
-                    w.owed, coalesce(e.number, 0), coalesce(e.pending_after, 0), coalesce(e.available_after, 0), coalesce(e.held_after, 0), coalesce(e.owed_after, 0))
+            (case when (w.version, w.pending, w.available, w.held, w.owed) is distinct
+                from (coalesce(e.number, 0), coalesce(e.pending_after, 0),
+                    coalesce(e.available_after, 0), coalesce(e.held_after, 0),
+                    coalesce(e.owed_after, 0))
+                then format(
+                    'is at version %s with (%s, %s, %s, %s), '
+                    'but its last entry says (%s, %s, %s, %s, %s)',
+                    w.version, w.pending, w.available, w.held, w.owed,
+                    coalesce(e.number, 0), coalesce(e.pending_after, 0),
+                    coalesce(e.available_after, 0), coalesce(e.held_after, 0),
+                    coalesce(e.owed_after, 0))
                 end),
-            (case when least(w.pending, w.available, w.held, w.owed) < 0 or w.owed <> 0 and w.available <> 0
+            (case when least(w.pending, w.available, w.held, w.owed) < 0 or w.owed <> 0
+                and w.available <> 0
                     or w.balance <> w.pending + w.available + w.held - w.owed
                 then 'balance is not pending + available + held - owed, or a part is wrong' end),
-            (case when w.held <> coalesce(h.amount, 0) then 'holds ' || w.held || ', but its open holds sum to ' || coalesce(h.amount, 0) end),
+            (case when w.held <> coalesce(h.amount, 0)
+                then 'holds ' || w.held || ', but its open holds sum to ' || coalesce(h.amount,
+                0) end),
             (case when w.pending <> coalesce(p.amount, 0)
-                then 'has ' || w.pending || ' pending, but its pending credits sum to ' || coalesce(p.amount, 0) end)) x (what)
+                then 'has ' || w.pending || ' pending, but its pending credits sum to ' ||
+                    coalesce(p.amount, 0) end)) x (what)
         where x.what is not null order by w.seller_account, w.currency""",
     "wallet.missing": """
-        select distinct 'wallet.wallet ' || e.seller_account || ' ' || e.currency as name, 'has entries and no wallet' as what
-        from wallet_entry e where not exists (select from wallet w where w.seller_account = e.seller_account and w.currency = e.currency)
+        select distinct 'wallet.wallet ' || e.seller_account || ' ' || e.currency as name,
+            'has entries and no wallet' as what
+        from wallet_entry e
+            where not exists (select from wallet w where w.seller_account = e.seller_account
+            and w.currency = e.currency)
         order by name""",
     "wallet.wrong_pending": """
         select 'wallet.pending_credit ' || c.cause as name,
-            case when r.cause is not null then 'is pending, but it was released' when e.amount is distinct from c.amount then 'is not what was credited'
+            case when r.cause is not null then 'is pending, but it was released'
+                when e.amount is distinct from c.amount then 'is not what was credited'
                 else 'is pending, though its time came long ago' end as what
         from pending_credit c left join wallet_entry e on e.kind = 'CREDIT' and e.cause = c.cause
         left join wallet_entry r on r.kind = 'RELEASE' and r.cause = c.cause
         where e.amount is distinct from c.amount or r.cause is not null
-            or c.release_time < (select max(create_time) from mark) - interval '10 minutes'  -- after which work was still done
+            -- after which work was still done
+            or c.release_time < (select max(create_time) from mark) - interval '10 minutes'
         order by c.cause""",
     "wallet.pay_ins": """
-        select substr(cause, 8) as payment_order_id, seller_account, currency, amount from wallet_entry
+        select substr(cause, 8) as payment_order_id, seller_account, currency, amount
+            from wallet_entry
         where kind = 'CREDIT' and cause like 'PAY_IN/%' order by payment_order_id""",
     "wallet.pending_pay_ins": """
-        select substr(cause, 8) as payment_order_id from pending_credit where cause like 'PAY_IN/%' order by payment_order_id""",
+        select substr(cause, 8) as payment_order_id from pending_credit where cause like 'PAY_IN/%'
+            order by payment_order_id""",
     "wallet.payout_holds": """
-        select substr(hold_id, 9) as payout_id, seller_account, currency, amount, captured_amount, state
+        select substr(hold_id, 9) as payout_id, seller_account, currency, amount, captured_amount,
+            state
         from hold where purpose = 'PAYOUT' order by payout_id""",
     "wallet.payouts": """
-        select cause, seller_account, currency, case kind when 'DEBIT' then -amount else amount end as amount from wallet_entry
-        where (kind = 'DEBIT' and cause like 'PAYOUT/%') or (kind = 'CREDIT' and starts_with(cause, 'PAYOUT_RETURN/')) order by cause""",
+        select cause, seller_account, currency, case kind when 'DEBIT' then -amount
+            else amount end as amount from wallet_entry
+        where (kind = 'DEBIT' and cause like 'PAYOUT/%')
+            or (kind = 'CREDIT' and starts_with(cause, 'PAYOUT_RETURN/')) order by cause""",
     "wallet.versions": f"""
-        select 'wallets/' || seller_account || '/' || currency as aggregate_id, {VERSIONS.format("number")} from wallet_entry
+        select 'wallets/' || seller_account || '/' || currency as aggregate_id,
+            {VERSIONS.format("number")} from wallet_entry
         group by seller_account, currency, block order by aggregate_id, block""",
     # The version of each thing that has no history of its own: its last event has the same.
     "wallet.last_versions": f"""select * from ({ALERTS.format(schema="wallet")}
-        union all select 'walletPolicies/' || seller_account || '/' || currency, policy_version, 'wallet.wallet_policy' from wallet where policy_version > 0
+        union all select 'walletPolicies/' || seller_account || '/' || currency, policy_version,
+            'wallet.wallet_policy' from wallet where policy_version > 0
         union all select 'sellers/' || seller_account, version, 'wallet.seller' from seller) v
         order by aggregate_id collate "C" """,
     "wallet.outbox": UNPUBLISHED_VERSIONS,

@@ -22,7 +22,9 @@ class NewSeller:
 
 @dataclass(slots=True)
 class NewAssignmentRow:
-    """A seller's move to another owner, as an operator asks for it; `previous_owner` "": it belongs to nobody."""
+    """A seller's move to another owner, as an operator asks for it; `previous_owner` "": it belongs
+    to nobody.
+    """
 
     seller_assignment_id: str
     seller_account: str
@@ -32,44 +34,62 @@ class NewAssignmentRow:
     reason: str
 
 
-_ASSIGNMENT_COLUMNS = """seller_assignment_id, seller_account, owner, previous_owner, state, requested_by, reason, decided_by, decision_reason,
+_ASSIGNMENT_COLUMNS = """seller_assignment_id, seller_account, owner, previous_owner, state,
+    requested_by, reason, decided_by, decision_reason,
     case when state = 'REQUESTED' then 1 else 2 end as version, create_time, decide_time"""
 
 _FIND_OWNERS = text(
-    "select seller_account, owner, version, update_time from seller where seller_account = any (cast(:sellers as text[])) order by seller_account"
+    "select seller_account, owner, version, update_time from seller where seller_account = any "
+    "(cast(:sellers as text[])) order by seller_account"
 )
-# A seller that somebody else claims at the same time is left out once that is committed; the next statement sees whose it is.
+# A seller that somebody else claims at the same time is left out once that is committed; the next
+# statement sees whose it is.
 _CLAIM = text(f"""
     with new as (
         insert into seller (seller_account, owner, version, update_time)
-        select r.seller_account, r.owner, 1, clock() from json_to_recordset(cast(:sellers as json)) as r (seller_account text collate "C", owner text)
+        select r.seller_account, r.owner, 1, clock() from json_to_recordset(cast(:sellers as json))
+            as r (seller_account text collate "C", owner text)
         order by r.seller_account
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'sellers/' || seller_account", "1")}
     select new.*, sequence as told from new, told
 """)
-_LOCK = text("select seller_account, owner, version, update_time from seller where seller_account = :seller_account for update")
+_LOCK = text(
+    "select seller_account, owner, version, update_time from seller where seller_account = "
+    ":seller_account for update"
+)
 _CHANGE_OWNER = text(f"""
     with moved as (
-        update seller set owner = :owner, version = :version, update_time = greatest(update_time, clock()) where seller_account = :seller_account returning *),
+        update seller set owner = :owner, version = :version,
+            update_time = greatest(update_time, clock()) where seller_account = :seller_account
+            returning *),
     {insert_into_outbox("moved", "'sellers/' || seller_account")}
     select moved.*, sequence as told from moved, told
 """)
 _INSERT_ASSIGNMENT = text(f"""
     with new as (
-        insert into seller_assignment (seller_assignment_id, seller_account, owner, previous_owner, state, requested_by, reason, decided_by, decision_reason,
+        insert into seller_assignment (seller_assignment_id, seller_account, owner, previous_owner,
+            state, requested_by, reason, decided_by, decision_reason,
             create_time)
-        values (:seller_assignment_id, :seller_account, :owner, :previous_owner, 'REQUESTED', :requested_by, :reason, '', '', clock())
+        values (:seller_assignment_id, :seller_account, :owner, :previous_owner, 'REQUESTED',
+            :requested_by, :reason, '', '', clock())
         on conflict do nothing returning *),
     {insert_into_outbox("new", "'sellerAssignments/' || seller_assignment_id", "1")}
     select {_ASSIGNMENT_COLUMNS}, sequence as told from new, told
 """)
-_FIND_ASSIGNMENT = text(f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id")
-_LOCK_ASSIGNMENT = text(f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id for update")
+_FIND_ASSIGNMENT = text(
+    f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id"
+)
+_LOCK_ASSIGNMENT = text(
+    f"select {_ASSIGNMENT_COLUMNS} from seller_assignment where seller_assignment_id = :id for "
+    "update"
+)
 _RECORD_DECISION = text(f"""
     with decided as (
-        update seller_assignment set state = :state, decided_by = :decided_by, decision_reason = :reason, seller_version = :seller_version,
-            decide_time = greatest(create_time, clock()) where seller_assignment_id = :id returning *),
+        update seller_assignment set state = :state, decided_by = :decided_by,
+            decision_reason = :reason, seller_version = :seller_version,
+            decide_time = greatest(create_time, clock()) where seller_assignment_id = :id
+                returning *),
     {insert_into_outbox("decided", "'sellerAssignments/' || seller_assignment_id", "2")}
     select {_ASSIGNMENT_COLUMNS}, sequence as told from decided, told
 """)
@@ -85,7 +105,9 @@ def find_owners(connection: Connection, sellers: Sequence[str]) -> Sequence[Row[
 
 
 def claim(connection: Connection, sellers: Sequence[NewSeller]) -> Sequence[Row[Any]]:
-    """Has sellers belong to owners; those that belonged to nobody, each with the outbox row of its event. Each seller stands there once."""
+    """Has sellers belong to owners; those that belonged to nobody, each with the outbox row of its
+    event. Each seller stands there once.
+    """
     return connection.execute(_CLAIM, {"sellers": encode_rows(sellers)}).all()
 
 
@@ -96,27 +118,50 @@ def lock(connection: Connection, seller_account: str) -> Row[Any] | None:
 
 def change_owner(connection: Connection, seller_account: str, owner: str, version: int) -> Row[Any]:
     """Has a locked seller belong to another owner; it with the outbox row of its event."""
-    return connection.execute(_CHANGE_OWNER, {"seller_account": seller_account, "owner": owner, "version": version}).one()
+    return connection.execute(
+        _CHANGE_OWNER, {"seller_account": seller_account, "owner": owner, "version": version}
+    ).one()
 
 
 def insert_assignment(connection: Connection, new: NewAssignmentRow) -> Row[Any] | None:
-    """Stores an assignment, with the outbox row of its event; None if its id exists, or the seller has an open one."""
-    return connection.execute(_INSERT_ASSIGNMENT, {field: getattr(new, field) for field in new.__slots__}).one_or_none()
+    """Stores an assignment, with the outbox row of its event; None if its id exists, or the seller
+    has an open one.
+    """
+    return connection.execute(
+        _INSERT_ASSIGNMENT, {field: getattr(new, field) for field in new.__slots__}
+    ).one_or_none()
 
 
-def find_assignment(connection: Connection, seller_assignment_id: str, *, for_update: bool = False) -> Row[Any] | None:
+def find_assignment(
+    connection: Connection, seller_assignment_id: str, *, for_update: bool = False
+) -> Row[Any] | None:
     """An assignment, locked to be decided if asked for."""
-    return connection.execute(_LOCK_ASSIGNMENT if for_update else _FIND_ASSIGNMENT, {"id": seller_assignment_id}).one_or_none()
+    return connection.execute(
+        _LOCK_ASSIGNMENT if for_update else _FIND_ASSIGNMENT, {"id": seller_assignment_id}
+    ).one_or_none()
 
 
 def record_decision(
-    connection: Connection, seller_assignment_id: str, state: str, decided_by: str, reason: str, seller_version: int | None
+    connection: Connection,
+    seller_assignment_id: str,
+    state: str,
+    decided_by: str,
+    reason: str,
+    seller_version: int | None,
 ) -> Row[Any]:
     """Decides a locked assignment; it with the outbox row of its event."""
-    values = {"id": seller_assignment_id, "state": state, "decided_by": decided_by, "reason": reason, "seller_version": seller_version}
+    values = {
+        "id": seller_assignment_id,
+        "state": state,
+        "decided_by": decided_by,
+        "reason": reason,
+        "seller_version": seller_version,
+    }
     return connection.execute(_RECORD_DECISION, values).one()
 
 
 def list_assignments(connection: Connection, seller_account: str, limit: int) -> Sequence[Row[Any]]:
     """The last assignments of a seller, newest first."""
-    return connection.execute(_LIST_ASSIGNMENTS, {"seller_account": seller_account, "most": limit}).all()
+    return connection.execute(
+        _LIST_ASSIGNMENTS, {"seller_account": seller_account, "most": limit}
+    ).all()

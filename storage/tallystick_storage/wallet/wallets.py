@@ -1,4 +1,6 @@
-"""Wallets, entries, holds, pending credits. Lock order: wallets by seller and currency, then holds by id."""
+"""Wallets, entries, holds, pending credits. Lock order: wallets by seller and currency, then holds
+by id.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,19 @@ DueCursor = tuple[datetime, str]
 """Since when something is due, and its cause: its place among all that is."""
 
 _OPEN_WALLETS = text("""
-    insert into wallet (seller_account, currency, pending, available, held, owed, balance, version, frozen, release_delay, policy_version, update_time)
+    insert into wallet (seller_account, currency, pending, available, held, owed, balance, version,
+        frozen, release_delay, policy_version, update_time)
     select seller_account, currency, 0, 0, 0, 0, 0, 0, false, :release_delay, 0, clock()
-    from json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C") order by seller_account, currency
+    from json_to_recordset(cast(:wallets as json))
+        as r (seller_account text collate "C", currency text collate "C")
+        order by seller_account, currency
     on conflict do nothing
 """)
 _LOCK_WALLETS = text("""
-    select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version, w.frozen, w.release_delay
-    from wallet w join json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C")
+    select w.seller_account, w.currency, w.pending, w.available, w.held, w.owed, w.version,
+        w.frozen, w.release_delay
+    from wallet w join json_to_recordset(cast(:wallets as json))
+        as r (seller_account text collate "C", currency text collate "C")
         on w.seller_account = r.seller_account and w.currency = r.currency
     order by w.seller_account, w.currency for update of w
 """)
@@ -44,9 +51,13 @@ def now(connection: Connection) -> datetime:
     return time
 
 
-def open_wallets(connection: Connection, keys: Sequence[WalletKey], release_delay_seconds: int) -> None:
+def open_wallets(
+    connection: Connection, keys: Sequence[WalletKey], release_delay_seconds: int
+) -> None:
     """Opens wallets that are missing, with the configured release delay in seconds."""
-    connection.execute(_OPEN_WALLETS, {"wallets": _encode_keys(keys), "release_delay": release_delay_seconds})
+    connection.execute(
+        _OPEN_WALLETS, {"wallets": _encode_keys(keys), "release_delay": release_delay_seconds}
+    )
 
 
 def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Wallet]:
@@ -54,41 +65,64 @@ def lock_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[Wall
     wallets = {}
     for row in connection.execute(_LOCK_WALLETS, {"wallets": _encode_keys(keys)}):
         balances = Balances(int(row.pending), int(row.available), int(row.held), int(row.owed))
-        wallet = Wallet(row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay)
+        wallet = Wallet(
+            row.seller_account, row.currency, balances, row.version, row.frozen, row.release_delay
+        )
         wallets[row.seller_account, row.currency] = wallet
     return wallets
 
 
 def _encode_keys(keys: Sequence[WalletKey]) -> str:
-    return encode_rows([{"seller_account": seller, "currency": currency} for seller, currency in keys])
+    return encode_rows(
+        [{"seller_account": seller, "currency": currency} for seller, currency in keys]
+    )
 
 
 _FIND_ENTRIES = text("""
-    select e.kind, e.cause, e.fingerprint, e.seller_account, e.currency, e.amount from json_to_recordset(cast(:causes as json)) as r (kind text, cause text)
+    select e.kind, e.cause, e.fingerprint, e.seller_account, e.currency, e.amount
+        from json_to_recordset(cast(:causes as json)) as r (kind text, cause text)
     join wallet_entry e on e.kind = r.kind and e.cause = r.cause
 """)
 
 
-def find_entries(connection: Connection, causes: Sequence[tuple[str, str]]) -> dict[tuple[str, str], StoredInstruction]:
+def find_entries(
+    connection: Connection, causes: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], StoredInstruction]:
     """Which changes (kind, cause) were made before."""
     items = encode_rows([{"kind": kind, "cause": cause} for kind, cause in causes])
     result = connection.execute(_FIND_ENTRIES, {"causes": items})
-    return {(row.kind, row.cause): StoredInstruction(bytes(row.fingerprint), row.seller_account, row.currency, int(row.amount)) for row in result}
+    return {
+        (row.kind, row.cause): StoredInstruction(
+            bytes(row.fingerprint), row.seller_account, row.currency, int(row.amount)
+        )
+        for row in result
+    }
 
 
-_HOLD_COLUMNS = "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time, end_time"
-_FIND_HOLDS = text(f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> 'SEALED' order by hold_id")
+_HOLD_COLUMNS = (
+    "hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, "
+    "expire_time, create_time, end_time"
+)
+_FIND_HOLDS = text(
+    f"select {_HOLD_COLUMNS} from hold where hold_id = any (cast(:ids as text[])) and state <> "
+    "'SEALED' order by hold_id"
+)
 _ADD_TOMBSTONES = text("""
     insert into hold (hold_id, captured_amount, state, caller, create_time, end_time)
-    select id, 0, 'SEALED', :caller, t.now, t.now from unnest(cast(:ids as text[])) as r (id), (select clock() as now) t order by id collate "C"
+    select id, 0, 'SEALED', :caller, t.now, t.now from unnest(cast(:ids as text[]))
+        as r (id), (select clock() as now) t order by id collate "C"
     on conflict do nothing
 """)
-_FIND_TOMBSTONES = text("select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'SEALED'")
+_FIND_TOMBSTONES = text(
+    "select hold_id from hold where hold_id = any (cast(:ids as text[])) and state = 'SEALED'"
+)
 # Of each of the seller's few currencies the newest.
 _LIST_HOLDS = text(f"""
     select h.* from wallet w cross join lateral (
-        select {_HOLD_COLUMNS} from hold h where h.seller_account = w.seller_account and h.currency = w.currency
-            and (h.create_time, h.hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
+        select {_HOLD_COLUMNS} from hold h where h.seller_account = w.seller_account
+            and h.currency = w.currency
+            and (h.create_time,
+                h.hold_id) < (coalesce(cast(:before_time as timestamptz), 'infinity'), :before_id)
         order by h.create_time desc, h.hold_id desc limit :most) h
     where w.seller_account = :seller_account and (:currency = '' or w.currency = :currency)
     order by h.create_time desc, h.hold_id desc limit :most
@@ -127,24 +161,36 @@ def as_hold(row: Row[Any]) -> Hold:
 
 _FIND_CREDITS = text("""
     select e.cause, e.seller_account, e.currency, e.amount, p.cause is not null as pending
-    from unnest(cast(:causes as text[])) as r (cause) join wallet_entry e on e.kind = 'CREDIT' and e.cause = r.cause
+    from unnest(cast(:causes as text[])) as r (cause) join wallet_entry e on e.kind = 'CREDIT'
+        and e.cause = r.cause
     left join pending_credit p on p.cause = e.cause
 """)
 _LIST_RELEASABLE = text("""
     select cause, release_time as time from pending_credit
-    where release_time <= (select clock()) and (release_time, cause) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
+    where release_time <= (select clock())
+        and (release_time, cause) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
+        :after)
     order by release_time, cause limit :most
 """)
 
 
 def find_credits(connection: Connection, causes: list[str]) -> dict[str, Credit]:
-    """Credits by cause, those that were made. Their wallet's lock guards whether they are pending."""
+    """Credits by cause, those that were made. Their wallet's lock guards whether they are
+    pending.
+    """
     result = connection.execute(_FIND_CREDITS, {"causes": causes})
-    return {row.cause: Credit(row.seller_account, row.currency, row.amount, row.pending) for row in result}
+    return {
+        row.cause: Credit(row.seller_account, row.currency, row.amount, row.pending)
+        for row in result
+    }
 
 
-def list_releasable(connection: Connection, after: DueCursor | None, limit: int) -> Sequence[Row[Any]]:
-    """The causes of pending credits whose time has come, the oldest first, after a given (time, cause)."""
+def list_releasable(
+    connection: Connection, after: DueCursor | None, limit: int
+) -> Sequence[Row[Any]]:
+    """The causes of pending credits whose time has come, the oldest first, after a given (time,
+    cause).
+    """
     return connection.execute(_LIST_RELEASABLE, {**_cursor_parameters(after), "most": limit}).all()
 
 
@@ -152,10 +198,18 @@ def _cursor_parameters(cursor: DueCursor | None) -> dict[str, Any]:
     return {"after_time": cursor[0] if cursor else None, "after": cursor[1] if cursor else ""}
 
 
-def list_holds(connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, limit: int) -> Sequence[Row[Any]]:
+def list_holds(
+    connection: Connection, seller: str, currency: str, before: tuple[Any, str] | None, limit: int
+) -> Sequence[Row[Any]]:
     """A seller's holds, newest first, before a given (create_time, hold_id)."""
     before_time, before_id = before or (None, "")
-    parameters = {"seller_account": seller, "currency": currency, "before_time": before_time, "before_id": before_id, "most": limit}
+    parameters = {
+        "seller_account": seller,
+        "currency": currency,
+        "before_time": before_time,
+        "before_id": before_id,
+        "most": limit,
+    }
     return connection.execute(_LIST_HOLDS, parameters).all()
 
 
@@ -171,31 +225,47 @@ class DecidedInstruction:
 _WRITE = text(f"""
     with t as materialized (select clock() as now),
     e as (
-        insert into wallet_entry (seller_account, currency, number, kind, cause, caller, fingerprint, amount, pending_after, available_after, held_after,
+        insert into wallet_entry (seller_account, currency, number, kind, cause, caller,
+            fingerprint, amount, pending_after, available_after, held_after,
             owed_after, traceparent, create_time)
-        select seller_account, currency, number, kind, cause, caller, decode(fingerprint, 'hex'), amount, pending, available, held, owed, traceparent, now
-        from json_to_recordset(cast(:entries as json)) as r (seller_account text collate "C", currency text collate "C", number bigint, kind text, cause text, caller text,
-            fingerprint text, amount bigint, pending numeric, available numeric, held numeric, owed numeric, traceparent text), t
+        select seller_account, currency, number, kind, cause, caller, decode(fingerprint, 'hex'),
+            amount, pending, available, held, owed, traceparent, now
+        from json_to_recordset(cast(:entries as json))
+            as r (seller_account text collate "C", currency text collate "C", number bigint,
+            kind text, cause text, caller text,
+            fingerprint text, amount bigint, pending numeric, available numeric, held numeric,
+                owed numeric, traceparent text), t
         returning seller_account, currency, number),
     {insert_into_outbox("e", "'wallets/' || seller_account || '/' || currency", "number")},
     c as (
         insert into pending_credit (cause, seller_account, currency, amount, release_time)
         select cause, seller_account, currency, amount, now + make_interval(secs => delay)
-        from json_to_recordset(cast(:pending as json)) as r (cause text, seller_account text collate "C", currency text collate "C", amount bigint, delay int), t),
+        from json_to_recordset(cast(:pending as json))
+            as r (cause text, seller_account text collate "C", currency text collate "C",
+            amount bigint, delay int), t),
     d as (delete from pending_credit where cause = any (cast(:released as text[]))),
     p as (
-        insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose, state, caller, expire_time, create_time)
-        select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time, now
-        from json_to_recordset(cast(:placed as json)) as r (hold_id text, seller_account text collate "C", currency text collate "C", amount bigint, purpose text, caller text,
+        insert into hold (hold_id, seller_account, currency, amount, captured_amount, purpose,
+            state, caller, expire_time, create_time)
+        select hold_id, seller_account, currency, amount, 0, purpose, 'OPEN', caller, expire_time,
+            now
+        from json_to_recordset(cast(:placed as json))
+            as r (hold_id text, seller_account text collate "C", currency text collate "C",
+            amount bigint, purpose text, caller text,
             expire_time timestamptz), t),
     h as (
         update hold set state = r.state, captured_amount = r.captured_amount, end_time = t.now
-        from json_to_recordset(cast(:ended as json)) as r (hold_id text, state text, captured_amount bigint), t
+        from json_to_recordset(cast(:ended as json))
+            as r (hold_id text, state text, captured_amount bigint), t
         where hold.hold_id = r.hold_id and hold.state = 'OPEN'),
     w as (
-        update wallet w set pending = r.pending, available = r.available, held = r.held, owed = r.owed,
-            balance = r.pending + r.available + r.held - r.owed, version = r.version, update_time = greatest(w.update_time, t.now)
-        from json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C", pending numeric, available numeric, held numeric,
+        update wallet w set pending = r.pending, available = r.available, held = r.held,
+            owed = r.owed,
+            balance = r.pending + r.available + r.held - r.owed, version = r.version,
+                update_time = greatest(w.update_time, t.now)
+        from json_to_recordset(cast(:wallets as json))
+            as r (seller_account text collate "C", currency text collate "C", pending numeric,
+            available numeric, held numeric,
             owed numeric, version bigint), t
         where w.seller_account = r.seller_account and w.currency = r.currency)
     select now as create_time, sequence as told from t, told
@@ -203,7 +273,9 @@ _WRITE = text(f"""
 
 
 def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[Any]:
-    """Writes changes of locked wallets, in order: entries, holds, and each wallet once; their create_time, and the outbox row in which they are to be told."""
+    """Writes changes of locked wallets, in order: entries, holds, and each wallet once; their
+    create_time, and the outbox row in which they are to be told.
+    """
     changed_wallets: dict[WalletKey, Wallet] = {}
     entries, placed, ended, pending, released = [], [], [], [], []
     for item in changes:
@@ -212,14 +284,30 @@ def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[
         entries.append(_entry_columns(item))
         if item.change.adds_pending:
             pending_amount = {"amount": item.change.amount, "delay": wallet.release_delay}
-            pending.append({"cause": item.instruction.cause, "seller_account": wallet.seller_account, "currency": wallet.currency, **pending_amount})
+            pending.append(
+                {
+                    "cause": item.instruction.cause,
+                    "seller_account": wallet.seller_account,
+                    "currency": wallet.currency,
+                    **pending_amount,
+                }
+            )
         if item.instruction.kind is EntryKind.RELEASE:
             released.append(item.instruction.cause)
         if hold is not None and item.instruction.kind is EntryKind.HOLD_PLACED:
             placed.append(hold)
         elif hold is not None:
-            ended.append({"hold_id": hold.hold_id, "state": hold.state, "captured_amount": hold.captured_amount})
-    wallets = [{**_balance_columns(wallet), "version": wallet.version} for wallet in changed_wallets.values()]
+            ended.append(
+                {
+                    "hold_id": hold.hold_id,
+                    "state": hold.state,
+                    "captured_amount": hold.captured_amount,
+                }
+            )
+    wallets = [
+        {**_balance_columns(wallet), "version": wallet.version}
+        for wallet in changed_wallets.values()
+    ]
     parameters = {
         "entries": encode_rows(entries),
         "pending": encode_rows(pending),
@@ -233,7 +321,12 @@ def write(connection: Connection, changes: Sequence[DecidedInstruction]) -> Row[
 
 def _balance_columns(wallet: Wallet) -> dict[str, Any]:
     balances = wallet.balances
-    parts = {"pending": str(balances.pending), "available": str(balances.available), "held": str(balances.held), "owed": str(balances.owed)}
+    parts = {
+        "pending": str(balances.pending),
+        "available": str(balances.available),
+        "held": str(balances.held),
+        "owed": str(balances.owed),
+    }
     return {"seller_account": wallet.seller_account, "currency": wallet.currency, **parts}
 
 
@@ -250,61 +343,83 @@ def _entry_columns(item: DecidedInstruction) -> dict[str, Any]:
     }
 
 
-_WALLET_COLUMNS = "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, policy_version, version, update_time"
+_WALLET_COLUMNS = (
+    "seller_account, currency, balance, pending, available, held, owed, frozen, release_delay, "
+    "policy_version, version, update_time"
+)
 _FIND_WALLETS = text(f"""
-    select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json)) as r (seller_account text collate "C", currency text collate "C")
+    select {_WALLET_COLUMNS} from wallet join json_to_recordset(cast(:wallets as json))
+        as r (seller_account text collate "C", currency text collate "C")
         using (seller_account, currency)
 """)
 _LIST_WALLETS = text(f"""
     select {_WALLET_COLUMNS} from wallet
-    where (:seller_account = '' or seller_account = :seller_account) and (seller_account, currency) > (:after_seller, :after_currency)
+    where (:seller_account = '' or seller_account = :seller_account)
+        and (seller_account, currency) > (:after_seller, :after_currency)
     order by seller_account, currency limit :most
 """)
 _LIST_WALLETS_IN_CURRENCY = text(f"""
     select {_WALLET_COLUMNS} from wallet
-    where (:seller_account = '' or seller_account = :seller_account) and currency = :currency and seller_account > :after_seller
+    where (:seller_account = '' or seller_account = :seller_account) and currency = :currency
+        and seller_account > :after_seller
     order by seller_account limit :most
 """)
 _LIST_ENTRIES = text("""
-    select * from wallet_entry where seller_account = :seller_account and currency = :currency and number < :before
+    select * from wallet_entry where seller_account = :seller_account and currency = :currency
+        and number < :before
     order by number desc limit :most
 """)
 
 
 def find_wallets(connection: Connection, keys: Sequence[WalletKey]) -> dict[WalletKey, Row[Any]]:
     """Wallets as they stand, those that exist."""
-    return {(row.seller_account, row.currency): row for row in connection.execute(_FIND_WALLETS, {"wallets": _encode_keys(keys)})}
+    return {
+        (row.seller_account, row.currency): row
+        for row in connection.execute(_FIND_WALLETS, {"wallets": _encode_keys(keys)})
+    }
 
 
-def list_wallets(connection: Connection, seller: str, currency: str, after: WalletKey, limit: int) -> Sequence[Row[Any]]:
+def list_wallets(
+    connection: Connection, seller: str, currency: str, after: WalletKey, limit: int
+) -> Sequence[Row[Any]]:
     """Wallets by seller and currency, after a given one."""
     parameters = {"seller_account": seller, "after_seller": after[0], "most": limit}
     if currency:
-        return connection.execute(_LIST_WALLETS_IN_CURRENCY, {**parameters, "currency": currency}).all()
+        return connection.execute(
+            _LIST_WALLETS_IN_CURRENCY, {**parameters, "currency": currency}
+        ).all()
     return connection.execute(_LIST_WALLETS, {**parameters, "after_currency": after[1]}).all()
 
 
-def list_entries(connection: Connection, key: WalletKey, before: int, limit: int) -> Sequence[Row[Any]]:
+def list_entries(
+    connection: Connection, key: WalletKey, before: int, limit: int
+) -> Sequence[Row[Any]]:
     """A wallet's entries, newest first, below a number."""
     parameters = {"seller_account": key[0], "currency": key[1], "before": before, "most": limit}
     return connection.execute(_LIST_ENTRIES, parameters).all()
 
 
+_POLICY_RESOURCE_NAME = "'walletPolicies/' || seller_account || '/' || currency"
 _SET_POLICY = text(f"""
     with l as materialized (
-        select seller_account, currency from wallet where seller_account = :seller_account and currency = :currency
+        select seller_account, currency from wallet where seller_account = :seller_account
+            and currency = :currency
             and (frozen is distinct from coalesce(cast(:frozen as boolean), frozen)
-                or release_delay is distinct from coalesce(cast(:release_delay as int), release_delay))
-            and (cast(:expected_version as bigint) is null or policy_version = cast(:expected_version as bigint)) for update),
+                or release_delay is distinct
+                    from coalesce(cast(:release_delay as int), release_delay))
+            and (cast(:expected_version as bigint) is null
+                or policy_version = cast(:expected_version as bigint)) for update),
     w as (
-        update wallet w set frozen = coalesce(cast(:frozen as boolean), w.frozen), release_delay = coalesce(cast(:release_delay as int), w.release_delay),
+        update wallet w set frozen = coalesce(cast(:frozen as boolean), w.frozen),
+            release_delay = coalesce(cast(:release_delay as int), w.release_delay),
             policy_version = w.policy_version + 1,
             update_time = greatest(w.update_time, clock())
         from l where w.seller_account = l.seller_account and w.currency = l.currency returning w.*),
     p as (
         insert into wallet_policy
-        select seller_account, currency, policy_version, frozen, release_delay, :caller, :traceparent, update_time from w),
-    {insert_into_outbox("w", "'walletPolicies/' || seller_account || '/' || currency", "policy_version")}
+        select seller_account, currency, policy_version, frozen, release_delay, :caller,
+            :traceparent, update_time from w),
+    {insert_into_outbox("w", _POLICY_RESOURCE_NAME, "policy_version")}
     select w.*, sequence as told from w, told
 """)
 
@@ -321,9 +436,11 @@ def set_policy(
 ) -> Row[Any] | None:
     """Sets a wallet's policy, of which None stays as it is.
 
-    The same policy again changes nothing, nor does one that is to replace another version; None: whichever there is.
+    The same policy again changes nothing, nor does one that is to replace another version; None:
+    whichever there is.
 
-    Returns the wallet as it is now, with the outbox row in which its policy is to be told; None if nothing changed.
+    Returns the wallet as it is now, with the outbox row in which its policy is to be told; None if
+    nothing changed.
     """
     values = {
         "seller_account": key[0],
@@ -332,16 +449,24 @@ def set_policy(
         "release_delay": release_delay_seconds,
         "expected_version": expected_version,
     }
-    return connection.execute(_SET_POLICY, {**values, "caller": caller, "traceparent": traceparent}).one_or_none()
+    return connection.execute(
+        _SET_POLICY, {**values, "caller": caller, "traceparent": traceparent}
+    ).one_or_none()
 
 
 _LIST_EXPIRED_HOLDS = text("""
     select hold_id as cause, expire_time as time from hold
-    where state = 'OPEN' and expire_time <= (select clock()) and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'), :after)
+    where state = 'OPEN' and expire_time <= (select clock())
+        and (expire_time, hold_id) > (coalesce(cast(:after_time as timestamptz), '-infinity'),
+        :after)
     order by expire_time, hold_id limit :most
 """)
 
 
-def list_expired_holds(connection: Connection, after: DueCursor | None, limit: int) -> Sequence[Row[Any]]:
+def list_expired_holds(
+    connection: Connection, after: DueCursor | None, limit: int
+) -> Sequence[Row[Any]]:
     """Open holds whose time is up, the oldest first, after a given (time, hold_id)."""
-    return connection.execute(_LIST_EXPIRED_HOLDS, {**_cursor_parameters(after), "most": limit}).all()
+    return connection.execute(
+        _LIST_EXPIRED_HOLDS, {**_cursor_parameters(after), "most": limit}
+    ).all()

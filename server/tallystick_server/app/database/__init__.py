@@ -1,1 +1,3 @@
-"""The databases of a process: roles and migrations, schema checks, connections, embedded PostgreSQL."""
+"""The databases of a process: roles and migrations, schema checks, connections, embedded
+PostgreSQL.
+"""

@@ -9,13 +9,22 @@ from pathlib import Path
 
 from tallystick_server.app.configuration import Settings
 from tallystick_server.app.database.embedded import EmbeddedPostgres
-from tallystick_server.app.database.migrate import SCHEMAS, Passwords, driver_url, migrate, role_names, role_url
+from tallystick_server.app.database.migrate import (
+    SCHEMAS,
+    Passwords,
+    driver_url,
+    migrate,
+    role_names,
+    role_url,
+)
 from tallystick_server.app.errors import StartupError
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUrls:
-    """The administrator's URL, empty if only the services' are known, and each schema's for its service and its reader."""
+    """The administrator's URL, empty if only the services' are known, and each schema's for its
+    service and its reader.
+    """
 
     admin: str = field(repr=False)  # a URL may hold a password
     passwords: Passwords
@@ -42,35 +51,56 @@ class DatabaseUrls:
     @property
     def _database_name(self) -> str:
         if not self.admin:
-            raise StartupError("TALLYSTICK_DATABASE_URL must be set, or TALLYSTICK_SERVICE_DATABASE_URL name every schema this command needs.")
+            raise StartupError(
+                "TALLYSTICK_DATABASE_URL must be set, or TALLYSTICK_SERVICE_DATABASE_URL name "
+                "every schema this command needs."
+            )
         return driver_url(self.admin).database or "postgres"
 
     def _generated_url(self, role: str) -> str:
-        return driver_url(role_url(self.admin, role, self.passwords.get(role))).render_as_string(hide_password=False)
+        return driver_url(role_url(self.admin, role, self.passwords.get(role))).render_as_string(
+            hide_password=False
+        )
 
 
 @contextmanager
 def open_databases(
-    settings: Settings, print_status: Callable[[str], None], *, fsync: bool = True, folder: Path | None = None
+    settings: Settings,
+    print_status: Callable[[str], None],
+    *,
+    fsync: bool = True,
+    folder: Path | None = None,
 ) -> Iterator[DatabaseUrls]:
-    """The databases of the settings. The embedded PostgreSQL is started, migrated, and stopped at the end. Raises Failure."""
+    """The databases of the settings. The embedded PostgreSQL is started, migrated, and stopped at
+    the end. Raises Failure.
+    """
     passwords = Passwords((folder or settings.data) / "passwords.json")
     if settings.database_url or settings.service_database_url:
-        yield DatabaseUrls(settings.database_url, passwords, settings.service_database_url, settings.reader_database_url)
+        yield DatabaseUrls(
+            settings.database_url,
+            passwords,
+            settings.service_database_url,
+            settings.reader_database_url,
+        )
         return
     embedded = EmbeddedPostgres((folder or settings.data) / "postgres", fsync=fsync)
     try:
         admin = embedded.start(print_status)
         print_status("Bringing the schemas up to date")
-        migrate(admin, passwords, new_passwords=True)  # nobody else uses a cluster that we hold the lock of
+        # nobody else uses a cluster that we hold the lock of
+        migrate(admin, passwords, new_passwords=True)
         yield DatabaseUrls(admin, passwords, {}, has_ended=lambda: embedded.has_ended)
     finally:
         embedded.stop()
 
 
 @contextmanager
-def open_databases_read_only(settings: Settings, print_status: Callable[[str], None]) -> Iterator[DatabaseUrls]:
-    """The databases of the settings as they are: none is made or migrated, and an embedded one that somebody runs is shared. Raises Failure."""
+def open_databases_read_only(
+    settings: Settings, print_status: Callable[[str], None]
+) -> Iterator[DatabaseUrls]:
+    """The databases of the settings as they are: none is made or migrated, and an embedded one that
+    somebody runs is shared. Raises Failure.
+    """
     embedded = EmbeddedPostgres(settings.data / "postgres")
     if settings.database_url or settings.service_database_url:
         with open_databases(settings, print_status) as database_urls:
@@ -78,7 +108,10 @@ def open_databases_read_only(settings: Settings, print_status: Callable[[str], N
         return
     embedded.require_complete_cluster()
     if not embedded.exists:
-        raise StartupError(f"There is no database in {settings.data.resolve()}: say where it is in TALLYSTICK_DATABASE_URL or TALLYSTICK_DATA.")
+        raise StartupError(
+            f"There is no database in {settings.data.resolve()}: say where it is in "
+            "TALLYSTICK_DATABASE_URL or TALLYSTICK_DATA."
+        )
     passwords = Passwords(settings.data / "passwords.json")
     if embedded.is_running:
         yield DatabaseUrls(embedded.url, passwords, {})

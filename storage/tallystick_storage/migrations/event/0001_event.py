@@ -23,7 +23,8 @@ create table event (
 """
 
 RULES = """
-create trigger append_only before update or delete or truncate on event for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on event
+    for each statement execute function refuse_change();
 """
 
 GRANTS = """

@@ -1,6 +1,13 @@
 """The book: head, accounts, transactions, entries."""
 
-from tallystick_storage.migrations import ALERTS, OUTBOX, SHARED_CHANGE_SELECTS, create, require_change, statement_rule
+from tallystick_storage.migrations import (
+    ALERTS,
+    OUTBOX,
+    SHARED_CHANGE_SELECTS,
+    create,
+    require_change,
+    statement_rule,
+)
 
 revision = "ledger_0001"
 down_revision = None
@@ -55,7 +62,8 @@ create table entry (
     place smallint not null,
     account_id bigint not null,
     currency text not null,
-    amount bigint not null check (amount <> 0 and abs(amount) <= 999999999999999999),  -- a credit above zero, a debit below
+    -- a credit above zero, a debit below
+    amount bigint not null check (amount <> 0 and abs(amount) <= 999999999999999999),
     balance_after numeric(38, 0) not null check (balance_after <> 'NaN'),
     number bigint not null check (number > 0),  -- among the entries of its account
     primary key (book, sequence, place)
@@ -65,49 +73,67 @@ create index entry_by_account on entry (account_id, sequence, place);
 
 RULES = (
     """
--- Writers take turns at the head; accounts are locked in the order of their ids. The role itself may update nothing.
-create function lock_head(book_name text) returns table (sequence bigint, hash bytea, post_time timestamptz, now timestamptz)
+-- Writers take turns at the head; accounts are locked in the order of their ids. The role itself
+-- may update nothing.
+create function lock_head(book_name text) returns table (sequence bigint, hash bytea,
+    post_time timestamptz, now timestamptz)
 language sql volatile security definer set search_path = ledger, pg_temp as $$
-    select h.sequence, h.hash, h.post_time, greatest(h.post_time, clock()) from head h where h.book = book_name for update
+    select h.sequence, h.hash, h.post_time, greatest(h.post_time, clock()) from head h
+        where h.book = book_name for update
 $$;
 
-create function lock_accounts(ids bigint[]) returns table (account_id bigint, balance numeric, entry_count bigint)
+create function lock_accounts(ids bigint[]) returns table (account_id bigint, balance numeric,
+    entry_count bigint)
 language sql volatile security definer set search_path = ledger, pg_temp as $$
-    select a.account_id, a.balance, a.entry_count from account a where a.account_id = any (ids) order by a.account_id for update
+    select a.account_id, a.balance, a.entry_count from account a where a.account_id = any (ids)
+        order by a.account_id for update
 $$;
 
 """
-    # L1, L3: every transaction is whole as soon as its statement ends, and nothing is ever added to an old one.
+    # L1, L3: every transaction is whole as soon as its statement ends, and nothing is ever added to
+    # an old one.
     + statement_rule(
         "entries_are_whole",
         "entry",
         (
             """
-            select from (select book, sequence, count(*) as n from changed group by book, sequence) s where (
-                select array[s.n, count(*)] from entry e where e.book = s.book and e.sequence = s.sequence
-                ) is distinct from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book and t.sequence = s.sequence)""",
+            select from (select book, sequence, count(*) as n from changed
+                group by book, sequence) s where (
+                select array[s.n, count(*)] from entry e where e.book = s.book
+                    and e.sequence = s.sequence
+                ) is distinct
+                    from (select array[t.n, t.n]::bigint[] from tx t where t.book = s.book
+                    and t.sequence = s.sequence)""",
             "entries without their transaction, or not as many as it has",
         ),
         (
             """
             select from (select distinct account_id, currency from changed) e
-            where not exists (select from account a where a.account_id = e.account_id and a.currency = e.currency offset 0)""",
+            where not exists (select from account a where a.account_id = e.account_id
+                and a.currency = e.currency offset 0)""",
             "an entry is in another currency than its account",
         ),
-        ("select from changed group by book, sequence, currency having sum(amount) <> 0", "the entries of a transaction do not sum to zero"),
+        (
+            "select from changed group by book, sequence, currency having sum(amount) <> 0",
+            "the entries of a transaction do not sum to zero",
+        ),
     )
     + """
 -- L6, L7: transactions follow the head without a gap, and head and balances move with them.
 create function book_moves_on() returns trigger language plpgsql security definer
-set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = ledger, pg_temp set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off as $$
 declare
     numbered boolean;
 begin
-    if exists (select from added t where not exists (select from entry e where e.book = t.book and e.sequence = t.sequence offset 0)) then
+    if exists (select from added t
+        where not exists (select from entry e where e.book = t.book
+        and e.sequence = t.sequence offset 0)) then
         raise exception 'a transaction without entries' using errcode = 'P0001';
     end if;
     if exists (
-        select from (select t.*, lag(t.hash) over w as hash_before, lag(t.sequence) over w as sequence_before, lag(t.post_time) over w as time_before
+        select from (select t.*, lag(t.hash) over w as hash_before,
+            lag(t.sequence) over w as sequence_before, lag(t.post_time) over w as time_before
                      from added t window w as (partition by t.book order by t.sequence)) t
         left join head h on h.book = t.book
         where h.book is null
@@ -118,19 +144,25 @@ begin
         raise exception 'a transaction does not follow the one before it' using errcode = 'P0001';
     end if;
     update head h set sequence = l.sequence, hash = l.hash, post_time = l.post_time
-    from (select distinct on (book) book, sequence, hash, post_time from added order by book, sequence desc) l where h.book = l.book;
+    from (select distinct on (book) book, sequence, hash, post_time from added
+        order by book, sequence desc) l where h.book = l.book;
     with sums as (
-        select e.account_id, sum(e.amount) as amount, count(*) as entries, min(e.number) as first, max(e.number) as last
-        from added t cross join lateral (select account_id, amount, number from entry e where e.book = t.book and e.sequence = t.sequence offset 0) e
+        select e.account_id, sum(e.amount) as amount, count(*) as entries, min(e.number) as first,
+            max(e.number) as last
+        from added t cross join lateral (select account_id, amount, number from entry e
+            where e.book = t.book and e.sequence = t.sequence offset 0) e
         group by e.account_id order by e.account_id),
     locked as materialized (
-        select s.* from sums s cross join lateral (select from account a where a.account_id = s.account_id for update) a),
+        select s.* from sums s cross
+            join lateral (select from account a where a.account_id = s.account_id for update) a),
     moved as (
-        update account a set balance = a.balance + l.amount, entry_count = a.entry_count + l.entries from locked l where a.account_id = l.account_id
+        update account a set balance = a.balance + l.amount, entry_count = a.entry_count + l.entries
+            from locked l where a.account_id = l.account_id
         returning l.first = a.entry_count - l.entries + 1 and l.last = a.entry_count as numbered)
     select bool_and(m.numbered) into numbered from moved m;
     if not numbered then
-        raise exception 'entries are not numbered as their account counts them' using errcode = 'P0001';
+        raise exception 'entries are not numbered as their account counts them'
+            using errcode = 'P0001';
     end if;
     return null;
 end $$;
@@ -141,15 +173,22 @@ create function account_is_new() returns trigger language plpgsql as $$
 begin
     raise exception 'an account is opened empty' using errcode = 'P0001';
 end $$;
-create trigger account_is_new before insert on account for each row when (new.balance <> 0 or new.entry_count <> 0) execute function account_is_new();
+create trigger account_is_new before insert on account for each row
+    when (new.balance <> 0 or new.entry_count <> 0) execute function account_is_new();
 
-create trigger append_only before update or delete or truncate on tx for each statement execute function refuse_change();
-create trigger append_only before update or delete or truncate on entry for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on account for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on head for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on tx
+    for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on entry
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on account
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on head
+    for each statement execute function refuse_change();
 
--- How far the relay has handed transactions to EventService: the book is its own outbox; the table of that name is for alerts.
-create table relayed (book text primary key references head, sequence bigint not null check (sequence >= 0));
+-- How far the relay has handed transactions to EventService: the book is its own outbox; the table
+-- of that name is for alerts.
+create table relayed (book text primary key references head, sequence bigint not null
+    check (sequence >= 0));
 insert into relayed values ('main', 0);
 """
 )

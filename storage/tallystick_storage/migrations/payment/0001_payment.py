@@ -29,7 +29,8 @@ create table checkout (
     seller_info text not null,
     buyer_country text not null,
     payment_token text not null,  -- the provider's; never leaves but to the provider
-    payment_method_type text not null check (payment_method_type in ('CARD', 'APPLE_PAY', 'GOOGLE_PAY', 'BANK_TRANSFER', 'CASH')),
+    payment_method_type text not null
+        check (payment_method_type in ('CARD', 'APPLE_PAY', 'GOOGLE_PAY', 'BANK_TRANSFER', 'CASH')),
     charging text not null check (charging in ('PER_ORDER', 'TOGETHER')),
     on_partial text not null check (on_partial in ('KEEP', 'ALL_OR_NOTHING')),
     provider text not null,
@@ -38,27 +39,33 @@ create table checkout (
     cancel_reason text not null,  -- why its caller has cancelled it; "": it has not
     order_count int not null check (order_count between 1 and 200),
     open_orders int not null check (open_orders >= 0),  -- not final, or SUCCESS and not settled
-    unpaid_orders int not null check (unpaid_orders >= open_orders and unpaid_orders <= order_count),  -- not (SUCCESS and settled)
+    -- not (SUCCESS and settled)
+    unpaid_orders int not null
+        check (unpaid_orders >= open_orders and unpaid_orders <= order_count),
     is_payment_done boolean not null generated always as (unpaid_orders = 0) stored,
     payment_state text not null generated always as (
         case when open_orders > 0 then 'OPEN' when unpaid_orders = 0 then 'PAID'
              when unpaid_orders = order_count then 'FAILED' else 'PARTIALLY_PAID' end) stored,
-    version int not null check (version = case when open_orders = 0 then 2 else 1 end),  -- 1 created, 2 closed
+    -- 1 created, 2 closed
+    version int not null check (version = case when open_orders = 0 then 2 else 1 end),
     create_time timestamptz not null,
     done_time timestamptz check ((done_time is null) = (open_orders > 0))
 ) with (fillfactor = 45);  -- closing it finds room beside the row, and touches no index
 create index checkout_by_owner on checkout (owner, create_time desc, checkout_id desc);
 create index checkout_by_time on checkout (create_time desc, checkout_id desc);
 
--- The payments that are not PAID, by state: an index on the checkout's own would be touched by its closing. Kept by a trigger.
+-- The payments that are not PAID, by state: an index on the checkout's own would be touched by its
+-- closing. Kept by a trigger.
 create table checkout_unpaid (
     checkout_id text collate "C" primary key,
     owner text collate "C" not null,
     payment_state text not null,
     create_time timestamptz not null
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
-create index checkout_unpaid_by_time on checkout_unpaid (payment_state, create_time desc, checkout_id desc);
-create index checkout_unpaid_by_owner on checkout_unpaid (owner, payment_state, create_time desc, checkout_id desc);
+create index checkout_unpaid_by_time
+    on checkout_unpaid (payment_state, create_time desc, checkout_id desc);
+create index checkout_unpaid_by_owner
+    on checkout_unpaid (owner, payment_state, create_time desc, checkout_id desc);
 
 -- Whom sellers belong to, as WalletService said last; for when it does not answer.
 create table seller_owner (
@@ -77,36 +84,52 @@ create table payment_order (
     currency text not null,
     asked_fee bigint,  -- the fee as the caller gave it; null: as configured
     platform_fee bigint not null check (platform_fee >= 0),
-    seller_amount bigint not null check (seller_amount > 0 and seller_amount + platform_fee = amount),  -- P9
-    status text not null check (status in ('NOT_STARTED', 'EXECUTING', 'SUCCESS', 'FAILED', 'PENDING')),
+    -- P9
+    seller_amount bigint not null
+        check (seller_amount > 0 and seller_amount + platform_fee = amount),
+    status text not null
+        check (status in ('NOT_STARTED', 'EXECUTING', 'SUCCESS', 'FAILED', 'PENDING')),
     wallet_updated boolean not null,
     ledger_updated boolean not null,
     pending_reason text not null check (pending_reason = ''
-        or pending_reason in ('BUYER_ACTION', 'PROVIDER_REVIEW', 'RISK_REVIEW') and status in ('PENDING', 'NOT_STARTED')),
+        or pending_reason in ('BUYER_ACTION', 'PROVIDER_REVIEW', 'RISK_REVIEW')
+            and status in ('PENDING', 'NOT_STARTED')),
     next_action_url text not null,
-    failure_reason text not null check ((failure_reason = '') = (status <> 'FAILED') and failure_reason in (
-        '', 'PROVIDER_DECLINED', 'INSUFFICIENT_FUNDS', 'PAYMENT_METHOD_INVALID', 'AUTHENTICATION_FAILED', 'PAGE_EXPIRED', 'EXPIRED', 'BUYER_CANCELLED',
-        'CALLER_CANCELLED', 'RISK_AMOUNT_LIMIT', 'RISK_VELOCITY', 'RISK_BLOCKED_ACCOUNT', 'RISK_BLOCKED_COUNTRY', 'RISK_PROVIDER', 'PROVIDER_MISMATCH',
+    failure_reason text not null
+        check ((failure_reason = '') = (status <> 'FAILED') and failure_reason in (
+        '', 'PROVIDER_DECLINED', 'INSUFFICIENT_FUNDS', 'PAYMENT_METHOD_INVALID',
+            'AUTHENTICATION_FAILED', 'PAGE_EXPIRED', 'EXPIRED', 'BUYER_CANCELLED',
+        'CALLER_CANCELLED', 'RISK_AMOUNT_LIMIT', 'RISK_VELOCITY', 'RISK_BLOCKED_ACCOUNT',
+            'RISK_BLOCKED_COUNTRY', 'RISK_PROVIDER', 'PROVIDER_MISMATCH',
         'PROVIDER_REFUSED', 'PROVIDER_UNREACHABLE', 'SIBLING_FAILED', 'CLOSED_BY_OPERATOR')),
     decline_code text not null,
     provider text not null,
     provider_reference text not null check (provider_reference <> '' or status <> 'SUCCESS'),  -- P2
-    attempt_count int not null check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
-    resolve_by_time timestamptz check (resolve_by_time is null or status = 'PENDING' and pending_reason = 'BUYER_ACTION'),  -- no review has one
-    delivery_confirmed_time timestamptz check (delivery_confirmed_time is null or wallet_updated and ledger_updated),
+    attempt_count int not null
+        check (attempt_count >= 0 and (attempt_count > 0 or status in ('NOT_STARTED', 'FAILED'))),
+    -- no review has one
+    resolve_by_time timestamptz
+        check (resolve_by_time is null or status = 'PENDING' and pending_reason = 'BUYER_ACTION'),
+    delivery_confirmed_time timestamptz
+        check (delivery_confirmed_time is null or wallet_updated and ledger_updated),
     version int not null,
     create_time timestamptz not null,
     update_time timestamptz not null,
     check (status = 'SUCCESS' or not (wallet_updated or ledger_updated))
-) with (fillfactor = 45);  -- the moves until it is settled find room beside the row, and touch no index
+-- the moves until it is settled find room beside the row, and touch no index
+) with (fillfactor = 45);
 create index payment_order_by_checkout on payment_order (checkout_id);
-create index payment_order_by_buyer on payment_order (buyer_account, create_time desc, checkout_id desc);
-create index payment_order_by_seller on payment_order (seller_account, create_time desc, checkout_id desc);
+create index payment_order_by_buyer
+    on payment_order (buyer_account, create_time desc, checkout_id desc);
+create index payment_order_by_seller
+    on payment_order (seller_account, create_time desc, checkout_id desc);
 
 alter table attempt add checkout_id text collate "C" not null;
 
--- P1: what a provider charged, by its reference, is the money of one charge: of its orders, or unapplied. Who writes either down claims the reference here,
--- so of two charges at the same moment the second waits for the first, and is refused. Kept by triggers.
+-- P1: what a provider charged, by its reference, is the money of one charge: of its orders, or
+-- unapplied. Who writes either down claims the reference here,
+-- so of two charges at the same moment the second waits for the first, and is refused. Kept by
+-- triggers.
 create table provider_money (
     provider text not null,
     provider_reference text collate "C" not null,
@@ -144,7 +167,8 @@ create table to_release (
     tries int not null default 0 check (tries >= 0),  -- that the wallet refused
     next_attempt_time timestamptz not null default '-infinity'
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
-create index to_release_by_next_attempt on to_release (next_attempt_time, create_time, payment_order_id);
+create index to_release_by_next_attempt
+    on to_release (next_attempt_time, create_time, payment_order_id);
 create index to_release_refused on to_release (create_time, payment_order_id) where refused <> '';
 create index to_release_waiting on to_release (create_time, payment_order_id) where refused = '';
 
@@ -161,11 +185,14 @@ create table unapplied_charge (
     currency text not null,
     cause text not null check (cause in ('MISMATCH', 'LATE', 'TWICE')),
     ledger_updated boolean not null,
-    version int not null check (version = case when acknowledged_by <> '' then 3 when ledger_updated then 2 else 1 end),
+    version int not null check (version = case when acknowledged_by <> '' then 3 when ledger_updated
+        then 2 else 1 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
-    acknowledged_by text not null default '' check (acknowledged_by = '' or ledger_updated),  -- the operator who has resolved it; "": nobody has
-    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    -- the operator who has resolved it; "": nobody has
+    acknowledged_by text not null default '' check (acknowledged_by = '' or ledger_updated),
+    acknowledge_reason text not null default ''
+        check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
     unique (provider, provider_reference)
 );
@@ -176,9 +203,12 @@ create table unbooked (
     tries int not null check (tries > 0),
     next_attempt_time timestamptz not null
 );
-create index unapplied_charge_by_time on unapplied_charge (create_time desc, unapplied_charge_id desc);
-create index unapplied_charge_open on unapplied_charge (create_time desc, unapplied_charge_id desc) where acknowledged_by = '';
--- Charges that failed though they may have been sent: their providers are asked now and then whether they charged after all.
+create index unapplied_charge_by_time
+    on unapplied_charge (create_time desc, unapplied_charge_id desc);
+create index unapplied_charge_open on unapplied_charge (create_time desc, unapplied_charge_id desc)
+    where acknowledged_by = '';
+-- Charges that failed though they may have been sent: their providers are asked now and then
+-- whether they charged after all.
 create table watch (
     charge_id text collate "C" primary key,
     provider text not null,
@@ -186,26 +216,35 @@ create table watch (
     looks int not null check (looks >= 0)
 );
 create index watch_by_time on watch (next_time, charge_id);
-create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id) where not ledger_updated;
+create index unapplied_charge_to_book on unapplied_charge (create_time, unapplied_charge_id)
+    where not ledger_updated;
 """
 
 
 def _claim_money_trigger(table: str, charge_id: str, event: str, condition: str) -> str:
-    """P1: the rows of a statement on a table claim what their provider charged for their charge, or are refused. The second select sees what was committed while the first waited."""
+    """P1: the rows of a statement on a table claim what their provider charged for their charge, or
+    are refused. The second select sees what was committed while the first waited.
+    """
     return f"""
 create function {table}_claims_money() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off as $$
 begin
     insert into provider_money (provider, provider_reference, charge_id)
-    select a.provider, a.provider_reference, a.{charge_id} from changed a where {condition} order by a.provider, a.provider_reference collate "C"
+    select a.provider, a.provider_reference, a.{charge_id} from changed a where {condition}
+        order by a.provider, a.provider_reference collate "C"
     on conflict do nothing;
     if exists (select from changed a where {condition} and not exists (
-            select from provider_money m where m.provider = a.provider and m.provider_reference = a.provider_reference and m.charge_id = a.{charge_id} offset 0)) then
-        raise exception 'what the provider charged is the money of another charge' using errcode = '23505', constraint = 'provider_money_pkey';
+            select from provider_money m where m.provider = a.provider
+                and m.provider_reference = a.provider_reference
+                and m.charge_id = a.{charge_id} offset 0)) then
+        raise exception 'what the provider charged is the money of another charge'
+            using errcode = '23505', constraint = 'provider_money_pkey';
     end if;
     return null;
 end $$;
-create trigger claims_money after {event} on {table} referencing new table as changed for each statement execute function {table}_claims_money();
+create trigger claims_money after {event} on {table} referencing new table as changed
+    for each statement execute function {table}_claims_money();
 
 """
 
@@ -215,15 +254,18 @@ RULES = (
 -- P3: the same table as core's MOVES, and settling; one version for each.
 create function refuse_move() returns trigger language plpgsql as $$
 begin
-    raise exception 'order % cannot go from % to %', old.payment_order_id, old.status, new.status using errcode = 'P0001';
+    raise exception 'order % cannot go from % to %', old.payment_order_id, old.status, new.status
+        using errcode = 'P0001';
 end $$;
 
-create trigger cancelled_once before update on checkout for each row when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
+create trigger cancelled_once before update on checkout for each row
+    when (old.cancel_reason <> '' and new.cancel_reason <> old.cancel_reason)
 execute function refuse_change();
 
 -- P3: a payment that has ended stays as it is; until then its counts only fall.
 create trigger closed_once before update on checkout for each row
-when (old.open_orders = 0 or new.open_orders > old.open_orders or new.unpaid_orders > old.unpaid_orders) execute function refuse_change();
+when (old.open_orders = 0 or new.open_orders > old.open_orders
+    or new.unpaid_orders > old.unpaid_orders) execute function refuse_change();
 
 create trigger moves_along_the_table before update on payment_order for each row
 when (new.version <> old.version + 1 or new.update_time < old.update_time or not (
@@ -233,26 +275,37 @@ when (new.version <> old.version + 1 or new.update_time < old.update_time or not
         ('PENDING', 'SUCCESS'), ('PENDING', 'FAILED'))
     or (old.status = 'PENDING' and new.status = 'PENDING'  -- it waits for something else
         and (new.pending_reason, new.next_action_url, new.provider_reference, new.resolve_by_time)
-            is distinct from (old.pending_reason, old.next_action_url, old.provider_reference, old.resolve_by_time))
-    or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and not old.wallet_updated and not old.ledger_updated
-        and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is null and new.provider_reference = old.provider_reference)
-    or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and old.wallet_updated and old.delivery_confirmed_time is null
-        and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is not null and new.provider_reference = old.provider_reference)))
+            is distinct
+                from (old.pending_reason, old.next_action_url, old.provider_reference,
+                old.resolve_by_time))
+    or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and not old.wallet_updated
+        and not old.ledger_updated
+        and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is null
+            and new.provider_reference = old.provider_reference)
+    or (old.status = 'SUCCESS' and new.status = 'SUCCESS' and old.wallet_updated
+        and old.delivery_confirmed_time is null
+        and new.wallet_updated and new.ledger_updated and new.delivery_confirmed_time is not null
+            and new.provider_reference = old.provider_reference)))
 execute function refuse_move();
 
 """
-    # P4, E1: each version of an order has its history row, each history row its event, and the last one says what the order is.
+    # P4, E1: each version of an order has its history row, each history row its event, and the last
+    # one says what the order is.
     + statement_rule(
         "order_has_history",
         "payment_order",
         (
             """
             select from changed o where (
-                exists (select from order_history h where h.payment_order_id = o.payment_order_id and h.version = o.version and h.to_status = o.status
-                            and h.wallet_updated = o.wallet_updated and h.ledger_updated = o.ledger_updated
+                exists (select from order_history h where h.payment_order_id = o.payment_order_id
+                    and h.version = o.version and h.to_status = o.status
+                            and h.wallet_updated = o.wallet_updated
+                                and h.ledger_updated = o.ledger_updated
                             and h.delivered = (o.delivery_confirmed_time is not null)
                             and h.resolve_by_time is not distinct from o.resolve_by_time offset 0)
-                and (tg_op = 'UPDATE' or exists (select from checkout c where c.checkout_id = o.checkout_id offset 0))) is not true""",
+                and (tg_op = 'UPDATE'
+                    or exists (select from checkout c
+                    where c.checkout_id = o.checkout_id offset 0))) is not true""",
             "an order changed without its history row or its checkout",
         ),
         on=("insert", "update"),
@@ -263,16 +316,23 @@ execute function refuse_move();
         (
             """
             select from changed h where (
-                exists (select from payment_order o where o.payment_order_id = h.payment_order_id and o.version >= h.version offset 0)
+                exists (select from payment_order o where o.payment_order_id = h.payment_order_id
+                    and o.version >= h.version offset 0)
                 and case when h.version = 1 then h.from_status is null else h.from_status = (
-                    select p.to_status from order_history p where p.payment_order_id = h.payment_order_id and p.version = h.version - 1) end) is not true""",
+                    select p.to_status from order_history p
+                        where p.payment_order_id = h.payment_order_id
+                        and p.version = h.version - 1) end) is not true""",
             "a history row does not follow its order",
         ),
-        (changes_without_event("'paymentOrders/' || payment_order_id"), "a change that no event tells of"),
+        (
+            changes_without_event("'paymentOrders/' || payment_order_id"),
+            "a change that no event tells of",
+        ),
     )
     + """
 -- Booked, then acknowledged: each once, in versions of their own.
-create trigger booked_and_acknowledged_once before update on unapplied_charge for each row when (new.version <> old.version + 1)
+create trigger booked_and_acknowledged_once before update on unapplied_charge for each row
+    when (new.version <> old.version + 1)
     execute function refuse_change();
 
 """
@@ -284,7 +344,9 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
             """
             select from changed c
             cross join lateral (
-                select count(*) filter (where o.status <> 'FAILED' and not o.ledger_updated) as open, count(*) filter (where not o.ledger_updated) as unpaid
+                select count(*) filter (where o.status <> 'FAILED'
+                    and not o.ledger_updated) as open,
+                    count(*) filter (where not o.ledger_updated) as unpaid
                 from payment_order o where o.checkout_id = c.checkout_id offset 0) o
             where (c.open_orders, c.unpaid_orders) <> (o.open, o.unpaid)""",
             "a payment counts other orders than it has",
@@ -299,9 +361,12 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
             """
             select from changed a
             left join lateral (
-                select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high, min(o.checkout_id) as checkout_id
-                from payment_order o where o.checkout_id = a.checkout_id and o.charge_id = a.demand_id and o.status <> 'FAILED') o on true
-            where (o.amount, o.low, o.high, o.checkout_id) is distinct from (a.amount, a.currency, a.currency, a.checkout_id)""",
+                select sum(o.amount) as amount, min(o.currency) as low, max(o.currency) as high,
+                    min(o.checkout_id) as checkout_id
+                from payment_order o where o.checkout_id = a.checkout_id
+                    and o.charge_id = a.demand_id and o.status <> 'FAILED') o on true
+            where (o.amount, o.low, o.high, o.checkout_id) is distinct
+                from (a.amount, a.currency, a.currency, a.checkout_id)""",
             "an attempt does not demand the sum of its orders",
         ),
     )
@@ -309,14 +374,19 @@ create trigger booked_and_acknowledged_once before update on unapplied_charge fo
     + _claim_money_trigger("unapplied_charge", "charge_id", "insert", "true")
     + """
 create function unpaid_are_listed() returns trigger language plpgsql security definer
-set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = payment, pg_temp set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off as $$
 begin
     if tg_op = 'UPDATE' then
-        delete from checkout_unpaid u where u.checkout_id = any (array(select c.checkout_id from changed c where c.payment_state = 'PAID'));
+        delete from checkout_unpaid u
+            where u.checkout_id = any (array(select c.checkout_id from changed c
+            where c.payment_state = 'PAID'));
     end if;
     insert into checkout_unpaid as u (checkout_id, owner, payment_state, create_time)
-    select c.checkout_id, c.owner, c.payment_state, c.create_time from changed c where c.payment_state <> 'PAID' order by c.checkout_id
-    on conflict (checkout_id) do update set payment_state = excluded.payment_state where u.payment_state <> excluded.payment_state;
+    select c.checkout_id, c.owner, c.payment_state, c.create_time from changed c
+        where c.payment_state <> 'PAID' order by c.checkout_id
+    on conflict (checkout_id) do update set payment_state = excluded.payment_state
+        where u.payment_state <> excluded.payment_state;
     return null;
 end $$;
 create trigger insert_unpaid_are_listed after insert on checkout referencing new table as changed
@@ -324,38 +394,74 @@ create trigger insert_unpaid_are_listed after insert on checkout referencing new
 create trigger update_unpaid_are_listed after update on checkout referencing new table as changed
     for each statement execute function unpaid_are_listed();
 
-create trigger append_only before update or delete or truncate on order_history for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on payment_order for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on checkout for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on unapplied_charge for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on order_history
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payment_order
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on checkout
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on unapplied_charge
+    for each statement execute function refuse_change();
 """
 )
 
 EVENTS = (
     require_change(
         {
-            "paymentOrders": "select from order_history h where h.payment_order_id = {id} and h.version = x.version",
-            "payments": "select from checkout c where c.checkout_id = {id} and x.version between 1 and c.version",
+            "paymentOrders": (
+                "select from order_history h where h.payment_order_id = {id} and h.version = "
+                "x.version"
+            ),
+            "payments": (
+                "select from checkout c where c.checkout_id = {id} and x.version between 1 and "
+                "c.version"
+            ),
             **SHARED_CHANGE_SELECTS,
-            "unappliedCharges": "select from unapplied_charge u where u.unapplied_charge_id = {id} and u.version = x.version",
+            "unappliedCharges": (
+                "select from unapplied_charge u where u.unapplied_charge_id = {id} and u.version = "
+                "x.version"
+            ),
         }
     )
-    + require_event("checkout", "a checkout", "'payments/' || checkout_id", where="tg_op = 'INSERT' or version = 2")
-    + require_event("unapplied_charge", "an unapplied charge", "'unappliedCharges/' || unapplied_charge_id")
+    + require_event(
+        "checkout",
+        "a checkout",
+        "'payments/' || checkout_id",
+        where="tg_op = 'INSERT' or version = 2",
+    )
+    + require_event(
+        "unapplied_charge", "an unapplied charge", "'unappliedCharges/' || unapplied_charge_id"
+    )
 )
 
 GRANTS = """
 grant select on checkout_unpaid, provider_money to {service};
 grant select, insert, update (owner, update_time) on seller_owner to {service};
 grant select, insert on checkout, payment_order, order_history, unapplied_charge to {service};
-grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge_reason, acknowledge_time) on unapplied_charge to {service};
-grant update (open_orders, unpaid_orders, version, done_time, cancel_reason) on checkout to {service};
-grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url, failure_reason, decline_code, provider_reference,
-              attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time) on payment_order to {service};
-grant select, insert, delete, update (refused, tries, next_attempt_time) on to_release, unbooked to {service};
+grant update (ledger_updated, version, update_time, acknowledged_by, acknowledge_reason,
+    acknowledge_time) on unapplied_charge to {service};
+grant update (open_orders, unpaid_orders, version, done_time, cancel_reason)
+    on checkout to {service};
+grant update (status, wallet_updated, ledger_updated, pending_reason, next_action_url,
+    failure_reason, decline_code, provider_reference,
+              attempt_count, resolve_by_time, delivery_confirmed_time, version, update_time)
+                  on payment_order to {service};
+grant select, insert, delete, update (refused, tries, next_attempt_time) on to_release,
+    unbooked to {service};
 grant select, insert, delete, update (next_time, looks) on watch to {service};
 """
 
 
 def upgrade() -> None:
-    create("payment", OPERATIONS, TABLES, conflicting_reports("charge_id"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
+    create(
+        "payment",
+        OPERATIONS,
+        TABLES,
+        conflicting_reports("charge_id"),
+        OUTBOX,
+        DEAD_LETTERS,
+        ALERTS,
+        RULES,
+        EVENTS,
+        GRANTS,
+    )

@@ -20,7 +20,8 @@ branch_labels = ("payout",)
 depends_on = None
 
 TABLES = """
--- Where the lease tokens of a payout that is reopened begin: above all that it had before, since no work is claimed 2^32 times. So who held it then is fenced.
+-- Where the lease tokens of a payout that is reopened begin: above all that it had before, since no
+-- work is claimed 2^32 times. So who held it then is fenced.
 create sequence reopening increment by 4294967296 start with 4294967296;
 
 create table payout_destination (
@@ -34,12 +35,15 @@ create table payout_destination (
     description text not null,
     provider text not null,
     traceparent text not null,
-    state text not null check (state in ('PENDING_VERIFICATION', 'VERIFIED', 'UNUSABLE', 'DISABLED')),
+    state text not null
+        check (state in ('PENDING_VERIFICATION', 'VERIFIED', 'UNUSABLE', 'DISABLED')),
     usable_time timestamptz not null check (usable_time >= create_time),
-    verified_time timestamptz check (verified_time is not null or state <> 'VERIFIED'),  -- it was, at some time
+    -- it was, at some time
+    verified_time timestamptz check (verified_time is not null or state <> 'VERIFIED'),
     decline_code text not null,
     awaits_approval boolean not null,  -- a second person's, without which it is not paid to
-    approved_by text not null check (approved_by = '' or not awaits_approval and approved_by <> caller),
+    approved_by text not null
+        check (approved_by = '' or not awaits_approval and approved_by <> caller),
     approve_reason text not null check ((approve_reason <> '') = (approved_by <> '')),
     disabled_by text not null check ((disabled_by <> '') = (state = 'DISABLED')),
     disable_reason text not null check ((disable_reason <> '') = (state = 'DISABLED')),
@@ -48,15 +52,21 @@ create table payout_destination (
     update_time timestamptz not null check (update_time >= create_time),
     unique (payout_destination_id, owner, seller_account, currency)  -- for the payouts to it
 );
-create index payout_destination_by_seller on payout_destination (seller_account, currency, owner, create_time desc, payout_destination_id desc);
-create index payout_destination_by_time on payout_destination (create_time desc, payout_destination_id desc);
-create index payout_destination_by_state on payout_destination (state, create_time desc, payout_destination_id desc);
-create index payout_destination_by_owner on payout_destination (owner, create_time desc, payout_destination_id desc);
+create index payout_destination_by_seller
+    on payout_destination (seller_account, currency, owner, create_time desc,
+    payout_destination_id desc);
+create index payout_destination_by_time
+    on payout_destination (create_time desc, payout_destination_id desc);
+create index payout_destination_by_state
+    on payout_destination (state, create_time desc, payout_destination_id desc);
+create index payout_destination_by_owner
+    on payout_destination (owner, create_time desc, payout_destination_id desc);
 
 create table payout (
     payout_id text collate "C" primary key,
     caller text collate "C" not null,
-    owner text collate "C" not null check (owner <> ''),  -- whose callers see it: its seller's when it was accepted
+    -- whose callers see it: its seller's when it was accepted
+    owner text collate "C" not null check (owner <> ''),
     fingerprint bytea not null check (length(fingerprint) = 32),
     asked_amount bigint,  -- null: whatever could be paid
     asked_destination text not null,  -- "": the current one
@@ -67,33 +77,45 @@ create table payout (
     reserve bigint not null check (reserve >= 0),
     currency text not null,
     payout_destination_id text collate "C" not null,
-    foreign key (payout_destination_id, owner, seller_account, currency)  -- money goes to a bank account of its seller and of the seller's owner
+    -- money goes to a bank account of its seller and of the seller's owner
+    foreign key (payout_destination_id, owner, seller_account, currency)
         references payout_destination (payout_destination_id, owner, seller_account, currency),
     payout_batch_id text collate "C" not null,
     provider text not null,
     traceparent text not null,
-    state text not null check (state in ('CREATED', 'AWAITING_APPROVAL', 'READY', 'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT', 'PAID', 'FAILED', 'REJECTED',
+    state text not null
+        check (state in ('CREATED', 'AWAITING_APPROVAL', 'READY', 'SUBMITTING', 'SUBMITTED',
+        'IN_TRANSIT', 'PAID', 'FAILED', 'REJECTED',
         'CANCELLED', 'RETURNED')),
-    settled boolean not null check (not settled or state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')),  -- wallet and ledger show its end
-    failure_reason text not null check ((failure_reason = '') = (state <> 'FAILED') and failure_reason in (
-        '', 'INSUFFICIENT_FUNDS', 'WALLET_FROZEN', 'DESTINATION_REFUSED', 'PROVIDER_DECLINED', 'PROVIDER_REFUSED', 'PROVIDER_MISMATCH',
+    -- wallet and ledger show its end
+    settled boolean not null
+        check (not settled or state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')),
+    failure_reason text not null
+        check ((failure_reason = '') = (state <> 'FAILED') and failure_reason in (
+        '', 'INSUFFICIENT_FUNDS', 'WALLET_FROZEN', 'DESTINATION_REFUSED', 'PROVIDER_DECLINED',
+            'PROVIDER_REFUSED', 'PROVIDER_MISMATCH',
         'PROVIDER_UNREACHABLE', 'CLOSED_BY_OPERATOR')),
     decline_code text not null,
-    provider_reference text not null check (provider_reference <> '' or state not in ('PAID', 'RETURNED')),
-    attempt_count int not null check (attempt_count in (0, 1) and (attempt_count = 1 or state not in (
+    provider_reference text not null
+        check (provider_reference <> '' or state not in ('PAID', 'RETURNED')),
+    attempt_count int not null
+        check (attempt_count in (0, 1) and (attempt_count = 1 or state not in (
         'SUBMITTING', 'SUBMITTED', 'IN_TRANSIT', 'PAID', 'RETURNED'))),
     paid_amount bigint not null check (paid_amount >= 0),
     returned_amount bigint not null check (returned_amount >= 0),
     version int not null check (version > 0),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time)
-) with (fillfactor = 45);  -- the moves until it is settled find room beside the row, and touch no index
+-- the moves until it is settled find room beside the row, and touch no index
+) with (fillfactor = 45);
 create index payout_by_time on payout (create_time desc, payout_id desc);
 create index payout_by_owner on payout (owner, create_time desc, payout_id desc);
 create index payout_by_seller on payout (seller_account, create_time desc, payout_id desc);
-create index payout_by_batch on payout (payout_batch_id, create_time desc, payout_id desc) where payout_batch_id <> '';
+create index payout_by_batch on payout (payout_batch_id, create_time desc, payout_id desc)
+    where payout_batch_id <> '';
 
--- The payouts in states that few are in, or that rest there: an index on the payout's own would be touched by each of its moves. Kept by a trigger.
+-- The payouts in states that few are in, or that rest there: an index on the payout's own would be
+-- touched by each of its moves. Kept by a trigger.
 create table payout_in_state (
     payout_id text collate "C" primary key,
     owner text collate "C" not null,
@@ -101,12 +123,15 @@ create table payout_in_state (
     create_time timestamptz not null
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 create index payout_in_state_by_time on payout_in_state (state, create_time desc, payout_id desc);
-create index payout_in_state_by_owner on payout_in_state (owner, state, create_time desc, payout_id desc);
+create index payout_in_state_by_owner
+    on payout_in_state (owner, state, create_time desc, payout_id desc);
 
 -- What leads to the payouts under way of a batch, or to a destination.
-alter table due add payout_batch_id text collate "C" not null default '', add payout_destination_id text collate "C" not null default '';
+alter table due add payout_batch_id text collate "C" not null default '',
+    add payout_destination_id text collate "C" not null default '';
 create index due_by_batch on due (payout_batch_id) where payout_batch_id <> '';
-create index due_by_destination on due (payout_destination_id, demand_id) where payout_destination_id <> '';
+create index due_by_destination on due (payout_destination_id, demand_id)
+    where payout_destination_id <> '';
 
 -- Each move, and what it did to the flags.
 create table payout_history (
@@ -122,31 +147,39 @@ create table payout_history (
     primary key (payout_id, version)
 );
 
--- Money that a provider says it paid, and what came back of it. Always taken for true, once for each reference.
+-- Money that a provider says it paid, and what came back of it. Always taken for true, once for
+-- each reference.
 create table transfer (
     provider text not null,
     provider_reference text collate "C" not null check (provider_reference <> ''),
     payout_id text collate "C" not null references payout,
     fit text not null check (fit in ('AS_ASKED', 'LATE', 'MISMATCH', 'TWICE', 'OTHER_CURRENCY')),
-    cause_id text collate "C" not null unique,  -- O2: what it is posted under; the payout's id, once, for what was asked for
+    -- O2: what it is posted under; the payout's id, once, for what was asked for
+    cause_id text collate "C" not null unique,
     check ((cause_id = payout_id) = (fit in ('AS_ASKED', 'LATE'))),
     amount bigint not null check (amount > 0),
     currency text not null,
     returned_amount bigint check (returned_amount > 0),
-    returned_currency text not null check ((returned_currency <> '') = (returned_amount is not null)),
+    returned_currency text not null
+        check ((returned_currency <> '') = (returned_amount is not null)),
     create_time timestamptz not null,
     return_time timestamptz check ((return_time is not null) = (returned_amount is not null)),
-    acknowledged_by text not null default '',  -- the operator who has dealt with it, as it is known now; "": nobody has
-    acknowledge_reason text not null default '' check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
+    -- the operator who has dealt with it, as it is known now; "": nobody has
+    acknowledged_by text not null default '',
+    acknowledge_reason text not null default ''
+        check ((acknowledge_reason <> '') = (acknowledged_by <> '')),
     acknowledge_time timestamptz check ((acknowledge_time is not null) = (acknowledged_by <> '')),
-    check (acknowledged_by = '' or fit <> 'AS_ASKED' or coalesce(returned_amount > amount, false) or returned_currency not in ('', currency)),
+    check (acknowledged_by = '' or fit <> 'AS_ASKED' or coalesce(returned_amount > amount, false)
+        or returned_currency not in ('', currency)),
     primary key (provider, provider_reference)
 );
 create index transfer_by_payout on transfer (payout_id, create_time);
 create index transfer_unmatched on transfer (payout_id)
-    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency)) and acknowledged_by = '';
+    where (fit <> 'AS_ASKED' or returned_amount > amount or returned_currency not in ('', currency))
+        and acknowledged_by = '';
 
--- Payouts at rest of which the provider may still tell something: that the money came back, or was paid after all.
+-- Payouts at rest of which the provider may still tell something: that the money came back, or was
+-- paid after all.
 create table watch (
     payout_id text collate "C" primary key references payout,
     next_time timestamptz not null,
@@ -154,32 +187,42 @@ create table watch (
 ) with (fillfactor = 70);
 create index watch_by_time on watch (next_time, payout_id);
 
--- When sellers are paid by themselves, and on what terms; "" is every seller without one of his own. The last version is what holds.
+-- When sellers are paid by themselves, and on what terms; "" is every seller without one of his
+-- own. The last version is what holds.
 create table payout_schedule (
     seller_account text collate "C" not null,
     currency text collate "C" not null,
     interval text not null check (interval in ('DAILY', 'WEEKDAYS', 'WEEKLY', 'MONTHLY', 'MANUAL')),
     weekday text not null check ((weekday <> '') = (interval = 'WEEKLY')),
-    day_of_month int not null check (day_of_month between 0 and 31 and (day_of_month > 0) = (interval = 'MONTHLY')),
+    day_of_month int not null
+        check (day_of_month between 0 and 31 and (day_of_month > 0) = (interval = 'MONTHLY')),
     cut_off text not null check ((cut_off <> '') = (interval <> 'MANUAL')),
     time_zone text not null check ((time_zone <> '') = (interval <> 'MANUAL')),
     minimum_amount bigint not null check (minimum_amount >= 0),
     fee bigint not null check (fee >= 0),
     reserve bigint not null check (reserve >= 0),
-    own_terms boolean not null check (own_terms or (seller_account <> '' and minimum_amount = 0 and fee = 0 and reserve = 0)),  -- false: the default's hold
+    -- false: the default's hold
+    own_terms boolean not null
+        check (own_terms
+        or (seller_account <> '' and minimum_amount = 0 and fee = 0 and reserve = 0)),
     owner text collate "C" not null,  -- whose callers may stream its events; "": the platform's
     next_time timestamptz check ((next_time is null) = (interval = 'MANUAL')),
-    look_time timestamptz check ((look_time is null) = (next_time is null)),  -- when it is looked at: at next_time, later after a failure
-    failures int not null default 0 check (failures >= 0),  -- how often its cut-off could not be run
+    -- when it is looked at: at next_time, later after a failure
+    look_time timestamptz check ((look_time is null) = (next_time is null)),
+    -- how often its cut-off could not be run
+    failures int not null default 0 check (failures >= 0),
     caller text not null,
     traceparent text not null,
     version int not null check (version > 0),
     update_time timestamptz not null,
     primary key (seller_account, currency)
 );
-create index payout_schedule_by_time on payout_schedule (next_time, seller_account, currency) where next_time is not null;
-create index payout_schedule_due_of_all on payout_schedule (look_time, seller_account, currency) where seller_account = '' and look_time is not null;
-create index payout_schedule_due_of_sellers on payout_schedule (look_time, seller_account, currency) where seller_account <> '' and look_time is not null;
+create index payout_schedule_by_time on payout_schedule (next_time, seller_account, currency)
+    where next_time is not null;
+create index payout_schedule_due_of_all on payout_schedule (look_time, seller_account, currency)
+    where seller_account = '' and look_time is not null;
+create index payout_schedule_due_of_sellers on payout_schedule (look_time, seller_account, currency)
+    where seller_account <> '' and look_time is not null;
 
 create table payout_batch (
     payout_batch_id text collate "C" primary key,
@@ -196,16 +239,23 @@ create table payout_batch (
     item_count bigint not null check (item_count >= collected_count),
     collected_count bigint not null check (collected_count >= refused_count),
     refused_count bigint not null check (refused_count >= 0),
-    skipped_count bigint not null default 0 check (skipped_count >= 0 and (skipped_count = 0 or is_run)),  -- sellers whose wallets have too little to pay
-    version int not null check (version = case state when 'COLLECTING' then 1 when 'OPEN' then 2 else 3 end),
+    -- sellers whose wallets have too little to pay
+    skipped_count bigint not null default 0
+        check (skipped_count >= 0 and (skipped_count = 0 or is_run)),
+    version int not null check (version = case state when 'COLLECTING' then 1 when 'OPEN' then 2
+        else 3 end),
     create_time timestamptz not null,
     update_time timestamptz not null check (update_time >= create_time),
     done_time timestamptz check ((done_time is not null) = (state = 'DONE')),
-    look_time timestamptz not null default clock(),  -- when its payouts are made, or made on; later after a failure
-    failures int not null default 0 check (failures >= 0)  -- how often that has failed since it last came further
+    -- when its payouts are made, or made on; later after a failure
+    look_time timestamptz not null default clock(),
+    -- how often that has failed since it last came further
+    failures int not null default 0 check (failures >= 0)
 );
-create index payout_batch_due on payout_batch (look_time, payout_batch_id) where state = 'COLLECTING';
-create index payout_batch_open on payout_batch (state, create_time, payout_batch_id) where state <> 'DONE';
+create index payout_batch_due on payout_batch (look_time, payout_batch_id)
+    where state = 'COLLECTING';
+create index payout_batch_open on payout_batch (state, create_time, payout_batch_id)
+    where state <> 'DONE';
 create index payout_batch_open_by_id on payout_batch (payout_batch_id) where state = 'OPEN';
 
 -- What a batch is to pay, or could not.
@@ -217,11 +267,14 @@ create table payout_batch_item (
     currency text not null,
     payout_destination_id text not null,
     state text not null check (state in ('ASKED', 'MADE', 'REFUSED')),
-    refusal bytea check ((refusal is not null) = (state = 'REFUSED')),  -- a google.rpc.Status, serialized
+    -- a google.rpc.Status, serialized
+    refusal bytea check ((refusal is not null) = (state = 'REFUSED')),
     primary key (payout_batch_id, payout_id)
 );
-create index payout_batch_item_refused on payout_batch_item (payout_batch_id, payout_id) where state = 'REFUSED';
-create index payout_batch_item_asked on payout_batch_item (payout_batch_id, payout_id) where state = 'ASKED';
+create index payout_batch_item_refused on payout_batch_item (payout_batch_id, payout_id)
+    where state = 'REFUSED';
+create index payout_batch_item_asked on payout_batch_item (payout_batch_id, payout_id)
+    where state = 'ASKED';
 
 -- Retries that callers asked for, each done once.
 create table payout_retry (
@@ -242,60 +295,76 @@ begin
 end $$;
 
 create trigger moves_on before update on payout for each row
-when (new.version <= old.version or new.update_time < old.update_time or new.paid_amount < old.paid_amount or new.returned_amount < old.returned_amount)
+when (new.version <= old.version or new.update_time < old.update_time
+    or new.paid_amount < old.paid_amount or new.returned_amount < old.returned_amount)
 execute function refuse_move();
 
 create trigger moves_along_the_table before update on payout_destination for each row
-when (new.version <> old.version + 1 or new.update_time < old.update_time or new.awaits_approval and not old.awaits_approval
-    or old.approved_by <> '' and new.approved_by <> old.approved_by or old.awaits_approval and not new.awaits_approval and new.approved_by = ''
-    or not (old.state = new.state and old.awaits_approval and new.approved_by <> '' or (old.state, new.state) in (
-    ('PENDING_VERIFICATION', 'VERIFIED'), ('PENDING_VERIFICATION', 'UNUSABLE'), ('PENDING_VERIFICATION', 'DISABLED'),
+when (new.version <> old.version + 1 or new.update_time < old.update_time or new.awaits_approval
+    and not old.awaits_approval
+    or old.approved_by <> '' and new.approved_by <> old.approved_by or old.awaits_approval
+        and not new.awaits_approval and new.approved_by = ''
+    or not (old.state = new.state and old.awaits_approval and new.approved_by <> ''
+        or (old.state, new.state) in (
+    ('PENDING_VERIFICATION', 'VERIFIED'), ('PENDING_VERIFICATION', 'UNUSABLE'),
+        ('PENDING_VERIFICATION', 'DISABLED'),
     ('VERIFIED', 'UNUSABLE'), ('VERIFIED', 'DISABLED'))))
 execute function refuse_move();
 
 create trigger moves_along_the_table before update on payout_batch for each row
-when (old.state = 'DONE' or new.version < old.version or new.version > old.version + 1 or new.collected_count < old.collected_count
+when (old.state = 'DONE' or new.version < old.version or new.version > old.version + 1
+    or new.collected_count < old.collected_count
     or new.refused_count < old.refused_count or new.skipped_count < old.skipped_count)
 execute function refuse_move();
 
 -- It comes back once, which nobody has acknowledged yet; else it is acknowledged, once.
 create trigger returns_once before update on transfer for each row
-when (case when (new.returned_amount, new.returned_currency, new.return_time) is distinct from (old.returned_amount, old.returned_currency, old.return_time)
+when (case when (new.returned_amount, new.returned_currency, new.return_time) is distinct
+    from (old.returned_amount, old.returned_currency, old.return_time)
     then old.returned_amount is not null or new.returned_amount is null or new.acknowledged_by <> ''
     else old.acknowledged_by <> '' or new.acknowledged_by = '' end)
 execute function refuse_change();
 
 
-create function acknowledged_in_history() returns trigger language plpgsql security definer set search_path from current as $$
+create function acknowledged_in_history() returns trigger language plpgsql security definer
+    set search_path from current as $$
 begin
     if not exists (
-            select from payout_history h join told t on t.aggregate_id = 'payouts/' || h.payout_id and t.version = h.version
-            where h.payout_id = new.payout_id and h.cause = 'ACKNOWLEDGED' and (h.actor, h.reason) = (new.acknowledged_by, new.acknowledge_reason)) then
+            select from payout_history h join told t on t.aggregate_id = 'payouts/' || h.payout_id
+                and t.version = h.version
+            where h.payout_id = new.payout_id and h.cause = 'ACKNOWLEDGED'
+                and (h.actor, h.reason) = (new.acknowledged_by, new.acknowledge_reason)) then
         raise exception 'an acknowledgement without its history row' using errcode = 'P0001';
     end if;
     return null;
 end $$;
-create trigger acknowledged_in_history after update on transfer for each row when (new.acknowledged_by <> '')
+create trigger acknowledged_in_history after update on transfer for each row
+    when (new.acknowledged_by <> '')
 execute function acknowledged_in_history();
-create trigger acknowledged_in_history after update on conflicting_report for each row when (new.acknowledged_by <> '')
+create trigger acknowledged_in_history after update on conflicting_report for each row
+    when (new.acknowledged_by <> '')
 execute function acknowledged_in_history();
 
-create trigger decided_once before update on payout_batch_item for each row when (old.state <> 'ASKED' or new.state = 'ASKED')
+create trigger decided_once before update on payout_batch_item for each row
+    when (old.state <> 'ASKED' or new.state = 'ASKED')
 execute function refuse_change();
 
 create trigger versions before update on payout_schedule for each row
 when ((new.version = old.version + 1 or new.version = old.version and (new.next_time > old.next_time
-    or new.next_time = old.next_time and new.failures = old.failures + 1)) is not true) execute function refuse_move();
+    or new.next_time = old.next_time and new.failures = old.failures + 1)) is not true) execute
+        function refuse_move();
 
 """
-    # P4, E1: each version of a payout has its history row, each history row its event, and the last one says what the payout is.
+    # P4, E1: each version of a payout has its history row, each history row its event, and the last
+    # one says what the payout is.
     + statement_rule(
         "payout_has_history",
         "payout",
         (
             """
             select from changed p where exists (
-                select from payout_history h where h.payout_id = p.payout_id and h.version = p.version and h.to_state = p.state
+                select from payout_history h where h.payout_id = p.payout_id
+                    and h.version = p.version and h.to_state = p.state
                     and h.settled = p.settled offset 0) is not true""",
             "a payout changed without its history row",
         ),
@@ -308,35 +377,51 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         (
             """
             select from changed h where (
-                exists (select from payout p where p.payout_id = h.payout_id and p.version >= h.version offset 0)
-                and case when h.version = 1 then h.from_state is null and h.to_state = 'CREATED' and not h.settled else h.from_state = (
-                    select b.to_state from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1) end
+                exists (select from payout p where p.payout_id = h.payout_id
+                    and p.version >= h.version offset 0)
+                and case when h.version = 1 then h.from_state is null and h.to_state = 'CREATED'
+                    and not h.settled else h.from_state = (
+                    select b.to_state from payout_history b where b.payout_id = h.payout_id
+                        and b.version = h.version - 1) end
                 and (h.version = 1 or case h.cause
                     when 'SETTLED' then h.from_state = h.to_state and h.settled
                         and h.to_state in ('PAID', 'FAILED', 'REJECTED', 'CANCELLED', 'RETURNED')
-                    when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled and h.to_state in ('PAID', 'FAILED', 'RETURNED')
-                    when 'ACKNOWLEDGED' then h.from_state = h.to_state and h.settled and h.actor <> '' and h.to_state in ('PAID', 'FAILED', 'RETURNED')
-                        and exists (select from payout_history b where b.payout_id = h.payout_id and b.version = h.version - 1 and b.settled offset 0)
+                    when 'STRAY_TRANSFER' then h.from_state = h.to_state and not h.settled
+                        and h.to_state in ('PAID', 'FAILED', 'RETURNED')
+                    when 'ACKNOWLEDGED' then h.from_state = h.to_state and h.settled
+                        and h.actor <> '' and h.to_state in ('PAID', 'FAILED', 'RETURNED')
+                        and exists (select from payout_history b where b.payout_id = h.payout_id
+                            and b.version = h.version - 1 and b.settled offset 0)
                     else not h.settled and (h.from_state, h.to_state) in (
-                        ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'), ('CREATED', 'FAILED'), ('CREATED', 'CANCELLED'),
-                        ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'), ('AWAITING_APPROVAL', 'CANCELLED'),
+                        ('CREATED', 'AWAITING_APPROVAL'), ('CREATED', 'READY'),
+                            ('CREATED', 'FAILED'), ('CREATED', 'CANCELLED'),
+                        ('AWAITING_APPROVAL', 'READY'), ('AWAITING_APPROVAL', 'REJECTED'),
+                            ('AWAITING_APPROVAL', 'CANCELLED'),
                         ('READY', 'SUBMITTING'), ('READY', 'CANCELLED'),
-                        ('SUBMITTING', 'SUBMITTED'), ('SUBMITTING', 'IN_TRANSIT'), ('SUBMITTING', 'PAID'), ('SUBMITTING', 'FAILED'),
+                        ('SUBMITTING', 'SUBMITTED'), ('SUBMITTING', 'IN_TRANSIT'),
+                            ('SUBMITTING', 'PAID'), ('SUBMITTING', 'FAILED'),
                         ('SUBMITTED', 'IN_TRANSIT'), ('SUBMITTED', 'PAID'), ('SUBMITTED', 'FAILED'),
-                        ('IN_TRANSIT', 'PAID'), ('IN_TRANSIT', 'FAILED'), ('PAID', 'RETURNED')) end)) is not true""",
+                        ('IN_TRANSIT', 'PAID'), ('IN_TRANSIT', 'FAILED'),
+                            ('PAID', 'RETURNED')) end)) is not true""",
             "a history row does not follow its payout",
         ),
         (changes_without_event("'payouts/' || payout_id"), "a change that no event tells of"),
     )
     + statement_rule(
-        "new_batch_has_event", "payout_batch", (changes_without_event("'payoutBatches/' || payout_batch_id"), "a batch was made without its event")
+        "new_batch_has_event",
+        "payout_batch",
+        (
+            changes_without_event("'payoutBatches/' || payout_batch_id"),
+            "a batch was made without its event",
+        ),
     )
     + statement_rule(
         "moved_batch_has_event",
         "payout_batch",
         (
             """
-            select 'payoutBatches/' || c.payout_batch_id, c.version from changed c join before b on b.payout_batch_id = c.payout_batch_id
+            select 'payoutBatches/' || c.payout_batch_id, c.version from changed c
+                join before b on b.payout_batch_id = c.payout_batch_id
             where c.version > b.version except select * from told""",
             "a batch changed without its event",
         ),
@@ -350,64 +435,106 @@ when ((new.version = old.version + 1 or new.version = old.version and (new.next_
         (
             """
             select from changed a where exists (
-                select from payout p where 'p-' || p.payout_id = a.demand_id and p.payout_id = substr(a.demand_id, 3) and p.net_amount = a.amount
-                    and p.currency = a.currency and p.provider = a.provider offset 0) is not true""",
+                select from payout p where 'p-' || p.payout_id = a.demand_id
+                    and p.payout_id = substr(a.demand_id, 3) and p.net_amount = a.amount
+                    and p.currency = a.currency and p.provider = a.provider offset 0
+            ) is not true""",
             "an attempt does not demand what its payout is",
         ),
     )
     + """
 create function states_are_listed() returns trigger language plpgsql security definer
-set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+set search_path = payout, pg_temp set plan_cache_mode = force_generic_plan
+    set enable_seqscan = off as $$
 begin
     delete from payout_in_state s where s.payout_id = any (array(
-        select h.payout_id from changed h where h.from_state <> h.to_state and h.from_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')));
+        select h.payout_id from changed h where h.from_state <> h.to_state
+            and h.from_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID')));
     insert into payout_in_state (payout_id, owner, state, create_time)
     select p.payout_id, p.owner, p.state, p.create_time from changed h
     cross join lateral (  -- of several moves in one statement the last
         select * from payout p where p.payout_id = h.payout_id and p.state = h.to_state offset 0) p
-    where h.from_state <> h.to_state and h.to_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID') order by p.payout_id;
+    where h.from_state <> h.to_state
+        and h.to_state not in ('CREATED', 'READY', 'SUBMITTING', 'PAID') order by p.payout_id;
     return null;
 end $$;
-create trigger states_are_listed after insert on payout_history referencing new table as changed for each statement execute function states_are_listed();
+create trigger states_are_listed after insert on payout_history referencing new table as changed
+    for each statement execute function states_are_listed();
 
-create trigger append_only before update or delete or truncate on payout_history for each statement execute function refuse_change();
-create trigger append_only before update or delete or truncate on payout_retry for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on payout for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on payout_destination for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on transfer for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on payout_schedule for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on payout_batch for each statement execute function refuse_change();
-create trigger never_deleted before delete or truncate on payout_batch_item for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on payout_history
+    for each statement execute function refuse_change();
+create trigger append_only before update or delete or truncate on payout_retry
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_destination
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on transfer
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_schedule
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_batch
+    for each statement execute function refuse_change();
+create trigger never_deleted before delete or truncate on payout_batch_item
+    for each statement execute function refuse_change();
 """
 )
 
 EVENTS = require_change(
     {
-        "payouts": "select from payout_history h where h.payout_id = {id} and h.version = x.version",
-        "payoutDestinations": "select from payout_destination d where d.payout_destination_id = {id} and d.version = x.version",
-        "payoutBatches": "select from payout_batch b where b.payout_batch_id = {id} and b.version = x.version",
-        "payoutSchedules": """select from payout_schedule s where s.version = x.version and s.currency = split_part({id}, '/', 2)
-                and s.seller_account = case split_part({id}, '/', 1) when '-' then '' else split_part({id}, '/', 1) end""",
+        "payouts": (
+            "select from payout_history h where h.payout_id = {id} and h.version = x.version"
+        ),
+        "payoutDestinations": (
+            "select from payout_destination d where d.payout_destination_id = {id} and d.version = "
+            "x.version"
+        ),
+        "payoutBatches": (
+            "select from payout_batch b where b.payout_batch_id = {id} and b.version = x.version"
+        ),
+        "payoutSchedules": """select from payout_schedule s where s.version = x.version
+            and s.currency = split_part({id}, '/', 2)
+                and s.seller_account = case split_part({id}, '/', 1) when '-' then ''
+                    else split_part({id}, '/', 1) end""",
         **SHARED_CHANGE_SELECTS,
     }
-) + require_event("payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id")
+) + require_event(
+    "payout_destination", "a destination", "'payoutDestinations/' || payout_destination_id"
+)
 
 GRANTS = """
 grant usage on sequence reopening to {service};
 grant select on payout_in_state to {service};
-grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule, payout_batch, payout_batch_item, payout_retry
+grant select, insert on payout_destination, payout, payout_history, transfer, payout_schedule,
+    payout_batch, payout_batch_item, payout_retry
     to {service};
-grant update (state, verified_time, decline_code, awaits_approval, approved_by, approve_reason, disabled_by, disable_reason, version, update_time) on payout_destination to {service};
-grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count, paid_amount, returned_amount, version, update_time)
+grant update (state, verified_time, decline_code, awaits_approval, approved_by, approve_reason,
+    disabled_by, disable_reason, version, update_time) on payout_destination to {service};
+grant update (state, settled, failure_reason, decline_code, provider_reference, attempt_count,
+    paid_amount, returned_amount, version, update_time)
     on payout to {service};
-grant update (returned_amount, returned_currency, return_time, acknowledged_by, acknowledge_reason, acknowledge_time) on transfer to {service};
+grant update (returned_amount, returned_currency, return_time, acknowledged_by, acknowledge_reason,
+    acknowledge_time) on transfer to {service};
 grant select, insert, update, delete on watch to {service};
-grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve, own_terms, owner, next_time, look_time, failures, caller,
+grant update (interval, weekday, day_of_month, cut_off, time_zone, minimum_amount, fee, reserve,
+    own_terms, owner, next_time, look_time, failures, caller,
               traceparent, version, update_time) on payout_schedule to {service};
-grant update (state, place, item_count, collected_count, refused_count, skipped_count, version, update_time, done_time, look_time, failures) on payout_batch to {service};
+grant update (state, place, item_count, collected_count, refused_count, skipped_count, version,
+    update_time, done_time, look_time, failures) on payout_batch to {service};
 grant update (state, refusal) on payout_batch_item to {service};
 """
 
 
 def upgrade() -> None:
-    create("payout", OPERATIONS, TABLES, conflicting_reports("payout_id", "references payout"), OUTBOX, DEAD_LETTERS, ALERTS, RULES, EVENTS, GRANTS)
+    create(
+        "payout",
+        OPERATIONS,
+        TABLES,
+        conflicting_reports("payout_id", "references payout"),
+        OUTBOX,
+        DEAD_LETTERS,
+        ALERTS,
+        RULES,
+        EVENTS,
+        GRANTS,
+    )
